@@ -1,0 +1,66 @@
+"""Meta-learning: from many small tasks, learn the head start from which a new task takes a handful of examples.
+
+    L(θ)    = Σᵢ Lᵢ(θ)        model-agnostic
+    L(θ, M) = Σᵢ Lᵢ(θ, M)     model-aware: M is what is learned about the model itself
+
+Names are imported when they are first used, so ``import headstart`` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from headstart.algorithms.baselines import joint as joint, nearest as nearest, scratch as scratch
+    from headstart.algorithms.maml import anil as anil, boil as boil, fomaml as fomaml, maml as maml
+    from headstart.algorithms.maml import meta_sgd as meta_sgd
+    from headstart.algorithms.prototypes import prototypes as prototypes
+    from headstart.algorithms.reptile import reptile as reptile
+    from headstart.core.adjoint import Checkpointed as Checkpointed, FirstOrder as FirstOrder
+    from headstart.core.adjoint import Unrolled as Unrolled
+    from headstart.core.functional import functional as functional
+    from headstart.core.objective import meta_gradient as meta_gradient, meta_loss as meta_loss
+    from headstart.models.conv4 import conv4 as conv4
+    from headstart.models.mlp import mlp as mlp
+    from headstart.types import Adapted as Adapted, Batch as Batch, Episodes as Episodes, Info as Info
+    from headstart.types import Learner as Learner, Meta as Meta, Tasks as Tasks
+
+_PUBLIC = {
+    "headstart.algorithms.baselines": ("joint", "nearest", "scratch"),
+    "headstart.algorithms.maml": ("anil", "boil", "fomaml", "maml", "meta_sgd"),
+    "headstart.algorithms.prototypes": ("prototypes",),
+    "headstart.algorithms.reptile": ("reptile",),
+    "headstart.core.adjoint": ("Checkpointed", "FirstOrder", "Unrolled"),
+    "headstart.core.functional": ("functional",),
+    "headstart.core.objective": ("meta_gradient", "meta_loss"),
+    "headstart.models.conv4": ("conv4",),
+    "headstart.models.mlp": ("mlp",),
+    "headstart.types": ("Adapted", "Batch", "Episodes", "Info", "Learner", "Meta", "Tasks"),
+}
+#: Modules that are public as a whole, as in ``headstart.rules.chain``.
+_MODULES = {
+    "errors": "headstart.errors",
+    "losses": "headstart.core.losses",
+    "rules": "headstart.core.rules",
+    "tasks": "headstart.tasks",
+    "testing": "headstart.testing",
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = ["__version__", *sorted([*_HOME, *_MODULES])]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    elif name in _MODULES:
+        value = import_module(_MODULES[name])
+    else:
+        raise AttributeError(f"module 'headstart' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

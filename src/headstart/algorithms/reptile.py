@@ -1,0 +1,125 @@
+"""Reptile: move the initial weights towards each task's adapted weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.algorithms.maml import maml
+from headstart.core.adjoint import FirstOrder
+from headstart.core.rules import Rule, adam, chain, scale
+from headstart.errors import UsageError
+from headstart.types import Batch, Episodes, Info, Learner, Meta, MetaGradient, Params
+
+
+def reptile(
+    module: nn.Module,
+    *,
+    steps: int = 5,
+    rate: float = 0.001,
+    rule: Rule | None = None,
+    inner_batch: int | None = None,
+    serial: float | None = None,
+    **options: Any,
+) -> Learner:
+    """Move θ towards the weights that each task adapts to: θ ← θ + ε · meanᵢ (θᵢ − θ).
+
+    A task of training has no query set here: support and query examples are all adapted to. The outer step size ε is
+    the outer optimiser's (plain SGD in the paper, with ε falling linearly to 0).
+
+    Args:
+        module: the model; its trainable weights are where θ starts.
+        steps: inner steps, each on one minibatch.
+        rate: the inner step size; not used where ``rule`` is given.
+        rule: the inner update; by default Adam without momentum (β₁ = 0), as in the paper. Its moments start anew at
+            every task, where the authors' code carries them from task to task.
+        inner_batch: examples of a minibatch; by default all of them.
+        serial: ``None`` adapts the B tasks from the same θ and averages (the paper's Algorithm 2). A number ε takes
+            them one after another, each from the θ that the one before it left (Algorithm 1); follow it by
+            plain SGD with learning rate ε, which then ends at exactly that θ.
+        options: as for `maml`: ``loss``, ``taskmap``, ``buffers``.
+
+    Reference: Nichol, Achiam, Schulman 2018, arXiv:1803.02999.
+    """
+    if serial is not None and not serial > 0:
+        raise UsageError(f"serial is the outer step size and must be greater than 0, got {serial}")
+    learner = maml(
+        module,
+        steps=steps,
+        rule=chain(adam(decay=0.0), scale(rate)) if rule is None else rule,
+        adjoint=FirstOrder(),
+        examples=None if inner_batch is None else _minibatches(inner_batch),
+        **options,
+    )
+    return learner._replace(gradient=_batched if serial is None else _serial(serial), exact=False)
+
+
+def _batched(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
+    """Return θ − meanᵢ θᵢ in place of a gradient."""
+    with torch.no_grad():
+        adapted, info = learner.adapt(meta, joined(episodes))
+        moved = {name: meta.params[name] - value.mean(0) for name, value in adapted.params.items()}
+        losses = learner.loss(learner.predict(adapted, episodes.query.x), episodes.query)
+    return _full(moved, meta), info._replace(query_loss=losses)
+
+
+def _serial(epsilon: float) -> MetaGradient:
+    def gradient(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
+        """Return (θ − θ after all tasks) / ε."""
+        params, losses, infos = dict(meta.params), [], []
+        with torch.no_grad():
+            for task in range(episodes.query.y.shape[0]):
+                one = Episodes(*(_one_task(batch, task) for batch in episodes))
+                adapted, info = learner.adapt(Meta(params, meta.structure), joined(one))
+                losses.append(learner.loss(learner.predict(adapted, one.query.x), one.query))
+                infos.append(info.support_loss)
+                for name, value in adapted.params.items():
+                    params[name] = params[name] + epsilon * (value[0] - params[name])
+        moved = {name: (meta.params[name] - value) / epsilon for name, value in params.items()}
+        return _full(moved, meta), Info(torch.cat(infos, 1), torch.cat(losses))
+
+    return gradient
+
+
+def _full(moved: Params, meta: Meta) -> Meta:
+    """Return a gradient for everything in ``meta``: zero for what did not move."""
+    zeros = ({name: torch.zeros_like(value) for name, value in part.items()} for part in meta)
+    params, structure = zeros
+    return Meta({**params, **moved}, structure)
+
+
+def _one_task(batch: Batch, task: int) -> Batch:
+    return torch.utils._pytree.tree_map(lambda leaf: leaf[task : task + 1], batch)
+
+
+def joined(episodes: Episodes) -> Batch:
+    """Return support and query examples as one batch."""
+    support, query = episodes
+    mask = None
+    if support.mask is not None or query.mask is not None:
+        mask = torch.cat([_mask(support), _mask(query)], 1)
+    x = torch.utils._pytree.tree_map(lambda s, q: torch.cat([s, q], 1), support.x, query.x)
+    return Batch(x, torch.cat([support.y, query.y], 1), mask, support.seed)
+
+
+def _mask(batch: Batch) -> Tensor:
+    if batch.mask is not None:
+        return batch.mask
+    return torch.ones(batch.y.shape[:2], dtype=torch.bool, device=batch.y.device)
+
+
+def _minibatches(size: int) -> Any:
+    """Return the choice of examples of a step: ``size`` at a time, through a shuffled order of all of them."""
+    if size < 1:
+        raise UsageError(f"inner_batch must be at least 1, got {size}")
+
+    def examples(batch: Batch, step: int) -> Batch:
+        count = batch.y.shape[1]
+        # a fixed shuffle: examples come ordered by class, and every task has random examples anyway
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).to(batch.y.device)
+        places = torch.arange(step * size, (step + 1) * size, device=batch.y.device) % count
+        chosen = order[places]
+        x, y, mask = torch.utils._pytree.tree_map(lambda leaf: leaf[:, chosen], (batch.x, batch.y, batch.mask))
+        return Batch(x, y, mask, batch.seed)
+
+    return examples

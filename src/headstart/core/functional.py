@@ -1,0 +1,218 @@
+"""A module as a pure function of its parameters, mapped over tasks.
+
+`functional` reads an ordinary ``nn.Module`` once and returns a `Functional`: the parameters by name, and an
+``apply`` that runs B tasks, each with parameters of its own or shared ones. The module itself is never called or
+changed: ``apply`` runs a private copy of its structure (on the ``meta`` device, so without weights) into which the
+tensors are handed at every call. Tied weights stay one parameter.
+
+Only the forward pass is mapped over tasks; gradients are taken outside, of the sum of the tasks' losses, with
+respect to leaves that have a task axis. Differentiating ``vmap(torch.func.grad(...))`` instead gives silently wrong
+second derivatives through batch, instance and layer normalisation.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from headstart.core.patterns import Leaf, matches
+from headstart.core.skeleton import Skeleton, refuse_untwiceable, statistics_of, without_weights
+from headstart.core.taskmap import TaskMap, auto, loop, vmap
+from headstart.errors import DifferentiationError, UsageError, unknown_name
+from headstart.types import Params, Tree
+
+BufferPolicy: TypeAlias = Literal["batch", "frozen", "task"]
+Buffers: TypeAlias = BufferPolicy | Mapping[str, BufferPolicy]
+Phase: TypeAlias = Literal["support", "query"]
+
+
+class Functional(NamedTuple):
+    """A module as a pure function."""
+
+    params: Params
+    """θ: the module's trainable tensors, copied; a tied one once."""
+    buffers: Params
+    """The buffers of which every task has its own copy (policy ``"task"``), copied."""
+    leaves: dict[str, Leaf]
+    """What is known of each trainable tensor: its shape, and the type of the module that holds it."""
+    apply: "Apply"
+    """The forward pass of B tasks."""
+    module_type: str
+    """The name of the module's class, for messages."""
+
+
+Apply: TypeAlias = Callable[..., tuple[Tensor, Params]]
+"""``apply(params, buffers, x, *, seed=None, draw=0, phase="support") -> (outputs, buffers)``
+
+``params``: each tensor ``(*shape)`` (shared) or ``(B, *shape)``; ``buffers``: each ``(B, *shape)``;
+``x``: ``(B, n, *features)``, a tensor, or a tuple or dict of them (the module's arguments);
+``seed``: ``(B,)`` switches dropout on, ``draw`` counts the passes; outputs are ``(B, n, *outputs)``.
+"""
+
+
+def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | TaskMap = "auto") -> Functional:
+    """Return ``module`` as a pure, task-batched function.
+
+    Args:
+        module: any module; its trainable tensors are θ, those with ``requires_grad=False`` stay constants.
+        buffers: what normalisation layers do with running statistics, for all, or by name pattern:
+            ``"batch"`` normalises by the current batch and keeps nothing (in MAML: transductive);
+            ``"frozen"`` uses the module's own statistics; ``"task"`` gives every task a copy that its support set
+            updates and its query set uses. Buffers of other layers are constants unless a pattern says ``"task"``.
+        taskmap: ``"auto"``, ``"vmap"``, ``"loop"``, or a function with their interface.
+
+    Raises:
+        DifferentiationError: a layer has no second derivative, or cannot be mapped as asked.
+        UsageError: a pattern that matches no buffer.
+    """
+    refuse_untwiceable(module)
+    policies = _policies(module, buffers)
+    task_map = _resolve(taskmap, module)
+    params = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+    constants = {name: p.detach() for name, p in module.named_parameters() if not p.requires_grad}
+    per_task: Params = {}
+    for name, buffer in module.named_buffers():
+        if policies[name] == "task":
+            per_task[name] = buffer.detach().clone()
+        elif policies[name] == "frozen":
+            constants[name] = buffer.detach()
+    context = _forward_context(module)
+    leaves = _leaves(module)
+
+    @functools.cache
+    def skeleton(training: bool, support: bool) -> Skeleton:
+        return Skeleton(module_copy, policies, training=training, support=support)
+
+    # kept so that what happens to the user's module later does not change the function
+    module_copy = without_weights(module)
+
+    def apply(
+        params: Params,
+        buffers: Params,
+        x: Tree,
+        *,
+        seed: Tensor | None = None,
+        draw: int = 0,
+        phase: Phase = "support",
+    ) -> tuple[Tensor, Params]:
+        frame = skeleton(seed is not None, phase == "support")
+        keys = {} if seed is None else {f"{name}.seed": seed for name in frame.dropouts}
+        x_args, x_kwargs = _arguments(x)
+
+        def one(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
+            # a forward pass may update a buffer in place, so each gets a copy to update
+            own = {name: buffer.clone() for name, buffer in buffers.items()}
+            frame.restart_dropout(draw)
+            state = {**params, **constants, **own, **keys}
+            outputs = functional_call(frame.body, state, args, kwargs)
+            return outputs, {**own, **frame.updated_statistics()}
+
+        dims = [{name: _task_axis(p, leaves[name]) for name, p in params.items()}, 0, 0, 0, 0]
+        versions = [tensor._version for tensor in constants.values()]
+        with context():
+            out = task_map(one, dims, [params, buffers, x_args, x_kwargs, keys])
+        _refuse_mutation(constants, versions)
+        return out
+
+    return Functional(params, per_task, leaves, apply, type(module).__name__)
+
+
+def _task_axis(tensor: Tensor, leaf: Leaf) -> int | None:
+    return 0 if tensor.ndim == len(leaf.shape) + 1 else None
+
+
+def _arguments(x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(x, Mapping):
+        return (), dict(x)
+    return (tuple(x) if isinstance(x, (tuple, list)) else (x,)), {}
+
+
+def _leaves(module: nn.Module) -> dict[str, Leaf]:
+    leaves = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            holder = module.get_submodule(name.rpartition(".")[0])
+            leaves[name] = Leaf(name, tuple(parameter.shape), type(holder))
+    return leaves
+
+
+def _policies(module: nn.Module, buffers: Buffers) -> dict[str, BufferPolicy]:
+    """Return the policy of every buffer by name."""
+    default: BufferPolicy = "batch" if isinstance(buffers, Mapping) else buffers
+    chosen = buffers if isinstance(buffers, Mapping) else {}
+    for policy in (default, *chosen.values()):
+        if policy not in ("batch", "frozen", "task"):
+            raise unknown_name("buffer policy", str(policy), ("batch", "frozen", "task"))
+    statistics = statistics_of(module)
+    names = [name for name, _ in module.named_buffers()]
+    policies: dict[str, BufferPolicy] = {name: default if name in statistics else "frozen" for name in names}
+    for pattern, policy in chosen.items():
+        hit = [name for name in names if matches(name, pattern)]
+        if not hit:
+            raise unknown_name("buffer", pattern, names)
+        if policy == "batch" and not set(hit) <= statistics:
+            other = next(name for name in hit if name not in statistics)
+            raise UsageError(
+                f"buffer {other!r} is not a running statistic, so it cannot follow the batch; "
+                f"use 'frozen' (a constant) or 'task' (a copy per task)"
+            )
+        policies.update(dict.fromkeys(hit, policy))
+    return policies
+
+
+def _resolve(taskmap: str | TaskMap, module: nn.Module) -> TaskMap:
+    if not isinstance(taskmap, str):
+        return taskmap
+    recurrent = next((name for name, m in module.named_modules() if isinstance(m, nn.RNNBase)), None)
+    if taskmap == "vmap":
+        if recurrent is not None:
+            kind = type(module.get_submodule(recurrent)).__name__
+            raise DifferentiationError(
+                f"{kind} at {recurrent or 'the top'!r} cannot be mapped over tasks by vmap; "
+                f"use taskmap='loop' or 'auto'"
+            )
+        return vmap
+    if taskmap == "loop":
+        return loop
+    if taskmap == "auto":
+        return loop if recurrent is not None else auto()
+    raise unknown_name("task map", taskmap, ("auto", "vmap", "loop"))
+
+
+def _forward_context(module: nn.Module) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """Return the context in which the forward pass uses kernels that can be differentiated twice."""
+    recurrent = any(isinstance(m, nn.RNNBase) for m in module.modules())
+    # any module that is not torch's own may call attention as a function
+    attention = any(
+        isinstance(m, (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer))
+        or not type(m).__module__.startswith("torch.nn.modules")
+        for m in module.modules()
+    )
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            if attention:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                fused = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+                stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
+            if recurrent and torch.backends.cudnn.is_available():
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            yield
+
+    return context if attention or recurrent else contextlib.nullcontext
+
+
+def _refuse_mutation(constants: Params, versions: list[int]) -> None:
+    for (name, tensor), version in zip(constants.items(), versions):
+        if tensor._version != version:
+            raise UsageError(
+                f"the forward pass changed buffer {name!r} in place, which all tasks share; "
+                f"give every task a copy with buffers={{{name!r}: 'task'}}"
+            )

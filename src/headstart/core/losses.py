@@ -1,0 +1,88 @@
+"""Losses of B tasks at once: ``(outputs, batch) -> (B,)``, the mean over a task's examples.
+
+They are written from operations that can be differentiated any number of times, forwards and backwards.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.types import Batch
+
+TaskLoss: TypeAlias = Callable[[Tensor, Batch], Tensor]
+
+
+def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
+    """Return −log softmax(outputs)[y], averaged over each task's examples.
+
+    Args:
+        outputs: logits ``(B, n, ways)``.
+        batch: ``y`` ``(B, n)`` int64 in ``[0, ways)``.
+    """
+    y = batch.y
+    if y.is_floating_point() or outputs.shape[:-1] != y.shape:
+        raise ShapeError(
+            f"cross_entropy needs logits (tasks, examples, ways) and integer labels (tasks, examples); "
+            f"got outputs {tuple(outputs.shape)} and y {tuple(y.shape)} of {y.dtype}"
+        )
+    # reading values back from an accelerator would stall it, and its kernels check the range themselves
+    if y.device.type == "cpu" and y.numel() and not (0 <= int(y.min()) and int(y.max()) < outputs.shape[-1]):
+        raise ShapeError(
+            f"labels go from {int(y.min())} to {int(y.max())}, but the model has {outputs.shape[-1]} outputs; "
+            f"labels must be 0 to {outputs.shape[-1] - 1}"
+        )
+    picked = outputs.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+    return masked_mean(outputs.logsumexp(-1) - picked, batch.mask)
+
+
+def mse(outputs: Tensor, batch: Batch) -> Tensor:
+    """Return (outputs − y)², averaged over each task's examples and target values.
+
+    Args:
+        outputs: ``(B, n, *targets)``.
+        batch: ``y`` of the same shape, floating.
+    """
+    y = batch.y
+    if not y.is_floating_point() or outputs.shape != y.shape:
+        raise ShapeError(
+            f"mse needs outputs and floating targets of one shape; "
+            f"got outputs {tuple(outputs.shape)} and y {tuple(y.shape)} of {y.dtype}"
+        )
+    return masked_mean((outputs - y).square().flatten(2).mean(2), batch.mask)
+
+
+def per_task(loss: Callable[[Tensor, Tensor], Tensor]) -> TaskLoss:
+    """Lift an ordinary loss of one task, ``(outputs, y) -> scalar``, such as ``torch.nn.functional.l1_loss``.
+
+    It knows no masks, so tasks must have the same number of examples.
+    """
+
+    def lifted(outputs: Tensor, batch: Batch) -> Tensor:
+        if batch.mask is not None:
+            raise UsageError("a loss lifted by per_task cannot leave out masked examples; write (outputs, batch) -> (B,)")
+        return torch.stack([loss(out, y) for out, y in zip(outputs.unbind(), batch.y.unbind())])
+
+    return lifted
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean of ``values`` ``(B, n)`` over the examples that are there, ``(B,)``."""
+    if mask is None:
+        return values.mean(1)
+    # where, not a product: a masked example may be NaN or infinite
+    return torch.where(mask, values, 0).sum(1) / mask.sum(1).clamp(min=1)
+
+
+LOSSES: dict[str, TaskLoss] = {"cross_entropy": cross_entropy, "mse": mse}
+
+
+def resolve(loss: str | TaskLoss) -> TaskLoss:
+    """Return the loss called ``loss``, or ``loss`` itself."""
+    if not isinstance(loss, str):
+        return loss
+    if loss not in LOSSES:
+        raise unknown_name("loss", loss, LOSSES)
+    return LOSSES[loss]

@@ -1,0 +1,140 @@
+"""How B tasks go through the model: all at once, or one after another.
+
+A task map takes a function of one task, its arguments and, for each argument, whether its tensors have a task
+axis, and returns the outputs with the task axis in front. `vmap` batches every operation over the tasks; `loop`
+runs the tasks one by one and stacks, sharing every other line of code, so it is the oracle for `vmap`. `auto`
+tries both on the first batch of each shape and keeps the faster.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from headstart.errors import DifferentiationError, unknown_name
+from headstart.types import Tree
+
+logger = logging.getLogger("headstart")
+
+Dims: TypeAlias = Sequence[Any]
+"""For each argument a tree prefix of ``0`` (has a task axis) and ``None`` (shared by all tasks)."""
+
+
+class TaskMap(Protocol):
+    """``(function, dims, args) -> outputs with the task axis in front``."""
+
+    def __call__(self, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree], /) -> Tree: ...
+
+
+def vmap(function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> Tree:
+    """Batch every operation of ``function`` over the tasks; random operations differ by task."""
+    return torch.func.vmap(function, in_dims=tuple(dims), randomness="different")(*args)
+
+
+def loop(function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> Tree:
+    """Run ``function`` on one task after another and stack the outputs."""
+    outputs = [function(*select(dims, args, task)) for task in range(task_count(dims, args))]
+    return tree_map(lambda *leaves: torch.stack(leaves), *outputs)
+
+
+def select(dims: Dims, args: Sequence[Tree], task: int) -> list[Tree]:
+    """Return the arguments of one task."""
+    return [_select(dim, arg, task) for dim, arg in zip(dims, args)]
+
+
+def _select(dim: Any, arg: Tree, task: int) -> Tree:
+    if isinstance(dim, dict):
+        return {name: _select(dim[name], value, task) for name, value in arg.items()}
+    return arg if dim is None else tree_map(lambda leaf: leaf[task], arg)
+
+
+def task_count(dims: Dims, args: Sequence[Tree]) -> int:
+    """Return B, read off the first argument that has a task axis."""
+    for dim, arg in zip(dims, args):
+        pairs = [(dim[name], arg[name]) for name in dim] if isinstance(dim, dict) else [(dim, arg)]
+        for inner, value in pairs:
+            leaves = tree_leaves(value) if inner == 0 else []
+            if leaves:
+                return int(leaves[0].shape[0])
+    raise ValueError("no argument has a task axis")
+
+
+class auto:  # noqa: N801 - a value with the interface of the functions above
+    """Try `vmap` and `loop` on the first batch of each shape, keep the faster, and say which.
+
+    A function that `vmap` cannot batch (recurrent kernels, ``.item()``, branches on values) is looped.
+    """
+
+    #: `loop` must win by this factor, so that noise in a near tie does not change the choice.
+    margin = 1.25
+
+    def __init__(self) -> None:
+        self.chosen: dict[tuple[Any, ...], TaskMap] = {}
+
+    def __call__(self, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> Tree:
+        key = tuple((tuple(leaf.shape), leaf.dtype, leaf.device) for leaf in _tensors(args))
+        if key not in self.chosen:
+            self.chosen[key] = self._choose(function, dims, args)
+        return self.chosen[key](function, dims, args)
+
+    def _choose(self, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> TaskMap:
+        if task_count(dims, args) == 1:
+            return self._first_that_works(function, dims, args)
+        try:
+            batched = _seconds(vmap, function, dims, args)
+        except RuntimeError as error:
+            logger.info("task map: loop, since vmap cannot batch this model (%s)", _first_line(error))
+            return loop
+        looped = _seconds(loop, function, dims, args)
+        winner = loop if looped * self.margin < batched else vmap
+        logger.info(
+            "task map: %s (vmap %.1f ms, loop %.1f ms for a forward and backward pass)",
+            winner.__name__,
+            batched * 1e3,
+            looped * 1e3,
+        )
+        return winner
+
+    def _first_that_works(self, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> TaskMap:
+        return loop
+
+
+def _seconds(task_map: TaskMap, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> float:
+    """Return the shortest of three times of a forward and backward pass."""
+    times = []
+    for _ in range(3):
+        detached = tree_map(_fresh, list(args))
+        leaves = [leaf for leaf in _tensors(detached) if leaf.requires_grad]
+        _synchronize(leaves)
+        start = time.perf_counter()
+        with torch.enable_grad():
+            outputs = _tensors(task_map(function, dims, detached))
+            total = sum((out.sum() for out in outputs if out.requires_grad), start=torch.zeros(()))
+            if leaves and isinstance(total, Tensor) and total.requires_grad:
+                torch.autograd.grad(total, leaves, allow_unused=True)
+        _synchronize(leaves)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _fresh(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().requires_grad_(value.requires_grad)
+
+
+def _tensors(tree: Tree) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _synchronize(tensors: Sequence[Tensor]) -> None:
+    if any(tensor.is_cuda for tensor in tensors):
+        torch.cuda.synchronize()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:160]

@@ -1,0 +1,83 @@
+"""Every error that headstart raises on purpose.
+
+::
+
+    HeadstartError                 exit code 1
+    ├── UsageError                 exit code 2   what was asked for cannot be done; the call or the flag must change
+    │   ├── UnknownNameError                     a method, model, task, layer or flag that does not exist
+    │   ├── ConfigError                          a configuration that is invalid, or differs from the run's own
+    │   ├── ShapeError                           tensors that do not fit each other or the model
+    │   └── DifferentiationError                 a module that cannot be differentiated twice, or mapped over tasks
+    ├── DataError                  exit code 3   the data must change
+    │   ├── ShortClassError                      too few images in a class, or too few classes
+    │   └── LeakageError                         two splits share a class
+    ├── DivergenceError            exit code 1   the loss is no longer a finite number
+    └── FileError                  exit code 1   a file that cannot be read or written, or is not what it should be
+
+A message says what came, what was expected, and the fix.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class HeadstartError(Exception):
+    """The root: catch it to catch everything that headstart raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(HeadstartError, ValueError):
+    """What was asked for cannot be done; the call must change."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name that is not there; the message suggests the nearest ones."""
+
+
+class ConfigError(UsageError):
+    """A configuration that is invalid, or that differs from the one its run folder was made with."""
+
+
+class ShapeError(UsageError):
+    """Tensors that do not fit each other, or the model."""
+
+
+class DifferentiationError(UsageError):
+    """A module that cannot be differentiated twice, or mapped over tasks."""
+
+
+class DataError(HeadstartError, ValueError):
+    """The data cannot be used as they are."""
+
+    exit_code = 3
+
+
+class ShortClassError(DataError):
+    """A class has too few images, or a split has too few classes."""
+
+
+class LeakageError(DataError):
+    """Two splits share a class, so a score on one would be flattered by training on the other."""
+
+
+class DivergenceError(HeadstartError, ArithmeticError):
+    """The loss is no longer a finite number."""
+
+
+class FileError(HeadstartError, OSError):
+    """A file that cannot be read or written, or does not hold what it should."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """Return the error for a ``name`` that is not among the ``known`` ones, suggesting the nearest.
+
+    >>> unknown_name("method", "mmal", ["maml", "reptile"])
+    UnknownNameError("unknown method 'mmal'; did you mean 'maml'? Known: maml, reptile")
+    """
+    known = sorted(known)
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
+    return UnknownNameError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known) or 'none'}")

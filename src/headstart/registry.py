@@ -1,0 +1,150 @@
+"""The names that the command line, configurations and contract tests know.
+
+One row a thing. Rows are plain data, so that listing them imports nothing heavy; `load` imports the target.
+"""
+
+from importlib import import_module
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from headstart.errors import unknown_name
+
+Kind: TypeAlias = Literal["method", "task", "model"]
+
+
+class Row(NamedTuple):
+    """One registered thing."""
+
+    name: str
+    summary: str
+    """What it is, in one line."""
+    reference: str
+    """Authors, year and arXiv id, or the source of the data; empty where there is none."""
+    target: str
+    """``module:attribute`` of its factory."""
+
+
+METHODS = (
+    Row(
+        "maml",
+        "learn initial weights from which a few gradient steps adapt; exact second-order gradient",
+        "Finn, Abbeel, Levine 2017, arXiv:1703.03400",
+        "headstart.algorithms.maml:maml",
+    ),
+    Row(
+        "fomaml",
+        "MAML with the inner gradients taken as constants: cheaper, not exact",
+        "Finn, Abbeel, Levine 2017, arXiv:1703.03400",
+        "headstart.algorithms.maml:fomaml",
+    ),
+    Row(
+        "anil",
+        "MAML whose inner loop moves the head only",
+        "Raghu, Raghu, Bengio, Vinyals 2019, arXiv:1909.09157",
+        "headstart.algorithms.maml:anil",
+    ),
+    Row(
+        "boil",
+        "MAML whose inner loop moves the body only",
+        "Oh, Yoo, Kim, Yun 2020, arXiv:2008.08882",
+        "headstart.algorithms.maml:boil",
+    ),
+    Row(
+        "meta_sgd",
+        "MAML that also learns a step size, with sign, for every weight",
+        "Li, Zhou, Chen, Li 2017, arXiv:1707.09835",
+        "headstart.algorithms.maml:meta_sgd",
+    ),
+    Row(
+        "reptile",
+        "move the initial weights towards each task's adapted weights; no second derivatives",
+        "Nichol, Achiam, Schulman 2018, arXiv:1803.02999",
+        "headstart.algorithms.reptile:reptile",
+    ),
+    Row(
+        "prototypes",
+        "learn an embedding in which the nearest class mean is right (prototypical networks)",
+        "Snell, Swersky, Zemel 2017, arXiv:1703.05175",
+        "headstart.algorithms.prototypes:prototypes",
+    ),
+    Row(
+        "joint",
+        "baseline: train on all tasks pooled, then fine-tune; what a loop of SGD over tasks really does",
+        "",
+        "headstart.algorithms.baselines:joint",
+    ),
+    Row(
+        "scratch",
+        "baseline: fine-tune from random weights, no meta-learning",
+        "",
+        "headstart.algorithms.baselines:scratch",
+    ),
+    Row(
+        "nearest",
+        "baseline: nearest class mean of the raw inputs, no learning at all",
+        "",
+        "headstart.algorithms.baselines:nearest",
+    ),
+)
+
+TASKS = (
+    Row(
+        "sinusoid",
+        "regress y = A sin(x - p) from K points; A and p differ by task",
+        "Finn, Abbeel, Levine 2017, arXiv:1703.03400",
+        "headstart.tasks.sinusoid:sinusoid",
+    ),
+    Row(
+        "icons",
+        "tell icons apart: a class is what an icon shows, an image one designer's drawing of it; built in",
+        "permissively licensed icon sets, named in the manifest",
+        "headstart.tasks.icons:icons",
+    ),
+    Row(
+        "omniglot",
+        "tell handwritten characters of 50 alphabets apart",
+        "Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050",
+        "headstart.tasks.omniglot:omniglot",
+    ),
+    Row(
+        "folder",
+        "your own images: any folder of class folders",
+        "",
+        "headstart.tasks.folder:folder",
+    ),
+)
+
+MODELS = (
+    Row(
+        "mlp",
+        "fully connected layers with ReLU",
+        "",
+        "headstart.models.mlp:mlp",
+    ),
+    Row(
+        "conv4",
+        "four 3x3 convolution blocks and a linear head, the field's standard small network",
+        "Vinyals et al. 2016, arXiv:1606.04080; Finn, Abbeel, Levine 2017, arXiv:1703.03400",
+        "headstart.models.conv4:conv4",
+    ),
+)
+
+_ROWS: dict[Kind, tuple[Row, ...]] = {"method": METHODS, "task": TASKS, "model": MODELS}
+
+
+def rows(kind: Kind) -> tuple[Row, ...]:
+    """Return the registered methods, tasks or models."""
+    return _ROWS[kind]
+
+
+def find(kind: Kind, name: str) -> Row:
+    """Return the row called ``name``, or raise `UnknownNameError` with the nearest names."""
+    by_name = {row.name: row for row in _ROWS[kind]}
+    if name not in by_name:
+        raise unknown_name(kind, name, by_name)
+    return by_name[name]
+
+
+def load(kind: Kind, name: str) -> Any:
+    """Import and return the factory called ``name``."""
+    module, attribute = find(kind, name).target.split(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,164 @@
+"""Few-shot classification tasks out of images kept in memory.
+
+A task is ``ways`` classes, and of each class some images to learn from (the support set, ``shots`` a class)
+and others to be judged on (the query set, ``queries`` a class). All images stay as one uint8 tensor on the
+training device; a batch of tasks is one computation of indices and one gather.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from headstart.errors import ShortClassError, UsageError, unknown_name
+from headstart.tasks.random import below, bits, check_seed, distinct
+from headstart.tasks.store import ImageStore, check_splits, image_store, long_enough, rotated, scaled
+from headstart.types import Batch, Episodes, Tasks
+
+__all__ = ["ImageStore", "few_shot", "image_store", "rotated"]
+
+_CLASSES, _IMAGES, _SHOTS = 0, 1, 2  # streams of random numbers
+
+
+def few_shot(
+    name: str,
+    stores: Mapping[str, ImageStore],
+    *,
+    ways: int = 5,
+    shots: int | tuple[int, int] = 1,
+    queries: int = 15,
+    seed: int = 0,
+    on_short: Literal["error", "skip"] = "error",
+    device: str | torch.device = "cpu",
+    details: Mapping[str, Any] | None = None,
+) -> Tasks:
+    """Make few-shot classification tasks out of stores of images (Vinyals et al. 2016, arXiv:1606.04080).
+
+    Every task draws ``ways`` classes of its split uniformly without replacement, in random order (a class's
+    place is its label), and of each class images uniformly without replacement, so support and query never
+    share one. Examples are ordered by class: ``x`` is float32 in [0, 1], ``(B, n, C, H, W)``, ``y`` int64
+    ``(B, n)`` in ``0 … ways - 1``.
+
+    Args:
+        name: what the tasks are called.
+        stores: by split: 'train', 'validation', 'test', or some of them.
+        ways: classes of a task, at least 2.
+        shots: support images a class. A pair ``(low, high)``: every task draws its number of shots uniformly
+            from ``low … high``, one number for all its classes; the support set then has room for ``high`` a
+            class, and ``support.mask`` is false (and ``x`` zero) where there is no example.
+        queries: query images a class.
+        seed: in ``[0, 2**32)``; with the split and the task number it decides a task.
+        on_short: what to do with a class of fewer than shots + queries images: an error, or leave it out
+            (``details['skipped_classes']`` counts them).
+        device: where the images are kept and the tasks are made.
+        details: more for the model card.
+
+    Raises:
+        UsageError: a number out of range.
+        LeakageError: two splits share a class; a rotated copy counts as its original.
+        ShortClassError: a class with too few images, or a split with fewer classes than ways.
+    """
+    low, high = _shot_range(shots)
+    _check_numbers(ways, queries, seed, on_short)
+    check_splits(name, stores)
+    usable = _usable(name, stores, ways, high, queries, on_short)
+    held = {split: store.images.to(device) for split, store in usable.items()}
+
+    def sample(split: str, numbers: Sequence[int]) -> Episodes:
+        if split not in held:
+            raise unknown_name("split", split, held)
+        numbers = list(numbers)
+        classes = bits(seed, split, numbers, _CLASSES, 2 * ways)
+        images = bits(seed, split, numbers, _IMAGES, 2 * ways * (high + queries))
+        support, query = _draw(usable[split], classes, images.view(len(numbers), ways, -1), high)
+        mask = None
+        if low < high:
+            drawn = low + below(bits(seed, split, numbers, _SHOTS, 1), high - low + 1)
+            mask = (torch.arange(high) < drawn).repeat(1, ways).to(device)
+        return _episodes(held[split], support, query, mask)
+
+    return Tasks(
+        name=name,
+        sample=sample,
+        kind="classification",
+        input_shape=tuple(next(iter(held.values())).shape[1:]),
+        output_size=ways,
+        details={
+            "ways": ways,
+            "shots": shots,
+            "queries": queries,
+            "seed": seed,
+            "classes": {split: len(store.names) for split, store in usable.items()},
+            "images": {split: int(store.sizes.sum()) for split, store in usable.items()},
+            "skipped_classes": sum(len(stores[s].names) - len(usable[s].names) for s in stores),
+            **(details or {}),
+        },
+    )
+
+
+def _draw(store: ImageStore, class_words: Tensor, image_words: Tensor, shots: int) -> tuple[Tensor, Tensor]:
+    """Return the rows of the images of support ``(B, ways, shots)`` and query ``(B, ways, queries)``."""
+    tasks, ways, doubled = image_words.shape
+    classes = distinct(class_words, torch.full((tasks,), len(store.names)), ways)
+    rows = store.starts[classes][..., None] + distinct(image_words, store.sizes[classes], doubled // 2)
+    return rows[..., :shots], rows[..., shots:]
+
+
+def _episodes(images: Tensor, support: Tensor, query: Tensor, mask: Tensor | None) -> Episodes:
+    """Gather images and labels; indices are computed on the CPU (many small operations) and copied once."""
+    tasks, ways, shots = support.shape
+    queries = query.shape[-1]
+    rows = torch.cat((support.flatten(), query.flatten())).to(images.device, non_blocking=True)
+    chosen = images.index_select(0, rows).split((support.numel(), query.numel()))
+    x_support, x_query = (
+        scaled(part).view(tasks, ways * n, *images.shape[1:]) for part, n in zip(chosen, (shots, queries))
+    )
+    if mask is not None:
+        x_support.mul_(mask.view(tasks, ways * shots, 1, 1, 1))
+    labels = torch.arange(ways, device=images.device)
+    y_support, y_query = (labels.repeat_interleave(n).repeat(tasks, 1) for n in (shots, queries))
+    return Episodes(Batch(x_support, y_support, mask), Batch(x_query, y_query))
+
+
+def _usable(
+    name: str,
+    stores: Mapping[str, ImageStore],
+    ways: int,
+    shots: int,
+    queries: int,
+    on_short: Literal["error", "skip"],
+) -> dict[str, ImageStore]:
+    """Return the stores without short classes, or raise where that is not allowed or leaves too few."""
+    needed, usable = shots + queries, {}
+    needs = f"{shots} support + {queries} query images"
+    for split, store in stores.items():
+        kept = long_enough(store, split, needed, needs, on_short)
+        skipped = len(store.names) - len(kept.names)
+        if len(kept.names) < ways:
+            raise ShortClassError(
+                f"split {split!r} of {name} has {len(kept.names)} classes"
+                + (f" ({skipped} more were skipped: fewer than {needed} images)" if skipped else "")
+                + f", but {ways} ways need {ways}. Lower --ways, or add classes."
+            )
+        usable[split] = kept
+    return usable
+
+
+def _shot_range(shots: int | tuple[int, int]) -> tuple[int, int]:
+    low, high = (shots, shots) if isinstance(shots, int) else shots
+    if not 1 <= low <= high:
+        raise UsageError(
+            f"shots must be a number of at least 1, or a pair (low, high) with 1 <= low <= high; got {shots}"
+        )
+    return low, high
+
+
+def _check_numbers(ways: int, queries: int, seed: int, on_short: str) -> None:
+    if ways < 2:
+        raise UsageError(f"ways must be at least 2 (there is nothing to tell apart in fewer), got {ways}")
+    if queries < 1:
+        raise UsageError(f"queries must be at least 1, got {queries}")
+    if on_short not in ("error", "skip"):
+        raise UsageError(f"on_short must be 'error' or 'skip', got {on_short!r}")
+    check_seed(seed)

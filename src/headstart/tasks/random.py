@@ -1,0 +1,152 @@
+"""Counter-based random numbers: they are computed from a task's number, so no order of asking changes them.
+
+Philox4x32-10 maps a counter of four 32-bit words and a key of two to four random words. Here the counter is
+``(lane, stream, t low, t high)`` and the key ``(seed, split)``: a task's numbers depend on nothing else, and
+no generator state exists that workers, ranks or resumed runs could disagree about.
+
+Reference: Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3",
+doi:10.1145/2063384.2063405.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from headstart.errors import UsageError, unknown_name
+
+SPLITS = ("train", "validation", "test")
+"""The names of the splits; a name's place is its half of the key."""
+
+_WORD = 0xFFFFFFFF
+_ROUNDS = 10
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+
+
+def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
+    """Return four random words for every counter.
+
+    Args:
+        counter: ``(4, *shape)`` int64, words in ``[0, 2**32)``.
+        key: two words in ``[0, 2**32)``.
+
+    Returns:
+        ``(4, *shape)`` int64, words in ``[0, 2**32)``.
+    """
+    ones, device = (1,) * (counter.dim() - 1), counter.device
+    multipliers = torch.tensor(_MULTIPLIERS, device=device).view(2, *ones)
+    keys = torch.tensor(_key_schedule(key), device=device).view(_ROUNDS, 2, *ones)
+    word, half = torch.tensor(_WORD, device=device), torch.tensor(32, device=device)
+    even, odd = counter[0::2], counter[1::2]
+    for round_key in keys.unbind():
+        # Products wrap around in int64 and shift with their sign; the mask takes what an unsigned word has.
+        products = (even * multipliers).flip(0)
+        even = (products >> half).bitwise_xor_(odd).bitwise_xor_(round_key).bitwise_and_(word)
+        odd = products
+    return torch.stack((even, odd & word), 1).view_as(counter)
+
+
+def bits(
+    seed: int,
+    split: str,
+    numbers: Sequence[int],
+    stream: int,
+    count: int,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Return ``count`` random words for each of the tasks ``numbers``.
+
+    Args:
+        seed: in ``[0, 2**32)``.
+        split: 'train', 'validation' or 'test'.
+        numbers: task numbers, each in ``[0, 2**63)``.
+        stream: which of a task's independent sequences, in ``[0, 2**32)``.
+        count: words per task.
+        device: where to compute; the words are the same on every device.
+
+    Returns:
+        ``(B, count)`` int64 in ``[0, 2**32)``.
+
+    Raises:
+        UsageError: a seed or task number out of range.
+        UnknownNameError: an unknown split.
+
+    >>> bits(0, "train", [7], stream=0, count=2).tolist() == bits(0, "train", [3, 7], 0, 2)[1:].tolist()
+    True
+    """
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    check_seed(seed)
+    task = _task_numbers(numbers).to(device)
+    lanes = -(-count // 4)
+    counter = torch.empty(4, len(task), lanes, dtype=torch.int64, device=device)
+    counter[0] = torch.arange(lanes, device=device)
+    counter[1] = stream
+    counter[2] = (task & _WORD)[:, None]
+    counter[3] = (task >> 32)[:, None]
+    words = philox(counter, (seed, SPLITS.index(split)))
+    return words.permute(1, 2, 0).reshape(len(task), 4 * lanes)[:, :count]
+
+
+def uniform(
+    seed: int,
+    split: str,
+    numbers: Sequence[int],
+    stream: int,
+    count: int,
+    device: str | torch.device = "cpu",
+) -> Tensor:
+    """Return ``(B, count)`` float64, uniform on [0, 1) with 53 random bits; arguments as for `bits`."""
+    words = bits(seed, split, numbers, stream, 2 * count, device)
+    high, low = words[:, 0::2] >> 5, words[:, 1::2] >> 6
+    return (high * 2**26 + low).to(torch.float64) * 2.0**-53
+
+
+def below(words: Tensor, bound: Tensor | int) -> Tensor:
+    """Turn random words into integers in ``[0, bound)``, for bounds up to 2**31.
+
+    Multiply and shift (Lemire 2019, arXiv:1805.10941) without the rejection step: the chance of any integer
+    is off by less than 2**-32.
+    """
+    return (words * bound) >> 32
+
+
+def distinct(words: Tensor, sizes: Tensor, count: int) -> Tensor:
+    """Draw ``count`` different integers below each of ``sizes``, in random order.
+
+    Floyd's subset algorithm (Bentley and Floyd 1987, doi:10.1145/30401.315746), then a shuffle: the cost does
+    not depend on ``sizes``, which may differ from row to row.
+
+    Args:
+        words: ``(*rows, 2 * count)`` random words.
+        sizes: ``(*rows,)`` int64, each at least ``count``.
+
+    Returns:
+        ``(*rows, count)`` int64.
+    """
+    # Step j draws among the first size - count + j + 1; a repeat takes the newest of them instead.
+    newest = sizes[..., None] - count + torch.arange(count, device=words.device)
+    drawn = below(words[..., :count], newest + 1)
+    for j in range(1, count):
+        repeated = (drawn[..., :j] == drawn[..., j : j + 1]).any(-1)
+        drawn[..., j] = torch.where(repeated, newest[..., j], drawn[..., j])
+    order = words[..., count : 2 * count].argsort(dim=-1, stable=True)
+    return drawn.gather(-1, order)
+
+
+def _key_schedule(key: tuple[int, int]) -> list[list[int]]:
+    return [[(k + r * step) & _WORD for k, step in zip(key, _KEY_STEPS)] for r in range(_ROUNDS)]
+
+
+def check_seed(seed: int) -> None:
+    """Raise `UsageError` unless ``seed`` is in ``[0, 2**32)``."""
+    if not 0 <= seed <= _WORD:
+        raise UsageError(f"seed must be an integer from 0 to 2**32 - 1, got {seed}")
+
+
+def _task_numbers(numbers: Sequence[int]) -> Tensor:
+    numbers = list(numbers)
+    if numbers and not (0 <= min(numbers) and max(numbers) < 2**63):
+        raise UsageError(f"task numbers must be from 0 to 2**63 - 1, got {min(numbers)} to {max(numbers)}")
+    return torch.tensor(numbers, dtype=torch.int64)

@@ -1,0 +1,207 @@
+"""The one schema of a training run: flags, configuration files and Python calls all become a `TrainConfig`.
+
+Nothing here imports torch, so that ``headstart train --help`` is quick. An option that is ``None`` has a default
+that depends on the tasks, the model or the method: `headstart.train.defaults.resolve` fills it in.
+"""
+
+import re
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from headstart.errors import ConfigError
+
+Setting: TypeAlias = int | float | str | bool | None
+
+
+def _option(default: Any, text: str, **limits: Any) -> Any:
+    """Return a field whose description also states its range."""
+    described = _limits_text({name: limits[name] for name in ("gt", "ge", "le") if name in limits})
+    return Field(default, description=f"{text} Range: {described}." if described else text, **limits)
+
+
+def _limits_text(limits: dict[str, float]) -> str:
+    low = f"above {limits['gt']:g}" if "gt" in limits else f"from {limits['ge']:g}" if "ge" in limits else ""
+    high = f"{'to' if low else 'up to'} {limits['le']:g}" if "le" in limits else ""
+    return " ".join(part for part in (low, high or ("up" if "ge" in limits else "")) if part)
+
+
+def _shots(value: Any) -> Any:
+    """Turn "5" and 5 into 5, and "1-5", (1, 5) and [1, 5] into "1-5"."""
+    low, _, high = _joined(value, "-").partition("-")
+    if not (low.isdigit() and int(low) >= 1 and (not high or (high.isdigit() and int(high) >= int(low)))):
+        raise ValueError("must be a number of at least 1, or a range low-high such as 1-5")
+    return int(low) if not high or int(high) == int(low) else f"{int(low)}-{int(high)}"
+
+
+def _hidden(value: Any) -> Any:
+    """Turn (64, 64), [64, 64] and "64, 64" into "64,64"."""
+    text = _joined(value, ",").replace(" ", "")
+    if not re.fullmatch(r"[1-9]\d{0,4}(,[1-9]\d{0,4})*", text):
+        raise ValueError("must be one or more layer widths of 1 to 99999, such as 40,40")
+    return text
+
+
+def _joined(value: Any, by: str) -> str:
+    return by.join(str(part) for part in value) if isinstance(value, (list, tuple)) else str(value).strip()
+
+
+Shots: TypeAlias = Annotated[int | str, BeforeValidator(_shots)]
+Hidden: TypeAlias = Annotated[str, BeforeValidator(_hidden)]
+
+
+class Options(BaseModel):
+    """Everything that can be chosen about a run, but for its tasks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False, allow_inf_nan=False)
+
+    method: str = _option("maml", "How to meta-learn; `headstart list methods` names them.")
+    model: str | None = _option(None, "The network; `headstart list models`. Default: mlp for curves, conv4 for images.")
+    data: str | None = _option(None, "Folder of the tasks' data, for tasks that read some.")
+    # the tasks
+    ways: int | None = _option(None, "Classes of a task. Default: 5.", ge=2, le=1000)
+    shots: Shots | None = _option(
+        None, "Support examples a class, or a range such as 1-5 drawn for every task. Range: from 1 up."
+        " Default: 10 for curves, 1 for images."
+    )
+    queries: int | None = _option(
+        None, "Query examples a class. Default: 10 for curves, 15 for images (omniglot 5).", ge=1, le=10000
+    )
+    split: str | None = _option(None, "omniglot: which split into training, validation and test classes.")
+    rotations: bool | None = _option(None, "Images turned by 90, 180 and 270 degrees are classes of their own.")
+    image_size: int | None = _option(None, "folder: height and width of the images in pixels. Default: 28.", ge=8, le=512)
+    channels: Literal[1, 3] | None = _option(None, "folder: 1 for grey, 3 for colour. Default: 1.")
+    on_short: Literal["error", "skip"] | None = _option(None, "What to do with a class that has too few images.")
+    strict: bool | None = _option(None, "folder: refuse a folder that holds an unreadable image, rather than skip it.")
+    # the inner loop
+    inner_steps: int | None = _option(None, "Gradient steps of an adaptation. Default: 1 for curves, 5 for images.", ge=0, le=1000)
+    inner_rate: float | None = _option(
+        None, "Step size of an adaptation, by which a task's loss, a mean over its examples, moves the weights."
+        " Default: 0.01 for curves, 0.1 for images.", gt=0, le=100
+    )
+    adjoint: Literal["unrolled", "checkpointed"] | None = _option(
+        None, "How to differentiate through the inner loop: checkpointed needs less memory and more time. Default: unrolled."
+    )
+    buffers: Literal["batch", "frozen", "task"] | None = _option(
+        None, "What normalisation layers go by: the batch at hand, the model's statistics, or each task's own. Default: batch."
+    )
+    task_map: Literal["auto", "vmap", "loop"] | None = _option(
+        None, "How the tasks of a step go through the model. auto measures and takes the faster, so two runs may"
+        " differ in rounding. Default: vmap."
+    )
+    # the model
+    hidden: Hidden | None = _option(None, "mlp: widths of the hidden layers. Default: 40,40.")
+    filters: int | None = _option(None, "conv4: channels of its convolutions. Default: 64 (32 on icons and folders).", ge=1, le=1024)
+    downsample: Literal["pool", "stride"] | None = _option(None, "conv4: how a block halves the image. Default: pool.")
+    norm: Literal["batch", "instance", "layer", "group", "none"] | None = _option(None, "conv4: normalisation. Default: batch.")
+    # the outer loop
+    steps: int | None = _option(None, "Outer steps. Default: 10000 for curves, 1000 for images.", ge=0, le=100_000_000)
+    tasks_per_step: int | None = _option(None, "Tasks of an outer step. Default: 25 for curves, 4 for images.", ge=1, le=100_000)
+    optimizer: Literal["adam", "sgd"] | None = _option(None, "Outer optimiser. Default: adam (reptile: sgd).")
+    outer_rate: float | None = _option(None, "Step size of the outer optimiser. Default: 0.001 (reptile: 1).", gt=0, le=100)
+    schedule: Literal["constant", "linear", "cosine"] | None = _option(
+        None, "How the outer rate goes over the steps: constant, or down to 0. Default: constant (reptile: linear)."
+    )
+    # the run
+    evaluate_every: int = _option(250, "Outer steps between two looks at the validation tasks.", ge=1)
+    evaluate_tasks: int = _option(100, "Validation tasks of such a look.", ge=2, le=1_000_000)
+    test_tasks: int = _option(600, "Test tasks of the final score.", ge=2, le=1_000_000)
+    save_every: int = _option(100, "Outer steps between two checkpoints.", ge=1)
+    seed: int = _option(0, "Seed of the weights, the tasks and dropout.", ge=0, le=2**32 - 1)
+    device: Literal["auto", "cpu", "cuda", "mps"] = _option("auto", "Where to compute; auto takes cuda, then mps, then cpu.")
+    threads: int | None = _option(None, "CPU threads. Default: what PyTorch takes.", ge=1, le=4096)
+
+
+class TrainConfig(Options):
+    """A training run."""
+
+    tasks: str = _option(..., "A task family's name (`headstart list tasks`), or a folder of class folders.")
+
+
+#: What may differ when a run goes on: these leave the result as it is, up to rounding.
+FREE_TO_CHANGE = frozenset({"save_every", "device", "threads"})
+
+
+def make_config(values: dict[str, Any], source: str = "") -> TrainConfig:
+    """Validate ``values``; the error names every option that is wrong, one line each.
+
+    Args:
+        values: options by name.
+        source: the file they came from, for the message.
+
+    Raises:
+        ConfigError: an unknown option, or a value out of its range.
+
+    >>> make_config({"tasks": "sinusoid", "stpes": 5})
+    Traceback (most recent call last):
+    headstart.errors.ConfigError: unknown option --stpes; did you mean --steps?
+    """
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, source)) from error
+
+
+def explain(error: ValidationError, source: str = "") -> str:
+    """Say what a pydantic error means: the flag, the value that came, what is allowed; one line each."""
+    lines = {}
+    for problem in error.errors(include_url=False):
+        name = str(problem["loc"][0]) if problem["loc"] else ""
+        lines.setdefault(name, _explain_one(name, problem))
+    where = f" (in {source})" if source else ""
+    return "\n".join(line + where for line in lines.values())
+
+
+def _explain_one(name: str, problem: Any) -> str:
+    if problem["type"] == "missing":
+        return f"{flag(name)} is missing: {TrainConfig.model_fields[name].description}"
+    if problem["type"] == "extra_forbidden":
+        near = get_close_matches(name, TrainConfig.model_fields, n=1)
+        hint = f"; did you mean {flag(near[0])}?" if near else ""
+        return f"unknown option {flag(name)}{hint}"
+    field = TrainConfig.model_fields.get(name)
+    allowed = allowed_values(field) if field else ""
+    if problem["type"] == "value_error":
+        allowed = str(problem["ctx"]["error"]).removeprefix("must be ")
+    elif not allowed:
+        allowed = problem["msg"].removeprefix("Input should be ")
+    return f"{flag(name)} is {problem['input']!r}, but must be {allowed}"
+
+
+def allowed_values(field: FieldInfo) -> str:
+    """Return the range of a field in words."""
+    limits = {key: getattr(m, key) for m in field.metadata for key in ("gt", "ge", "le") if hasattr(m, key)}
+    choices = re.findall(r"Literal\[(.*?)\]", str(field.annotation))
+    if choices:
+        return "one of " + choices[0].replace("'", "")
+    kind = "a whole number" if "int" in str(field.annotation) else "a number" if "float" in str(field.annotation) else ""
+    return " ".join(part for part in (kind, _limits_text(limits)) if part)
+
+
+def flag(name: str) -> str:
+    """Return the command line's name of an option.
+
+    >>> flag("inner_rate")
+    '--inner-rate'
+    """
+    return "TASKS" if name == "tasks" else "--" + name.replace("_", "-")
+
+
+def diff(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Return what keeps a run with ``old`` from going on with ``new``: one line an option, none if it may.
+
+    More steps than before are allowed, and so is what leaves the result as it is (`FREE_TO_CHANGE`).
+    """
+    lines = []
+    for name in TrainConfig.model_fields:
+        before, after = getattr(old, name), getattr(new, name)
+        raised = name == "steps" and before is not None and after is not None and after > before
+        if before != after and name not in FREE_TO_CHANGE and not raised:
+            lines.append(f"{flag(name)}: {_shown(before)} -> {_shown(after)}")
+    return lines
+
+
+def _shown(value: Setting) -> str:
+    return "not set" if value is None else str(value)

@@ -1,0 +1,103 @@
+import math
+
+import pytest
+import torch
+
+from headstart.errors import UnknownNameError, UsageError
+from headstart.tasks.sinusoid import sinusoid
+
+
+def mean_and_error(losses):
+    """Return the mean over tasks, and its standard error."""
+    return losses.mean().item(), losses.std().item() / len(losses) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("predict", "expected"),
+    [(torch.zeros_like, 4.252), (lambda x: -1.623 * torch.cos(x), 3.006)],
+    ids=["zero", "best that cannot adapt"],
+)
+def test_errors_of_fixed_predictors_have_their_closed_form(predict, expected):
+    episodes = sinusoid(shots=10, queries=10, dtype=torch.float64).sample("test", range(40_000))
+    for x, y, *_ in episodes:
+        mean, error = mean_and_error((predict(x) - y).square().mean((1, 2)))
+        assert error < 0.03
+        assert abs(mean - expected) < 4 * error + 5e-4  # the closed form is given to three decimals
+
+
+def test_the_closed_forms_follow_from_the_distributions():
+    amplitude, steps = torch.linspace(0.1, 5, 401, dtype=torch.float64), 401
+    phase = torch.linspace(0, math.pi, steps, dtype=torch.float64)
+    x = torch.linspace(-5, 5, steps, dtype=torch.float64)
+    wave = torch.sin(x[None] - phase[:, None])
+
+    def mean(values, *axes):
+        for axis, points in axes:
+            values = torch.trapezoid(values, points, dim=axis) / (points[-1] - points[0])
+        return values
+
+    square = mean(amplitude**2, (0, amplitude)) * mean(wave**2, (1, x), (0, phase))
+    best = mean(amplitude, (0, amplitude)) * mean(wave, (0, phase))
+    assert square.item() == pytest.approx(4.252, abs=1e-3)
+    assert torch.allclose(best, -1.623 * torch.cos(x), atol=1e-3)
+    assert (square - mean(best**2, (0, x))).item() == pytest.approx(3.006, abs=1e-3)
+
+
+def test_every_task_is_one_sine_in_range():
+    support, query = sinusoid(dtype=torch.float64).sample("train", range(300))
+    x, y = torch.cat((support.x, query.x), 1), torch.cat((support.y, query.y), 1)
+    assert x.shape == y.shape == (300, 20, 1)
+    assert x.min() >= -5 and x.max() < 5
+    # y = a sin x + b cos x fits all points exactly, with amplitude and phase in range
+    basis = torch.cat((torch.sin(x), torch.cos(x)), 2)
+    fit = torch.linalg.lstsq(basis, y).solution
+    assert torch.allclose(basis @ fit, y, atol=1e-9)
+    amplitude = fit.norm(dim=1)
+    phase = torch.atan2(-fit[:, 1], fit[:, 0])
+    assert amplitude.min() >= 0.1 - 1e-6 and amplitude.max() <= 5
+    assert phase.min() >= -1e-6 and phase.max() <= math.pi + 1e-6
+
+
+def test_a_task_depends_on_seed_split_and_number_alone():
+    tasks = sinusoid(shots=5, queries=3, seed=2)
+    numbers = [4, 0, 2**40]
+    together = tasks.sample("train", numbers)
+    for b, number in enumerate(numbers):
+        alone = sinusoid(shots=5, queries=3, seed=2).sample("train", [number])
+        for batch, single in zip(together, alone):
+            assert torch.equal(batch.x[b], single.x[0]) and torch.equal(batch.y[b], single.y[0])
+    seen = {
+        sinusoid(seed=seed).sample(split, [number]).support.y[0, 0].item()
+        for seed in (0, 1)
+        for split in ("train", "validation", "test")
+        for number in (0, 1)
+    }
+    assert len(seen) == 12
+
+
+def test_support_and_query_share_no_point():
+    support, query = sinusoid(dtype=torch.float64).sample("train", range(50))
+    assert not (support.x == query.x.transpose(1, 2)).any()
+
+
+def test_what_the_tasks_say_of_themselves():
+    tasks = sinusoid(shots=5)
+    assert (tasks.name, tasks.kind, tasks.input_shape, tasks.output_size) == (
+        "sinusoid",
+        "regression",
+        (1,),
+        1,
+    )
+    support, query = tasks.sample("test", [0])
+    assert support.x.dtype == support.y.dtype == torch.float32
+    assert (support.x.shape, query.x.shape) == ((1, 5, 1), (1, 10, 1))
+    assert support.mask is None
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(UsageError, match="at least 1, got 0 and 10"):
+        sinusoid(shots=0)
+    with pytest.raises(UsageError, match="seed"):
+        sinusoid(seed=-1)
+    with pytest.raises(UnknownNameError, match="unknown split"):
+        sinusoid().sample("testing", [0])
