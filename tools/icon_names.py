@@ -77,7 +77,7 @@ DIRECTIONS = set(
 """A name with one of these says which way the drawing points: turned, it would show something else."""
 
 SPLITS = (("train", 0.60), ("validation", 0.75), ("test", 1.0))
-"""Upper bounds of the hash for each split."""
+"""The splits, in the order they are filled, and the share of the classes up to which."""
 
 
 class Subject(NamedTuple):
@@ -141,7 +141,7 @@ def canonical(words: Sequence[str]) -> str:
 
 def is_brand(name: str) -> bool:
     """Return whether the subject is a trade mark."""
-    return any(word in BRANDS for word in name.split("-"))
+    return name == "line" or any(word in BRANDS for word in name.split("-"))
 
 
 def is_directional(name: str) -> bool:
@@ -166,7 +166,14 @@ def _singular(word: str) -> str:
     return word
 
 
-def split_of(key: str) -> str:
-    """Return the split that the SHA-256 of ``key`` falls into."""
-    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
-    return next(split for split, bound in SPLITS if place < bound)
+def splits_of(groups: Sequence[str]) -> dict[str, str]:
+    """Return the split of each group, given the group of every class.
+
+    Groups are taken in the order of their names' SHA-256; a split is full when it holds its share of the classes.
+    """
+    split, taken = {}, 0
+    sizes = Counter(groups)
+    for group in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        split[group] = next(name for name, share in SPLITS if taken < share * len(groups))
+        taken += sizes[group]
+    return split

@@ -12,23 +12,37 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from headstart.algorithms.baselines import joint as joint, nearest as nearest, scratch as scratch
-    from headstart.algorithms.maml import anil as anil, boil as boil, fomaml as fomaml, maml as maml
+    from headstart.algorithms.baselines import joint as joint
+    from headstart.algorithms.baselines import nearest as nearest
+    from headstart.algorithms.baselines import scratch as scratch
+    from headstart.algorithms.maml import anil as anil
+    from headstart.algorithms.maml import boil as boil
+    from headstart.algorithms.maml import fomaml as fomaml
+    from headstart.algorithms.maml import maml as maml
     from headstart.algorithms.maml import meta_sgd as meta_sgd
+    from headstart.algorithms.maml_train import maml_train as maml_train
     from headstart.algorithms.prototypes import prototypes as prototypes
     from headstart.algorithms.reptile import reptile as reptile
-    from headstart.core.adjoint import Checkpointed as Checkpointed, FirstOrder as FirstOrder
+    from headstart.core.adjoint import Checkpointed as Checkpointed
+    from headstart.core.adjoint import FirstOrder as FirstOrder
     from headstart.core.adjoint import Unrolled as Unrolled
     from headstart.core.functional import functional as functional
-    from headstart.core.objective import meta_gradient as meta_gradient, meta_loss as meta_loss
+    from headstart.core.objective import meta_gradient as meta_gradient
+    from headstart.core.objective import meta_loss as meta_loss
     from headstart.models.conv4 import conv4 as conv4
     from headstart.models.mlp import mlp as mlp
-    from headstart.types import Adapted as Adapted, Batch as Batch, Episodes as Episodes, Info as Info
-    from headstart.types import Learner as Learner, Meta as Meta, Tasks as Tasks
+    from headstart.types import Adapted as Adapted
+    from headstart.types import Batch as Batch
+    from headstart.types import Episodes as Episodes
+    from headstart.types import Info as Info
+    from headstart.types import Learner as Learner
+    from headstart.types import Meta as Meta
+    from headstart.types import Tasks as Tasks
 
 _PUBLIC = {
     "headstart.algorithms.baselines": ("joint", "nearest", "scratch"),
     "headstart.algorithms.maml": ("anil", "boil", "fomaml", "maml", "meta_sgd"),
+    "headstart.algorithms.maml_train": ("maml_train",),
     "headstart.algorithms.prototypes": ("prototypes",),
     "headstart.algorithms.reptile": ("reptile",),
     "headstart.core.adjoint": ("Checkpointed", "FirstOrder", "Unrolled"),

@@ -4,35 +4,34 @@ Reference: Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as
 doi:10.1145/2063384.2063405.
 """
 
-import torch
-from torch import Tensor
+from typing import Any, TypeAlias
 
-_WORD = 0xFFFFFFFF
-_ROUNDS = 10
+Words: TypeAlias = Any
+"""Four arrays of one shape: numpy uint64 or torch int64, holding words in ``[0, 2**32)``."""
+
+WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 
-def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
+def philox(counter: Words, key: tuple[int, int]) -> Words:
     """Return four random words for every counter (Philox4x32-10).
 
+    Written in operators alone, so that numpy computes it where many small calls count, and torch on any device.
+
     Args:
-        counter: ``(4, *shape)`` int64, words in ``[0, 2**32)``.
-        key: two words in ``[0, 2**32)``.
+        counter: four arrays of words.
+        key: two words.
 
     Returns:
-        ``(4, *shape)`` int64, words in ``[0, 2**32)``.
+        Four arrays of words.
     """
-    ones = (1,) * (counter.dim() - 1)
-    multipliers = torch.tensor(_MULTIPLIERS, device=counter.device).view(2, *ones)
-    keys = torch.tensor(key, device=counter.device) + torch.outer(
-        torch.arange(_ROUNDS, device=counter.device), torch.tensor(_KEY_STEPS, device=counter.device)
-    )
-    keys = (keys & _WORD).view(_ROUNDS, 2, *ones)
-    even, odd = counter[0::2], counter[1::2]
-    for round_key in keys:
-        # The 64-bit products wrap around in int64; their two halves are read as unsigned by the masks.
-        products = (even * multipliers).flip(0)
-        even = ((products >> 32) & _WORD) ^ odd ^ round_key
-        odd = products & _WORD
-    return torch.stack((even, odd), 1).view_as(counter)
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # a signed 64-bit product wraps around; the masks read its two halves as unsigned words
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1 = ((p1 >> 32) & WORD) ^ c1 ^ k0, p1 & WORD
+        c2, c3 = ((p0 >> 32) & WORD) ^ c3 ^ k1, p0 & WORD
+        k0, k1 = (k0 + _KEY_STEPS[0]) & WORD, (k1 + _KEY_STEPS[1]) & WORD
+    return c0, c1, c2, c3

@@ -142,9 +142,7 @@ def test_numbers_of_shots_are_drawn_evenly():
 
 
 def test_the_card_counts_classes_and_images():
-    tasks = few_shot(
-        "t", {"train": rotated(store([16, 20, 17]))}, ways=3, seed=9, details={"licence": "MIT"}
-    )
+    tasks = few_shot("t", {"train": rotated(store([16, 20, 17]))}, ways=3, seed=9, details={"licence": "MIT"})
     assert tasks.kind == "classification"
     assert tasks.input_shape == (2, 1, 1)
     assert tasks.output_size == 3
@@ -237,3 +235,11 @@ def test_numbers_out_of_range_are_refused(options, message):
 def test_asking_for_a_split_that_is_not_there_names_those_that_are():
     with pytest.raises(UnknownNameError, match="Known: train"):
         few_shot("t", {"train": store([20] * 5)}).sample("test", [0])
+
+
+@pytest.mark.parametrize("shots", [1, (1, 3)])
+def test_episodes_are_made_on_the_device_without_reading_from_it(shots):
+    # The meta device holds no values, so any read-back (a synchronisation on a GPU) would raise here.
+    tasks = few_shot("t", {"train": store([20] * 5)}, shots=shots, device="meta")
+    for batch in tasks.sample("train", range(4)):
+        assert all(value.device.type == "meta" for value in batch if value is not None)

@@ -1,35 +1,19 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headstart.errors import UnknownNameError, UsageError
-from headstart.tasks.random import below, bits, distinct, philox, uniform
-
-KNOWN = [  # Random123's known answers for philox4x32-10: counter, key, words
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
-]
-
-
-def words(text):
-    return [int(word, 16) for word in text.split()]
-
-
-@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
-@pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
-def test_philox_gives_the_known_answers(counter, key, expected, shape):
-    counters = torch.tensor(words(counter)).view(4, *(1 for _ in shape)).expand(4, *shape)
-    result = philox(counters, tuple(words(key)))
-    assert result.shape == (4, *shape)
-    assert (result == torch.tensor(words(expected)).view(4, *(1 for _ in shape))).all()
+from headstart.philox import philox
+from headstart.tasks.random import below, bits, distinct, uniform
 
 
 def test_the_counter_is_lane_stream_task_and_the_key_seed_split():
     task = 5 + (7 << 32)
     lane_1 = bits(11, "validation", [task], stream=3, count=8)[0, 4:]
-    assert torch.equal(lane_1, philox(torch.tensor([1, 3, 5, 7]), (11, 1)))
+    expected = philox(np.array([1, 3, 5, 7], dtype=np.uint64), (11, 1))
+    assert lane_1.tolist() == [int(word) for word in expected]
 
 
 numbers = st.lists(st.integers(0, 2**63 - 1), max_size=6)

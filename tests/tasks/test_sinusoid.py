@@ -101,3 +101,9 @@ def test_bad_arguments_are_refused():
         sinusoid(seed=-1)
     with pytest.raises(UnknownNameError, match="unknown split"):
         sinusoid().sample("testing", [0])
+
+
+def test_points_are_made_on_the_device():
+    for batch in sinusoid(device="meta", dtype=torch.float64).sample("train", range(4)):
+        assert batch.x.device.type == batch.y.device.type == "meta"
+        assert batch.x.dtype == torch.float64

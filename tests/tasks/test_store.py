@@ -59,4 +59,4 @@ def test_scaled_maps_bytes_to_zero_to_one():
 
 def test_the_shuffle_is_fixed_for_ever():
     names = ["ant", "bee", "cat", "dog", "eel", "fox"]
-    assert shuffled(names) == shuffled(reversed(names)) == ["fox", "cat", "dog", "ant", "eel", "bee"]
+    assert shuffled(names) == shuffled(reversed(names)) == ["bee", "ant", "eel", "fox", "cat", "dog"]

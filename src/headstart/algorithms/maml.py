@@ -83,6 +83,8 @@ def maml(
         tasks = support.y.shape[0]
         # where nobody asks for a derivative, nothing is kept for one
         wanted = torch.is_grad_enabled() and any(t.requires_grad for part in meta for t in part.values())
+        if wanted and adjoint.exact:
+            function.certify(support.x)
         with torch.set_grad_enabled(wanted):
             params = expanded(meta.params, moving, tasks)
             own_buffers = expanded(function.buffers, function.buffers, tasks)
@@ -93,9 +95,7 @@ def maml(
 
     def predict(adapted: Adapted, x: Tree) -> Tensor:
         params = {**adapted.meta.params, **adapted.params}
-        outputs, _ = function.apply(
-            params, adapted.buffers, x, seed=adapted.seed, draw=QUERY_DRAW, phase="query"
-        )
+        outputs, _ = function.apply(params, adapted.buffers, x, seed=adapted.seed, draw=QUERY_DRAW, phase="query")
         return outputs
 
     return Learner(init, adapt, predict, task_loss, backprop, steps, adjoint.exact)
@@ -125,9 +125,7 @@ def boil(module: nn.Module, *, head: What | None = None, rate: float = 0.01, **o
     return maml(module, rule=chain(exclude(head or head_of(module)), scale(rate)), **options)
 
 
-def meta_sgd(
-    module: nn.Module, *, rate: float | tuple[float, float] = (0.005, 0.1), **options: Any
-) -> Learner:
+def meta_sgd(module: nn.Module, *, rate: float | tuple[float, float] = (0.005, 0.1), **options: Any) -> Learner:
     """Meta-SGD: `maml` with a learned step size for every weight, θᵢ = θ − α ∘ ∇loss(θ, Sᵢ); M = α.
 
     Args:

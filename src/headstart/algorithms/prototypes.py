@@ -48,7 +48,9 @@ def prototypes(
         scale = {"scale": torch.tensor(10.0).to(next(iter(params.values())))} if distance == "cosine" else {}
         return Meta(params, scale)
 
-    def embed(meta: Meta, x: Tree, batch_buffers: dict[str, Tensor], seed: Tensor | None, draw: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def embed(
+        meta: Meta, x: Tree, batch_buffers: dict[str, Tensor], seed: Tensor | None, draw: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         phase = "support" if draw == 0 else "query"
         outputs, updated = function.apply(meta.params, batch_buffers, x, seed=seed, draw=draw, phase=phase)
         return outputs.flatten(2), updated

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from headstart.algorithms.maml import maml
 from headstart.core.adjoint import FirstOrder
@@ -66,7 +67,9 @@ def _batched(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, In
 def _serial(epsilon: float) -> MetaGradient:
     def gradient(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
         """Return (θ − θ after all tasks) / ε."""
-        params, losses, infos = dict(meta.params), [], []
+        params = dict(meta.params)
+        losses: list[Tensor] = []
+        infos: list[Tensor] = []
         with torch.no_grad():
             for task in range(episodes.query.y.shape[0]):
                 one = Episodes(*(_one_task(batch, task) for batch in episodes))
@@ -89,7 +92,7 @@ def _full(moved: Params, meta: Meta) -> Meta:
 
 
 def _one_task(batch: Batch, task: int) -> Batch:
-    return torch.utils._pytree.tree_map(lambda leaf: leaf[task : task + 1], batch)
+    return tree_map(lambda leaf: leaf[task : task + 1], batch)
 
 
 def joined(episodes: Episodes) -> Batch:
@@ -98,7 +101,7 @@ def joined(episodes: Episodes) -> Batch:
     mask = None
     if support.mask is not None or query.mask is not None:
         mask = torch.cat([_mask(support), _mask(query)], 1)
-    x = torch.utils._pytree.tree_map(lambda s, q: torch.cat([s, q], 1), support.x, query.x)
+    x = tree_map(lambda s, q: torch.cat([s, q], 1), support.x, query.x)
     return Batch(x, torch.cat([support.y, query.y], 1), mask, support.seed)
 
 
@@ -119,7 +122,7 @@ def _minibatches(size: int) -> Any:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).to(batch.y.device)
         places = torch.arange(step * size, (step + 1) * size, device=batch.y.device) % count
         chosen = order[places]
-        x, y, mask = torch.utils._pytree.tree_map(lambda leaf: leaf[:, chosen], (batch.x, batch.y, batch.mask))
+        x, y, mask = tree_map(lambda leaf: leaf[:, chosen], (batch.x, batch.y, batch.mask))
         return Batch(x, y, mask, batch.seed)
 
     return examples

@@ -73,13 +73,15 @@ class Checkpointed:
 
     def __post_init__(self) -> None:
         if self.every != "sqrt" and not (isinstance(self.every, int) and self.every > 0):
-            raise UsageError(f"Checkpointed(every=...) must be a positive number of steps or 'sqrt', got {self.every!r}")
+            raise UsageError(
+                f"Checkpointed(every=...) must be a positive number of steps or 'sqrt', got {self.every!r}"
+            )
 
     def __call__(self, step: Step, state: State, steps: int) -> tuple[State, list[Tensor]]:
         if not torch.is_grad_enabled():
             return _run(step, state, range(steps), create_graph=False)
         every = max(1, math.isqrt(steps)) if self.every == "sqrt" else self.every
-        losses = []
+        losses: list[Tensor] = []
         for start in range(0, steps, every):
             numbers = range(start, min(start + every, steps))
             state, group = checkpoint(_run, step, state, numbers, True, use_reentrant=False)

@@ -7,12 +7,10 @@ can be computed again, bit for bit.
 import torch
 from torch import Tensor, nn
 
-from headstart.philox import philox
+from headstart.philox import WORD, philox
 
 #: The layers that `replace_dropout` replaces, with the number of trailing axes that share one draw.
 KINDS: dict[type[nn.Module], int] = {nn.Dropout: 0, nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}
-
-_WORD = 0xFFFFFFFF
 
 
 class TaskDropout(nn.Module):
@@ -45,8 +43,8 @@ class TaskDropout(nn.Module):
     def _words(self, count: int, device: torch.device) -> Tensor:
         lane = torch.arange(-(-count // 4), device=device)
         call = torch.full_like(lane, self.calls)
-        low, high = (lane * 0 + half for half in (self.seed & _WORD, (self.seed >> 32) & _WORD))
-        return philox(torch.stack([lane, call, low, high]), (self.index, self.draw)).reshape(-1)[:count]
+        low, high = (lane * 0 + half for half in (self.seed & WORD, (self.seed >> 32) & WORD))
+        return torch.stack(philox((lane, call, low, high), (self.index, self.draw))).flatten()[:count]
 
 
 def replace_dropout(body: nn.Module) -> None:

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
+from headstart.core import twice
 from headstart.core.patterns import Leaf, matches
 from headstart.core.skeleton import Skeleton, refuse_untwiceable, statistics_of, without_weights
 from headstart.core.taskmap import TaskMap, auto, loop, vmap
@@ -42,8 +44,8 @@ class Functional(NamedTuple):
     """What is known of each trainable tensor: its shape, and the type of the module that holds it."""
     apply: "Apply"
     """The forward pass of B tasks."""
-    module_type: str
-    """The name of the module's class, for messages."""
+    certify: Callable[[Tree], None]
+    """``certify(x)``: check once, on the first task's inputs, that second derivatives exist and are right."""
 
 
 Apply: TypeAlias = Callable[..., tuple[Tensor, Params]]
@@ -119,7 +121,17 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
         _refuse_mutation(constants, versions)
         return out
 
-    return Functional(params, per_task, leaves, apply, type(module).__name__)
+    unchecked: list[nn.Module] = [] if twice.is_known(module_copy) else [module_copy]
+
+    def certify(x: Tree) -> None:
+        if not unchecked:
+            return
+        args, kwargs = _arguments(tree_map(lambda leaf: leaf[0], x))
+        with context():
+            twice.certify(skeleton(False, True).body, {**params, **constants, **per_task}, args, kwargs)
+        unchecked.clear()
+
+    return Functional(params, per_task, leaves, apply, certify)
 
 
 def _task_axis(tensor: Tensor, leaf: Leaf) -> int | None:
@@ -128,7 +140,7 @@ def _task_axis(tensor: Tensor, leaf: Leaf) -> int | None:
 
 def _arguments(x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(x, Mapping):
-        return (), dict(x)
+        return (), {str(name): value for name, value in x.items()}
     return (tuple(x) if isinstance(x, (tuple, list)) else (x,)), {}
 
 

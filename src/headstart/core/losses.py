@@ -62,7 +62,9 @@ def per_task(loss: Callable[[Tensor, Tensor], Tensor]) -> TaskLoss:
 
     def lifted(outputs: Tensor, batch: Batch) -> Tensor:
         if batch.mask is not None:
-            raise UsageError("a loss lifted by per_task cannot leave out masked examples; write (outputs, batch) -> (B,)")
+            raise UsageError(
+                "a loss lifted by per_task cannot leave out masked examples; write (outputs, batch) -> (B,)"
+            )
         return torch.stack([loss(out, y) for out, y in zip(outputs.unbind(), batch.y.unbind())])
 
     return lifted

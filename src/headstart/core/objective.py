@@ -13,9 +13,7 @@ from headstart.types import Episodes, Info, Learner, Meta
 Reduction = Literal["mean", "sum"]
 
 
-def meta_loss(
-    learner: Learner, meta: Meta, episodes: Episodes, reduction: Reduction = "mean"
-) -> tuple[Tensor, Info]:
+def meta_loss(learner: Learner, meta: Meta, episodes: Episodes, reduction: Reduction = "mean") -> tuple[Tensor, Info]:
     """Return Σᵢ Lᵢ(θ, M): the query losses after adapting to the support sets.
 
     Args:
@@ -35,9 +33,7 @@ def meta_loss(
     return total, info._replace(query_loss=losses.detach())
 
 
-def meta_gradient(
-    learner: Learner, meta: Meta, episodes: Episodes, reduction: Reduction = "mean"
-) -> tuple[Meta, Info]:
+def meta_gradient(learner: Learner, meta: Meta, episodes: Episodes, reduction: Reduction = "mean") -> tuple[Meta, Info]:
     """Return the learner's estimate of ∂L/∂θ and ∂L/∂M, and `Info` with the losses of each task.
 
     Raises:

@@ -161,9 +161,7 @@ def adam(decay: float = 0.9, square_decay: float = 0.999, epsilon: float = 1e-8)
         first = {k: decay * state[0][k] + (1 - decay) * g for k, g in grads.items()}
         second = {k: square_decay * state[1][k] + (1 - square_decay) * g.square() for k, g in grads.items()}
         bias, square_bias = 1 - decay ** (step + 1), 1 - square_decay ** (step + 1)
-        out = {
-            k: (first[k] / bias) / (tree.safe_sqrt(second[k] / square_bias) + epsilon) for k in grads
-        }
+        out = {k: (first[k] / bias) / (tree.safe_sqrt(second[k] / square_bias) + epsilon) for k in grads}
         return out, (first, second)
 
     return Rule(update, state)

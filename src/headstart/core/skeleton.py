@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from headstart.core.dropout import TaskDropout, replace_dropout, task_dropouts
 from headstart.core.statistics import TaskStatistics
@@ -80,7 +81,8 @@ def _follow(body: nn.Module, name: str, layer: nn.Module, policy: str, support: 
         body.set_submodule(name, TaskStatistics(layer).train(support))
     else:
         raise DifferentiationError(
-            f"{type(layer).__name__} at {name or 'the top'!r} cannot have statistics per task; use buffers='batch' or 'frozen'"
+            f"{type(layer).__name__} at {name or 'the top'!r} cannot have statistics per task; "
+            f"use buffers='batch' or 'frozen'"
         )
 
 
@@ -97,7 +99,7 @@ def refuse_untwiceable(module: nn.Module) -> None:
 
 
 def _fix(layer: nn.Module) -> str:
-    if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
+    if isinstance(layer, LazyModuleMixin) and any(is_lazy(tensor) for tensor in layer.parameters()):
         return "has no parameters yet; run one forward pass of the module first"
     if isinstance(layer, nn.EmbeddingBag):
         return "has no second derivative; use nn.Embedding and take the mean (or sum) over the bag yourself"

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from headstart.errors import DifferentiationError, unknown_name
 from headstart.types import Tree
 
 logger = logging.getLogger("headstart")
@@ -63,7 +62,7 @@ def task_count(dims: Dims, args: Sequence[Tree]) -> int:
     raise ValueError("no argument has a task axis")
 
 
-class auto:  # noqa: N801 - a value with the interface of the functions above
+class auto:
     """Try `vmap` and `loop` on the first batch of each shape, keep the faster, and say which.
 
     A function that `vmap` cannot batch (recurrent kernels, ``.item()``, branches on values) is looped.
@@ -83,7 +82,7 @@ class auto:  # noqa: N801 - a value with the interface of the functions above
 
     def _choose(self, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> TaskMap:
         if task_count(dims, args) == 1:
-            return self._first_that_works(function, dims, args)
+            return loop
         try:
             batched = _seconds(vmap, function, dims, args)
         except RuntimeError as error:
@@ -98,9 +97,6 @@ class auto:  # noqa: N801 - a value with the interface of the functions above
             looped * 1e3,
         )
         return winner
-
-    def _first_that_works(self, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> TaskMap:
-        return loop
 
 
 def _seconds(task_map: TaskMap, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> float:

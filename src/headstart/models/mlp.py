@@ -9,9 +9,7 @@ from torch import nn
 from headstart.errors import UsageError
 
 
-def mlp(
-    inputs: int | Sequence[int], outputs: int | None, hidden: Sequence[int] = (40, 40)
-) -> nn.Sequential:
+def mlp(inputs: int | Sequence[int], outputs: int | None, hidden: Sequence[int] = (40, 40)) -> nn.Sequential:
     """Return fully connected layers with ReLU between them; the last one is called ``head``.
 
     Args:

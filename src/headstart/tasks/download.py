@@ -90,6 +90,8 @@ def _fetch(url: str, part: Path, instead: str) -> None:
                 reason = f"HTTP status {error.code} {error.reason}"
                 if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                     part.unlink(missing_ok=True)
+                elif error.code < http.HTTPStatus.INTERNAL_SERVER_ERROR:
+                    break
             except urllib.error.URLError as error:
                 reason = str(error.reason)
             except (http.client.HTTPException, ConnectionError, TimeoutError) as error:

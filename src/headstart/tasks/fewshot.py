@@ -70,8 +70,9 @@ def few_shot(
             raise unknown_name("split", split, held)
         numbers = list(numbers)
         classes = bits(seed, split, numbers, _CLASSES, 2 * ways)
-        images = bits(seed, split, numbers, _IMAGES, 2 * ways * (high + queries))
-        support, query = _draw(usable[split], classes, images.view(len(numbers), ways, -1), high)
+        per_class = 2 * (high + queries)
+        images = bits(seed, split, numbers, _IMAGES, ways * per_class)
+        support, query = _draw(usable[split], classes, images.view(len(numbers), ways, per_class), high)
         mask = None
         if low < high:
             drawn = low + below(bits(seed, split, numbers, _SHOTS, 1), high - low + 1)

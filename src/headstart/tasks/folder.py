@@ -164,7 +164,8 @@ def _splits(data: Path, ways: int) -> Mapping[str, Sequence[Path]]:
         counts = ", ".join(f"{len(part)} for {split}" for split, part in names.items())
         raise ShortClassError(
             f"{data} has {len(order)} class folder{'s' * (len(order) > 1)} ({counts}), but {ways} ways need"
-            f" {ways} classes in each split. Lower --ways, add classes, or make train, validation and test folders."
+            f" {ways} classes in each split. Lower --ways, add classes, or make train, validation and test"
+            " folders."
         )
     return {split: [by_name[name] for name in part] for split, part in names.items()}
 

@@ -108,7 +108,7 @@ def _read_drawing(archive: zipfile.ZipFile, entry: str) -> NDArray[np.uint8]:
 def _load(path: Path) -> Omniglot | None:
     """Return what `_save` wrote, or nothing where the file is absent or not whole."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             images, names = arrays["images"], arrays["names"]
             background = int(arrays["background"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):

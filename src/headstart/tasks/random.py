@@ -1,60 +1,25 @@
 """Counter-based random numbers: they are computed from a task's number, so no order of asking changes them.
 
-Philox4x32-10 maps a counter of four 32-bit words and a key of two to four random words. Here the counter is
+`philox` maps a counter of four 32-bit words and a key of two to four random words. Here the counter is
 ``(lane, stream, t low, t high)`` and the key ``(seed, split)``: a task's numbers depend on nothing else, and
 no generator state exists that workers, ranks or resumed runs could disagree about.
-
-Reference: Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3",
-doi:10.1145/2063384.2063405.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from headstart.errors import UsageError, unknown_name
+from headstart.philox import WORD, philox
 
 SPLITS = ("train", "validation", "test")
 """The names of the splits; a name's place is its half of the key."""
 
-_WORD = 0xFFFFFFFF
-_ROUNDS = 10
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
-
-def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
-    """Return four random words for every counter.
-
-    Args:
-        counter: ``(4, *shape)`` int64, words in ``[0, 2**32)``.
-        key: two words in ``[0, 2**32)``.
-
-    Returns:
-        ``(4, *shape)`` int64, words in ``[0, 2**32)``.
-    """
-    ones, device = (1,) * (counter.dim() - 1), counter.device
-    multipliers = torch.tensor(_MULTIPLIERS, device=device).view(2, *ones)
-    keys = torch.tensor(_key_schedule(key), device=device).view(_ROUNDS, 2, *ones)
-    word, half = torch.tensor(_WORD, device=device), torch.tensor(32, device=device)
-    even, odd = counter[0::2], counter[1::2]
-    for round_key in keys.unbind():
-        # Products wrap around in int64 and shift with their sign; the mask takes what an unsigned word has.
-        products = (even * multipliers).flip(0)
-        even = (products >> half).bitwise_xor_(odd).bitwise_xor_(round_key).bitwise_and_(word)
-        odd = products
-    return torch.stack((even, odd & word), 1).view_as(counter)
-
-
-def bits(
-    seed: int,
-    split: str,
-    numbers: Sequence[int],
-    stream: int,
-    count: int,
-    device: str | torch.device = "cpu",
-) -> Tensor:
+def bits(seed: int, split: str, numbers: Sequence[int], stream: int, count: int) -> Tensor:
     """Return ``count`` random words for each of the tasks ``numbers``.
 
     Args:
@@ -63,10 +28,9 @@ def bits(
         numbers: task numbers, each in ``[0, 2**63)``.
         stream: which of a task's independent sequences, in ``[0, 2**32)``.
         count: words per task.
-        device: where to compute; the words are the same on every device.
 
     Returns:
-        ``(B, count)`` int64 in ``[0, 2**32)``.
+        ``(B, count)`` int64 in ``[0, 2**32)``, on the CPU.
 
     Raises:
         UsageError: a seed or task number out of range.
@@ -78,27 +42,21 @@ def bits(
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     check_seed(seed)
-    task = _task_numbers(numbers).to(device)
+    task = _task_numbers(numbers)
     lanes = -(-count // 4)
-    counter = torch.empty(4, len(task), lanes, dtype=torch.int64, device=device)
-    counter[0] = torch.arange(lanes, device=device)
+    counter = np.empty((4, len(task), lanes), dtype=np.uint64)
+    counter[0] = np.arange(lanes, dtype=np.uint64)
     counter[1] = stream
-    counter[2] = (task & _WORD)[:, None]
-    counter[3] = (task >> 32)[:, None]
-    words = philox(counter, (seed, SPLITS.index(split)))
-    return words.permute(1, 2, 0).reshape(len(task), 4 * lanes)[:, :count]
+    counter[2] = (task & np.uint64(WORD))[:, None]
+    counter[3] = (task >> np.uint64(32))[:, None]
+    words = np.stack(philox(counter, (seed, SPLITS.index(split))))
+    by_task = words.transpose(1, 2, 0).reshape(len(task), 4 * lanes)
+    return torch.from_numpy(by_task.view(np.int64))[:, :count]
 
 
-def uniform(
-    seed: int,
-    split: str,
-    numbers: Sequence[int],
-    stream: int,
-    count: int,
-    device: str | torch.device = "cpu",
-) -> Tensor:
+def uniform(seed: int, split: str, numbers: Sequence[int], stream: int, count: int) -> Tensor:
     """Return ``(B, count)`` float64, uniform on [0, 1) with 53 random bits; arguments as for `bits`."""
-    words = bits(seed, split, numbers, stream, 2 * count, device)
+    words = bits(seed, split, numbers, stream, 2 * count)
     high, low = words[:, 0::2] >> 5, words[:, 1::2] >> 6
     return (high * 2**26 + low).to(torch.float64) * 2.0**-53
 
@@ -135,18 +93,14 @@ def distinct(words: Tensor, sizes: Tensor, count: int) -> Tensor:
     return drawn.gather(-1, order)
 
 
-def _key_schedule(key: tuple[int, int]) -> list[list[int]]:
-    return [[(k + r * step) & _WORD for k, step in zip(key, _KEY_STEPS)] for r in range(_ROUNDS)]
-
-
 def check_seed(seed: int) -> None:
     """Raise `UsageError` unless ``seed`` is in ``[0, 2**32)``."""
-    if not 0 <= seed <= _WORD:
+    if not 0 <= seed <= WORD:
         raise UsageError(f"seed must be an integer from 0 to 2**32 - 1, got {seed}")
 
 
-def _task_numbers(numbers: Sequence[int]) -> Tensor:
+def _task_numbers(numbers: Sequence[int]) -> NDArray[np.uint64]:
     numbers = list(numbers)
     if numbers and not (0 <= min(numbers) and max(numbers) < 2**63):
         raise UsageError(f"task numbers must be from 0 to 2**63 - 1, got {min(numbers)} to {max(numbers)}")
-    return torch.tensor(numbers, dtype=torch.int64)
+    return np.array(numbers, dtype=np.uint64)

@@ -1,0 +1,23 @@
+"""The public contract kit: prove that a learner, rule, adjoint or task family of your own keeps its promises.
+
+Each check takes the thing itself, says nothing where all is well, and raises `ContractError` otherwise: which
+contract is broken, by how much, and what that means. All of headstart's own methods pass the same checks.
+"""
+
+from headstart.testing.adjoints import check_adjoint
+from headstart.testing.contract import ContractError
+from headstart.testing.differences import check_derivative
+from headstart.testing.episodes import random_episodes
+from headstart.testing.learners import check_learner
+from headstart.testing.rules import check_rule
+from headstart.testing.tasks import check_tasks
+
+__all__ = [
+    "ContractError",
+    "check_adjoint",
+    "check_derivative",
+    "check_learner",
+    "check_rule",
+    "check_tasks",
+    "random_episodes",
+]

@@ -58,51 +58,84 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False, allow_inf_nan=False)
 
     method: str = _option("maml", "How to meta-learn; `headstart list methods` names them.")
-    model: str | None = _option(None, "The network; `headstart list models`. Default: mlp for curves, conv4 for images.")
+    model: str | None = _option(
+        None, "The network; `headstart list models`. Default: mlp for curves, conv4 for images."
+    )
     data: str | None = _option(None, "Folder of the tasks' data, for tasks that read some.")
     # the tasks
     ways: int | None = _option(None, "Classes of a task. Default: 5.", ge=2, le=1000)
     shots: Shots | None = _option(
-        None, "Support examples a class, or a range such as 1-5 drawn for every task. Range: from 1 up."
-        " Default: 10 for curves, 1 for images."
+        None,
+        "Support examples a class, or a range such as 1-5 drawn for every task. Range: from 1 up."
+        " Default: 10 for curves, 1 for images.",
     )
     queries: int | None = _option(
-        None, "Query examples a class. Default: 10 for curves, 15 for images (omniglot 5).", ge=1, le=10000
+        None,
+        "Query examples a class. Default: 10 for curves, 15 for images (5 for omniglot).",
+        ge=1,
+        le=10000,
     )
     split: str | None = _option(None, "omniglot: which split into training, validation and test classes.")
-    rotations: bool | None = _option(None, "Images turned by 90, 180 and 270 degrees are classes of their own.")
-    image_size: int | None = _option(None, "folder: height and width of the images in pixels. Default: 28.", ge=8, le=512)
-    channels: Literal[1, 3] | None = _option(None, "folder: 1 for grey, 3 for colour. Default: 1.")
-    on_short: Literal["error", "skip"] | None = _option(None, "What to do with a class that has too few images.")
-    strict: bool | None = _option(None, "folder: refuse a folder that holds an unreadable image, rather than skip it.")
+    rotations: bool | None = _option(
+        None, "Images turned by 90, 180 and 270 degrees are classes of their own."
+    )
+    image_size: int | None = _option(
+        None, "folder: height and width of the images in pixels. Default: 28.", ge=8, le=512
+    )
+    channels: Literal[1, 3] | None = _option(None, "folder: 1 for grey, 3 for colour. Default: 3.")
+    on_short: Literal["error", "skip"] | None = _option(
+        None, "What to do with a class that has too few images."
+    )
+    strict: bool | None = _option(
+        None, "folder: refuse a folder that holds an unreadable image, rather than skip it."
+    )
     # the inner loop
-    inner_steps: int | None = _option(None, "Gradient steps of an adaptation. Default: 1 for curves, 5 for images.", ge=0, le=1000)
+    inner_steps: int | None = _option(
+        None, "Gradient steps of an adaptation. Default: 1 for curves, 5 for images.", ge=0, le=1000
+    )
     inner_rate: float | None = _option(
-        None, "Step size of an adaptation, by which a task's loss, a mean over its examples, moves the weights."
-        " Default: 0.01 for curves, 0.1 for images.", gt=0, le=100
+        None,
+        "Step size of an adaptation, by which a task's loss, a mean over its examples, moves the weights."
+        " Default: 0.01 for curves, 0.1 for images.",
+        gt=0,
+        le=100,
     )
     adjoint: Literal["unrolled", "checkpointed"] | None = _option(
-        None, "How to differentiate through the inner loop: checkpointed needs less memory and more time. Default: unrolled."
+        None,
+        "How to differentiate through the inner loop: checkpointed needs less memory and more time. Default: unrolled.",
     )
     buffers: Literal["batch", "frozen", "task"] | None = _option(
-        None, "What normalisation layers go by: the batch at hand, the model's statistics, or each task's own. Default: batch."
+        None,
+        "What normalisation layers go by: the batch at hand, the model's statistics, or each task's own. Default: batch.",
     )
     task_map: Literal["auto", "vmap", "loop"] | None = _option(
-        None, "How the tasks of a step go through the model. auto measures and takes the faster, so two runs may"
-        " differ in rounding. Default: vmap."
+        None,
+        "How the tasks of a step go through the model. auto measures and takes the faster, so two runs may"
+        " differ in rounding. Default: vmap.",
     )
     # the model
     hidden: Hidden | None = _option(None, "mlp: widths of the hidden layers. Default: 40,40.")
-    filters: int | None = _option(None, "conv4: channels of its convolutions. Default: 64 (32 on icons and folders).", ge=1, le=1024)
-    downsample: Literal["pool", "stride"] | None = _option(None, "conv4: how a block halves the image. Default: pool.")
-    norm: Literal["batch", "instance", "layer", "group", "none"] | None = _option(None, "conv4: normalisation. Default: batch.")
+    filters: int | None = _option(None, "conv4: channels of its convolutions. Default: 32.", ge=1, le=1024)
+    downsample: Literal["pool", "stride"] | None = _option(
+        None, "conv4: how a block halves the image. Default: pool."
+    )
+    norm: Literal["batch", "instance", "layer", "group", "none"] | None = _option(
+        None, "conv4: normalisation. Default: batch."
+    )
     # the outer loop
-    steps: int | None = _option(None, "Outer steps. Default: 10000 for curves, 1000 for images.", ge=0, le=100_000_000)
-    tasks_per_step: int | None = _option(None, "Tasks of an outer step. Default: 25 for curves, 4 for images.", ge=1, le=100_000)
+    steps: int | None = _option(
+        None, "Outer steps. Default: 10000 for curves, 1000 for images.", ge=0, le=100_000_000
+    )
+    tasks_per_step: int | None = _option(
+        None, "Tasks of an outer step. Default: 25 for curves, 4 for images.", ge=1, le=100_000
+    )
     optimizer: Literal["adam", "sgd"] | None = _option(None, "Outer optimiser. Default: adam (reptile: sgd).")
-    outer_rate: float | None = _option(None, "Step size of the outer optimiser. Default: 0.001 (reptile: 1).", gt=0, le=100)
+    outer_rate: float | None = _option(
+        None, "Step size of the outer optimiser. Default: 0.001 (reptile: 1).", gt=0, le=100
+    )
     schedule: Literal["constant", "linear", "cosine"] | None = _option(
-        None, "How the outer rate goes over the steps: constant, or down to 0. Default: constant (reptile: linear)."
+        None,
+        "How the outer rate goes over the steps: constant, or down to 0. Default: constant (reptile: linear).",
     )
     # the run
     evaluate_every: int = _option(250, "Outer steps between two looks at the validation tasks.", ge=1)
@@ -110,7 +143,9 @@ class Options(BaseModel):
     test_tasks: int = _option(600, "Test tasks of the final score.", ge=2, le=1_000_000)
     save_every: int = _option(100, "Outer steps between two checkpoints.", ge=1)
     seed: int = _option(0, "Seed of the weights, the tasks and dropout.", ge=0, le=2**32 - 1)
-    device: Literal["auto", "cpu", "cuda", "mps"] = _option("auto", "Where to compute; auto takes cuda, then mps, then cpu.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = _option(
+        "auto", "Where to compute; auto takes cuda, then mps, then cpu."
+    )
     threads: int | None = _option(None, "CPU threads. Default: what PyTorch takes.", ge=1, le=4096)
 
 
@@ -176,7 +211,13 @@ def allowed_values(field: FieldInfo) -> str:
     choices = re.findall(r"Literal\[(.*?)\]", str(field.annotation))
     if choices:
         return "one of " + choices[0].replace("'", "")
-    kind = "a whole number" if "int" in str(field.annotation) else "a number" if "float" in str(field.annotation) else ""
+    kind = (
+        "a whole number"
+        if "int" in str(field.annotation)
+        else "a number"
+        if "float" in str(field.annotation)
+        else ""
+    )
     return " ".join(part for part in (kind, _limits_text(limits)) if part)
 
 

@@ -1,111 +1,160 @@
-"""Which defaults go with which tasks, model and method, as one visible table."""
+"""Which options go with which tasks, model and method, and their defaults: one visible table.
+
+A row names every option that its tasks, model or method take. An option that is set but that no chosen row names is
+refused, so nothing that a user asks for is silently left out.
+"""
 
 import os
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from headstart.errors import ConfigError
 from headstart.registry import find, rows
-from headstart.train.config import Options, TrainConfig, flag
+from headstart.train.config import TrainConfig, flag, make_config
 
-Layer: TypeAlias = dict[str, Any]
+Row: TypeAlias = dict[str, Any]
 
-_IMAGES: Layer = {
-    "model": "conv4", "ways": 5, "shots": 1, "queries": 15, "on_short": "error", "rotations": False,
-    "steps": 1000, "tasks_per_step": 4,
-}  # fmt: skip
+_IMAGES: Row = {"ways": 5, "shots": 1, "queries": 15, "on_short": "error"}
 
-#: By tasks. The sinusoid's are those of Finn, Abbeel, Levine 2017, but for fewer steps (theirs: 70,000).
-TASKS: dict[str, Layer] = {
-    "sinusoid": {"model": "mlp", "shots": 10, "queries": 10, "steps": 10_000, "tasks_per_step": 25},
-    "icons": {**_IMAGES, "filters": 32},
-    "omniglot": {**_IMAGES, "queries": 5, "rotations": True},
-    "folder": {**_IMAGES, "filters": 32, "image_size": 28, "channels": 1, "strict": True},
+#: What the tasks take. The sinusoid's are those of Finn, Abbeel, Levine 2017.
+TASKS: dict[str, Row] = {
+    "sinusoid": {"shots": 10, "queries": 10},
+    "icons": {**_IMAGES, "rotations": False},
+    "omniglot": {**_IMAGES, "queries": 5, "data": None, "split": "characters"},
+    "folder": {**_IMAGES, "data": None, "image_size": 28, "channels": 3, "strict": False},
 }
 
-#: By model.
-MODELS: dict[str, Layer] = {
+#: What the models take.
+MODELS: dict[str, Row] = {
     "mlp": {"hidden": "40,40"},
-    "conv4": {"filters": 64, "downsample": "pool", "norm": "batch"},
+    "conv4": {"filters": 32, "downsample": "pool", "norm": "batch"},
 }
 
-_OUTER: Layer = {"optimizer": "adam", "outer_rate": 0.001, "schedule": "constant", "task_map": "vmap", "buffers": "batch"}
-_UNROLLED: Layer = {**_OUTER, "adjoint": "unrolled"}
+_MODULE: Row = {"task_map": "vmap", "buffers": "batch"}
+_OUTER: Row = {
+    "optimizer": "adam",
+    "outer_rate": 0.001,
+    "schedule": "constant",
+    "tasks_per_step": None,
+    "steps": None,
+}
+_INNER: Row = {**_MODULE, "inner_steps": None, "inner_rate": None}
+_EXACT: Row = {**_INNER, **_OUTER, "adjoint": "unrolled"}
 
-#: By method.
-METHODS: dict[str, Layer] = {
-    "maml": _UNROLLED,
-    "fomaml": _OUTER,
-    "anil": _UNROLLED,
-    "boil": _UNROLLED,
-    "meta_sgd": _UNROLLED,
-    "reptile": {**_OUTER, "optimizer": "sgd", "outer_rate": 1.0, "schedule": "linear"},
-    "prototypes": _OUTER,
-    "joint": _OUTER,
-    "scratch": {"task_map": "vmap", "buffers": "batch"},
+#: What the methods take; ``None`` where the tasks decide (see `_BY_KIND`), or the method itself does.
+METHODS: dict[str, Row] = {
+    "maml": _EXACT,
+    "fomaml": {**_INNER, **_OUTER},
+    "anil": _EXACT,
+    "boil": _EXACT,
+    "meta_sgd": _EXACT,
+    "reptile": {**_INNER, **_OUTER, "optimizer": "sgd", "outer_rate": 1.0, "schedule": "linear"},
+    "prototypes": {**_MODULE, **_OUTER},
+    "joint": {**_INNER, **_OUTER},
+    "scratch": _INNER,
     "nearest": {},
 }
 
-#: Methods with an inner loop, and how it goes by default: on curves, and on images.
-_INNER = frozenset(METHODS) - {"prototypes", "nearest"}
-_INNER_CURVES: Layer = {"inner_steps": 1, "inner_rate": 0.01}
-_INNER_IMAGES: Layer = {"inner_steps": 5, "inner_rate": 0.1}
+#: What curves and images start from, in the outer and the inner loop.
+_CURVES: Row = {"model": "mlp", "steps": 10_000, "tasks_per_step": 25, "inner_steps": 1, "inner_rate": 0.01}
+_PICTURES: Row = {"model": "conv4", "steps": 1000, "tasks_per_step": 4, "inner_steps": 5, "inner_rate": 0.1}
+_BY_KIND: dict[str, Row] = {
+    "sinusoid": _CURVES,
+    "icons": _PICTURES,
+    "omniglot": _PICTURES,
+    "folder": _PICTURES,
+}
 
-#: Options that belong to one model; they fill in only where that model is used.
-_MODEL_OPTIONS = frozenset(name for layer in MODELS.values() for name in layer)
+#: Where a method starts from something else than the tasks' defaults.
+_EXCEPTIONS: dict[tuple[str, str], Row] = {
+    ("reptile", "curves"): {"inner_steps": 10, "inner_rate": 0.02},
+    ("reptile", "images"): {"inner_rate": 0.001},
+}
+
+#: Methods that use no model at all.
+MODEL_FREE = frozenset({"nearest"})
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """Return ``config`` with every option that applies filled in; those that do not apply stay ``None``.
+    """Return ``config`` with every option that applies filled in; those that do not apply are ``None``.
 
     A folder given as tasks becomes the tasks ``folder`` with that data.
 
     Raises:
         UnknownNameError: tasks, a method or a model that do not exist.
-        ConfigError: an option that does not go with the others.
+        ConfigError: an option that the tasks, the model or the method do not take.
+
+    >>> resolve(TrainConfig(tasks="sinusoid")).inner_rate
+    0.01
     """
     config = _with_folder(config)
     find("task", config.tasks)
     find("method", config.method)
-    by_tasks = TASKS.get(config.tasks, {})
-    model = config.model or by_tasks.get("model")
-    if model is None:
-        raise ConfigError(f"tasks {config.tasks!r} have no default model; name one with --model")
-    find("model", model)
-    by_model = MODELS.get(model, {})
-    table = {
-        **by_model,
-        **{name: value for name, value in by_tasks.items() if name in by_model or name not in _MODEL_OPTIONS},
-        **_inner(config, by_tasks),
-        **METHODS.get(config.method, {}),
+    kind = _BY_KIND.get(config.tasks, {})
+    model = None if config.method in MODEL_FREE else config.model or kind.get("model")
+    if model is not None:
+        find("model", model)
+    _refuse("tasks", config.tasks, TASKS, config)
+    _refuse("method", config.method, METHODS, config)
+    _refuse("model", model, MODELS, config)
+    if model is None and config.model is not None:
+        raise ConfigError(
+            f"--model does not apply to the method {config.method!r}, which uses no model; leave it out"
+        )
+    defaults = {
+        **TASKS[config.tasks],
+        **MODELS.get(model or "", {}),
         "model": model,
+        **_of_method(config, kind),
     }
-    values = config.model_dump()
-    filled = {name: table.get(name) if value is None else value for name, value in values.items()}
-    _refuse_other_models(config, model)
-    return TrainConfig.model_validate(filled)
+    values = {
+        name: defaults.get(name) if value is None else value for name, value in config.model_dump().items()
+    }
+    return make_config(values)
+
+
+def _of_method(config: TrainConfig, kind: Row) -> Row:
+    """Return the method's options: its own defaults, and the tasks' where it has none."""
+    row = METHODS[config.method]
+    special = _EXCEPTIONS.get((config.method, "curves" if kind is _CURVES else "images"), {})
+    return {
+        name: special.get(name, kind.get(name) if value is None else value) for name, value in row.items()
+    }
+
+
+def _refuse(what: str, name: str | None, table: Mapping[str, Row], config: TrainConfig) -> None:
+    """Refuse options that belong to other rows of ``table`` than the chosen one."""
+    taken = table[name] if name is not None else {}
+    others = {option for row in table.values() for option in row} - set(taken)
+    wrong = [
+        option
+        for option in TrainConfig.model_fields
+        if option in others and getattr(config, option) is not None
+    ]
+    if wrong:
+        owner = f"{what} {name!r}" if name is not None else f"method {config.method!r}"
+        takes = ", ".join(flag(option) for option in sorted(taken)) or "no option of this kind"
+        raise ConfigError(
+            f"{flag(wrong[0])} does not apply to the {owner}; leave it out ({name or 'it'} takes {takes})"
+        )
 
 
 def _with_folder(config: TrainConfig) -> TrainConfig:
+    """Make data paths absolute, and a folder given as tasks the tasks ``folder``."""
     if config.data is not None:
         config = config.model_copy(update={"data": os.path.abspath(os.path.expanduser(config.data))})
-    names = {row.name for row in rows("task")}
-    path = os.path.expanduser(config.tasks)
-    if config.tasks in names or not os.path.isdir(path):
-        if config.tasks not in names and os.sep in config.tasks:
-            raise ConfigError(f"TASKS is {config.tasks!r}, which is neither a folder nor one of {', '.join(sorted(names))}")
+    if config.tasks == "folder" and config.data is None:
+        raise ConfigError("the tasks 'folder' need --data DIR, or the folder itself in place of TASKS")
+    if config.tasks in {row.name for row in rows("task")}:
         return config
-    if config.data is not None:
-        raise ConfigError(f"TASKS is the folder {config.tasks!r}, so --data must not be set")
-    return config.model_copy(update={"tasks": "folder", "data": os.path.abspath(path)})
-
-
-def _inner(config: TrainConfig, by_tasks: Layer) -> Layer:
-    if config.method not in _INNER:
-        return {}
-    return _INNER_CURVES if by_tasks.get("model") == "mlp" else _INNER_IMAGES
-
-
-def _refuse_other_models(config: Options, model: str) -> None:
-    foreign = [name for name in sorted(_MODEL_OPTIONS - set(MODELS.get(model, {}))) if getattr(config, name) is not None]
-    if model in MODELS and foreign:
-        raise ConfigError(f"{flag(foreign[0])} does not apply to the model {model!r}; leave it out")
+    path = os.path.expanduser(config.tasks)
+    if os.path.isdir(path):
+        if config.data is not None:
+            raise ConfigError(f"TASKS is the folder {config.tasks!r}, so leave out --data")
+        return config.model_copy(update={"tasks": "folder", "data": os.path.abspath(path)})
+    if os.sep in config.tasks:
+        names = ", ".join(row.name for row in rows("task"))
+        raise ConfigError(
+            f"TASKS is {config.tasks!r}, but there is no such folder; give one, or one of {names}"
+        )
+    return config

@@ -1,0 +1,31 @@
+# Both commands do all of their own set-up, in .venv, on a machine that has only Python (3.11 or newer) and make.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test check format clean
+
+## The main job: meta-learn from real images and compare with honest baselines (under 10 minutes on 2 cores).
+demo: $(READY)
+	$(BIN)/headstart compare icons --methods maml,prototypes,joint,scratch,nearest --out runs/demo
+
+## Everything that must hold: format, lint, types, tests.
+test: $(READY) check
+	$(BIN)/pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv runs dist build

@@ -1,0 +1,153 @@
+"""Model-agnostic meta-learning in one call, for tasks that are lists of examples."""
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from headstart.algorithms.maml import maml
+from headstart.core.losses import TaskLoss
+from headstart.core.objective import meta_gradient
+from headstart.errors import DataError, DivergenceError, ShapeError, UsageError
+from headstart.types import Batch, Episodes
+
+
+def maml_train(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    learning_rate: float,
+    iterations: int,
+    *,
+    inner_rate: float = 0.01,
+    inner_steps: int = 1,
+    loss: str | TaskLoss | None = None,
+    support_size: int | None = None,
+    tasks_per_step: int = 16,
+    seed: int = 0,
+) -> nn.Module:
+    """Return a copy of ``model`` whose weights are a good start for tasks like these (MAML, second order).
+
+    In every iteration each of some tasks is split at random into support and query examples; the weights are adapted
+    to the support examples by ``inner_steps`` gradient steps, and θ moves down the gradient of the *query* loss *after*
+    adapting, differentiated through those steps: L(θ) = Σᵢ loss(θ − α ∇loss(θ, Sᵢ), Qᵢ).
+
+    A loop of SGD steps over the tasks does neither: it has no query examples, and it lowers the loss *before* adapting,
+    so it ends near the one model that is best for all tasks pooled (for sine curves of random phase, nearly a flat
+    line), whether or not that model adapts well. That is joint training; `headstart.joint` is it, as a baseline.
+
+    To learn a new task, take ``inner_steps`` gradient steps of ``inner_rate`` on its examples, as in training.
+
+    Args:
+        model: any module; its weights are where θ starts. It is not changed.
+        inputs: ``inputs[i]`` are task i's inputs, ``(nᵢ, *features)``.
+        targets: ``targets[i]`` are task i's class ids ``(nᵢ,)`` (integers) or target values ``(nᵢ, *outputs)``.
+        learning_rate: of the outer optimiser, Adam.
+        iterations: outer steps.
+        inner_rate: the inner step size α.
+        inner_steps: inner gradient steps.
+        loss: ``"cross_entropy"``, ``"mse"`` or ``(outputs, batch) -> (B,)``; by default cross-entropy for integer
+            targets and mean squared error for floating ones.
+        support_size: examples a task that are adapted to; the rest are its query set. By default half of them.
+        tasks_per_step: tasks an iteration, drawn without repetition (all of them where there are fewer).
+        seed: of the choice of tasks and of the splits.
+
+    Raises:
+        DataError, ShapeError: lists of different lengths, tasks that are too small, values that are not finite.
+        DivergenceError: the loss stopped being finite; the message names the iteration and the task.
+
+    Reference: Finn, Abbeel, Levine 2017, arXiv:1703.03400.
+
+    >>> import torch, headstart
+    >>> x = [torch.linspace(-1, 1, 10).unsqueeze(1) for _ in range(20)]
+    >>> y = [slope * task for slope, task in zip(torch.linspace(-2, 2, 20), x)]
+    >>> model = headstart.maml_train(torch.nn.Linear(1, 1), x, y, learning_rate=0.01, iterations=5)
+    >>> model(x[0]).shape
+    torch.Size([10, 1])
+    """
+    tasks = [_Task(x, y) for x, y in zip(inputs, targets)]
+    _check(inputs, targets, support_size)
+    if tasks_per_step < 1 or iterations < 0 or not learning_rate > 0:
+        raise UsageError(
+            f"learning_rate must be greater than 0, iterations at least 0 and tasks_per_step at least 1; "
+            f"got {learning_rate}, {iterations} and {tasks_per_step}"
+        )
+    kind = "mse" if targets[0].is_floating_point() else "cross_entropy"
+    learner = maml(model, loss=kind if loss is None else loss, steps=inner_steps, rate=inner_rate)
+    meta = learner.init(None)
+    leaves = [value.requires_grad_() for value in meta.params.values()]
+    optimizer = torch.optim.Adam(leaves, lr=learning_rate)
+    generator = torch.Generator().manual_seed(seed)
+    for iteration in range(iterations):
+        numbers = torch.randperm(len(tasks), generator=generator)[:tasks_per_step].tolist()
+        episodes = _episodes([tasks[number] for number in numbers], support_size, generator)
+        gradient, info = meta_gradient(learner, meta, episodes)
+        _check_finite(info.query_loss, numbers, iteration)
+        for leaf, value in zip(leaves, gradient.params.values(), strict=True):
+            leaf.grad = value
+        optimizer.step()
+    trained = copy.deepcopy(model)
+    trained.load_state_dict({n: v.detach() for n, v in meta.params.items()}, strict=False)
+    return trained
+
+
+class _Task(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+def _episodes(tasks: Sequence[_Task], support_size: int | None, generator: torch.Generator) -> Episodes:
+    """Split every task at random, and pad the tasks to one size where they differ."""
+    halves: tuple[list[_Task], list[_Task]] = ([], [])
+    for task in tasks:
+        order = torch.randperm(len(task.x), generator=generator).to(task.x.device)
+        size = len(order) // 2 if support_size is None else support_size
+        for half, chosen in zip(halves, (order[:size], order[size:])):
+            half.append(_Task(task.x[chosen], task.y[chosen]))
+    return Episodes(*(_stacked(half) for half in halves))
+
+
+def _stacked(tasks: Sequence[_Task]) -> Batch:
+    sizes = torch.tensor([len(task.x) for task in tasks], device=tasks[0].x.device)
+    x = nn.utils.rnn.pad_sequence([task.x for task in tasks], batch_first=True)
+    y = nn.utils.rnn.pad_sequence([task.y for task in tasks], batch_first=True)
+    if bool((sizes == x.shape[1]).all()):
+        return Batch(x, y)
+    return Batch(x, y, torch.arange(x.shape[1], device=x.device) < sizes.unsqueeze(1))
+
+
+def _check(inputs: Sequence[Tensor], targets: Sequence[Tensor], support_size: int | None) -> None:
+    if len(inputs) != len(targets) or not inputs:
+        raise DataError(
+            f"inputs and targets must be lists of one length, one entry a task; got {len(inputs)} and {len(targets)}"
+        )
+    if support_size is not None and support_size < 1:
+        raise UsageError(f"support_size must be at least 1, got {support_size}")
+    needed = (support_size or 1) + 1
+    for number, (x, y) in enumerate(zip(inputs, targets)):
+        if len(x) != len(y):
+            raise ShapeError(f"task {number} has {len(x)} inputs but {len(y)} targets")
+        if len(x) < needed:
+            raise DataError(
+                f"task {number} has {len(x)} examples; it needs {needed}, {needed - 1} of them to adapt to"
+            )
+        if x.shape[1:] != inputs[0].shape[1:] or y.shape[1:] != targets[0].shape[1:]:
+            raise ShapeError(
+                f"task {number} has inputs {tuple(x.shape)} and targets {tuple(y.shape)}; "
+                f"task 0 has {tuple(inputs[0].shape)} and {tuple(targets[0].shape)}"
+            )
+        for name, values in (("inputs", x), ("targets", y)):
+            if values.is_floating_point() and not bool(values.isfinite().all()):
+                raise DataError(f"the {name} of task {number} hold NaN or infinity; remove or replace those examples")
+
+
+def _check_finite(losses: Tensor | None, numbers: Sequence[int], iteration: int) -> None:
+    assert losses is not None
+    bad = (~losses.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise DivergenceError(
+            f"the query loss of task {numbers[bad[0]]} is {float(losses[bad[0]])} in iteration {iteration}; "
+            f"lower inner_rate or learning_rate"
+        )

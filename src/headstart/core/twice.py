@@ -1,0 +1,154 @@
+"""Checking that a module has second derivatives, and right ones, before they are relied on.
+
+PyTorch's own layers are known. Code that we have not seen (a custom layer, a custom autograd function) can raise in
+the second derivative or, worse, leave terms out silently; so its Hessian-vector product is compared once with finite
+differences of its gradient, in float64, on one task's examples. A module that fails is named with its path.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+
+from headstart.errors import DifferentiationError
+from headstart.types import Params
+
+logger = logging.getLogger("headstart")
+
+#: Finite differences of a smooth float64 gradient agree to about 1e-6; an error worth naming is far larger.
+TOLERANCE = 1e-3
+
+
+class Call(NamedTuple):
+    """One call of a submodule in a forward pass."""
+
+    path: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether the module consists of PyTorch's own layers in plain sequence, with nothing between them."""
+    return all(type(m).__module__.startswith("torch.nn.modules") for m in module.modules())
+
+
+def certify(body: nn.Module, state: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise `DifferentiationError` unless ``body`` with the tensors ``state`` is differentiable twice at its input.
+
+    A module that cannot run in float64, or is random, cannot be checked, and is let through.
+    """
+    state = _double(state)
+    args, kwargs = _double(args), _double(kwargs)
+    try:
+        problem = _problem(lambda p: functional_call(body, {**state, **p}, args, kwargs), _floating(state))
+    except (RuntimeError, TypeError, ValueError) as error:
+        logger.debug("second derivatives of %s were not checked: %s", type(body).__name__, error)
+        return
+    if problem:
+        path, kind = _culprit(body, state, args, kwargs)
+        raise DifferentiationError(
+            f"{kind} at {path or 'the top'!r} {problem}; rewrite it with operations that PyTorch can differentiate "
+            f"twice, or use adjoint=FirstOrder()"
+        )
+
+
+def _culprit(body: nn.Module, state: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, str]:
+    """Return the path and type of the innermost submodule that fails by itself."""
+    with torch.no_grad(), _recorded(body) as calls:
+        functional_call(body, state, args, kwargs)
+    for call in sorted(calls, key=lambda call: -call.path.count(".") - bool(call.path)):
+        prefix = f"{call.path}." if call.path else ""
+        own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        inputs = {f"input {i}": a for i, a in enumerate(call.args) if _is_floating(a)}
+        if _fails(call, own, inputs):
+            return call.path, type(call.module).__name__
+    return "", type(body).__name__
+
+
+def _fails(call: Call, own: Params, inputs: Params) -> bool:
+    def forward(p: Params) -> Any:
+        args = tuple(p.get(f"input {i}", a) for i, a in enumerate(call.args))
+        tensors = {n: t for n, t in p.items() if n not in inputs}
+        return functional_call(call.module, {**own, **tensors}, args, call.kwargs)
+
+    try:
+        return bool(_problem(forward, {**_floating(own), **inputs}))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
+def _problem(forward: Callable[[Params], Any], params: Params) -> str:
+    """Return what is wrong with the second derivative of ``Σ forward(params)²``, or nothing."""
+    generator = torch.Generator().manual_seed(0)
+    v, w = ({n: _randn(p, generator) for n, p in params.items()} for _ in range(2))
+
+    def slope(p: Params, create_graph: bool = False) -> Tensor:
+        """Return ⟨∇, w⟩."""
+        with torch.enable_grad():
+            outputs = [out for out in tree_leaves(forward(p)) if _is_floating(out)]
+            total = torch.stack([out.square().sum() for out in outputs]).sum()
+            grads = torch.autograd.grad(total, list(p.values()), create_graph=create_graph, materialize_grads=True)
+            return torch.stack([(g * w[n]).sum() for g, n in zip(grads, p)]).sum()
+
+    def at(shift: float) -> Tensor:
+        return slope({n: (p + shift * v[n]).detach().requires_grad_() for n, p in params.items()}).detach()
+
+    if not torch.equal(at(0.0), at(0.0)):
+        return ""
+    leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
+    step = 1e-6
+    expected = (at(step) - at(-step)) / (2 * step)
+    try:
+        first = slope(leaves, create_graph=True)
+        second = [torch.zeros(())] * len(leaves)
+        if first.requires_grad:
+            second = list(torch.autograd.grad(first, list(leaves.values()), materialize_grads=True))
+    except RuntimeError as error:
+        if "is not implemented" in str(error) or "once_differentiable" in str(error):
+            return "has no second derivative"
+        raise
+    got = torch.stack([(h * v[n]).sum() for h, n in zip(second, leaves)]).sum().detach()
+    scale = max(abs(float(expected)), abs(float(got)), 1e-6 * abs(float(at(0.0))), 1e-9)
+    if abs(float(expected - got)) > TOLERANCE * scale:
+        return f"has a wrong second derivative (a directional one is {float(got):.6g}, should be {float(expected):.6g})"
+    return ""
+
+
+@contextmanager
+def _recorded(body: nn.Module) -> Iterator[list[Call]]:
+    """Collect the calls of submodules while the context is open."""
+    calls: list[Call] = []
+    hooks = [
+        module.register_forward_hook(
+            lambda m, args, kwargs, out, path=path: calls.append(Call(path, m, args, kwargs)),
+            with_kwargs=True,
+        )
+        for path, module in body.named_modules()
+    ]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _randn(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device)
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _floating(params: Params) -> Params:
+    return {name: value for name, value in params.items() if value.is_floating_point()}
+
+
+def _double(tree: Any) -> Any:
+    return tree_map(lambda leaf: leaf.detach().double() if _is_floating(leaf) else leaf, tree)

@@ -1,0 +1,113 @@
+"""The contract of an `Adjoint`."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from headstart.core.adjoint import Adjoint, Unrolled
+from headstart.core.rules import chain, momentum, scale
+from headstart.core.solve import Inner, solve
+from headstart.testing.contract import error, finite, require, tensors
+from headstart.types import Info, Params
+
+TASKS = 3
+
+_RULE = chain(momentum(0.5), scale(0.1, learn=True))
+
+
+class _Problem(NamedTuple):
+    """A small inner problem with everything in it that a derivative can flow through."""
+
+    start: Params
+    """What moves, ``(B, 4)``."""
+    shared: Tensor
+    """A parameter that stays, ``(4, 4)``."""
+    structure: Params
+    """M"""
+
+
+def check_adjoint(adjoint: Adjoint, *, steps: tuple[int, ...] = (0, 1, 2, 5)) -> None:
+    """Check that an adjoint keeps its promises, on a nonlinear inner problem with momentum, a learned rate and buffers.
+
+    - values: the adapted parameters, rule state, buffers and losses are those of `Unrolled`, with and without gradients.
+    - exact, where ``adjoint.exact``: so are the derivatives with respect to what adaptation starts from, to the
+      parameters that stay, to M and to the buffers. Where it is not, the derivatives are finite.
+    - honest: an adjoint whose derivatives are those of `Unrolled` in this problem may say ``exact``; another may not.
+    - lean: where gradients are off, nothing keeps a history; the losses never do.
+
+    Args:
+        adjoint: the adjoint.
+        steps: the numbers of inner steps to try.
+
+    Raises:
+        ContractError: the contract that is broken, by how much, and what that means.
+
+    >>> from headstart import Checkpointed
+    >>> check_adjoint(Checkpointed(every=2))
+    """
+    for count in steps:
+        _check_values(adjoint, count)
+        _check_derivatives(adjoint, count)
+        _check_lean(adjoint, count)
+
+
+def _problem() -> _Problem:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    return _Problem({"w": draw(TASKS, 4), "b": draw(TASKS, 4)}, draw(4, 4), {"rate": draw() + 0})
+
+
+def _solve(adjoint: Adjoint, problem: _Problem, steps: int) -> tuple[Inner, Info]:
+    def support_loss(params: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
+        hidden = torch.tanh(params["w"] @ problem.shared + params["b"] * (1 + step)) + buffers["seen"]
+        return hidden.square().mul(params["w"].cos()).sum(1), {"seen": 0.9 * buffers["seen"] + 0.1 * hidden}
+
+    start = Inner(problem.start, _RULE.state(problem.start), {"seen": torch.zeros_like(problem.start["w"])})
+    return solve(support_loss, start, problem.structure, _RULE, adjoint, steps)
+
+
+def _check_values(adjoint: Adjoint, steps: int) -> None:
+    problem = _problem()
+    expected = _solve(Unrolled(), problem, steps)
+    gap = error(_solve(adjoint, problem, steps), expected)
+    require(gap <= 1e-12, "values", f"{adjoint} and Unrolled() adapt differently by {gap:.2g} after {steps} steps")
+    with torch.no_grad():
+        gap = error(_solve(adjoint, problem, steps), expected)
+    require(gap <= 1e-12, "values", f"{adjoint} adapts differently by {gap:.2g} when gradients are off")
+
+
+def _derivatives(adjoint: Adjoint, steps: int) -> list[Tensor]:
+    problem = _problem()
+    end, _ = _solve(adjoint, problem, steps)
+    value = torch.stack([(1 + t).log1p().sum() if t.min() > -1 else t.square().sum() for t in tensors(end)]).sum()
+    leaves = tensors([problem.start, problem.shared, problem.structure])
+    return list(torch.autograd.grad(value, leaves, materialize_grads=True))
+
+
+def _check_derivatives(adjoint: Adjoint, steps: int) -> None:
+    ours, exact = _derivatives(adjoint, steps), _derivatives(Unrolled(), steps)
+    require(finite(ours), "finite", f"{adjoint} gives NaN or infinite derivatives after {steps} steps")
+    gap = error(ours, exact)
+    require(
+        not adjoint.exact or gap <= 1e-10,
+        "exact",
+        f"{adjoint} says that it is exact, but its derivatives after {steps} steps are off by {gap:.2g} (relative)",
+    )
+
+
+def _check_lean(adjoint: Adjoint, steps: int) -> None:
+    problem = _problem()
+    _, info = _solve(adjoint, problem, steps)
+    require(not info.support_loss.requires_grad, "lean", f"{adjoint} keeps the history of the losses")
+    require(tuple(info.support_loss.shape) == (steps, TASKS), "values", f"{adjoint} gives losses of other shapes")
+    with torch.no_grad():
+        end, _ = _solve(adjoint, problem, steps)
+    require(
+        steps == 0 or not any(t.requires_grad for t in tensors(end)),
+        "lean",
+        f"{adjoint} keeps a history where gradients are off; adapting would use the memory of training",
+    )

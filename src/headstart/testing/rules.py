@@ -1,0 +1,212 @@
+"""The contract of an inner update `Rule`."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from headstart.core.functional import functional
+from headstart.core.rules import Rule
+from headstart.testing.contract import (
+    copied,
+    error,
+    finite,
+    generator_state,
+    mapped,
+    require,
+    same_bits,
+    take,
+    tensors,
+)
+from headstart.testing.differences import check_derivative
+from headstart.types import Params, Tree
+
+TASKS = 3
+
+
+class _Case(NamedTuple):
+    rule: Rule
+    structure: Params
+    """M"""
+    params: Params
+    """What moves, each ``(B, *shape)``."""
+    gradients: list[Params]
+    """Those of every step."""
+
+
+def check_rule(
+    rule: Rule,
+    *,
+    module: nn.Module | None = None,
+    steps: int = 3,
+    directions: int = 3,
+    tolerance: float = 1e-6,
+) -> None:
+    """Check that an inner update rule keeps its promises over ``steps`` steps with random gradients.
+
+    - moves: it moves parameters that are there, and some.
+    - structure: its part of M depends on θ and the generator alone.
+    - state: every tensor has the task axis first, and keeps its shape and type from step to step.
+    - shapes: the step has the names, shapes and types of the gradients, and is finite.
+    - pure: it writes into nothing that it is given.
+    - isolated: a task's steps are the same alone and beside other tasks.
+    - exact: the derivatives of the steps with respect to gradients, parameters and M, through the states of all
+      steps, agree with central differences.
+    - zero: where a task's gradients are zero (a dead ReLU, an input of zeros), first and second derivatives are finite.
+
+    Args:
+        rule: the rule.
+        module: what it is to move the parameters of, where it chooses by name or type; by default a small network
+            with the layers ``body`` (Linear), ``norm`` (LayerNorm) and ``head`` (Linear).
+        steps: how many steps to take.
+        directions, tolerance: of the central differences; see `check_derivative`.
+
+    Raises:
+        ContractError: the contract that is broken, by how much, and what that means.
+
+    >>> from headstart import rules
+    >>> check_rule(rules.chain(rules.clip(norm=1.0), rules.momentum(0.9), rules.scale(0.1, learn=True)))
+    """
+    case = _case(rule, _small() if module is None else module, steps)
+    _check_state(case)
+    _check_steps(case)
+    _check_isolated(case)
+    _check_exact(case, directions, tolerance)
+    _check_zero(case)
+
+
+def _small() -> nn.Module:
+    layers = {"body": nn.Linear(3, 4), "norm": nn.LayerNorm(4), "head": nn.Linear(4, 2)}
+    module = nn.Sequential()
+    for name, layer in layers.items():
+        module.add_module(name, layer)
+    return module
+
+
+def _case(rule: Rule, module: nn.Module, steps: int) -> _Case:
+    function = functional(module)
+    moving = rule.moves(function.leaves)
+    strange = sorted(moving - function.leaves.keys())
+    require(not strange, "moves", f"it moves {', '.join(strange)}, which are no parameters")
+    require(bool(moving), "moves", "it moves nothing")
+    generator = torch.Generator().manual_seed(0)
+    theta = {name: _random(leaf.shape, generator) for name, leaf in function.leaves.items() if name in moving}
+    params = {name: _random((TASKS, *value.shape), generator) for name, value in theta.items()}
+    gradients = [{k: _random(tuple(v.shape), generator) for k, v in params.items()} for _ in range(steps)]
+    return _Case(rule, _structure(rule, theta), params, gradients)
+
+
+def _random(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _structure(rule: Rule, theta: Params) -> Params:
+    before = generator_state()
+    first, second = (rule.structure(theta, torch.Generator().manual_seed(1)) for _ in range(2))
+    require(same_bits(first, second), "structure", "two generators of one seed give two different parts of M")
+    require(generator_state() == before, "structure", "it draws from a global generator, not from the one it is given")
+    return first
+
+
+def _steps(case: _Case) -> tuple[list[Params], list[Tree]]:
+    """Return what is subtracted in every step, and the states before each and after the last."""
+    params, updates, states = case.params, [], [case.rule.state(case.params)]
+    for number, gradients in enumerate(case.gradients):
+        moved, state = case.rule.update(case.structure, states[-1], gradients, params, number)
+        params = {name: value - moved[name] for name, value in params.items()}
+        updates.append(moved)
+        states.append(state)
+    return updates, states
+
+
+def _check_state(case: _Case) -> None:
+    described = []
+    for state in _steps(case)[1]:
+        leaves, shape = tree_flatten(state)
+        described.append(([(leaf.shape, leaf.dtype) for leaf in leaves if isinstance(leaf, Tensor)], shape))
+        for leaf in leaves:
+            fits = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == TASKS
+            got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+            require(fits, "state", f"it holds {got}, but must hold tensors with the {TASKS} tasks as first axis")
+    changed = [number for number, one in enumerate(described) if one != described[0]]
+    require(not changed, "state", f"its shapes, types or names change at step {(changed or [0])[0]}")
+
+
+def _check_steps(case: _Case) -> None:
+    given = (case.structure, case.params, case.gradients)
+    before, generators = copied(given), generator_state()
+    updates = _steps(case)[0]
+    require(same_bits(before, given), "pure", "the rule writes into M, the parameters or the gradients")
+    require(generator_state() == generators, "pure", "the rule draws from a global generator")
+    for number, (update, gradients) in enumerate(zip(updates, case.gradients)):
+        got, expected = ({k: (tuple(v.shape), v.dtype) for k, v in one.items()} for one in (update, gradients))
+        require(got == expected, "shapes", f"step {number} is {got}, but the gradients are {expected}")
+    require(finite(updates), "shapes", "a step holds NaN or infinity")
+
+
+def _check_isolated(case: _Case) -> None:
+    together = _steps(case)
+    for task in range(TASKS):
+        alone = case._replace(params=take(case.params, [task]), gradients=take(case.gradients, [task]))
+        gap = error(_steps(alone), take(together, [task]))
+        require(gap <= 1e-12, "isolated", f"task {task} moves differently by {gap:.2g} (relative) when it is alone")
+
+
+def _total(case: _Case) -> Tensor:
+    """Return a fixed random combination of all steps and last states: a function to differentiate."""
+    updates, states = _steps(case)
+    generator = torch.Generator().manual_seed(2)
+    parts = tensors([updates, states[-1]])
+    return torch.stack([(_random(tuple(part.shape), generator) * part).sum() for part in parts]).sum()
+
+
+def _leaves(case: _Case) -> _Case:
+    return case._replace(**{
+        field: mapped(lambda leaf: leaf.detach().clone().requires_grad_(), getattr(case, field))
+        for field in ("structure", "params", "gradients")
+    })
+
+
+def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
+    leaves = _leaves(case)
+    given = tensors([leaves.structure, leaves.params, leaves.gradients])
+    # the steps of a rule may not depend on anything at all, as those of a constant
+    total = _total(leaves) + 0 * given[0].sum()
+    gradients = iter(torch.autograd.grad(total, given, materialize_grads=True))
+    exact = mapped(lambda leaf: next(gradients), (leaves.structure, leaves.params, leaves.gradients))
+
+    def hold(what: str, point: Params, gradient: Params, place: int | None = None) -> None:
+        def value(values: Params) -> float:
+            if place is None:
+                changed = case._replace(**{what: values})
+            else:
+                changed = case._replace(gradients=[values if n == place else g for n, g in enumerate(case.gradients)])
+            with torch.no_grad():
+                return _total(changed).item()
+
+        name = f"exact in {what}" if place is None else f"exact in the gradients of step {place}"
+        check_derivative(value, point, gradient, contract=name, directions=directions, tolerance=tolerance)
+
+    if case.structure:
+        hold("structure", case.structure, exact[0])
+    hold("params", case.params, exact[1])
+    for number, gradients_of_step in enumerate(case.gradients):
+        hold("gradients", gradients_of_step, exact[2][number], number)
+
+
+def _check_zero(case: _Case) -> None:
+    """One task without any gradient, in every step."""
+
+    def still(value: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(value[:1]), value[1:]])
+
+    leaves = _leaves(case._replace(gradients=mapped(still, case.gradients)))
+    given = tensors([leaves.structure, leaves.params, leaves.gradients])
+    first = torch.autograd.grad(_total(leaves) + 0 * given[0].sum(), given, create_graph=True, materialize_grads=True)
+    meaning = "one weight without a gradient would make the whole meta-gradient NaN"
+    require(finite(first), "zero", f"the derivative is NaN or infinite where a task's gradient is zero; {meaning}")
+    total = torch.stack([g.sum() for g in first]).sum()
+    if total.requires_grad:
+        second = torch.autograd.grad(total, given, materialize_grads=True)
+        require(finite(second), "zero", f"the second derivative is NaN or infinite at a zero gradient; {meaning}")

@@ -1,0 +1,157 @@
+"""The model card: what a run's weights are, how good they are, and how to make and use them again."""
+
+import shlex
+from typing import Any
+
+from headstart.registry import find
+from headstart.train.build import Job
+from headstart.train.config import TrainConfig, flag
+from headstart.train.defaults import resolve
+
+
+def card(job: Job, results: dict[str, Any]) -> str:
+    """Return the text of a finished run's README.md."""
+    config = job.config
+    rows = "\n".join(f"| {name} | {text} |" for name, text in _rows(job, results).items())
+    return f"""# {config.method} on {config.tasks}
+
+Weights from which a new task of this kind is learned out of a few examples, made with headstart {results["headstart"]}.
+
+| | |
+|---|---|
+{rows}
+
+![Training and adaptation](results.png)
+
+{_notes(job, results)}
+## Make it again
+
+    {command(config)}
+
+## Use it
+
+{_usage(job)}
+"""
+
+
+def command(config: TrainConfig) -> str:
+    """Return the command that makes a run again: what differs from the defaults, and the seed."""
+    plain = {"tasks": config.tasks, "method": config.method, "data": config.data}
+    if config.model is not None:
+        plain["model"] = config.model
+    base = resolve(TrainConfig(**plain))
+    words = ["headstart", "train", config.tasks]
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if name == "tasks" or value is None:
+            continue
+        if name in ("method", "data", "seed") or value != getattr(base, name) or name == "model" and _chosen(config):
+            words += [flag(name) if value is not False else flag(f"no_{name}")]
+            words += [] if isinstance(value, bool) else [str(value)]
+    return shlex.join([*words, "--out", "RUN"])
+
+
+def _chosen(config: TrainConfig) -> bool:
+    """Return whether the model is another than the default."""
+    return config.model != resolve(TrainConfig(tasks=config.tasks, method=config.method, data=config.data)).model
+
+
+def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
+    config = job.config
+    method, tasks = find("method", config.method), find("task", config.tasks)
+    rows = {
+        "Result": _result(results),
+        "Tasks": f"{config.tasks}: {tasks.summary}",
+        "A task": _task(job),
+        "Data": _data(job),
+        "Method": f"{config.method}: {method.summary}" + (f" ({method.reference})" if method.reference else ""),
+        "Model": _model(job),
+    }
+    if config.inner_steps is not None:
+        rows["Inner loop"] = f"{config.inner_steps} gradient steps of size {config.inner_rate}"
+    if config.steps:
+        rows["Outer loop"] = (
+            f"{results['step']} steps of {config.tasks_per_step} tasks each (the mean of their gradients),"
+            f" {config.optimizer} with rate {config.outer_rate} ({config.schedule})"
+        )
+        rows["Weights"] = (
+            f"best.safetensors, after step {results['best_step']}: the best of all looks at {config.evaluate_tasks}"
+            " validation tasks; test tasks had no part in the choice"
+        )
+    rows["Seed, device"] = f"{config.seed}, {results['device']}"
+    return rows
+
+
+def _result(results: dict[str, Any]) -> str:
+    percent = results["metric"] == "accuracy"
+    scale, unit, name = (100, " %", "accuracy") if percent else (1, "", "mean squared error")
+    digits = ".2f" if percent else ".4g"
+    text = (
+        f"**{name} {scale * results['mean']:{digits}} ± {scale * results['ci95']:.2g}{unit}** on"
+        f" {results['episodes']} test tasks (mean and 95 % interval)"
+    )
+    before = results["by_inner_step"].get("0")
+    if before and before["mean"] is not None:
+        text += f"; before adapting {scale * before['mean']:{digits}}{unit}"
+    return text
+
+
+def _task(job: Job) -> str:
+    config = job.config
+    if job.tasks.kind == "regression":
+        return f"{config.shots} support points to learn from, {config.queries} query points to be judged on"
+    return f"{config.ways} classes; {config.shots} support and {config.queries} query images a class"
+
+
+def _data(job: Job) -> str:
+    details = job.tasks.details
+    parts = []
+    if "classes" in details:
+        counts = ", ".join(f"{count} {split}" for split, count in details["classes"].items())
+        parts.append(f"classes: {counts} (no class is in two splits)")
+    if "source" in details:
+        parts.append(f"source: {details['source']}")
+    unlicensed = {
+        "sinusoid": "computed, so no licence is needed",
+        "folder": "the licence is that of the images in the folder; no image is in this folder but in episode.png",
+    }
+    licence = details.get("licence") or details.get("licences")
+    if licence:
+        listed = ", ".join(sorted(str(one) for one in licence)) if not isinstance(licence, str) else licence
+        parts.append(f"licence: {listed}")
+    elif job.config.tasks in unlicensed:
+        parts.append(unlicensed[job.config.tasks])
+    return "; ".join(parts)
+
+
+def _model(job: Job) -> str:
+    config = job.config
+    if config.model is None:
+        return "none"
+    options = [
+        f"{flag(name)[2:]} {value}"
+        for name in ("hidden", "filters", "downsample", "norm")
+        if (value := getattr(config, name)) is not None
+    ]
+    return f"{config.model} ({', '.join(options)}), {job.parameters} parameters"
+
+
+def _notes(job: Job, results: dict[str, Any]) -> str:
+    config = job.config
+    notes = []
+    if config.norm == "batch" and config.buffers == "batch":
+        notes.append(
+            "Batch normalisation goes by the statistics of the batch at hand, so the query images of a task are"
+            " predicted together (a transductive setting); single images are predicted less well."
+        )
+    if config.tasks != "sinusoid":
+        notes.append("The picture episode.png shows the first test task.")
+    else:
+        notes.append("The picture episode.png shows the first test tasks before and after adapting.")
+    return "\n".join(notes) + "\n"
+
+
+def _usage(job: Job) -> str:
+    if job.tasks.kind == "regression":
+        return "    headstart evaluate RUN"
+    return "    headstart adapt RUN FOLDER_OF_CLASS_FOLDERS --out ADAPTED\n    headstart predict ADAPTED IMAGE"

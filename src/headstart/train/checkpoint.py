@@ -1,0 +1,274 @@
+"""Checkpoints: what a run needs to go on exactly where it was, and its best weights so far.
+
+::
+
+    checkpoints/step-000000200/
+      last.safetensors       θ and M after that step
+      best.safetensors       θ and M with the best validation score so far
+      optimizer.safetensors  the outer optimiser's tensors
+      state.json             the step, and which step the best weights are of
+      manifest.json          size and SHA-256 of the others; written last
+
+A folder without a manifest that fits is not a checkpoint. The last two are kept, so that one may be damaged.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headstart.errors import FileError
+from headstart.train.files import (
+    TEMPORARY,
+    explained,
+    from_safetensors,
+    make_folder,
+    read,
+    read_json,
+    sync_folder,
+    to_json,
+    to_safetensors,
+    write_synced,
+)
+from headstart.train.loop import State, flat, tensors_of
+from headstart.types import Meta, Params
+
+FOLDER = "checkpoints"
+KEPT = 2
+_NAME = re.compile(r"step-(\d{9,12})")
+_FILES = ("last.safetensors", "best.safetensors", "optimizer.safetensors", "state.json")
+
+
+class Best(NamedTuple):
+    """The best weights so far, by the validation metric."""
+
+    step: int
+    value: float
+    meta: Meta
+
+
+class Checkpoint(NamedTuple):
+    """A moment of a run."""
+
+    step: int
+    meta: Meta
+    best: Best
+    optimizer: Params
+    """The optimiser's tensors, named ``index.key`` by the place of the tensor that they belong to."""
+
+
+class Found(NamedTuple):
+    """What a run folder's checkpoints came to."""
+
+    checkpoint: Checkpoint | None
+    """The newest good one; ``None`` where there never was any."""
+    damaged: list[tuple[Path, str]]
+    """Newer ones that cannot be used, and why."""
+
+
+def take(state: State, best: Best) -> Checkpoint:
+    """Return the checkpoint of a state; it shares the state's tensors."""
+    return Checkpoint(state.step, state.meta, best, _optimizer_tensors(state.optimizer))
+
+
+def restore(state: State, checkpoint: Checkpoint) -> None:
+    """Put a fresh state where the checkpoint was.
+
+    Raises:
+        FileError: the optimiser's tensors do not fit the weights.
+    """
+    for own, saved in zip(tensors_of(state.meta), tensors_of(checkpoint.meta)):
+        own.copy_(saved)
+    state.step = checkpoint.step
+    if state.optimizer is None:
+        return
+    places: dict[int, dict[str, Tensor]] = {}
+    owners = tensors_of(state.meta)
+    for name, value in checkpoint.optimizer.items():
+        place, _, key = name.partition(".")
+        if (
+            not place.isdigit()
+            or int(place) >= len(owners)
+            or value.shape not in (owners[int(place)].shape, ())
+        ):
+            raise FileError(f"the checkpoint's optimiser has a tensor {name!r} that does not fit the weights")
+        places.setdefault(int(place), {})[key] = value
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": places, "param_groups": groups})
+
+
+def save(run: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint as a whole or not at all, then remove all but the last two.
+
+    Raises:
+        FileError: the folder cannot be written or is full; the checkpoints before are intact.
+    """
+    holder = run / FOLDER
+    make_folder(holder)
+    place = holder / f"step-{checkpoint.step:09d}"
+    temporary = holder / f"{TEMPORARY}{uuid.uuid4().hex[:12]}"
+    with explained("write the checkpoint", place):
+        try:
+            _write_all(temporary, _contents(checkpoint))
+            if place.exists():  # left by a run that was damaged and has come here again
+                os.replace(place, temporary.with_name(temporary.name + "-old"))
+            os.replace(temporary, place)
+            sync_folder(holder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    clean(run)
+    for _, old in _listed(run)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return place
+
+
+def find(run: Path, like: Meta) -> Found:
+    """Return the newest checkpoint that is whole and fits ``like``, and the damaged ones that are newer.
+
+    Raises:
+        FileError: there are checkpoints, but none is good.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for _, place in _listed(run):
+        try:
+            return Found(_load(place, like), damaged)
+        except FileError as error:
+            damaged.append((place, str(error)))
+    if damaged:
+        reasons = "\n".join(reason for _, reason in damaged)
+        raise FileError(f"no checkpoint in {run / FOLDER} can be used; remove it to start over:\n{reasons}")
+    return Found(None, damaged)
+
+
+def clean(run: Path) -> None:
+    """Remove what unfinished writes left behind."""
+    for holder in (run, run / FOLDER):
+        for path in holder.glob(f"{TEMPORARY}*") if holder.is_dir() and not holder.is_symlink() else ():
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def set_aside(damaged: list[tuple[Path, str]]) -> None:
+    """Rename damaged checkpoints, so that they are kept but never looked at again."""
+    for place, _ in damaged:
+        with explained("rename", place):
+            os.replace(place, place.with_name(f"damaged-{place.name}-{uuid.uuid4().hex[:6]}"))
+
+
+def load_weights(data: bytes, where: str, like: Meta) -> Meta:
+    """Read θ and M from safetensors bytes; names, shapes and types must be those of ``like``.
+
+    Raises:
+        FileError: bytes that are no such file.
+    """
+    found, wanted = from_safetensors(data, where), flat(like)
+    for name in sorted(found.keys() ^ wanted.keys()):
+        raise FileError(
+            f"{where} {'has' if name in found else 'lacks'} the tensor {name!r}; it is of another model"
+        )
+    for name, value in wanted.items():
+        if found[name].shape != value.shape or found[name].dtype != value.dtype:
+            raise FileError(
+                f"{where}: tensor {name!r} is {tuple(found[name].shape)} of {found[name].dtype}; the model has"
+                f" {tuple(value.shape)} of {value.dtype}"
+            )
+    moved = {name: found[name].to(value.device) for name, value in wanted.items()}
+    return Meta(
+        *({name: moved[f"{part}.{name}"] for name in names} for part, names in like._asdict().items())
+    )
+
+
+def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
+    state = {
+        "step": checkpoint.step,
+        "best": {"step": checkpoint.best.step, "value": checkpoint.best.value},
+        "torch": str(torch.__version__),
+    }
+    return {
+        "last.safetensors": to_safetensors(flat(checkpoint.meta)),
+        "best.safetensors": to_safetensors(flat(checkpoint.best.meta)),
+        "optimizer.safetensors": to_safetensors(checkpoint.optimizer),
+        "state.json": to_json(state),
+    }
+
+
+def _write_all(folder: Path, contents: Mapping[str, bytes]) -> None:
+    folder.mkdir()
+    manifest = {}
+    for name, data in contents.items():
+        write_synced(folder / name, data)
+        manifest[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    sync_folder(folder)
+    write_synced(folder / "manifest.json", to_json({"files": manifest}))
+    sync_folder(folder)
+
+
+def _listed(run: Path) -> list[tuple[int, Path]]:
+    """Return the checkpoints by step, newest first."""
+    holder = run / FOLDER
+    if not holder.exists() and not holder.is_symlink():
+        return []
+    if holder.is_symlink() or not holder.is_dir():
+        raise FileError(f"{holder} is not a folder (or is a link to one); expected the run's checkpoints")
+    matches = [(_NAME.fullmatch(path.name), path) for path in holder.iterdir()]
+    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+
+
+def _load(place: Path, like: Meta) -> Checkpoint:
+    data = _verified(place)
+    state = read_json(place / "state.json")
+    try:
+        step, best_step, value = int(state["step"]), int(state["best"]["step"]), float(state["best"]["value"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{place / 'state.json'} does not say the step and the best step") from error
+    if f"step-{step:09d}" != place.name:
+        raise FileError(
+            f"{place / 'state.json'} is of step {step}, not of the step that the folder is called by"
+        )
+    last, best = (
+        load_weights(data[name], str(place / name), like) for name in ("last.safetensors", "best.safetensors")
+    )
+    optimizer = from_safetensors(data["optimizer.safetensors"], str(place / "optimizer.safetensors"))
+    return Checkpoint(step, last, Best(best_step, value, best), optimizer)
+
+
+def _verified(place: Path) -> dict[str, bytes]:
+    """Return the files' bytes, each as its manifest says."""
+    if place.is_symlink():
+        raise FileError(f"{place} is a link; headstart reads ordinary folders only")
+    manifest: Any = read_json(place / "manifest.json")
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or set(files) != set(_FILES):
+        raise FileError(f"{place / 'manifest.json'} does not list the files {', '.join(_FILES)}")
+    data = {}
+    for name in _FILES:
+        data[name] = read(place / name)
+        found = {"bytes": len(data[name]), "sha256": hashlib.sha256(data[name]).hexdigest()}
+        if found != files[name]:
+            raise FileError(
+                f"{place / name} is damaged: it has {found['bytes']} bytes and SHA-256 {found['sha256'][:12]}…,"
+                f" not what its manifest says"
+            )
+    return data
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> Params:
+    tensors: Params = {}
+    entries_by_place = {} if optimizer is None else optimizer.state_dict()["state"]
+    for place, entries in entries_by_place.items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{place}.{key}"] = value
+            elif value is not None:
+                raise FileError(
+                    f"the optimiser keeps {key!r} as a {type(value).__name__}; only tensors can be saved"
+                )
+    return tensors

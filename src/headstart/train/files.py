@@ -1,0 +1,190 @@
+"""Files that are whole or not there, hold data only, and are checked before they are used.
+
+Weights are safetensors and everything else is JSON: nothing is ever unpickled. A file is written beside its place,
+brought to the disk, and renamed, so that a crash or a full disk leaves what was there before.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import struct
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from headstart.errors import FileError
+
+_JSON_BYTES = 16 << 20
+_HEADER_BYTES = 1 << 20
+_TENSORS = 10_000
+#: safetensors' names of the types that headstart writes.
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+TEMPORARY = ".tmp-"
+"""What the names of unfinished files and folders start with."""
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, or raise `FileError`."""
+    with explained("make the folder", path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing: beside its place, flushed to the disk, then renamed.
+
+    Raises:
+        FileError: the folder cannot be written or is full; what was at ``path`` before is intact.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
+    with explained("write", path):
+        try:
+            write_synced(temporary, data)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file and bring it to the disk; nothing is caught or renamed."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Bring a folder's list of names to the disk, where the system can."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def read(path: Path, most: int | None = None) -> bytes:
+    """Return the bytes of an ordinary file; links are refused, for they could lead anywhere.
+
+    Raises:
+        FileError: no such file, a link, a folder or a device, or more than ``most`` bytes.
+    """
+    with explained("read", path):
+        if path.is_symlink():
+            raise FileError(f"{path} is a link; headstart reads ordinary files only")
+        # a pipe is opened without waiting for a writer, to be refused below
+        flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        with open(os.open(path, os.O_RDONLY | flags), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise FileError(f"{path} is not an ordinary file")
+            if most is not None and status.st_size > most:
+                raise FileError(f"{path} has {status.st_size} bytes; expected at most {most}")
+            return file.read()
+
+
+def to_json(value: Any) -> bytes:
+    """Return ``value`` as indented JSON; numbers that JSON has no name for are an error."""
+    return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(path: Path) -> Any:
+    """Read strict JSON: no repeated keys, no NaN, at most 16 MB.
+
+    Raises:
+        FileError: a file that cannot be read, or is not such JSON.
+    """
+    try:
+        return json.loads(read(path, _JSON_BYTES), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is not valid JSON: {error or 'nested too deeply'}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def to_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return tensors as the bytes of a safetensors file."""
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    return safetensors.torch.save(plain)
+
+
+def from_safetensors(data: bytes, where: str) -> dict[str, Tensor]:
+    """Read a safetensors file's bytes, after checks of our own of its header.
+
+    Raises:
+        FileError: bytes that are not a small, complete safetensors file of finite numbers.
+    """
+    _check_header(data, where)
+    try:
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise FileError(f"{where} is not a valid safetensors file: {error}") from error
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise FileError(f"{where}: tensor {name!r} holds numbers that are not finite")
+    return tensors
+
+
+def _check_header(data: bytes, where: str) -> None:
+    """Refuse what no file of ours looks like, before anything is parsed in earnest."""
+    size = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else -1
+    if not 2 <= size <= min(_HEADER_BYTES, len(data) - 8):
+        raise FileError(f"{where} is not a complete safetensors file: it has {len(data)} bytes")
+    try:
+        header = json.loads(data[8 : 8 + size], object_pairs_hook=_unique, parse_constant=_no_constant)
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+        unknown = [name for name, entry in entries.items() if entry["dtype"] not in _DTYPES]
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError, IndexError) as error:
+        raise FileError(f"{where} is not a valid safetensors file: its header cannot be read") from error
+    if len(entries) > _TENSORS or unknown:
+        what = f"a tensor of an unexpected type ({unknown[0]!r})" if unknown else f"{len(entries)} tensors"
+        raise FileError(f"{where} holds {what}; headstart writes no such file")
+    if max(ends, default=0) != len(data) - 8 - size:
+        raise FileError(f"{where} is cut off or has something appended: it has {len(data)} bytes")
+
+
+@contextlib.contextmanager
+def explained(action: str, path: Path) -> Iterator[None]:
+    """Turn the system's errors into a `FileError` that says what could not be done, and the fix."""
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        fixes = {
+            errno.ENOSPC: "the disk is full; free some space and run again",
+            errno.EDQUOT: "your quota is used up; free some space and run again",
+            errno.EFBIG: "the file would be larger than allowed",
+            errno.EACCES: "permission denied; choose another folder or change its permissions",
+            errno.EPERM: "permission denied; choose another folder or change its permissions",
+            errno.EROFS: "the disk is read-only; choose another folder",
+            errno.ENOENT: "there is no such file or folder",
+            errno.ENOTDIR: "a part of the path is a file, not a folder",
+            errno.EEXIST: "a file of that name is in the way",
+        }
+        reason = fixes.get(error.errno or 0, error.strerror or str(error))
+        raise FileError(f"cannot {action} {path}: {reason}") from error

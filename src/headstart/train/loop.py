@@ -1,0 +1,217 @@
+"""The outer loop: sample tasks, take the meta-gradient, step, and hand out a record."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Generator, Tensor
+from torch.utils._pytree import tree_leaves
+
+from headstart.core.objective import meta_gradient
+from headstart.errors import ConfigError, DataError, DivergenceError, UsageError, unknown_name
+from headstart.types import Batch, Episodes, Info, Learner, Meta, Params, Tasks
+
+MakeOptimizer: TypeAlias = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+}
+"""By what the outer rate is multiplied when a fraction ``done`` of the steps has been taken."""
+
+
+@dataclass
+class State:
+    """All that a run needs to go on exactly where it is; the optimiser changes ``meta`` in place."""
+
+    meta: Meta
+    optimizer: torch.optim.Optimizer | None
+    """``None`` for a learner that learns nothing across tasks."""
+    step: int = 0
+    """Outer steps taken."""
+
+
+class StepRecord(NamedTuple):
+    """What happened in an outer step."""
+
+    step: int
+    """Number of steps taken, this one included."""
+    loss: float
+    """The mean query loss of its tasks, after adaptation and before the step."""
+    gradient_norm: float
+    """The length of the meta-gradient."""
+    rate: float
+    """The outer step size."""
+    state: State
+    """What to go on from: do not change it."""
+
+
+def start(
+    learner: Learner,
+    *,
+    optimizer: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3),
+    seed: int = 0,
+    meta: Meta | None = None,
+) -> State:
+    """Return the state before the first step.
+
+    Args:
+        learner: the method.
+        optimizer: makes the outer optimiser of a list of tensors; any of ``torch.optim`` will do.
+        seed: decides what ``learner.init`` draws.
+        meta: weights to start from, in place of the learner's own.
+    """
+    own = copied(learner.init(Generator().manual_seed(seed)) if meta is None else meta)
+    return State(own, None if learner.gradient is None else optimizer(tensors_of(own)))
+
+
+def copied(meta: Meta) -> Meta:
+    """Return copies of the tensors, without history."""
+    return Meta(*({name: value.detach().clone() for name, value in part.items()} for part in meta))
+
+
+def tensors_of(meta: Meta) -> list[Tensor]:
+    """Return the tensors that the outer loop learns, in the order in which the optimiser has them."""
+    return [*meta.params.values(), *meta.structure.values()]
+
+
+def fit(
+    learner: Learner,
+    tasks: Tasks,
+    *,
+    steps: int,
+    tasks_per_step: int = 16,
+    state: State | None = None,
+    optimizer: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3),
+    schedule: Schedule = "constant",
+    seed: int = 0,
+) -> Iterator[StepRecord]:
+    """Meta-train: yield a record of every outer step, up to step number ``steps``.
+
+    Step s (from 0) takes the tasks ``s·B … s·B + B − 1`` of the split 'train', so what a step does depends on the
+    state and the seed alone, and a run that was cut off goes on exactly by handing its state back in.
+
+    Args:
+        learner: the method.
+        tasks: where episodes come from.
+        steps: the number of steps after which to stop, those in ``state`` included.
+        tasks_per_step: B.
+        state: where to start; by default `start` (learner, optimizer=…, seed=…). It is changed.
+        optimizer: makes the outer optimiser, where ``state`` is not given.
+        schedule: how the outer rate goes over the steps: constant, or down to 0 after ``steps``.
+        seed: decides dropout, and where ``state`` is not given, what the learner's start draws.
+
+    Raises:
+        DivergenceError: the loss or the meta-gradient is not finite; the weights are as before that step.
+        DataError: a task holds numbers that are not finite.
+
+    >>> import headstart, torch
+    >>> from headstart.tasks.sinusoid import sinusoid
+    >>> learner = headstart.maml(torch.nn.Linear(1, 1), loss="mse", steps=1, taskmap="vmap")
+    >>> [record.step for record in fit(learner, sinusoid(shots=5), steps=3)]
+    [1, 2, 3]
+    """
+    if schedule not in SCHEDULES:
+        raise unknown_name("schedule", schedule, SCHEDULES)
+    if steps < 0 or tasks_per_step < 1:
+        raise ConfigError(
+            f"steps must be at least 0 and tasks_per_step at least 1, got {steps} and {tasks_per_step}"
+        )
+    state = start(learner, optimizer=optimizer, seed=seed) if state is None else state
+    if state.optimizer is None:
+        raise UsageError("this learner learns nothing across tasks, so there is nothing to fit; evaluate it as it is")
+    groups = state.optimizer.param_groups
+    rates = [group.setdefault("initial_lr", group["lr"]) for group in groups]
+
+    while state.step < steps:
+        numbers = range(state.step * tasks_per_step, (state.step + 1) * tasks_per_step)
+        episodes = seeded(tasks.sample("train", numbers), seed, numbers)
+
+        gradient, info = meta_gradient(learner, state.meta, episodes)
+        loss, norm = _finite(gradient, info, episodes, state.step, numbers)
+
+        factor = SCHEDULES[schedule](state.step / steps)
+        for group, rate in zip(groups, rates):
+            group["lr"] = rate * factor
+        _outer_step(state, state.optimizer, gradient)
+        yield StepRecord(state.step, loss, norm, rates[0] * factor, state)
+
+
+def _outer_step(state: State, optimizer: torch.optim.Optimizer, gradient: Meta) -> None:
+    for part, grads in zip(state.meta, gradient):
+        for name, value in part.items():
+            value.grad = grads[name]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+
+
+def _finite(
+    gradient: Meta, info: Info, episodes: Episodes, step: int, numbers: Sequence[int]
+) -> tuple[float, float]:
+    """Return the mean loss and the gradient's norm, or raise; the step's only wait for the device."""
+    losses = info.query_loss
+    if losses is None:
+        raise UsageError("the learner's gradient must return Info with query_loss, the loss of each task (B,)")
+    norm = torch.nn.utils.get_total_norm(tensors_of(gradient))
+    loss_value, norm_value = torch.stack((losses.mean(), norm.to(losses))).tolist()
+    if math.isfinite(loss_value) and math.isfinite(norm_value):
+        return loss_value, norm_value
+    check_data(episodes, "train", numbers)
+    bad = [number for number, loss in zip(numbers, losses.tolist()) if not math.isfinite(loss)]
+    what = f"the loss of task{'s' * (len(bad) > 1)} {named(bad)}" if bad else "the meta-gradient"
+    raise DivergenceError(
+        f"{what} is no longer a finite number in step {step + 1}; the weights are those of step {step}."
+        " Lower --inner-rate or --outer-rate, or take fewer --inner-steps"
+    )
+
+
+def check_data(episodes: Episodes, split: str, numbers: Sequence[int]) -> None:
+    """Raise `DataError` where a task's examples hold numbers that are not finite."""
+    bad = [
+        number for row, number in enumerate(numbers) if not all(_all_finite(part, row) for part in episodes)
+    ]
+    if bad:
+        raise DataError(
+            f"the data of split {split!r}, task{'s' * (len(bad) > 1)} {named(bad)}, hold numbers that are not"
+            " finite (NaN or infinite); remove or repair those examples"
+        )
+
+
+def _all_finite(batch: Batch, row: int) -> bool:
+    there = slice(None) if batch.mask is None else batch.mask[row]
+    leaves = [leaf[row][there] for leaf in (*tree_leaves(batch.x), batch.y)]
+    return all(bool(torch.isfinite(leaf).all()) for leaf in leaves if leaf.is_floating_point())
+
+
+def named(numbers: Sequence[int], most: int = 5) -> str:
+    """Return task numbers as text, the first few of them."""
+    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
+    return ", ".join(str(number) for number in numbers[:most]) + more
+
+
+def seeded(episodes: Episodes, seed: int, numbers: Sequence[int]) -> Episodes:
+    """Give every task the seed that its dropout goes by, a function of the run's seed and the task's number."""
+    device = episodes.query.y.device
+    seeds = torch.tensor([_mixed(seed, number) for number in numbers], dtype=torch.int64).to(device)
+    return Episodes(*(batch._replace(seed=seeds) for batch in episodes))
+
+
+def _mixed(seed: int, number: int) -> int:
+    """Mix two numbers into 63 random-looking bits (the finaliser of SplitMix64; Steele, Lea, Flood 2014)."""
+    word = (seed * 0x9E3779B97F4A7C15 + number + 1) & 0xFFFFFFFFFFFFFFFF
+    for multiplier, shift in ((0xBF58476D1CE4E5B9, 30), (0x94D049BB133111EB, 27)):
+        word = ((word ^ (word >> shift)) * multiplier) & 0xFFFFFFFFFFFFFFFF
+    return (word ^ (word >> 31)) >> 1
+
+
+def flat(meta: Meta) -> Params:
+    """Return θ and M in one dict, named ``params.…`` and ``structure.…``."""
+    return {
+        f"{part}.{name}": value for part, values in meta._asdict().items() for name, value in values.items()
+    }

@@ -1,0 +1,94 @@
+"""A run's numbers: ``metrics.jsonl``, one line an outer step, and ``results.csv``, one row a look at validation.
+
+No line holds a time, so the file of a run that was cut off and resumed is, byte for byte, that of one that was not.
+"""
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any, TextIO, TypeAlias
+
+from headstart.errors import FileError
+from headstart.train.files import explained, read, write
+
+NAME = "metrics.jsonl"
+Line: TypeAlias = dict[str, Any]
+
+
+class MetricsFile:
+    """``metrics.jsonl``, open for appending."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        """Open the file after dropping every line of a later step than ``step``, and a line cut short."""
+        self.path = run / NAME
+        if self.path.exists() or self.path.is_symlink():
+            kept = [line for line in read_lines(run) if line["step"] <= step]
+            write(self.path, b"".join(_encoded(line) for line in kept))
+        with explained("write", self.path):
+            self.file: TextIO = self.path.open("a", encoding="utf-8", newline="\n")
+
+    def add(self, line: Line) -> None:
+        """Append a line; `sync` brings it to the disk."""
+        with explained("write", self.path):
+            self.file.write(_encoded(line).decode())
+
+    def sync(self) -> None:
+        """Bring all lines to the disk."""
+        with explained("write", self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        """Close the file; what it holds was synced, or belongs to steps that will be taken again."""
+        try:
+            self.file.close()
+        except OSError:
+            pass
+
+
+def read_lines(run: Path) -> list[Line]:
+    """Return the lines of a run's metrics, up to the first that is not whole.
+
+    Raises:
+        FileError: no such file.
+    """
+    lines: list[Line] = []
+    for text in read(run / NAME).split(b"\n"):
+        try:
+            line = json.loads(text)
+            int(line["step"])
+        except (ValueError, TypeError, KeyError):
+            break
+        lines.append(line)
+    return lines
+
+
+def validations(lines: list[Line]) -> list[Line]:
+    """Return one row for each look at the validation tasks, with the mean training loss since the one before."""
+    rows: list[Line] = []
+    losses: list[float] = []
+    for line in lines:
+        if "loss" in line:
+            losses.append(line["loss"])
+        if "validation" in line:
+            mean = sum(losses) / len(losses) if losses else None
+            rows.append({"step": line["step"], "train_loss": mean, **line["validation"]})
+            losses = []
+    return rows
+
+
+def write_csv(path: Path, rows: list[Line]) -> None:
+    """Write rows with the same keys as a CSV file."""
+    if not rows:
+        raise FileError(f"there is nothing to write to {path}")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(path, text.getvalue().encode())
+
+
+def _encoded(line: Line) -> bytes:
+    return (json.dumps(line, allow_nan=False) + "\n").encode()

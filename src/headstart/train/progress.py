@@ -1,0 +1,129 @@
+"""What a person sees while a run goes on: a live line on a terminal, else a plain line now and then."""
+
+import sys
+import time
+from typing import Any, Protocol
+
+from headstart.train.loop import StepRecord
+
+LIVE_SECONDS = 0.25
+PLAIN_SECONDS = 10.0
+
+
+class View(Protocol):
+    """Where a run reports to."""
+
+    def note(self, text: str) -> None:
+        """Say something that matters once."""
+
+    def begin(self, done: int, steps: int, tasks_per_step: int) -> None:
+        """Begin to count steps."""
+
+    def step(self, record: StepRecord, validation: str) -> None:
+        """Report a step, and the latest validation score."""
+
+    def close(self) -> None:
+        """End a live line."""
+
+
+class Silent:
+    """Reports nothing."""
+
+    def note(self, text: str) -> None:
+        """Do nothing."""
+
+    def begin(self, done: int, steps: int, tasks_per_step: int) -> None:
+        """Do nothing."""
+
+    def step(self, record: StepRecord, validation: str) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Plain:
+    """Plain lines on standard error, at most one in ten seconds while steps are taken."""
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        print(text, file=sys.stderr, flush=True)
+
+    def begin(self, done: int, steps: int, tasks_per_step: int) -> None:
+        """Start the clock."""
+        self.first, self.steps, self.tasks_per_step = done, steps, tasks_per_step
+        self.started = self.shown = time.monotonic()
+
+    def step(self, record: StepRecord, validation: str) -> None:
+        """Print a line if the last one is ten seconds old."""
+        now = time.monotonic()
+        if now - self.shown < PLAIN_SECONDS:
+            return
+        self.shown = now
+        pace = (now - self.started) / (record.step - self.first)
+        self.note(
+            f"step {record.step}/{self.steps}  loss {record.loss:.4g}  {validation}"
+            f"  {self.tasks_per_step / pace:.0f} tasks/s  {clock((self.steps - record.step) * pace)} left"
+        )
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Live:
+    """A bar on the terminal, drawn at most four times a second."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True)
+        self.bar: Any = None
+
+    def note(self, text: str) -> None:
+        """Print a line, above the bar where there is one."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def begin(self, done: int, steps: int, tasks_per_step: int) -> None:
+        """Show the bar."""
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = [TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.fields[said]}")]
+        self.bar = Progress(*columns, console=self.console, refresh_per_second=4)
+        self.task = self.bar.add_task("", total=steps, completed=done, said="")
+        self.first, self.steps, self.tasks_per_step = done, steps, tasks_per_step
+        self.started = time.monotonic()
+        self.shown = 0.0
+        self.bar.start()
+
+    def step(self, record: StepRecord, validation: str) -> None:
+        """Move the bar, unless it has just moved."""
+        now = time.monotonic()
+        if now - self.shown < LIVE_SECONDS and record.step < self.steps:
+            return
+        self.shown = now
+        pace = (now - self.started) / (record.step - self.first)
+        left = clock((self.steps - record.step) * pace)
+        said = f"loss {record.loss:.4g}  {validation}  {self.tasks_per_step / pace:.0f} tasks/s  {left} left"
+        self.bar.update(self.task, completed=record.step, said=said)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def view() -> View:
+    """Return the live view on a terminal, the plain one elsewhere."""
+    return Live() if sys.stderr.isatty() else Plain()
+
+
+def clock(seconds: float) -> str:
+    """Return a time span as hours, minutes and seconds.
+
+    >>> clock(3725)
+    '1:02:05'
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,83 @@
+"""What a finished run has come to: table, pictures and model card, all made from the files in its folder."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from headstart.errors import FileError
+from headstart.train.build import Job
+from headstart.train.card import card
+from headstart.train.evaluate import Interval, Score
+from headstart.train.files import read_json, write
+from headstart.train.metrics import read_lines, validations, write_csv
+from headstart.train.plots import draw_episode, draw_results
+from headstart.types import Meta
+
+RESULTS = "results.json"
+
+
+def report(run: Path, job: Job, meta: Meta) -> list[Path]:
+    """Write ``results.csv``, ``results.png``, ``episode.png`` and ``README.md``, and return their paths.
+
+    Args:
+        run: the folder of a finished run.
+        job: what its configuration describes.
+        meta: its best weights, for the picture of an episode.
+
+    Raises:
+        FileError: the run has no test score yet, or a file cannot be written.
+    """
+    results = read_results(run)
+    rows = validations(read_lines(run))
+    write_csv(run / "results.csv", rows)
+    write(run / "results.png", draw_results(read_lines(run), rows, results, job))
+    made = [run / "results.csv", run / "results.png"]
+    picture = draw_episode(job, meta)
+    if picture is not None:
+        write(run / "episode.png", picture)
+        made.append(run / "episode.png")
+    write(run / "README.md", card(job, results).encode())
+    return [*made, run / "README.md"]
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """Read a run's score on the test tasks.
+
+    Raises:
+        FileError: it has none yet.
+    """
+    if not (run / RESULTS).exists():
+        raise FileError(f"the run in {run} has no test score yet: let `headstart train` end it first")
+    results = read_json(run / RESULTS)
+    wanted = {"metric", "mean", "ci95", "episodes", "by_inner_step", "best_step"}
+    if not isinstance(results, dict) or not wanted <= results.keys():
+        raise FileError(f"{run / RESULTS} lacks {', '.join(sorted(wanted))}; run `headstart train` again")
+    return results
+
+
+def score_to_json(score: Score) -> dict[str, Any]:
+    """Return a score as JSON values, without the tasks' own; what is not finite becomes null."""
+    return {
+        "metric": score.metric,
+        "mean": score.mean,
+        "ci95": score.ci95,
+        "episodes": score.episodes,
+        "split": score.split,
+        "by_inner_step": {str(count): _finite(found) for count, found in score.by_inner_step.items()},
+    }
+
+
+def _finite(found: Interval) -> dict[str, float | None]:
+    return {name: value if abs(value) < float("inf") else None for name, value in found._asdict().items()}
+
+
+def shown(kind: Literal["classification", "regression"], mean: float, ci95: float | None = None) -> str:
+    """Return a score as people write it.
+
+    >>> shown("classification", 0.98765, 0.004)
+    'accuracy 98.77 ± 0.40 %'
+    >>> shown("regression", 0.012345)
+    'mse 0.01235'
+    """
+    if kind == "classification":
+        return f"accuracy {100 * mean:.2f}" + (f" ± {100 * ci95:.2f}" if ci95 is not None else "") + " %"
+    return f"mse {mean:.4g}" + (f" ± {ci95:.2g}" if ci95 is not None else "")

@@ -1,0 +1,76 @@
+"""Stopping when asked to, between two steps; and one writer to a run folder."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from headstart.errors import ConfigError
+from headstart.train.files import explained
+
+
+class Stop:
+    """Whether a signal has asked the run to stop."""
+
+    number: signal.Signals | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop after the step at hand."""
+        return self.number is not None
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Within it, SIGTERM and SIGINT ask for a stop after the step at hand; the second one stops at once.
+
+    Outside the main thread, where Python hands out no signals, nothing is changed.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.number = signal.Signals(number)
+        put_back()
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        put_back()
+
+
+@contextlib.contextmanager
+def only_writer(run: Path) -> Iterator[None]:
+    """Hold a run folder's lock; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        ConfigError: another process is training in this folder.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    path = run / ".lock"
+    with explained("write", path):
+        handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process is training in {run}; wait for it, or choose another --out") from None
+        yield
+    finally:
+        os.close(handle)
