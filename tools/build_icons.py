@@ -9,17 +9,18 @@ Inputs (once; nothing is downloaded here)::
 
 What is kept, in this order:
 
-1. Single-colour sets under a permissive licence whose copyright line is known (`icon_notices`); icons that do not move.
-2. A class is what an icon shows (`icon_names`): its name without the style, words in any order, synonyms merged; no trade
-   marks. One icon a class and designer, the plainest; sets by the same hand count as one designer.
+1. Single-colour sets under a permissive licence whose copyright line is known (`icon_notices`); icons that do not
+   move.
+2. A class is what an icon shows (`icon_names`): its name without the style, words in any order, synonyms merged; no
+   trade marks. One icon a class and designer, the plainest; sets by the same hand count as one designer.
 3. Each drawing once: of drawings that correlate by more than 0.98 (`icon_images.SAME`), the one in the class of most
    designers stays, then the first by name. That takes out copies, forks, and one drawing under two names.
 4. Classes of at least 12 designers.
 
-Splits: classes of one family (the same words but for direction, number and plural) and classes of which step 3 found the
-same drawing are near-synonyms; such a group goes into one split. Groups are taken in the order of the SHA-256 of their
-first name: training until 60 % of the classes are in, validation until 75 %, then test. Classes whose name tells a
-direction, or that look alike when turned by quarters, are marked as not to be turned.
+Splits: classes of one family (the same words but for direction, number and plural) and classes of which step 3 found
+the same drawing are near-synonyms; such a group goes into one split. Groups are taken in the order of the SHA-256 of
+their first name: training until 60 % of the classes are in, validation until 75 %, then test. Classes whose name
+tells a direction, or that look alike when turned by quarters, are marked as not to be turned.
 """
 
 import argparse

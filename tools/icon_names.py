@@ -1,13 +1,13 @@
 """From an icon's name to what the icon shows: the naming rules of the `icons` data set.
 
-An icon is called ``arrow-left-circle-bold``, ``circle-left-arrow``, ``ArrowCircleLeft-24-filled`` …: the name holds what is
-drawn and the style it is drawn in. `subject` takes the style off, replaces words that mean the same picture by one
-of them, and sorts the words, so that all of these become ``arrow-circle-left``.
+An icon is called ``arrow-left-circle-bold``, ``circle-left-arrow``, ``arrow-circle-left-24-filled`` …: the name holds
+what is drawn and the style it is drawn in. `subject` takes the style off, replaces words that mean the same picture
+by one of them, and sorts the words, so that all of these become ``arrow-circle-left``.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 PLAIN_STYLES = {"outline", "outlined", "regular", "line", "rounded", "baseline", "round"}
@@ -71,8 +71,9 @@ DIRECTIONS = set(
     "left right up down top bottom north south east west northeast northwest southeast southwest horizontal vertical "
     "start end forward back backward next previous prev undo redo rotate rotation clockwise counterclockwise cw ccw "
     "rewind turn landscape portrait upload download ascending descending asc desc reply refresh rise fall rising "
-    "falling height width row rows column columns flip upward downward italic login logout trending skip fast h v n e s w "
-    "ltr rtl import export increase decrease outgoing incoming upright sort enter exit external play eject".split()
+    "falling height width row rows column columns flip upward downward italic login logout trending skip fast h v "
+    "n e s w ltr rtl import export increase decrease outgoing incoming upright sort enter exit external play "
+    "eject".split()
 )
 """A name with one of these says which way the drawing points: turned, it would show something else."""
 

@@ -9,6 +9,7 @@ from headstart.algorithms.prototypes import class_means, squared_distances
 from headstart.algorithms.reptile import joined
 from headstart.core import losses
 from headstart.core.adjoint import FirstOrder
+from headstart.core.masks import present
 from headstart.core.objective import backprop
 from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta, Tree
 
@@ -56,6 +57,7 @@ def nearest(module: nn.Module | None = None, *, ways: int | None = None) -> Lear
         return Meta({}, {})
 
     def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
+        support = present(support)
         centres = class_means(support.x.flatten(2), support, ways)
         info = Info(centres.new_zeros(0, centres.shape[0]))
         return Adapted(meta, {"prototypes": centres}, {}, support.seed), info

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from headstart.core import losses
 from headstart.core.adjoint import Adjoint, FirstOrder, Unrolled
 from headstart.core.functional import Buffers, functional
+from headstart.core.masks import present
 from headstart.core.objective import backprop
 from headstart.core.patterns import What
 from headstart.core.rules import Rule, chain, exclude, only, per_weight, scale
@@ -65,6 +66,8 @@ def maml(
     function = functional(module, buffers=buffers, taskmap=taskmap)
     inner_rule = scale(rate) if rule is None else rule
     moving = inner_rule.moves(function.leaves)
+    if not moving:
+        raise UsageError(f"the rule leaves nothing to move among {', '.join(function.leaves) or 'no parameters'}")
     task_loss = losses.resolve(loss)
     default_steps = steps
 
@@ -74,6 +77,8 @@ def maml(
         return Meta(params, inner_rule.structure(moved, generator))
 
     def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
+        support = present(support)
+
         def support_loss(moved: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
             batch = support if examples is None else examples(support, step)
             params = {**meta.params, **moved}

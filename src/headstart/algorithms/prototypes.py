@@ -7,6 +7,7 @@ from torch import Generator, Tensor, nn
 
 from headstart.core import losses
 from headstart.core.functional import Buffers, functional
+from headstart.core.masks import present
 from headstart.core.objective import backprop
 from headstart.core.taskmap import TaskMap
 from headstart.errors import ShapeError, unknown_name
@@ -56,6 +57,7 @@ def prototypes(
         return outputs.flatten(2), updated
 
     def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
+        support = present(support)
         tasks = support.y.shape[0]
         own = {name: value.expand(tasks, *value.shape) for name, value in function.buffers.items()}
         embedded, own = embed(meta, support.x, own, support.seed, 0)

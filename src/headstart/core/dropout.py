@@ -6,7 +6,9 @@ can be computed again, bit for bit.
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
+from headstart.errors import UsageError
 from headstart.philox import WORD, philox
 
 #: The layers that `replace_dropout` replaces, with the number of trailing axes that share one draw.
@@ -48,11 +50,34 @@ class TaskDropout(nn.Module):
 
 
 def replace_dropout(body: nn.Module) -> None:
-    """Replace the dropout layers of a private copy of a module."""
-    names = [name for name, layer in body.named_modules() if name and type(layer) in KINDS]
-    for index, name in enumerate(names):
-        layer = body.get_submodule(name)
-        body.set_submodule(name, TaskDropout(layer.p, KINDS[type(layer)], index))  # type: ignore[arg-type]
+    """Replace the dropout layers of a private copy of a module; one that is used in two places stays one."""
+    replaced: dict[nn.Module, TaskDropout] = {}
+    for name, layer in list(body.named_modules(remove_duplicate=False)):
+        if name and type(layer) in KINDS:
+            if layer not in replaced:
+                replaced[layer] = TaskDropout(layer.p, KINDS[type(layer)], len(replaced))  # type: ignore[arg-type]
+            body.set_submodule(name, replaced[layer])
+
+
+def refuse_unseeded(body: nn.Module) -> None:
+    """Raise `UsageError` for a layer that would draw from the global generator, which all tasks share."""
+    for path, layer in body.named_modules():
+        fix = _fix(layer)
+        if fix:
+            raise UsageError(
+                f"{type(layer).__name__} at {path or 'the top'!r} draws random numbers that Batch.seed cannot "
+                f"determine, so no adaptation could be repeated; {fix}, or leave Batch.seed out (nothing is dropped then)"
+            )
+
+
+def _fix(layer: nn.Module) -> str:
+    if isinstance(layer, (nn.MultiheadAttention, nn.RNNBase)) and layer.dropout > 0:
+        return "set its own dropout to 0 (nn.Dropout layers beside it may stay)"
+    if isinstance(layer, nn.RReLU):
+        return "use nn.LeakyReLU"
+    if isinstance(layer, _DropoutNd) and layer.p > 0:
+        return "use nn.Dropout, or nn.Dropout1d to nn.Dropout3d, inside another module"
+    return ""
 
 
 def task_dropouts(body: nn.Module) -> dict[str, TaskDropout]:

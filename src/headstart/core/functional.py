@@ -82,7 +82,7 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
         if policies[name] == "task":
             per_task[name] = buffer.detach().clone()
         elif policies[name] == "frozen":
-            constants[name] = buffer.detach()
+            constants[name] = buffer.detach().clone()
     context = _forward_context(module)
     leaves = _leaves(module)
 
@@ -92,6 +92,7 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
 
     # kept so that what happens to the user's module later does not change the function
     module_copy = without_weights(module)
+    skeleton(False, True)  # refuses now what it cannot do
 
     def apply(
         params: Params,
@@ -109,7 +110,7 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
         def one(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
             # a forward pass may update a buffer in place, so each gets a copy to update
             own = {name: buffer.clone() for name, buffer in buffers.items()}
-            frame.restart_dropout(draw)
+            frame.restart(draw)
             state = {**params, **constants, **own, **keys}
             outputs = functional_call(frame.body, state, args, kwargs)
             return outputs, {**own, **frame.updated_statistics()}

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from headstart.core.masks import present
 from headstart.errors import ShapeError, UsageError, unknown_name
 from headstart.types import Batch
 
@@ -22,7 +23,7 @@ def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
         outputs: logits ``(B, n, ways)``.
         batch: ``y`` ``(B, n)`` int64 in ``[0, ways)``.
     """
-    y = batch.y
+    y = present(batch).y
     if y.is_floating_point() or outputs.shape[:-1] != y.shape:
         raise ShapeError(
             f"cross_entropy needs logits (tasks, examples, ways) and integer labels (tasks, examples); "
@@ -45,7 +46,7 @@ def mse(outputs: Tensor, batch: Batch) -> Tensor:
         outputs: ``(B, n, *targets)``.
         batch: ``y`` of the same shape, floating.
     """
-    y = batch.y
+    y = present(batch).y
     if not y.is_floating_point() or outputs.shape != y.shape:
         raise ShapeError(
             f"mse needs outputs and floating targets of one shape; "

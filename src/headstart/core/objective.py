@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from headstart.core import tree
+from headstart.core.masks import present
 from headstart.errors import DifferentiationError, UsageError, unknown_name
 from headstart.types import Episodes, Info, Learner, Meta
 
@@ -28,7 +29,8 @@ def meta_loss(learner: Learner, meta: Meta, episodes: Episodes, reduction: Reduc
     if reduction not in ("mean", "sum"):
         raise unknown_name("reduction", reduction, ("mean", "sum"))
     adapted, info = learner.adapt(meta, episodes.support)
-    losses = learner.loss(learner.predict(adapted, episodes.query.x), episodes.query)
+    query = present(episodes.query)
+    losses = learner.loss(learner.predict(adapted, query.x), query)
     total = losses.mean() if reduction == "mean" else losses.sum()
     return total, info._replace(query_loss=losses.detach())
 

@@ -109,6 +109,8 @@ def per_weight(rate: float | tuple[float, float] = (0.005, 0.1), *, name: str = 
     """
     low, high = rate if isinstance(rate, tuple) else (rate, rate)
     _positive("rate", low)
+    if low > high:
+        raise UsageError(f"rate goes from {low} to {high}; give the lower end first")
 
     def structure(params: Params, generator: Generator | None) -> Params:
         def start(value: Tensor) -> Tensor:

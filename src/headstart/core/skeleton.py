@@ -13,7 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from headstart.core.dropout import TaskDropout, replace_dropout, task_dropouts
+from headstart.core.dropout import TaskDropout, refuse_unseeded, replace_dropout, task_dropouts
 from headstart.core.statistics import TaskStatistics
 from headstart.errors import DifferentiationError
 from headstart.types import Params
@@ -32,6 +32,8 @@ class Skeleton:
         kinds = {name: layer for name, layer in self.body.named_modules() if isinstance(layer, TaskStatistics)}
         self.statistics: dict[str, TaskStatistics] = kinds
         replace_dropout(self.body)
+        if training:
+            refuse_unseeded(self.body)
         self.dropouts: dict[str, TaskDropout] = task_dropouts(self.body)
 
     def updated_statistics(self) -> Params:
@@ -42,10 +44,12 @@ class Skeleton:
             layer.updated = {}
         return updated
 
-    def restart_dropout(self, draw: int) -> None:
-        """Make the next forward pass draw the masks of pass number ``draw``."""
+    def restart(self, draw: int) -> None:
+        """Make the next forward pass draw the masks of pass number ``draw``, and forget one that was broken off."""
         for layer in self.dropouts.values():
             layer.draw, layer.calls = draw, 0
+        for norm in self.statistics.values():
+            norm.updated = {}
 
 
 def without_weights(module: nn.Module) -> nn.Module:
@@ -78,7 +82,10 @@ def _follow(body: nn.Module, name: str, layer: nn.Module, policy: str, support: 
     elif policy == "frozen":
         layer.eval()
     elif isinstance(layer, _BatchNorm) and name:
-        body.set_submodule(name, TaskStatistics(layer).train(support))
+        stand_in = TaskStatistics(layer).train(support)
+        for path, other in list(body.named_modules(remove_duplicate=False)):
+            if other is layer:
+                body.set_submodule(path, stand_in)
     else:
         raise DifferentiationError(
             f"{type(layer).__name__} at {name or 'the top'!r} cannot have statistics per task; "

@@ -51,8 +51,8 @@ def solve(
     if steps < 0:
         raise UsageError(f"the number of inner steps must be 0 or more, got {steps}")
     end, losses = adjoint(step, start, steps)
-    tasks = next(iter(start.params.values())).shape[0]
-    return end, Info(torch.stack(losses) if losses else torch.zeros(0, tasks))
+    first = next(iter(start.params.values()))
+    return end, Info(torch.stack(losses) if losses else first.new_zeros(0, first.shape[0]))
 
 
 def _gradients(
@@ -73,6 +73,9 @@ def _gradients(
         name: torch.zeros_like(leaf) if gradient is None else gradient
         for (name, leaf), gradient in zip(leaves.items(), gradients)
     }
+    if not create_graph:
+        # the graph that made them is gone with the gradients
+        buffers = {name: value.detach() for name, value in buffers.items()}
     return losses, named, buffers
 
 

@@ -53,4 +53,6 @@ class TaskStatistics(nn.Module):
         return normal * self.weight.view(shape) + self.bias.view(shape)
 
     def _update(self, name: str, value: Tensor) -> None:
-        self.updated[name] = (1 - self.momentum) * getattr(self, name) + self.momentum * value
+        # a layer that is used twice in a pass updates twice
+        before = self.updated.get(name, getattr(self, name))
+        self.updated[name] = (1 - self.momentum) * before + self.momentum * value

@@ -102,12 +102,17 @@ class auto:
 def _seconds(task_map: TaskMap, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> float:
     """Return the shortest of three times of a forward and backward pass."""
     times = []
+
+    def keep(saved: Tensor) -> Tensor:
+        return saved
+
     for _ in range(3):
         detached = tree_map(_fresh, list(args))
         leaves = [leaf for leaf in _tensors(detached) if leaf.requires_grad]
         _synchronize(leaves)
         start = time.perf_counter()
-        with torch.enable_grad():
+        # the trial is no part of the pass around it, which may checkpoint or offload what is saved
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, keep):
             outputs = _tensors(task_map(function, dims, detached))
             total = sum((out.sum() for out in outputs if out.requires_grad), start=torch.zeros(()))
             if leaves and isinstance(total, Tensor) and total.requires_grad:

@@ -68,7 +68,7 @@ def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
         "Model": _model(job),
     }
     if config.inner_steps is not None:
-        rows["Inner loop"] = f"{config.inner_steps} gradient steps of size {config.inner_rate}"
+        rows["Inner loop"] = f"{config.inner_steps} gradient step{'s' * (config.inner_steps != 1)} of size {config.inner_rate}"
     if config.steps:
         rows["Outer loop"] = (
             f"{results['step']} steps of {config.tasks_per_step} tasks each (the mean of their gradients),"

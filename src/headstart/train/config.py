@@ -71,13 +71,13 @@ class Options(BaseModel):
     )
     queries: int | None = _option(
         None,
-        "Query examples a class. Default: 10 for curves, 15 for images (5 for omniglot).",
+        "Query examples a class. Default: 10 for curves, 15 for images (icons 7, omniglot 5).",
         ge=1,
         le=10000,
     )
     split: str | None = _option(None, "omniglot: which split into training, validation and test classes.")
     rotations: bool | None = _option(
-        None, "Images turned by 90, 180 and 270 degrees are classes of their own."
+        None, "icons: training images turned by 90, 180 and 270 degrees are classes of their own."
     )
     image_size: int | None = _option(
         None, "folder: height and width of the images in pixels. Default: 28.", ge=8, le=512
@@ -117,7 +117,7 @@ class Options(BaseModel):
     hidden: Hidden | None = _option(None, "mlp: widths of the hidden layers. Default: 40,40.")
     filters: int | None = _option(None, "conv4: channels of its convolutions. Default: 32.", ge=1, le=1024)
     downsample: Literal["pool", "stride"] | None = _option(
-        None, "conv4: how a block halves the image. Default: pool."
+        None, "conv4: how a block halves the image. Default: stride."
     )
     norm: Literal["batch", "instance", "layer", "group", "none"] | None = _option(
         None, "conv4: normalisation. Default: batch."

@@ -19,7 +19,7 @@ _IMAGES: Row = {"ways": 5, "shots": 1, "queries": 15, "on_short": "error"}
 #: What the tasks take. The sinusoid's are those of Finn, Abbeel, Levine 2017.
 TASKS: dict[str, Row] = {
     "sinusoid": {"shots": 10, "queries": 10},
-    "icons": {**_IMAGES, "rotations": False},
+    "icons": {**_IMAGES, "queries": 7, "rotations": True},
     "omniglot": {**_IMAGES, "queries": 5, "data": None, "split": "characters"},
     "folder": {**_IMAGES, "data": None, "image_size": 28, "channels": 3, "strict": False},
 }
@@ -27,7 +27,7 @@ TASKS: dict[str, Row] = {
 #: What the models take.
 MODELS: dict[str, Row] = {
     "mlp": {"hidden": "40,40"},
-    "conv4": {"filters": 32, "downsample": "pool", "norm": "batch"},
+    "conv4": {"filters": 32, "downsample": "stride", "norm": "batch"},
 }
 
 _MODULE: Row = {"task_map": "vmap", "buffers": "batch"}

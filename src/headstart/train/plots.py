@@ -1,6 +1,7 @@
 """Pictures of a run, as PNG bytes: how it went, and what adapting to a task looks like."""
 
 import io
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,26 +104,23 @@ def _draw_images(job: Job, meta: Meta) -> bytes:
     classes = sorted(query)[:_MOST_CLASSES]
     shots = min(_MOST_SHOTS, max(len(support[c]) for c in classes))
     queries = min(_MOST_QUERIES, max(len(query[c]) for c in classes))
-    figure = _figure(width=0.75 * (shots + queries) + 1.6, height=0.85 * len(classes) + 1.2)
-    left, right = figure.subfigures(1, 2, width_ratios=[shots + 0.8, queries])
-    left.suptitle("Learned from", fontsize=10)
-    right_count = int((predicted == episode.query.y[0]).sum())
-    right.suptitle(f"Predicted: {right_count} of {len(predicted)} right (number: the class it was taken for)", fontsize=10)
-    for column, part in ((left, support), (right, query)):
-        width = shots if column is left else queries
-        grid = column.subplots(len(classes), width, squeeze=False)
-        for row, label in zip(grid, classes):
-            for place, axis in enumerate(row):
-                images = part[label][:width]
-                guess = None if column is left or place >= len(images) else int(guesses[label][place])
-                _draw_image(axis, images[place] if place < len(images) else None, label, guess)
-        if column is left:
-            for row, label in zip(grid, classes):
-                row[0].set_ylabel(f"class {label}", rotation=0, ha="right", va="center", fontsize=9)
+    figure = _figure(width=0.8 * (shots + queries) + 1.7, height=0.85 * len(classes) + 0.9)
+    grid = figure.subplots(len(classes), shots + 1 + queries, squeeze=False, width_ratios=[1] * shots + [0.3] + [1] * queries)
+    for row, label in zip(grid, classes):
+        row[shots].set_axis_off()
+        row[0].text(-0.15, 0.5, f"class {label}", transform=row[0].transAxes, ha="right", va="center", fontsize=9)
+        for axis, image in zip_longest(row[:shots], support[label][:shots]):
+            _draw_image(axis, image, label, None)
+        for axis, image, guess in zip_longest(row[shots + 1 :], query[label][:queries], guesses[label][:queries]):
+            _draw_image(axis, image, label, guess)
+    right = int((predicted == episode.query.y[0]).sum())
+    grid[0][0].set_title("learned from", fontsize=9, loc="left")
+    predictions = f"predicted: {right} of {len(predicted)} right (red: the class it was taken for)"
+    grid[0][shots + 1].set_title(predictions, fontsize=9, loc="left")
     return _png(figure)
 
 
-def _draw_image(axis: "Axes", image: Tensor | None, label: int, guess: int | None) -> None:
+def _draw_image(axis: "Axes", image: Tensor | None, label: int, guess: Tensor | None) -> None:
     axis.set_xticks([])
     axis.set_yticks([])
     if image is None:
@@ -130,11 +128,12 @@ def _draw_image(axis: "Axes", image: Tensor | None, label: int, guess: int | Non
         return
     pixels = image.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
-    colour = _GREY if guess is None else _GREEN if guess == label else _RED
+    wrong = guess is not None and int(guess) != label
+    colour = _GREY if guess is None else _RED if wrong else _GREEN
     for spine in axis.spines.values():
         spine.set(color=colour, linewidth=1 if guess is None else 2.5)
-    if guess is not None and guess != label:
-        axis.set_xlabel(str(guess), color=_RED, fontsize=8, labelpad=1)
+    if wrong:
+        axis.set_xlabel(str(int(guess)), color=_RED, fontsize=8, labelpad=1)
 
 
 def _draw_curves(job: Job, meta: Meta) -> bytes:

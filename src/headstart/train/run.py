@@ -205,20 +205,30 @@ def test(
     )
 
 
-def open_run(run: str | Path) -> tuple[Job, Checkpoint]:
+def open_run(run: str | Path, device: str = "auto") -> tuple[Job, Checkpoint]:
     """Return what a run folder's configuration describes, and its newest good checkpoint.
+
+    Args:
+        run: the folder.
+        device: where to compute, whatever the run was trained on.
 
     Raises:
         FileError: no run in that folder, or none of its checkpoints can be used.
     """
     run = Path(run)
-    job = build(read_config(run))
+    job = build(read_config(run).model_copy(update={"device": device}))
     found = checkpoints.find(run, start(job.learner).meta)
     for place, reason in found.damaged:
         warnings.warn(f"checkpoint {place.name} cannot be used, taking the one before: {reason}", stacklevel=2)
     if found.checkpoint is None:
         raise FileError(f"the run in {run} has no checkpoint yet")
     return job, found.checkpoint
+
+
+def default_folder(config: TrainConfig) -> Path:
+    """Return where a resolved configuration's run goes by default: ``runs/TASKS-METHOD``."""
+    tasks = Path(config.data).name if config.tasks == "folder" and config.data else config.tasks
+    return Path("runs") / f"{tasks}-{config.method}"
 
 
 def read_config(run: Path) -> TrainConfig:

@@ -1,0 +1,91 @@
+"""The application: which commands there are, and what becomes of errors."""
+
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from cyclopts import App, CycloptsError
+
+import headstart
+from headstart.errors import HeadstartError
+
+#: Each command with the function that it is; the help text stands here so that listing imports none of them.
+COMMANDS = {
+    "train": ("headstart.cli.train:train", "Meta-train on a family of tasks, or go on with a run."),
+    "evaluate": ("headstart.cli.evaluate:evaluate", "Judge a run on fixed tasks: mean and 95 % interval."),
+    "adapt": ("headstart.cli.adapt:adapt", "Learn new classes from a folder of class folders."),
+    "predict": ("headstart.cli.adapt:predict", "Predict the labels of images with what adapt has learned."),
+    "report": ("headstart.cli.evaluate:report", "Draw a run's pictures and write its model card again."),
+    "list": ("headstart.cli.listing:listing", "List methods, tasks or models."),
+}
+
+USAGE = 2
+
+
+def make_app() -> App:
+    """Return the application."""
+    app = App(
+        name="headstart",
+        help="Meta-learning: from many small tasks, learn the head start from which a new task takes a handful of examples.",
+        version=headstart.__version__,
+        help_format="plaintext",
+    )
+    for name, (target, help_text) in COMMANDS.items():
+        app.command(target, name=name, help=help_text)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 well, 1 failure, 2 usage, 3 data, 128 + n where signal n stopped it.
+
+    Args:
+        arguments: the words after ``headstart``; by default those that the process was started with.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    show_traceback = "--traceback" in words
+    sys.exit(run([word for word in words if word != "--traceback"], show_traceback))
+
+
+def run(words: Sequence[str], show_traceback: bool = False) -> int:
+    """Run a command and return its exit code; an error is one or two lines on standard error."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            result: Any = make_app()(
+                words, exit_on_error=False, print_error=False, result_action="return_value"
+            )
+            return result if isinstance(result, int) else 0
+        except (HeadstartError, CycloptsError) as error:
+            if show_traceback:
+                traceback.print_exc()
+            print(f"error: {_message(error)}", file=sys.stderr)
+            return error.exit_code if isinstance(error, HeadstartError) else USAGE
+        except KeyboardInterrupt:
+            return 130
+        except BrokenPipeError:
+            sys.stderr.close()
+            return 1
+        except Exception as error:  # a fault of ours: say so, and where the details are
+            if show_traceback:
+                traceback.print_exc()
+            print(
+                f"error: {type(error).__name__}: {error}\nthis is unexpected; --traceback shows where it comes from",
+                file=sys.stderr,
+            )
+            return 1
+
+
+def _message(error: Exception) -> str:
+    """Return an error's text; what pydantic finds wrong with flags is said in our words."""
+    cause = error.__cause__
+    if isinstance(error, CycloptsError) and type(cause).__name__ == "ValidationError":
+        from headstart.train.config import explain
+
+        return explain(cause)  # type: ignore[arg-type]
+    return " ".join(str(error).split()) if isinstance(error, CycloptsError) else str(error)
+
+
+def _show_warning(message: Any, *details: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)

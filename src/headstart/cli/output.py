@@ -1,0 +1,24 @@
+"""What commands print."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headstart.train.evaluate import Score
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON; what is not finite must have become null before."""
+    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def score_text(score: "Score") -> str:
+    """Return a score as people read it: the mean and interval, then by number of inner steps."""
+    from headstart.train.report import shown
+
+    kind = "classification" if score.metric == "accuracy" else "regression"
+    lines = [f"{shown(kind, score.mean, score.ci95)} on {score.episodes} {score.split} tasks (mean and 95 % interval)"]
+    for count, found in score.by_inner_step.items():
+        finite = abs(found.mean) < float("inf")
+        lines.append(f"  {count:3d} inner steps: {shown(kind, *found) if finite else 'diverges'}")
+    return "\n".join(lines)

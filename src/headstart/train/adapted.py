@@ -1,0 +1,240 @@
+"""A learner that has learned a new task from a folder of images: a small folder of its own, which predicts labels.
+
+::
+
+    ADAPTED/
+      config.json            the base's options and the class names
+      adapted.safetensors    what adaptation changed, and what it left but prediction needs
+      README.md              what this is, and how to use it
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from headstart.errors import ConfigError, DataError, FileError
+from headstart.train.build import find_device, make_learner
+from headstart.train.config import TrainConfig, make_config
+from headstart.train.defaults import resolve
+from headstart.train.files import from_safetensors, make_folder, read, read_json, to_json, to_safetensors, write
+from headstart.train.run import open_run
+from headstart.types import Adapted, Batch, Episodes, Learner, Meta, Params, Tasks
+
+WEIGHTS = "adapted.safetensors"
+
+#: Tasks whose images are light on dark; a support image is turned that way when it is dark on light.
+_LIGHT_ON_DARK = frozenset({"omniglot", "icons"})
+
+
+class AdaptedModel(NamedTuple):
+    """What an adapted folder holds."""
+
+    classes: tuple[str, ...]
+    learner: Learner
+    adapted: Adapted
+    config: TrainConfig
+    input_shape: tuple[int, ...]
+    device: torch.device
+
+
+class Prediction(NamedTuple):
+    """What an image was taken for."""
+
+    image: str
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+def adapt(run: str | Path, support: str | Path, out: str | Path, device: str = "auto") -> AdaptedModel:
+    """Learn new classes from a folder of class folders, and write the result.
+
+    Where the run normalised by batches (``--buffers batch``), normalisation now goes by the support set, so that an
+    image's prediction does not depend on which others are asked for.
+
+    Args:
+        run: a run folder.
+        support: a folder that holds one folder of images a class.
+        out: the folder to write; it must be new or empty.
+        device: where to compute.
+
+    Raises:
+        ConfigError: the method cannot do that many classes, or the run is not of images.
+        DataError: a class without images, or images that cannot be read.
+        FileError: no run, or a folder that cannot be read or written.
+    """
+    from headstart.tasks.folder import read_class_folder
+    from headstart.tasks.store import scaled
+
+    job, checkpoint = open_run(run, device)
+    config, shape = job.config, job.tasks.input_shape
+    if job.tasks.kind != "classification" or len(shape) != 3:
+        raise ConfigError(f"the run in {run} is of {config.tasks} ({job.tasks.kind}); adapt takes runs on images")
+    _refuse_filled(Path(out))
+    found = read_class_folder(support, size=shape[-1], channels=_channels(shape), strict=True)
+    _refuse_ways(config, len(found.names))
+    x = _as_trained(torch.cat([scaled(images) for images in found.images]), config)
+    y = torch.arange(len(found.names)).repeat_interleave(torch.tensor([len(images) for images in found.images]))
+    learner = _learner(config, shape, len(found.names), job.device)
+    with torch.no_grad():
+        batch = Batch(x.unsqueeze(0).to(job.device), y.unsqueeze(0).to(job.device))
+        adapted, _ = learner.adapt(checkpoint.best.meta, batch)
+    model = AdaptedModel(tuple(found.names), learner, adapted, config, shape, job.device)
+    _save(Path(out), model, [len(images) for images in found.images])
+    return model
+
+
+def _as_trained(x: Tensor, config: TrainConfig) -> Tensor:
+    """Return images with the polarity of the run's tasks: an image's border tells its background."""
+    if config.tasks not in _LIGHT_ON_DARK:
+        return x
+    border = torch.cat([x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]], -1)
+    light = border.mean((1, 2), keepdim=True).unsqueeze(-1) > 0.5
+    return torch.where(light, 1 - x, x)
+
+
+def _refuse_ways(config: TrainConfig, classes: int) -> None:
+    if config.method in ("prototypes", "nearest") or classes == config.ways:
+        return
+    raise ConfigError(
+        f"the run was trained with {config.method} for {config.ways} classes, but the folder has {classes};"
+        f" give {config.ways} class folders, or train with --ways {classes}, or with --method prototypes,"
+        " which takes any number"
+    )
+
+
+def _refuse_filled(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out} is not empty; choose a new folder")
+
+
+def _learner(config: TrainConfig, shape: tuple[int, ...], classes: int, device: torch.device) -> Learner:
+    inductive = config.model_copy(update={"buffers": "task"}) if config.buffers == "batch" else config
+    return make_learner(inductive, _kind_of_tasks(config.tasks, shape, classes), device)[0]
+
+
+def _kind_of_tasks(name: str, shape: tuple[int, ...], classes: int) -> Tasks:
+    """Return what a learner needs to know of tasks that nobody will sample."""
+
+    def sample(split: str, numbers: Sequence[int]) -> Episodes:
+        raise DataError("an adapted model has no tasks to sample")
+
+    return Tasks(name, sample, "classification", shape, classes, {})
+
+
+def _save(out: Path, model: AdaptedModel, counts: list[int]) -> None:
+    described = {
+        "format": "headstart-adapted-1",
+        "classes": list(model.classes),
+        "images": counts,
+        "input_shape": list(model.input_shape),
+        "base": model.config.model_dump(),
+    }
+    make_folder(out)
+    write(out / WEIGHTS, to_safetensors(_needed(model.adapted)))
+    write(out / "README.md", _card(model, counts).encode())
+    write(out / "config.json", to_json(described))  # last: without it the folder is not a model
+
+
+def _needed(adapted: Adapted) -> Params:
+    """Return the tensors that prediction needs: what adaptation changed takes the place of what it started from."""
+    meta = adapted.meta
+    parts = {
+        "params": {name: value for name, value in meta.params.items() if name not in adapted.params},
+        "structure": meta.structure,
+        "adapted": {name: value[0] for name, value in adapted.params.items()},
+        "buffers": {name: value[0] for name, value in adapted.buffers.items()},
+    }
+    return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+
+
+def open_adapted(folder: str | Path, device: str = "auto") -> AdaptedModel:
+    """Read what `adapt` has written.
+
+    Raises:
+        FileError: no such folder, or its files are not what they should be.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").exists():
+        raise FileError(f"{folder} holds no adapted model; make one with `headstart adapt RUN FOLDER --out {folder}`")
+    described = read_json(folder / "config.json")
+    try:
+        if described["format"] != "headstart-adapted-1":
+            raise KeyError("format")
+        classes = tuple(str(name) for name in described["classes"])
+        shape = tuple(int(size) for size in described["input_shape"])
+        base = dict(described["base"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{folder / 'config.json'} does not describe an adapted model") from error
+    if len(classes) < 2 or len(shape) != 3 or not all(0 < size <= 4096 for size in shape):
+        raise FileError(f"{folder / 'config.json'} has {len(classes)} classes and inputs of shape {shape}")
+    config, where = resolve(make_config(base, str(folder / "config.json"))), find_device(device)
+    learner = _learner(config, shape, len(classes), where)
+    adapted = _fitted(read(folder / WEIGHTS), str(folder / WEIGHTS), learner, shape, len(classes), where)
+    return AdaptedModel(classes, learner, adapted, config, shape, where)
+
+
+def _fitted(
+    data: bytes, where: str, learner: Learner, shape: tuple[int, ...], classes: int, device: torch.device
+) -> Adapted:
+    """Return the file's tensors as an `Adapted`, each of the shape that adapting anew would give it."""
+    blank = Batch(torch.zeros(1, classes, *shape, device=device), torch.arange(classes, device=device).unsqueeze(0))
+    with torch.no_grad():
+        like, _ = learner.adapt(learner.init(torch.Generator().manual_seed(0)), blank)
+    wanted, found = _needed(like), from_safetensors(data, where)
+    if wanted.keys() != found.keys() or any(wanted[n].shape != v.shape or wanted[n].dtype != v.dtype for n, v in found.items()):
+        raise FileError(f"{where} does not hold the tensors of its model; adapt again")
+    parts: dict[str, Params] = {"params": {}, "structure": {}, "adapted": {}, "buffers": {}}
+    for key, value in found.items():
+        part, _, name = key.partition(".")
+        parts[part][name] = value.to(device)
+    params = {name: parts["params"].get(name, parts["adapted"].get(name)) for name in like.meta.params}
+    batched = ({name: value.unsqueeze(0) for name, value in parts[part].items()} for part in ("adapted", "buffers"))
+    return Adapted(Meta(cast(Params, params), parts["structure"]), *batched, None)
+
+
+def predict(model: AdaptedModel, images: Sequence[str | Path]) -> list[Prediction]:
+    """Predict the label of image files.
+
+    Raises:
+        FileError: no such file.
+        DataError: a file that is not an image.
+    """
+    from headstart.tasks.images import read_image
+    from headstart.tasks.store import scaled
+
+    read_in = [read_image(path, model.input_shape[-1], _channels(model.input_shape)) for path in images]
+    x = _as_trained(torch.stack([scaled(image) for image in read_in]), model.config)
+    with torch.no_grad():
+        logits = model.learner.predict(model.adapted, x.unsqueeze(0).to(model.device))[0]
+    found = []
+    for path, row in zip(images, logits.softmax(-1).tolist()):
+        best = max(range(len(row)), key=row.__getitem__)
+        found.append(Prediction(str(path), model.classes[best], row[best], dict(zip(model.classes, row))))
+    return found
+
+
+def _channels(shape: tuple[int, ...]) -> Literal[1, 3]:
+    return cast(Literal[1, 3], shape[0])
+
+
+def _card(model: AdaptedModel, counts: list[int]) -> str:
+    config = model.config
+    rows = "\n".join(f"| {name} | {count} |" for name, count in zip(model.classes, counts))
+    how: dict[str, Any] = {"prototypes": "class means of the learned embedding", "nearest": "class means of the images"}
+    what = how.get(config.method, f"{config.inner_steps} gradient steps of size {config.inner_rate}")
+    return f"""# {len(model.classes)} classes learned from {sum(counts)} images
+
+Learned by {config.method} ({what}) from weights meta-learned on {config.tasks}; made with headstart.
+
+| class | images |
+|---|---|
+{rows}
+
+    headstart predict FOLDER IMAGE
+
+Probabilities are the model's own and were not calibrated.
+"""
