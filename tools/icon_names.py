@@ -36,7 +36,7 @@ SYNONYMS = {
     "earth": "globe", "world": "globe", "lightbulb": "bulb", "lightning": "bolt", "zap": "bolt",
     "airplane": "plane", "aeroplane": "plane", "bike": "bicycle", "printer": "print", "television": "tv",
     "videocam": "video", "movie": "film", "flame": "fire", "attachment": "paperclip", "document": "file",
-    "processor": "cpu", "hashtag": "hash", "slash": "off", "percentage": "percent", "thumbs": "thumb",
+    "processor": "cpu", "hashtag": "hash", "percentage": "percent", "thumbs": "thumb",
     "store": "shop", "signin": "login", "signout": "logout", "favourite": "favorite", "cheveron": "chevron",
     "chevrons": "chevron-double", "colour": "color", "centre": "center", "vertically": "vertical",
     "horizontally": "horizontal", "circled": "circle", "squared": "square", "bubbles": "bubble", "suitcase": "luggage",
@@ -72,7 +72,7 @@ DIRECTIONS = set(
     "start end forward back backward next previous prev undo redo rotate rotation clockwise counterclockwise cw ccw "
     "rewind turn landscape portrait upload download ascending descending asc desc reply refresh rise fall rising "
     "falling height width row rows column columns flip upward downward italic login logout trending skip fast h v "
-    "n e s w ltr rtl import export increase decrease outgoing incoming upright sort enter exit external play "
+    "n e s w ltr rtl triangle import export increase decrease outgoing incoming upright sort enter exit external play "
     "eject".split()
 )
 """A name with one of these says which way the drawing points: turned, it would show something else."""

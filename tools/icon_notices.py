@@ -28,7 +28,7 @@ COPYRIGHTS: dict[str, str] = {
     "fe": "Copyright (c) 2016 Megumi Hano",
     "feather": "Copyright (c) 2014-2017 Cole Bemis",
     "flowbite": "Copyright (c) 2024 Themesberg",
-    "fluent": "Copyright (c) 2020 Microsoft Corporation",
+    "fluent": "Copyright (c) Microsoft Corporation",
     "fontisto": "Copyright (c) 2017 FlexibleGrid (@kenangundogan), Inc.",
     "formkit": "Copyright (c) 2021-2026 FormKit, Inc.",
     "glyphs": "Copyright (c) Goran Spasojevic",
@@ -99,10 +99,10 @@ COPYRIGHTS: dict[str, str] = {
     "pinhead": "none claimed",
     "temaki": "none claimed",
 }
-"""The copyright line of every set that may be used, taken from its own licence file or readme; sets under
-Apache-2.0 mostly state none, and the author stands instead. A set enters here only when what its authors say
-agrees with what the package says of its licence: css.gg, Sargam, PrimeIcons, Unicons, Fluent MDL2 and the
-Icons8 sets do not, and are left out."""
+"""The copyright line of every set that may be used, from its own licence file, package or readme; where that
+states none (most sets under Apache-2.0, and a few others without a year here), its author stands instead.
+Left out, because what their authors say differs from what the package says of their licence: css.gg, Sargam,
+PrimeIcons, Unicons, Fluent MDL2 and the Icons8 sets."""
 
 LICENCES: dict[str, str] = {
     "Apache-2.0": """\

@@ -1,5 +1,6 @@
 """Reptile: move the initial weights towards each task's adapted weights."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from headstart.algorithms.maml import maml
 from headstart.core.adjoint import FirstOrder
 from headstart.core.rules import Rule, adam, chain, scale
 from headstart.errors import UsageError
-from headstart.types import Batch, Episodes, Info, Learner, Meta, MetaGradient, Params
+from headstart.types import Batch, Episodes, Info, Learner, Meta, MetaGradient, Params, Tree
 
 
 def reptile(
@@ -92,7 +93,12 @@ def _full(moved: Params, meta: Meta) -> Meta:
 
 
 def _one_task(batch: Batch, task: int) -> Batch:
-    return tree_map(lambda leaf: leaf[task : task + 1], batch)
+    return _indexed(batch, lambda leaf: leaf[task : task + 1])
+
+
+def _indexed(tree: Tree, index: Callable[[Tensor], Tensor]) -> Any:
+    """Return the tree with its tensors indexed; an absent mask or seed stays absent."""
+    return tree_map(lambda leaf: leaf if leaf is None else index(leaf), tree)
 
 
 def joined(episodes: Episodes) -> Batch:
@@ -122,7 +128,7 @@ def _minibatches(size: int) -> Any:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).to(batch.y.device)
         places = torch.arange(step * size, (step + 1) * size, device=batch.y.device) % count
         chosen = order[places]
-        x, y, mask = tree_map(lambda leaf: leaf[:, chosen], (batch.x, batch.y, batch.mask))
+        x, y, mask = _indexed((batch.x, batch.y, batch.mask), lambda leaf: leaf[:, chosen])
         return Batch(x, y, mask, batch.seed)
 
     return examples

@@ -4,7 +4,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from cyclopts import App, CycloptsError
 
@@ -15,6 +15,7 @@ from headstart.errors import HeadstartError
 COMMANDS = {
     "train": ("headstart.cli.train:train", "Meta-train on a family of tasks, or go on with a run."),
     "evaluate": ("headstart.cli.evaluate:evaluate", "Judge a run on fixed tasks: mean and 95 % interval."),
+    "compare": ("headstart.cli.compare:compare", "Train several methods on the same tasks, and compare them."),
     "adapt": ("headstart.cli.adapt:adapt", "Learn new classes from a folder of class folders."),
     "predict": ("headstart.cli.adapt:predict", "Predict the labels of images with what adapt has learned."),
     "report": ("headstart.cli.evaluate:report", "Draw a run's pictures and write its model card again."),
@@ -28,9 +29,10 @@ def make_app() -> App:
     """Return the application."""
     app = App(
         name="headstart",
-        help="Meta-learning: from many small tasks, learn the head start from which a new task takes a handful of examples.",
+        help="Meta-learning: from many small tasks, learn the head start from which a new one takes a few examples.",
         version=headstart.__version__,
         help_format="plaintext",
+        help_epilogue="Every command takes --help, and --traceback, which shows where an error comes from.",
     )
     for name, (target, help_text) in COMMANDS.items():
         app.command(target, name=name, help=help_text)
@@ -53,9 +55,7 @@ def run(words: Sequence[str], show_traceback: bool = False) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            result: Any = make_app()(
-                words, exit_on_error=False, print_error=False, result_action="return_value"
-            )
+            result: Any = make_app()(words, exit_on_error=False, print_error=False, result_action="return_value")
             return result if isinstance(result, int) else 0
         except (HeadstartError, CycloptsError) as error:
             if show_traceback:
@@ -87,5 +87,12 @@ def _message(error: Exception) -> str:
     return " ".join(str(error).split()) if isinstance(error, CycloptsError) else str(error)
 
 
-def _show_warning(message: Any, *details: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     print(f"warning: {message}", file=sys.stderr)

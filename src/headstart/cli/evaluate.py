@@ -10,7 +10,7 @@ from cyclopts.validators import Number
 from headstart.cli.output import print_json, score_text
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Json = Annotated[bool, Parameter(name="--json", negative="")]
+Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
 
 
 def evaluate(
@@ -49,7 +49,9 @@ def evaluate(
         job = job._replace(tasks=make_tasks(job.config.model_copy(update={"seed": seed}), job.device))
     score = test(job, checkpoint.best.meta, episodes=episodes, split=split)
     if as_json:
-        print_json({**score_to_json(score), "seed": job.config.seed if seed is None else seed, "step": checkpoint.best.step})
+        print_json(
+            {**score_to_json(score), "seed": job.config.seed if seed is None else seed, "step": checkpoint.best.step}
+        )
     else:
         print(score_text(score))
 

@@ -1,12 +1,15 @@
 """``headstart train``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from headstart.cli.output import print_json
 from headstart.train.config import Options
+
+if TYPE_CHECKING:
+    from headstart.train.run import Result
 
 
 def train(
@@ -16,7 +19,7 @@ def train(
     options: Annotated[Options, Parameter(name="*")] = Options(),
     out: Path | None = None,
     config: Path | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> int:
     """Meta-train on a family of tasks, or go on with a run.
 
@@ -49,7 +52,7 @@ def train(
     return 0 if result.stopped is None else 128 + result.stopped
 
 
-def _as_json(result) -> dict:
+def _as_json(result: "Result") -> dict[str, Any]:
     from headstart.train.report import score_to_json
 
     return {
@@ -61,9 +64,10 @@ def _as_json(result) -> dict:
     }
 
 
-def _as_text(result) -> str:
+def _as_text(result: "Result") -> str:
     from headstart.cli.output import score_text
 
     if result.stopped is not None:
         return f"stopped by {result.stopped.name} after step {result.step}; the same command goes on from there"
-    return f"{score_text(result.score)}\nrun: {result.run}"
+    scored = f"{score_text(result.score)}\n" if result.score is not None else ""
+    return f"{scored}run: {result.run}"

@@ -66,7 +66,7 @@ def refuse_unseeded(body: nn.Module) -> None:
         if fix:
             raise UsageError(
                 f"{type(layer).__name__} at {path or 'the top'!r} draws random numbers that Batch.seed cannot "
-                f"determine, so no adaptation could be repeated; {fix}, or leave Batch.seed out (nothing is dropped then)"
+                f"determine, so nothing could be repeated; {fix}, or leave Batch.seed out (then nothing is drawn)"
             )
 
 

@@ -26,12 +26,12 @@ class Skeleton:
 
     def __init__(self, module: nn.Module, policies: Mapping[str, str], *, training: bool, support: bool) -> None:
         self.body = without_weights(module)
+        replace_dropout(self.body)
         self.body.train(training)
         for name, layer in _norms(self.body).items():
             _follow(self.body, name, layer, policies[_join(name, "running_mean")], support)
         kinds = {name: layer for name, layer in self.body.named_modules() if isinstance(layer, TaskStatistics)}
         self.statistics: dict[str, TaskStatistics] = kinds
-        replace_dropout(self.body)
         if training:
             refuse_unseeded(self.body)
         self.dropouts: dict[str, TaskDropout] = task_dropouts(self.body)

@@ -1,1 +1,8 @@
 """Where episodes come from: every factory returns a `headstart.types.Tasks`."""
+
+from headstart.tasks.fewshot import few_shot as few_shot
+from headstart.tasks.fewshot import image_store as image_store
+from headstart.tasks.folder import folder as folder
+from headstart.tasks.icons import icons as icons
+from headstart.tasks.omniglot import omniglot as omniglot
+from headstart.tasks.sinusoid import sinusoid as sinusoid

@@ -38,8 +38,7 @@ def same_bits(left: Tree, right: Tree) -> bool:
     """Whether two trees hold the same values exactly; NaN equals NaN."""
     pairs = list(zip(tensors(left), tensors(right)))
     return len(tensors(left)) == len(tensors(right)) and all(
-        a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
-        for a, b in pairs
+        a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all()) for a, b in pairs
     )
 
 

@@ -77,9 +77,7 @@ def _direction(point: Params, generator: Generator) -> Params:
     return {name: d / length for name, d in drawn.items()}
 
 
-def _difference(
-    function: Callable[[Params], float], point: Params, direction: Params, allowed: float
-) -> float | None:
+def _difference(function: Callable[[Params], float], point: Params, direction: Params, allowed: float) -> float | None:
     """Return the slope on which two step lengths agree, or ``None``."""
     known: list[float] = []
     for h in STEPS:

@@ -1,45 +1,26 @@
 """The contract of a `Learner`: exact, pure, isolated, deterministic."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from headstart.core.objective import meta_gradient, meta_loss
+from headstart.core.objective import meta_loss
 from headstart.errors import UsageError
+from headstart.testing.case import ROUNDING, Case, gradient_of, of_a_task, run
 from headstart.testing.contract import (
     copied,
     error,
     finite,
     generator_state,
-    mapped,
     module_state,
     require,
     same_bits,
-    take,
     tensors,
 )
 from headstart.testing.differences import check_derivative
-from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta, Params
-
-#: Two ways of computing one thing may differ by rounding alone.
-ROUNDING = 1e-10
-
-
-class _Case(NamedTuple):
-    learner: Learner
-    meta: Meta
-    episodes: Episodes
-
-
-class _Result(NamedTuple):
-    """All that a learner says of some episodes."""
-
-    adapted: Adapted
-    info: Info
-    outputs: Tensor
-    losses: Tensor
+from headstart.testing.invariance import check_isolated, check_masks, check_order, check_steps
+from headstart.types import Episodes, Learner, Meta, Params
 
 
 def check_learner(
@@ -91,46 +72,26 @@ def check_learner(
     before = module_state(module)
     learners = [learner] if isinstance(learner, Learner) else [learner(name) for name in taskmaps]
     meta = _check_init(learners[0])
-    case = _Case(learners[0], meta, episodes)
+    case = Case(learners[0], meta, episodes)
     _check_arguments(case)
     _check_pure(case)
     require(_same_module(before, module_state(module)), "pure", "the learner changes the module it was made from")
     _check_shapes(case)
     _check_deterministic(case)
-    _check_isolated(case)
+    check_isolated(case)
     if case.learner.steps is not None:
-        _check_steps(case)
+        check_steps(case)
     if masks:
-        _check_masks(case)
+        check_masks(case)
     if order:
-        _check_order(case)
+        check_order(case)
     if case.learner.gradient is not None and case.learner.exact:
         _check_exact(case, directions, tolerance)
     for other, name in zip(learners[1:], taskmaps[1:]):
         _check_agreement(case, case._replace(learner=other), f"task maps {taskmaps[0]} and {name} agree")
 
 
-def _run(case: _Case, steps: int | None = None) -> _Result:
-    """Adapt and predict, without derivatives."""
-    with torch.no_grad():
-        adapted, info = case.learner.adapt(case.meta, case.episodes.support, steps=steps)
-        query = case.episodes.query
-        outputs = case.learner.predict(adapted, query.x)
-        return _Result(adapted, info, outputs, case.learner.loss(outputs, query))
-
-
-def _of_a_task(result: _Result) -> list[Params | Tensor]:
-    """Return what a result says task by task (each tensor with the task axis first)."""
-    return [result.adapted.params, result.adapted.buffers, result.outputs, result.losses]
-
-
-def _gradient(case: _Case) -> Meta | None:
-    if case.learner.gradient is None:
-        return None
-    return meta_gradient(case.learner, case.meta, case.episodes)[0]
-
-
-def _check_arguments(case: _Case) -> None:
+def _check_arguments(case: Case) -> None:
     floats = [t for t in tensors([case.meta, case.episodes]) if t.is_floating_point()]
     if any(t.dtype != torch.float64 for t in floats):
         raise UsageError(
@@ -144,20 +105,22 @@ def _check_arguments(case: _Case) -> None:
 def _check_init(learner: Learner) -> Meta:
     before = generator_state()
     first, second = (learner.init(torch.Generator().manual_seed(1)) for _ in range(2))
-    require(same_bits(first, second), "init", "two generators of one seed give two meta values; a run cannot be repeated")
+    require(
+        same_bits(first, second), "init", "generators of one seed give different meta values; no run can be repeated"
+    )
     require(generator_state() == before, "init", "it draws from a global generator, not from the one it is given")
     shared = {t.data_ptr() for t in tensors(first) if t.numel()} & {t.data_ptr() for t in tensors(second) if t.numel()}
     require(not shared, "init", "two calls return the same memory; training one would train the other")
     return first
 
 
-def _check_pure(case: _Case) -> None:
+def _check_pure(case: Case) -> None:
     inputs = (case.meta, case.episodes)
     before, generators = copied(inputs), generator_state()
-    result = _run(case)
+    result = run(case)
     history = [t for t in tensors([result.adapted.params, result.adapted.buffers, result.info]) if t.requires_grad]
     require(not history, "pure", "under torch.no_grad() the result keeps a history; predicting would leak memory")
-    _gradient(case)
+    gradient_of(case)
     adapted, info = case.learner.adapt(case.meta, case.episodes.support)
     require(
         not any(t.requires_grad for t in tensors([adapted.params, adapted.buffers, info])),
@@ -176,9 +139,9 @@ def _same_module(before: tuple[object, object], after: tuple[object, object]) ->
     return same_bits(before[0], after[0]) and before[1] == after[1]
 
 
-def _check_shapes(case: _Case) -> None:
+def _check_shapes(case: Case) -> None:
     tasks, query = case.episodes.support.y.shape[0], case.episodes.query
-    result = _run(case)
+    result = run(case)
     for name, value in {**result.adapted.params, **result.adapted.buffers}.items():
         require(
             value.ndim > 0 and value.shape[0] == tasks,
@@ -192,7 +155,7 @@ def _check_shapes(case: _Case) -> None:
     }
     for what, (got, expected) in shapes.items():
         require(tuple(got) == tuple(expected), "shapes", f"{what} gives {tuple(got)}, expected {tuple(expected)}")
-    gradient = _gradient(case)
+    gradient = gradient_of(case)
     if gradient is None:
         return
     for part, like in zip(gradient, case.meta):
@@ -206,116 +169,19 @@ def _check_shapes(case: _Case) -> None:
     require(not any(t.requires_grad for t in tensors(gradient)), "pure", "the meta-gradient keeps a history")
 
 
-def _check_deterministic(case: _Case) -> None:
+def _check_deterministic(case: Case) -> None:
     state = torch.get_rng_state()
     try:
-        first = _run(case), _gradient(case)
+        first = run(case), gradient_of(case)
         torch.manual_seed(12345)
-        second = _run(case), _gradient(case)
+        second = run(case), gradient_of(case)
     finally:
         torch.set_rng_state(state)
     require(same_bits(first, second), "deterministic", f"two equal calls differ by {error(first, second):.2g}")
 
 
-def _check_isolated(case: _Case) -> None:
-    tasks = case.episodes.support.y.shape[0]
-    together = _of_a_task(_run(case))
-
-    def hold(episodes: Episodes, chosen: list[int], rows: list[int], how: str) -> None:
-        """Compare rows of a run on other episodes with the chosen tasks of the first run."""
-        got, expected = take(_of_a_task(_run(case._replace(episodes=episodes))), rows), take(together, chosen)
-        gap = error(got, expected)
-        require(
-            gap <= ROUNDING,
-            "isolated",
-            f"the result of task {chosen[0]} changes by {gap:.2g} (relative) {how}; tasks see each other",
-        )
-
-    for task in range(tasks):
-        hold(take(case.episodes, [task]), [task], [0], "when it is alone")
-    backwards = list(range(tasks))[::-1]
-    hold(take(case.episodes, backwards), backwards, list(range(tasks)), "in another order of tasks")
-    for task in (0, tasks - 1):
-        others = mapped(lambda leaf: leaf.clone(), _disturbed(case.episodes))
-        for target, source in zip(tensors(others), tensors(case.episodes)):
-            target[task] = source[task]
-        hold(others, [task], [task], "when the other tasks have other data")
-
-
-def _disturbed(episodes: Episodes) -> Episodes:
-    """Return episodes with other inputs, targets and seeds, of the same shapes and within the same ranges."""
-
-    def other(batch: Batch) -> Batch:
-        x = mapped(lambda leaf: 1.7 * leaf.flip(1) + 0.3 if leaf.is_floating_point() else leaf.flip(1), batch.x)
-        y = 0.3 - batch.y if batch.y.is_floating_point() else batch.y.roll(1, 1)
-        return Batch(x, y, batch.mask, None if batch.seed is None else batch.seed + 1)
-
-    return Episodes(other(episodes.support), other(episodes.query))
-
-
-def _check_steps(case: _Case) -> None:
-    tasks = case.episodes.support.y.shape[0]
-    none = _run(case, steps=0)
-    disturbed = _disturbed(case.episodes).support._replace(seed=case.episodes.support.seed)
-    other = _run(case._replace(episodes=Episodes(disturbed, case.episodes.query)), steps=0)
-    require(
-        same_bits(none.outputs, other.outputs),
-        "steps",
-        "with steps=0 the prediction depends on the support set; it must be the initial model's",
-    )
-    for name, value in none.adapted.params.items():
-        if name in case.meta.params:
-            start = case.meta.params[name].expand_as(value)
-            require(same_bits(value, start), "steps", f"with steps=0, {name!r} is not what adaptation starts from")
-    few, many = _run(case, steps=1).info.support_loss, _run(case, steps=2).info.support_loss
-    shapes = [tuple(t.shape) for t in (none.info.support_loss, few, many)]
-    require(
-        shapes == [(0, tasks), (1, tasks), (2, tasks)],
-        "steps",
-        f"steps=0, 1 and 2 give support losses of shapes {shapes}; steps= must override the number of steps",
-    )
-    require(
-        error(few[0], many[0]) <= ROUNDING, "steps", "the first of two steps is not the step that is taken alone"
-    )
-
-
-def _padded(batch: Batch) -> Batch:
-    """Return the batch with two more examples a task, NaN where they can be, and masked out."""
-
-    def longer(leaf: Tensor) -> Tensor:
-        extra = leaf[:, :1].repeat_interleave(2, 1)
-        return torch.cat([leaf, extra * float("nan") if leaf.is_floating_point() else extra], 1)
-
-    there = torch.ones(batch.y.shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask
-    mask = torch.cat([there, torch.zeros_like(there[:, :1]).repeat(1, 2)], 1)
-    return Batch(mapped(longer, batch.x), longer(batch.y), mask, batch.seed)
-
-
-def _check_masks(case: _Case) -> None:
-    padded = case._replace(episodes=Episodes(*(_padded(batch) for batch in case.episodes)))
-    plain, result = _run(case), _run(padded)
-    there = plain.outputs.shape[1]
-    seen = [result.adapted.params, result.outputs[:, :there], result.losses]
-    gap = error(seen, [plain.adapted.params, plain.outputs, plain.losses])
-    require(gap <= ROUNDING, "masks", f"examples that are masked out change the result by {gap:.2g} (relative)")
-    gap = error(_gradient(padded), _gradient(case))
-    require(
-        gap <= ROUNDING,
-        "masks",
-        f"examples that are masked out (NaN here) change the meta-gradient by {gap:.2g} (relative)",
-    )
-
-
-def _check_order(case: _Case) -> None:
-    support = case.episodes.support
-    x, y, mask = mapped(lambda leaf: leaf.flip(1), (support.x, support.y, support.mask))
-    flipped = case._replace(episodes=case.episodes._replace(support=Batch(x, y, mask, support.seed)))
-    gap = error(_run(flipped).outputs, _run(case).outputs)
-    require(gap <= ROUNDING, "order", f"reversing the support examples changes predictions by {gap:.2g} (relative)")
-
-
-def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
-    gradient = _gradient(case)
+def _check_exact(case: Case, directions: int, tolerance: float) -> None:
+    gradient = gradient_of(case)
     assert gradient is not None
     for field, symbol in (("params", "θ"), ("structure", "M")):
         point = getattr(case.meta, field)
@@ -336,8 +202,8 @@ def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
         )
 
 
-def _check_agreement(ours: _Case, theirs: _Case, contract: str) -> None:
-    gap = error(_of_a_task(_run(theirs)), _of_a_task(_run(ours)))
+def _check_agreement(ours: Case, theirs: Case, contract: str) -> None:
+    gap = error(of_a_task(run(theirs)), of_a_task(run(ours)))
     require(gap <= ROUNDING, contract, f"their results differ by {gap:.2g} (relative)")
-    gap = error(_gradient(theirs), _gradient(ours))
+    gap = error(gradient_of(theirs), gradient_of(ours))
     require(gap <= ROUNDING, contract, f"their meta-gradients differ by {gap:.2g} (relative)")

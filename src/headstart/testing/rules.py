@@ -162,10 +162,12 @@ def _total(case: _Case) -> Tensor:
 
 
 def _leaves(case: _Case) -> _Case:
-    return case._replace(**{
-        field: mapped(lambda leaf: leaf.detach().clone().requires_grad_(), getattr(case, field))
-        for field in ("structure", "params", "gradients")
-    })
+    return case._replace(
+        **{
+            field: mapped(lambda leaf: leaf.detach().clone().requires_grad_(), getattr(case, field))
+            for field in ("structure", "params", "gradients")
+        }
+    )
 
 
 def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
@@ -178,8 +180,10 @@ def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
 
     def hold(what: str, point: Params, gradient: Params, place: int | None = None) -> None:
         def value(values: Params) -> float:
-            if place is None:
-                changed = case._replace(**{what: values})
+            if what == "structure":
+                changed = case._replace(structure=values)
+            elif what == "params":
+                changed = case._replace(params=values)
             else:
                 changed = case._replace(gradients=[values if n == place else g for n, g in enumerate(case.gradients)])
             with torch.no_grad():

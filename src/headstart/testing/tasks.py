@@ -52,7 +52,9 @@ def check_tasks(
     if not isinstance(tasks, Tasks):
         for split, episodes in sampled.items():
             require(
-                same_bits(tasks(0).sample(split, numbers), episodes), "determined", "one seed makes two families of tasks"
+                same_bits(tasks(0).sample(split, numbers), episodes),
+                "determined",
+                "one seed makes two families",
             )
             other = tasks(1).sample(split, numbers)
             require(not same_bits(other, episodes), "different", f"seeds 0 and 1 give the same tasks of {split!r}")
@@ -67,7 +69,9 @@ def _check_batch(family: Tasks, batch: Batch, count: int, where: str) -> None:
         )
     if isinstance(batch.x, Tensor):
         got = tuple(batch.x.shape[2:])
-        require(got == tuple(family.input_shape), "shapes", f"an input of the {where} is {got}, not {family.input_shape}")
+        require(
+            got == tuple(family.input_shape), "shapes", f"inputs of the {where} are {got}, not {family.input_shape}"
+        )
     require(finite(batch), "shapes", f"the {where} holds NaN or infinity")
     y = batch.y
     if family.kind == "classification":
@@ -89,12 +93,10 @@ def _there(batch: Batch) -> Tensor:
 
 
 def _check_classes(episodes: Episodes, split: str) -> None:
-    support, query = (
-        [set(y[there].tolist()) for y, there in zip(batch.y.cpu(), _there(batch))] for batch in episodes
-    )
+    support, query = ([set(y[there].tolist()) for y, there in zip(batch.y.cpu(), _there(batch))] for batch in episodes)
     for number, (known, asked) in enumerate(zip(support, query)):
         unseen = sorted(asked - known)
-        require(not unseen, "shapes", f"the query set of {split!r} task {number} asks for {unseen}, never in its support")
+        require(not unseen, "shapes", f"the query set of {split!r} task {number} asks for {unseen}, not in its support")
 
 
 def _check_determined(family: Tasks, split: str, numbers: Sequence[int], episodes: Episodes) -> None:
@@ -110,7 +112,7 @@ def _check_determined(family: Tasks, split: str, numbers: Sequence[int], episode
     family.sample(split, numbers)
     require(generator_state() == before, "determined", f"sampling {split!r} draws from a global generator")
     meaning = "it must be a function of (seed, split, t) alone, or a resumed run would see other tasks"
-    require(same_bits(again, episodes), "determined", f"the same tasks of {split!r} differ when asked for twice; {meaning}")
+    require(same_bits(again, episodes), "determined", f"tasks of {split!r} differ when asked for again; {meaning}")
     for place, one in zip((count - 1, 0), alone):
         same = same_bits(one, take(episodes, [place]))
         require(same, "determined", f"task {numbers[place]} of {split!r} is another one when it is alone; {meaning}")

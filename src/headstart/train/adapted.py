@@ -185,15 +185,19 @@ def _fitted(
     with torch.no_grad():
         like, _ = learner.adapt(learner.init(torch.Generator().manual_seed(0)), blank)
     wanted, found = _needed(like), from_safetensors(data, where)
-    if wanted.keys() != found.keys() or any(wanted[n].shape != v.shape or wanted[n].dtype != v.dtype for n, v in found.items()):
+    if wanted.keys() != found.keys() or any(
+        wanted[n].shape != v.shape or wanted[n].dtype != v.dtype for n, v in found.items()
+    ):
         raise FileError(f"{where} does not hold the tensors of its model; adapt again")
     parts: dict[str, Params] = {"params": {}, "structure": {}, "adapted": {}, "buffers": {}}
     for key, value in found.items():
         part, _, name = key.partition(".")
         parts[part][name] = value.to(device)
     params = {name: parts["params"].get(name, parts["adapted"].get(name)) for name in like.meta.params}
-    batched = ({name: value.unsqueeze(0) for name, value in parts[part].items()} for part in ("adapted", "buffers"))
-    return Adapted(Meta(cast(Params, params), parts["structure"]), *batched, None)
+    changed, buffers = (
+        {name: value.unsqueeze(0) for name, value in parts[part].items()} for part in ("adapted", "buffers")
+    )
+    return Adapted(Meta(cast(Params, params), parts["structure"]), changed, buffers, None)
 
 
 def predict(model: AdaptedModel, images: Sequence[str | Path]) -> list[Prediction]:

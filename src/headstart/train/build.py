@@ -65,9 +65,7 @@ def find_device(name: str) -> torch.device:
         name = next(device for device, usable in there.items() if usable)
     if not there.get(name, False):
         usable = ", ".join(device for device, found in there.items() if found)
-        raise UsageError(
-            f"--device {name}: PyTorch finds no such device here; there is {usable} (or use auto)"
-        )
+        raise UsageError(f"--device {name}: PyTorch finds no such device here; there is {usable} (or use auto)")
     return torch.device(name)
 
 
@@ -78,9 +76,7 @@ def make_tasks(config: TrainConfig, device: torch.device) -> Tasks:
         low, _, high = config.shots.partition("-")
         options["shots"] = (int(low), int(high))
         if config.tasks == "sinusoid":
-            raise ConfigError(
-                f"--shots is {config.shots!r}, but the sinusoid takes one number of shots, such as 10"
-            )
+            raise ConfigError(f"--shots is {config.shots!r}, but the sinusoid takes one number of shots, such as 10")
     return load("task", config.tasks)(**options, device=device)
 
 
@@ -93,9 +89,7 @@ def make_learner(config: TrainConfig, tasks: Tasks, device: torch.device) -> tup
     if takes_loss:
         options["loss"] = "cross_entropy" if tasks.kind == "classification" else "mse"
     elif tasks.kind != "classification":
-        raise ConfigError(
-            f"the method {config.method!r} classifies, but the tasks {tasks.name!r} are {tasks.kind}"
-        )
+        raise ConfigError(f"the method {config.method!r} classifies, but the tasks {tasks.name!r} are {tasks.kind}")
     if "ways" in accepted:
         options["ways"] = tasks.output_size
     if "adjoint" in options:

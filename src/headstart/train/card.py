@@ -68,7 +68,9 @@ def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
         "Model": _model(job),
     }
     if config.inner_steps is not None:
-        rows["Inner loop"] = f"{config.inner_steps} gradient step{'s' * (config.inner_steps != 1)} of size {config.inner_rate}"
+        rows["Inner loop"] = (
+            f"{config.inner_steps} gradient step{'s' * (config.inner_steps != 1)} of size {config.inner_rate}"
+        )
     if config.steps:
         rows["Outer loop"] = (
             f"{results['step']} steps of {config.tasks_per_step} tasks each (the mean of their gradients),"
@@ -141,8 +143,9 @@ def _notes(job: Job, results: dict[str, Any]) -> str:
     notes = []
     if config.norm == "batch" and config.buffers == "batch":
         notes.append(
-            "Batch normalisation goes by the statistics of the batch at hand, so the query images of a task are"
-            " predicted together (a transductive setting); single images are predicted less well."
+            "Batch normalisation goes by the statistics of the batch at hand, so the query images of a test task are"
+            " predicted together (a transductive setting). `headstart adapt` goes by the support images instead, so"
+            " that images can be predicted one by one, somewhat less well."
         )
     if config.tasks != "sinusoid":
         notes.append("The picture episode.png shows the first test task.")

@@ -94,11 +94,7 @@ def restore(state: State, checkpoint: Checkpoint) -> None:
     owners = tensors_of(state.meta)
     for name, value in checkpoint.optimizer.items():
         place, _, key = name.partition(".")
-        if (
-            not place.isdigit()
-            or int(place) >= len(owners)
-            or value.shape not in (owners[int(place)].shape, ())
-        ):
+        if not place.isdigit() or int(place) >= len(owners) or value.shape not in (owners[int(place)].shape, ()):
             raise FileError(f"the checkpoint's optimiser has a tensor {name!r} that does not fit the weights")
         places.setdefault(int(place), {})[key] = value
     groups = state.optimizer.state_dict()["param_groups"]
@@ -171,9 +167,7 @@ def load_weights(data: bytes, where: str, like: Meta) -> Meta:
     """
     found, wanted = from_safetensors(data, where), flat(like)
     for name in sorted(found.keys() ^ wanted.keys()):
-        raise FileError(
-            f"{where} {'has' if name in found else 'lacks'} the tensor {name!r}; it is of another model"
-        )
+        raise FileError(f"{where} {'has' if name in found else 'lacks'} the tensor {name!r}; it is of another model")
     for name, value in wanted.items():
         if found[name].shape != value.shape or found[name].dtype != value.dtype:
             raise FileError(
@@ -181,9 +175,7 @@ def load_weights(data: bytes, where: str, like: Meta) -> Meta:
                 f" {tuple(value.shape)} of {value.dtype}"
             )
     moved = {name: found[name].to(value.device) for name, value in wanted.items()}
-    return Meta(
-        *({name: moved[f"{part}.{name}"] for name in names} for part, names in like._asdict().items())
-    )
+    return Meta(*({name: moved[f"{part}.{name}"] for name in names} for part, names in like._asdict().items()))
 
 
 def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -230,9 +222,7 @@ def _load(place: Path, like: Meta) -> Checkpoint:
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{place / 'state.json'} does not say the step and the best step") from error
     if f"step-{step:09d}" != place.name:
-        raise FileError(
-            f"{place / 'state.json'} is of step {step}, not of the step that the folder is called by"
-        )
+        raise FileError(f"{place / 'state.json'} is of step {step}, not of the step that the folder is called by")
     last, best = (
         load_weights(data[name], str(place / name), like) for name in ("last.safetensors", "best.safetensors")
     )
@@ -268,7 +258,5 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> Params:
             if isinstance(value, Tensor):
                 tensors[f"{place}.{key}"] = value
             elif value is not None:
-                raise FileError(
-                    f"the optimiser keeps {key!r} as a {type(value).__name__}; only tensors can be saved"
-                )
+                raise FileError(f"the optimiser keeps {key!r} as a {type(value).__name__}; only tensors can be saved")
     return tensors

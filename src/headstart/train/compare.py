@@ -26,9 +26,7 @@ class Entry(NamedTuple):
     """Wall-clock time of this call: training, or what was left of it, and testing."""
 
 
-def compare(
-    config: TrainConfig, methods: Sequence[str], out: str | Path, *, view: View | None = None
-) -> list[Entry]:
+def compare(config: TrainConfig, methods: Sequence[str], out: str | Path, *, view: View | None = None) -> list[Entry]:
     """Train every one of ``methods`` on the tasks of ``config``, each in the folder ``out/method``.
 
     All are judged on the same test tasks. An option that a method does not take is left out for that method, and
@@ -91,7 +89,9 @@ def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
                 "steps": result.step,
                 "best_step": result.best_step,
                 "seconds": round(seconds, 1),
-                "score": shown("classification" if score.metric == "accuracy" else "regression", score.mean, score.ci95),
+                "score": shown(
+                    "classification" if score.metric == "accuracy" else "regression", score.mean, score.ci95
+                ),
             }
         )
     return table

@@ -23,9 +23,10 @@ def _option(default: Any, text: str, **limits: Any) -> Any:
 
 
 def _limits_text(limits: dict[str, float]) -> str:
-    low = f"above {limits['gt']:g}" if "gt" in limits else f"from {limits['ge']:g}" if "ge" in limits else ""
-    high = f"{'to' if low else 'up to'} {limits['le']:g}" if "le" in limits else ""
-    return " ".join(part for part in (low, high or ("up" if "ge" in limits else "")) if part)
+    low = f"above {limits['gt']}" if "gt" in limits else f"from {limits['ge']}" if "ge" in limits else ""
+    if "le" in limits:
+        return f"{low}{' up' if 'gt' in limits else ''} to {limits['le']}"
+    return f"{low} up" if "ge" in limits else low
 
 
 def _shots(value: Any) -> Any:
@@ -57,10 +58,8 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False, allow_inf_nan=False)
 
-    method: str = _option("maml", "How to meta-learn; `headstart list methods` names them.")
-    model: str | None = _option(
-        None, "The network; `headstart list models`. Default: mlp for curves, conv4 for images."
-    )
+    method: str = _option("maml", "How to meta-learn; headstart list methods names them.")
+    model: str | None = _option(None, "The network (headstart list models). Default: mlp for curves, conv4 for images.")
     data: str | None = _option(None, "Folder of the tasks' data, for tasks that read some.")
     # the tasks
     ways: int | None = _option(None, "Classes of a task. Default: 5.", ge=2, le=1000)
@@ -75,7 +74,11 @@ class Options(BaseModel):
         ge=1,
         le=10000,
     )
-    split: str | None = _option(None, "omniglot: which split into training, validation and test classes.")
+    split: Literal["characters", "alphabets"] | None = _option(
+        None,
+        "omniglot: whether training, validation and test share alphabets (but no characters), or not even those."
+        " Default: characters.",
+    )
     rotations: bool | None = _option(
         None, "icons: training images turned by 90, 180 and 270 degrees are classes of their own."
     )
@@ -84,10 +87,10 @@ class Options(BaseModel):
     )
     channels: Literal[1, 3] | None = _option(None, "folder: 1 for grey, 3 for colour. Default: 3.")
     on_short: Literal["error", "skip"] | None = _option(
-        None, "What to do with a class that has too few images."
+        None, "What to do with a class that has too few images. Default: error."
     )
     strict: bool | None = _option(
-        None, "folder: refuse a folder that holds an unreadable image, rather than skip it."
+        None, "folder: refuse a folder that holds an unreadable image, rather than skip that image."
     )
     # the inner loop
     inner_steps: int | None = _option(
@@ -106,7 +109,7 @@ class Options(BaseModel):
     )
     buffers: Literal["batch", "frozen", "task"] | None = _option(
         None,
-        "What normalisation layers go by: the batch at hand, the model's statistics, or each task's own. Default: batch.",
+        "What normalisation goes by: the batch at hand, the model's statistics, or each task's own. Default: batch.",
     )
     task_map: Literal["auto", "vmap", "loop"] | None = _option(
         None,
@@ -123,9 +126,7 @@ class Options(BaseModel):
         None, "conv4: normalisation. Default: batch."
     )
     # the outer loop
-    steps: int | None = _option(
-        None, "Outer steps. Default: 10000 for curves, 1000 for images.", ge=0, le=100_000_000
-    )
+    steps: int | None = _option(None, "Outer steps. Default: 10000 for curves, 1000 for images.", ge=0, le=100_000_000)
     tasks_per_step: int | None = _option(
         None, "Tasks of an outer step. Default: 25 for curves, 4 for images.", ge=1, le=100_000
     )
@@ -152,7 +153,7 @@ class Options(BaseModel):
 class TrainConfig(Options):
     """A training run."""
 
-    tasks: str = _option(..., "A task family's name (`headstart list tasks`), or a folder of class folders.")
+    tasks: str = _option(..., "A task family's name (headstart list tasks), or a folder of class folders.")
 
 
 #: What may differ when a run goes on: these leave the result as it is, up to rounding.
@@ -212,11 +213,7 @@ def allowed_values(field: FieldInfo) -> str:
     if choices:
         return "one of " + choices[0].replace("'", "")
     kind = (
-        "a whole number"
-        if "int" in str(field.annotation)
-        else "a number"
-        if "float" in str(field.annotation)
-        else ""
+        "a whole number" if "int" in str(field.annotation) else "a number" if "float" in str(field.annotation) else ""
     )
     return " ".join(part for part in (kind, _limits_text(limits)) if part)
 

@@ -98,39 +98,48 @@ def resolve(config: TrainConfig) -> TrainConfig:
     _refuse("method", config.method, METHODS, config)
     _refuse("model", model, MODELS, config)
     if model is None and config.model is not None:
-        raise ConfigError(
-            f"--model does not apply to the method {config.method!r}, which uses no model; leave it out"
-        )
+        raise ConfigError(f"--model does not apply to the method {config.method!r}, which uses no model; leave it out")
     defaults = {
         **TASKS[config.tasks],
         **MODELS.get(model or "", {}),
         "model": model,
         **_of_method(config, kind),
     }
-    values = {
-        name: defaults.get(name) if value is None else value for name, value in config.model_dump().items()
-    }
+    values = {name: defaults.get(name) if value is None else value for name, value in config.model_dump().items()}
     return make_config(values)
+
+
+def taken_by(config: TrainConfig) -> frozenset[str]:
+    """Return the options that the tasks, the model and the method of ``config`` take between them.
+
+    Raises:
+        UnknownNameError: tasks, a method or a model that do not exist.
+    """
+    config = _with_folder(config)
+    find("task", config.tasks)
+    find("method", config.method)
+    rows_taken = [TASKS[config.tasks], METHODS[config.method]]
+    model = config.model or _BY_KIND[config.tasks]["model"]
+    if config.method not in MODEL_FREE:
+        find("model", model)
+        rows_taken.append(MODELS[model])
+    somebodys = {name for table in (TASKS, MODELS, METHODS) for row in table.values() for name in row}
+    everybodys = set(TrainConfig.model_fields) - somebodys - ({"model"} if config.method in MODEL_FREE else set())
+    return frozenset(everybodys.union(*rows_taken))
 
 
 def _of_method(config: TrainConfig, kind: Row) -> Row:
     """Return the method's options: its own defaults, and the tasks' where it has none."""
     row = METHODS[config.method]
     special = _EXCEPTIONS.get((config.method, "curves" if kind is _CURVES else "images"), {})
-    return {
-        name: special.get(name, kind.get(name) if value is None else value) for name, value in row.items()
-    }
+    return {name: special.get(name, kind.get(name) if value is None else value) for name, value in row.items()}
 
 
 def _refuse(what: str, name: str | None, table: Mapping[str, Row], config: TrainConfig) -> None:
     """Refuse options that belong to other rows of ``table`` than the chosen one."""
     taken = table[name] if name is not None else {}
     others = {option for row in table.values() for option in row} - set(taken)
-    wrong = [
-        option
-        for option in TrainConfig.model_fields
-        if option in others and getattr(config, option) is not None
-    ]
+    wrong = [option for option in TrainConfig.model_fields if option in others and getattr(config, option) is not None]
     if wrong:
         owner = f"{what} {name!r}" if name is not None else f"method {config.method!r}"
         takes = ", ".join(flag(option) for option in sorted(taken)) or "no option of this kind"
@@ -154,7 +163,5 @@ def _with_folder(config: TrainConfig) -> TrainConfig:
         return config.model_copy(update={"tasks": "folder", "data": os.path.abspath(path)})
     if os.sep in config.tasks:
         names = ", ".join(row.name for row in rows("task"))
-        raise ConfigError(
-            f"TASKS is {config.tasks!r}, but there is no such folder; give one, or one of {names}"
-        )
+        raise ConfigError(f"TASKS is {config.tasks!r}, but there is no such folder; give one, or one of {names}")
     return config

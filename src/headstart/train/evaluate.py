@@ -94,12 +94,12 @@ def evaluate(
 
 
 def _step_counts(learner: Learner, steps: int | Sequence[int] | None) -> tuple[int | None, list[int | None]]:
-    """Return the number of inner steps of the score itself, and all numbers to try; ``None``: the learner takes none."""
+    """Return the number of inner steps of the score itself, and all to try; ``None`` where there are none."""
     if learner.steps is None:
         return None, [None]
     if isinstance(steps, int):
         return steps, [steps]
-    return learner.steps, sorted({learner.steps, *(steps or ())})
+    return learner.steps, list(sorted({learner.steps, *(steps or ())}))
 
 
 def _batches(episodes: int, batch: int) -> Iterator[range]:

@@ -119,9 +119,7 @@ def fit(
     if schedule not in SCHEDULES:
         raise unknown_name("schedule", schedule, SCHEDULES)
     if steps < 0 or tasks_per_step < 1:
-        raise ConfigError(
-            f"steps must be at least 0 and tasks_per_step at least 1, got {steps} and {tasks_per_step}"
-        )
+        raise ConfigError(f"steps must be at least 0 and tasks_per_step at least 1, got {steps} and {tasks_per_step}")
     state = start(learner, optimizer=optimizer, seed=seed) if state is None else state
     if state.optimizer is None:
         raise UsageError("this learner learns nothing across tasks, so there is nothing to fit; evaluate it as it is")
@@ -151,9 +149,7 @@ def _outer_step(state: State, optimizer: torch.optim.Optimizer, gradient: Meta) 
     state.step += 1
 
 
-def _finite(
-    gradient: Meta, info: Info, episodes: Episodes, step: int, numbers: Sequence[int]
-) -> tuple[float, float]:
+def _finite(gradient: Meta, info: Info, episodes: Episodes, step: int, numbers: Sequence[int]) -> tuple[float, float]:
     """Return the mean loss and the gradient's norm, or raise; the step's only wait for the device."""
     losses = info.query_loss
     if losses is None:
@@ -173,9 +169,7 @@ def _finite(
 
 def check_data(episodes: Episodes, split: str, numbers: Sequence[int]) -> None:
     """Raise `DataError` where a task's examples hold numbers that are not finite."""
-    bad = [
-        number for row, number in enumerate(numbers) if not all(_all_finite(part, row) for part in episodes)
-    ]
+    bad = [number for row, number in enumerate(numbers) if not all(_all_finite(part, row) for part in episodes)]
     if bad:
         raise DataError(
             f"the data of split {split!r}, task{'s' * (len(bad) > 1)} {named(bad)}, hold numbers that are not"
@@ -212,6 +206,4 @@ def _mixed(seed: int, number: int) -> int:
 
 def flat(meta: Meta) -> Params:
     """Return θ and M in one dict, named ``params.…`` and ``structure.…``."""
-    return {
-        f"{part}.{name}": value for part, values in meta._asdict().items() for name, value in values.items()
-    }
+    return {f"{part}.{name}": value for part, values in meta._asdict().items() for name, value in values.items()}

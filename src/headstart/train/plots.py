@@ -1,6 +1,8 @@
 """Pictures of a run, as PNG bytes: how it went, and what adapting to a task looks like."""
 
 import io
+import math
+from collections.abc import Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +10,8 @@ import torch
 from torch import Tensor
 
 from headstart.train.build import Job, make_tasks
+from headstart.train.config import TrainConfig
+from headstart.train.evaluate import Score
 from headstart.train.metrics import Line
 from headstart.types import Episodes, Meta
 
@@ -69,12 +73,14 @@ def _draw_inner_steps(axis: "Axes", found: list[Any], results: dict[str, Any], o
     counts = [count for count, _ in found]
     means, intervals = ([scale * value[key] for _, value in found] for key in ("mean", "ci95"))
     axis.errorbar(counts, means, intervals, color=_GREEN, linewidth=1.8, marker="o", markersize=4, capsize=3)
-    if own in counts:
+    if own is not None and own in counts:
         mean = means[counts.index(own)]
         axis.plot([own], [mean], "o", color=_RED, markersize=7, zorder=5, label=f"as trained, {own}: {mean:.4g}")
         axis.legend(frameon=False, fontsize=8)
     axis.set_xticks(counts)
-    _dress(axis, f"{results['episodes']} test tasks: before and after adapting", "inner steps", _named(results["metric"]))
+    _dress(
+        axis, f"{results['episodes']} test tasks: before and after adapting", "inner steps", _named(results["metric"])
+    )
 
 
 def _draw_single(axis: "Axes", results: dict[str, Any]) -> None:
@@ -105,7 +111,9 @@ def _draw_images(job: Job, meta: Meta) -> bytes:
     shots = min(_MOST_SHOTS, max(len(support[c]) for c in classes))
     queries = min(_MOST_QUERIES, max(len(query[c]) for c in classes))
     figure = _figure(width=0.8 * (shots + queries) + 1.7, height=0.85 * len(classes) + 0.9)
-    grid = figure.subplots(len(classes), shots + 1 + queries, squeeze=False, width_ratios=[1] * shots + [0.3] + [1] * queries)
+    grid = figure.subplots(
+        len(classes), shots + 1 + queries, squeeze=False, width_ratios=[1] * shots + [0.3] + [1] * queries
+    )
     for row, label in zip(grid, classes):
         row[shots].set_axis_off()
         row[0].text(-0.15, 0.5, f"class {label}", transform=row[0].transAxes, ha="right", va="center", fontsize=9)
@@ -114,9 +122,10 @@ def _draw_images(job: Job, meta: Meta) -> bytes:
         for axis, image, guess in zip_longest(row[shots + 1 :], query[label][:queries], guesses[label][:queries]):
             _draw_image(axis, image, label, guess)
     right = int((predicted == episode.query.y[0]).sum())
-    grid[0][0].set_title("learned from", fontsize=9, loc="left")
-    predictions = f"predicted: {right} of {len(predicted)} right (red: the class it was taken for)"
-    grid[0][shots + 1].set_title(predictions, fontsize=9, loc="left")
+    grid[0][0].set_title("learned from", fontsize=8)
+    grid[0][shots + 1].set_title("predicted", fontsize=8)
+    told = f"Test task 0: {right} of {len(predicted)} right (red: the class it was taken for)"
+    figure.suptitle(told, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return _png(figure)
 
 
@@ -155,6 +164,36 @@ def _draw_curves(job: Job, meta: Meta) -> bytes:
         axis.plot(*support, "o", color=_RED, markersize=5, label="learned from")
         _dress(axis, f"Test task {task}", "x" if task > 1 else "", "y" if task % 2 == 0 else "")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def draw_comparison(scores: Mapping[str, Score], config: TrainConfig) -> bytes:
+    """Draw the test scores of several methods: as bars, and against the number of inner steps."""
+    metric = next(iter(scores.values())).metric
+    scale = 100 if metric == "accuracy" else 1
+    stepwise = {method: score.by_inner_step for method, score in scores.items() if len(score.by_inner_step) > 1}
+    figure = _figure(width=10 if stepwise else 5.5, height=max(3.2, 0.45 * len(scores) + 1.4))
+    bars, *curves = figure.subplots(1, 2 if stepwise else 1, squeeze=False)[0]
+    colours = {method: f"C{place}" for place, method in enumerate(scores)}
+    for place, (method, score) in enumerate(reversed(list(scores.items()))):
+        mean, ci95 = scale * score.mean, scale * score.ci95
+        bars.barh(place, mean, xerr=ci95, color=colours[method], alpha=0.85, capsize=3)
+        bars.text(mean + ci95, place, f"  {mean:.4g}", va="center", fontsize=8)
+    bars.set_yticks(range(len(scores)), list(scores)[::-1])
+    bars.margins(x=0.15)
+    bars.set_xlim(left=0)
+    better = "more is better" if metric == "accuracy" else "less is better"
+    _dress(bars, f"{next(iter(scores.values())).episodes} test tasks ({better})", _named(metric), "")
+    for axis in curves:
+        for method, found in stepwise.items():
+            counts = [count for count, value in found.items() if math.isfinite(value.mean)]
+            means, widths = zip(*((scale * found[c].mean, scale * found[c].ci95) for c in counts))
+            axis.errorbar(
+                counts, means, widths, color=colours[method], marker="o", markersize=3, capsize=2, label=method
+            )
+        _dress(axis, "Before and after adapting", "inner steps", _named(metric))
+        axis.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"Methods on {config.tasks}", x=0.01, ha="left", fontsize=12, fontweight="bold")
     return _png(figure)
 
 

@@ -87,7 +87,11 @@ class Live:
         """Show the bar."""
         from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = [TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.fields[said]}")]
+        columns = [
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            TextColumn("{task.fields[said]}"),
+        ]
         self.bar = Progress(*columns, console=self.console, refresh_per_second=4)
         self.task = self.bar.add_task("", total=steps, completed=done, said="")
         self.first, self.steps, self.tasks_per_step = done, steps, tasks_per_step

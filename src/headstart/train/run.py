@@ -195,13 +195,24 @@ def _test(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View)
 
 
 def test(
-    job: Job, meta: Meta, *, episodes: int | None = None, split: str = "test", on_batch: Callable[[int], None] | None = None
+    job: Job,
+    meta: Meta,
+    *,
+    episodes: int | None = None,
+    split: str = "test",
+    on_batch: Callable[[int], None] | None = None,
 ) -> Score:
     """Judge ``meta`` on test tasks, also after fewer and more inner steps than the learner's own."""
     own = job.learner.steps
     counts = None if own is None else sorted({0, 1, 2, 5, 10, own, 2 * own})
     return evaluate(
-        job.learner, meta, job.tasks, episodes=episodes or job.config.test_tasks, split=split, steps=counts, on_batch=on_batch
+        job.learner,
+        meta,
+        job.tasks,
+        episodes=episodes or job.config.test_tasks,
+        split=split,
+        steps=counts,
+        on_batch=on_batch,
     )
 
 

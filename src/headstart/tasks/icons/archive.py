@@ -95,7 +95,7 @@ def read_manifest() -> list[Source]:
 def _members(name: str) -> tuple[dict[str, Any], bytes]:
     """Return the index and the member called ``name``, its checksum verified."""
     try:
-        with files(__package__).joinpath("icons.zip").open("rb") as file, zipfile.ZipFile(file) as archive:
+        with files("headstart.tasks.icons").joinpath("icons.zip").open("rb") as file, zipfile.ZipFile(file) as archive:
             index = json.loads(archive.read("index.json"))
             data = archive.read(name)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
@@ -109,5 +109,5 @@ def _members(name: str) -> tuple[dict[str, Any], bytes]:
 
 
 def _damaged(why: str) -> FileError:
-    path = files(__package__).joinpath("icons.zip")
+    path = files("headstart.tasks.icons").joinpath("icons.zip")
     return FileError(f"cannot use the icons data file {path}: {why}. Reinstall headstart to restore it.")

@@ -1,0 +1,67 @@
+"""``headstart compare``."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from headstart.train.config import Options
+
+DEFAULT = "maml,prototypes,joint,scratch,nearest"
+
+
+def compare(
+    tasks: str,
+    /,
+    *,
+    methods: str = DEFAULT,
+    options: Annotated[Options, Parameter(name="*")] = Options(),
+    out: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> int:
+    """Train several methods on the same tasks and print one table of their scores on the same unseen test tasks.
+
+    An option is given to the methods that take it; what is not given is each method's own default. The same command
+    again goes on where it was stopped.
+
+    Parameters
+    ----------
+    tasks
+        A task family's name (headstart list tasks), or a folder of class folders.
+    methods
+        Names of methods (headstart list methods), joined by commas.
+    out
+        The folder of the table, with one run's folder a method in it. Default: runs/TASKS-comparison.
+    as_json
+        Print the table as JSON.
+    """
+    from headstart.cli.output import print_json
+    from headstart.train.compare import compare, pictures, rows
+    from headstart.train.config import make_config
+    from headstart.train.progress import view
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    config = make_config({**options.model_dump(exclude_unset=True), "tasks": tasks})
+    folder = Path("runs", f"{Path(tasks).name}-comparison") if out is None else out
+    entries = compare(config, names, folder, view=view())
+    table = rows(entries)
+    if as_json:
+        print_json({"table": table, "pictures": [str(path) for path in pictures(entries, folder)]})
+    else:
+        _print_table(table)
+        for path in pictures(entries, folder):
+            print(path)
+    return 0 if len(entries) == len(names) else 128 + 2
+
+
+def _print_table(table: list[dict]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    episodes = table[0]["episodes"] if table else 0
+    shown = Table(title=f"{episodes} unseen test tasks, mean ± 95 % interval", title_justify="left")
+    for heading in ("method", "score", "outer steps", "seconds"):
+        shown.add_column(heading, justify="left" if heading == "method" else "right")
+    for row in table:
+        shown.add_row(row["method"], row["score"], str(row["steps"]), str(row["seconds"]))
+    Console().print(shown)

@@ -1,0 +1,87 @@
+"""Every adjoint, rule and task family keeps its contract."""
+
+import pytest
+from torch import nn
+
+from headstart import Checkpointed, FirstOrder, Unrolled, registry, rules
+from headstart.tasks.fewshot import few_shot, image_store
+from headstart.tasks.sinusoid import sinusoid
+from headstart.testing import check_adjoint, check_rule, check_tasks
+
+
+@pytest.mark.parametrize(
+    "adjoint", [Unrolled(), FirstOrder(), Checkpointed(), Checkpointed(1), Checkpointed(3), Checkpointed(100)], ids=str
+)
+def test_adjoints_keep_the_contract(adjoint):
+    check_adjoint(adjoint)
+
+
+RULES = {
+    "scale": rules.scale(0.1),
+    "learned scale": rules.scale(0.1, learn=True),
+    "per tensor": rules.per_tensor(0.1),
+    "per weight": rules.per_weight(),
+    "momentum": rules.momentum(0.9),
+    "nesterov": rules.momentum(0.9, nesterov=True),
+    "adam": rules.adam(),
+    "adam without momentum": rules.adam(decay=0.0),
+    "clip value": rules.clip(value=0.7),
+    "clip norm": rules.clip(norm=2.0),
+    "clip norm, too long to matter": rules.clip(norm=1e3),
+    "weight decay": rules.weight_decay(0.1),
+    "only": rules.chain(rules.only("head", nn.LayerNorm), rules.scale(0.1)),
+    "exclude": rules.chain(rules.exclude("head"), rules.scale(0.1)),
+    "all at once": rules.chain(
+        rules.exclude("body.bias"),
+        rules.weight_decay(0.01),
+        rules.clip(norm=1.5),
+        rules.adam(),
+        rules.per_weight(0.05, name="fine"),
+        rules.scale(0.5, learn=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_keep_the_contract(name):
+    check_rule(RULES[name])
+
+
+def test_every_public_rule_is_checked():
+    made = {name for name, value in vars(rules).items() if callable(value) and getattr(value, "__module__", "") == rules.__name__}
+    makers = {name for name in made if not name.startswith("_")} - {"Rule", "chain"}
+    assert makers == {"scale", "per_tensor", "per_weight", "momentum", "adam", "clip", "weight_decay", "only", "exclude"}
+
+
+def test_sinusoids_keep_the_contract():
+    check_tasks(lambda seed: sinusoid(shots=5, queries=6, seed=seed))
+
+
+@pytest.mark.parametrize("shots", [2, (1, 3)])
+def test_icons_keep_the_contract(shots):
+    icons = registry.load("task", "icons")
+    check_tasks(lambda seed: icons(ways=4, shots=shots, queries=3, seed=seed))
+
+
+def test_omniglot_keeps_the_contract(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "omniglot"
+    folder.mkdir()
+    for name in ("images_background.zip", "images_evaluation.zip"):
+        if not (shared_data / "omniglot" / name).is_file():
+            pytest.skip("Omniglot's zips are not in the shared data")
+        (folder / name).symlink_to((shared_data / "omniglot" / name).resolve())
+    omniglot = registry.load("task", "omniglot")
+    made = {seed: omniglot(data=folder, ways=5, shots=1, queries=3, seed=seed) for seed in (0, 1)}
+    check_tasks(made.__getitem__)
+
+
+def test_images_of_your_own_keep_the_contract(generator):
+    import torch
+
+    def store(prefix):
+        images = torch.randint(256, (6, 7, 1, 8, 8), generator=generator, dtype=torch.uint8)
+        return image_store({f"{prefix}{k}": images[k] for k in range(6)})
+
+    stores = {split: store(split) for split in ("train", "validation", "test")}
+    check_tasks(lambda seed: few_shot("mine", stores, ways=3, shots=(1, 3), queries=2, seed=seed))

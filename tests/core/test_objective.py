@@ -1,0 +1,95 @@
+import pytest
+import torch
+from torch import nn
+
+import headstart
+from headstart.errors import DifferentiationError, UnknownNameError, UsageError
+from headstart.testing import random_episodes
+from headstart.types import Batch, Episodes
+
+
+def case(**options):
+    net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    learner = headstart.maml(net, steps=2, rate=0.1, taskmap="vmap", **options)
+    return learner, learner.init(None), random_episodes((2,), tasks=4)
+
+
+def test_the_sum_is_the_number_of_tasks_times_the_mean():
+    mean, info = headstart.meta_loss(*case())
+    total, _ = headstart.meta_loss(*case(), reduction="sum")
+    torch.testing.assert_close(mean * 0 + info.query_loss.mean(), mean)
+    torch.manual_seed(0)
+    args = case()
+    mean, info = headstart.meta_loss(*args)
+    total, _ = headstart.meta_loss(*args, reduction="sum")
+    torch.testing.assert_close(total, info.query_loss.sum())
+    torch.testing.assert_close(total, 4 * mean)
+    gradient, summed = (headstart.meta_gradient(*args, reduction=how)[0] for how in ("mean", "sum"))
+    torch.testing.assert_close(summed.params, {name: 4 * g for name, g in gradient.params.items()})
+
+
+def test_the_mean_over_tasks_of_the_gradients_is_the_gradient():
+    learner, meta, episodes = case()
+    whole = headstart.meta_gradient(learner, meta, episodes)[0].params
+    parts = [
+        headstart.meta_gradient(
+            learner, meta, Episodes(*(Batch(b.x[i : i + 1], b.y[i : i + 1]) for b in episodes))
+        )[0].params
+        for i in range(4)
+    ]
+    for name, value in whole.items():
+        torch.testing.assert_close(value, torch.stack([part[name] for part in parts]).mean(0))
+
+
+def test_an_unknown_reduction_is_refused():
+    for function in (headstart.meta_loss, headstart.meta_gradient):
+        with pytest.raises(UnknownNameError, match="unknown reduction 'total'"):
+            function(*case(), reduction="total")
+
+
+def test_a_learner_that_learns_nothing_across_tasks_has_no_gradient():
+    learner, meta, episodes = case()
+    with pytest.raises(UsageError, match="learns nothing across tasks"):
+        headstart.meta_gradient(learner._replace(gradient=None), meta, episodes)
+
+
+def test_the_loss_can_be_differentiated_by_hand():
+    learner, meta, episodes = case()
+    leaves = {name: value.requires_grad_() for name, value in meta.params.items()}
+    loss, info = headstart.meta_loss(learner, meta._replace(params=leaves), episodes)
+    loss.backward()
+    expected = headstart.meta_gradient(learner, meta, episodes)[0].params
+    torch.testing.assert_close({name: value.grad for name, value in leaves.items()}, expected)
+    assert not info.support_loss.requires_grad and not info.query_loss.requires_grad
+
+
+def test_a_gradient_inside_no_grad_is_a_gradient():
+    with torch.no_grad():
+        gradient, _ = headstart.meta_gradient(*case())
+    assert any(bool(value.any()) for value in gradient.params.values())
+
+
+class Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad.clone()
+
+
+def test_a_missing_second_derivative_in_the_loss_is_explained():
+    def loss(outputs, batch):
+        return Rounded.apply(outputs.square()).mean((1, 2))
+
+    with pytest.raises(DifferentiationError, match="once_differentiable.*adjoint=FirstOrder"):
+        headstart.meta_gradient(*case(loss=loss))
+
+
+def test_other_errors_are_passed_on_as_they_are():
+    learner, meta, episodes = case()
+    wide = episodes._replace(query=episodes.query._replace(x=torch.zeros(4, 5, 7, dtype=torch.float64)))
+    with pytest.raises(RuntimeError, match="must match|shapes|expected"):
+        headstart.meta_gradient(learner, meta, wide)

@@ -1,0 +1,178 @@
+"""Checkpoints: exact, whole or absent, and never the only copy."""
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+import headstart
+from headstart.errors import FileError
+from headstart.tasks.sinusoid import sinusoid
+from headstart.train import checkpoint as checkpoints
+from headstart.train.checkpoint import Best, find, save, take
+from headstart.train.files import to_json
+from headstart.train.loop import State, copied, fit, flat, start
+from headstart.types import Learner
+
+FILES = ("last.safetensors", "best.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
+
+
+@pytest.fixture
+def learner() -> Learner:
+    return headstart.meta_sgd(headstart.mlp(1, 1, hidden=(4,)), loss="mse", steps=1, taskmap="vmap")
+
+
+def _run(learner: Learner, folder: Path, saves: tuple[int, ...]) -> State:
+    state = start(learner)
+    for record in fit(learner, sinusoid(shots=3), steps=max(saves), tasks_per_step=2, state=state):
+        if record.step in saves:
+            save(folder, take(state, Best(record.step, 0.5, copied(state.meta))))
+    return state
+
+
+def _steps(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder / "checkpoints"))
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
+def test_a_run_goes_on_bit_for_bit_with_any_optimiser(learner: Learner, tmp_path: Path, make: type) -> None:
+    def fresh() -> State:
+        return start(learner, optimizer=lambda tensors: make(tensors, lr=0.01))
+
+    tasks, state = sinusoid(shots=3), fresh()
+    for record in fit(learner, tasks, steps=5, tasks_per_step=2, state=state):
+        if record.step == 2:
+            save(tmp_path, take(state, Best(1, 0.5, copied(state.meta))))
+    found = find(tmp_path, fresh().meta).checkpoint
+    assert found is not None and (found.step, found.best.step, found.best.value) == (2, 1, 0.5)
+    again = fresh()
+    checkpoints.restore(again, found)
+    list(fit(learner, tasks, steps=5, tasks_per_step=2, state=again))
+    assert flat(state.meta).keys() == flat(again.meta).keys()
+    assert all(torch.equal(value, flat(again.meta)[name]) for name, value in flat(state.meta).items())
+
+
+def test_the_last_two_are_kept_and_nothing_unfinished(learner: Learner, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / ".tmp-old").mkdir(parents=True)
+    (tmp_path / ".tmp-file").write_text("")
+    _run(learner, tmp_path, (1, 2, 3))
+    assert _steps(tmp_path) == ["step-000000002", "step-000000003"]
+    assert os.listdir(tmp_path) == ["checkpoints"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "link", "empty"])
+def test_a_damaged_newest_one_is_named_and_the_one_before_is_taken(
+    learner: Learner, tmp_path: Path, name: str, damage: str
+) -> None:
+    _run(learner, tmp_path, (1, 2))
+    path = tmp_path / "checkpoints" / "step-000000002" / name
+    data = bytearray(path.read_bytes())
+    path.unlink()
+    if damage == "link":
+        (tmp_path / "elsewhere").write_bytes(data)
+        path.symlink_to(tmp_path / "elsewhere")
+    elif damage != "gone":
+        data[len(data) // 2] ^= 1
+        path.write_bytes({"cut": data[: len(data) // 2], "flip": data, "empty": b""}[damage])
+    found = find(tmp_path, learner.init(None))
+    assert found.checkpoint is not None and found.checkpoint.step == 1
+    assert [place.name for place, _ in found.damaged] == ["step-000000002"]
+    assert str(tmp_path) in found.damaged[0][1]
+
+
+def test_no_good_one_is_an_error_not_a_fresh_start(learner: Learner, tmp_path: Path) -> None:
+    _run(learner, tmp_path, (1, 2))
+    for place in (tmp_path / "checkpoints").iterdir():
+        (place / "last.safetensors").write_bytes(b"")
+    with pytest.raises(FileError, match="no checkpoint in .* can be used; remove it to start over"):
+        find(tmp_path, learner.init(None))
+
+
+def test_none_at_all_is_no_error(learner: Learner, tmp_path: Path) -> None:
+    assert find(tmp_path, learner.init(None)) == (None, [])
+
+
+def test_links_are_refused(learner: Learner, tmp_path: Path) -> None:
+    _run(learner, tmp_path / "a", (1, 2))
+    newest = tmp_path / "a" / "checkpoints" / "step-000000002"
+    newest.rename(tmp_path / "moved")
+    newest.symlink_to(tmp_path / "moved")
+    found = find(tmp_path / "a", learner.init(None))
+    assert found.checkpoint is not None and found.checkpoint.step == 1 and "is a link" in found.damaged[0][1]
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "checkpoints").symlink_to(tmp_path / "a" / "checkpoints")
+    with pytest.raises(FileError, match="is a link"):
+        find(tmp_path / "b", learner.init(None))
+
+
+def test_weights_of_another_model_are_refused(learner: Learner, tmp_path: Path) -> None:
+    _run(learner, tmp_path, (1,))
+    wider = headstart.meta_sgd(headstart.mlp(1, 1, hidden=(5,)), loss="mse", taskmap="vmap")
+    deeper = headstart.meta_sgd(headstart.mlp(1, 1, hidden=(4, 4)), loss="mse", taskmap="vmap")
+    with pytest.raises(FileError, match=r"the model has \(5, 1\)"):
+        find(tmp_path, wider.init(None))
+    with pytest.raises(FileError, match="it is of another model"):
+        find(tmp_path, deeper.init(None))
+
+
+def test_code_in_a_well_signed_checkpoint_is_not_run(learner: Learner, tmp_path: Path) -> None:
+    import hashlib
+    import json
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    _run(learner, tmp_path, (1,))
+    place = tmp_path / "checkpoints" / "step-000000001"
+    manifest = json.loads((place / "manifest.json").read_text())
+    for name in ("last.safetensors", "optimizer.safetensors", "state.json"):
+        data = pickle.dumps(Payload())
+        (place / name).write_bytes(data)
+        manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (place / "manifest.json").write_bytes(to_json(manifest))
+    with pytest.raises(FileError):
+        find(tmp_path, learner.init(None))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("after", range(0, 8))
+def test_a_full_disk_at_any_moment_keeps_the_checkpoints_before(
+    learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    state = _run(learner, tmp_path, (1, 2))
+    state.step = 3
+    calls, fsync = 0, os.fsync
+
+    def fail(handle: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        if after < 7:
+            with pytest.raises(FileError, match="the disk is full"):
+                save(tmp_path, take(state, Best(3, 0.5, state.meta)))
+        else:  # all was on the disk but for the list of names, which the system writes later
+            with pytest.raises(FileError):
+                save(tmp_path, take(state, Best(3, 0.5, state.meta)))
+    kept = ["step-000000001", "step-000000002"] + (["step-000000003"] if after == 7 else [])
+    assert _steps(tmp_path) == kept
+    found = find(tmp_path, learner.init(None))
+    assert found.checkpoint is not None and found.checkpoint.step == len(kept) and not found.damaged
+
+
+def test_a_learner_without_an_optimiser_can_be_saved(tmp_path: Path) -> None:
+    learner = headstart.nearest()
+    state = start(learner)
+    save(tmp_path, take(state, Best(0, 0.5, state.meta)))
+    found = find(tmp_path, state.meta).checkpoint
+    assert found is not None
+    checkpoints.restore(start(learner), found)

@@ -1,0 +1,140 @@
+"""Whole files or none, and data only."""
+
+import errno
+import json
+import os
+import pickle
+import resource
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from headstart.errors import FileError
+from headstart.train.files import from_safetensors, read, read_json, to_json, to_safetensors, write
+
+GOOD = to_safetensors({"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(4, dtype=torch.int64)})
+
+
+def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    for text in (b"one", b"two"):
+        write(tmp_path / "f", text)
+        assert read(tmp_path / "f") == text
+    assert os.listdir(tmp_path) == ["f"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "permission denied")]
+)
+def test_a_failed_write_keeps_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    write(tmp_path / "f", b"old")
+
+    def fail(handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        with pytest.raises(FileError, match=words):
+            write(tmp_path / "f", b"new")
+    assert read(tmp_path / "f") == b"old" and os.listdir(tmp_path) == ["f"]
+
+
+def test_a_file_over_the_systems_limit_is_not_half_written(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(FileError, match="larger than allowed"):
+            write(tmp_path / "f", bytes(4 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_a_file_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("")
+    with pytest.raises(FileError, match="a part of the path is a file"):
+        write(tmp_path / "f" / "g", b"")
+
+
+def test_only_ordinary_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "f")
+    os.mkfifo(tmp_path / "pipe")
+    for name, words in (("link", "is a link"), ("pipe", "not an ordinary file"), ("none", "no such file")):
+        with pytest.raises(FileError, match=words):
+            read(tmp_path / name)
+    with pytest.raises(FileError):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": NaN}', '{"a": Infinity}', "{", "[" * 100_000, "\ud800"])
+def test_json_is_strict(tmp_path: Path, text: str) -> None:
+    (tmp_path / "f").write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(FileError, match="not valid JSON"):
+        read_json(tmp_path / "f")
+
+
+def test_no_nan_is_written() -> None:
+    with pytest.raises(ValueError):
+        to_json({"a": float("nan")})
+
+
+def test_tensors_come_back_bit_for_bit() -> None:
+    tensors = {"a": torch.randn(3, 4), "b": torch.randn(2).double(), "c": torch.tensor(3), "e": torch.zeros(0, 2)}
+    back = from_safetensors(to_safetensors(tensors), "f")
+    assert all(torch.equal(back[name], value) and back[name].dtype == value.dtype for name, value in tensors.items())
+    assert from_safetensors(to_safetensors({}), "f") == {}
+
+
+def test_a_pickle_is_not_run(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"a": Payload()}, tmp_path / "f.pt")
+    for data in (pickle.dumps(Payload()), (tmp_path / "f.pt").read_bytes()):
+        with pytest.raises(FileError):
+            from_safetensors(data, "f")
+    assert not (tmp_path / "ran").exists()
+
+
+def _with_header(header: object, rest: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + rest
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "not a complete"),
+        (GOOD[:-1], "cut off or has something appended"),
+        (GOOD + b"x", "cut off or has something appended"),
+        (struct.pack("<Q", 1 << 62) + b"{}", "not a complete"),
+        (_with_header([1]), "header cannot be read"),
+        (_with_header({"a": {"dtype": "F32", "shape": [1]}}), "header cannot be read"),
+        (_with_header({"a": {"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}}, bytes(8)), "unexpected type"),
+        (_with_header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, bytes(4)), "not a valid safetensors"),
+        (to_safetensors({"a": torch.tensor([1.0, float("nan")])}), "not finite"),
+    ],
+)
+def test_what_no_file_of_ours_looks_like_is_refused(data: bytes, words: str) -> None:
+    with pytest.raises(FileError, match=words):
+        from_safetensors(data, "f")
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=8), st.integers(0, 40))
+def test_damaged_files_give_tensors_or_a_file_error(changes: list[tuple[int, int]], cut: int) -> None:
+    data = bytearray(GOOD)
+    for place, value in changes:
+        data[place] = value
+    try:
+        found = from_safetensors(bytes(data[: len(data) - cut]), "f")
+    except FileError:
+        return
+    assert all(isinstance(value, torch.Tensor) for value in found.values())

@@ -1,0 +1,135 @@
+"""The outer loop."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+import headstart
+from headstart.errors import ConfigError, DataError, DivergenceError, UnknownNameError, UsageError
+from headstart.tasks.sinusoid import sinusoid
+from headstart.train.loop import StepRecord, fit, seeded, start, tensors_of
+from headstart.types import Episodes, Info, Learner, Meta, Tasks
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+
+
+def test_a_step_is_the_optimisers_on_the_meta_gradient(
+    mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks]
+) -> None:
+    # one adaptation step from w predicts (w + t) / 2, so the loss is mean (w - t)² / 4 and its gradient mean (w - t) / 2
+    records = list(fit(mean_learner(), line_tasks(), steps=2, tasks_per_step=2, optimizer=SGD))
+    w1 = 0.0 - 0.1 * (0 - 0.5) / 2
+    w2 = w1 - 0.1 * (w1 - 2.5) / 2
+    assert [r.step for r in records] == [1, 2]
+    assert records[0].loss == pytest.approx((0 + 1) / 4 / 2)
+    assert records[0].gradient_norm == pytest.approx(0.25)
+    assert records[1].state.meta.params["w"].item() == pytest.approx(w2)
+
+
+def test_a_run_in_two_parts_is_bit_equal_to_one_in_one() -> None:
+    learner = headstart.maml(headstart.mlp(1, 1), loss="mse", steps=1, taskmap="vmap")
+    tasks = sinusoid(shots=5, seed=3)
+    options = {"tasks_per_step": 4, "schedule": "cosine", "seed": 3}
+    *_, whole = fit(learner, tasks, steps=6, **options)
+    part = start(learner, seed=3)
+    for record in fit(learner, tasks, steps=6, state=part, **options):
+        if record.step == 3:
+            break
+    *_, rest = fit(learner, tasks, steps=6, state=part, **options)
+    assert all(map(torch.equal, tensors_of(whole.state.meta), tensors_of(rest.state.meta)))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"), [("constant", [0.1] * 4), ("linear", [0.1, 0.075, 0.05, 0.025]), ("cosine", None)]
+)
+def test_the_schedule_goes_from_the_rate_towards_zero(
+    mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks], schedule: str, rates: list[float] | None
+) -> None:
+    records = fit(mean_learner(), line_tasks(), steps=4, optimizer=SGD, schedule=schedule)  # type: ignore[arg-type]
+    expected = rates or [0.05 * (1 + math.cos(math.pi * done / 4)) for done in range(4)]
+    assert [r.rate for r in records] == pytest.approx(expected)
+
+
+def _run_until(error: type[Exception], learner: Learner, tasks: Tasks) -> tuple[Exception, list[StepRecord], Tensor]:
+    state, records = start(learner, optimizer=SGD), []
+    with pytest.raises(error) as caught:
+        for record in fit(learner, tasks, steps=9, tasks_per_step=4, state=state):
+            records.append(record)
+            before = state.meta.params["w"].clone()
+    assert torch.equal(before, state.meta.params["w"]) and bool(torch.isfinite(before).all())
+    return caught.value, records, before
+
+
+def test_divergence_names_step_and_tasks_and_leaves_the_weights(
+    mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks]
+) -> None:
+    def spoil(numbers: Sequence[int], y: Tensor) -> None:
+        if 9 in numbers:
+            y[numbers.index(9)] = 1e30  # its square is infinite in float32
+
+    error, records, _ = _run_until(DivergenceError, mean_learner(), line_tasks(spoil))
+    assert len(records) == 2
+    assert "the loss of task 9 " in str(error) and "in step 3" in str(error)
+
+
+def test_a_meta_gradient_that_is_not_finite_is_divergence(
+    mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks]
+) -> None:
+    whole = mean_learner()
+    assert whole.gradient is not None
+    inner = whole.gradient
+
+    def broken(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
+        gradient, info = inner(learner, meta, episodes)
+        return (gradient if float(meta.params["w"]) < 0.1 else Meta({"w": torch.tensor([math.inf])}, {})), info
+
+    error, _, _ = _run_until(DivergenceError, whole._replace(gradient=broken), line_tasks())
+    assert "the meta-gradient is no longer a finite number" in str(error)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_data_that_are_not_finite_name_split_and_task(
+    mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks], value: float
+) -> None:
+    def spoil(numbers: Sequence[int], y: Tensor) -> None:
+        for row, number in enumerate(numbers):
+            if number in (5, 7):
+                y[row, 1] = value
+
+    error, records, _ = _run_until(DataError, mean_learner(), line_tasks(spoil))
+    assert len(records) == 1
+    assert "split 'train', tasks 5, 7," in str(error)
+
+
+def test_tasks_have_seeds_of_their_own() -> None:
+    episodes = sinusoid(shots=2).sample("train", [0, 1, 2])
+    first, again, other = seeded(episodes, 0, [0, 1, 2]), seeded(episodes, 0, [0, 1, 2]), seeded(episodes, 1, [0, 1, 2])
+    assert first.support.seed is not None and other.support.seed is not None
+    assert torch.equal(first.support.seed, again.query.seed)  # type: ignore[arg-type]
+    assert len(set(first.support.seed.tolist() + other.support.seed.tolist())) == 6
+
+
+def test_dropout_is_on_in_training_and_off_in_evaluation() -> None:
+    from headstart.train.evaluate import evaluate
+
+    body = torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Dropout(0.5), torch.nn.Linear(20, 1))
+    wet = headstart.maml(body, loss="mse", steps=1, taskmap="vmap")
+    dry = headstart.maml(torch.nn.Sequential(body[0], torch.nn.Identity(), body[2]), loss="mse", steps=1, taskmap="vmap")
+    tasks = sinusoid(shots=5)
+    losses = [next(fit(learner, tasks, steps=1, seed=seed)).loss for learner, seed in ((wet, 0), (wet, 1), (dry, 0))]
+    assert len(set(losses)) == 3
+    scores = [evaluate(learner, learner.init(None), tasks, episodes=4).mean for learner in (wet, dry)]
+    assert scores[0] == pytest.approx(scores[1])
+
+
+def test_wrong_calls_are_refused(mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks]) -> None:
+    with pytest.raises(UsageError, match="nothing to fit"):
+        next(fit(mean_learner()._replace(gradient=None), line_tasks(), steps=1))
+    with pytest.raises(UnknownNameError, match="unknown schedule"):
+        next(fit(mean_learner(), line_tasks(), steps=1, schedule="cosin"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="tasks_per_step"):
+        next(fit(mean_learner(), line_tasks(), steps=1, tasks_per_step=0))
