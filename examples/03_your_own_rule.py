@@ -8,20 +8,20 @@ Expected: "sound", and a length greater than 0.
 import torch
 
 import headstart
-from headstart.rules import Rule, chain, clip, scale
+from headstart import rules
 from headstart.testing import check_rule
 
 
-def soft_sign(sharpness: float) -> Rule:
+def soft_sign(sharpness: float) -> rules.Rule:
     """Step by tanh(sharpness · gradient)."""
 
     def update(structure, state, gradients, params, step):
         return {name: torch.tanh(sharpness * g) for name, g in gradients.items()}, state
 
-    return Rule(update)
+    return rules.Rule(update)
 
 
-rule = chain(clip(norm=10.0), soft_sign(5.0), scale(0.05))
+rule = rules.chain(rules.clip(norm=10.0), soft_sign(5.0), rules.scale(0.05))
 check_rule(rule)
 print("the rule is sound")
 

@@ -41,7 +41,15 @@ def loaded_after(statement):
 
 
 def test_importing_headstart_imports_nothing_else():
-    assert not loaded_after("import headstart") & {"torch", "numpy", "pydantic", "cyclopts", "rich", "matplotlib", "yaml"}
+    assert not loaded_after("import headstart") & {
+        "torch",
+        "numpy",
+        "pydantic",
+        "cyclopts",
+        "rich",
+        "matplotlib",
+        "yaml",
+    }
 
 
 def test_making_a_learner_imports_nothing_optional():

@@ -31,9 +31,7 @@ def changed(adapt=None, predict=None, module=None, **fields):
     learner = maml(module or net(), steps=2, rate=0.1, taskmap="vmap")
     if adapt is not None:
         original = learner.adapt
-        learner = learner._replace(
-            adapt=lambda meta, support, /, steps=None: adapt(original, meta, support, steps)
-        )
+        learner = learner._replace(adapt=lambda meta, support, /, steps=None: adapt(original, meta, support, steps))
     if predict is not None:
         whole = learner.predict
         learner = learner._replace(predict=lambda adapted, x: predict(whole, adapted, x))
@@ -270,9 +268,7 @@ def test_differences_find_small_errors_and_forgive_kinks():
     with pytest.raises(ContractError, match="wrong: along a random direction"):
         check_derivative(function, moved, {"w": right["w"] + 3e-5}, contract="wrong")
     with pytest.raises(ContractError, match="rough: central differences settled along 0 of 9"):
-        check_derivative(
-            lambda values: (1e9 * values["w"]).sin().sum().item(), point, right, contract="rough"
-        )
+        check_derivative(lambda values: (1e9 * values["w"]).sin().sum().item(), point, right, contract="rough")
 
 
 # --- rules ---
@@ -301,9 +297,7 @@ def test_a_rule_that_is_not_differentiable_in_what_it_uses_is_found():
     weight = rules.Rule(lambda m, s, grads, params, step: ({k: g + params[k].detach() for k, g in grads.items()}, s))
     rule_breaks("exact in params", weight)
     learned = rules.scale(0.1, learn=True)
-    frozen = learned._replace(
-        update=lambda m, *rest: learned.update({k: v.detach() for k, v in m.items()}, *rest)
-    )
+    frozen = learned._replace(update=lambda m, *rest: learned.update({k: v.detach() for k, v in m.items()}, *rest))
     rule_breaks("exact in structure", frozen)
     momentum = rules.momentum(0.9)
 
@@ -424,7 +418,9 @@ def test_tasks_that_keep_the_contract_pass():
 
 
 def test_tasks_from_a_global_generator_are_found():
-    tasks_break("determined", altered(lambda e, s, n: e._replace(support=e.support._replace(x=torch.rand(len(n), 4, 2)))))
+    tasks_break(
+        "determined", altered(lambda e, s, n: e._replace(support=e.support._replace(x=torch.rand(len(n), 4, 2))))
+    )
 
 
 def test_tasks_that_draw_without_using_it_are_found():

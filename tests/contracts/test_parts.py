@@ -48,9 +48,23 @@ def test_rules_keep_the_contract(name):
 
 
 def test_every_public_rule_is_checked():
-    made = {name for name, value in vars(rules).items() if callable(value) and getattr(value, "__module__", "") == rules.__name__}
+    made = {
+        name
+        for name, value in vars(rules).items()
+        if callable(value) and getattr(value, "__module__", "") == rules.__name__
+    }
     makers = {name for name in made if not name.startswith("_")} - {"Rule", "chain"}
-    assert makers == {"scale", "per_tensor", "per_weight", "momentum", "adam", "clip", "weight_decay", "only", "exclude"}
+    assert makers == {
+        "scale",
+        "per_tensor",
+        "per_weight",
+        "momentum",
+        "adam",
+        "clip",
+        "weight_decay",
+        "only",
+        "exclude",
+    }
 
 
 def test_sinusoids_keep_the_contract():

@@ -48,7 +48,10 @@ def optimise(make, steps=6):
     [
         (lambda p: torch.optim.SGD(p, 0.1), scale(0.1)),
         (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), chain(momentum(0.9), scale(0.1))),
-        (lambda p: torch.optim.SGD(p, 0.1, momentum=0.8, nesterov=True), chain(momentum(0.8, nesterov=True), scale(0.1))),
+        (
+            lambda p: torch.optim.SGD(p, 0.1, momentum=0.8, nesterov=True),
+            chain(momentum(0.8, nesterov=True), scale(0.1)),
+        ),
         (
             lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.2),
             chain(weight_decay(0.2), momentum(0.9), scale(0.1)),
@@ -125,7 +128,9 @@ def test_only_and_exclude_choose_by_pattern_type_and_predicate(what, chosen):
 def test_what_chooses_nothing_is_answered_with_what_there_is():
     with pytest.raises(errors.UnknownNameError, match="no parameter matches 'haed'; nearest: head"):
         only("haed").moves(leaves())
-    with pytest.raises(errors.UnknownNameError, match="belongs to a LSTM. There are parameters of: BatchNorm2d, Conv2d, Lin"):
+    with pytest.raises(
+        errors.UnknownNameError, match="belongs to a LSTM. There are parameters of: BatchNorm2d, Conv2d, Lin"
+    ):
         only(nn.LSTM).moves(leaves())
     with pytest.raises(errors.UnknownNameError, match="the predicate chooses none"):
         exclude(lambda leaf: False).moves(leaves())
@@ -143,7 +148,9 @@ def test_rules_that_learn_under_one_name_clash_unless_named_apart():
         chain(scale(0.1, learn=True), scale(0.2, learn=True)).structure(theta, None)
     both = chain(scale(0.1, learn=True), scale(0.2, learn=True, name="second"))
     assert {k: round(v.item(), 6) for k, v in both.structure(theta, None).items()} == {"rate": 0.1, "second": 0.2}
-    assert apply(both, {"w": torch.ones(1, 2)}, m=both.structure(theta, None))["w"].tolist() == [[pytest.approx(0.02)] * 2]
+    assert apply(both, {"w": torch.ones(1, 2)}, m=both.structure(theta, None))["w"].tolist() == [
+        [pytest.approx(0.02)] * 2
+    ]
 
 
 def test_learned_rates_multiply_their_own_tensor_or_weight(generator):

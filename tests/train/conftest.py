@@ -11,7 +11,7 @@ from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta, Tasks
 
 
 def _mean_learner(steps: int | None = 1) -> Learner:
-    """Predict ``w + d``, where adaptation moves d by half of what is left to the support targets' mean, ``steps`` times."""
+    """Predict ``w + d``; each of ``steps`` steps moves d by half of what is left to the support targets' mean."""
 
     def init(generator: torch.Generator | None) -> Meta:
         return Meta({"w": torch.zeros(1)}, {"s": torch.ones(2)})

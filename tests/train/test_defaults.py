@@ -37,7 +37,10 @@ def test_what_is_given_wins_over_the_table() -> None:
     [
         ({"tasks": "sinusoid", "ways": 3}, "--ways does not apply to the tasks 'sinusoid'"),
         ({"tasks": "sinusoid", "filters": 3}, "--filters does not apply to the model 'mlp'"),
-        ({"tasks": "icons", "method": "fomaml", "adjoint": "unrolled"}, "--adjoint does not apply to the method 'fomaml'"),
+        (
+            {"tasks": "icons", "method": "fomaml", "adjoint": "unrolled"},
+            "--adjoint does not apply to the method 'fomaml'",
+        ),
         ({"tasks": "icons", "method": "prototypes", "inner_rate": 0.1}, "--inner-rate does not apply"),
         ({"tasks": "icons", "method": "nearest", "model": "mlp"}, "--model does not apply"),
         ({"tasks": "icons", "method": "scratch", "steps": 5}, "--steps does not apply"),

@@ -27,7 +27,8 @@ def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "permission denied")]
+    ("number", "words"),
+    [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "permission denied")],
 )
 def test_a_failed_write_keeps_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
@@ -118,7 +119,10 @@ def _with_header(header: object, rest: bytes = b"") -> bytes:
         (_with_header([1]), "header cannot be read"),
         (_with_header({"a": {"dtype": "F32", "shape": [1]}}), "header cannot be read"),
         (_with_header({"a": {"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}}, bytes(8)), "unexpected type"),
-        (_with_header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, bytes(4)), "not a valid safetensors"),
+        (
+            _with_header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, bytes(4)),
+            "not a valid safetensors",
+        ),
         (to_safetensors({"a": torch.tensor([1.0, float("nan")])}), "not finite"),
     ],
 )
@@ -128,7 +132,9 @@ def test_what_no_file_of_ours_looks_like_is_refused(data: bytes, words: str) -> 
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=8), st.integers(0, 40))
+@given(
+    st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=8), st.integers(0, 40)
+)
 def test_damaged_files_give_tensors_or_a_file_error(changes: list[tuple[int, int]], cut: int) -> None:
     data = bytearray(GOOD)
     for place, value in changes:

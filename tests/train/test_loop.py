@@ -20,7 +20,7 @@ SGD = partial(torch.optim.SGD, lr=0.1)
 def test_a_step_is_the_optimisers_on_the_meta_gradient(
     mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks]
 ) -> None:
-    # one adaptation step from w predicts (w + t) / 2, so the loss is mean (w - t)² / 4 and its gradient mean (w - t) / 2
+    # one inner step from w predicts (w + t) / 2, so the loss is mean (w - t)² / 4 and its gradient mean (w - t) / 2
     records = list(fit(mean_learner(), line_tasks(), steps=2, tasks_per_step=2, optimizer=SGD))
     w1 = 0.0 - 0.1 * (0 - 0.5) / 2
     w2 = w1 - 0.1 * (w1 - 2.5) / 2
@@ -118,7 +118,9 @@ def test_dropout_is_on_in_training_and_off_in_evaluation() -> None:
 
     body = torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Dropout(0.5), torch.nn.Linear(20, 1))
     wet = headstart.maml(body, loss="mse", steps=1, taskmap="vmap")
-    dry = headstart.maml(torch.nn.Sequential(body[0], torch.nn.Identity(), body[2]), loss="mse", steps=1, taskmap="vmap")
+    dry = headstart.maml(
+        torch.nn.Sequential(body[0], torch.nn.Identity(), body[2]), loss="mse", steps=1, taskmap="vmap"
+    )
     tasks = sinusoid(shots=5)
     losses = [next(fit(learner, tasks, steps=1, seed=seed)).loss for learner, seed in ((wet, 0), (wet, 1), (dry, 0))]
     assert len(set(losses)) == 3

@@ -21,7 +21,8 @@ from headstart.train.config_file import read_config_file
 from headstart.train.defaults import resolve
 from headstart.train.loop import StepRecord
 from headstart.train.progress import Silent
-from headstart.train.run import default_folder, open_run, read_config, test as judge, train
+from headstart.train.run import default_folder, open_run, read_config, train
+from headstart.train.run import test as judge
 
 SMALL: dict[str, Any] = {
     "threads": 1, "evaluate_tasks": 4, "test_tasks": 4, "evaluate_every": 4, "save_every": 3, "tasks_per_step": 2
@@ -92,14 +93,14 @@ def test_the_cards_command_means_the_same_run(tmp_path: Path) -> None:
         words = shlex.split(command(config))
         assert words[:3] == ["headstart", "train", config.tasks]
         given: dict[str, Any] = {"tasks": words[2]}
-        rest = iter(words[3:])
+        rest = iter(words[3:-2])
         for word in rest:
             name = word[2:].replace("-", "_")
             if name.startswith("no_"):
                 given[name[3:]] = False
             elif name == "rotations":
                 given[name] = True
-            elif name != "out":
+            else:
                 given[name] = next(rest)
         assert resolve(make_config(given)) == config
 
@@ -113,6 +114,30 @@ def test_stopping_twice_changes_nothing(options: dict[str, Any], tmp_path: Path)
     assert not (tmp_path / "parts" / "results.json").exists()
     train(make_config(options), tmp_path / "parts")
     _same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_stop_while_testing_leaves_the_test_for_the_next_call(tmp_path: Path) -> None:
+    class StopWhileTesting(Silent):
+        def note(self, text: str) -> None:
+            if text.startswith("testing"):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped = train(make_config(SINE), tmp_path, view=StopWhileTesting())
+    assert (stopped.stopped, stopped.step, stopped.score) == (signal.SIGTERM, SINE["steps"], None)
+    assert not (tmp_path / "results.json").exists()
+    assert train(make_config(SINE), tmp_path).score is not None
+
+
+def test_a_second_signal_stops_at_once_and_handlers_are_put_back() -> None:
+    from headstart.train.signals import stop_signals
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        with stop_signals() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.number == signal.SIGINT and stop.requested
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_damaged_newest_checkpoint_costs_some_steps_and_no_bits(tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ def mse(outputs: Tensor, batch: Batch) -> Tensor:
             f"mse needs outputs and floating targets of one shape; "
             f"got outputs {tuple(outputs.shape)} and y {tuple(y.shape)} of {y.dtype}"
         )
-    return masked_mean((outputs - y).square().flatten(2).mean(2), batch.mask)
+    squares = (outputs - y).square()
+    return masked_mean(squares.flatten(2).mean(2) if y.ndim > 2 else squares, batch.mask)
 
 
 def per_task(loss: Callable[[Tensor, Tensor], Tensor]) -> TaskLoss:

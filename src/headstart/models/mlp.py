@@ -23,7 +23,7 @@ def mlp(inputs: int | Sequence[int], outputs: int | None, hidden: Sequence[int] 
     """
     flat = inputs if isinstance(inputs, int) else prod(inputs)
     widths = [flat, *hidden]
-    if min([*widths, outputs or 1]) < 1:
+    if min([*widths, 1 if outputs is None else outputs]) < 1:
         raise UsageError(f"mlp needs positive widths, got inputs {inputs}, hidden {tuple(hidden)}, outputs {outputs}")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if not isinstance(inputs, int) and len(inputs) > 1:

@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from headstart.errors import ConfigError, UsageError
 from headstart.registry import load
 from headstart.train.config import TrainConfig
 from headstart.train.loop import MakeOptimizer
-from headstart.types import Learner, Tasks
+from headstart.types import Episodes, Learner, Tasks
 
 
 class Job(NamedTuple):
@@ -77,7 +77,15 @@ def make_tasks(config: TrainConfig, device: torch.device) -> Tasks:
         options["shots"] = (int(low), int(high))
         if config.tasks == "sinusoid":
             raise ConfigError(f"--shots is {config.shots!r}, but the sinusoid takes one number of shots, such as 10")
-    return load("task", config.tasks)(**options, device=device)
+    tasks: Tasks = load("task", config.tasks)(**options, device=device)
+    if config.train_ways is None:
+        return tasks
+    training: Tasks = load("task", config.tasks)(**{**options, "ways": config.train_ways}, device=device)
+
+    def sample(split: str, numbers: Sequence[int]) -> Episodes:
+        return (training if split == "train" else tasks).sample(split, numbers)
+
+    return tasks._replace(sample=sample)
 
 
 def make_learner(config: TrainConfig, tasks: Tasks, device: torch.device) -> tuple[Learner, int]:
@@ -91,7 +99,8 @@ def make_learner(config: TrainConfig, tasks: Tasks, device: torch.device) -> tup
     elif tasks.kind != "classification":
         raise ConfigError(f"the method {config.method!r} classifies, but the tasks {tasks.name!r} are {tasks.kind}")
     if "ways" in accepted:
-        options["ways"] = tasks.output_size
+        # without a number of its own, the learner counts the classes of each batch
+        options["ways"] = tasks.output_size if config.train_ways is None else None
     if "adjoint" in options:
         options["adjoint"] = _ADJOINTS[options["adjoint"]]
     module = make_model(config, tasks)

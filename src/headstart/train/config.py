@@ -63,6 +63,12 @@ class Options(BaseModel):
     data: str | None = _option(None, "Folder of the tasks' data, for tasks that read some.")
     # the tasks
     ways: int | None = _option(None, "Classes of a task. Default: 5.", ge=2, le=1000)
+    train_ways: int | None = _option(
+        None,
+        "prototypes: classes of a training task, where they differ from --ways; the paper trains with more.",
+        ge=2,
+        le=1000,
+    )
     shots: Shots | None = _option(
         None,
         "Support examples a class, or a range such as 1-5 drawn for every task. Range: from 1 up."

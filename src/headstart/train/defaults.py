@@ -49,7 +49,7 @@ METHODS: dict[str, Row] = {
     "boil": _EXACT,
     "meta_sgd": _EXACT,
     "reptile": {**_INNER, **_OUTER, "optimizer": "sgd", "outer_rate": 1.0, "schedule": "linear"},
-    "prototypes": {**_MODULE, **_OUTER},
+    "prototypes": {"train_ways": None, **_MODULE, **_OUTER},
     "joint": {**_INNER, **_OUTER},
     "scratch": _INNER,
     "nearest": {},

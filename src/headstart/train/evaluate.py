@@ -139,8 +139,8 @@ def _check_finite(values: Sequence[float], sampled: Episodes, split: str, number
 def interval(values: Sequence[float]) -> Interval:
     """Return the mean and half the 95 % interval, with the standard deviation of a sample (n − 1).
 
-    >>> interval([1.0, 3.0])
-    Interval(mean=2.0, ci95=1.96)
+    >>> interval([2.0, 2.0, 2.0])
+    Interval(mean=2.0, ci95=0.0)
     """
     found = torch.tensor(values, dtype=torch.float64)
     return Interval(float(found.mean()), float(1.96 * found.std() / math.sqrt(len(values))))

@@ -1,0 +1,216 @@
+"""The command line: exit codes, one clear line an error, and nothing heavy before it is needed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from headstart.cli.app import COMMANDS, run
+from headstart.registry import METHODS
+from headstart.train.config import Options, flag
+
+SMALL = "--hidden 8 --evaluate-tasks 4 --test-tasks 4 --threads 1".split()
+
+
+def _python(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["list", "methods"]])
+def test_help_does_not_import_torch(words: list[str]) -> None:
+    code = (
+        "import sys; from headstart.cli.app import run\n"
+        f"code = run({words!r})\n"
+        "print('heavy:', sorted({'torch', 'numpy', 'matplotlib'} & set(sys.modules)), 'code:', code)"
+    )
+    assert _python("-c", code).stdout.splitlines()[-1] == "heavy: [] code: 0"
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_help_that_starts_with_its_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"]) == 0
+    shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    assert COMMANDS[command][1] in shown and "--traceback" in shown
+
+
+def test_the_help_of_train_has_every_option_with_its_range(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["train", "--help"])
+    shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    for name in Options.model_fields:
+        assert flag(name) + " " in shown, name
+    for words in ("Range: from 2 to 1000.", "[default: maml]", "choices: constant, linear, cosine"):
+        assert words in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["trian"], 2, 'Did you mean "train"?'),
+        (["train", "sinusoid", "--stpes", "3"], 2, "Did you mean --steps?"),
+        (["train", "sinusoid", "--steps", "many"], 2, "--steps is 'many', but must be a whole number from 0"),
+        (["train", "sinusoid", "--inner-rate", "-1"], 2, "--inner-rate is '-1', but must be a number above 0"),
+        (["train", "sinusoid", "--norm", "bach"], 2, "--norm is 'bach', but must be one of batch"),
+        (["train", "sinusiod"], 2, "did you mean 'sinusoid'?"),
+        (["train", "sinusoid", "--method", "mmal"], 2, "did you mean 'maml'"),
+        (["train", "sinusoid", "--model", "mpl"], 2, "did you mean 'mlp'?"),
+        (["train", "sinusoid", "--shots", "1-5"], 2, "takes one number of shots"),
+        (["train", "sinusoid", "--model", "conv4"], 2, "conv4 takes images"),
+        (["train"], 2, "TASKS is missing"),
+        (["train", "sinusoid", "--config", "none.yaml"], 1, "no such file"),
+        (["evaluate", "nowhere"], 1, "holds no run"),
+        (["evaluate", "nowhere", "--episodes", "1"], 2, "--episodes"),
+        (["report", "nowhere"], 1, "holds no run"),
+        (["adapt", "nowhere", "support"], 2, "--out"),
+        (["predict", "nowhere", "a.png"], 1, "holds no adapted model"),
+        (["list", "method"], 2, 'Did you mean "methods"?'),
+    ],
+)
+def test_mistakes_exit_with_their_code_and_a_line_or_two(
+    words: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert run(words) == code
+    printed = capsys.readouterr()
+    assert told in printed.err and printed.err.startswith("error: ")
+    assert len(printed.err.splitlines()) <= 2 and "Traceback" not in printed.err and printed.out == ""
+    assert os.listdir(tmp_path) == []
+
+
+def test_data_errors_exit_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    assert run(["train", str(tmp_path / "photos"), "--out", str(tmp_path / "run")]) == 3
+    assert "photos" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(
+    subprocess.run([sys.executable, "-c", "import torch; raise SystemExit(torch.cuda.is_available())"]).returncode != 0,
+    reason="there is a GPU here",
+)
+def test_a_gpu_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "sinusoid", "--device", "cuda", "--out", str(tmp_path / "run")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def test_traceback_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", "nowhere"], show_traceback=True) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_a_fault_of_ours_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import headstart.train.run
+
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(headstart.train.run, "open_run", fail)
+    assert run(["evaluate", "x"]) == 1
+    assert capsys.readouterr().err == (
+        "error: ZeroDivisionError: oh\nthis is unexpected; --traceback shows where it comes from\n"
+    )
+
+
+def test_lists_are_one_line_each_or_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list", "methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [row.name for row in METHODS]
+    assert "arXiv:1703.03400" in lines[0]
+    assert run(["list", "methods", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["reference"] == METHODS[0].reference
+
+
+def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    assert run(["train", "sinusoid", "--steps", "5", *SMALL, "--out", out]) == 0
+    printed = capsys.readouterr()
+    assert "4 test tasks" in printed.out and f"run: {out}" in printed.out and "device: " in printed.err
+    assert run(["train", "sinusoid", "--steps", "5", *SMALL, "--out", out, "--inner-rate", "0.3"]) == 2
+    assert "--inner-rate: 0.01 -> 0.3" in capsys.readouterr().err
+    assert run(["train", "sinusoid", "--steps", "6", *SMALL, "--out", out, "--json"]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert trained["step"] == 6 and trained["test"]["metric"] == "mse"
+
+    assert run(["evaluate", out, "--episodes", "4", "--json"]) == 0
+    judged = json.loads(capsys.readouterr().out)
+    assert judged["mean"] == trained["test"]["mean"] and judged["by_inner_step"].keys() >= {"0", "1", "10"}
+    assert run(["evaluate", out, "--episodes", "4", "--seed", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mean"] != judged["mean"]
+    assert run(["evaluate", out, "--episodes", "4"]) == 0
+    assert "mse" in capsys.readouterr().out
+
+    (tmp_path / "run" / "results.png").unlink()
+    assert run(["report", out, "--json"]) == 0
+    assert str(tmp_path / "run" / "results.png") in json.loads(capsys.readouterr().out)
+    assert (tmp_path / "run" / "results.png").exists()
+
+
+def test_flags_win_over_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "tasks: sinusoid\nsteps: 3\nhidden: [8]\nevaluate_tasks: 4\ntest_tasks: 4\nseed: 5\n"
+    )
+    assert run(["train", "--config", str(tmp_path / "c.yaml"), "--seed", "6", "--out", str(tmp_path / "run")]) == 0
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (written["steps"], written["seed"], written["hidden"]) == (3, 6, "8")
+    (tmp_path / "bad.yaml").write_text("tasks: sinusoid\nsteps: -3\n")
+    assert run(["train", "--config", str(tmp_path / "bad.yaml")]) == 2
+    assert "bad.yaml" in capsys.readouterr().err
+
+
+def test_images_go_through_adapt_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    from headstart.tasks.icons import load_icons
+
+    store = load_icons()["test"]
+    for index in range(3):
+        (tmp_path / "support" / store.names[index]).mkdir(parents=True)
+        Image.fromarray(store.images[store.starts[index], 0].numpy()).save(
+            tmp_path / "support" / store.names[index] / "0.png"
+        )
+    words = "train icons --method prototypes --filters 4 --steps 2 --evaluate-tasks 2 --test-tasks 2 --out".split()
+    assert run([*words, str(tmp_path / "run")]) == 0
+    assert run(["adapt", str(tmp_path / "run"), str(tmp_path / "support"), "--out", str(tmp_path / "model")]) == 0
+    capsys.readouterr()
+    images = [str(tmp_path / "support" / store.names[index] / "0.png") for index in range(3)]
+    assert run(["predict", str(tmp_path / "model"), *images]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows] == [[image, store.names[i]] for i, image in enumerate(images)]
+    assert run(["predict", str(tmp_path / "model"), *images, "--json"]) == 0
+    assert sum(json.loads(capsys.readouterr().out)[0]["probabilities"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_step_saves_and_exits_with_its_code(number: int, code: int, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ["train", "sinusoid", "--steps", "1000000", "--save-every", "1000000", *SMALL, "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "headstart", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "checkpoints" / "step-000000000").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.5)
+        process.send_signal(number)
+        printed, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code, told
+    step = int(re.findall(r"stopped by SIG\w+ after step (\d+)", printed)[0])
+    assert step > 0 and (out / "checkpoints" / f"step-{step:09d}" / "manifest.json").exists()
+    assert "Traceback" not in told and "\x1b" not in told + printed and "\r" not in told + printed
+    assert len(told.splitlines()) <= 3
+
+
+def test_the_module_is_the_command() -> None:
+    done = _python("-m", "headstart", "list", "nothing")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stdout == ""
+    assert _python("-m", "headstart", "--version").stdout.strip() == "0.1.0"

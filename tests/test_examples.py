@@ -1,0 +1,63 @@
+"""Every example runs as its docstring says, and prints what it promises."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NUMBER = r"(-?\d+(?:\.\d+)?)"
+
+
+def run(name: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", ROOT / "examples" / name],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def figures(pattern: str, text: str) -> list[float]:
+    found = re.search(pattern, text)
+    assert found, f"{pattern!r} is not in {text!r}"
+    return [float(figure) for figure in found.groups()]
+
+
+def test_every_example_is_tested():
+    tested = set(re.findall(r'run\("(\d\d_\w+\.py)"\)', Path(__file__).read_text()))
+    assert tested == {path.name for path in (ROOT / "examples").glob("*.py")}
+
+
+def test_sine_adapts_below_what_no_fixed_model_reaches():
+    text = run("01_sine.py")
+    (before,) = figures(rf"after 0 inner steps: mse {NUMBER}", text)
+    (after,) = figures(rf"after 1 inner steps: mse {NUMBER}", text)
+    assert before > 3 and after < 1.8
+
+
+def test_your_own_tasks_beat_the_pooled_model():
+    text = run("02_your_own_tasks.py")
+    (trained,) = figures(rf"meta-trained: {NUMBER}", text)
+    (pooled,) = figures(rf"pooled: +{NUMBER}", text)
+    assert trained < 2 and pooled > 2.5
+
+
+def test_your_own_rule_is_sound():
+    text = run("03_your_own_rule.py")
+    assert "the rule is sound" in text
+    assert figures(rf"meta-gradient of length {NUMBER}", text)[0] > 0
+
+
+@pytest.mark.timeout(290)
+def test_the_embedding_learns_to_tell_unseen_icons_apart():
+    text = run("04_images.py")
+    (untrained,) = figures(rf"untrained: {NUMBER}%", text)
+    (trained,) = figures(rf"trained: +{NUMBER}% ± [\d.]+%\n$", text)
+    assert trained >= untrained + 10

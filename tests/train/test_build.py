@@ -1,0 +1,104 @@
+"""From a configuration to tasks, model and learner."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from headstart.errors import ConfigError, ShapeError, UsageError
+from headstart.train import build as module
+from headstart.train.build import build, find_device, make_model, make_optimizer, reproducible
+from headstart.train.config import TrainConfig
+from headstart.train.defaults import METHODS, resolve
+
+
+def _job(**options: Any) -> module.Job:
+    return build(resolve(TrainConfig(device="cpu", **options)))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("tasks", ["sinusoid", "icons"])
+def test_every_method_is_built_for_tasks_that_it_can_do(tasks: str, method: str) -> None:
+    if tasks == "sinusoid" and method in ("prototypes", "nearest"):
+        with pytest.raises(ConfigError, match=f"{method!r} classifies, but the tasks 'sinusoid' are regression"):
+            _job(tasks=tasks, method=method)
+        return
+    job = _job(tasks=tasks, method=method)
+    meta = job.learner.init(torch.Generator())
+    assert sum(value.numel() for value in meta.params.values()) == job.parameters
+    episodes = job.tasks.sample("test", [0, 1])
+    adapted, _ = job.learner.adapt(meta, episodes.support)
+    outputs = job.learner.predict(adapted, episodes.query.x)
+    assert outputs.shape == (*episodes.query.y.shape[:2], job.tasks.output_size)
+
+
+def test_options_reach_what_they_are_of() -> None:
+    job = _job(tasks="icons", ways=3, shots="1-2", queries=4, filters=5, norm="none", inner_steps=2, rotations=False)
+    episodes = job.tasks.sample("train", range(8))
+    assert episodes.support.y.shape == (8, 6) and episodes.query.y.shape == (8, 12)
+    assert episodes.support.mask is not None and job.learner.steps == 2
+    assert job.learner.init(None).params["head.weight"].shape[0] == 3
+    assert not any("norm" in name for name in job.learner.init(None).params)
+    assert _job(tasks="sinusoid", hidden="7,9").parameters == 2 * 7 + 8 * 9 + 10
+
+
+def test_rate_and_adjoint_are_the_learners() -> None:
+    losses = []
+    for options in ({}, {"inner_rate": 0.1}, {"adjoint": "checkpointed"}):
+        job = _job(tasks="sinusoid", inner_steps=3, **options)
+        meta, episodes = job.learner.init(None), job.tasks.sample("train", range(3))
+        gradient, info = job.learner.gradient(job.learner, meta, episodes)  # type: ignore[misc]
+        assert info.query_loss is not None
+        losses.append((info.query_loss.mean(), gradient.params["head.weight"]))
+    assert not torch.equal(losses[0][0], losses[1][0])
+    assert torch.allclose(losses[0][1], losses[2][1])
+
+
+def test_images_are_flattened_for_an_mlp_and_curves_refused_by_conv4() -> None:
+    assert _job(tasks="icons", model="mlp", hidden="4").parameters == 784 * 4 + 4 + 5 * 4 + 5
+    with pytest.raises(ShapeError, match=r"got inputs of shape \(1,\)"):
+        _job(tasks="sinusoid", model="conv4")
+
+
+def test_weights_depend_on_the_seed_alone_and_leave_the_global_generator() -> None:
+    job = _job(tasks="sinusoid")
+    state = torch.get_rng_state()
+    first = make_model(job.config, job.tasks)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.rand(3)
+    again, other = (make_model(job.config.model_copy(update={"seed": seed}), job.tasks) for seed in (0, 1))
+    assert first is not None and again is not None and other is not None
+    weights = [model.state_dict()["head.weight"] for model in (first, again, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert find_device("auto").type == find_device("cpu").type == "cpu"
+    for name in ("cuda", "mps"):
+        with pytest.raises(UsageError, match=f"--device {name}: PyTorch finds no such device here; there is cpu"):
+            find_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert find_device("auto").type == "cuda"
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+def test_settings_are_put_back(threads: int) -> None:
+    with reproducible(TrainConfig(tasks="sinusoid", threads=threads + 1)):
+        assert torch.get_num_threads() == threads + 1 and torch.backends.cudnn.deterministic
+    assert torch.get_num_threads() == threads and not torch.backends.cudnn.deterministic
+
+
+def test_the_outer_optimiser_has_its_rate() -> None:
+    for name, kind in (("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)):
+        config = TrainConfig(tasks="sinusoid", optimizer=name, outer_rate=0.25)  # type: ignore[arg-type]
+        made = make_optimizer(config)([torch.zeros(1)])
+        assert type(made) is kind and made.param_groups[0]["lr"] == 0.25
