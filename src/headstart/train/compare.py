@@ -11,7 +11,7 @@ from headstart.train.config import TrainConfig
 from headstart.train.defaults import resolve, taken_by
 from headstart.train.files import make_folder, to_json, write
 from headstart.train.metrics import write_csv
-from headstart.train.plots import draw_comparison
+from headstart.train.comparison_plot import draw_comparison
 from headstart.train.progress import Silent, View
 from headstart.train.report import shown
 from headstart.train.run import Result, train

@@ -118,12 +118,13 @@ def _outputs(
 
 
 def _measured(metric: Metric, outputs: Tensor, query: Batch) -> list[float]:
-    """Return the metric of each task, NaN where predictions are not finite."""
+    """Return the metric of each task, NaN where predictions are not finite; on the CPU, in double precision."""
+    outputs, y, mask = outputs.cpu(), query.y.cpu(), None if query.mask is None else query.mask.cpu()
     if metric == "mse":
-        return losses.mse(outputs.double(), query._replace(y=query.y.double())).tolist()
-    right = (outputs.argmax(-1) == query.y).double()
+        return losses.mse(outputs.double(), Batch(query.x, y.double(), mask)).tolist()
+    right = (outputs.argmax(-1) == y).double()
     finite = torch.isfinite(outputs).all(-1)
-    return losses.masked_mean(torch.where(finite, right, math.nan), query.mask).tolist()
+    return losses.masked_mean(torch.where(finite, right, math.nan), mask).tolist()
 
 
 def _check_finite(values: Sequence[float], sampled: Episodes, split: str, numbers: Sequence[int]) -> None:
