@@ -1,6 +1,7 @@
 import io
 import os
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -196,9 +197,10 @@ def test_without_a_folder_the_zips_are_downloaded_into_the_cache(small, cache, m
         shutil.copyfile(small / path.name, path)
         return path
 
-    monkeypatch.setattr("headstart.tasks.omniglot.download", fetch)
-    monkeypatch.setattr("headstart.tasks.omniglot._VALIDATION_CHARACTERS", 1)
-    monkeypatch.setattr("headstart.tasks.omniglot._TEST_CHARACTERS", 1)
+    module = sys.modules["headstart.tasks.omniglot"]  # the package has the function under this name
+    monkeypatch.setattr(module, "download", fetch)
+    monkeypatch.setattr(module, "_VALIDATION_CHARACTERS", 1)
+    monkeypatch.setattr(module, "_TEST_CHARACTERS", 1)
     tasks = omniglot(ways=4)
     assert tasks.details["classes"] == {"train": 4, "validation": 4, "test": 4}
     assert [url.rpartition("/")[2] for url, _, _ in asked] == list(ZIPS)

@@ -130,9 +130,7 @@ def _check(inputs: Sequence[Tensor], targets: Sequence[Tensor], support_size: in
         if len(x) != len(y):
             raise ShapeError(f"task {number} has {len(x)} inputs but {len(y)} targets")
         if len(x) < needed:
-            raise DataError(
-                f"task {number} has {len(x)} examples; it needs {needed}, {needed - 1} of them to adapt to"
-            )
+            raise DataError(f"task {number} has {len(x)} examples; it needs {needed}, {needed - 1} of them to adapt to")
         if x.shape[1:] != inputs[0].shape[1:] or y.shape[1:] != targets[0].shape[1:]:
             raise ShapeError(
                 f"task {number} has inputs {tuple(x.shape)} and targets {tuple(y.shape)}; "

@@ -1,8 +1,6 @@
 """Pictures of a run, as PNG bytes: how it went, and what adapting to a task looks like."""
 
 import io
-import math
-from collections.abc import Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +8,6 @@ import torch
 from torch import Tensor
 
 from headstart.train.build import Job, make_tasks
-from headstart.train.config import TrainConfig
-from headstart.train.evaluate import Score
 from headstart.train.metrics import Line
 from headstart.types import Episodes, Meta
 
@@ -164,36 +160,6 @@ def _draw_curves(job: Job, meta: Meta) -> bytes:
         axis.plot(*support, "o", color=_RED, markersize=5, label="learned from")
         _dress(axis, f"Test task {task}", "x" if task > 1 else "", "y" if task % 2 == 0 else "")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
-    return _png(figure)
-
-
-def draw_comparison(scores: Mapping[str, Score], config: TrainConfig) -> bytes:
-    """Draw the test scores of several methods: as bars, and against the number of inner steps."""
-    metric = next(iter(scores.values())).metric
-    scale = 100 if metric == "accuracy" else 1
-    stepwise = {method: score.by_inner_step for method, score in scores.items() if len(score.by_inner_step) > 1}
-    figure = _figure(width=10 if stepwise else 5.5, height=max(3.2, 0.45 * len(scores) + 1.4))
-    bars, *curves = figure.subplots(1, 2 if stepwise else 1, squeeze=False)[0]
-    colours = {method: f"C{place}" for place, method in enumerate(scores)}
-    for place, (method, score) in enumerate(reversed(list(scores.items()))):
-        mean, ci95 = scale * score.mean, scale * score.ci95
-        bars.barh(place, mean, xerr=ci95, color=colours[method], alpha=0.85, capsize=3)
-        bars.text(mean + ci95, place, f"  {mean:.4g}", va="center", fontsize=8)
-    bars.set_yticks(range(len(scores)), list(scores)[::-1])
-    bars.margins(x=0.15)
-    bars.set_xlim(left=0)
-    better = "more is better" if metric == "accuracy" else "less is better"
-    _dress(bars, f"{next(iter(scores.values())).episodes} test tasks ({better})", _named(metric), "")
-    for axis in curves:
-        for method, found in stepwise.items():
-            counts = [count for count, value in found.items() if math.isfinite(value.mean)]
-            means, widths = zip(*((scale * found[c].mean, scale * found[c].ci95) for c in counts))
-            axis.errorbar(
-                counts, means, widths, color=colours[method], marker="o", markersize=3, capsize=2, label=method
-            )
-        _dress(axis, "Before and after adapting", "inner steps", _named(metric))
-        axis.legend(frameon=False, fontsize=8)
-    figure.suptitle(f"Methods on {config.tasks}", x=0.01, ha="left", fontsize=12, fontweight="bold")
     return _png(figure)
 
 
