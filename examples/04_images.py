@@ -11,8 +11,7 @@ model = headstart.conv4(tasks.input_shape, ways=None, filters=16, downsample="st
 learner = headstart.prototypes(model, ways=5)
 
 untrained = headstart.evaluate(learner, learner.init(None), tasks, episodes=100)
-for record in headstart.fit(learner, tasks, steps=150, tasks_per_step=4):
-    pass
-trained = headstart.evaluate(learner, record.state.meta, tasks, episodes=100)
+*_, last = headstart.fit(learner, tasks, steps=150, tasks_per_step=4)
+trained = headstart.evaluate(learner, last.state.meta, tasks, episodes=100)
 print(f"untrained: {untrained.mean:.1%} ± {untrained.ci95:.1%}")
 print(f"trained:   {trained.mean:.1%} ± {trained.ci95:.1%}")

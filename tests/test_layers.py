@@ -17,7 +17,7 @@ FLOORS = {
     "tasks": 1,
     "models": 1,
     "testing": 1,
-    "train": 2,
+    "training": 2,
     "integrations": 2,
     "cli": 3,
     "serve": 3,

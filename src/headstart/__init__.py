@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from headstart.core.objective import meta_loss as meta_loss
     from headstart.models.conv4 import conv4 as conv4
     from headstart.models.mlp import mlp as mlp
-    from headstart.train.evaluate import evaluate as evaluate
-    from headstart.train.loop import fit as fit
-    from headstart.train.run import train as train
+    from headstart.training.evaluate import evaluate as evaluate
+    from headstart.training.loop import fit as fit
+    from headstart.training.run import train as train
     from headstart.types import Adapted as Adapted
     from headstart.types import Batch as Batch
     from headstart.types import Episodes as Episodes
@@ -53,9 +53,9 @@ _PUBLIC = {
     "headstart.core.objective": ("meta_gradient", "meta_loss"),
     "headstart.models.conv4": ("conv4",),
     "headstart.models.mlp": ("mlp",),
-    "headstart.train.evaluate": ("evaluate",),
-    "headstart.train.loop": ("fit",),
-    "headstart.train.run": ("train",),
+    "headstart.training.evaluate": ("evaluate",),
+    "headstart.training.loop": ("fit",),
+    "headstart.training.run": ("train",),
     "headstart.types": ("Adapted", "Batch", "Episodes", "Info", "Learner", "Meta", "Tasks"),
 }
 #: Modules that are public as a whole, as in ``headstart.rules.chain``.

@@ -13,7 +13,7 @@ import pytest
 
 from headstart.cli.app import COMMANDS, run
 from headstart.registry import METHODS
-from headstart.train.config import Options, flag
+from headstart.training.config import Options, flag
 
 SMALL = "--hidden 8 --evaluate-tasks 4 --test-tasks 4 --threads 1".split()
 
@@ -105,12 +105,12 @@ def test_traceback_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_fault_of_ours_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import headstart.train.run
+    import headstart.training.run
 
     def fail(*arguments: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(headstart.train.run, "open_run", fail)
+    monkeypatch.setattr(headstart.training.run, "open_run", fail)
     assert run(["evaluate", "x"]) == 1
     assert capsys.readouterr().err == (
         "error: ZeroDivisionError: oh\nthis is unexpected; --traceback shows where it comes from\n"

@@ -32,10 +32,7 @@ def read(batch):
 
 def same(a, b):
     return all(
-        torch.equal(x, y)
-        for one, other in zip(a, b)
-        for x, y in zip(one, other)
-        if x is not None or y is not None
+        torch.equal(x, y) for one, other in zip(a, b) for x, y in zip(one, other) if x is not None or y is not None
     )
 
 

@@ -25,7 +25,7 @@ def adapt(run: Path, support: Path, /, *, out: Path, device: Device = "auto", as
     as_json
         Print the result as JSON.
     """
-    from headstart.train.adapted import adapt
+    from headstart.training.adapted import adapt
 
     model = adapt(run, support, out, device)
     if as_json:
@@ -55,7 +55,7 @@ def predict(
     as_json
         Print the probabilities of all labels as JSON.
     """
-    from headstart.train.adapted import open_adapted, predict
+    from headstart.training.adapted import open_adapted, predict
 
     found = predict(open_adapted(model, device), images)
     if as_json:

@@ -81,7 +81,7 @@ def _message(error: Exception) -> str:
     """Return an error's text; what pydantic finds wrong with flags is said in our words."""
     cause = error.__cause__
     if isinstance(error, CycloptsError) and type(cause).__name__ == "ValidationError":
-        from headstart.train.config import explain
+        from headstart.training.config import explain
 
         return explain(cause)  # type: ignore[arg-type]
     return " ".join(str(error).split()) if isinstance(error, CycloptsError) else str(error)

@@ -1,11 +1,11 @@
 """``headstart compare``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from headstart.train.config import Options
+from headstart.training.config import Options
 
 DEFAULT = "maml,prototypes,joint,scratch,nearest"
 
@@ -36,9 +36,9 @@ def compare(
         Print the table as JSON.
     """
     from headstart.cli.output import print_json
-    from headstart.train.compare import compare, pictures, rows
-    from headstart.train.config import make_config
-    from headstart.train.progress import view
+    from headstart.training.compare import compare, pictures, rows
+    from headstart.training.config import make_config
+    from headstart.training.progress import view
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     config = make_config({**options.model_dump(exclude_unset=True), "tasks": tasks})
@@ -54,7 +54,7 @@ def compare(
     return 0 if len(entries) == len(names) else 128 + 2
 
 
-def _print_table(table: list[dict]) -> None:
+def _print_table(table: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -40,9 +40,9 @@ def evaluate(
     as_json
         Print the result as JSON.
     """
-    from headstart.train.build import make_tasks
-    from headstart.train.report import score_to_json
-    from headstart.train.run import open_run, test
+    from headstart.training.build import make_tasks
+    from headstart.training.report import score_to_json
+    from headstart.training.run import open_run, test
 
     job, checkpoint = open_run(run, device)
     if seed is not None:
@@ -68,8 +68,8 @@ def report(run: Path, /, *, device: Device = "auto", as_json: Json = False) -> N
     as_json
         Print the files' paths as JSON.
     """
-    from headstart.train.report import report
-    from headstart.train.run import open_run
+    from headstart.training.report import report
+    from headstart.training.run import open_run
 
     job, checkpoint = open_run(run, device)
     paths = [str(path) for path in report(Path(run), job, checkpoint.best.meta)]

@@ -4,7 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headstart.train.evaluate import Score
+    from headstart.training.evaluate import Score
 
 
 def print_json(value: Any) -> None:
@@ -14,7 +14,7 @@ def print_json(value: Any) -> None:
 
 def score_text(score: "Score") -> str:
     """Return a score as people read it: the mean and interval, then by number of inner steps."""
-    from headstart.train.report import shown
+    from headstart.training.report import shown
 
     kind = "classification" if score.metric == "accuracy" else "regression"
     lines = [f"{shown(kind, score.mean, score.ci95)} on {score.episodes} {score.split} tasks (mean and 95 % interval)"]

@@ -1,4 +1,4 @@
-"""``headstart train``."""
+"""``headstart.training``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from headstart.cli.output import print_json
-from headstart.train.config import Options
+from headstart.training.config import Options
 
 if TYPE_CHECKING:
-    from headstart.train.run import Result
+    from headstart.training.run import Result
 
 
 def train(
@@ -37,10 +37,10 @@ def train(
     as_json
         Print the result as JSON.
     """
-    from headstart.train.config_file import merged, read_config_file
-    from headstart.train.defaults import resolve
-    from headstart.train.progress import view
-    from headstart.train.run import default_folder, train
+    from headstart.training.config_file import merged, read_config_file
+    from headstart.training.defaults import resolve
+    from headstart.training.progress import view
+    from headstart.training.run import default_folder, train
 
     flags = options.model_dump(exclude_unset=True) | ({} if tasks is None else {"tasks": tasks})
     chosen = resolve(merged({} if config is None else read_config_file(config), flags))
@@ -53,7 +53,7 @@ def train(
 
 
 def _as_json(result: "Result") -> dict[str, Any]:
-    from headstart.train.report import score_to_json
+    from headstart.training.report import score_to_json
 
     return {
         "run": str(result.run),

@@ -61,9 +61,7 @@ def read_omniglot(data: Path) -> Omniglot:
             return found
     parts = [_read_zip(data / name, characters) for name, characters in ZIPS.items()]
     drawings = {name: images for part in parts for name, images in part.items()}
-    result = Omniglot(
-        torch.from_numpy(np.stack(list(drawings.values())))[:, :, None], tuple(drawings), len(parts[0])
-    )
+    result = Omniglot(torch.from_numpy(np.stack(list(drawings.values())))[:, :, None], tuple(drawings), len(parts[0]))
     for folder in folders:
         with contextlib.suppress(OSError):
             _save(result, folder / cached)

@@ -131,9 +131,7 @@ def _check_names(name: str, stores: Mapping[str, ImageStore]) -> None:
         owner |= dict.fromkeys(originals, split)
 
 
-def long_enough(
-    store: ImageStore, split: str, needed: int, why: str, on_short: Literal["error", "skip"]
-) -> ImageStore:
+def long_enough(store: ImageStore, split: str, needed: int, why: str, on_short: Literal["error", "skip"]) -> ImageStore:
     """Return the store without its short classes, or raise."""
     enough = store.sizes >= needed
     short = (~enough).nonzero().flatten().tolist()

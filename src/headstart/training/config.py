@@ -1,7 +1,7 @@
 """The one schema of a training run: flags, configuration files and Python calls all become a `TrainConfig`.
 
 Nothing here imports torch, so that ``headstart train --help`` is quick. An option that is ``None`` has a default
-that depends on the tasks, the model or the method: `headstart.train.defaults.resolve` fills it in.
+that depends on the tasks, the model or the method: `headstart.training.defaults.resolve` fills it in.
 """
 
 import re

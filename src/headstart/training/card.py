@@ -4,9 +4,9 @@ import shlex
 from typing import Any
 
 from headstart.registry import find
-from headstart.train.build import Job
-from headstart.train.config import TrainConfig, flag
-from headstart.train.defaults import resolve
+from headstart.training.build import Job
+from headstart.training.config import TrainConfig, flag
+from headstart.training.defaults import resolve
 
 
 def card(job: Job, results: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from headstart.errors import ConfigError
-from headstart.train.config import Options, TrainConfig, diff, make_config
+from headstart.training.config import Options, TrainConfig, diff, make_config
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor
 import headstart
 from headstart.errors import ConfigError, DataError, DivergenceError
 from headstart.tasks.sinusoid import sinusoid
-from headstart.train.evaluate import better, evaluate
+from headstart.training.evaluate import better, evaluate
 from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta, Tasks
 
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headstart.errors import FileError
-from headstart.train.files import from_safetensors, read, read_json, to_json, to_safetensors, write
+from headstart.training.files import from_safetensors, read, read_json, to_json, to_safetensors, write
 
 GOOD = to_safetensors({"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(4, dtype=torch.int64)})
 

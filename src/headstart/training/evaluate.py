@@ -9,7 +9,7 @@ from torch import Tensor
 
 from headstart.core import losses
 from headstart.errors import ConfigError, DivergenceError
-from headstart.train.loop import check_data, named
+from headstart.training.loop import check_data, named
 from headstart.types import Batch, Episodes, Learner, Meta, Tasks
 
 Metric = Literal["accuracy", "mse"]

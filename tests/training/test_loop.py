@@ -11,7 +11,7 @@ from torch import Tensor
 import headstart
 from headstart.errors import ConfigError, DataError, DivergenceError, UnknownNameError, UsageError
 from headstart.tasks.sinusoid import sinusoid
-from headstart.train.loop import StepRecord, fit, seeded, start, tensors_of
+from headstart.training.loop import StepRecord, fit, seeded, start, tensors_of
 from headstart.types import Episodes, Info, Learner, Meta, Tasks
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -114,7 +114,7 @@ def test_tasks_have_seeds_of_their_own() -> None:
 
 
 def test_dropout_is_on_in_training_and_off_in_evaluation() -> None:
-    from headstart.train.evaluate import evaluate
+    from headstart.training.evaluate import evaluate
 
     body = torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Dropout(0.5), torch.nn.Linear(20, 1))
     wet = headstart.maml(body, loss="mse", steps=1, taskmap="vmap")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from headstart.errors import FileError
-from headstart.train.metrics import MetricsFile, read_lines, validations, write_csv
+from headstart.training.metrics import MetricsFile, read_lines, validations, write_csv
 
 
 def _write(run: Path, after: int, steps: range) -> None:

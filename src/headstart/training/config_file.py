@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from headstart.errors import ConfigError, FileError
-from headstart.train.config import TrainConfig, make_config
-from headstart.train.files import explained, read_json
+from headstart.training.config import TrainConfig, make_config
+from headstart.training.files import explained, read_json
 
 _BYTES = 1 << 20
 

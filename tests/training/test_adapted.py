@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 
 from headstart.errors import ConfigError, DataError, FileError, HeadstartError
 from headstart.tasks.icons import load_icons
-from headstart.train.adapted import adapt, open_adapted, predict
-from headstart.train.config import make_config
-from headstart.train.run import train
+from headstart.training.adapted import adapt, open_adapted, predict
+from headstart.training.config import make_config
+from headstart.training.run import train
 
 BASE: dict[str, Any] = {
     "tasks": "icons", "ways": 3, "filters": 4, "steps": 2, "tasks_per_step": 2, "threads": 1, "rotations": False,

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from headstart.errors import ConfigError
-from headstart.train.files import explained
+from headstart.training.files import explained
 
 
 class Stop:

@@ -12,8 +12,8 @@ from torch import nn
 from headstart.core.adjoint import Checkpointed, Unrolled
 from headstart.errors import ConfigError, UsageError
 from headstart.registry import load
-from headstart.train.config import TrainConfig
-from headstart.train.loop import MakeOptimizer
+from headstart.training.config import TrainConfig
+from headstart.training.loop import MakeOptimizer
 from headstart.types import Episodes, Learner, Tasks
 
 
@@ -42,7 +42,7 @@ _EMBEDDINGS = frozenset({"prototypes"})
 
 
 def build(config: TrainConfig) -> Job:
-    """Make what a resolved configuration (`headstart.train.defaults.resolve`) describes.
+    """Make what a resolved configuration (`headstart.training.defaults.resolve`) describes.
 
     Raises:
         UsageError: a device that is not there, or a method that cannot do the tasks.

@@ -8,7 +8,7 @@
       results.json      the score on the test tasks   test.csv      the same, one row a task
       results.png  episode.png  README.md             pictures, and a short model card
       best.safetensors  last.safetensors              θ and M: best validation score, and last step
-      checkpoints/      what the run goes on from (`headstart.train.checkpoint`)
+      checkpoints/      what the run goes on from (`headstart.training.checkpoint`)
 """
 
 import signal
@@ -19,18 +19,18 @@ from typing import Any, NamedTuple
 
 import headstart
 from headstart.errors import ConfigError, FileError
-from headstart.train import checkpoint as checkpoints
-from headstart.train.build import Job, build, make_optimizer, reproducible
-from headstart.train.checkpoint import Best, Checkpoint
-from headstart.train.config import TrainConfig, diff, make_config
-from headstart.train.defaults import resolve
-from headstart.train.evaluate import Score, better, evaluate
-from headstart.train.files import TEMPORARY, make_folder, read_json, to_json, to_safetensors, write
-from headstart.train.loop import State, copied, fit, flat, start
-from headstart.train.metrics import MetricsFile, write_csv
-from headstart.train.progress import Silent, View
-from headstart.train.report import report, score_to_json, shown
-from headstart.train.signals import Stop, only_writer, stop_signals
+from headstart.training import checkpoint as checkpoints
+from headstart.training.build import Job, build, make_optimizer, reproducible
+from headstart.training.checkpoint import Best, Checkpoint
+from headstart.training.config import TrainConfig, diff, make_config
+from headstart.training.defaults import resolve
+from headstart.training.evaluate import Score, better, evaluate
+from headstart.training.files import TEMPORARY, make_folder, read_json, to_json, to_safetensors, write
+from headstart.training.loop import State, copied, fit, flat, start
+from headstart.training.metrics import MetricsFile, write_csv
+from headstart.training.progress import Silent, View
+from headstart.training.report import report, score_to_json, shown
+from headstart.training.signals import Stop, only_writer, stop_signals
 from headstart.types import Meta
 
 CONFIG = "config.json"
@@ -63,7 +63,7 @@ def train(config: TrainConfig, out: str | Path, *, view: View | None = None) -> 
     machine with the same PyTorch and number of threads.
 
     Args:
-        config: the options; those that are ``None`` are filled in (`headstart.train.defaults.resolve`).
+        config: the options; those that are ``None`` are filled in (`headstart.training.defaults.resolve`).
         out: the run's folder; made where it does not exist.
         view: where to report progress to; by default nowhere.
 
@@ -249,7 +249,7 @@ def read_config(run: Path) -> TrainConfig:
         FileError: no run in that folder.
     """
     if not (run / CONFIG).exists():
-        raise FileError(f"{run} holds no run: there is no {CONFIG} in it; give a folder that `headstart train` made")
+        raise FileError(f"{run} holds no run: there is no {CONFIG} in it; give a folder that `headstart.training` made")
     values = read_json(run / CONFIG)
     if not isinstance(values, dict):
         raise FileError(f"{run / CONFIG} is not a configuration; expected a JSON object")

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from headstart.errors import FileError
-from headstart.train.build import Job
-from headstart.train.card import card
-from headstart.train.evaluate import Interval, Score
-from headstart.train.files import read_json, write
-from headstart.train.metrics import read_lines, validations, write_csv
-from headstart.train.plots import draw_episode, draw_results
+from headstart.training.build import Job
+from headstart.training.card import card
+from headstart.training.evaluate import Interval, Score
+from headstart.training.files import read_json, write
+from headstart.training.metrics import read_lines, validations, write_csv
+from headstart.training.plots import draw_episode, draw_results
 from headstart.types import Meta
 
 RESULTS = "results.json"
@@ -46,11 +46,11 @@ def read_results(run: Path) -> dict[str, Any]:
         FileError: it has none yet.
     """
     if not (run / RESULTS).exists():
-        raise FileError(f"the run in {run} has no test score yet: let `headstart train` end it first")
+        raise FileError(f"the run in {run} has no test score yet: let `headstart.training` end it first")
     results = read_json(run / RESULTS)
     wanted = {"metric", "mean", "ci95", "episodes", "by_inner_step", "best_step"}
     if not isinstance(results, dict) or not wanted <= results.keys():
-        raise FileError(f"{run / RESULTS} lacks {', '.join(sorted(wanted))}; run `headstart train` again")
+        raise FileError(f"{run / RESULTS} lacks {', '.join(sorted(wanted))}; run `headstart.training` again")
     return results
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from headstart.errors import ConfigError, ShapeError, UsageError
-from headstart.train import build as module
-from headstart.train.build import build, find_device, make_model, make_optimizer, reproducible
-from headstart.train.config import TrainConfig
-from headstart.train.defaults import METHODS, resolve
+from headstart.training import build as module
+from headstart.training.build import build, find_device, make_model, make_optimizer, reproducible
+from headstart.training.config import TrainConfig
+from headstart.training.defaults import METHODS, resolve
 
 
 def _job(**options: Any) -> module.Job:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from headstart.errors import FileError
-from headstart.train.files import (
+from headstart.training.files import (
     TEMPORARY,
     explained,
     from_safetensors,
@@ -38,7 +38,7 @@ from headstart.train.files import (
     to_safetensors,
     write_synced,
 )
-from headstart.train.loop import State, flat, tensors_of
+from headstart.training.loop import State, flat, tensors_of
 from headstart.types import Meta, Params
 
 FOLDER = "checkpoints"

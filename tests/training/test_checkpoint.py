@@ -11,10 +11,10 @@ import torch
 import headstart
 from headstart.errors import FileError
 from headstart.tasks.sinusoid import sinusoid
-from headstart.train import checkpoint as checkpoints
-from headstart.train.checkpoint import Best, find, save, take
-from headstart.train.files import to_json
-from headstart.train.loop import State, copied, fit, flat, start
+from headstart.training import checkpoint as checkpoints
+from headstart.training.checkpoint import Best, find, save, take
+from headstart.training.files import to_json
+from headstart.training.loop import State, copied, fit, flat, start
 from headstart.types import Learner
 
 FILES = ("last.safetensors", "best.safetensors", "optimizer.safetensors", "state.json", "manifest.json")

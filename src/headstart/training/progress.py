@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any, Protocol
 
-from headstart.train.loop import StepRecord
+from headstart.training.loop import StepRecord
 
 LIVE_SECONDS = 0.25
 PLAIN_SECONDS = 10.0

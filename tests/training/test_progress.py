@@ -6,8 +6,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from headstart.train import progress
-from headstart.train.loop import State, StepRecord
+from headstart.training import progress
+from headstart.training.loop import State, StepRecord
 from headstart.types import Meta
 
 

@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 
 from headstart.errors import ConfigError, DivergenceError, FileError
-from headstart.train.card import command
-from headstart.train.checkpoint import find
-from headstart.train.config import TrainConfig, make_config
-from headstart.train.config_file import read_config_file
-from headstart.train.defaults import resolve
-from headstart.train.loop import StepRecord
-from headstart.train.progress import Silent
-from headstart.train.run import default_folder, open_run, read_config, train
-from headstart.train.run import test as judge
+from headstart.training.card import command
+from headstart.training.checkpoint import find
+from headstart.training.config import TrainConfig, make_config
+from headstart.training.config_file import read_config_file
+from headstart.training.defaults import resolve
+from headstart.training.loop import StepRecord
+from headstart.training.progress import Silent
+from headstart.training.run import default_folder, open_run, read_config, train
+from headstart.training.run import test as judge
 
 SMALL: dict[str, Any] = {
     "threads": 1, "evaluate_tasks": 4, "test_tasks": 4, "evaluate_every": 4, "save_every": 3, "tasks_per_step": 2
@@ -129,7 +129,7 @@ def test_a_stop_while_testing_leaves_the_test_for_the_next_call(tmp_path: Path) 
 
 
 def test_a_second_signal_stops_at_once_and_handlers_are_put_back() -> None:
-    from headstart.train.signals import stop_signals
+    from headstart.training.signals import stop_signals
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -198,7 +198,7 @@ def test_divergence_is_an_error_and_the_run_can_be_read(tmp_path: Path) -> None:
 
 
 def test_two_writers_are_refused(tmp_path: Path) -> None:
-    from headstart.train.signals import only_writer
+    from headstart.training.signals import only_writer
 
     with only_writer(tmp_path), pytest.raises(ConfigError, match="another process is training"):
         with only_writer(tmp_path):

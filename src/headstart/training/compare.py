@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 from headstart.errors import ConfigError, UsageError
 from headstart.registry import find
-from headstart.train.config import TrainConfig
-from headstart.train.defaults import resolve, taken_by
-from headstart.train.files import make_folder, to_json, write
-from headstart.train.metrics import write_csv
-from headstart.train.comparison_plot import draw_comparison
-from headstart.train.progress import Silent, View
-from headstart.train.report import shown
-from headstart.train.run import Result, train
+from headstart.training.comparison_plot import draw_comparison
+from headstart.training.config import TrainConfig
+from headstart.training.defaults import resolve, taken_by
+from headstart.training.files import make_folder, to_json, write
+from headstart.training.metrics import write_csv
+from headstart.training.progress import Silent, View
+from headstart.training.report import shown
+from headstart.training.run import Result, train
 
 
 class Entry(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from headstart.errors import ConfigError
 from headstart.registry import find, rows
-from headstart.train.config import TrainConfig, flag, make_config
+from headstart.training.config import TrainConfig, flag, make_config
 
 Row: TypeAlias = dict[str, Any]
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from headstart.errors import ConfigError, DataError, FileError
-from headstart.train.build import find_device, make_learner
-from headstart.train.config import TrainConfig, make_config
-from headstart.train.defaults import resolve
-from headstart.train.files import from_safetensors, make_folder, read, read_json, to_json, to_safetensors, write
-from headstart.train.run import open_run
+from headstart.training.build import find_device, make_learner
+from headstart.training.config import TrainConfig, make_config
+from headstart.training.defaults import resolve
+from headstart.training.files import from_safetensors, make_folder, read, read_json, to_json, to_safetensors, write
+from headstart.training.run import open_run
 from headstart.types import Adapted, Batch, Episodes, Learner, Meta, Params, Tasks
 
 WEIGHTS = "adapted.safetensors"

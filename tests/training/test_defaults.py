@@ -6,9 +6,9 @@ import pytest
 
 from headstart.errors import ConfigError, UnknownNameError
 from headstart.registry import rows
-from headstart.train import defaults
-from headstart.train.config import TrainConfig
-from headstart.train.defaults import resolve, taken_by
+from headstart.training import defaults
+from headstart.training.config import TrainConfig
+from headstart.training.defaults import resolve, taken_by
 
 
 def test_every_registered_name_has_a_row() -> None:

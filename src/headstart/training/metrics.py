@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
 from headstart.errors import FileError
-from headstart.train.files import explained, read, write
+from headstart.training.files import explained, read, write
 
 NAME = "metrics.jsonl"
 Line: TypeAlias = dict[str, Any]

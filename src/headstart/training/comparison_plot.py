@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from headstart.train.config import TrainConfig
-from headstart.train.evaluate import Score
-from headstart.train.figures import BLUE, COLOURS, GREY, dress, named, new_figure, png
+from headstart.training.config import TrainConfig
+from headstart.training.evaluate import Score
+from headstart.training.figures import BLUE, COLOURS, GREY, dress, named, new_figure, png
 
 
 def draw_comparison(scores: Mapping[str, Score], config: TrainConfig) -> bytes:

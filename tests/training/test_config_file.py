@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from headstart.errors import ConfigError, FileError
-from headstart.train.config_file import merged, read_config_file
+from headstart.training.config_file import merged, read_config_file
 
 
 @pytest.mark.parametrize(

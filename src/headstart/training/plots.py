@@ -1,21 +1,19 @@
 """Pictures of a run, as PNG bytes: how it went, and what adapting to a task looks like."""
 
-import io
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from headstart.train.build import Job, make_tasks
-from headstart.train.metrics import Line
+from headstart.training.build import Job, make_tasks
+from headstart.training.figures import BLUE, GREEN, GREY, ORANGE, RED, dress, named, new_figure, png
+from headstart.training.metrics import Line
 from headstart.types import Episodes, Meta
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f6fb0", "#e08a1e", "#2e9e5b", "#d1403f", "#8a8f98"
 _MOST_CLASSES, _MOST_SHOTS, _MOST_QUERIES = 10, 5, 8
 
 
@@ -24,7 +22,7 @@ def draw_results(lines: list[Line], rows: list[Line], results: dict[str, Any], j
     trained = [line for line in lines if "loss" in line]
     stepwise = [(int(k), v) for k, v in results["by_inner_step"].items() if v["mean"] is not None]
     panels = [bool(trained), bool(trained), bool(stepwise)]
-    figure = _figure(width=4.4 * max(1, sum(panels)), height=3.5)
+    figure = new_figure(width=4.4 * max(1, sum(panels)), height=3.5)
     axes = iter(figure.subplots(1, max(1, sum(panels)), squeeze=False)[0])
     if trained:
         _draw_loss(next(axes), trained)
@@ -34,20 +32,20 @@ def draw_results(lines: list[Line], rows: list[Line], results: dict[str, Any], j
     elif not trained:
         _draw_single(next(axes), results)
     figure.suptitle(f"{job.config.method} on {job.config.tasks}", x=0.01, ha="left", fontsize=12, fontweight="bold")
-    return _png(figure)
+    return png(figure)
 
 
 def _draw_loss(axis: "Axes", trained: list[Line]) -> None:
     steps = [line["step"] for line in trained]
     losses = torch.tensor([line["loss"] for line in trained], dtype=torch.float64)
-    axis.plot(steps, losses, color=_BLUE, alpha=0.25, linewidth=0.8, label="each step")
+    axis.plot(steps, losses, color=BLUE, alpha=0.25, linewidth=0.8, label="each step")
     window = max(1, len(steps) // 50)
     if window > 1:
         smooth = losses.unfold(0, window, 1).mean(1)
-        axis.plot(steps[window - 1 :], smooth, color=_BLUE, linewidth=1.8, label=f"mean of {window}")
+        axis.plot(steps[window - 1 :], smooth, color=BLUE, linewidth=1.8, label=f"mean of {window}")
     if len(steps) > 1 and float(losses.min()) > 0 and float(losses.max() / losses.min()) > 30:
         axis.set_yscale("log")
-    _dress(axis, "Training: query loss after adapting", "outer step", "loss")
+    dress(axis, "Training: query loss after adapting", "outer step", "loss")
     axis.legend(frameon=False, fontsize=8)
 
 
@@ -55,12 +53,12 @@ def _draw_validation(axis: "Axes", rows: list[Line], results: dict[str, Any]) ->
     metric, scale = results["metric"], 100 if results["metric"] == "accuracy" else 1
     steps = [row["step"] for row in rows]
     means = [scale * row[metric] for row in rows]
-    axis.plot(steps, means, color=_ORANGE, linewidth=1.8, marker="o", markersize=3)
+    axis.plot(steps, means, color=ORANGE, linewidth=1.8, marker="o", markersize=3)
     low, high = zip(*((m - scale * r["ci95"], m + scale * r["ci95"]) for m, r in zip(means, rows)))
-    axis.fill_between(steps, low, high, color=_ORANGE, alpha=0.2, linewidth=0, label="95 % interval")
+    axis.fill_between(steps, low, high, color=ORANGE, alpha=0.2, linewidth=0, label="95 % interval")
     best = results["best_step"]
-    axis.plot([best], [means[steps.index(best)]], "*", color=_RED, markersize=11, label=f"best: step {best}")
-    _dress(axis, "Validation tasks", "outer step", _named(metric))
+    axis.plot([best], [means[steps.index(best)]], "*", color=RED, markersize=11, label=f"best: step {best}")
+    dress(axis, "Validation tasks", "outer step", named(metric))
     axis.legend(frameon=False, fontsize=8)
 
 
@@ -68,23 +66,21 @@ def _draw_inner_steps(axis: "Axes", found: list[Any], results: dict[str, Any], o
     scale = 100 if results["metric"] == "accuracy" else 1
     counts = [count for count, _ in found]
     means, intervals = ([scale * value[key] for _, value in found] for key in ("mean", "ci95"))
-    axis.errorbar(counts, means, intervals, color=_GREEN, linewidth=1.8, marker="o", markersize=4, capsize=3)
+    axis.errorbar(counts, means, intervals, color=GREEN, linewidth=1.8, marker="o", markersize=4, capsize=3)
     if own is not None and own in counts:
         mean = means[counts.index(own)]
-        axis.plot([own], [mean], "o", color=_RED, markersize=7, zorder=5, label=f"as trained, {own}: {mean:.4g}")
+        axis.plot([own], [mean], "o", color=RED, markersize=7, zorder=5, label=f"as trained, {own}: {mean:.4g}")
         axis.legend(frameon=False, fontsize=8)
     axis.set_xticks(counts)
-    _dress(
-        axis, f"{results['episodes']} test tasks: before and after adapting", "inner steps", _named(results["metric"])
-    )
+    dress(axis, f"{results['episodes']} test tasks: before and after adapting", "inner steps", named(results["metric"]))
 
 
 def _draw_single(axis: "Axes", results: dict[str, Any]) -> None:
     scale = 100 if results["metric"] == "accuracy" else 1
-    axis.bar([0], [scale * results["mean"]], yerr=[scale * results["ci95"]], width=0.5, color=_GREEN, capsize=5)
+    axis.bar([0], [scale * results["mean"]], yerr=[scale * results["ci95"]], width=0.5, color=GREEN, capsize=5)
     axis.set_xlim(-1, 1)
     axis.set_xticks([])
-    _dress(axis, f"{results['episodes']} test tasks", "", _named(results["metric"]))
+    dress(axis, f"{results['episodes']} test tasks", "", named(results["metric"]))
 
 
 def draw_episode(job: Job, meta: Meta) -> bytes | None:
@@ -106,7 +102,7 @@ def _draw_images(job: Job, meta: Meta) -> bytes:
     classes = sorted(query)[:_MOST_CLASSES]
     shots = min(_MOST_SHOTS, max(len(support[c]) for c in classes))
     queries = min(_MOST_QUERIES, max(len(query[c]) for c in classes))
-    figure = _figure(width=0.8 * (shots + queries) + 1.7, height=0.85 * len(classes) + 0.9)
+    figure = new_figure(width=0.8 * (shots + queries) + 1.7, height=0.85 * len(classes) + 0.9)
     grid = figure.subplots(
         len(classes), shots + 1 + queries, squeeze=False, width_ratios=[1] * shots + [0.3] + [1] * queries
     )
@@ -122,7 +118,7 @@ def _draw_images(job: Job, meta: Meta) -> bytes:
     grid[0][shots + 1].set_title("predicted", fontsize=8)
     told = f"Test task 0: {right} of {len(predicted)} right (red: the class it was taken for)"
     figure.suptitle(told, x=0.01, ha="left", fontsize=10, fontweight="bold")
-    return _png(figure)
+    return png(figure)
 
 
 def _draw_image(axis: "Axes", image: Tensor | None, label: int, guess: Tensor | None) -> None:
@@ -134,11 +130,11 @@ def _draw_image(axis: "Axes", image: Tensor | None, label: int, guess: Tensor | 
     pixels = image.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
     wrong = guess is not None and int(guess) != label
-    colour = _GREY if guess is None else _RED if wrong else _GREEN
+    colour = GREY if guess is None else RED if wrong else GREEN
     for spine in axis.spines.values():
         spine.set(color=colour, linewidth=1 if guess is None else 2.5)
     if wrong:
-        axis.set_xlabel(str(int(guess)), color=_RED, fontsize=8, labelpad=1)
+        axis.set_xlabel(str(int(guess)), color=RED, fontsize=8, labelpad=1)
 
 
 def _draw_curves(job: Job, meta: Meta) -> bytes:
@@ -149,18 +145,18 @@ def _draw_curves(job: Job, meta: Meta) -> bytes:
     line = torch.linspace(low, high, 200, device=job.device, dtype=episode.query.x.dtype).view(1, -1, 1)
     grid = episode._replace(query=episode.query._replace(x=line.expand(4, -1, -1)))
     before, after = (_predict(job, meta, grid, steps).cpu() for steps in (0, None))
-    figure = _figure(width=9.5, height=6)
+    figure = new_figure(width=9.5, height=6)
     for task, axis in enumerate(figure.subplots(2, 2, sharex=True).flat):
         x, y = (value[task, :, 0].cpu() for value in episode.query[:2])
         order = x.argsort()
-        axis.plot(x[order], y[order], color=_GREY, linewidth=4, alpha=0.45, label="the task's curve")
-        axis.plot(line[0, :, 0].cpu(), before[task, :, 0], "--", color=_ORANGE, label="before adapting")
-        axis.plot(line[0, :, 0].cpu(), after[task, :, 0], color=_BLUE, linewidth=1.8, label="after adapting")
+        axis.plot(x[order], y[order], color=GREY, linewidth=4, alpha=0.45, label="the task's curve")
+        axis.plot(line[0, :, 0].cpu(), before[task, :, 0], "--", color=ORANGE, label="before adapting")
+        axis.plot(line[0, :, 0].cpu(), after[task, :, 0], color=BLUE, linewidth=1.8, label="after adapting")
         support = [value[task, :, 0].cpu() for value in episode.support[:2]]
-        axis.plot(*support, "o", color=_RED, markersize=5, label="learned from")
-        _dress(axis, f"Test task {task}", "x" if task > 1 else "", "y" if task % 2 == 0 else "")
+        axis.plot(*support, "o", color=RED, markersize=5, label="learned from")
+        dress(axis, f"Test task {task}", "x" if task > 1 else "", "y" if task % 2 == 0 else "")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 @torch.no_grad()
@@ -172,29 +168,3 @@ def _predict(job: Job, meta: Meta, episode: Episodes, steps: int | None) -> Tens
 def _by_class(values: Tensor, labels: Tensor, mask: Tensor | None) -> dict[int, Tensor]:
     there = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask[0]
     return {int(label): values[there & (labels == label)] for label in labels.unique()}
-
-
-def _named(metric: str) -> str:
-    return "accuracy (%)" if metric == "accuracy" else "mean squared error"
-
-
-def _figure(width: float, height: float) -> "Figure":
-    # the Figure itself, not pyplot: no display is needed and no global state is kept
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _dress(axis: "Axes", title: str, x: str, y: str) -> None:
-    axis.set_title(title, fontsize=10)
-    axis.set_xlabel(x, fontsize=9)
-    axis.set_ylabel(y, fontsize=9)
-    axis.tick_params(labelsize=8)
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def _png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": "headstart"})
-    return buffer.getvalue()
