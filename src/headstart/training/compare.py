@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from headstart.errors import ConfigError, UsageError
 from headstart.registry import find
 from headstart.training.comparison_plot import draw_comparison
-from headstart.training.config import TrainConfig
+from headstart.training.config import TrainConfig, flag
 from headstart.training.defaults import resolve, taken_by
 from headstart.training.files import make_folder, to_json, write
 from headstart.training.metrics import write_csv
@@ -70,7 +70,7 @@ def _configs(config: TrainConfig, methods: Sequence[str]) -> dict[str, TrainConf
         used |= given.keys() - refused
     lost = given.keys() - used
     if lost:
-        raise ConfigError(f"none of {', '.join(methods)} takes {', '.join(sorted(lost))}; leave it out")
+        raise ConfigError(f"none of {', '.join(methods)} takes {', '.join(map(flag, sorted(lost)))}; leave it out")
     return configs
 
 

@@ -1,0 +1,45 @@
+import json
+
+import pytest
+
+from headstart.errors import ConfigError, UnknownNameError, UsageError
+from headstart.training.compare import compare, pictures, rows
+from headstart.training.config import make_config
+
+SMALL = {"tasks": "icons", "steps": 2, "tasks_per_step": 2, "filters": 4, "inner_steps": 1, "test_tasks": 4}
+SMALL |= {"evaluate_tasks": 2, "threads": 1, "inner_rate": 0.1}
+
+
+def test_every_method_gets_a_line_a_folder_and_a_picture(tmp_path):
+    methods = ["prototypes", "maml", "scratch", "nearest"]
+    entries = compare(make_config(SMALL), methods, tmp_path)
+    assert [entry.method for entry in entries] == methods
+    assert [row["steps"] for row in rows(entries)] == [2, 2, 0, 0]
+    assert json.loads((tmp_path / "comparison.json").read_text())[1]["method"] == "maml"
+    assert (tmp_path / "comparison.csv").read_text().startswith("method,accuracy,ci95")
+    drawn = pictures(entries, tmp_path)
+    assert tmp_path / "maml" / "episode.png" in drawn
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in drawn)
+
+
+def test_all_methods_are_judged_on_the_same_tasks_and_again_gives_the_same(tmp_path):
+    untrained = make_config({**SMALL, "steps": None, "tasks_per_step": None})
+    first = compare(untrained, ["nearest", "scratch"], tmp_path)
+    again = compare(untrained, ["nearest", "scratch"], tmp_path)
+    assert [e.result.score for e in first] == [e.result.score for e in again]
+    bare = {name: SMALL[name] for name in ("tasks", "test_tasks", "threads")}
+    alone = compare(make_config(bare), ["nearest"], tmp_path / "alone")
+    assert alone[0].result.score == first[0].result.score
+
+
+def test_what_cannot_be_compared_is_refused_before_training(tmp_path):
+    config = make_config(SMALL)
+    with pytest.raises(UnknownNameError, match="did you mean 'maml'"):
+        compare(config, ["nearest", "mmal"], tmp_path)
+    with pytest.raises(UsageError, match="nearest, nearest"):
+        compare(config, ["nearest", "nearest"], tmp_path)
+    with pytest.raises(UsageError, match="got none"):
+        compare(config, [], tmp_path)
+    with pytest.raises(ConfigError, match="none of nearest takes .*--filters"):
+        compare(config, ["nearest"], tmp_path)
+    assert not any(tmp_path.iterdir())
