@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+import headstart
 from headstart.core.functional import functional
-from headstart.errors import UnknownNameError, UsageError
+from headstart.errors import ShapeError, UnknownNameError, UsageError
 from headstart.testing.contract import module_state, same_bits
 
 
@@ -206,3 +207,18 @@ def test_evaluation_mode_is_what_a_pass_without_a_seed_has():
     _, (out, _) = batched(module, x)
     expected = functional_call(copy.deepcopy(module).eval(), dict(module.named_parameters()), (x,))
     torch.testing.assert_close(out, expected.detach())
+
+
+@pytest.mark.parametrize("taskmap", ["vmap", "loop", "auto"])
+@pytest.mark.parametrize(
+    ("module", "x", "shape"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()), torch.zeros(2, 5, 3, 8, 8), r"\(4, 1, 3, 3\)"),
+        (nn.Sequential(nn.Linear(6, 4), nn.ReLU()), torch.zeros(2, 5, 7), r"\(4, 6\)"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_with_both_shapes(module, x, shape, taskmap):
+    learner = headstart.maml(module, steps=1, taskmap=taskmap)
+    features = ", ".join(str(size) for size in x.shape[1:])
+    with pytest.raises(ShapeError, match=rf"\({features}\).*{shape}"):
+        learner.adapt(learner.init(None), headstart.Batch(x, torch.zeros(2, 5, dtype=torch.long)))

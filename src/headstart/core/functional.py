@@ -12,6 +12,7 @@ second derivatives through batch, instance and layer normalisation.
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -19,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.core import twice
 from headstart.core.patterns import Leaf, matches
 from headstart.core.skeleton import Skeleton, refuse_untwiceable, statistics_of, without_weights
 from headstart.core.taskmap import TaskMap, auto, loop, vmap
-from headstart.errors import DifferentiationError, UsageError, unknown_name
+from headstart.errors import DifferentiationError, ShapeError, UsageError, unknown_name
 from headstart.types import Params, Tree
 
 BufferPolicy: TypeAlias = Literal["batch", "frozen", "task"]
@@ -117,8 +118,11 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
 
         dims = [{name: _task_axis(p, leaves[name]) for name, p in params.items()}, 0, 0, 0, 0]
         versions = [tensor._version for tensor in constants.values()]
-        with context():
-            out = task_map(one, dims, [params, buffers, x_args, x_kwargs, keys])
+        try:
+            with context():
+                out = task_map(one, dims, [params, buffers, x_args, x_kwargs, keys])
+        except RuntimeError as error:
+            raise _explained(error, x, leaves) from error
         _refuse_mutation(constants, versions)
         return out
 
@@ -133,6 +137,19 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
         unchecked.clear()
 
     return Functional(params, per_task, leaves, apply, certify)
+
+
+def _explained(error: RuntimeError, x: Tree, leaves: Mapping[str, Leaf]) -> Exception:
+    """Return what PyTorch says of shapes that do not fit in words that help, or the error itself."""
+    text = str(error)
+    if not re.search(r"channels, but got|shapes cannot be multiplied|size mismatch|must match the size", text):
+        return error
+    got = ", ".join(str(tuple(leaf.shape[1:])) for leaf in tree_leaves(x))
+    first = next(iter(leaves.values()), None)
+    own = f"; its first weight, {first.name}, has shape {first.shape}" if first else ""
+    return ShapeError(
+        f"the model cannot take a task's inputs (examples, *features) = {got}{own}. PyTorch says: {text.splitlines()[0]}"
+    )
 
 
 def _task_axis(tensor: Tensor, leaf: Leaf) -> int | None:

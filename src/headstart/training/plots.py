@@ -138,25 +138,32 @@ def _draw_image(axis: "Axes", image: Tensor | None, label: int, guess: Tensor | 
 
 
 def _draw_curves(job: Job, meta: Meta) -> bytes:
-    """Some test tasks: the curve before adapting and after, and the points that were learned from."""
+    """Some test tasks: the points learned from, and the curve before adapting, after the own steps and after 10."""
     tasks = make_tasks(job.config.model_copy(update={"queries": 200}), job.device)
     episode = tasks.sample("test", range(4))
     low, high = float(episode.query.x.min()), float(episode.query.x.max())
     line = torch.linspace(low, high, 200, device=job.device, dtype=episode.query.x.dtype).view(1, -1, 1)
     grid = episode._replace(query=episode.query._replace(x=line.expand(4, -1, -1)))
-    before, after = (_predict(job, meta, grid, steps).cpu() for steps in (0, None))
+    styles = {0: ("--", ORANGE, "before adapting"), job.learner.steps: ("-", BLUE, _after(job.learner.steps))}
+    if job.learner.steps is not None:
+        styles.setdefault(10, ("-", GREEN, _after(10)))
+    drawn = {steps: _predict(job, meta, grid, steps).cpu() for steps in styles}
     figure = new_figure(width=9.5, height=6)
     for task, axis in enumerate(figure.subplots(2, 2, sharex=True).flat):
         x, y = (value[task, :, 0].cpu() for value in episode.query[:2])
         order = x.argsort()
         axis.plot(x[order], y[order], color=GREY, linewidth=4, alpha=0.45, label="the task's curve")
-        axis.plot(line[0, :, 0].cpu(), before[task, :, 0], "--", color=ORANGE, label="before adapting")
-        axis.plot(line[0, :, 0].cpu(), after[task, :, 0], color=BLUE, linewidth=1.8, label="after adapting")
+        for steps, (style, colour, label) in styles.items():
+            axis.plot(line[0, :, 0].cpu(), drawn[steps][task, :, 0], style, color=colour, linewidth=1.6, label=label)
         support = [value[task, :, 0].cpu() for value in episode.support[:2]]
         axis.plot(*support, "o", color=RED, markersize=5, label="learned from")
         dress(axis, f"Test task {task}", "x" if task > 1 else "", "y" if task % 2 == 0 else "")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False, fontsize=9)
     return png(figure)
+
+
+def _after(steps: int | None) -> str:
+    return "after adapting" if steps is None else f"after {steps} step{'s' * (steps != 1)}"
 
 
 @torch.no_grad()
