@@ -142,13 +142,16 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
 def _explained(error: RuntimeError, x: Tree, leaves: Mapping[str, Leaf]) -> Exception:
     """Return what PyTorch says of shapes that do not fit in words that help, or the error itself."""
     text = str(error)
-    if not re.search(r"channels, but got|shapes cannot be multiplied|size mismatch|must match the size", text):
+    if not re.search(
+        r"channels, but got|shapes cannot be multiplied|size mismatch|must match the size|Expected size for", text
+    ):
         return error
     got = ", ".join(str(tuple(leaf.shape[1:])) for leaf in tree_leaves(x))
     first = next(iter(leaves.values()), None)
     own = f"; its first weight, {first.name}, has shape {first.shape}" if first else ""
     return ShapeError(
-        f"the model cannot take a task's inputs (examples, *features) = {got}{own}. PyTorch says: {text.splitlines()[0]}"
+        f"the model cannot take a task's inputs (examples, *features) = {got}{own}; "
+        f"PyTorch says: {text.splitlines()[0]}"
     )
 
 
