@@ -74,7 +74,11 @@ def test_a_missing_second_derivative_in_the_loss_is_explained():
 
 
 def test_other_errors_are_passed_on_as_they_are():
-    learner, meta, episodes = case()
-    wide = episodes._replace(query=episodes.query._replace(x=torch.zeros(4, 5, 7, dtype=torch.float64)))
-    with pytest.raises(RuntimeError, match="Expected size"):
-        headstart.meta_gradient(learner, meta, wide)
+    class Broken(torch.nn.Linear):
+        def forward(self, x):
+            raise RuntimeError("out of luck")
+
+    learner = headstart.maml(Broken(2, 2), steps=1)
+    batch = headstart.Batch(torch.zeros(1, 3, 2), torch.zeros(1, 3, dtype=torch.long))
+    with pytest.raises(RuntimeError, match="out of luck"):
+        headstart.meta_gradient(learner, learner.init(None), headstart.Episodes(batch, batch))

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from headstart.errors import ConfigError, DataError, FileError, HeadstartError
 from headstart.tasks.icons import load_icons
+from headstart.tasks.images import SkippedImageWarning
 from headstart.training.adapted import adapt, open_adapted, predict
 from headstart.training.config import make_config
 from headstart.training.run import train
@@ -117,8 +118,11 @@ def test_an_image_that_cannot_be_read_is_named(runs: dict[str, Path], tmp_path: 
     broken = next((tmp_path / "support").iterdir()) / "1.png"
     broken.write_text("no image")
     with pytest.raises(DataError, match="1.png"):
-        adapt(runs["maml"], tmp_path / "support", tmp_path / "other")
+        adapt(runs["maml"], tmp_path / "support", tmp_path / "other", strict=True)
     assert not (tmp_path / "other").exists()
+    with pytest.warns(SkippedImageWarning, match="1.png"):
+        adapt(runs["maml"], tmp_path / "support", tmp_path / "other")
+    assert (tmp_path / "other").is_dir()
 
 
 def test_a_photograph_of_any_shape_is_taken(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ from headstart.cli.evaluate import Device, Json
 from headstart.cli.output import print_json
 
 
-def adapt(run: Path, support: Path, /, *, out: Path, device: Device = "auto", as_json: Json = False) -> None:
+def adapt(
+    run: Path,
+    support: Path,
+    /,
+    *,
+    out: Path,
+    device: Device = "auto",
+    strict: Annotated[bool, Parameter(negative="")] = False,
+    as_json: Json = False,
+) -> None:
     """Learn new classes from a folder of class folders, a few images each.
 
     Parameters
@@ -22,12 +31,14 @@ def adapt(run: Path, support: Path, /, *, out: Path, device: Device = "auto", as
         The folder to write; new or empty.
     device
         Where to compute; auto takes cuda, then mps, then cpu.
+    strict
+        Refuse a folder that holds an unreadable image, rather than skip that image.
     as_json
         Print the result as JSON.
     """
     from headstart.training.adapted import adapt
 
-    model = adapt(run, support, out, device)
+    model = adapt(run, support, out, device, strict)
     if as_json:
         print_json({"out": str(out), "classes": list(model.classes)})
     else:

@@ -49,7 +49,9 @@ class Prediction(NamedTuple):
     probabilities: dict[str, float]
 
 
-def adapt(run: str | Path, support: str | Path, out: str | Path, device: str = "auto") -> AdaptedModel:
+def adapt(
+    run: str | Path, support: str | Path, out: str | Path, device: str = "auto", strict: bool = False
+) -> AdaptedModel:
     """Learn new classes from a folder of class folders, and write the result.
 
     Where the run normalised by batches (``--buffers batch``), normalisation now goes by the support set, so that an
@@ -60,10 +62,11 @@ def adapt(run: str | Path, support: str | Path, out: str | Path, device: str = "
         support: a folder that holds one folder of images a class.
         out: the folder to write; it must be new or empty.
         device: where to compute.
+        strict: refuse a folder with an image that cannot be read; else that image is left out with a warning.
 
     Raises:
         ConfigError: the method cannot do that many classes, or the run is not of images.
-        DataError: a class without images, or images that cannot be read.
+        DataError: a class without an image that can be read, or, where ``strict``, one that cannot.
         FileError: no run, or a folder that cannot be read or written.
     """
     from headstart.tasks.folder import read_class_folder
@@ -74,7 +77,7 @@ def adapt(run: str | Path, support: str | Path, out: str | Path, device: str = "
     if job.tasks.kind != "classification" or len(shape) != 3:
         raise ConfigError(f"the run in {run} is of {config.tasks} ({job.tasks.kind}); adapt takes runs on images")
     _refuse_filled(Path(out))
-    found = read_class_folder(support, size=shape[-1], channels=_channels(shape), strict=True)
+    found = read_class_folder(support, size=shape[-1], channels=_channels(shape), strict=strict)
     _refuse_ways(config, len(found.names))
     x = _as_trained(torch.cat([scaled(images) for images in found.images]), config)
     y = torch.arange(len(found.names)).repeat_interleave(torch.tensor([len(images) for images in found.images]))
