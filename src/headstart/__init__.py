@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from headstart.core.objective import meta_loss as meta_loss
     from headstart.models.conv4 import conv4 as conv4
     from headstart.models.mlp import mlp as mlp
+    from headstart.training.adapted import adapt as adapt
+    from headstart.training.adapted import open_adapted as open_adapted
+    from headstart.training.adapted import predict as predict
     from headstart.training.evaluate import evaluate as evaluate
     from headstart.training.loop import fit as fit
     from headstart.training.run import train as train
@@ -53,6 +56,7 @@ _PUBLIC = {
     "headstart.core.objective": ("meta_gradient", "meta_loss"),
     "headstart.models.conv4": ("conv4",),
     "headstart.models.mlp": ("mlp",),
+    "headstart.training.adapted": ("adapt", "open_adapted", "predict"),
     "headstart.training.evaluate": ("evaluate",),
     "headstart.training.loop": ("fit",),
     "headstart.training.run": ("train",),

@@ -80,3 +80,15 @@ def test_what_does_not_fit_is_refused():
         learner.adapt(meta, support._replace(y=support.y.double()))
     with pytest.raises(UnknownNameError, match="unknown distance 'cosin'; did you mean 'cosine'"):
         headstart.prototypes(nn.Linear(2, 2), distance="cosin")
+
+
+def test_a_class_without_a_support_example_is_never_predicted():
+    """And a task's loss is the same whether or not other tasks of its batch have more classes."""
+    module, learner, meta, (support, query) = case(ways=6)
+    few = support._replace(y=support.y % 2), query._replace(y=query.y % 2)
+    logits = learner.predict(learner.adapt(meta, few[0])[0], few[1].x)
+    assert (logits[..., 2:] == -torch.inf).all() and logits[..., :2].isfinite().all()
+    two = headstart.prototypes(module, ways=2)
+    gradients = [headstart.meta_gradient(one, meta, headstart.Episodes(*few))[0].params for one in (learner, two)]
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(value, gradients[1][name])

@@ -58,11 +58,11 @@ def nearest(module: nn.Module | None = None, *, ways: int | None = None) -> Lear
 
     def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
         support = present(support)
-        centres = class_means(support.x.flatten(2), support, ways)
-        info = Info(centres.new_zeros(0, centres.shape[0]))
-        return Adapted(meta, {"prototypes": centres}, {}, support.seed), info
+        means = class_means(support.x.flatten(2), support, ways)
+        return Adapted(meta, means, {}, support.seed), Info(means["absent"].new_zeros(0, support.y.shape[0]))
 
     def predict(adapted: Adapted, x: Tree) -> Tensor:
-        return -squared_distances(x.flatten(2), adapted.params["prototypes"])
+        distances = squared_distances(x.flatten(2), adapted.params["prototypes"])
+        return adapted.params["absent"].unsqueeze(1) - distances
 
     return Learner(init, adapt, predict, losses.cross_entropy, None)

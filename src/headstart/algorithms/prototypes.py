@@ -11,7 +11,7 @@ from headstart.core.masks import present
 from headstart.core.objective import backprop
 from headstart.core.taskmap import TaskMap
 from headstart.errors import ShapeError, unknown_name
-from headstart.types import Adapted, Batch, Info, Learner, Meta, Tree
+from headstart.types import Adapted, Batch, Info, Learner, Meta, Params, Tree
 
 Distance = Literal["euclidean", "cosine"]
 
@@ -61,8 +61,9 @@ def prototypes(
         tasks = support.y.shape[0]
         own = {name: value.expand(tasks, *value.shape) for name, value in function.buffers.items()}
         embedded, own = embed(meta, support.x, own, support.seed, 0)
-        centres = class_means(embedded, support, ways)
-        return Adapted(meta, {"prototypes": centres}, own, support.seed), Info(embedded.new_zeros(0, tasks))
+        return Adapted(meta, class_means(embedded, support, ways), own, support.seed), Info(
+            embedded.new_zeros(0, tasks)
+        )
 
     def predict(adapted: Adapted, x: Tree) -> Tensor:
         embedded, _ = embed(adapted.meta, x, adapted.buffers, adapted.seed, 1)
@@ -70,14 +71,23 @@ def prototypes(
         if distance == "cosine":
             normal = (nn.functional.normalize(v, dim=-1) for v in (embedded, centres))
             queries, keys = normal
-            return adapted.meta.structure["scale"] * queries @ keys.transpose(1, 2)
-        return -squared_distances(embedded, centres)
+            logits = adapted.meta.structure["scale"] * queries @ keys.transpose(1, 2)
+        else:
+            logits = -squared_distances(embedded, centres)
+        return logits + adapted.params["absent"].unsqueeze(1)
 
     return Learner(init, adapt, predict, losses.cross_entropy, backprop)
 
 
-def class_means(embedded: Tensor, support: Batch, ways: int | None = None) -> Tensor:
-    """Return the mean ``(B, ways, d)`` of each class's embedded support examples ``(B, n, d)``, masks respected."""
+def class_means(embedded: Tensor, support: Batch, ways: int | None = None) -> Params:
+    """Return the ``prototypes``: the mean ``(B, ways, d)`` of each class's embedded support examples ``(B, n, d)``.
+
+    Masks are respected. Beside the means stands ``absent`` ``(B, ways)``, to be added to the logits: −∞ for a class
+    without a support example, which nothing can be taken for, and 0 else.
+
+    Raises:
+        ShapeError: labels that are not integers, or not one an example.
+    """
     if support.y.is_floating_point() or support.y.shape != embedded.shape[:2]:
         raise ShapeError(
             f"class means need integer labels (tasks, examples) = {tuple(embedded.shape[:2])}; "
@@ -88,8 +98,9 @@ def class_means(embedded: Tensor, support: Batch, ways: int | None = None) -> Te
     if support.mask is not None:
         member = member * support.mask.unsqueeze(-1).to(embedded.dtype)
         embedded = torch.where(support.mask.unsqueeze(-1), embedded, 0)
-    sums = member.transpose(1, 2) @ embedded
-    return sums / member.sum(1).clamp(min=1).unsqueeze(-1)
+    sizes = member.sum(1)
+    means = member.transpose(1, 2) @ embedded / sizes.clamp(min=1).unsqueeze(-1)
+    return {"prototypes": means, "absent": torch.zeros_like(sizes).masked_fill(sizes == 0, -torch.inf)}
 
 
 def squared_distances(left: Tensor, right: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""``headstart.training``."""
+"""``headstart train``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

@@ -46,11 +46,11 @@ def read_results(run: Path) -> dict[str, Any]:
         FileError: it has none yet.
     """
     if not (run / RESULTS).exists():
-        raise FileError(f"the run in {run} has no test score yet: let `headstart.training` end it first")
+        raise FileError(f"the run in {run} has no test score yet: let `headstart train` end it first")
     results = read_json(run / RESULTS)
     wanted = {"metric", "mean", "ci95", "episodes", "by_inner_step", "best_step"}
     if not isinstance(results, dict) or not wanted <= results.keys():
-        raise FileError(f"{run / RESULTS} lacks {', '.join(sorted(wanted))}; run `headstart.training` again")
+        raise FileError(f"{run / RESULTS} lacks {', '.join(sorted(wanted))}; run `headstart train` again")
     return results
 
 

@@ -249,7 +249,7 @@ def read_config(run: Path) -> TrainConfig:
         FileError: no run in that folder.
     """
     if not (run / CONFIG).exists():
-        raise FileError(f"{run} holds no run: there is no {CONFIG} in it; give a folder that `headstart.training` made")
+        raise FileError(f"{run} holds no run: there is no {CONFIG} in it; give a folder that `headstart train` made")
     values = read_json(run / CONFIG)
     if not isinstance(values, dict):
         raise FileError(f"{run / CONFIG} is not a configuration; expected a JSON object")
