@@ -27,8 +27,7 @@ class Batch(NamedTuple):
     mask: Tensor | None = None
     """``(B, n)`` bool, false where a task has no such example; ``None``: every example is there.
 
-    What is masked counts neither in a loss nor in a class mean. It does count, as zeros, where a layer normalises by
-    the batch: use another normalisation where tasks differ much in size.
+    What is masked counts nowhere; batch normalisation, which could not leave it out, refuses it.
     """
     seed: Tensor | None = None
     """``(B,)`` int64, seeds what is random in a task (dropout); ``None``: nothing is random."""

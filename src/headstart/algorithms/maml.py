@@ -68,7 +68,7 @@ def maml(
     moving = inner_rule.moves(function.leaves)
     if not moving:
         raise UsageError(f"the rule leaves nothing to move among {', '.join(function.leaves) or 'no parameters'}")
-    task_loss = losses.resolve(loss)
+    task_loss = losses.without_padding(losses.resolve(loss), function.batch_statistics)
     default_steps = steps
 
     def init(generator: Generator | None = None) -> Meta:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from headstart.algorithms.maml import maml
 from headstart.core.losses import TaskLoss
@@ -38,6 +39,9 @@ def maml_train(
     so it ends near the one model that is best for all tasks pooled (for sine curves of random phase, nearly a flat
     line), whether or not that model adapts well. That is joint training; `headstart.joint` is it, as a baseline.
 
+    Layers that keep running statistics go by the batch at hand in training, and get the statistics of all tasks at
+    the end.
+
     To learn a new task, take ``inner_steps`` gradient steps of ``inner_rate`` on its examples, as in training.
 
     Args:
@@ -67,8 +71,8 @@ def maml_train(
     >>> model(x[0]).shape
     torch.Size([10, 1])
     """
-    tasks = [_Task(x, y) for x, y in zip(inputs, targets)]
     _check(inputs, targets, support_size)
+    tasks = [_Task(x, y) for x, y in zip(inputs, targets)]
     if tasks_per_step < 1 or iterations < 0 or not learning_rate > 0:
         raise UsageError(
             f"learning_rate must be greater than 0, iterations at least 0 and tasks_per_step at least 1; "
@@ -90,7 +94,29 @@ def maml_train(
         optimizer.step()
     trained = copy.deepcopy(model)
     trained.load_state_dict({n: v.detach() for n, v in meta.params.items()}, strict=False)
+    _set_statistics(trained, inputs)
     return trained
+
+
+@torch.no_grad()
+def _set_statistics(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Give layers that keep running statistics those of the tasks' inputs, averaged over the tasks."""
+    layers = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+    if not layers:
+        return
+    modes = {m: m.training for m in model.modules()}
+    momenta = [layer.momentum for layer in layers]
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain average over the passes
+        layer.train()
+    for x in inputs:
+        model(x)
+    for layer, momentum in zip(layers, momenta):
+        layer.momentum = momentum
+    for m, mode in modes.items():
+        m.training = mode
 
 
 class _Task(NamedTuple):
@@ -127,6 +153,10 @@ def _check(inputs: Sequence[Tensor], targets: Sequence[Tensor], support_size: in
         raise UsageError(f"support_size must be at least 1, got {support_size}")
     needed = (support_size or 1) + 1
     for number, (x, y) in enumerate(zip(inputs, targets)):
+        if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim and y.ndim):
+            raise ShapeError(
+                f"task {number} must be two tensors with one row an example; got {_described(x)} and {_described(y)}"
+            )
         if len(x) != len(y):
             raise ShapeError(f"task {number} has {len(x)} inputs but {len(y)} targets")
         if len(x) < needed:
@@ -139,6 +169,10 @@ def _check(inputs: Sequence[Tensor], targets: Sequence[Tensor], support_size: in
         for name, values in (("inputs", x), ("targets", y)):
             if values.is_floating_point() and not bool(values.isfinite().all()):
                 raise DataError(f"the {name} of task {number} hold NaN or infinity; remove or replace those examples")
+
+
+def _described(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _check_finite(losses: Tensor | None, numbers: Sequence[int], iteration: int) -> None:

@@ -43,6 +43,7 @@ def prototypes(
     if distance not in ("euclidean", "cosine"):
         raise unknown_name("distance", distance, ("euclidean", "cosine"))
     function = functional(module, buffers=buffers, taskmap=taskmap)
+    task_loss = losses.without_padding(losses.cross_entropy, function.batch_statistics)
 
     def init(generator: Generator | None = None) -> Meta:
         params = {name: value.clone() for name, value in function.params.items()}
@@ -59,6 +60,8 @@ def prototypes(
     def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
         support = present(support)
         tasks = support.y.shape[0]
+        # the support set has no loss of its own here
+        losses.refuse_padding(support, function.batch_statistics)
         own = {name: value.expand(tasks, *value.shape) for name, value in function.buffers.items()}
         embedded, own = embed(meta, support.x, own, support.seed, 0)
         return Adapted(meta, class_means(embedded, support, ways), own, support.seed), Info(
@@ -76,7 +79,7 @@ def prototypes(
             logits = -squared_distances(embedded, centres)
         return logits + adapted.params["absent"].unsqueeze(1)
 
-    return Learner(init, adapt, predict, losses.cross_entropy, backprop)
+    return Learner(init, adapt, predict, task_loss, backprop)
 
 
 def class_means(embedded: Tensor, support: Batch, ways: int | None = None) -> Params:
@@ -93,8 +96,15 @@ def class_means(embedded: Tensor, support: Batch, ways: int | None = None) -> Pa
             f"class means need integer labels (tasks, examples) = {tuple(embedded.shape[:2])}; "
             f"got y {tuple(support.y.shape)} of {support.y.dtype}"
         )
-    count = int(support.y.max()) + 1 if ways is None else ways
-    member = nn.functional.one_hot(support.y, count).to(embedded.dtype)
+    labels = support.y.long()
+    count = int(labels.max()) + 1 if ways is None else ways
+    # reading values back from an accelerator would stall it
+    if labels.device.type == "cpu" and not (0 <= int(labels.min()) and int(labels.max()) < count):
+        raise ShapeError(
+            f"labels go from {int(labels.min())} to {int(labels.max())}, but there are {count} ways; "
+            f"labels must be 0 to {count - 1}"
+        )
+    member = nn.functional.one_hot(labels, count).to(embedded.dtype)
     if support.mask is not None:
         member = member * support.mask.unsqueeze(-1).to(embedded.dtype)
         embedded = torch.where(support.mask.unsqueeze(-1), embedded, 0)

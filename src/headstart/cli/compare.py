@@ -44,6 +44,10 @@ def compare(
     config = make_config({**options.model_dump(exclude_unset=True), "tasks": tasks})
     folder = Path("runs", f"{Path(tasks).name}-comparison") if out is None else out
     entries = compare(config, names, folder, view=view())
+    stopped = entries[-1].result.stopped
+    if stopped is not None:
+        print(f"stopped by {stopped.name} in {entries[-1].method}; the same command goes on from there")
+        return 128 + stopped
     table = rows(entries)
     if as_json:
         print_json({"table": table, "pictures": [str(path) for path in pictures(entries, folder)]})
@@ -51,7 +55,7 @@ def compare(
         _print_table(table)
         for path in pictures(entries, folder):
             print(path)
-    return 0 if len(entries) == len(names) else 128 + 2
+    return 0
 
 
 def _print_table(table: list[dict[str, Any]]) -> None:

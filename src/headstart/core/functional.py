@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.core import twice
 from headstart.core.patterns import Leaf, matches
-from headstart.core.skeleton import Skeleton, refuse_untwiceable, statistics_of, without_weights
+from headstart.core.skeleton import Skeleton, batch_normalised, refuse_untwiceable, statistics_of, without_weights
 from headstart.core.taskmap import TaskMap, auto, loop, vmap
 from headstart.errors import DifferentiationError, ShapeError, UsageError, unknown_name
 from headstart.types import Params, Tree
@@ -45,6 +45,8 @@ class Functional(NamedTuple):
     """What is known of each trainable tensor: its shape, and the type of the module that holds it."""
     apply: "Apply"
     """The forward pass of B tasks."""
+    batch_statistics: str
+    """The path of a layer that normalises by the examples of a batch together; empty where there is none."""
     certify: Callable[[Tree], None]
     """``certify(x)``: check once, on the first task's inputs, that second derivatives exist and are right."""
 
@@ -62,7 +64,8 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
     """Return ``module`` as a pure, task-batched function.
 
     Args:
-        module: any module; its trainable tensors are θ, those with ``requires_grad=False`` stay constants.
+        module: any module; its trainable tensors are θ, and are copied. Those with ``requires_grad=False`` are
+            constants and stay shared with the module, since a frozen trunk may be large: do not change them.
         buffers: what normalisation layers do with running statistics, for all, or by name pattern:
             ``"batch"`` normalises by the current batch and keeps nothing (in MAML: transductive);
             ``"frozen"`` uses the module's own statistics; ``"task"`` gives every task a copy that its support set
@@ -136,17 +139,18 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
             twice.certify(skeleton(False, True).body, {**params, **constants, **per_task}, args, kwargs)
         unchecked.clear()
 
-    return Functional(params, per_task, leaves, apply, certify)
+    return Functional(params, per_task, leaves, apply, batch_normalised(module, policies), certify)
 
 
 def _explained(error: RuntimeError, x: Tree, leaves: Mapping[str, Leaf]) -> Exception:
     """Return what PyTorch says of shapes that do not fit in words that help, or the error itself."""
     text = str(error)
     if not re.search(
-        r"channels, but got|shapes cannot be multiplied|size mismatch|must match the size|Expected size for", text
+        r"channels, but got|shapes cannot be multiplied|size mismatch|must match the size|same dtype|Expected size for",
+        text,
     ):
         return error
-    got = ", ".join(str(tuple(leaf.shape[1:])) for leaf in tree_leaves(x))
+    got = ", ".join(f"{tuple(leaf.shape[1:])} of {leaf.dtype}" for leaf in tree_leaves(x))
     first = next(iter(leaves.values()), None)
     own = f"; its first weight, {first.name}, has shape {first.shape}" if first else ""
     return ShapeError(

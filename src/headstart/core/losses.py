@@ -24,7 +24,7 @@ def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
         batch: ``y`` ``(B, n)`` int64 in ``[0, ways)``.
     """
     y = present(batch).y
-    if y.is_floating_point() or outputs.shape[:-1] != y.shape:
+    if y.is_floating_point() or y.dtype == torch.bool or outputs.shape[:-1] != y.shape:
         raise ShapeError(
             f"cross_entropy needs logits (tasks, examples, ways) and integer labels (tasks, examples); "
             f"got outputs {tuple(outputs.shape)} and y {tuple(y.shape)} of {y.dtype}"
@@ -35,7 +35,7 @@ def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
             f"labels go from {int(y.min())} to {int(y.max())}, but the model has {outputs.shape[-1]} outputs; "
             f"labels must be 0 to {outputs.shape[-1] - 1}"
         )
-    picked = outputs.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+    picked = outputs.gather(-1, y.long().unsqueeze(-1)).squeeze(-1)
     return masked_mean(outputs.logsumexp(-1) - picked, batch.mask)
 
 
@@ -70,6 +70,29 @@ def per_task(loss: Callable[[Tensor, Tensor], Tensor]) -> TaskLoss:
         return torch.stack([loss(out, y) for out, y in zip(outputs.unbind(), batch.y.unbind())])
 
     return lifted
+
+
+def without_padding(loss: TaskLoss, batch_normalised: str) -> TaskLoss:
+    """Return ``loss``, refusing padding where the model has a layer ``batch_normalised`` (see `refuse_padding`)."""
+
+    def checked(outputs: Tensor, batch: Batch) -> Tensor:
+        refuse_padding(batch, batch_normalised)
+        return loss(outputs, batch)
+
+    return checked if batch_normalised else loss
+
+
+def refuse_padding(batch: Batch, batch_normalised: str) -> None:
+    """Raise `UsageError` for masked examples where the layer at ``batch_normalised`` normalises by the batch.
+
+    They would enter its statistics, and so change every prediction.
+    """
+    if batch_normalised and batch.mask is not None and not bool(batch.mask.all()):
+        raise UsageError(
+            f"tasks have different numbers of examples, and the layer at {batch_normalised!r} normalises by all of "
+            f"them, padding included; use another normalisation (--norm group, layer or instance; nn.GroupNorm), "
+            f"buffers='frozen', or as many examples in every task"
+        )
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

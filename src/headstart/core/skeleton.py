@@ -73,6 +73,14 @@ def _norms(module: nn.Module) -> dict[str, nn.Module]:
     return {n: m for n, m in module.named_modules() if isinstance(m, kinds) and m.running_mean is not None}
 
 
+def batch_normalised(module: nn.Module, policies: Mapping[str, str]) -> str:
+    """Return the path of a layer that normalises a task's examples together, or nothing where there is none."""
+    for path, layer in module.named_modules():
+        if isinstance(layer, _BatchNorm) and policies.get(_join(path, "running_mean")) != "frozen":
+            return path or "the top"
+    return ""
+
+
 def _follow(body: nn.Module, name: str, layer: nn.Module, policy: str, support: bool) -> None:
     """Make a normalisation layer follow its buffer policy."""
     if policy == "batch":

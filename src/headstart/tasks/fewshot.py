@@ -32,6 +32,7 @@ def few_shot(
     on_short: Literal["error", "skip"] = "error",
     device: str | torch.device = "cpu",
     details: Mapping[str, Any] | None = None,
+    train_ways: int | None = None,
 ) -> Tasks:
     """Make few-shot classification tasks out of stores of images (Vinyals et al. 2016, arXiv:1606.04080).
 
@@ -53,6 +54,7 @@ def few_shot(
             (``details['skipped_classes']`` counts them).
         device: where the images are kept and the tasks are made.
         details: more for the model card.
+        train_ways: classes of a task of the split 'train', where they differ from ``ways``.
 
     Raises:
         UsageError: a number out of range.
@@ -61,14 +63,17 @@ def few_shot(
     """
     low, high = _shot_range(shots)
     _check_numbers(ways, queries, seed, on_short)
+    if train_ways is not None:
+        _check_numbers(train_ways, queries, seed, on_short)
+    ways_of = {split: train_ways if train_ways and split == "train" else ways for split in stores}
     check_splits(name, stores)
-    usable = _usable(name, stores, ways, high, queries, on_short)
+    usable = _usable(name, stores, ways_of, high, queries, on_short)
     held = {split: store.images.to(device) for split, store in usable.items()}
 
     def sample(split: str, numbers: Sequence[int]) -> Episodes:
         if split not in held:
             raise unknown_name("split", split, held)
-        numbers = list(numbers)
+        numbers, ways = list(numbers), ways_of[split]
         classes = bits(seed, split, numbers, _CLASSES, 2 * ways)
         per_class = 2 * (high + queries)
         images = bits(seed, split, numbers, _IMAGES, ways * per_class)
@@ -93,6 +98,7 @@ def few_shot(
             "classes": {split: len(store.names) for split, store in usable.items()},
             "images": {split: int(store.sizes.sum()) for split, store in usable.items()},
             "skipped_classes": sum(len(stores[s].names) - len(usable[s].names) for s in stores),
+            **({} if train_ways is None else {"train_ways": train_ways}),
             **(details or {}),
         },
     )
@@ -125,7 +131,7 @@ def _episodes(images: Tensor, support: Tensor, query: Tensor, mask: Tensor | Non
 def _usable(
     name: str,
     stores: Mapping[str, ImageStore],
-    ways: int,
+    ways_of: Mapping[str, int],
     shots: int,
     queries: int,
     on_short: Literal["error", "skip"],
@@ -136,6 +142,7 @@ def _usable(
     for split, store in stores.items():
         kept = long_enough(store, split, needed, needs, on_short)
         skipped = len(store.names) - len(kept.names)
+        ways = ways_of[split]
         if len(kept.names) < ways:
             raise ShortClassError(
                 f"split {split!r} of {name} has {len(kept.names)} classes"

@@ -50,6 +50,7 @@ def folder(
     device: str | torch.device = "cpu",
     on_short: Literal["error", "skip"] = "error",
     strict: bool = False,
+    train_ways: int | None = None,
 ) -> Tasks:
     """Make few-shot tasks out of a folder of class folders of images.
 
@@ -61,7 +62,7 @@ def folder(
 
     Args:
         data: the folder.
-        ways, shots, queries, seed, device, on_short: see `headstart.tasks.fewshot.few_shot`.
+        ways, shots, queries, seed, device, on_short, train_ways: see `headstart.tasks.fewshot.few_shot`.
         size: height and width of the images, in pixels.
         channels: 1 (grey) or 3 (RGB).
         strict: whether an image that cannot be read is an error; else it is left out with a
@@ -84,6 +85,7 @@ def folder(
         queries=queries,
         seed=seed,
         on_short=on_short,
+        train_ways=train_ways,
         device=device,
         details={
             "source": Path(data).resolve().name,

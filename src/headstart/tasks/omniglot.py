@@ -32,6 +32,7 @@ def omniglot(
     split: Literal["characters", "alphabets"] = "characters",
     device: str | torch.device = "cpu",
     on_short: Literal["error", "skip"] = "error",
+    train_ways: int | None = None,
 ) -> Tasks:
     """Tell handwritten characters apart (Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050).
 
@@ -51,7 +52,7 @@ def omniglot(
         data: folder with ``images_background.zip`` and ``images_evaluation.zip``; ``None``: they are
             downloaded once (15 MB) into the user's cache folder.
         split: see above.
-        ways, shots, queries, seed, device, on_short: see `headstart.tasks.fewshot.few_shot`.
+        ways, shots, queries, seed, device, on_short, train_ways: see `headstart.tasks.fewshot.few_shot`.
 
     Raises:
         FileError: files that are missing, damaged, or cannot be downloaded.
@@ -73,6 +74,7 @@ def omniglot(
         queries=queries,
         seed=seed,
         on_short=on_short,
+        train_ways=train_ways,
         device=device,
         details={
             "split": split,

@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from headstart.errors import ConfigError, UsageError
 from headstart.registry import load
 from headstart.training.config import TrainConfig
 from headstart.training.loop import MakeOptimizer
-from headstart.types import Episodes, Learner, Tasks
+from headstart.types import Learner, Tasks
 
 
 class Job(NamedTuple):
@@ -77,15 +77,9 @@ def make_tasks(config: TrainConfig, device: torch.device) -> Tasks:
         options["shots"] = (int(low), int(high))
         if config.tasks == "sinusoid":
             raise ConfigError(f"--shots is {config.shots!r}, but the sinusoid takes one number of shots, such as 10")
-    tasks: Tasks = load("task", config.tasks)(**options, device=device)
-    if config.train_ways is None:
-        return tasks
-    training: Tasks = load("task", config.tasks)(**{**options, "ways": config.train_ways}, device=device)
-
-    def sample(split: str, numbers: Sequence[int]) -> Episodes:
-        return (training if split == "train" else tasks).sample(split, numbers)
-
-    return tasks._replace(sample=sample)
+    if config.train_ways is not None:
+        options["train_ways"] = config.train_ways
+    return load("task", config.tasks)(**options, device=device)
 
 
 def make_learner(config: TrainConfig, tasks: Tasks, device: torch.device) -> tuple[Learner, int]:

@@ -33,7 +33,8 @@ def compare(config: TrainConfig, methods: Sequence[str], out: str | Path, *, vie
     defaults are each method's own. Killed, the same call goes on where it was.
 
     Returns:
-        One entry a method, in the order given; ``out`` holds ``comparison.csv``, ``.json`` and ``.png``.
+        One entry a method, in the order given; ``out`` holds ``comparison.csv``, ``.json`` and ``.png``. Where a signal
+        stopped it, the entries so far, the last one with ``result.stopped``, and no new files.
 
     Raises:
         UnknownNameError: a method that does not exist.
@@ -48,11 +49,10 @@ def compare(config: TrainConfig, methods: Sequence[str], out: str | Path, *, vie
         view.note(f"── {method}: {find('method', method).summary}")
         start = perf_counter()
         result = train(own, out / method, view=view)
-        if result.score is None:
-            break
         entries.append(Entry(method, result, perf_counter() - start))
-    if entries:
-        _write(out, entries)
+        if result.stopped is not None:
+            return entries
+    _write(out, entries)
     return entries
 
 

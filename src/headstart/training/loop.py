@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
@@ -130,7 +131,8 @@ def fit(
         numbers = range(state.step * tasks_per_step, (state.step + 1) * tasks_per_step)
         episodes = seeded(tasks.sample("train", numbers), seed, numbers)
 
-        gradient, info = meta_gradient(learner, state.meta, episodes)
+        with seeded_generator(_mixed(seed, state.step)):
+            gradient, info = meta_gradient(learner, state.meta, episodes)
         loss, norm = _finite(gradient, info, episodes, state.step, numbers)
 
         factor = SCHEDULES[schedule](state.step / steps)
@@ -138,6 +140,17 @@ def fit(
             group["lr"] = rate * factor
         _outer_step(state, state.optimizer, gradient)
         yield StepRecord(state.step, loss, norm, rates[0] * factor, state)
+
+
+@contextmanager
+def seeded_generator(seed: int) -> Iterator[None]:
+    """Seed PyTorch's CPU generator within, for models that draw from it, and put it back afterwards."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def _outer_step(state: State, optimizer: torch.optim.Optimizer, gradient: Meta) -> None:

@@ -132,6 +132,8 @@ def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
 def _meta_train(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View) -> Best:
     """Take the steps that are left: step, look at validation, log, save."""
     config, steps = job.config, job.config.steps or 0
+    for stale in ("results.json", "test.csv", "README.md"):  # they tell of fewer steps
+        (run / stale).unlink(missing_ok=True)
     metrics = MetricsFile(run, state.step)
     validation = shown(job.tasks.kind, best.value)
     view.begin(state.step, steps, config.tasks_per_step or 1)
@@ -264,7 +266,7 @@ def _refuse_other_run(run: Path, config: TrainConfig) -> None:
             listed = "\n  ".join(changed)
             raise ConfigError(
                 f"the run in {run} was made with other options (then -> now):\n  {listed}\n"
-                "choose another --out, or give the same options (--steps may be raised)"
+                "choose another --out, or give the same options (--steps may be raised where --schedule is constant)"
             )
     elif run.is_dir() and any(not path.name.startswith((".lock", TEMPORARY)) for path in run.iterdir()):
         raise ConfigError(f"{run} is not empty and holds no run; choose an empty or a new folder for --out")

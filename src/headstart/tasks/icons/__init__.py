@@ -27,6 +27,7 @@ def icons(
     rotations: bool = True,
     device: str | torch.device = "cpu",
     on_short: Literal["error", "skip"] = "error",
+    train_ways: int | None = None,
 ) -> Tasks:
     """Make few-shot tasks of telling icons apart: ``x`` is ``(B, n, 1, 28, 28)`` in [0, 1], ink is 1.
 
@@ -42,6 +43,7 @@ def icons(
             (Santoro et al. 2016, arXiv:1605.06065), where that shows something new: not where the name tells a
             direction or the drawings look the same turned. Validation and test are always upright.
         device: where the images are kept and the tasks are made.
+        train_ways: classes of a training task, where they differ from ``ways``.
         on_short: what to do with a class of fewer than shots + queries images: an error, or leave it out.
 
     Raises:
@@ -65,6 +67,7 @@ def icons(
         queries=queries,
         seed=seed,
         on_short=on_short,
+        train_ways=train_ways,
         device=device,
         details={**archive.details, "upright_classes": upright, "rotations": rotations},
     )
