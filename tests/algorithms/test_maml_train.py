@@ -80,3 +80,28 @@ def test_bad_input_is_named():
         headstart.maml_train(tiny(), x, y, 0.0, 1)
     with pytest.raises(DivergenceError, match="iteration 0"):
         headstart.maml_train(tiny(), x, [v * 1e30 for v in y], 0.1, 1)
+
+
+def test_running_statistics_are_those_of_the_tasks():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.BatchNorm1d(4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+    x, y = lines(20)
+    trained = headstart.maml_train(model, x, y, 0.01, 3)
+    hidden = trained[0](torch.cat(x))
+    torch.testing.assert_close(trained[1].running_mean, hidden.mean(0), rtol=1e-4, atol=1e-5)
+    assert trained[1].momentum == 0.1 and trained.training
+    assert torch.equal(model[1].running_mean, torch.zeros(4))
+
+
+def test_padding_is_refused_under_batch_statistics():
+    model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.BatchNorm1d(4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+    with pytest.raises(UsageError, match="the layer at '1' normalises by all of them, padding included"):
+        headstart.maml_train(model, *lines(9, sizes=(4, 12)), 0.01, 1)
+
+
+def test_what_is_no_tensor_is_refused():
+    x, y = lines(3)
+    with pytest.raises(ShapeError, match="task 0 must be two tensors .* ndarray"):
+        headstart.maml_train(tiny(), [x[0].numpy(), *x[1:]], y, 0.1, 1)
+    with pytest.raises(ShapeError, match="float64"):
+        headstart.maml_train(tiny(), [value.double() for value in x], y, 0.1, 1)

@@ -240,3 +240,11 @@ def test_episodes_are_made_on_the_device_without_reading_from_it(shots):
     tasks = few_shot("t", {"train": store([20] * 5)}, shots=shots, device="meta")
     for batch in tasks.sample("train", range(4)):
         assert all(value.device.type == "meta" for value in batch if value is not None)
+
+
+def test_training_tasks_may_have_more_ways():
+    tasks = few_shot("t", {"train": store([9] * 20), "test": store([9] * 6, first=100)}, queries=2, train_ways=12)
+    assert tasks.sample("train", [0]).query.y.unique().tolist() == list(range(12))
+    assert tasks.sample("test", [0]).query.y.unique().tolist() == list(range(5))
+    with pytest.raises(ShortClassError, match="'train' .* has 20 classes, but 21 ways"):
+        few_shot("t", {"train": store([9] * 20)}, queries=2, train_ways=21)

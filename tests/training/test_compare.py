@@ -1,10 +1,12 @@
 import json
+import signal
 
 import pytest
 
 from headstart.errors import ConfigError, UnknownNameError, UsageError
 from headstart.training.compare import compare, pictures, rows
 from headstart.training.config import make_config
+from headstart.training.progress import Silent
 
 SMALL = {"tasks": "icons", "steps": 2, "tasks_per_step": 2, "filters": 4, "inner_steps": 1, "test_tasks": 4}
 SMALL |= {"evaluate_tasks": 2, "threads": 1, "inner_rate": 0.1}
@@ -43,3 +45,15 @@ def test_what_cannot_be_compared_is_refused_before_training(tmp_path):
     with pytest.raises(ConfigError, match="none of nearest takes .*--filters"):
         compare(config, ["nearest"], tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_signal_stops_the_comparison_and_keeps_the_table_before(tmp_path):
+    class StopIn(Silent):
+        def step(self, record, validation):
+            signal.raise_signal(signal.SIGINT)
+
+    compare(make_config(SMALL), ["prototypes", "maml"], tmp_path)
+    table = (tmp_path / "comparison.json").read_bytes()
+    entries = compare(make_config({**SMALL, "steps": 4}), ["prototypes", "maml"], tmp_path, view=StopIn())
+    assert [(entry.method, entry.result.stopped) for entry in entries] == [("prototypes", signal.SIGINT)]
+    assert (tmp_path / "comparison.json").read_bytes() == table

@@ -135,3 +135,19 @@ def test_wrong_calls_are_refused(mean_learner: Callable[..., Learner], line_task
         next(fit(mean_learner(), line_tasks(), steps=1, schedule="cosin"))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="tasks_per_step"):
         next(fit(mean_learner(), line_tasks(), steps=1, tasks_per_step=0))
+
+
+def test_a_model_that_draws_from_the_global_generator_repeats_itself_and_leaves_it_alone():
+    class Noisy(torch.nn.Linear):
+        def forward(self, x):
+            return torch.nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+    module = Noisy(1, 1)
+    before = torch.get_rng_state()
+
+    def losses():
+        learner = headstart.maml(module, loss="mse", steps=1, taskmap="loop")
+        return [record.loss for record in fit(learner, sinusoid(shots=5), steps=3, tasks_per_step=2)]
+
+    assert losses() == losses()
+    assert torch.equal(torch.get_rng_state(), before)

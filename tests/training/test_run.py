@@ -275,3 +275,17 @@ def test_sigkill_at_any_time_changes_no_bit(options: dict[str, Any], kills: tupl
     _same(tmp_path / "killed", tmp_path / "whole", ("last.safetensors",))
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[:steps] for name in ("killed", "whole")]
     assert lines[0] == lines[1] and len(lines[0]) == steps
+
+
+def test_raised_steps_are_refused_where_the_rates_would_change(tmp_path: Path) -> None:
+    train(make_config({**SINE, "steps": 4, "schedule": "linear"}), tmp_path)
+    with pytest.raises(ConfigError, match="--steps: 4 -> 6"):
+        train(make_config({**SINE, "steps": 6, "schedule": "linear"}), tmp_path)
+
+
+def test_results_of_fewer_steps_do_not_outlive_them(tmp_path: Path) -> None:
+    train(make_config({**SINE, "steps": 4}), tmp_path)
+    assert (tmp_path / "results.json").exists()
+    result = train(make_config({**SINE, "steps": 10}), tmp_path, view=_StopAt(8))
+    assert result.stopped is not None
+    assert not any((tmp_path / name).exists() for name in ("results.json", "test.csv", "README.md"))
