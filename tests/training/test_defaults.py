@@ -68,3 +68,10 @@ def test_a_folder_in_place_of_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (config.tasks, config.data) == ("folder", str(tmp_path / "birds"))
     with pytest.raises(ConfigError, match="leave out --data"):
         resolve(TrainConfig(tasks="./birds", data="x"))
+
+
+def test_shots_that_vary_are_refused_under_batch_statistics() -> None:
+    with pytest.raises(ConfigError, match="--norm batch would count the padding"):
+        resolve(TrainConfig(tasks="icons", shots="1-3"))
+    assert resolve(TrainConfig(tasks="icons", shots="1-3", norm="group")).shots == "1-3"
+    assert resolve(TrainConfig(tasks="icons", shots="1-3", method="nearest")).norm is None

@@ -75,7 +75,7 @@ class Options(BaseModel):
     shots: Shots | None = _option(
         None,
         "Support examples a class, or a range such as 1-5 drawn for every task. Range: from 1 up."
-        " Default: 10 for curves, 1 for images.",
+        " Default: 10 for curves, 1 for images. A range needs a --norm other than batch.",
     )
     queries: int | None = _option(
         None,

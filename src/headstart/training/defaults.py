@@ -109,6 +109,11 @@ def resolve(config: TrainConfig) -> TrainConfig:
         **_of_method(config, kind),
     }
     values = {name: defaults.get(name) if value is None else value for name, value in config.model_dump().items()}
+    if isinstance(values["shots"], str) and values["norm"] == "batch" and values["buffers"] != "frozen":
+        raise ConfigError(
+            f"--shots is {values['shots']!r}, so tasks have different numbers of examples, and --norm batch would "
+            "count the padding of the smaller ones; take --norm group, layer or instance, or one number of shots"
+        )
     return make_config(values)
 
 
