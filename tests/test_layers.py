@@ -77,7 +77,7 @@ def test_imports_point_down(path):
         assert part in ALLOWED.get(own, FLOORS), f"{path} imports {module}"
 
 
-@pytest.mark.parametrize("path", sorted((SOURCE / "core").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((SOURCE / "core").rglob("*.py")), ids=lambda path: path.stem)
 def test_core_imports_torch_and_no_other_package(path):
     outside = {module.partition(".")[0] for module in imports(path)} - {"headstart"}
     assert outside <= CORE_OUTSIDE

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from headstart.core.functional import functional as functional
     from headstart.core.objective import meta_gradient as meta_gradient
     from headstart.core.objective import meta_loss as meta_loss
+    from headstart.core.roles import Context as Context
+    from headstart.core.roles import Stepped as Stepped
+    from headstart.core.roles import Structural as Structural
+    from headstart.core.variants import InnerLoss as InnerLoss
+    from headstart.core.variants import Start as Start
     from headstart.models.conv4 import conv4 as conv4
     from headstart.models.mlp import mlp as mlp
     from headstart.training.adapted import adapt as adapt
@@ -54,6 +59,8 @@ _PUBLIC = {
     "headstart.core.adjoint": ("Checkpointed", "FirstOrder", "Unrolled"),
     "headstart.core.functional": ("functional",),
     "headstart.core.objective": ("meta_gradient", "meta_loss"),
+    "headstart.core.roles": ("Context", "Stepped", "Structural"),
+    "headstart.core.variants": ("InnerLoss", "Start"),
     "headstart.models.conv4": ("conv4",),
     "headstart.models.mlp": ("mlp",),
     "headstart.training.adapted": ("adapt", "open_adapted", "predict"),

@@ -89,9 +89,15 @@ METHODS = (
 TASKS = (
     Row(
         "sinusoid",
-        "regress y = A sin(x - p) from K points; A and p differ by task",
+        "regress a sine curve y = A sin(x - p) from K points; A, p and, with --frequency, its frequency differ by task",
         "Finn, Abbeel, Levine 2017, arXiv:1703.03400",
         "headstart.tasks.sinusoid:sinusoid",
+    ),
+    Row(
+        "curves",
+        "regress a sine curve, a line or a quadratic from K noisy points; which of them it is differs by task",
+        "Vuorio, Sun, Hu, Lim 2019, arXiv:1910.13616",
+        "headstart.tasks.curves:curves",
     ),
     Row(
         "icons",

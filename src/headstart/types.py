@@ -69,6 +69,8 @@ class Adapted(NamedTuple):
     """Per-task copies of buffers, each ``(B, *shape)``; empty unless asked for."""
     seed: Tensor | None
     """The batch's seed, so that prediction draws the same kind of randomness."""
+    step: int = 0
+    """The number of inner steps taken."""
 
 
 class Adapt(Protocol):
@@ -77,8 +79,20 @@ class Adapt(Protocol):
     def __call__(self, meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]: ...
 
 
+class Path(Protocol):
+    """``(meta, support, detached=False) -> ([adapted after 0, 1, …, T steps], info)``.
+
+    Where ``detached``, every step starts from the values of the one before without their history.
+    """
+
+    def __call__(self, meta: Meta, support: Batch, /, detached: bool = False) -> tuple[list[Adapted], Info]: ...
+
+
 class Learner(NamedTuple):
-    """Pure functions over values whose first axis is the task: all that a meta-learning method is."""
+    """Pure functions over values whose first axis is the task: all that a meta-learning method is.
+
+    The last five fields have defaults that ask for nothing; ``learner._replace(...)`` makes one learner of another.
+    """
 
     init: Callable[[Generator | None], Meta]
     """The meta value to start from; the generator draws what is random in it."""
@@ -94,10 +108,23 @@ class Learner(NamedTuple):
     """Number of inner steps; ``None`` for a learner that takes none."""
     exact: bool = True
     """Whether `gradient` is the derivative of the meta-loss (a first-order method's is not)."""
+    path: Path | None = None
+    """The adaptation after each of its steps; ``None`` for a learner that takes none."""
+    objective: "Objective | None" = None
+    """The tasks' meta-losses Lᵢ(θ, M); ``None``: the query loss after adapting."""
+    penalty: Callable[[Meta], Tensor | float] | None = None
+    """R(θ, M), added to the meta-loss; ``None``: nothing is."""
+    during: "Callable[[float], Learner] | None" = None
+    """The learner to meta-train with when a fraction of the outer steps is done; ``None``: always this one."""
+    shown: Callable[[Meta], Params] | None = None
+    """M in the units in which it acts, for reports: rates as they multiply, masks and gates in [0, 1]."""
 
 
 MetaGradient: TypeAlias = Callable[[Learner, Meta, Episodes], tuple[Meta, Info]]
 """``(learner, meta, episodes) -> (a Meta of gradients, averaged over the tasks, and Info)``."""
+
+Objective: TypeAlias = Callable[[Learner, Meta, Episodes], tuple[Tensor, Info]]
+"""``(learner, meta, episodes) -> (meta-losses (B,), Info with the query losses after adapting)``."""
 
 
 class Tasks(NamedTuple):

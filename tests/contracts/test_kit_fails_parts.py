@@ -57,10 +57,12 @@ def test_a_rule_of_wrong_shapes_or_states_is_found():
     rule_breaks("shapes: a step holds NaN", stateless(lambda g: g / 0))
     grows = rules.Rule(
         lambda m, state, grads, params, step: (grads, {"seen": torch.cat([state["seen"]] * 2, 1)}),
-        state=lambda params: {"seen": torch.zeros(next(iter(params.values())).shape[0], 1)},
+        state=lambda m, params, seed: {"seen": torch.zeros(next(iter(params.values())).shape[0], 1)},
     )
     rule_breaks("state: its shapes, types or names change at step 1", grows)
-    shared = rules.Rule(lambda m, s, grads, params, step: (grads, s), state=lambda params: {"count": torch.zeros(())})
+    shared = rules.Rule(
+        lambda m, s, grads, params, step: (grads, s), state=lambda m, params, seed: {"count": torch.zeros(())}
+    )
     rule_breaks("state: it holds", shared)
 
 

@@ -66,7 +66,7 @@ def test_rules_equal_torch_optim(make, rule):
     start, tasks = optimise(make)
     names = [name for name, _ in start.named_parameters()]
     params = {name: torch.stack([p.detach()] * 2) for name, p in start.named_parameters()}
-    state = rule.state(params)
+    state = rule.state({}, params, None)
     for step in range(6):
         both = zip(*(gradients[step] for _, gradients in tasks))
         grads = {name: torch.stack(pair) for name, pair in zip(names, both)}
@@ -79,7 +79,7 @@ def test_rules_equal_torch_optim(make, rule):
 
 def apply(rule, grads, params=None, m=None):
     params = grads if params is None else params
-    return rule.update(m or {}, rule.state(params), grads, params, 0)[0]
+    return rule.update(m or {}, rule.state(m or {}, params, None), grads, params, 0)[0]
 
 
 def test_clip_by_norm_takes_all_tensors_of_a_task_together_and_each_task_by_itself():
@@ -144,7 +144,7 @@ def test_a_chain_moves_what_all_its_rules_move_and_says_when_that_is_nothing():
 
 def test_rules_that_learn_under_one_name_clash_unless_named_apart():
     theta = {"w": torch.zeros(2)}
-    with pytest.raises(errors.UsageError, match="both learn rate; give one of them another name="):
+    with pytest.raises(errors.UsageError, match="both hold 'rate'; give one of them another name="):
         chain(scale(0.1, learn=True), scale(0.2, learn=True)).structure(theta, None)
     both = chain(scale(0.1, learn=True), scale(0.2, learn=True, name="second"))
     assert {k: round(v.item(), 6) for k, v in both.structure(theta, None).items()} == {"rate": 0.1, "second": 0.2}

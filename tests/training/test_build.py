@@ -18,10 +18,10 @@ def _job(**options: Any) -> module.Job:
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-@pytest.mark.parametrize("tasks", ["sinusoid", "icons"])
+@pytest.mark.parametrize("tasks", ["sinusoid", "curves", "icons"])
 def test_every_method_is_built_for_tasks_that_it_can_do(tasks: str, method: str) -> None:
-    if tasks == "sinusoid" and method in ("prototypes", "nearest"):
-        with pytest.raises(ConfigError, match=f"{method!r} classifies, but the tasks 'sinusoid' are regression"):
+    if tasks != "icons" and method in ("prototypes", "nearest"):
+        with pytest.raises(ConfigError, match=f"{method!r} classifies, but the tasks {tasks!r} are regression"):
             _job(tasks=tasks, method=method)
         return
     job = _job(tasks=tasks, method=method)
@@ -41,6 +41,14 @@ def test_options_reach_what_they_are_of() -> None:
     assert job.learner.init(None).params["head.weight"].shape[0] == 3
     assert not any("norm" in name for name in job.learner.init(None).params)
     assert _job(tasks="sinusoid", hidden="7,9").parameters == 2 * 7 + 8 * 9 + 10
+
+
+def test_frequency_and_noise_reach_the_curves() -> None:
+    assert _job(tasks="sinusoid").tasks.details["frequency"] == (1, 1)
+    assert _job(tasks="sinusoid", frequency="0.8-1.2").tasks.details["frequency"] == (0.8, 1.2)
+    assert _job(tasks="sinusoid", frequency=2.0).tasks.details["frequency"] == (2, 2)
+    assert _job(tasks="curves").tasks.details["noise"] == 0.3
+    assert _job(tasks="curves", noise=0.0).tasks.details["noise"] == 0
 
 
 def test_rate_and_adjoint_are_the_learners() -> None:

@@ -1,9 +1,11 @@
 """The schema: what it takes, what it refuses, and in which words."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headstart.errors import ConfigError
-from headstart.training.config import Options, TrainConfig, diff, make_config
+from headstart.training.config import Options, TrainConfig, diff, frequency_range, make_config
 
 
 @pytest.mark.parametrize(
@@ -11,6 +13,34 @@ from headstart.training.config import Options, TrainConfig, diff, make_config
 )
 def test_shots_are_a_number_or_a_range(value: object, kept: object) -> None:
     assert make_config({"tasks": "icons", "shots": value}).shots == kept
+
+
+@pytest.mark.parametrize(
+    ("value", "kept", "ends"),
+    [
+        (1, 1.0, (1, 1)),
+        ("1", 1.0, (1, 1)),
+        (2.5, 2.5, (2.5, 2.5)),
+        ("0.8-1.2", "0.8-1.2", (0.8, 1.2)),
+        (" .8 - 1.2 ", "0.8-1.2", (0.8, 1.2)),
+        ((0.8, 1.2), "0.8-1.2", (0.8, 1.2)),
+        ([1, 2], "1.0-2.0", (1, 2)),
+        ("3-3", 3.0, (3, 3)),
+        ("1e-5-2e-5", "1e-05-2e-05", (1e-5, 2e-5)),
+    ],
+)
+def test_frequencies_are_a_number_or_a_range(value: object, kept: object, ends: tuple[float, float]) -> None:
+    found = make_config({"tasks": "sinusoid", "frequency": value}).frequency
+    assert found == kept and type(found) is type(kept)
+    assert make_config({"tasks": "sinusoid", "frequency": found}).frequency == kept
+    assert found is not None and frequency_range(found) == ends
+
+
+@given(st.lists(st.floats(min_value=1e-300, max_value=1e300), min_size=1, max_size=2).map(sorted))
+def test_a_frequency_is_kept_to_the_last_bit(ends: list[float]) -> None:
+    found = make_config({"tasks": "sinusoid", "frequency": ends}).frequency
+    assert found is not None and frequency_range(found) == (ends[0], ends[-1])
+    assert make_config({"tasks": "sinusoid", "frequency": str(found)}).frequency == found
 
 
 @pytest.mark.parametrize("value", [(64, 32), [64, 32], "64, 32", "64,32"])
@@ -31,6 +61,16 @@ def test_hidden_widths_come_in_any_form(value: object) -> None:
         ("steps", 1.5, "--steps is 1.5, but must be a whole number"),
         ("shots", "5-1", "--shots is '5-1', but must be a number of at least 1, or a range"),
         ("shots", 0, "--shots is 0"),
+        ("frequency", 0, "--frequency is 0, but must be a number above 0, or a range low-high such as 0.8-1.2"),
+        ("frequency", "1.2-0.8", "--frequency is '1.2-0.8', but must be a number above 0, or a range"),
+        ("frequency", "-1", "--frequency is '-1'"),
+        ("frequency", "fast", "--frequency is 'fast'"),
+        ("frequency", "1-2-3", "--frequency is '1-2-3'"),
+        ("frequency", "1e999", "--frequency is '1e999'"),
+        ("frequency", True, "--frequency is True"),
+        ("frequency", float("nan"), "--frequency is nan"),
+        ("noise", -0.1, "--noise is -0.1, but must be a number from 0 up"),
+        ("noise", float("inf"), "--noise is inf"),
         ("hidden", "40,x", "--hidden is '40,x'"),
         ("norm", "bach", "--norm is 'bach', but must be one of batch, instance, layer, group, none"),
         ("channels", 2, "--channels is 2, but must be one of 1, 3"),

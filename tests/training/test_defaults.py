@@ -18,7 +18,7 @@ def test_every_registered_name_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("method", sorted(defaults.METHODS))
-@pytest.mark.parametrize("tasks", ["sinusoid", "icons", "omniglot", "folder"])
+@pytest.mark.parametrize("tasks", ["sinusoid", "curves", "icons", "omniglot", "folder"])
 def test_resolving_twice_is_resolving_once(tasks: str, method: str, tmp_path: Path) -> None:
     data = str(tmp_path) if tasks == "folder" else None
     once = resolve(TrainConfig(tasks=tasks, method=method, data=data))
@@ -30,6 +30,14 @@ def test_what_is_given_wins_over_the_table() -> None:
     config = resolve(TrainConfig(tasks="sinusoid", inner_rate=0.5, steps=7, hidden="8"))
     assert (config.inner_rate, config.steps, config.hidden, config.model) == (0.5, 7, "8", "mlp")
     assert resolve(TrainConfig(tasks="icons", model="mlp")).filters is None
+
+
+def test_curves_start_from_what_sinusoids_start_from() -> None:
+    sines, mixed = (resolve(TrainConfig(tasks=tasks)) for tasks in ("sinusoid", "curves"))
+    assert (sines.frequency, sines.noise, mixed.frequency, mixed.noise) == (1.0, None, None, 0.3)
+    own = {"tasks": "curves", "frequency": None, "noise": 0.3}
+    assert sines.model_copy(update=own) == mixed and mixed.model == "mlp"
+    assert resolve(TrainConfig(tasks="curves", method="reptile")).inner_steps == 10
 
 
 @pytest.mark.parametrize(
@@ -45,6 +53,11 @@ def test_what_is_given_wins_over_the_table() -> None:
         ({"tasks": "icons", "method": "nearest", "model": "mlp"}, "--model does not apply"),
         ({"tasks": "icons", "method": "scratch", "steps": 5}, "--steps does not apply"),
         ({"tasks": "icons", "data": "x"}, "--data does not apply to the tasks 'icons'"),
+        ({"tasks": "icons", "frequency": 2}, "--frequency does not apply to the tasks 'icons'"),
+        ({"tasks": "curves", "frequency": 2}, "--frequency does not apply to the tasks 'curves'"),
+        ({"tasks": "sinusoid", "noise": 0.1}, "--noise does not apply to the tasks 'sinusoid'"),
+        ({"tasks": "sinusoid", "shots": "1-3"}, "but sinusoid takes one number of shots"),
+        ({"tasks": "curves", "shots": "1-3"}, "but curves takes one number of shots"),
         ({"tasks": "folder"}, "need --data DIR"),
         ({"tasks": "./no/such"}, "there is no such folder"),
     ],

@@ -28,6 +28,7 @@ SMALL: dict[str, Any] = {
     "threads": 1, "evaluate_tasks": 4, "test_tasks": 4, "evaluate_every": 4, "save_every": 3, "tasks_per_step": 2
 }  # fmt: skip
 SINE: dict[str, Any] = {"tasks": "sinusoid", "hidden": "8", "steps": 10, **SMALL}
+CURVES: dict[str, Any] = {**SINE, "tasks": "curves", "noise": 0.5}
 ICONS: dict[str, Any] = {
     "tasks": "icons", "filters": 2, "ways": 2, "queries": 2, "inner_steps": 1, "rotations": False, "steps": 8, **SMALL
 }  # fmt: skip
@@ -50,7 +51,7 @@ def _same(a: Path, b: Path, names: tuple[str, ...] = NUMBERS) -> None:
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("options", [SINE, ICONS, {**ICONS, "method": "prototypes", "inner_steps": None}])
+@pytest.mark.parametrize("options", [SINE, CURVES, ICONS, {**ICONS, "method": "prototypes", "inner_steps": None}])
 def test_a_run_folder_is_complete(options: dict[str, Any], tmp_path: Path) -> None:
     result = train(make_config(options), tmp_path)
     assert result.score is not None and result.stopped is None and result.step == options["steps"]
@@ -67,6 +68,19 @@ def test_a_run_folder_is_complete(options: dict[str, Any], tmp_path: Path) -> No
     assert len((tmp_path / "test.csv").read_text().splitlines()) == 5
     if result.config.inner_steps is not None:
         assert json.loads((tmp_path / "results.json").read_text())["by_inner_step"]["0"]["mean"] is not None
+
+
+def test_a_card_says_what_the_curves_are(tmp_path: Path) -> None:
+    for place, (values, words) in enumerate(
+        [
+            ({**SINE, "frequency": "0.8-1.2"}, ("frequency 0.8-1.2", "1707.09835", "--frequency 0.8-1.2")),
+            (CURVES, ("noise 0.5, so that no expected error is below 0.25", "1910.13616", "--noise 0.5")),
+        ]
+    ):
+        train(make_config({**values, "steps": 0}), tmp_path / str(place))
+        card = (tmp_path / str(place) / "README.md").read_text()
+        for word in (*words, "licence: none needed", "the first test tasks before and after adapting", "evaluate RUN"):
+            assert word in card
 
 
 def test_the_best_weights_are_tested(tmp_path: Path) -> None:
@@ -88,7 +102,13 @@ def test_the_same_configuration_gives_the_same_bits_and_its_file_is_taken_back(t
 
 
 def test_the_cards_command_means_the_same_run(tmp_path: Path) -> None:
-    for values in (SINE, ICONS, {"tasks": "icons", "method": "reptile", "model": "mlp", "shots": "1-3"}):
+    for values in (
+        SINE,
+        {**SINE, "frequency": "0.8-1.2"},
+        CURVES,
+        ICONS,
+        {"tasks": "icons", "method": "reptile", "model": "mlp", "shots": "1-3"},
+    ):
         config = resolve(make_config(values))
         words = shlex.split(command(config))
         assert words[:3] == ["headstart", "train", config.tasks]

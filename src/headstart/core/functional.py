@@ -22,8 +22,9 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from headstart.core import twice
+from headstart.core import tree, twice
 from headstart.core.patterns import Leaf, matches
+from headstart.core.roles import Role, Structural, role_of
 from headstart.core.skeleton import Skeleton, batch_normalised, refuse_untwiceable, statistics_of, without_weights
 from headstart.core.taskmap import TaskMap, auto, loop, vmap
 from headstart.errors import DifferentiationError, ShapeError, UsageError, unknown_name
@@ -39,6 +40,10 @@ class Functional(NamedTuple):
 
     params: Params
     """θ: the module's trainable tensors, copied; a tied one once."""
+    structure: Params
+    """The module's part of M: the trainable tensors inside `Structural` modules, copied."""
+    context: Params
+    """What every task starts anew from: the trainable tensors inside `Context` modules, copied."""
     buffers: Params
     """The buffers of which every task has its own copy (policy ``"task"``), copied."""
     leaves: dict[str, Leaf]
@@ -49,14 +54,18 @@ class Functional(NamedTuple):
     """The path of a layer that normalises by the examples of a batch together; empty where there is none."""
     certify: Callable[[Tree], None]
     """``certify(x)``: check once, on the first task's inputs, that second derivatives exist and are right."""
+    shown: Callable[[Params], Params]
+    """``M -> the module's part of M`` in the units in which it acts."""
 
 
 Apply: TypeAlias = Callable[..., tuple[Tensor, Params]]
-"""``apply(params, buffers, x, *, seed=None, draw=0, phase="support") -> (outputs, buffers)``
+"""``apply(params, buffers, x, *, seed=None, draw=0, step=0, phase="support") -> (outputs, buffers)``
 
-``params``: each tensor ``(*shape)`` (shared) or ``(B, *shape)``; ``buffers``: each ``(B, *shape)``;
+``params``: all of the module's trainable tensors (θ, M and context), each ``(*shape)`` (shared) or ``(B, *shape)``;
+``buffers``: each ``(B, *shape)``;
 ``x``: ``(B, n, *features)``, a tensor, or a tuple or dict of them (the module's arguments);
-``seed``: ``(B,)`` switches dropout on, ``draw`` counts the passes; outputs are ``(B, n, *outputs)``.
+``seed``: ``(B,)`` switches dropout on, ``draw`` counts the passes; ``step``: inner steps taken so far, for modules
+that are `Stepped`; outputs are ``(B, n, *outputs)``.
 """
 
 
@@ -79,7 +88,7 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
     refuse_untwiceable(module)
     policies = _policies(module, buffers)
     task_map = _resolve(taskmap, module)
-    params = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+    trainable = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
     constants = {name: p.detach() for name, p in module.named_parameters() if not p.requires_grad}
     per_task: Params = {}
     for name, buffer in module.named_buffers():
@@ -105,6 +114,7 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
         *,
         seed: Tensor | None = None,
         draw: int = 0,
+        step: int = 0,
         phase: Phase = "support",
     ) -> tuple[Tensor, Params]:
         frame = skeleton(seed is not None, phase == "support")
@@ -114,7 +124,7 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
         def one(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
             # a forward pass may update a buffer in place, so each gets a copy to update
             own = {name: buffer.clone() for name, buffer in buffers.items()}
-            frame.restart(draw)
+            frame.restart(draw, step)
             state = {**params, **constants, **own, **keys}
             outputs = functional_call(frame.body, state, args, kwargs)
             return outputs, {**own, **frame.updated_statistics()}
@@ -136,10 +146,32 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
             return
         args, kwargs = _arguments(tree_map(lambda leaf: leaf[0], x))
         with context():
-            twice.certify(skeleton(False, True).body, {**params, **constants, **per_task}, args, kwargs)
+            twice.certify(skeleton(False, True).body, {**trainable, **constants, **per_task}, args, kwargs)
         unchecked.clear()
 
-    return Functional(params, per_task, leaves, apply, batch_normalised(module, policies), certify)
+    def part(role: Role) -> Params:
+        return {name: value for name, value in trainable.items() if leaves[name].role == role}
+
+    return Functional(
+        part("initial"),
+        part("structure"),
+        part("context"),
+        per_task,
+        leaves,
+        apply,
+        batch_normalised(module, policies),
+        certify,
+        functools.partial(_shown, module_copy),
+    )
+
+
+def _shown(module: nn.Module, structure: Params) -> Params:
+    seen: Params = {}
+    for path, layer in module.named_modules():
+        if isinstance(layer, Structural):
+            own = tree.within(structure, path) if path else structure
+            seen.update(tree.prefixed(path, layer.shown(own)) if path else layer.shown(own))
+    return seen
 
 
 def _explained(error: RuntimeError, x: Tree, leaves: Mapping[str, Leaf]) -> Exception:
@@ -174,7 +206,7 @@ def _leaves(module: nn.Module) -> dict[str, Leaf]:
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             holder = module.get_submodule(name.rpartition(".")[0])
-            leaves[name] = Leaf(name, tuple(parameter.shape), type(holder))
+            leaves[name] = Leaf(name, tuple(parameter.shape), type(holder), role_of(module, name))
     return leaves
 
 

@@ -9,13 +9,13 @@ from torch import Tensor
 from headstart.core import tree
 from headstart.core.masks import present
 from headstart.errors import DifferentiationError, UsageError, unknown_name
-from headstart.types import Episodes, Info, Learner, Meta
+from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta
 
 Reduction = Literal["mean", "sum"]
 
 
 def meta_loss(learner: Learner, meta: Meta, episodes: Episodes, reduction: Reduction = "mean") -> tuple[Tensor, Info]:
-    """Return Σᵢ Lᵢ(θ, M): the query losses after adapting to the support sets.
+    """Return Σᵢ Lᵢ(θ, M), the query losses after adapting to the support sets or what the learner has in their place.
 
     Args:
         learner: the method.
@@ -24,15 +24,34 @@ def meta_loss(learner: Learner, meta: Meta, episodes: Episodes, reduction: Reduc
         reduction: ``"sum"`` is the formula literally, ``"mean"`` divides it by B.
 
     Returns:
-        A scalar that can be differentiated with respect to ``meta``, and `Info` with the losses of each task.
+        A scalar that can be differentiated with respect to ``meta``, and `Info` with the losses of each task. A
+        learner's ``penalty`` R(θ, M) counts once in the mean, and B times in the sum.
     """
     if reduction not in ("mean", "sum"):
         raise unknown_name("reduction", reduction, ("mean", "sum"))
+    losses, info = (learner.objective or after_adapting)(learner, meta, episodes)
+    total = losses.mean()
+    if learner.penalty is not None:
+        total = total + learner.penalty(meta)
+    return total if reduction == "mean" else total * len(losses), info
+
+
+def after_adapting(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
+    """The `Objective` of MAML: each task's query loss after adapting to its support set."""
     adapted, info = learner.adapt(meta, episodes.support)
-    query = present(episodes.query)
-    losses = learner.loss(learner.predict(adapted, query.x), query)
-    total = losses.mean() if reduction == "mean" else losses.sum()
-    return total, info._replace(query_loss=losses.detach())
+    losses = query_losses(learner, adapted, episodes.query)
+    return losses, info._replace(query_loss=losses.detach())
+
+
+def query_losses(learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
+    """Return each task's loss ``(B,)`` on its query set."""
+    query = present(query)
+    return learner.loss(learner.predict(adapted, query.x), query)
+
+
+def at(learner: Learner, done: float) -> Learner:
+    """Return the learner to meta-train with when a fraction ``done`` of the outer steps is done."""
+    return learner if learner.during is None else learner.during(done)
 
 
 def meta_gradient(learner: Learner, meta: Meta, episodes: Episodes, reduction: Reduction = "mean") -> tuple[Meta, Info]:

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 from torch import nn
 
+from headstart.core.roles import Role
 from headstart.errors import UnknownNameError
 
 
@@ -17,6 +18,8 @@ class Leaf(NamedTuple):
     shape: tuple[int, ...]
     module: type[nn.Module]
     """The type of the module that holds it."""
+    role: Role = "initial"
+    """Whether it is in θ, in M, or each task's own."""
 
 
 What: TypeAlias = str | type[nn.Module] | Callable[[Leaf], bool]

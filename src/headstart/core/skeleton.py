@@ -14,6 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from headstart.core.dropout import TaskDropout, refuse_unseeded, replace_dropout, task_dropouts
+from headstart.core.roles import Stepped
 from headstart.core.statistics import TaskStatistics
 from headstart.errors import DifferentiationError
 from headstart.types import Params
@@ -35,6 +36,7 @@ class Skeleton:
         if training:
             refuse_unseeded(self.body)
         self.dropouts: dict[str, TaskDropout] = task_dropouts(self.body)
+        self.stepped = [layer for layer in self.body.modules() if isinstance(layer, Stepped)]
 
     def updated_statistics(self) -> Params:
         """Return the buffers that the last forward pass left, by name, and let go of them."""
@@ -44,10 +46,12 @@ class Skeleton:
             layer.updated = {}
         return updated
 
-    def restart(self, draw: int) -> None:
-        """Make the next forward pass draw the masks of pass number ``draw``, and forget one that was broken off."""
+    def restart(self, draw: int, step: int) -> None:
+        """Make the next pass draw the masks of pass number ``draw`` after ``step`` steps; forget one broken off."""
         for layer in self.dropouts.values():
             layer.draw, layer.calls = draw, 0
+        for stepped in self.stepped:
+            stepped.step = step
         for norm in self.statistics.values():
             norm.updated = {}
 

@@ -36,3 +36,17 @@ def safe_sqrt(square: Tensor) -> Tensor:
 def over_tasks(per_task: Tensor, like: Tensor) -> Tensor:
     """Reshape ``(B,)`` so that it multiplies ``like`` ``(B, *shape)`` task by task."""
     return per_task.view(-1, *(1,) * (like.ndim - 1))
+
+
+def within(params: Params, prefix: str) -> Params:
+    """Return the tensors named ``prefix.…``, by the rest of their names.
+
+    >>> sorted(within({"rate.a.b": 1, "rate": 2, "rates.c": 3}, "rate"))
+    ['a.b']
+    """
+    return {name[len(prefix) + 1 :]: value for name, value in params.items() if name.startswith(f"{prefix}.")}
+
+
+def prefixed(prefix: str, params: Params) -> Params:
+    """Return the tensors under the names ``prefix.…``; `within` undoes it."""
+    return {f"{prefix}.{name}": value for name, value in params.items()}

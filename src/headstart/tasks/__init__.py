@@ -1,5 +1,6 @@
 """Where episodes come from: every factory returns a `headstart.types.Tasks`."""
 
+from headstart.tasks.curves import curves as curves
 from headstart.tasks.fewshot import few_shot as few_shot
 from headstart.tasks.fewshot import image_store as image_store
 from headstart.tasks.folder import folder as folder

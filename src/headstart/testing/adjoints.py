@@ -66,7 +66,11 @@ def _solve(adjoint: Adjoint, problem: _Problem, steps: int) -> tuple[Inner, Info
         hidden = torch.tanh(params["w"] @ problem.shared + params["b"] * (1 + step)) + buffers["seen"]
         return hidden.square().mul(params["w"].cos()).sum(1), {"seen": 0.9 * buffers["seen"] + 0.1 * hidden}
 
-    start = Inner(problem.start, _RULE.state(problem.start), {"seen": torch.zeros_like(problem.start["w"])})
+    start = Inner(
+        problem.start,
+        _RULE.state(problem.structure, problem.start, None),
+        {"seen": torch.zeros_like(problem.start["w"])},
+    )
     return solve(support_loss, start, problem.structure, _RULE, adjoint, steps)
 
 

@@ -33,6 +33,8 @@ class _Case(NamedTuple):
     """What moves, each ``(B, *shape)``."""
     gradients: list[Params]
     """Those of every step."""
+    seed: Tensor
+    """Of every task."""
 
 
 def check_rule(
@@ -94,7 +96,7 @@ def _case(rule: Rule, module: nn.Module, steps: int) -> _Case:
     theta = {name: _random(leaf.shape, generator) for name, leaf in function.leaves.items() if name in moving}
     params = {name: _random((TASKS, *value.shape), generator) for name, value in theta.items()}
     gradients = [{k: _random(tuple(v.shape), generator) for k, v in params.items()} for _ in range(steps)]
-    return _Case(rule, _structure(rule, theta), params, gradients)
+    return _Case(rule, _structure(rule, theta), params, gradients, torch.arange(TASKS))
 
 
 def _random(shape: tuple[int, ...], generator: Generator) -> Tensor:
@@ -111,7 +113,7 @@ def _structure(rule: Rule, theta: Params) -> Params:
 
 def _steps(case: _Case) -> tuple[list[Params], list[Tree]]:
     """Return what is subtracted in every step, and the states before each and after the last."""
-    params, updates, states = case.params, [], [case.rule.state(case.params)]
+    params, updates, states = case.params, [], [case.rule.state(case.structure, case.params, case.seed)]
     for number, gradients in enumerate(case.gradients):
         moved, state = case.rule.update(case.structure, states[-1], gradients, params, number)
         params = {name: value - moved[name] for name, value in params.items()}
@@ -148,7 +150,9 @@ def _check_steps(case: _Case) -> None:
 def _check_isolated(case: _Case) -> None:
     together = _steps(case)
     for task in range(TASKS):
-        alone = case._replace(params=take(case.params, [task]), gradients=take(case.gradients, [task]))
+        alone = case._replace(
+            params=take(case.params, [task]), gradients=take(case.gradients, [task]), seed=case.seed[[task]]
+        )
         gap = error(_steps(alone), take(together, [task]))
         require(gap <= 1e-12, "isolated", f"task {task} moves differently by {gap:.2g} (relative) when it is alone")
 

@@ -12,7 +12,7 @@ from torch import nn
 from headstart.core.adjoint import Checkpointed, Unrolled
 from headstart.errors import ConfigError, UsageError
 from headstart.registry import load
-from headstart.training.config import TrainConfig
+from headstart.training.config import TrainConfig, frequency_range
 from headstart.training.loop import MakeOptimizer
 from headstart.types import Learner, Tasks
 
@@ -31,7 +31,8 @@ class Job(NamedTuple):
 #: By which argument a factory takes an option, where the names differ.
 _ARGUMENTS = {"inner_steps": "steps", "inner_rate": "rate", "task_map": "taskmap", "image_size": "size"}
 _TASK_OPTIONS = (
-    "data", "ways", "shots", "queries", "seed", "split", "rotations", "image_size", "channels", "on_short", "strict"
+    "data", "ways", "shots", "queries", "noise", "seed", "split", "rotations", "image_size", "channels", "on_short",
+    "strict",
 )  # fmt: skip
 _METHOD_OPTIONS = ("inner_steps", "inner_rate", "task_map", "buffers", "adjoint")
 _MODEL_OPTIONS = ("hidden", "filters", "downsample", "norm")
@@ -75,8 +76,8 @@ def make_tasks(config: TrainConfig, device: torch.device) -> Tasks:
     if isinstance(config.shots, str):
         low, _, high = config.shots.partition("-")
         options["shots"] = (int(low), int(high))
-        if config.tasks == "sinusoid":
-            raise ConfigError(f"--shots is {config.shots!r}, but the sinusoid takes one number of shots, such as 10")
+    if config.frequency is not None:
+        options["frequency"] = frequency_range(config.frequency)
     if config.train_ways is not None:
         options["train_ways"] = config.train_ways
     return load("task", config.tasks)(**options, device=device)

@@ -7,6 +7,7 @@ from headstart.registry import find
 from headstart.training.build import Job
 from headstart.training.config import TrainConfig, flag
 from headstart.training.defaults import resolve
+from headstart.training.plots import pictured
 
 
 def card(job: Job, results: dict[str, Any]) -> str:
@@ -101,7 +102,12 @@ def _result(results: dict[str, Any]) -> str:
 def _task(job: Job) -> str:
     config = job.config
     if job.tasks.kind == "regression":
-        return f"{config.shots} support points to learn from, {config.queries} query points to be judged on"
+        text = f"{config.shots} support points to learn from, {config.queries} query points to be judged on"
+        if config.frequency is not None:
+            text += f"; frequency {config.frequency}"
+        if config.noise:
+            text += f"; noise {config.noise}, so that no expected error is below {config.noise**2:.4g}"
+        return text
     return f"{config.ways} classes; {config.shots} support and {config.queries} query images a class"
 
 
@@ -113,16 +119,12 @@ def _data(job: Job) -> str:
         parts.append(f"classes: {counts} (no class is in two splits)")
     if "source" in details:
         parts.append(f"source: {details['source']}")
-    unlicensed = {
-        "sinusoid": "computed, so no licence is needed",
-        "folder": "the licence is that of the images in the folder; no image is in this folder but in episode.png",
-    }
     licence = details.get("licence") or details.get("licences")
     if licence:
         listed = ", ".join(sorted(str(one) for one in licence)) if not isinstance(licence, str) else licence
         parts.append(f"licence: {listed}")
-    elif job.config.tasks in unlicensed:
-        parts.append(unlicensed[job.config.tasks])
+    elif job.config.tasks == "folder":
+        parts.append("the licence is that of the images in the folder; no image is in this folder but in episode.png")
     return "; ".join(parts)
 
 
@@ -147,9 +149,10 @@ def _notes(job: Job, results: dict[str, Any]) -> str:
             " predicted together (a transductive setting). `headstart adapt` goes by the support images instead, so"
             " that images can be predicted one by one, somewhat less well."
         )
-    if config.tasks != "sinusoid":
+    shown = pictured(job.tasks)
+    if shown == "images":
         notes.append("The picture episode.png shows the first test task.")
-    else:
+    elif shown == "curves":
         notes.append("The picture episode.png shows the first test tasks before and after adapting.")
     return "\n".join(notes) + "\n"
 

@@ -15,6 +15,8 @@ from headstart.errors import ConfigError
 
 Setting: TypeAlias = int | float | str | bool | None
 
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+
 
 def _option(default: Any, text: str, **limits: Any) -> Any:
     """Return a field whose description also states its range."""
@@ -37,6 +39,25 @@ def _shots(value: Any) -> Any:
     return int(low) if not high or int(high) == int(low) else f"{int(low)}-{int(high)}"
 
 
+def _frequency(value: Any) -> Any:
+    """Turn "1" and 1 into 1.0, and "0.8-1.2", (0.8, 1.2) and [0.8, 1.2] into "0.8-1.2"."""
+    found = re.fullmatch(rf"({_NUMBER})(?:-({_NUMBER}))?", _joined(value, "-").replace(" ", ""))
+    low, high = (float(found[1]), float(found[2] or found[1])) if found else (0.0, 0.0)
+    if not 0 < low <= high < float("inf"):
+        raise ValueError("must be a number above 0, or a range low-high such as 0.8-1.2")
+    return low if low == high else f"{low}-{high}"
+
+
+def frequency_range(frequency: float | str) -> tuple[float, float]:
+    """Return the ends of the option ``frequency``.
+
+    >>> frequency_range("0.8-1.2"), frequency_range(1.0)
+    ((0.8, 1.2), (1.0, 1.0))
+    """
+    ends = re.findall(_NUMBER, str(frequency))
+    return float(ends[0]), float(ends[-1])
+
+
 def _hidden(value: Any) -> Any:
     """Turn (64, 64), [64, 64] and "64, 64" into "64,64"."""
     text = _joined(value, ",").replace(" ", "")
@@ -50,6 +71,7 @@ def _joined(value: Any, by: str) -> str:
 
 
 Shots: TypeAlias = Annotated[int | str, BeforeValidator(_shots)]
+Frequency: TypeAlias = Annotated[float | str, BeforeValidator(_frequency)]
 Hidden: TypeAlias = Annotated[str, BeforeValidator(_hidden)]
 
 
@@ -82,6 +104,14 @@ class Options(BaseModel):
         "Query examples a class. Default: 10 for curves, 15 for images (icons 7, omniglot 5).",
         ge=1,
         le=10000,
+    )
+    frequency: Frequency | None = _option(
+        None,
+        "sinusoid: angular frequency, or a range such as 0.8-1.2 drawn from for every task. Range: above 0."
+        " Default: 1.",
+    )
+    noise: float | None = _option(
+        None, "curves: standard deviation of the noise that is added to every y. Default: 0.3.", ge=0
     )
     split: Literal["characters", "alphabets"] | None = _option(
         None,

@@ -16,9 +16,10 @@ Row: TypeAlias = dict[str, Any]
 
 _IMAGES: Row = {"ways": 5, "shots": 1, "queries": 15, "on_short": "error"}
 
-#: What the tasks take. The sinusoid's are those of Finn, Abbeel, Levine 2017.
+#: What the tasks take. The sinusoid's are those of Finn, Abbeel, Levine 2017, the curves' of Vuorio et al. 2019.
 TASKS: dict[str, Row] = {
-    "sinusoid": {"shots": 10, "queries": 10},
+    "sinusoid": {"shots": 10, "queries": 10, "frequency": 1.0},
+    "curves": {"shots": 10, "queries": 10, "noise": 0.3},
     "icons": {**_IMAGES, "queries": 7, "rotations": True},
     "omniglot": {**_IMAGES, "queries": 5, "data": None, "split": "characters"},
     "folder": {**_IMAGES, "data": None, "image_size": 28, "channels": 3, "strict": False},
@@ -60,6 +61,7 @@ _CURVES: Row = {"model": "mlp", "steps": 10_000, "tasks_per_step": 25, "inner_st
 _PICTURES: Row = {"model": "conv4", "steps": 1000, "tasks_per_step": 4, "inner_steps": 5, "inner_rate": 0.1}
 _BY_KIND: dict[str, Row] = {
     "sinusoid": _CURVES,
+    "curves": _CURVES,
     "icons": _PICTURES,
     "omniglot": _PICTURES,
     "folder": _PICTURES,
@@ -109,11 +111,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         **_of_method(config, kind),
     }
     values = {name: defaults.get(name) if value is None else value for name, value in config.model_dump().items()}
-    if isinstance(values["shots"], str) and values["norm"] == "batch" and values["buffers"] != "frozen":
-        raise ConfigError(
-            f"--shots is {values['shots']!r}, so tasks have different numbers of examples, and --norm batch would "
-            "count the padding of the smaller ones; take --norm group, layer or instance, or one number of shots"
-        )
+    if isinstance(values["shots"], str):
+        _check_range_of_shots(values, kind)
     return make_config(values)
 
 
@@ -134,6 +133,19 @@ def taken_by(config: TrainConfig) -> frozenset[str]:
     somebodys = {name for table in (TASKS, MODELS, METHODS) for row in table.values() for name in row}
     everybodys = set(TrainConfig.model_fields) - somebodys - ({"model"} if config.method in MODEL_FREE else set())
     return frozenset(everybodys.union(*rows_taken))
+
+
+def _check_range_of_shots(values: Row, kind: Row) -> None:
+    """Refuse tasks with different numbers of examples where tasks or model cannot have them."""
+    if kind is _CURVES:
+        raise ConfigError(
+            f"--shots is {values['shots']!r}, but {values['tasks']} takes one number of shots, such as 10"
+        )
+    if values["norm"] == "batch" and values["buffers"] != "frozen":
+        raise ConfigError(
+            f"--shots is {values['shots']!r}, so tasks have different numbers of examples, and --norm batch would "
+            "count the padding of the smaller ones; take --norm group, layer or instance, or one number of shots"
+        )
 
 
 def _of_method(config: TrainConfig, kind: Row) -> Row:

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_leaves
 
-from headstart.core.objective import meta_gradient
+from headstart.core.objective import at, meta_gradient
 from headstart.errors import ConfigError, DataError, DivergenceError, UsageError, unknown_name
 from headstart.types import Batch, Episodes, Info, Learner, Meta, Params, Tasks
 
@@ -132,7 +132,7 @@ def fit(
         episodes = seeded(tasks.sample("train", numbers), seed, numbers)
 
         with seeded_generator(_mixed(seed, state.step)):
-            gradient, info = meta_gradient(learner, state.meta, episodes)
+            gradient, info = meta_gradient(at(learner, state.step / steps), state.meta, episodes)
         loss, norm = _finite(gradient, info, episodes, state.step, numbers)
 
         factor = SCHEDULES[schedule](state.step / steps)

@@ -1,7 +1,7 @@
 """Pictures of a run, as PNG bytes: how it went, and what adapting to a task looks like."""
 
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from headstart.training.build import Job, make_tasks
 from headstart.training.figures import BLUE, GREEN, GREY, ORANGE, RED, dress, named, new_figure, png
 from headstart.training.metrics import Line
-from headstart.types import Episodes, Meta
+from headstart.types import Episodes, Meta, Tasks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,14 +83,21 @@ def _draw_single(axis: "Axes", results: dict[str, Any]) -> None:
     dress(axis, f"{results['episodes']} test tasks", "", named(results["metric"]))
 
 
+def pictured(tasks: Tasks) -> Literal["images", "curves"] | None:
+    """Return as what a task of these can be drawn; ``None`` where there is no picture of it."""
+    if tasks.kind == "classification" and len(tasks.input_shape) == 3:
+        return "images"
+    if tasks.kind == "regression" and tasks.input_shape == (1,) and tasks.output_size == 1:
+        return "curves"
+    return None
+
+
 def draw_episode(job: Job, meta: Meta) -> bytes | None:
     """Draw a real test episode of images, or some test curves; ``None`` where inputs are neither."""
-    shape = job.tasks.input_shape
-    if job.tasks.kind == "classification" and len(shape) == 3:
-        return _draw_images(job, meta)
-    if job.tasks.kind == "regression" and shape == (1,) and job.tasks.output_size == 1:
-        return _draw_curves(job, meta)
-    return None
+    shown = pictured(job.tasks)
+    if shown is None:
+        return None
+    return _draw_images(job, meta) if shown == "images" else _draw_curves(job, meta)
 
 
 def _draw_images(job: Job, meta: Meta) -> bytes:
@@ -139,8 +146,10 @@ def _draw_image(axis: "Axes", image: Tensor | None, label: int, guess: Tensor | 
 
 def _draw_curves(job: Job, meta: Meta) -> bytes:
     """Some test tasks: the points learned from, and the curve before adapting, after the own steps and after 10."""
-    tasks = make_tasks(job.config.model_copy(update={"queries": 200}), job.device)
-    episode = tasks.sample("test", range(4))
+    # many points of the curve itself; what is learned from stays as it was drawn, noise and all
+    quiet = {"queries": 200, "noise": None if job.config.noise is None else 0.0}
+    curve = make_tasks(job.config.model_copy(update=quiet), job.device).sample("test", range(4)).query
+    episode = job.tasks.sample("test", range(4))._replace(query=curve)
     low, high = float(episode.query.x.min()), float(episode.query.x.max())
     line = torch.linspace(low, high, 200, device=job.device, dtype=episode.query.x.dtype).view(1, -1, 1)
     grid = episode._replace(query=episode.query._replace(x=line.expand(4, -1, -1)))

@@ -1,0 +1,117 @@
+"""What an inner update rule is, and how rules join.
+
+All tensors of one step, gradients, parameters and states, have shape ``(B, *shape)``; those in M have no task axis.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from torch import Generator, Tensor
+
+from headstart.core.patterns import Leaf
+from headstart.errors import UsageError
+from headstart.types import Params, Tree
+
+
+def _all(leaves: Mapping[str, Leaf]) -> frozenset[str]:
+    return frozenset(leaves)
+
+
+def _nothing(*_: object) -> Params:
+    return {}
+
+
+def _free(*_: object) -> float:
+    return 0.0
+
+
+class Rule(NamedTuple):
+    """One inner update as pure functions; write your own, and prove it with `headstart.testing.check_rule`."""
+
+    update: Callable[[Params, Tree, Params, Params, int], tuple[Params, Tree]]
+    """``(M, state, gradients, params, step) -> (what to subtract from params, next state)``."""
+    state: Callable[[Params, Params, Tensor | None], Tree] = _nothing
+    """``(M, params, seed) -> state`` before the first step; a dict (or tuple of dicts) of tensors with a task axis.
+
+    ``seed`` ``(B,)`` is what a task's random numbers go by; without one, nothing may be random.
+    """
+    structure: Callable[[Params, Generator | None], Params] = _nothing
+    """``(θ, generator) -> the part of M that this rule learns``, from parameters without a task axis."""
+    moves: Callable[[Mapping[str, Leaf]], frozenset[str]] = _all
+    """The names of the parameters that adaptation moves; the others stay shared by all tasks."""
+    penalty: Callable[[Params], Tensor | float] = _free
+    """``M -> R(M)``, what the outer loop pays for the rule's part of M: L(θ, M) = Σ Lᵢ(θ, M) + R(M)."""
+    shown: Callable[[Params], Params] = _nothing
+    """``M -> its part of M in the units in which it acts``, for reports: rates as they multiply, masks in [0, 1]."""
+
+
+def chain(*rules: Rule) -> Rule:
+    """Apply ``rules`` from left to right; what moves is what all of them move."""
+
+    def structure(params: Params, generator: Generator | None) -> Params:
+        return merged_structure({f"rule {i}": r.structure(params, generator) for i, r in enumerate(rules)})
+
+    def state(m: Params, params: Params, seed: Tensor | None) -> Tree:
+        return tuple(rule.state(m, params, seed) for rule in rules)
+
+    def update(m: Params, state: Tree, grads: Params, params: Params, step: int) -> tuple[Params, Tree]:
+        states = []
+        for rule, own in zip(rules, state, strict=True):
+            grads, own = rule.update(m, own, grads, params, step)
+            states.append(own)
+        return grads, tuple(states)
+
+    def moves(leaves: Mapping[str, Leaf]) -> frozenset[str]:
+        names = frozenset(leaves).intersection(*(rule.moves(leaves) for rule in rules))
+        if not names:
+            raise UsageError(f"the rule leaves nothing to move among {', '.join(leaves)}")
+        return names
+
+    def penalty(m: Params) -> Tensor | float:
+        return sum((rule.penalty(m) for rule in rules), 0.0)
+
+    def shown(m: Params) -> Params:
+        return {name: value for rule in rules for name, value in rule.shown(m).items()}
+
+    return Rule(update, state, structure, moves, penalty, shown)
+
+
+def merged_structure(parts: Mapping[str, Params]) -> Params:
+    """Return parts of M as one; no two may hold the same name.
+
+    Raises:
+        UsageError: two parts hold the same name.
+    """
+    merged: Params = {}
+    owner: dict[str, str] = {}
+    for part, values in parts.items():
+        for name in values:
+            if name in owner:
+                raise UsageError(
+                    f"two parts of M ({owner[name]} and {part}) both hold {name!r}; give one of them another name="
+                )
+            owner[name] = part
+        merged.update(values)
+    return merged
+
+
+def stateless(transform: Callable[[Params, Params, Params], Params]) -> Rule:
+    """Return the rule of ``transform(M, gradients, params)``."""
+    return Rule(lambda m, state, grads, params, step: (transform(m, grads, params), state))
+
+
+def identity() -> Rule:
+    """Return the rule that passes gradients on as they are."""
+    return stateless(lambda m, grads, params: grads)
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raise `UsageError` unless ``value`` is above 0."""
+    if not value > 0:
+        raise UsageError(f"{name} must be greater than 0, got {value}")
+
+
+def require_fraction(name: str, value: float) -> None:
+    """Raise `UsageError` unless ``value`` is in [0, 1)."""
+    if not 0 <= value < 1:
+        raise UsageError(f"{name} must be at least 0 and less than 1, got {value}")
