@@ -30,7 +30,7 @@ ALLOWED = {
     "registry": {"errors"},
     "core": {"core", "types", "errors", "philox"},
     "tasks": {"tasks", "types", "errors", "philox"},
-    "models": {"models", "types", "errors"},
+    "models": {"models", "core", "types", "errors"},
 }
 #: What core may import besides: the standard library's modules that do no input or output, and torch.
 CORE_OUTSIDE = {"torch", "collections", "contextlib", "copy", "dataclasses", "difflib", "fnmatch", "functools"}

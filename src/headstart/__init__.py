@@ -12,21 +12,45 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from headstart.algorithms.adapters import low_rank as low_rank
+    from headstart.algorithms.alfa import alfa as alfa
+    from headstart.algorithms.architecture import derive as derive
+    from headstart.algorithms.architecture import pressed as pressed
+    from headstart.algorithms.architecture import sharpened as sharpened
+    from headstart.algorithms.attenuation import l2f as l2f
+    from headstart.algorithms.aware import aware as aware
+    from headstart.algorithms.aware import propose as propose
     from headstart.algorithms.baselines import joint as joint
     from headstart.algorithms.baselines import nearest as nearest
     from headstart.algorithms.baselines import scratch as scratch
+    from headstart.algorithms.context import cavia as cavia
+    from headstart.algorithms.curvature import meta_curvature as meta_curvature
+    from headstart.algorithms.learned_loss import learned_loss as learned_loss
     from headstart.algorithms.maml import anil as anil
     from headstart.algorithms.maml import boil as boil
     from headstart.algorithms.maml import fomaml as fomaml
     from headstart.algorithms.maml import maml as maml
     from headstart.algorithms.maml import meta_sgd as meta_sgd
+    from headstart.algorithms.maml_plus_plus import maml_plus_plus as maml_plus_plus
     from headstart.algorithms.maml_train import maml_train as maml_train
+    from headstart.algorithms.modulation import mmaml as mmaml
+    from headstart.algorithms.objectives import first_order_until as first_order_until
+    from headstart.algorithms.objectives import multi_step as multi_step
+    from headstart.algorithms.proto_maml import proto_maml as proto_maml
     from headstart.algorithms.prototypes import prototypes as prototypes
     from headstart.algorithms.reptile import reptile as reptile
+    from headstart.algorithms.step_norm import per_step_norm as per_step_norm
+    from headstart.algorithms.warp import mt_net as mt_net
+    from headstart.algorithms.warp import t_net as t_net
+    from headstart.algorithms.warp import warp_grad as warp_grad
     from headstart.core.adjoint import Checkpointed as Checkpointed
     from headstart.core.adjoint import FirstOrder as FirstOrder
     from headstart.core.adjoint import Unrolled as Unrolled
+    from headstart.core.cost import expected_cost as expected_cost
+    from headstart.core.cost import multiply_adds as multiply_adds
     from headstart.core.functional import functional as functional
+    from headstart.core.mixture import Mixture as Mixture
+    from headstart.core.mixture import Skip as Skip
     from headstart.core.objective import meta_gradient as meta_gradient
     from headstart.core.objective import meta_loss as meta_loss
     from headstart.core.roles import Context as Context
@@ -51,23 +75,95 @@ if TYPE_CHECKING:
     from headstart.types import Tasks as Tasks
 
 _PUBLIC = {
-    "headstart.algorithms.baselines": ("joint", "nearest", "scratch"),
-    "headstart.algorithms.maml": ("anil", "boil", "fomaml", "maml", "meta_sgd"),
+    "headstart.algorithms.adapters": ("low_rank",),
+    "headstart.algorithms.alfa": ("alfa",),
+    "headstart.algorithms.architecture": (
+        "derive",
+        "pressed",
+        "sharpened",
+    ),
+    "headstart.algorithms.attenuation": ("l2f",),
+    "headstart.algorithms.aware": (
+        "aware",
+        "propose",
+    ),
+    "headstart.algorithms.baselines": (
+        "joint",
+        "nearest",
+        "scratch",
+    ),
+    "headstart.algorithms.context": ("cavia",),
+    "headstart.algorithms.curvature": ("meta_curvature",),
+    "headstart.algorithms.learned_loss": ("learned_loss",),
+    "headstart.algorithms.maml": (
+        "anil",
+        "boil",
+        "fomaml",
+        "maml",
+        "meta_sgd",
+    ),
+    "headstart.algorithms.maml_plus_plus": ("maml_plus_plus",),
     "headstart.algorithms.maml_train": ("maml_train",),
+    "headstart.algorithms.modulation": ("mmaml",),
+    "headstart.algorithms.objectives": (
+        "first_order_until",
+        "multi_step",
+    ),
+    "headstart.algorithms.proto_maml": ("proto_maml",),
     "headstart.algorithms.prototypes": ("prototypes",),
     "headstart.algorithms.reptile": ("reptile",),
-    "headstart.core.adjoint": ("Checkpointed", "FirstOrder", "Unrolled"),
+    "headstart.algorithms.step_norm": ("per_step_norm",),
+    "headstart.algorithms.warp": (
+        "mt_net",
+        "t_net",
+        "warp_grad",
+    ),
+    "headstart.core.adjoint": (
+        "Checkpointed",
+        "FirstOrder",
+        "Unrolled",
+    ),
+    "headstart.core.cost": (
+        "expected_cost",
+        "multiply_adds",
+    ),
     "headstart.core.functional": ("functional",),
-    "headstart.core.objective": ("meta_gradient", "meta_loss"),
-    "headstart.core.roles": ("Context", "Stepped", "Structural"),
-    "headstart.core.variants": ("InnerLoss", "Start"),
+    "headstart.core.mixture": (
+        "Mixture",
+        "Skip",
+    ),
+    "headstart.core.objective": (
+        "meta_gradient",
+        "meta_loss",
+    ),
+    "headstart.core.roles": (
+        "Context",
+        "Stepped",
+        "Structural",
+    ),
+    "headstart.core.variants": (
+        "InnerLoss",
+        "Start",
+    ),
     "headstart.models.conv4": ("conv4",),
     "headstart.models.mlp": ("mlp",),
-    "headstart.training.adapted": ("adapt", "open_adapted", "predict"),
+    "headstart.training.adapted": (
+        "adapt",
+        "open_adapted",
+        "predict",
+    ),
     "headstart.training.evaluate": ("evaluate",),
     "headstart.training.loop": ("fit",),
     "headstart.training.run": ("train",),
-    "headstart.types": ("Adapted", "Batch", "Episodes", "Info", "Learner", "Meta", "Tasks"),
+    "headstart.types": (
+        "Adapted",
+        "Batch",
+        "Episodes",
+        "Info",
+        "Learner",
+        "Meta",
+        "Tasks",
+    ),
 }
 #: Modules that are public as a whole, as in ``headstart.rules.chain``.
 _MODULES = {

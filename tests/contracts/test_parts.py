@@ -30,6 +30,22 @@ RULES = {
     "clip norm": rules.clip(norm=2.0),
     "clip norm, too long to matter": rules.clip(norm=1e3),
     "weight decay": rules.weight_decay(0.1),
+    "learned momentum": rules.momentum(0.9, learn=True),
+    "learned nesterov": rules.momentum(0.9, nesterov=True, learn=True),
+    "learned weight decay": rules.weight_decay(0.1, learn=True),
+    "proximal": rules.proximal(0.1),
+    "learned proximal": rules.proximal(0.1, learn=True),
+    "rates of each step": rules.per_tensor(0.1, steps=2, positive=True),
+    "curvature": rules.curvature(),
+    "diagonal": rules.diagonal(),
+    "kronecker": rules.kronecker(),
+    "mask": rules.mask(),
+    "mask of units": rules.mask(granularity="unit"),
+    "straight-through mask": rules.mask(kind="straight_through"),
+    "unit mask": rules.unit_mask(),
+    "hard unit mask": rules.unit_mask(hard=True),
+    "fixed mask": rules.fixed_mask({"body.weight": torch.eye(4, 3)}),
+    "generated rates": rules.generated_rates(0.1, steps=2, decay=0.01),
     "only": rules.chain(rules.only("head", nn.LayerNorm), rules.scale(0.1)),
     "exclude": rules.chain(rules.exclude("head"), rules.scale(0.1)),
     "all at once": rules.chain(
@@ -48,10 +64,30 @@ def test_rules_keep_the_contract(name):
     check_rule(RULES[name])
 
 
+#: Public makers of rules, each of which makes at least one of those above.
+MAKERS = {
+    "adam",
+    "clip",
+    "curvature",
+    "diagonal",
+    "exclude",
+    "fixed_mask",
+    "generated_rates",
+    "kronecker",
+    "mask",
+    "momentum",
+    "only",
+    "per_tensor",
+    "per_weight",
+    "proximal",
+    "scale",
+    "unit_mask",
+    "weight_decay",
+}
+
+
 def test_every_public_rule_is_checked():
-    own = {name for name, value in vars(rules).items() if getattr(value, "__module__", "") == rules.__name__}
-    makers = {"scale", "per_tensor", "per_weight", "momentum", "adam", "clip", "weight_decay", "only", "exclude"}
-    assert {name for name in own if not name.startswith("_")} - {"Rule", "chain"} == makers
+    assert set(rules.__all__) - {"Rule", "chain"} == MAKERS
 
 
 def test_sinusoids_keep_the_contract():

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_map
 
+from headstart.algorithms.reading import read
 from headstart.core import losses
 from headstart.core.adjoint import Adjoint, FirstOrder, Unrolled
 from headstart.core.functional import Buffers, Functional, functional
@@ -112,7 +113,11 @@ def maml(
             return gradients(support_loss, Inner(moved, {}, buffers), 0, create_graph=exact)[1]
 
         if start is not None:
-            own = start.values(meta.structure, own, support, gradient)
+            # as tensors of their own: an inner gradient holds the others still, also those computed from them
+            own = {
+                name: value.view_as(value)
+                for name, value in start.values(meta.structure, own, support, gradient).items()
+            }
         moved = {name: value for name, value in own.items() if name in moving}
         fixed = {name: value for name, value in own.items() if name not in moving}
         return Inner(moved, inner_rule.state(meta.structure, moved, support.seed), buffers), fixed, support_loss
@@ -162,7 +167,7 @@ def maml(
         task_loss,
         backprop,
         steps,
-        adjoint.exact,
+        adjoint.exact and inner_rule.exact,
         path,
         penalty=lambda meta: inner_rule.penalty(meta.structure),
         shown=lambda meta: {**model.shown(meta.structure), **inner_rule.shown(meta.structure)},
@@ -219,11 +224,10 @@ def meta_sgd(module: nn.Module, *, rate: float | tuple[float, float] = (0.005, 0
 
 def head_of(module: nn.Module) -> str:
     """Return the name of the module's head: the submodule ``head``, else the last one with weights of its own."""
-    own = [
-        name
-        for name, layer in module.named_modules()
-        if name and any(p.requires_grad for p in layer.parameters(recurse=False))
-    ]
-    if len(own) < 2:
-        raise UsageError(f"{type(module).__name__} has no head apart from its body; name the parameters with head=")
-    return "head" if any(name.partition(".")[0] == "head" for name in own) else own[-1]
+    head = read(module).head
+    if not head:
+        raise UsageError(
+            f"{type(module).__name__} has no head apart from its body: it would be the last of two or more layers with "
+            f"weights; name the parameters with head="
+        )
+    return head

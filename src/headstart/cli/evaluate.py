@@ -57,7 +57,10 @@ def evaluate(
 
 
 def report(run: Path, /, *, device: Device = "auto", as_json: Json = False) -> None:
-    """Draw a finished run's pictures and write its table and model card again.
+    """Draw a finished run's pictures and write its tables and model card again.
+
+    structure.png, .csv and .json hold what was learned about the model: rates, movement (how far tasks move each
+    tensor in the inner loop), masks, gates, and whatever else the method learns.
 
     Parameters
     ----------

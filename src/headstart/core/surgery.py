@@ -21,8 +21,8 @@ def replaced(module: nn.Module, make: Callable[[str, nn.Module], nn.Module | Non
     """
     body = copy.deepcopy(module)
     found = make("", body)
-    if found is not None:
-        return found
+    if found is not None or isinstance(body, _SEALED):
+        return body if found is None else found
     made: dict[nn.Module, nn.Module] = {}
     closed: list[str] = []
     for path, layer in list(body.named_modules(remove_duplicate=False)):

@@ -23,7 +23,7 @@ def detached(params: Params) -> Params:
 
 def per_task_norm(params: Params) -> Tensor:
     """Return the Euclidean norm ``(B,)`` of each task's tensors taken together; its gradient at zero is zero."""
-    square = torch.stack([value.flatten(1).square().sum(1) for value in params.values()]).sum(0)
+    square = torch.stack([value.reshape(len(value), -1).square().sum(1) for value in params.values()]).sum(0)
     return safe_sqrt(square)
 
 

@@ -35,7 +35,7 @@ def conv4(
     >>> conv4((1, 28, 28), ways=5, filters=8)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 5])
     """
-    channels, height, width = _image_shape(input_shape)
+    channels, height, width = image_shape(input_shape, "conv4")
     if downsample not in ("pool", "stride"):
         raise unknown_name("downsample", downsample, ("pool", "stride"))
     if filters < 1 or (ways is not None and ways < 1):
@@ -45,11 +45,11 @@ def conv4(
         stride = 2 if downsample == "stride" else 1
         block: OrderedDict[str, nn.Module] = OrderedDict()
         block["conv"] = nn.Conv2d(channels, filters, 3, stride=stride, padding=1)
-        block["norm"] = _norm(norm, filters)
+        block["norm"] = normalisation(norm, filters)
         block["relu"] = nn.ReLU()
         if downsample == "pool":
             block["pool"] = nn.MaxPool2d(2)
-        height, width = _halved(height, downsample), _halved(width, downsample)
+        height, width = halved(height, downsample), halved(width, downsample)
         layers[f"block{index}"] = nn.Sequential(block)
         channels = filters
     if min(height, width) < 1:
@@ -60,18 +60,21 @@ def conv4(
     return nn.Sequential(layers)
 
 
-def _image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
+def image_shape(input_shape: Sequence[int], model: str) -> tuple[int, int, int]:
+    """Return ``(channels, height, width)``, or raise `ShapeError`: the ``model`` takes no such inputs."""
     if len(input_shape) != 3 or min(input_shape) < 1:
-        raise ShapeError(f"conv4 takes images (channels, height, width); got inputs of shape {tuple(input_shape)}")
+        raise ShapeError(f"{model} takes images (channels, height, width); got inputs of shape {tuple(input_shape)}")
     channels, height, width = input_shape
     return channels, height, width
 
 
-def _halved(size: int, downsample: Downsample) -> int:
+def halved(size: int, downsample: Downsample) -> int:
+    """Return the height or width that a block leaves."""
     return size // 2 if downsample == "pool" else -(-size // 2)
 
 
-def _norm(norm: Norm, filters: int) -> nn.Module:
+def normalisation(norm: Norm, filters: int) -> nn.Module:
+    """Return the normalisation layer of that name for ``filters`` channels."""
     if norm == "batch":
         # momentum 1: a task's own statistics, where asked for, are those of its support set
         return nn.BatchNorm2d(filters, momentum=1.0)

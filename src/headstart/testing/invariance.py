@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from headstart.testing.case import ROUNDING, Case, gradient_of, of_a_task, run
+from headstart.testing.case import ROUNDING, Case, Result, gradient_of, of_a_task, run
 from headstart.testing.contract import error, mapped, require, same_bits, take, tensors
 from headstart.types import Batch, Episodes
 
@@ -45,10 +45,24 @@ def _disturbed(episodes: Episodes) -> Episodes:
     return Episodes(other(episodes.support), other(episodes.query))
 
 
-def check_steps(case: Case) -> None:
-    """No steps give the initial model; ``steps=`` overrides their number; few are the first of many."""
+def check_steps(case: Case, *, initial: bool = True) -> None:
+    """No steps give the initial model, where ``initial``; ``steps=`` overrides them; few are the first of many."""
     tasks = case.episodes.support.y.shape[0]
     none = run(case, steps=0)
+    if initial:
+        _check_initial(case, none)
+    few, many = run(case, steps=1).info.support_loss, run(case, steps=2).info.support_loss
+    shapes = [tuple(t.shape) for t in (none.info.support_loss, few, many)]
+    require(
+        shapes == [(0, tasks), (1, tasks), (2, tasks)],
+        "steps",
+        f"steps=0, 1 and 2 give support losses of shapes {shapes}; steps= must override the number of steps",
+    )
+    require(error(few[0], many[0]) <= ROUNDING, "steps", "the first of two steps is not the step that is taken alone")
+
+
+def _check_initial(case: Case, none: Result) -> None:
+    """What ``none``, the result of no steps, says is the initial model's, whatever the support set."""
     disturbed = _disturbed(case.episodes).support._replace(seed=case.episodes.support.seed)
     other = run(case._replace(episodes=Episodes(disturbed, case.episodes.query)), steps=0)
     require(
@@ -60,14 +74,6 @@ def check_steps(case: Case) -> None:
         if name in case.meta.params:
             start = case.meta.params[name].expand_as(value)
             require(same_bits(value, start), "steps", f"with steps=0, {name!r} is not what adaptation starts from")
-    few, many = run(case, steps=1).info.support_loss, run(case, steps=2).info.support_loss
-    shapes = [tuple(t.shape) for t in (none.info.support_loss, few, many)]
-    require(
-        shapes == [(0, tasks), (1, tasks), (2, tasks)],
-        "steps",
-        f"steps=0, 1 and 2 give support losses of shapes {shapes}; steps= must override the number of steps",
-    )
-    require(error(few[0], many[0]) <= ROUNDING, "steps", "the first of two steps is not the step that is taken alone")
 
 
 def _padded(batch: Batch) -> Batch:

@@ -30,6 +30,7 @@ def check_learner(
     module: nn.Module | None = None,
     masks: bool = True,
     order: bool = False,
+    initial: bool = True,
     directions: int = 3,
     tolerance: float = 1e-6,
     taskmaps: Sequence[str] = ("vmap", "loop"),
@@ -42,8 +43,8 @@ def check_learner(
     - deterministic: the same call gives the same bits.
     - shapes: everything has its task axis; the gradient looks like the meta value and is finite.
     - isolated: a task's result is the same alone, in another order, and beside tasks with other data (to rounding).
-    - steps (for learners that take inner steps): 0 steps give the initial model, whatever the support set; ``steps=``
-      overrides their number, and the first steps of many are the steps of few.
+    - steps (for learners that take inner steps): 0 steps give the initial model, whatever the support set (where
+      ``initial``); ``steps=`` overrides their number, and the first steps of many are the steps of few.
     - masks: examples that are masked out do not change the result, even where they are NaN.
     - order, where asked for: the order of the support examples does not matter.
     - exact, where ``learner.exact``: `meta_gradient` is the derivative of `meta_loss` with respect to θ and to M, held
@@ -56,6 +57,7 @@ def check_learner(
         episodes: at least two tasks, in float64 (`random_episodes` makes some); a seed in them switches dropout on.
         module: the module that the learner was made from, to see that it is left alone.
         masks: false for models whose examples see each other (batch normalisation by the batch).
+        initial: false for learners that give each task a start of its own, read off its support set (`Start`).
         order: check that the order of support examples does not matter.
         directions: how many random directions the exact gradient is held against, in θ and in M.
         tolerance: of central differences, relative to the gradient; see `check_derivative`.
@@ -80,7 +82,7 @@ def check_learner(
     _check_deterministic(case)
     check_isolated(case)
     if case.learner.steps is not None:
-        check_steps(case)
+        check_steps(case, initial=initial)
     if masks:
         check_masks(case)
     if order:

@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ class Job(NamedTuple):
     learner: Learner
     parameters: int
     """Number of trainable values of the model."""
+    notes: tuple[str, ...] = ()
+    """What the method says of the model."""
 
 
 #: By which argument a factory takes an option, where the names differ.
@@ -51,8 +53,9 @@ def build(config: TrainConfig) -> Job:
     """
     device = find_device(config.device)
     tasks = make_tasks(config, device)
-    learner, parameters = make_learner(config, tasks, device)
-    return Job(config, device, tasks, learner, parameters)
+    notes: list[str] = []
+    learner, parameters = make_learner(config, tasks, device, notes.append)
+    return Job(config, device, tasks, learner, parameters, tuple(notes))
 
 
 def find_device(name: str) -> torch.device:
@@ -83,8 +86,13 @@ def make_tasks(config: TrainConfig, device: torch.device) -> Tasks:
     return load("task", config.tasks)(**options, device=device)
 
 
-def make_learner(config: TrainConfig, tasks: Tasks, device: torch.device) -> tuple[Learner, int]:
-    """Make the learner of a resolved configuration for tasks like these, and count its model's parameters."""
+def make_learner(
+    config: TrainConfig, tasks: Tasks, device: torch.device, explain: Callable[[str], None] | None = None
+) -> tuple[Learner, int]:
+    """Make the learner of a resolved configuration for tasks like these, and count its model's parameters.
+
+    ``explain`` is told what the method chooses by itself, line by line.
+    """
     factory = load("method", config.method)
     options = _chosen(config, _METHOD_OPTIONS)
     accepted = inspect.signature(factory).parameters
@@ -96,6 +104,8 @@ def make_learner(config: TrainConfig, tasks: Tasks, device: torch.device) -> tup
     if "ways" in accepted:
         # without a number of its own, the learner counts the classes of each batch
         options["ways"] = tasks.output_size if config.train_ways is None else None
+    if "explain" in accepted:
+        options["explain"] = explain
     if "adjoint" in options:
         options["adjoint"] = _ADJOINTS[options["adjoint"]]
     module = make_model(config, tasks)

@@ -8,12 +8,15 @@ from headstart.training.build import Job
 from headstart.training.config import TrainConfig, flag
 from headstart.training.defaults import resolve
 from headstart.training.plots import pictured
+from headstart.training.structure import Findings, summary
 
 
-def card(job: Job, results: dict[str, Any]) -> str:
+def card(job: Job, results: dict[str, Any], found: Findings) -> str:
     """Return the text of a finished run's README.md."""
     config = job.config
-    rows = "\n".join(f"| {name} | {text} |" for name, text in _rows(job, results).items())
+    told = _rows(job, results) | ({"Learned about the model": summary(found)} if found.any() else {})
+    rows = "\n".join(f"| {name} | {text} |" for name, text in told.items())
+    structure = "\n![What was learned about the model](structure.png)\n" if found.any() else ""
     return f"""# {config.method} on {config.tasks}
 
 Weights from which a new task of this kind is learned out of a few examples, made with headstart {results["headstart"]}.
@@ -23,7 +26,7 @@ Weights from which a new task of this kind is learned out of a few examples, mad
 {rows}
 
 ![Training and adaptation](results.png)
-
+{structure}
 {_notes(job, results)}
 ## Make it again
 

@@ -10,18 +10,23 @@ from headstart.training.evaluate import Interval, Score
 from headstart.training.files import read_json, write
 from headstart.training.metrics import read_lines, validations, write_csv
 from headstart.training.plots import draw_episode, draw_results
+from headstart.training.structure import Findings, find, write_findings
+from headstart.training.structure_plot import draw_structure
 from headstart.types import Meta
 
 RESULTS = "results.json"
 
 
 def report(run: Path, job: Job, meta: Meta) -> list[Path]:
-    """Write ``results.csv``, ``results.png``, ``episode.png`` and ``README.md``, and return their paths.
+    """Write tables, pictures and the model card, and return their paths.
+
+    Always ``results.csv``, ``results.png`` and ``README.md``; ``episode.png`` where a task can be pictured; and
+    ``structure.json``, ``structure.csv`` and ``structure.png`` where anything was learned about the model, or moved.
 
     Args:
         run: the folder of a finished run.
         job: what its configuration describes.
-        meta: its best weights, for the picture of an episode.
+        meta: its best weights, for the picture of an episode and for what was learned about the model.
 
     Raises:
         FileError: the run has no test score yet, or a file cannot be written.
@@ -35,8 +40,22 @@ def report(run: Path, job: Job, meta: Meta) -> list[Path]:
     if picture is not None:
         write(run / "episode.png", picture)
         made.append(run / "episode.png")
-    write(run / "README.md", card(job, results).encode())
+    found = find(job, meta)
+    made += _report_structure(run, job, found)
+    write(run / "README.md", card(job, results, found).encode())
     return [*made, run / "README.md"]
+
+
+def _report_structure(run: Path, job: Job, found: Findings) -> list[Path]:
+    """Write what was learned about the model, where there is anything to tell."""
+    if not found.any():
+        return []
+    made = write_findings(run, found)
+    picture = draw_structure(found, f"What {job.config.method} on {job.config.tasks} learned about its model")
+    if picture is not None:
+        write(run / "structure.png", picture)
+        made.append(run / "structure.png")
+    return made
 
 
 def read_results(run: Path) -> dict[str, Any]:

@@ -78,6 +78,8 @@ def train(config: TrainConfig, out: str | Path, *, view: View | None = None) -> 
     with reproducible(config), stop_signals() as stop:
         job = build(config)
         view.note(f"device: {job.device}   model: {config.model or 'none'}, {job.parameters} parameters")
+        for line in job.notes:
+            view.note(line)
         make_folder(run)
         with only_writer(run):
             _refuse_other_run(run, config)

@@ -5,8 +5,10 @@ on what the one before it made: ``chain(clip(norm=1.0), momentum(0.9), scale(0.1
 its own part of M, which the outer loop meta-learns.
 """
 
-from headstart.core.rules.geometry import curvature
-from headstart.core.rules.limits import clip, weight_decay
+from headstart.core.rules.generated import generated_rates
+from headstart.core.rules.geometry import curvature, diagonal, kronecker
+from headstart.core.rules.limits import clip, proximal, weight_decay
+from headstart.core.rules.masks import fixed_mask, mask, unit_mask
 from headstart.core.rules.moments import adam, momentum
 from headstart.core.rules.moves import exclude, only
 from headstart.core.rules.rates import per_tensor, per_weight, scale
@@ -18,11 +20,18 @@ __all__ = [
     "chain",
     "clip",
     "curvature",
+    "diagonal",
     "exclude",
+    "fixed_mask",
+    "generated_rates",
+    "kronecker",
+    "mask",
     "momentum",
     "only",
     "per_tensor",
     "per_weight",
+    "proximal",
     "scale",
+    "unit_mask",
     "weight_decay",
 ]

@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from headstart.core import tree
+from headstart.core.rules.rates import per_weight
 from headstart.core.rules.rule import Rule, stateless
 from headstart.types import Params
 
@@ -35,6 +36,62 @@ def curvature(*, name: str = "curvature") -> Rule:
         return tree.prefixed(name, tree.within(m, name))
 
     return stateless(transform)._replace(structure=structure, shown=shown)
+
+
+def diagonal(*, name: str = "diagonal") -> Rule:
+    """Multiply each weight's gradient by a learned positive number: a diagonal preconditioner, from the identity.
+
+    M holds the logarithms (``log_diagonal.<parameter>``), so that every step goes downhill; it is `per_weight` from
+    1 on, to be followed by a step size.
+    """
+    return per_weight(1.0, positive=True, name=name)
+
+
+def kronecker(*, name: str = "kronecker") -> Rule:
+    """Precondition each tensor's gradient by learned Kronecker factors: G → (A Aᵀ) G (B Bᵀ), from the identity.
+
+    G is a tensor's gradient seen as a matrix ``(out, rest)``, A is ``(out, out)`` and B ``(rest, rest)``; a vector
+    has a diagonal d and goes to d² ∘ g. As products with their own transposes the factors, and so their Kronecker
+    product, are symmetric and positive semi-definite whatever the outer loop does to M: a step never goes uphill.
+    (`curvature` is not bound to that, and is smaller for convolutions: it splits ``rest`` into input and kernel.)
+
+    M holds A, B and d as ``kronecker.output.<parameter>``, ``kronecker.input.…`` and ``kronecker.diagonal.…``.
+
+    Reference: Martens, Grosse 2015, arXiv:1503.05671, for the structure (K-FAC). Here the factors are learned by the
+    outer loop; they are not estimates of the Fisher matrix.
+    """
+
+    def structure(params: Params, generator: Generator | None) -> Params:
+        found: Params = {}
+        for key, value in params.items():
+            if value.ndim < 2:
+                found[f"{name}.diagonal.{key}"] = torch.ones_like(value)
+            else:
+                found[f"{name}.output.{key}"] = torch.eye(value.shape[0]).to(value)
+                found[f"{name}.input.{key}"] = torch.eye(value[0].numel()).to(value)
+        return found
+
+    def conditioned(m: Params, key: str, gradient: Tensor) -> Tensor:
+        if gradient.ndim < 3:
+            return gradient * m[f"{name}.diagonal.{key}"].square()
+        left, right = (_gram(m[f"{name}.{side}.{key}"]) for side in ("output", "input"))
+        return (left @ gradient.flatten(2) @ right).view(gradient.shape)
+
+    def transform(m: Params, grads: Params, params: Params) -> Params:
+        return {key: conditioned(m, key, gradient) for key, gradient in grads.items()}
+
+    def shown(m: Params) -> Params:
+        own = tree.within(m, name)
+        return {
+            f"{name}.{key}": value.square() if key.startswith("diagonal.") else _gram(value)
+            for key, value in own.items()
+        }
+
+    return stateless(transform)._replace(structure=structure, shown=shown)
+
+
+def _gram(factor: Tensor) -> Tensor:
+    return factor @ factor.T
 
 
 def _factors(shape: tuple[int, ...]) -> dict[str, int]:

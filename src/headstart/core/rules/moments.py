@@ -1,25 +1,42 @@
 """Running averages of gradients: momentum and Adam."""
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from headstart.core import tree
 from headstart.core.rules.rule import Rule, require_fraction, require_positive
+from headstart.errors import UsageError
 from headstart.types import Params, Tree
 
 
-def momentum(decay: float = 0.9, *, nesterov: bool = False) -> Rule:
+def momentum(decay: float = 0.9, *, nesterov: bool = False, learn: bool = False, name: str = "momentum") -> Rule:
     """Accumulate: v ← μ v + g, and step by v, or by g + μ v with Nesterov's look-ahead; equals torch.optim.SGD.
 
     Args:
-        decay: μ, in [0, 1).
+        decay: μ, in [0, 1); where a learned one starts, in (0, 1).
+        nesterov: whether to look ahead.
+        learn: whether the outer loop learns μ; M then holds its logit, ``logit_momentum``, so that it stays in (0, 1).
+        name: of the part of M.
     """
     require_fraction("decay", decay)
+    if learn and decay == 0:
+        raise UsageError("a learned decay must start above 0, since its logit would be infinite; got 0")
+
+    def decay_of(m: Params) -> Tensor | float:
+        return m[f"logit_{name}"].sigmoid() if learn else decay
 
     def update(m: Params, state: Params, grads: Params, params: Params, step: int) -> tuple[Params, Params]:
-        state = {k: decay * state[k] + g for k, g in grads.items()}
-        return ({k: g + decay * state[k] for k, g in grads.items()} if nesterov else state), state
+        kept = decay_of(m)
+        state = {k: kept * state[k] + g for k, g in grads.items()}
+        return ({k: g + kept * state[k] for k, g in grads.items()} if nesterov else state), state
 
-    return Rule(update, lambda m, params, seed: tree.zeros_like(params))
+    rule = Rule(update, lambda m, params, seed: tree.zeros_like(params))
+    if not learn:
+        return rule
+
+    def structure(params: Params, generator: Generator | None) -> Params:
+        return {f"logit_{name}": next(iter(params.values())).new_tensor(decay).logit()}
+
+    return rule._replace(structure=structure, shown=lambda m: {name: m[f"logit_{name}"].sigmoid()})
 
 
 def adam(decay: float = 0.9, square_decay: float = 0.999, epsilon: float = 1e-8) -> Rule:

@@ -43,6 +43,8 @@ class Rule(NamedTuple):
     """``M -> R(M)``, what the outer loop pays for the rule's part of M: L(θ, M) = Σ Lᵢ(θ, M) + R(M)."""
     shown: Callable[[Params], Params] = _nothing
     """``M -> its part of M in the units in which it acts``, for reports: rates as they multiply, masks in [0, 1]."""
+    exact: bool = True
+    """Whether its derivatives are those of what it computes (a straight-through estimator's are not)."""
 
 
 def chain(*rules: Rule) -> Rule:
@@ -73,7 +75,7 @@ def chain(*rules: Rule) -> Rule:
     def shown(m: Params) -> Params:
         return {name: value for rule in rules for name, value in rule.shown(m).items()}
 
-    return Rule(update, state, structure, moves, penalty, shown)
+    return Rule(update, state, structure, moves, penalty, shown, all(rule.exact for rule in rules))
 
 
 def merged_structure(parts: Mapping[str, Params]) -> Params:

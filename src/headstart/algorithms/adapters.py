@@ -1,0 +1,128 @@
+"""Low-rank adapters: small additions to large layers, for an inner loop that moves them alone."""
+
+from math import sqrt
+from typing import cast
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from headstart.algorithms.film import reachable
+from headstart.core.patterns import Leaf, What, choose, matches
+from headstart.core.surgery import replaced
+from headstart.errors import UsageError
+
+
+def low_rank(
+    module: nn.Module,
+    *,
+    rank: int = 4,
+    what: What | None = None,
+    alpha: float | None = None,
+    generator: Generator | None = None,
+) -> nn.Module:
+    """Return a copy of ``module`` whose layers have a low-rank product added: W x + b + (α / rank) · up · down · x.
+
+    ``up`` starts at zero, so the copy does exactly what the module does. Both are ordinary parameters, called
+    ``….up`` and ``….down``, and the layer's own are called ``….layer.…``; an inner loop that moves `LowRank` alone
+    learns a task in a small fraction of the numbers.
+
+    Args:
+        module: it is not changed.
+        rank: rows of ``down``; a layer with fewer inputs or outputs gets as many as it has.
+        what: the layers: names, a type or a predicate; by default every linear and convolution layer (of one group).
+            Layers inside PyTorch's attention and transformer layers cannot be changed, since those read the weights
+            of the layers inside them; by default they are left as they are.
+        alpha: α; by default the rank, so that the product counts as it is.
+        generator: draws ``down``; by default PyTorch's global one, as for ``nn.Linear``.
+
+    Raises:
+        UsageError: a rank below 1, or no layer that can be changed.
+        UnknownNameError: ``what`` matches nothing.
+
+    Reference: Hu et al. 2021, arXiv:2106.09685 (``down`` is drawn as ``nn.Linear`` draws its weight, as their code
+    does). A convolution's ``down`` is a convolution to ``rank`` channels, and its ``up`` works pixel by pixel.
+
+    >>> import headstart
+    >>> from headstart.core.rules import chain, only, scale
+    >>> net = low_rank(headstart.mlp(8, 3, hidden=(64,)), rank=2)
+    >>> learner = headstart.maml(net, rule=chain(only(LowRank), scale(0.1)))
+    >>> [name for name in learner.init(None).params if name.endswith(("up", "down"))]
+    ['hidden1.down', 'hidden1.up', 'head.down', 'head.up']
+    """
+    if rank < 1:
+        raise UsageError(f"rank must be at least 1, got {rank}")
+    names = _adapted(module, what)
+    strength = 1.0 if alpha is None else alpha / rank
+
+    def adapted(path: str, layer: nn.Module) -> nn.Module | None:
+        if path not in names:
+            return None
+        kind = LowRankLinear if isinstance(layer, nn.Linear) else LowRankConvolution
+        return kind(cast(nn.Linear, layer), rank, strength, generator)
+
+    return replaced(module, adapted)
+
+
+class LowRank(nn.Module):
+    """A layer with a low-rank product beside it: move it with ``only(LowRank)``."""
+
+    layer: nn.Module
+
+    def __init__(self, layer: nn.Module, rank: int, strength: float, generator: Generator | None) -> None:
+        super().__init__()
+        weight = cast(Tensor, layer.weight).detach()
+        outputs, inputs = weight.shape[0], weight[0].numel()
+        rank = min(rank, outputs, inputs)
+        self.layer = layer
+        self.strength = strength
+        draw = torch.rand((rank, *weight.shape[1:]), generator=generator, dtype=torch.float64)
+        self.down = nn.Parameter(((2 * draw - 1) / sqrt(inputs)).to(weight))
+        self.up = nn.Parameter(weight.new_zeros(outputs, rank))
+
+
+class LowRankLinear(LowRank):
+    """A linear layer with a low-rank product beside it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take inputs ``(n, …, features)``."""
+        added = nn.functional.linear(nn.functional.linear(x, self.down), self.up)
+        return self.layer(x) + self.strength * added
+
+
+class LowRankConvolution(LowRank):
+    """A convolution with a convolution to few channels, and a linear map of them, beside it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take inputs ``(n, channels, *space)``."""
+        layer = cast(nn.Conv2d, self.layer)
+        # with the layer's own stride, dilation and padding of whatever mode
+        few = layer._conv_forward(x, self.down, None)
+        return self.layer(x) + self.strength * torch.einsum("or,nr...->no...", self.up, few)
+
+
+def _adapted(module: nn.Module, what: What | None) -> frozenset[str]:
+    """Return the paths of the layers to adapt."""
+    layers = reachable(module)
+    there = {path: layer for path, layer in layers.items() if _takes_adapter(layer)}
+    if isinstance(what, str):
+        names = [name for name, _ in module.named_parameters() if name.rpartition(".")[0] not in layers]
+        sealed = [name for name in names if matches(name, what)]
+        if sealed:
+            raise UsageError(
+                f"{what!r} asks for an adapter beside {', '.join(sealed)}, inside PyTorch's attention or transformer "
+                f"layers, which read the weights of the layers inside them; adapt other layers, or write the "
+                f"attention with nn.Linear layers"
+            )
+    if what is None:
+        if not there:
+            raise UsageError(f"{type(module).__name__} has no linear or convolution layer that can take an adapter")
+        return frozenset(there)
+    leaves = {path: Leaf(path, tuple(cast(Tensor, layer.weight).shape), type(layer)) for path, layer in there.items()}
+    return choose(leaves, what)
+
+
+def _takes_adapter(layer: nn.Module) -> bool:
+    if isinstance(layer, _ConvNd):
+        return layer.groups == 1 and not isinstance(layer, _ConvTransposeNd)
+    return isinstance(layer, nn.Linear)

@@ -1,0 +1,192 @@
+"""Learning a model's architecture as part of M: sharpen the gates of its mixtures, make cost count, make the choice.
+
+``search = sharpened(pressed(maml(model), expected_cost(model, shape), 0.1))``; when that is trained,
+``derive(model, meta)`` is a plain module.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor, nn
+
+from headstart.core.functional import functional
+from headstart.core.mixture import GATES, Mixture, mixtures
+from headstart.core.objective import at
+from headstart.core.patterns import matches
+from headstart.core.surgery import replaced
+from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.types import Adapted, Batch, Info, Learner, Meta, Params, Tree
+
+
+def sharpened(
+    learner: Learner, *, start: float = 1.0, end: float = 0.1, gates: str = f"*{GATES}", begin: float = 0.0
+) -> Learner:
+    """Divide the gates by a temperature that falls while meta-training, so that mixtures end near a choice.
+
+    ``p = softmax(gates / τ)``, ``τ = start · (end / start)^done`` for a fraction ``done`` of the outer steps: the
+    learner itself, which is how training ends, has ``τ = end``. M holds the gates undivided. Falling temperatures for
+    softmax gates: Xie, Zheng, Liu, Lin 2018 (SNAS), arXiv:1812.09926, section 2.3 (there with random gates).
+
+    What a learner pays for its gates (`pressed`) it pays for the divided ones where that was asked for first:
+    ``sharpened(pressed(learner, …))``.
+
+    Args:
+        learner: any whose M holds gates.
+        start: τ at first.
+        end: τ at last, at most ``start``.
+        gates: the names of the gates in M, a pattern; by default those of every `Mixture`.
+        begin: the fraction of the outer steps after which τ begins to fall.
+
+    Raises:
+        UsageError: temperatures that are not start ≥ end > 0, or a ``begin`` outside [0, 1).
+        UnknownNameError: a pattern that matches nothing in M.
+    """
+    if not start >= end > 0:
+        raise UsageError(f"temperatures must be start >= end > 0, got start {start} and end {end}")
+    if not 0 <= begin < 1:
+        raise UsageError(f"begin must be at least 0 and less than 1, got {begin}")
+    structure = learner.init(Generator().manual_seed(0)).structure
+    names = frozenset(name for name in structure if matches(name, gates))
+    if not names:
+        raise unknown_name("gates in M", gates, structure)
+
+    def during(done: float) -> Learner:
+        fallen = max(done - begin, 0.0) / (1 - begin)
+        return _divided(at(learner, done), names, start * (end / start) ** fallen)
+
+    return _divided(learner, names, end)._replace(during=during)
+
+
+def _divided(learner: Learner, names: frozenset[str], temperature: float) -> Learner:
+    """Return a learner that works with these parts of M divided by a temperature."""
+
+    def seen(meta: Meta) -> Meta:
+        return meta._replace(
+            structure={n: value / temperature if n in names else value for n, value in meta.structure.items()}
+        )
+
+    def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
+        adapted, info = learner.adapt(seen(meta), support, steps=steps)
+        # it holds M as the outer loop has it, so that one put together from a file predicts the same
+        return adapted._replace(meta=meta), info
+
+    def predict(adapted: Adapted, x: Tree) -> Tensor:
+        return learner.predict(adapted._replace(meta=seen(adapted.meta)), x)
+
+    def path(meta: Meta, support: Batch, /, detached: bool = False) -> tuple[list[Adapted], Info]:
+        assert learner.path is not None
+        reached, info = learner.path(seen(meta), support, detached=detached)
+        return [adapted._replace(meta=meta) for adapted in reached], info
+
+    penalty, shown = learner.penalty, learner.shown
+    return learner._replace(
+        adapt=adapt,
+        predict=predict,
+        path=None if learner.path is None else path,
+        penalty=None if penalty is None else lambda meta: penalty(seen(meta)),
+        shown=None if shown is None else lambda meta: shown(seen(meta)),
+        during=None,
+    )
+
+
+def pressed(learner: Learner, cost: Callable[[Meta], Tensor], strength: float) -> Learner:
+    """Make what the model costs count: L(θ, M) = Σ Lᵢ(θ, M) + strength · cost(θ, M).
+
+    The mean meta-loss pays ``strength · cost`` once, so ``strength`` is what the whole cost is worth, in units of a
+    task's loss.
+
+    Args:
+        learner: any.
+        cost: ``meta -> a scalar``, as `expected_cost` makes.
+        strength: at least 0.
+
+    Raises:
+        UsageError: a negative strength.
+    """
+    if not strength >= 0:
+        raise UsageError(f"strength must be at least 0, got {strength}")
+
+    def paying(one: Learner) -> Learner:
+        penalty = one.penalty
+        return one._replace(
+            penalty=lambda meta: strength * cost(meta) + (0.0 if penalty is None else penalty(meta)), during=None
+        )
+
+    own = paying(learner)
+    return own if learner.during is None else own._replace(during=lambda done: paying(at(learner, done)))
+
+
+def derive(module: nn.Module, meta: Meta) -> nn.Module:
+    """Return the plain module in which every `Mixture` is its most probable candidate, with the weights of ``meta``.
+
+    What is chosen takes its mixture's path (a `Skip` is an ``nn.Identity`` there), and no gates are left. What ``meta``
+    holds besides, such as rates of the rule, is not part of the module. Other `Structural` parts stay what they are,
+    with their values in M. Buffers, and each task's own parts, are those of ``module``.
+
+    Args:
+        module: the module that the learner was made from; it is not changed.
+        meta: what was meta-learned.
+
+    Raises:
+        UsageError: the module holds no mixture.
+        ShapeError: ``meta`` is not of this module.
+
+    >>> from headstart.core.mixture import Skip
+    >>> model = nn.Sequential(Mixture({"linear": nn.Linear(4, 4), "skip": Skip()}), nn.Linear(4, 2))
+    >>> meta = functional(model)
+    >>> derive(model, Meta(meta.params, {"0.gates.logits": torch.tensor([0.0, 3.0])}))
+    Sequential(
+      (0): Identity()
+      (1): Linear(in_features=4, out_features=2, bias=True)
+    )
+    """
+    mixtures(module)
+    body = loaded(module, meta)
+    # a candidate may hold mixtures itself
+    while any(isinstance(layer, Mixture) for layer in body.modules()):
+        body = replaced(body, lambda _, layer: layer.chosen() if isinstance(layer, Mixture) else None)
+    return body
+
+
+def choices(module: nn.Module, meta: Meta) -> dict[str, str]:
+    """Return the name of the most probable candidate of every mixture, by the mixture's path.
+
+    Raises:
+        UsageError: the module holds no mixture.
+        ShapeError: ``meta`` is not of this module.
+    """
+    mixtures(module)
+    return {path: mixture.choice() for path, mixture in mixtures(loaded(module, meta)).items()}
+
+
+def loaded(module: nn.Module, meta: Meta) -> nn.Module:
+    """Return a copy of ``module`` with the values of θ and M that ``meta`` has for it.
+
+    Raises:
+        ShapeError: ``meta`` lacks one of the module's, has parameters that it lacks, or has one of another shape.
+    """
+    body = copy.deepcopy(module)
+    model = functional(body)
+    _refuse_misfit(type(module).__name__, model.params, meta.params, "θ", strangers=True)
+    _refuse_misfit(type(module).__name__, model.structure, meta.structure, "M", strangers=False)
+    own = dict(body.named_parameters())
+    with torch.no_grad():
+        for values, names in ((meta.params, model.params), (meta.structure, model.structure)):
+            for name in names:
+                own[name].copy_(values[name])
+    return body
+
+
+def _refuse_misfit(kind: str, expected: Params, given: Params, part: str, *, strangers: bool) -> None:
+    """Raise `ShapeError` where ``given`` lacks a name, has another shape or (as ``strangers``) a name too many."""
+    wrong = [f"lacks {name!r}" for name in expected if name not in given]
+    wrong += [f"holds {name!r}, which is not there" for name in given if strangers and name not in expected]
+    for name, like in expected.items():
+        if name in given and given[name].shape != like.shape:
+            wrong.append(f"holds {name!r} of shape {tuple(given[name].shape)}, expected {tuple(like.shape)}")
+    if wrong:
+        raise ShapeError(
+            f"the {part} of meta is not that of this {kind}: it {wrong[0]}; "
+            f"give the module that the learner was made from"
+        )

@@ -1,0 +1,88 @@
+"""L2F: forget some of the initial weights before adapting, as much as the support set's gradient says."""
+
+from math import log, sqrt
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from headstart.algorithms.maml import maml
+from headstart.core import tree
+from headstart.core.variants import Gradient, Start
+from headstart.errors import UsageError
+from headstart.types import Batch, Learner, Params
+
+_LAYERS = ("first", "middle", "last")
+
+
+def l2f(module: nn.Module, *, keep: float = 0.5, **options: Any) -> Learner:
+    """L2F, learning to forget: `maml` from weights attenuated task by task, θᵢ⁰ = γ_w θ_w for every tensor w.
+
+    γ = g(mean of ∂loss(θ, Sᵢ)/∂θ_w, for every w), with g three linear layers as wide as there are tensors, ReLU
+    between them and a sigmoid at the end, so γ_w is in (0, 1); M = g (``attenuator.…``), the same for all tasks.
+    Only tensors that adaptation moves are attenuated.
+
+    The meta-gradient goes through the support gradient that γ is computed from wherever the adjoint is exact (the
+    authors' code takes it as a constant, as `FirstOrder` does here).
+
+    Args:
+        module: the model.
+        keep: about where every γ starts, in (0, 1); 0.5 is what a sigmoid gives without more ado.
+        options: those of `maml`.
+
+    Raises:
+        UsageError: ``keep`` outside (0, 1).
+
+    Reference: Baik, Hong, Lee 2020, arXiv:1906.05895.
+    """
+    return maml(module, start=attenuated(keep), **options)
+
+
+def attenuated(keep: float = 0.5, *, name: str = "attenuator") -> Start:
+    """Return the `Start` of `l2f`: each task's tensors multiplied by what a network reads off its support gradient.
+
+    Args:
+        keep: about where every factor starts, in (0, 1).
+        name: of the part of M.
+    """
+    if not 0 < keep < 1:
+        raise UsageError(f"keep is a factor between 0 and 1, both excluded, got {keep}")
+
+    def structure(params: Params, generator: Generator | None) -> Params:
+        width, like = len(params), next(iter(params.values()))
+        parts: Params = {}
+        for layer in _LAYERS:
+            for part, shape in (("weight", (width, width)), ("bias", (width,))):
+                # drawn on the CPU, so that a seed means the same numbers on every device
+                draw = torch.rand(shape, generator=generator, dtype=torch.float64)
+                parts[f"{name}.{layer}.{part}"] = ((2 * draw - 1) / sqrt(width)).to(like)
+        parts[f"{name}.last.bias"] += log(keep / (1 - keep))
+        return parts
+
+    def values(m: Params, params: Params, support: Batch, gradient: Gradient) -> Params:
+        grads = gradient(params)
+        factors = _factors(tree.within(m, name), _means(grads, params))
+        by_name = dict(zip(sorted(params), factors.unbind(1)))
+        return {k: tree.over_tasks(by_name[k], v) * v if k in grads else v for k, v in params.items()}
+
+    return Start(values, structure)
+
+
+def _means(grads: Params, params: Params) -> Tensor:
+    """Return the mean gradient of every tensor of a task, ``(B, tensors)``, in the order of their names; 0 where a
+    tensor (a context that does not move) has none.
+    """
+    columns = []
+    for name in sorted(params):
+        value = grads[name] if name in grads else torch.zeros_like(params[name])
+        columns.append(value.reshape(len(value), -1).mean(1))
+    return torch.stack(columns, 1)
+
+
+def _factors(weights: Params, means: Tensor) -> Tensor:
+    """Return γ ``(B, tensors)``."""
+    x = means
+    for layer in _LAYERS:
+        x = nn.functional.linear(x, weights[f"{layer}.weight"], weights[f"{layer}.bias"])
+        x = x.sigmoid() if layer == "last" else x.relu()
+    return x

@@ -1,0 +1,174 @@
+"""CAVIA: adapt a few context parameters, and nothing else."""
+
+from math import sqrt
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from headstart.algorithms.film import film, layers_to_modulate, reachable
+from headstart.algorithms.maml import maml
+from headstart.core.patterns import Leaf, What, choose
+from headstart.core.roles import Context
+from headstart.core.rules import chain, only, scale
+from headstart.core.surgery import followed
+from headstart.errors import UsageError, unknown_name
+from headstart.types import Learner, Meta
+
+Where = Literal["input", "film"]
+
+
+def cavia(
+    module: nn.Module,
+    *,
+    size: int = 5,
+    where: Where | None = None,
+    what: What | None = None,
+    rate: float = 1.0,
+    **options: Any,
+) -> Learner:
+    """CAVIA: adaptation moves context parameters φ alone; θ is learned by the outer loop and shared by all tasks.
+
+    ``φᵢ ← φᵢ − rate · ∇_φ loss(φᵢ, θ, Sᵢ)``, T times from φᵢ = 0; L(θ) = Σᵢ loss(φᵢ, θ, Qᵢ). The network reads φ
+
+    - as ``"input"``: concatenated to the inputs of its first linear layer, W x + V φ + b, with V in θ (drawn as for
+      an ``nn.Linear`` that takes both; W and b start where the module has them);
+    - or by ``"film"``: it scales and shifts the channels of its hidden layers, h (1 + A φ) + B φ, with A and B of
+      every layer in θ (drawn as for an ``nn.Linear``). The maps have no bias, so that with φ = 0 the network does
+      exactly what the module does.
+
+    What is kept for a task is φ: ``size`` numbers.
+
+    Args:
+        module: the model.
+        size: how many context parameters there are. The paper takes 4 or 5 for sine curves and 100 for images.
+        where: ``"input"`` or ``"film"``; by default ``"film"`` where the module has convolutions, else ``"input"``.
+        what: the layers that read φ: names, a type or a predicate. By default the first linear layer, or for FiLM
+            every hidden one (behind its normalisation, where it has one).
+        rate: the inner step size; the paper's is 1.
+        options: those of `maml`.
+
+    Raises:
+        UsageError: a size below 1, or a module without such layers.
+
+    Reference: Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson 2018, arXiv:1810.03642.
+
+    >>> import torch, headstart
+    >>> learner = cavia(headstart.mlp(1, 1), loss="mse", steps=1)
+    >>> meta = learner.init(torch.Generator().manual_seed(0))
+    >>> adapted, info = learner.adapt(meta, headstart.Batch(torch.ones(3, 10, 1), torch.ones(3, 10, 1)))
+    >>> {name: tuple(value.shape) for name, value in adapted.params.items()}
+    {'hidden1.after.context.values': (3, 5)}
+    """
+    if size < 1:
+        raise UsageError(f"size is the number of context parameters and must be at least 1, got {size}")
+    body, maps = _reading(module, size, where, what)
+    learner = maml(body, rule=chain(only(Context), scale(rate)), **options)
+
+    def init(generator: Generator | None = None) -> Meta:
+        meta = learner.init(generator)
+        drawn = {name: _uniform(meta.params[name], bound, generator) for name, bound in maps.items()}
+        return meta._replace(params={**meta.params, **drawn})
+
+    return learner._replace(init=init)
+
+
+class ContextParameters(Context):
+    """φ: each task's own, zero at its start."""
+
+    def __init__(self, size: int, like: Tensor) -> None:
+        super().__init__()
+        self.values = nn.Parameter(like.new_zeros(size))
+
+
+class _Reader(nn.Module):
+    """Follows a layer and reads φ through a linear map, which is in θ."""
+
+    def __init__(self, context: ContextParameters, rows: int, owns: bool) -> None:
+        super().__init__()
+        if owns:
+            self.context = context
+        # in a tuple, so that φ is a submodule of one reader alone; copies of the module copy it once
+        self.shared = (context,)
+        self.weight = nn.Parameter(context.values.new_zeros(rows, len(context.values)))
+
+    def read(self) -> Tensor:
+        return self.weight @ self.shared[0].values
+
+
+class ContextInput(_Reader):
+    """Adds V φ to a linear layer's outputs: as if φ had been concatenated to its inputs."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Take outputs ``(n, …, features)``."""
+        return y + self.read()
+
+
+class ContextFilm(_Reader):
+    """Scales and shifts a layer's channels by linear maps of φ."""
+
+    def __init__(self, context: ContextParameters, channels: int, axis: int, owns: bool) -> None:
+        super().__init__(context, 2 * channels, owns)
+        self.axis = axis
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Take outputs ``(n, …)``."""
+        gamma, beta = self.read().chunk(2)
+        return film(y, gamma, beta, self.axis)
+
+
+class _Reading(NamedTuple):
+    body: nn.Module
+    """A copy of the module that reads φ."""
+    maps: dict[str, float]
+    """The names of the linear maps of φ, and the bounds between which they start."""
+
+
+def _reading(module: nn.Module, size: int, where: Where | None, what: What | None) -> _Reading:
+    """Return a copy of ``module`` that reads context parameters."""
+    if where not in ("input", "film", None):
+        raise unknown_name("place for context parameters", str(where), ("input", "film"))
+    if where is None:
+        where = "film" if any(isinstance(layer, _ConvNd) for layer in module.modules()) else "input"
+    like = next(module.parameters(), None)
+    if like is None:
+        raise UsageError(f"{type(module).__name__} has no parameters, so nothing can read context parameters")
+    context = ContextParameters(size, like.detach())
+    maps: dict[str, float] = {}
+    linear = _linear_layers(module, what) if where == "input" else {}
+    modulated = layers_to_modulate(module, what) if where == "film" else {}
+
+    def reader(path: str, layer: nn.Module) -> nn.Module | None:
+        if path not in linear and path not in modulated:
+            return None
+        name = f"{path}.after.weight" if path else "after.weight"
+        owns = not maps
+        if path in linear:
+            maps[name] = 1 / sqrt(linear[path].in_features + size)
+            return ContextInput(context, linear[path].out_features, owns)
+        maps[name] = 1 / sqrt(size)
+        return ContextFilm(context, *modulated[path], owns)
+
+    return _Reading(followed(module, reader), maps)
+
+
+def _linear_layers(module: nn.Module, what: What | None) -> dict[str, nn.Linear]:
+    """Return the linear layers that ``what`` chooses, by default the first one."""
+    linear = {path: layer for path, layer in reachable(module).items() if isinstance(layer, nn.Linear)}
+    if not linear:
+        raise UsageError(
+            f"{type(module).__name__} has no linear layer that can be changed, so it cannot take context parameters "
+            f"as inputs; use where='film'"
+        )
+    if what is None:
+        first = next(iter(linear))
+        return {first: linear[first]}
+    leaves = {path: Leaf(path, tuple(layer.weight.shape), type(layer)) for path, layer in linear.items()}
+    return {path: linear[path] for path in choose(leaves, what)}
+
+
+def _uniform(like: Tensor, bound: float, generator: Generator | None) -> Tensor:
+    # drawn on the CPU, so that a seed means the same numbers on every device
+    draw = torch.rand(like.shape, generator=generator, dtype=torch.float64)
+    return (bound * (2 * draw - 1)).to(like)

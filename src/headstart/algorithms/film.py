@@ -1,0 +1,101 @@
+"""Feature-wise linear modulation (FiLM): which layers of a module can be scaled and shifted, channel by channel."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from headstart.core.patterns import Leaf, What, choose
+from headstart.core.surgery import replaced
+from headstart.errors import UsageError
+
+_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+class Channels(NamedTuple):
+    """The channels of a layer's outputs."""
+
+    count: int
+    axis: int
+    """Where they are: 1 behind convolutions, −1 (the last) behind linear layers."""
+
+
+def reachable(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers that `replaced` can replace, by name, in the order in which the module holds them."""
+    found: dict[str, nn.Module] = {}
+
+    def note(path: str, layer: nn.Module) -> None:
+        if not any(other is layer for other in found.values()):
+            found[path] = layer
+
+    replaced(module, note)
+    return found
+
+
+def layers_to_modulate(module: nn.Module, what: What | None = None) -> dict[str, Channels]:
+    """Return the layers behind which to modulate, by name, with the channels of their outputs.
+
+    Args:
+        module: it is not changed.
+        what: names, a type or a predicate that chooses them; by default every linear and convolution layer but the
+            last one (the head). Where a normalisation comes next, it is taken in the layer's place, since it would
+            undo a scale and a shift in front of it.
+
+    Raises:
+        UsageError: the module has no such layer.
+        UnknownNameError: ``what`` matches nothing.
+    """
+    layers = {path: layer for path, layer in reachable(module).items() if not list(layer.children())}
+    known = {path: channels for path, layer in layers.items() if (channels := channels_of(layer)) is not None}
+    if what is not None:
+        return {path: known[path] for path in known if path in choose(_described(layers, known), what)}
+    order = [path for path, layer in layers.items() if not isinstance(layer, nn.Identity)]
+    weighted = [path for path in order if isinstance(layers[path], (nn.Linear, _ConvNd))]
+    if len(weighted) < 2:
+        raise UsageError(
+            f"{type(module).__name__} has {len(weighted)} linear or convolution layers that can be changed, so none "
+            f"comes before its head; name the layers to modulate with what="
+        )
+    chosen: dict[str, Channels] = {}
+    for path in weighted[:-1]:
+        after = order[order.index(path) + 1]
+        normalised = isinstance(layers[after], _NORMS) and known.get(after) == known[path]
+        chosen[after if normalised else path] = known[path]
+    return chosen
+
+
+def channels_of(layer: nn.Module) -> Channels | None:
+    """Return the channels of a layer's outputs, or None for a layer of another kind."""
+    if isinstance(layer, nn.Linear):
+        return Channels(layer.out_features, -1)
+    if isinstance(layer, _ConvNd):
+        return Channels(layer.out_channels, 1)
+    if isinstance(layer, (_BatchNorm, _InstanceNorm)):
+        return Channels(layer.num_features, 1)
+    if isinstance(layer, nn.GroupNorm):
+        return Channels(layer.num_channels, 1)
+    if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1:
+        return Channels(layer.normalized_shape[0], -1)
+    return None
+
+
+def _described(layers: dict[str, nn.Module], known: dict[str, Channels]) -> dict[str, Leaf]:
+    return {path: Leaf(path, (channels.count,), type(layers[path])) for path, channels in known.items()}
+
+
+def film(x: Tensor, scale: Tensor, shift: Tensor, axis: int) -> Tensor:
+    """Return ``x · (1 + scale) + shift``, channel by channel.
+
+    Args:
+        x: outputs of a layer, ``(n, …)``.
+        scale, shift: ``(channels,)``; zeros leave ``x`` as it is.
+        axis: of the channels.
+
+    Reference: Perez, Strub, de Vries, Dumoulin, Courville 2017, arXiv:1709.07871.
+    """
+    if axis == 1:
+        shape = (-1, *(1,) * (x.ndim - 2))
+        scale, shift = scale.view(shape), shift.view(shape)
+    return x * (1 + scale) + shift

@@ -1,0 +1,101 @@
+"""A learned inner loss: the outer loop learns what adaptation should lower."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from headstart.core import losses, tree
+from headstart.core.variants import InnerLoss
+from headstart.errors import ShapeError, UsageError
+from headstart.types import Batch, Params
+
+
+def learned_loss(
+    outputs: int,
+    base: str | losses.TaskLoss | None = None,
+    *,
+    hidden: Sequence[int] = (40, 40),
+    name: str = "loss",
+) -> InnerLoss:
+    """Return the inner loss ``ℓ_φ(y, f(x)) = softplus(network_φ(f(x), y))``, averaged over a task's examples; M = φ.
+
+    The network is fully connected with ReLU; it reads an example's outputs and its target, a class id as one-hot. The
+    query loss stays the learner's own and is what φ is learned by.
+
+    With ``base`` the loss is ``base + ℓ_φ − log 2``, and the network's last layer starts at zero, so that adaptation
+    starts as without ℓ_φ; the paper has ℓ_φ alone.
+
+    Args:
+        outputs: number of the model's output values for one example.
+        base: ``"cross_entropy"``, ``"mse"``, ``(outputs, batch) -> (B,)``, or nothing.
+        hidden: widths of the hidden layers, at least one.
+        name: of the part of M.
+
+    Reference: Bechtle, Molchanov, Chebotar, Grefenstette, Righetti, Sukhatme, Meier 2021, arXiv:1906.05374 (ML³).
+    As in the authors' code for classification, weights are drawn by Glorot and Bengio, biases start at 0, and the last
+    layer has none. There the initial weights of the model are not learned; here `maml` learns them along with φ.
+
+    >>> import headstart
+    >>> net = headstart.mlp(1, 1)
+    >>> learner = headstart.maml(net, loss="mse", inner_loss=learned_loss(1, base="mse", hidden=(8,)))
+    >>> list(learner.init(None).structure)
+    ['loss.0.weight', 'loss.0.bias', 'loss.1.weight']
+    """
+    widths = [2 * outputs, *hidden, 1]
+    if not hidden or min(outputs, *widths) < 1:
+        raise UsageError(f"learned_loss needs positive sizes, got outputs {outputs} and hidden {tuple(hidden)}")
+    known = None if base is None else losses.resolve(base)
+
+    def structure(params: Params, generator: Generator | None) -> Params:
+        like = next(iter(params.values()))
+        last = len(widths) - 2
+        found: Params = {}
+        for index, (width_in, width_out) in enumerate(pairwise(widths)):
+            drawn = _glorot(width_out, width_in, generator)
+            zero = known is not None and index == last
+            found[f"{name}.{index}.weight"] = (torch.zeros_like(drawn) if zero else drawn).to(like)
+            if index < last:
+                found[f"{name}.{index}.bias"] = like.new_zeros(width_out)
+        return found
+
+    def loss(m: Params, predicted: Tensor, batch: Batch, step: int) -> Tensor:
+        score = _network(tree.within(m, name), _pairs(predicted, batch.y, outputs), len(widths) - 1)
+        learned = losses.masked_mean(F.softplus(score.squeeze(-1)), batch.mask)
+        return learned if known is None else known(predicted, batch) + learned - math.log(2)
+
+    return InnerLoss(loss, structure)
+
+
+def _glorot(rows: int, columns: int, generator: Generator | None) -> Tensor:
+    # drawn on the CPU, so that a seed means the same numbers on every device
+    draw = torch.rand(rows, columns, generator=generator, dtype=torch.float64)
+    return (2 * draw - 1) * math.sqrt(6 / (rows + columns))
+
+
+def _network(phi: Params, x: Tensor, layers: int) -> Tensor:
+    for index in range(layers):
+        x = x @ phi[f"{index}.weight"].T
+        if index < layers - 1:
+            x = torch.relu(x + phi[f"{index}.bias"])
+    return x
+
+
+def _pairs(predicted: Tensor, y: Tensor, outputs: int) -> Tensor:
+    """Return each example's outputs and target side by side, ``(B, n, 2 · outputs)``."""
+    real = y.is_floating_point()
+    if predicted.shape[2:].numel() != outputs or (predicted.shape if real else predicted.shape[:2]) != y.shape:
+        raise ShapeError(
+            f"the learned loss was made for {outputs} output values an example, and targets shaped as the outputs or "
+            f"class ids (tasks, examples); got outputs {tuple(predicted.shape)} and y {tuple(y.shape)} of {y.dtype}"
+        )
+    if real:
+        return torch.cat([each.reshape(*each.shape[:2], outputs) for each in (predicted, y)], -1)
+    # reading values back from an accelerator would stall it
+    if y.device.type == "cpu" and y.numel() and not (0 <= int(y.min()) and int(y.max()) < outputs):
+        raise ShapeError(f"labels go from {int(y.min())} to {int(y.max())}; they must be 0 to {outputs - 1}")
+    target = (y.unsqueeze(-1) == torch.arange(outputs, device=y.device)).to(predicted)
+    return torch.cat([predicted.flatten(2), target], -1)

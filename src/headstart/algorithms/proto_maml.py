@@ -1,0 +1,98 @@
+"""Proto-MAML: gradient steps that start from the prototype classifier."""
+
+from math import log
+from typing import Any
+
+from torch import Generator, nn
+
+from headstart.algorithms.maml import head_of, maml
+from headstart.algorithms.prototypes import class_means
+from headstart.core.functional import Buffers, functional
+from headstart.core.surgery import replaced
+from headstart.core.taskmap import TaskMap
+from headstart.core.variants import Gradient, Start
+from headstart.errors import UsageError
+from headstart.types import Batch, Learner, Params
+
+
+def proto_maml(
+    module: nn.Module,
+    *,
+    head: str | None = None,
+    taskmap: str | TaskMap = "auto",
+    buffers: Buffers = "batch",
+    **options: Any,
+) -> Learner:
+    """Proto-MAML: `maml` whose head starts, in each task, as the prototype classifier of its support set.
+
+    With c_k the mean embedding of class k's support examples, row k of the head starts as 2 c_k and its bias as
+    −‖c_k‖², so that the logits are −‖f(x) − c_k‖² up to a constant; then all parameters take T gradient steps. The
+    meta-gradient goes through the start.
+
+    Args:
+        module: the model; its last layer must be an ``nn.Linear``, whose own weights are not used.
+        head: the name of that layer, by default as `anil` finds it.
+        taskmap, buffers, options: those of `maml`.
+
+    Reference: Triantafillou et al. 2019, arXiv:1903.03096, section 3 (first order there; pass
+    ``adjoint=FirstOrder()`` for that).
+    """
+    start = prototype_start(module, head=head, taskmap=taskmap, buffers=buffers)
+    return maml(module, start=start, taskmap=taskmap, buffers=buffers, **options)
+
+
+def prototype_start(
+    module: nn.Module,
+    *,
+    head: str | None = None,
+    blend: bool = False,
+    taskmap: str | TaskMap = "auto",
+    buffers: Buffers = "batch",
+    name: str = "prototypes",
+) -> Start:
+    """Return the start of `proto_maml`: the head as the prototype classifier of the task's support set.
+
+    Args:
+        module: the model.
+        head: the name of its last layer.
+        blend: learn how much of it: every row starts as w̄ + s · 2 c_k and every bias as b̄ − s · ‖c_k‖². s, kept
+            positive by its logarithm, is in M as ``<name>.log_scale`` and starts as 1 / (number of features): with
+            s = 1 a single support example is classified so surely that its loss has no gradient left to adapt by. w̄
+            and b̄ are the means of the head's own rows, since a class's number means nothing (Ye, Chao 2021,
+            arXiv:2106.09517).
+        taskmap, buffers: as for `maml`.
+        name: of the part of M.
+
+    Raises:
+        UsageError: the head is no ``nn.Linear``.
+    """
+    path = head or head_of(module)
+    layer = module.get_submodule(path)
+    if not isinstance(layer, nn.Linear):
+        raise UsageError(
+            f"a start from prototypes needs a head that is an nn.Linear; {path!r} is a {type(layer).__name__}"
+        )
+    weight, bias, ways = f"{path}.weight", f"{path}.bias", layer.out_features
+    body = functional(
+        replaced(module, lambda at, _: nn.Identity() if at == path else None), taskmap=taskmap, buffers=buffers
+    )
+
+    def values(m: Params, params: Params, support: Batch, gradient: Gradient) -> Params:
+        tasks = support.y.shape[0]
+        own = {key: value.expand(tasks, *value.shape) for key, value in body.buffers.items()}
+        shared = {key: m[key] for key in body.structure}
+        rest = {key: params[key] for key in body.leaves if key in params}
+        embedded, _ = body.apply({**shared, **rest}, own, support.x, seed=support.seed)
+        centres = class_means(embedded.flatten(2), support, ways)["prototypes"]
+        rows, offsets = 2 * centres, -centres.square().sum(-1)
+        if blend:
+            scale = m[f"{name}.log_scale"].exp()
+            rows = scale * rows + params[weight].mean(1, keepdim=True)
+            offsets = scale * offsets + (params[bias].mean(1, keepdim=True) if layer.bias is not None else 0)
+        changed = {weight: rows} | ({bias: offsets} if layer.bias is not None else {})
+        return {**params, **changed}
+
+    def structure(params: Params, generator: Generator | None) -> Params:
+        return {f"{name}.log_scale": params[weight].new_tensor(-log(layer.in_features))} if blend else {}
+
+    return Start(values, structure)

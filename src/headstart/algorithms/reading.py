@@ -1,0 +1,80 @@
+"""What a module is made of, as far as meta-learning cares."""
+
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from headstart.core.roles import Context, Structural
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+
+
+class Reading(NamedTuple):
+    """The layers of a module by what they are, each by its path."""
+
+    head: str
+    """The last layer with weights of its own, or what is called ``head``; empty where it is the only one."""
+    linear_head: bool
+    """Whether the head is an ``nn.Linear``."""
+    layers: tuple[str, ...]
+    """Linear and convolutional layers, the head included."""
+    norms: tuple[str, ...]
+    attention: tuple[str, ...]
+    embeddings: tuple[str, ...]
+    recurrent: tuple[str, ...]
+    structural: tuple[str, ...]
+    """What is in M already."""
+    context: tuple[str, ...]
+    """What is each task's own already."""
+    tied: tuple[str, ...]
+    """Parameters that stand in more than one place, by the name of the first."""
+    size: int
+    """The number of trainable values."""
+
+
+def read(module: nn.Module) -> Reading:
+    """Read a module; it is not run.
+
+    >>> from headstart import conv4
+    >>> found = read(conv4((1, 28, 28), ways=5, filters=8))
+    >>> found.head, len(found.layers), len(found.norms), found.size
+    ('head', 5, 4, 2013)
+    """
+    head = _head(module)
+    return Reading(
+        head,
+        bool(head) and isinstance(module.get_submodule(head), nn.Linear),
+        _paths(module, nn.Linear, _ConvNd),
+        _paths(module, *NORMS),
+        _paths(module, nn.MultiheadAttention),
+        _paths(module, nn.Embedding),
+        _paths(module, nn.RNNBase),
+        _paths(module, Structural),
+        _paths(module, Context),
+        _tied(module),
+        sum(p.numel() for p in module.parameters() if p.requires_grad),
+    )
+
+
+def _paths(module: nn.Module, *kinds: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(name or "the top" for name, layer in module.named_modules() if isinstance(layer, kinds))
+
+
+def _head(module: nn.Module) -> str:
+    own = [
+        name
+        for name, layer in module.named_modules()
+        if name and any(p.requires_grad for p in layer.parameters(recurse=False))
+    ]
+    if len(own) < 2:
+        return ""
+    return "head" if any(name.partition(".")[0] == "head" for name in own) else own[-1]
+
+
+def _tied(module: nn.Module) -> tuple[str, ...]:
+    places: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
+    return tuple(names[0] for names in places.values() if len(names) > 1)

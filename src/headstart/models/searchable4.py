@@ -1,0 +1,98 @@
+"""A search space around `conv4`: the same four blocks, in which the convolution is yet to be chosen."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from headstart.core.mixture import Mixture, Skip
+from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.models.conv4 import Downsample, Norm, halved, image_shape, normalisation
+
+
+def searchable4(
+    input_shape: Sequence[int],
+    ways: int | None,
+    filters: int = 64,
+    downsample: Downsample = "pool",
+    norm: Norm = "batch",
+    candidates: Sequence[str] | None = None,
+) -> nn.Sequential:
+    """Return `conv4` with a `Mixture` in place of each convolution; `headstart.derive` makes the choice.
+
+    Each candidate but ``skip`` ends in a normalisation layer of its own, so that they are mixed at one scale; ReLU and
+    pooling come behind the mixture. In every block there are
+
+    - ``conv3``, ``conv5``: a 3×3 (as in `conv4`) or 5×5 convolution;
+    - ``pointwise``: a 1×1 convolution;
+    - ``separable3``, ``separable5``: each channel by itself, then 1×1 (Howard et al. 2017, arXiv:1704.04861), without
+      anything in between;
+    - from the second block on, where channels stay the same: ``average``, a 3×3 mean of each channel, and with
+      ``downsample="pool"``, where the shape does too, ``skip``.
+
+    Args:
+        input_shape: ``(channels, height, width)``.
+        ways: number of classes; ``None`` leaves the head out, for an embedding.
+        filters, downsample, norm: as in `conv4`; whatever is chosen has the stride.
+        candidates: the names to choose from, by default all; those that do not fit a block are left out there.
+
+    References: Liu, Simonyan, Yang 2018, arXiv:1806.09055, for the relaxation; the candidates are our own selection.
+
+    >>> import torch
+    >>> searchable4((1, 28, 28), ways=5, filters=8)(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 5])
+    """
+    channels, height, width = image_shape(input_shape, "searchable4")
+    if downsample not in ("pool", "stride"):
+        raise unknown_name("downsample", downsample, ("pool", "stride"))
+    if filters < 1 or (ways is not None and ways < 1):
+        raise UsageError(f"searchable4 needs positive filters and ways, got filters {filters}, ways {ways}")
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for index in range(1, 5):
+        block: OrderedDict[str, nn.Module] = OrderedDict()
+        block["mixture"] = Mixture(_chosen(_candidates(channels, filters, downsample, norm), candidates))
+        block["relu"] = nn.ReLU()
+        if downsample == "pool":
+            block["pool"] = nn.MaxPool2d(2)
+        height, width = halved(height, downsample), halved(width, downsample)
+        layers[f"block{index}"] = nn.Sequential(block)
+        channels = filters
+    if min(height, width) < 1:
+        raise ShapeError(f"searchable4 halves an image four times, so it needs 16 x 16 or more; got {input_shape}")
+    layers["flatten"] = nn.Flatten()
+    if ways is not None:
+        layers["head"] = nn.Linear(filters * height * width, ways)
+    return nn.Sequential(layers)
+
+
+#: Those that fit every block, and those that need as many channels as there are filters.
+_NAMES = ("conv3", "conv5", "pointwise", "separable3", "separable5", "average", "skip")
+
+
+def _candidates(channels: int, filters: int, downsample: Downsample, norm: Norm) -> dict[str, nn.Module]:
+    """Return all candidates that fit a block."""
+    stride = 2 if downsample == "stride" else 1
+
+    def conv(size: int, stride: int = stride) -> nn.Module:
+        return nn.Conv2d(channels, filters, size, stride, padding=size // 2)
+
+    def separable(size: int) -> nn.Module:
+        depthwise = nn.Conv2d(channels, channels, size, stride, padding=size // 2, groups=channels, bias=False)
+        return nn.Sequential(OrderedDict[str, nn.Module](depthwise=depthwise, pointwise=conv(1, 1)))
+
+    found = {"conv3": conv(3), "conv5": conv(5), "pointwise": conv(1)}
+    found |= {"separable3": separable(3), "separable5": separable(5)}
+    if channels == filters:
+        found["average"] = nn.AvgPool2d(3, stride, padding=1)
+    named = {n: nn.Sequential(OrderedDict(layer=m, norm=normalisation(norm, filters))) for n, m in found.items()}
+    skips = {"skip": Skip()} if channels == filters and stride == 1 else {}
+    return {**named, **skips}
+
+
+def _chosen(found: Mapping[str, nn.Module], names: Sequence[str] | None) -> dict[str, nn.Module]:
+    if names is None:
+        return dict(found)
+    for name in names:
+        if name not in _NAMES:
+            raise unknown_name("candidate", name, _NAMES)
+    return {name: found[name] for name in names if name in found}

@@ -1,0 +1,295 @@
+"""What a run has learned about its model: M in plain numbers, and how far tasks move each tensor."""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Generator, Tensor
+
+from headstart.errors import ConfigError
+from headstart.training.build import Job
+from headstart.training.evaluate import interval
+from headstart.training.files import to_json, write
+from headstart.training.metrics import write_csv
+from headstart.types import Adapted, Batch, Learner, Meta, Params
+
+Row: TypeAlias = dict[str, Any]
+
+#: Test tasks that movement is the mean over, how many at a time, and how many numbers may be held at once.
+TASKS, _AT_A_TIME, _NUMBERS = 50, 10, 1 << 26
+#: A vector of no more elements than this is written out.
+_FEW = 16
+_COLUMNS = (
+    "about", "kind", "part", "tensor", "step", "size", "mean", "ci95", "relative", "distance", "tasks", "std", "min",
+    "max", "negative", "open", "from_identity", "values",
+)  # fmt: skip
+
+
+class Findings(NamedTuple):
+    """What there is to say of a run's model."""
+
+    learned: list[Row]
+    """Rows of `learned`; empty where M is."""
+    movement: list[Row]
+    """Rows of `movement`; empty where nothing takes inner steps."""
+
+    def any(self) -> bool:
+        """Return whether M holds anything, or anything moved."""
+        return bool(self.learned) or any(row["mean"] is None or row["mean"] > 0 for row in self.movement)
+
+
+def find(job: Job, meta: Meta) -> Findings:
+    """Return what was learned about the model of a run, with movement over at most as many tasks as it is tested on."""
+    return Findings(learned(job.learner, meta), movement(job, meta, min(TASKS, job.config.test_tasks)))
+
+
+def write_findings(run: Path, found: Findings) -> list[Path]:
+    """Write ``structure.json`` and, as flat rows of the same numbers, ``structure.csv``; return their paths."""
+    write(run / "structure.json", to_json(found._asdict()))
+    rows = [{"about": about, **row} for about, part in found._asdict().items() for row in part]
+    flat = [{name: _cell(row.get(name)) for name in _COLUMNS} for row in rows]
+    write_csv(run / "structure.csv", flat)
+    return [run / "structure.json", run / "structure.csv"]
+
+
+def _cell(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def summary(found: Findings) -> str:
+    """Return in a sentence what was learned about the model, and which tensors tasks move most and least."""
+    sizes: dict[str, int] = {}
+    for row in found.learned:
+        sizes[row["part"]] = sizes.get(row["part"], 0) + row["size"]
+    listed = [f"{part} ({size} number{'s' * (size != 1)})" for part, size in sizes.items()]
+    text = ", ".join(listed[:6]) + (f" and {len(listed) - 6} parts more" if len(listed) > 6 else "")
+    moved = [row for row in last_step(found.movement) if row["mean"] is not None and row["relative"]]
+    if moved and max(row["mean"] for row in moved) > 0:
+        most, least = (choose(moved, key=lambda row: row["mean"]) for choose in (max, min))
+        steps = f"in {most['step']} inner step{'s' * (most['step'] != 1)}"
+        told = f"{steps} test tasks move {most['tensor']} most, by {_percent(most['mean'])} of its length"
+        if most is not least:
+            told += f", and {least['tensor']} least, by {_percent(least['mean'])}"
+        text = f"{text}; {told}" if text else f"nothing but where it starts; {told}"
+    return text
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.0f} %" if part >= 0.1 else f"{100 * part:.2g} %"
+
+
+def last_step(movement: list[Row]) -> list[Row]:
+    """Return the rows of the learner's own number of inner steps."""
+    last = max((row["step"] for row in movement), default=0)
+    return [row for row in movement if row["step"] == last]
+
+
+@torch.no_grad()
+def movement(job: Job, meta: Meta, episodes: int = TASKS) -> list[Row]:
+    """Return how far test tasks move each tensor from where the outer loop put it.
+
+    For every number of inner steps k = 0 … T there is a row a tensor that adaptation changes: the mean over tasks of
+    ‖θᵢ after k steps − θ‖ / ‖θ‖ and half its 95 % interval. A tensor that is zero in θ, and one that is each task's
+    own from the beginning (`Context`), moves by the norm itself, and ``relative`` is then false; the latter's start is
+    the task's own value at k = 0. ``distance`` is the mean of the norm itself for every tensor: where θ is near zero,
+    a small step is a large part of it.
+
+    Args:
+        job: the run's tasks and learner.
+        meta: θ and M.
+        episodes: number of tasks of the split 'test', at least 2.
+
+    Returns:
+        The rows, steps within tensors; none for a learner that takes no steps. What is not finite is ``None``.
+    """
+    learner = job.learner
+    if episodes < 2:
+        raise ConfigError(f"movement is a mean over tasks and needs at least 2, got {episodes}")
+    if not learner.steps:
+        return []
+    found: dict[str, list[list[Tensor]]] = {}
+    sizes: dict[str, int] = {}
+    size = _tasks_at_a_time(meta.params, learner.steps)
+    for first in range(0, episodes, size):
+        support = job.tasks.sample("test", range(first, min(first + size, episodes))).support
+        own: Params = {}
+        for step, adapted in enumerate(_reached(learner, meta, support)):
+            for name, value in adapted.params.items():
+                start = meta.params[name] if name in meta.params else own.setdefault(name, value)
+                distances = (value - start).double().flatten(1).norm(dim=1).cpu()
+                found.setdefault(name, [[] for _ in range(learner.steps + 1)])[step].append(distances)
+                sizes[name] = value[0].numel()
+    lengths = {name: float(value.double().norm()) for name, value in meta.params.items()}
+    return [
+        {"tensor": name, "step": step, "size": sizes[name], **_moved(torch.cat(distances), lengths.get(name, 0.0))}
+        for name, by_step in found.items()
+        for step, distances in enumerate(by_step)
+    ]
+
+
+def _moved(distances: Tensor, length: float) -> Row:
+    """Return what a row says of the distances of the tasks from a tensor of a length; 0 for none to relate to."""
+    found = interval((distances / (length or 1.0)).tolist())
+    return {
+        "relative": bool(length),
+        "tasks": len(distances),
+        "mean": _finite(found.mean),
+        "ci95": _finite(found.ci95),
+        "distance": _finite(float(distances.mean())),
+    }
+
+
+def _reached(learner: Learner, meta: Meta, support: Batch) -> Iterator[Adapted]:
+    """Return the adaptation after each number of inner steps."""
+    if learner.path is not None:
+        yield from learner.path(meta, support)[0]
+    else:
+        for steps in range((learner.steps or 0) + 1):
+            yield learner.adapt(meta, support, steps=steps)[0]
+
+
+def _tasks_at_a_time(params: Params, steps: int) -> int:
+    """Return how many tasks' paths to hold at once."""
+    numbers = (steps + 1) * max(1, sum(value.numel() for value in params.values()))
+    return max(1, min(_AT_A_TIME, _NUMBERS // numbers))
+
+
+def learned(learner: Learner, meta: Meta) -> list[Row]:
+    """Return M in plain numbers, in the units in which it acts as far as the learner says (``Learner.shown``).
+
+    A row is a tensor of M, or one number of it where it has one for each inner step, or one gate of a mixture. Its
+    ``part`` is the rule's name for it, or the path of the module that holds it; ``tensor`` is the tensor of θ that
+    it is for, or its name within the part; ``step`` counts inner steps from 0. ``kind`` is
+
+    - ``"rate"``: step sizes; ``"mask"``: gates over what moves, ``open`` being the fraction above 0.5;
+    - ``"gate"``: the proportion of a candidate of a mixture;
+    - ``"matrix"``: what started as the identity, ``from_identity`` being ‖A − I‖ / ‖I‖;
+    - ``"other"``: anything else.
+
+    ``negative`` is the fraction below 0, ``values`` holds vectors of at most 16 elements. What is not finite is
+    ``None``.
+    """
+    seen = _in_units(learner, meta)
+    if not seen:
+        return []
+    starts = _in_units(learner, learner.init(Generator().manual_seed(0)))
+    places = {name: _place(name, meta.params) for name in seen}
+    stepped = _stepped_parts(seen, places, meta.params)
+    gates = _gates(seen, places)
+    rows: list[Row] = []
+    for name, value in seen.items():
+        part, tensor = places[name]
+        kind = "gate" if part in gates else _kind(part, value, starts.get(name))
+        if kind == "gate" and value.ndim:
+            rows += [_row(kind, part, str(index), None, one) for index, one in enumerate(value)]
+        elif part in stepped:
+            rows += [_row(kind, part, tensor, step, one) for step, one in enumerate(value)]
+        else:
+            rows.append(_row(kind, part, tensor, None, value))
+    return rows
+
+
+def _in_units(learner: Learner, meta: Meta) -> Params:
+    """Return what the learner shows of M, and as it stands what that says nothing of."""
+    structure = {
+        name: value.detach().clone().requires_grad_(value.is_floating_point()) for name, value in meta.structure.items()
+    }
+    with torch.enable_grad():
+        seen = {} if learner.shown is None else dict(learner.shown(Meta(meta.params, structure)))
+        # what is shown of a tensor depends on it
+        leaves = {name: value for name, value in structure.items() if value.requires_grad}
+        outputs = [value.sum() for value in seen.values() if value.requires_grad]
+        told = torch.autograd.grad(outputs, list(leaves.values()), allow_unused=True) if outputs else ()
+    shown = {name for (name, _), gradient in zip(leaves.items(), told) if gradient is not None}
+    seen.update({name: value for name, value in structure.items() if name not in shown and name not in seen})
+    return {name: value.detach().cpu().double() for name, value in seen.items() if value.numel()}
+
+
+def _place(name: str, params: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Return the part of M that a tensor belongs to, and what it is for within the part.
+
+    >>> params = {"body.0.weight": torch.zeros(2)}
+    >>> _place("curvature.output.body.0.weight", params), _place("body.0.warp.weight", params)
+    (('curvature.output', 'body.0.weight'), ('body.0.warp', 'weight'))
+    """
+    words = name.split(".")
+    owners = {".".join(of[:end]) for of in (key.split(".") for key in params) for end in range(1, len(of) + 1)}
+    for end in range(1, len(words)):
+        if ".".join(words[end:]) in owners:
+            return ".".join(words[:end]), ".".join(words[end:])
+    if "gates" in words:
+        end = words.index("gates") + 1
+    elif words[0] in owners:
+        end = max(1, len(words) - 1)
+    else:
+        end = 1
+    return ".".join(words[:end]), ".".join(words[end:])
+
+
+def _stepped_parts(seen: Params, places: Mapping[str, tuple[str, str]], params: Params) -> set[str]:
+    """Return the parts that hold one number for each inner step: vectors of one length, whatever they are for."""
+    lengths: dict[str, set[tuple[int, ...]]] = {}
+    other: set[str] = set()
+    for name, value in seen.items():
+        part, tensor = places[name]
+        lengths.setdefault(part, set()).add(tuple(value.shape))
+        if tensor in params and params[tensor].shape != value.shape:
+            other.add(part)
+    return {
+        part for part, shapes in lengths.items() if part in other and {len(s) for s in shapes} == {1} == {len(shapes)}
+    }
+
+
+def _gates(seen: Params, places: Mapping[str, tuple[str, str]]) -> set[str]:
+    """Return the parts that are proportions of a mixture."""
+    groups: dict[str, list[Tensor]] = {}
+    for name, value in seen.items():
+        if "gates" in places[name][0].split(".") and value.ndim < 2:
+            groups.setdefault(places[name][0], []).append(value.flatten())
+    joined = {part: torch.cat(values) for part, values in groups.items()}
+    return {part for part, gate in joined.items() if bool((gate >= 0).all()) and abs(float(gate.sum()) - 1) < 1e-3}
+
+
+def _kind(part: str, value: Tensor, start: Tensor | None) -> str:
+    words = part.replace("_", ".").split(".")
+    if "mask" in words and 0 <= float(value.min()) and float(value.max()) <= 1:
+        return "mask"
+    if "rate" in words or "rates" in words:
+        return "rate"
+    return "matrix" if start is not None and _from_identity(part, start) == 0 else "other"
+
+
+def _from_identity(part: str, value: Tensor) -> float | None:
+    """Return ‖A − I‖ / ‖I‖ for a square matrix (also as a 1×1 convolution) or a diagonal; ``None`` for others."""
+    if value.ndim >= 2 and value.shape[0] == value.shape[1] == math.sqrt(value.numel()):
+        identity = torch.eye(len(value), dtype=value.dtype)
+    elif value.ndim == 1 and part.endswith("diagonal"):
+        identity = torch.ones_like(value)
+    else:
+        return None
+    return float((value.view_as(identity) - identity).norm() / identity.norm())
+
+
+def _row(kind: str, part: str, tensor: str, step: int | None, value: Tensor) -> Row:
+    flat = value.flatten()
+    return {
+        "kind": kind,
+        "part": part,
+        "tensor": tensor,
+        "step": step,
+        "size": len(flat),
+        "mean": _finite(float(flat.mean())),
+        "std": _finite(float(flat.std(correction=0))),
+        "min": _finite(float(flat.min())),
+        "max": _finite(float(flat.max())),
+        "negative": float((flat < 0).double().mean()),
+        "open": float((flat > 0.5).double().mean()) if kind == "mask" else None,
+        "from_identity": _from_identity(part, value) if kind == "matrix" else None,
+        "values": flat.tolist() if value.ndim == 1 and len(flat) <= _FEW and bool(flat.isfinite().all()) else None,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
