@@ -6,8 +6,8 @@ python benchmarks/architecture.py icons     # search, derive, train anew; accura
 
 import copy
 import json
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from cyclopts import App
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from headstart import conv4, fit, maml
+from headstart import FirstOrder, conv4, fit, maml
 from headstart.algorithms.architecture import choices, derive, pressed, sharpened
 from headstart.core.cost import expected_cost, multiply_adds
-from headstart.core.mixture import GATES, Mixture
+from headstart.core.objective import at
+from headstart.core.mixture import GATES, Mixture, Skip
 from headstart.models.searchable4 import searchable4
 from headstart.tasks.icons import icons as icon_tasks
 from headstart.training.evaluate import Score, evaluate
@@ -30,16 +32,18 @@ app = App(help=__doc__)
 
 
 def search(
-    learner: Learner, tasks: Tasks, *, steps: int, tasks_per_step: int, rates: tuple[float, float], seed: int
+    learner: Learner, tasks: Tasks, *, steps: int, warmup: int, tasks_per_step: int, rates: tuple[float, float], seed: int
 ) -> Meta:
-    """Meta-train with one outer step size (Adam) for θ and another for the gates in M."""
-    meta = start(learner, seed=seed).meta
-    gates = [value for name, value in meta.structure.items() if name.endswith(GATES)]
-    others = [value for name, value in meta.structure.items() if not name.endswith(GATES)]
-    groups = [{"params": [*meta.params.values(), *others], "lr": rates[0]}, {"params": gates, "lr": rates[1]}]
-    state = State(meta, torch.optim.Adam(groups))
-    for _ in fit(learner, tasks, steps=steps, tasks_per_step=tasks_per_step, state=state, seed=seed, schedule="cosine"):
-        pass
+    """Meta-train with one outer step size (Adam) for θ and another for M, which is left alone for ``warmup`` steps."""
+    state = start(learner, seed=seed)
+    theta, m = list(state.meta.params.values()), list(state.meta.structure.values())
+    options = {"tasks_per_step": tasks_per_step, "seed": seed}
+    if warmup:
+        state = State(state.meta, torch.optim.Adam([{"params": theta, "lr": rates[0]}, {"params": m, "lr": 0.0}]))
+        deque(fit(at(learner, 0.0), tasks, steps=warmup, state=state, **options), maxlen=0)
+    optimizer = torch.optim.Adam([{"params": theta, "lr": rates[0]}, {"params": m, "lr": rates[1]}])
+    state = State(state.meta, optimizer)
+    deque(fit(learner, tasks, steps=steps, state=state, schedule="cosine", **options), maxlen=0)
     return copied(state.meta)
 
 
@@ -49,50 +53,77 @@ def shares(learner: Learner, meta: Meta) -> dict[str, float]:
     return {name: round(value.item(), 3) for name, value in learner.shown(meta).items()}
 
 
-class Sine(nn.Module):
-    """The sine of its input, as an activation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return sin x."""
-        return torch.sin(x)
+CHANNELS, LENGTH, SHOTS = 4, 8, 5
+KINDS = ("channels", "neighbours", "skip")
 
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "sin": Sine}
-INPUTS, SHOTS = 2, 20
+def layer_of(kind: str) -> nn.Module:
+    """Return a layer for inputs (channels, length): it mixes channels, or each one's neighbours, or nothing."""
+    if kind == "channels":
+        return nn.Conv1d(CHANNELS, CHANNELS, 1)
+    if kind == "neighbours":
+        return nn.Conv1d(CHANNELS, CHANNELS, 3, padding=1, groups=CHANNELS)
+    return Skip()
 
 
-def network(width: int, activations: list[nn.Module]) -> nn.Sequential:
-    """Return a network of two hidden layers with these activations."""
-    first, second = activations
-    layers = {"hidden1": nn.Linear(INPUTS, width), "activation1": first, "hidden2": nn.Linear(width, width)}
-    layers |= {"activation2": second, "head": nn.Linear(width, 1)}
-    return nn.Sequential(OrderedDict(layers))
+def network(layers: Sequence[nn.Module]) -> nn.Sequential:
+    """Return the layers with a hyperbolic tangent behind each."""
+    return nn.Sequential(OrderedDict((f"layer{i}", nn.Sequential(m, nn.Tanh())) for i, m in enumerate(layers, start=1)))
 
 
-def known_family(seed: int, width: int = 3, spread: float = 0.05) -> tuple[list[str], Tasks]:
-    """Return the names of two activations, and the tasks y = g(x; θᵢ) of the network g that has them.
+def known_family(seed: int, depth: int, spread: float = 0.2) -> tuple[list[str], Tasks]:
+    """Return the kinds of some layers, and the tasks y = g(x; θᵢ) of a network g of these layers.
 
-    θᵢ = θ₀ + spread · (standard deviation of each of θ₀'s tensors) · noise; x is standard normal.
+    θᵢ = θ₀ + spread · noise, with weights in θ₀ of variance 2 / (inputs of a unit) and biases of variance 0.1; x is
+    standard normal.
     """
     generator = torch.Generator().manual_seed(seed)
-    names = [list(ACTIVATIONS)[k] for k in torch.randint(len(ACTIVATIONS), (2,), generator=generator).tolist()]
-    first, second = (ACTIVATIONS[name]() for name in names)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    theta = [1.2 * normal(width, INPUTS) / INPUTS**0.5, normal(width), 1.7 * normal(width, width) / width**0.5]
-    theta += [normal(width), 1.5 * normal(1, width) / width**0.5]
+    kinds = [KINDS[k] for k in torch.randint(len(KINDS), (depth,), generator=generator).tolist()]
+    model = network([layer_of(kind) for kind in kinds]).requires_grad_(False)
+    theta = {}
+    for name, w in model.named_parameters():
+        variance = 2 / w[0].numel() if name.endswith("weight") else 0.1
+        theta[name] = variance**0.5 * torch.randn(w.shape, generator=generator)
 
     def task(split: str, number: int) -> tuple[Tensor, Tensor]:
         key = ((3 * seed + ("train", "validation", "test").index(split)) << 32) + number
         own = torch.Generator().manual_seed(key)
-        w1, b1, w2, b2, w3 = (w + spread * w.std() * torch.randn(w.shape, generator=own) for w in theta)
-        x = torch.randn(2 * SHOTS, INPUTS, generator=own)
-        return x, second(first(x @ w1.T + b1) @ w2.T + b2) @ w3.T
+        params = {name: w + spread * torch.randn(w.shape, generator=own) for name, w in theta.items()}
+        x = torch.randn(2 * SHOTS, CHANNELS, LENGTH, generator=own)
+        return x, functional_call(model, params, (x,))
 
-    def sample(split: str, numbers: Iterator[int]) -> Episodes:
+    def sample(split: str, numbers: Sequence[int]) -> Episodes:
         x, y = (torch.stack(part) for part in zip(*(task(split, number) for number in numbers)))
         return Episodes(Batch(x[:, :SHOTS], y[:, :SHOTS]), Batch(x[:, SHOTS:], y[:, SHOTS:]))
 
-    return names, Tasks("known", sample, "regression", (INPUTS,), 1, {"seed": seed})
+    return kinds, Tasks("known", sample, "regression", (CHANNELS, LENGTH), CHANNELS * LENGTH, {"seed": seed})
+
+
+SHAPE = (1, 28, 28)
+
+
+def trained(learner: Learner, tasks: Tasks, *, steps: int, seed: int, every: int = 250) -> tuple[Meta, Score]:
+    """Meta-train as ``headstart train icons`` does, and return the best weights by 100 validation tasks."""
+    best: tuple[Meta, Score] | None = None
+    state = start(learner, seed=seed)
+    for record in fit(learner, tasks, steps=steps, tasks_per_step=4, state=state, seed=seed):
+        if record.step % every == 0 or record.step == steps:
+            score = evaluate(learner, state.meta, tasks, episodes=100, split="validation")
+            if best is None or score.mean > best[1].mean:
+                best = copied(state.meta), score
+    assert best is not None
+    return best
+
+
+def found_on_icons(tasks: Tasks, *, steps: int, warmup: int, strength: float, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Search around conv4, and return the derived network with new random weights, and what was found."""
+    begun = perf_counter()
+    torch.manual_seed(seed)
+    module = searchable4(SHAPE, 5, 32, "stride")
+    learner = maml(module, steps=2, rate=0.1, taskmap="vmap", adjoint=FirstOrder())
+    learner = sharpened(pressed(learner, expected_cost(module, SHAPE), strength), end=0.2)
+    meta = search(learner, tasks, steps=steps, warmup=warmup, tasks_per_step=4, rates=(0.001, 0.02), seed=seed)
+    torch.manual_seed(seed)
+    anew = searchable4(SHAPE, 5, 32, "stride")
+    report = {"choices": choices(module, meta), "shares": shares(learner, meta), "seconds": perf_counter() - begun}
+    return derive(anew, Meta(maml(anew).init(None).params, meta.structure)), report

@@ -61,3 +61,13 @@ def test_the_embedding_learns_to_tell_unseen_icons_apart():
     (untrained,) = figures(rf"untrained: {NUMBER}%", text)
     (trained,) = figures(rf"trained: +{NUMBER}% ± [\d.]+%\n$", text)
     assert trained >= untrained + 10
+
+
+def test_what_is_learned_about_the_model_pays():
+    text = run("05_model_aware.py")
+    assert "rates: one learned for each weight" in text and "geometry: curvature" in text
+    (plain,) = figures(rf"maml: mse {NUMBER}", text)
+    (aware,) = figures(rf"aware: mse {NUMBER}", text)
+    assert plain > 1.8 and aware < 1.5
+    low, high = figures(rf"rate.hidden2.weight: {NUMBER} to {NUMBER}", text)
+    assert low < 0 < 0.02 < high

@@ -46,10 +46,15 @@ def test_shown_are_the_proportions_by_candidate():
 def test_a_learner_with_mixtures_keeps_the_contract(nested):
     inner = Mixture([nn.Linear(4, 4), Skip()]) if nested else nn.Linear(4, 4)
     module = nn.Sequential(
-        nn.Linear(3, 4), Mixture({"a": inner, "b": nn.Sequential(nn.Linear(4, 4), nn.Tanh()), "c": Skip()}), nn.Linear(4, 3)
+        nn.Linear(3, 4),
+        Mixture({"a": inner, "b": nn.Sequential(nn.Linear(4, 4), nn.Tanh()), "c": Skip()}),
+        nn.Linear(4, 3),
     ).double()
     check_learner(
-        lambda taskmap: maml(module, steps=2, rate=0.1, taskmap=taskmap), random_episodes((3,)), module=module, order=True
+        lambda taskmap: maml(module, steps=2, rate=0.1, taskmap=taskmap),
+        random_episodes((3,)),
+        module=module,
+        order=True,
     )
 
 

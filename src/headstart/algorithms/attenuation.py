@@ -59,7 +59,7 @@ def attenuated(keep: float = 0.5, *, name: str = "attenuator") -> Start:
         parts[f"{name}.last.bias"] += log(keep / (1 - keep))
         return parts
 
-    def values(m: Params, params: Params, support: Batch, gradient: Gradient) -> Params:
+    def values(m: Params, params: Params, shared: Params, support: Batch, gradient: Gradient) -> Params:
         grads = gradient(params)
         factors = _factors(tree.within(m, name), _means(grads, params))
         by_name = dict(zip(sorted(params), factors.unbind(1)))

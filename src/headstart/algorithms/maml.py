@@ -116,7 +116,7 @@ def maml(
             # as tensors of their own: an inner gradient holds the others still, also those computed from them
             own = {
                 name: value.view_as(value)
-                for name, value in start.values(meta.structure, own, support, gradient).items()
+                for name, value in start.values(meta.structure, own, shared, support, gradient).items()
             }
         moved = {name: value for name, value in own.items() if name in moving}
         fixed = {name: value for name, value in own.items() if name not in moving}
@@ -141,7 +141,7 @@ def maml(
 
     def path(meta: Meta, support: Batch, /, detached: bool = False) -> tuple[list[Adapted], Info]:
         support, wanted = prepared(meta, support)
-        seen: list[Tensor] = []
+        losses_seen: list[Tensor] = []
         with torch.set_grad_enabled(wanted):
             inner, fixed, support_loss = begin(meta, support)
             reached = [Adapted(meta, {**fixed, **inner.params}, inner.buffers, support.seed, 0)]
@@ -149,8 +149,10 @@ def maml(
                 inner = tree_map(Tensor.detach, inner) if detached else inner
                 inner, info = solve(support_loss, inner, meta.structure, inner_rule, adjoint, 1, first=step)
                 reached.append(Adapted(meta, {**fixed, **inner.params}, inner.buffers, support.seed, step + 1))
-                seen.append(info.support_loss)
-        return reached, Info(torch.cat(seen) if seen else support.y.new_zeros(0, len(support.y), dtype=torch.float))
+                losses_seen.append(info.support_loss)
+        return reached, Info(
+            torch.cat(losses_seen) if losses_seen else support.y.new_zeros(0, len(support.y), dtype=torch.float)
+        )
 
     def predict(adapted: Adapted, x: Tree) -> Tensor:
         meta = adapted.meta
@@ -160,6 +162,7 @@ def maml(
         )
         return outputs
 
+    seen = [model.shown, inner_rule.shown, *([] if start is None else [start.shown])]
     return Learner(
         init,
         adapt,
@@ -170,7 +173,7 @@ def maml(
         adjoint.exact and inner_rule.exact,
         path,
         penalty=lambda meta: inner_rule.penalty(meta.structure),
-        shown=lambda meta: {**model.shown(meta.structure), **inner_rule.shown(meta.structure)},
+        shown=lambda meta: {name: value for see in seen for name, value in see(meta.structure).items()},
     )
 
 

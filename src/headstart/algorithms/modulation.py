@@ -25,7 +25,7 @@ def mmaml(
     hidden: int = 64,
     what: What | None = None,
     outputs: int | None = None,
-    rate: float = 0.01,
+    rate: float = 0.005,
     **options: Any,
 ) -> Learner:
     """MMAML: `maml` of a model whose hidden layers are modulated by an embedding of the task.
@@ -46,7 +46,7 @@ def mmaml(
         what: the layers to modulate: names, a type or a predicate; by default every hidden one (behind its
             normalisation, where it has one).
         outputs: number of classes, or of target values; by default the size of the module's last layer.
-        rate: the inner step size.
+        rate: the inner step size. Modulation makes gradients longer, so it bears smaller ones than `maml`.
         options: those of `maml`.
 
     Raises:
@@ -98,7 +98,7 @@ def _modulation(sites: dict[str, Channels], sizes: Sizes) -> Start:
             parts[_named("generator", path, "bias")] = like.new_zeros(2 * channels.count)
         return parts
 
-    def values(m: Params, params: Params, support: Batch, gradient: Gradient) -> Params:
+    def values(m: Params, params: Params, shared: Params, support: Batch, gradient: Gradient) -> Params:
         task = embedded(network, tree.within(m, "encoder"), support)
         modulated = dict(params)
         for path in sites:

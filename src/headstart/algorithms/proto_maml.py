@@ -73,26 +73,28 @@ def prototype_start(
             f"a start from prototypes needs a head that is an nn.Linear; {path!r} is a {type(layer).__name__}"
         )
     weight, bias, ways = f"{path}.weight", f"{path}.bias", layer.out_features
+    has_bias = layer.bias is not None
     body = functional(
         replaced(module, lambda at, _: nn.Identity() if at == path else None), taskmap=taskmap, buffers=buffers
     )
 
-    def values(m: Params, params: Params, support: Batch, gradient: Gradient) -> Params:
-        tasks = support.y.shape[0]
+    def values(m: Params, params: Params, shared: Params, support: Batch, gradient: Gradient) -> Params:
+        tasks, every = support.y.shape[0], {**shared, **params}
         own = {key: value.expand(tasks, *value.shape) for key, value in body.buffers.items()}
-        shared = {key: m[key] for key in body.structure}
-        rest = {key: params[key] for key in body.leaves if key in params}
-        embedded, _ = body.apply({**shared, **rest}, own, support.x, seed=support.seed)
+        embedded, _ = body.apply({key: every[key] for key in body.leaves}, own, support.x, seed=support.seed)
         centres = class_means(embedded.flatten(2), support, ways)["prototypes"]
         rows, offsets = 2 * centres, -centres.square().sum(-1)
         if blend:
             scale = m[f"{name}.log_scale"].exp()
-            rows = scale * rows + params[weight].mean(1, keepdim=True)
-            offsets = scale * offsets + (params[bias].mean(1, keepdim=True) if layer.bias is not None else 0)
-        changed = {weight: rows} | ({bias: offsets} if layer.bias is not None else {})
-        return {**params, **changed}
+            rows = scale * rows + every[weight].mean(-2, keepdim=True)
+            offsets = scale * offsets + (every[bias].mean(-1, keepdim=True) if has_bias else 0)
+        return {**params, weight: rows} | ({bias: offsets} if has_bias else {})
 
     def structure(params: Params, generator: Generator | None) -> Params:
-        return {f"{name}.log_scale": params[weight].new_tensor(-log(layer.in_features))} if blend else {}
+        like = next(iter(params.values()))
+        return {f"{name}.log_scale": like.new_tensor(-log(layer.in_features))} if blend else {}
 
-    return Start(values, structure)
+    def shown(m: Params) -> Params:
+        return {f"{name}.scale": m[f"{name}.log_scale"].exp()} if blend else {}
+
+    return Start(values, structure, shown)

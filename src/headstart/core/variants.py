@@ -7,6 +7,11 @@ from torch import Generator, Tensor
 
 from headstart.types import Batch, Params
 
+
+def _nothing(m: Params) -> Params:
+    return {}
+
+
 Gradient: TypeAlias = Callable[[Params], Params]
 """``params (B, *shape) -> every task's gradient of its support loss`` with respect to those that move."""
 
@@ -14,10 +19,14 @@ Gradient: TypeAlias = Callable[[Params], Params]
 class Start(NamedTuple):
     """Changes the parameters of a task before the first inner step."""
 
-    values: Callable[[Params, Params, Batch, Gradient], Params]
-    """``(M, params, support, gradient) -> params``: those that move and the context, each ``(B, *shape)``, by name."""
+    values: Callable[[Params, Params, Params, Batch, Gradient], Params]
+    """``(M, params, shared, support, gradient) -> params``: those that move and the context, each ``(B, *shape)``, by
+    name; ``shared`` are the other parameters of the model, which have no task axis. Names of these that are returned
+    become each task's own."""
     structure: Callable[[Params, Generator | None], Params]
     """``(params, generator) -> the part of M that it learns``, from parameters without a task axis."""
+    shown: Callable[[Params], Params] = _nothing
+    """``M -> its part of M in the units in which it acts``, for reports."""
 
 
 class InnerLoss(NamedTuple):

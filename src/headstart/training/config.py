@@ -201,6 +201,8 @@ class TrainConfig(Options):
 
 #: What may differ when a run goes on: these leave the result as it is, up to rounding.
 FREE_TO_CHANGE = frozenset({"save_every", "device", "threads"})
+#: Methods whose steps depend on how many there are to be.
+ANNEALED = frozenset({"maml_plus_plus", "aware"})
 
 
 def make_config(values: dict[str, Any], source: str = "") -> TrainConfig:
@@ -273,14 +275,14 @@ def flag(name: str) -> str:
 def diff(old: TrainConfig, new: TrainConfig) -> list[str]:
     """Return what keeps a run with ``old`` from going on with ``new``: one line an option, none if it may.
 
-    More steps than before are allowed where the outer rate is constant (elsewhere they would change the rates of the
-    steps that are taken already), and so is what leaves the result as it is (`FREE_TO_CHANGE`).
+    More steps than before are allowed where the outer rate is constant and the method does not anneal (elsewhere they
+    would change the steps that are taken already), and so is what leaves the result as it is (`FREE_TO_CHANGE`).
     """
     lines = []
     for name in TrainConfig.model_fields:
         before, after = getattr(old, name), getattr(new, name)
         raised = name == "steps" and before is not None and after is not None and after > before
-        raised = raised and new.schedule in (None, "constant")
+        raised = raised and new.schedule in (None, "constant") and new.method not in ANNEALED
         if before != after and name not in FREE_TO_CHANGE and not raised:
             lines.append(f"{flag(name)}: {_shown(before)} -> {_shown(after)}")
     return lines

@@ -7,6 +7,7 @@
       metrics.jsonl     one line an outer step        results.csv   one row a look at the validation tasks
       results.json      the score on the test tasks   test.csv      the same, one row a task
       results.png  episode.png  README.md             pictures, and a short model card
+      structure.json  structure.csv  structure.png    what was learned about the model, and how far its layers move
       best.safetensors  last.safetensors              θ and M: best validation score, and last step
       checkpoints/      what the run goes on from (`headstart.training.checkpoint`)
 """
@@ -34,6 +35,7 @@ from headstart.training.signals import Stop, only_writer, stop_signals
 from headstart.types import Meta
 
 CONFIG = "config.json"
+LEARNED = ("structure.json", "structure.csv", "structure.png")
 
 
 class Result(NamedTuple):
@@ -134,7 +136,7 @@ def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
 def _meta_train(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View) -> Best:
     """Take the steps that are left: step, look at validation, log, save."""
     config, steps = job.config, job.config.steps or 0
-    for stale in ("results.json", "test.csv", "README.md"):  # they tell of fewer steps
+    for stale in ("results.json", "test.csv", "README.md", *LEARNED):  # they tell of fewer steps
         (run / stale).unlink(missing_ok=True)
     metrics = MetricsFile(run, state.step)
     validation = shown(job.tasks.kind, best.value)

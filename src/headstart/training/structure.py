@@ -37,7 +37,7 @@ class Findings(NamedTuple):
 
     def any(self) -> bool:
         """Return whether M holds anything, or anything moved."""
-        return bool(self.learned) or any(row["mean"] is None or row["mean"] > 0 for row in self.movement)
+        return bool(self.learned) or any(row["mean"] for row in self.movement)
 
 
 def find(job: Job, meta: Meta) -> Findings:
@@ -77,6 +77,8 @@ def summary(found: Findings) -> str:
 
 
 def _percent(part: float) -> str:
+    if part < 1e-4:
+        return "less than 0.01 %"  # perhaps by rounding alone
     return f"{100 * part:.0f} %" if part >= 0.1 else f"{100 * part:.2g} %"
 
 

@@ -67,14 +67,16 @@ def _panels(found: Findings) -> list[Panel]:
         if row["mean"] is not None and row["kind"] in ("rate", "other"):
             own = row["kind"] == "rate" or row["step"] is not None
             numbers.setdefault(row["part"] if own else "", []).append(row)
+    others = numbers.pop("", [])
     for name, rows in numbers.items():
-        table = name != "" and all(row["size"] == 1 for row in rows)
+        table = all(row["size"] == 1 for row in rows)
         panels.append(_heat_map(rows, name) if table else _spread(rows, name))
     panels.append(
         _bars_of(found, "matrix", "from_identity", "Matrices: distance from the identity", "‖A − I‖ / ‖I‖", 1)
     )
     panels.append(_bars_of(found, "mask", "open", "Masks: open fraction", "% above 0.5", 100))
     panels.append(_gates([row for row in found.learned if row["kind"] == "gate"]))
+    panels.append(_spread(others, "") if others else None)
     return [panel for panel in panels if panel is not None]
 
 
@@ -201,7 +203,7 @@ def _spread(rows: list[Row], part: str) -> Panel:
             axis.plot(ends, [place, place], color=colour, linewidth=5, alpha=0.45, solid_capstyle="butt")
             axis.plot([row["mean"]], [place], "o", color=colour, markersize=4)
             if row["negative"] > 0 and row["kind"] == "rate":
-                share = f" {100 * row['negative']:.2g} % < 0"
+                share = f"  {100 * row['negative']:.0f} % < 0"
                 axis.annotate(share, (row["max"], place), fontsize=6.5, va="center", color=RED)
         axis.axvline(0, color=GREY, linewidth=0.8)
         dress(axis, "", "mean, standard deviation (thick), range (thin)", "")
@@ -228,8 +230,7 @@ def _bars_of(found: Findings, kind: str, key: str, title: str, label: str, unit:
         colours = [COLOURS[parts.index(row["part"]) % len(COLOURS)] for row in rows]
         axis.barh(range(len(rows)), [unit * row[key] for row in rows], color=colours, height=0.65)
         dress(axis, "", label, "")
-        if unit == 100:
-            axis.set_xlim(0, 100)
+        axis.set_xlim(0, 100 if unit == 100 else None)
         names = [_place_name(row, several) for row in rows]
         _name_rows(axis, names)
 

@@ -1,0 +1,121 @@
+"""The documents tell the truth: their programs run and print what they say, and what they name exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import headstart
+from headstart import registry
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+TEXTS = {path.name: path.read_text() for path in DOCS}
+PROGRAMS = {
+    f"{name}-{text[: found.start()].count(chr(10)) + 1}": found[1]
+    for name, text in TEXTS.items()
+    for found in re.finditer(r"```python\n(.*?)```", text, re.S)
+}
+AWARE = TEXTS["aware.md"]
+#: Methods that learn no M and differ from MAML in one choice; the table says in which.
+ONE_CHOICE = {"maml", "fomaml", "anil", "boil", "cavia", "proto_maml", "reptile"}
+
+
+def promised(program):
+    """Return the lines that a program says it prints."""
+    return re.findall(r"^#> (.*)$", program, re.M)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_runs_and_prints_what_it_says(name, capsys):
+    torch.manual_seed(0)
+    exec(compile(PROGRAMS[name], name, "exec"), {"__name__": "__main__"})
+    printed = iter(capsys.readouterr().out.splitlines())
+    for line in promised(PROGRAMS[name]):
+        assert line in printed, f"{name} does not print (in this order) {line!r}"
+
+
+def test_there_are_programs():
+    assert len(PROGRAMS) >= 10 and sum(len(promised(program)) for program in PROGRAMS.values()) >= 15
+
+
+def test_what_is_learned_about_a_model_is_told_in_at_most_300_lines():
+    assert len(AWARE.splitlines()) <= 300
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_links_and_pictures_exist(path):
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text()):
+        assert (path.parent / link).exists(), link
+
+
+def code(text):
+    """Return what a document sets as code: its blocks and what stands between backticks."""
+    blocks = re.findall(r"```\w*\n(.*?)```", text, re.S)
+    return [*"\n".join(blocks).splitlines(), *re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))]
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_commands_exist(path):
+    from headstart.cli.app import COMMANDS
+
+    makefile = (ROOT / "Makefile").read_text()
+    for line in code(path.read_text()):
+        words = line.split()
+        if len(words) > 1 and words[0] == "headstart":
+            assert words[1] in COMMANDS, line
+            for name in re.findall(r"--methods? ([\w,]+)", line):
+                assert all(registry.find("method", one) for one in name.split(","))
+        elif len(words) > 1 and words[0] == "python":
+            assert (ROOT / words[1]).exists(), line
+        elif len(words) > 1 and words[0] == "make":
+            assert f"\n{words[1]}:" in makefile, line
+
+
+def test_names_of_the_library_exist():
+    for text in TEXTS.values():
+        for name in re.findall(r"`(headstart(?:\.\w+)+|rules\.\w+)", text):
+            value = headstart
+            for part in name.removeprefix("headstart.").split("."):
+                value = getattr(value, part)
+
+
+def table_rows():
+    """Return the cells of the table's rows about registered methods, by method."""
+    rows = {}
+    for line in AWARE.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        name = cells[0].strip("`")
+        if line.startswith("| `") and len(cells) == 3 and name in {row.name for row in registry.METHODS}:
+            assert name not in rows, f"{name} is in the table twice"
+            rows[name] = cells
+    return rows
+
+
+def learns_structure(row):
+    """Whether a method's M holds anything, for a network with convolutions, normalisation and a linear head."""
+    factory = registry.load("method", row.name)
+    if row.name == "nearest":
+        learner = factory()
+    else:
+        options = {"prototypes": {"ways": 5}, "aware": {"explain": None}}.get(row.name, {})
+        learner = factory(headstart.conv4((1, 16, 16), ways=5, filters=2), **options)
+    return bool(learner.init(torch.Generator().manual_seed(0)).structure)
+
+
+@pytest.mark.parametrize("row", registry.METHODS, ids=lambda row: row.name)
+def test_the_table_has_every_method_that_learns_about_the_model(row):
+    listed = table_rows()
+    learns = learns_structure(row)
+    assert (row.name in listed) == (learns or row.name in ONE_CHOICE)
+    if row.name in listed:
+        _, parts, reference = listed[row.name]
+        assert parts.startswith("none") != learns
+        assert reference == row.reference or not row.reference
+
+
+def test_every_public_atom_that_may_learn_is_named():
+    learns_nothing = {"Rule", "chain", "adam", "clip"}
+    for name in set(headstart.rules.__all__) - learns_nothing:
+        assert re.search(rf"`(rules\.)?{name}\b", AWARE), name
