@@ -24,7 +24,7 @@ ONE_CHOICE = {"maml", "fomaml", "anil", "boil", "cavia", "proto_maml", "reptile"
 
 def promised(program):
     """Return the lines that a program says it prints."""
-    return re.findall(r"^#> (.*)$", program, re.M)
+    return re.findall(r"^#: (.*)$", program, re.M)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from headstart.algorithms.adapters import LowRank as LowRank
     from headstart.algorithms.adapters import low_rank as low_rank
     from headstart.algorithms.alfa import alfa as alfa
     from headstart.algorithms.architecture import derive as derive
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
     from headstart.types import Tasks as Tasks
 
 _PUBLIC = {
-    "headstart.algorithms.adapters": ("low_rank",),
+    "headstart.algorithms.adapters": ("LowRank", "low_rank"),
     "headstart.algorithms.alfa": ("alfa",),
     "headstart.algorithms.architecture": (
         "derive",

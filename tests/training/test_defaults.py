@@ -32,10 +32,10 @@ def test_what_is_given_wins_over_the_table() -> None:
     assert resolve(TrainConfig(tasks="icons", model="mlp")).filters is None
 
 
-def test_curves_start_from_what_sinusoids_start_from() -> None:
+def test_curves_start_from_what_sinusoids_start_from_but_for_the_inner_loop() -> None:
     sines, mixed = (resolve(TrainConfig(tasks=tasks)) for tasks in ("sinusoid", "curves"))
     assert (sines.frequency, sines.noise, mixed.frequency, mixed.noise) == (1.0, None, None, 0.3)
-    own = {"tasks": "curves", "frequency": None, "noise": 0.3}
+    own = {"tasks": "curves", "frequency": None, "noise": 0.3, "inner_steps": 5, "inner_rate": 0.005}
     assert sines.model_copy(update=own) == mixed and mixed.model == "mlp"
     assert resolve(TrainConfig(tasks="curves", method="reptile")).inner_steps == 10
 

@@ -33,7 +33,7 @@ def l2f(module: nn.Module, *, keep: float = 0.5, **options: Any) -> Learner:
     Raises:
         UsageError: ``keep`` outside (0, 1).
 
-    Reference: Baik, Hong, Lee 2020, arXiv:1906.05895.
+    Reference: Baik, Hong, Lee 2019, arXiv:1906.05895.
     """
     return maml(module, start=attenuated(keep), **options)
 

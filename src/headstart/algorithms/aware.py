@@ -162,13 +162,15 @@ def propose(
     moving, staying, why_moves = _moves(reading, moves)
     speed, why_speed = _rates(steps, rates)
     metric, why_metric = _geometry(module, geometry)
-    several, why_several = _multi_step(steps, multi_step_until)
+    several, why_several = _multi_step(multi_step_until)
     cheap, why_cheap = _first_order(steps, first_order_until)
     checkpoint = steps >= MANY_STEPS
     kept = Choice(
         "adjoint",
         "checkpointed" if checkpoint else "unrolled",
-        f"{steps} inner steps{', so memory grows with their square root' if checkpoint else ' fit into memory'}",
+        f"for {MANY_STEPS} inner steps or more"
+        if checkpoint
+        else f"what fewer than {MANY_STEPS} inner steps leave is small",
     )
     choices = (_seen(reading), why_begin, why_moves, why_speed, why_metric, why_several, why_cheap, kept)
     return Proposal(reading, begin, moving, staying, speed, metric, checkpoint, several, cheap, choices)
@@ -256,7 +258,12 @@ def _geometry(module: nn.Module, asked: str | None) -> tuple[Geometry, Choice]:
         return asked, Choice("geometry", asked, "asked for")  # type: ignore[return-value]
     if asked == "given":
         return "plain", Choice("geometry", "that of your rule", "asked for")
-    widest = max((max(p.shape[:2]) for p in module.parameters() if p.requires_grad and p.ndim > 1), default=0)
+    shapes = [tuple(p.shape) for p in module.parameters() if p.requires_grad]
+    widest = max((max(shape[:2]) for shape in shapes if len(shape) > 1), default=0)
+    if any(len(shape) > 2 for shape in shapes):
+        return "plain", Choice(
+            "geometry", "plain", "in convolutions, the time for its factors buys more as outer steps"
+        )
     if 0 < widest <= NARROW:
         return "curvature", Choice(
             "geometry", "curvature", f"no layer is wider than {widest}, so its factors are small"
@@ -264,22 +271,21 @@ def _geometry(module: nn.Module, asked: str | None) -> tuple[Geometry, Choice]:
     return "plain", Choice("geometry", "plain", f"the factors of a layer {widest} wide would outgrow it")
 
 
-def _multi_step(steps: int, asked: float | None) -> tuple[float, Choice]:
-    share = (0.1 if steps > 1 else 0.0) if asked is None else asked
-    if not share:
-        return 0.0, Choice("objective", "the loss after the last step", "asked for" if asked == 0 else "a single step")
-    what = f"the losses after every step for the first {share:.0%} of meta-training"
-    return share, Choice("objective", what, "asked for" if asked else "it steadies the beginning")
+def _multi_step(asked: float | None) -> tuple[float, Choice]:
+    if not asked:
+        why = "asked for" if asked == 0 else "judging every step takes time and memory"
+        return 0.0, Choice("objective", "the loss after the last step", why)
+    return asked, Choice("objective", f"the losses after every step for the first {asked:.0%} of training", "asked for")
 
 
 def _first_order(steps: int, asked: float | None) -> tuple[float, Choice]:
-    share = (1 / 3 if steps > 1 else 0.0) if asked is None else asked
+    share = (0.5 if steps > 1 else 0.0) if asked is None else asked
     if not share:
         return 0.0, Choice(
             "derivatives", "exact throughout", "asked for" if asked == 0 else "a single step costs little"
         )
-    what = f"first order for the first {share:.0%} of meta-training, then exact"
-    return share, Choice("derivatives", what, "asked for" if asked else "a rough direction is good enough at first")
+    why = "asked for" if asked else "at half the cost, a rough direction is good enough at first"
+    return share, Choice("derivatives", f"first order for the first {share:.0%} of training, then exact", why)
 
 
 def _kinds(reading: Reading) -> tuple[type[nn.Module], ...]:

@@ -1,0 +1,69 @@
+"""Proto-MAML starts as the prototype classifier, and adapts from there."""
+
+import pytest
+import torch
+from torch import nn
+
+import headstart
+from headstart import rules
+from headstart.algorithms.proto_maml import proto_maml, prototype_start
+from headstart.errors import UsageError
+from headstart.testing import check_learner, random_episodes
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+def test_before_any_step_it_is_the_prototype_classifier():
+    episodes, model = random_episodes((2,)), net()
+    learner = proto_maml(model, steps=2, rate=0.1, taskmap="vmap")
+    adapted, _ = learner.adapt(learner.init(None), episodes.support, steps=0)
+    embedding = headstart.prototypes(nn.Sequential(*model[:2]), ways=3, taskmap="vmap")
+    centres, _ = embedding.adapt(embedding.init(None), episodes.support)
+    ours, theirs = (
+        one.predict(found, episodes.query.x).log_softmax(-1)
+        for one, found in ((learner, adapted), (embedding, centres))
+    )
+    present = torch.isfinite(theirs)
+    # a class without examples has the origin as its mean here, and no probability there
+    assert torch.allclose((ours - ours[..., :1])[present], (theirs - theirs[..., :1])[present]) or not present.all()
+    rows, offsets = adapted.params["2.weight"], adapted.params["2.bias"]
+    means = centres.params["prototypes"]
+    assert torch.allclose(rows, 2 * means) and torch.allclose(offsets, -means.square().sum(-1))
+
+
+def test_the_classes_numbers_mean_nothing():
+    episodes, order = random_episodes((2,)), torch.tensor([2, 0, 1])
+    start = prototype_start(net(), blend=True, taskmap="vmap")
+    learner = headstart.maml(net(), steps=3, rate=0.1, start=start, taskmap="vmap")
+    meta = learner.init(None)
+    adapted, _ = learner.adapt(meta, episodes.support)
+    renamed, _ = learner.adapt(meta, episodes.support._replace(y=order[episodes.support.y]))
+    outputs, others = (learner.predict(found, episodes.query.x) for found in (adapted, renamed))
+    assert torch.allclose(outputs, others[..., order])
+
+
+def test_the_blend_starts_small_and_shows_its_scale():
+    learner = headstart.maml(net(), start=prototype_start(net(), blend=True), steps=1)
+    assert learner.shown is not None
+    assert learner.shown(learner.init(None))["prototypes.scale"].item() == pytest.approx(1 / 5)
+
+
+@pytest.mark.parametrize("moving", ["0", "2"])
+def test_it_keeps_the_contract_whatever_moves(moving):
+    model = net()
+
+    def make(taskmap):
+        rule = rules.chain(rules.only(moving), rules.per_tensor(0.1, steps=2))
+        start = prototype_start(model, blend=True, taskmap=taskmap)
+        return headstart.maml(model, steps=2, rule=rule, start=start, taskmap=taskmap)
+
+    check_learner(make, random_episodes((2,)), module=model, initial=False, order=True)
+
+
+def test_a_head_that_is_no_linear_layer_is_refused():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 3, 3), nn.Flatten())
+    with pytest.raises(UsageError, match="needs a head that is an nn.Linear; '2' is a Conv2d"):
+        proto_maml(model)
