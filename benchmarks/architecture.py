@@ -32,7 +32,14 @@ app = App(help=__doc__)
 
 
 def search(
-    learner: Learner, tasks: Tasks, *, steps: int, warmup: int, tasks_per_step: int, rates: tuple[float, float], seed: int
+    learner: Learner,
+    tasks: Tasks,
+    *,
+    steps: int,
+    warmup: int,
+    tasks_per_step: int,
+    rates: tuple[float, float],
+    seed: int,
 ) -> Meta:
     """Meta-train with one outer step size (Adam) for θ and another for M, which is left alone for ``warmup`` steps."""
     state = start(learner, seed=seed)
@@ -53,34 +60,33 @@ def shares(learner: Learner, meta: Meta) -> dict[str, float]:
     return {name: round(value.item(), 3) for name, value in learner.shown(meta).items()}
 
 
-CHANNELS, LENGTH, SHOTS = 2, 24, 5
-DILATIONS = {"near": 1, "middle": 2, "far": 3}
+CHANNELS, LENGTH, SHOTS = 2, 16, 5
+REACH = {"near": 1, "middle": 2, "far": 3}
 
 
-def layer_of(kind: str) -> nn.Module:
-    """Return a convolution of three points on a ring, next to each other or with gaps between them."""
-    dilation = DILATIONS[kind]
-    return nn.Conv1d(CHANNELS, CHANNELS, 3, dilation=dilation, padding=dilation, padding_mode="circular")
+def layer_of(kind: str, inputs: int, outputs: int) -> nn.Module:
+    """Return a convolution on a ring that sees two points, so many places to the left and to the right."""
+    reach = REACH[kind]
+    return nn.Conv1d(inputs, outputs, 2, dilation=2 * reach, padding=reach, padding_mode="circular")
 
 
-def network(layers: Sequence[nn.Module]) -> nn.Sequential:
-    """Return the layers with a hyperbolic tangent behind each, and the mean of neighbours between them.
+def network(first: nn.Module, second: nn.Module) -> nn.Sequential:
+    """Return two layers with a hyperbolic tangent and the mean of two neighbours between them.
 
     The halving makes layers that trade places another function, even where the tangent is almost a straight line.
     """
-    parts = [(f"layer{i}", nn.Sequential(m, nn.Tanh(), nn.AvgPool1d(2))) for i, m in enumerate(layers, start=1)]
-    return nn.Sequential(OrderedDict(parts))
+    return nn.Sequential(OrderedDict(layer1=first, tanh=nn.Tanh(), mean=nn.AvgPool1d(2), layer2=second))
 
 
-def known_family(seed: int, depth: int, spread: float = 0.2) -> tuple[list[str], Tasks]:
+def known_family(seed: int, width: int, spread: float = 0.05) -> tuple[list[str], Tasks]:
     """Return the kinds of some layers, and the tasks y = g(x; θᵢ) of a network g of these layers.
 
     θᵢ = θ₀ + spread · noise, with weights in θ₀ of variance 2 / (inputs of a unit) and biases of variance 0.1; x is
     standard normal.
     """
     generator = torch.Generator().manual_seed(seed)
-    kinds = [list(DILATIONS)[k] for k in torch.randint(len(DILATIONS), (depth,), generator=generator).tolist()]
-    model = network([layer_of(kind) for kind in kinds]).requires_grad_(False)
+    kinds = [list(REACH)[k] for k in torch.randint(len(REACH), (2,), generator=generator).tolist()]
+    model = network(layer_of(kinds[0], CHANNELS, width), layer_of(kinds[1], width, CHANNELS)).requires_grad_(False)
     theta = {}
     for name, w in model.named_parameters():
         variance = 2 / w[0].numel() if name.endswith("weight") else 0.1
@@ -116,7 +122,9 @@ def trained(learner: Learner, tasks: Tasks, *, steps: int, seed: int, every: int
     return best
 
 
-def found_on_icons(tasks: Tasks, *, steps: int, warmup: int, strength: float, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+def found_on_icons(
+    tasks: Tasks, *, steps: int, warmup: int, strength: float, seed: int
+) -> tuple[nn.Module, dict[str, Any]]:
     """Search around conv4, and return the derived network with new random weights, and what was found."""
     begun = perf_counter()
     torch.manual_seed(seed)

@@ -47,13 +47,20 @@ def main() -> None:
     parser.add_argument("--shots", type=int)
     parser.add_argument("--seconds", type=float, default=240.0, help="of meta-training, for each method")
     parser.add_argument("--schedule", default="cosine")
+    parser.add_argument("--outer-rate", type=float, default=0.003)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for method in given.methods.split(","):
         plain = TrainConfig(
-            tasks=given.tasks, method=method, shots=given.shots, seed=given.seed, schedule=given.schedule, threads=1
+            tasks=given.tasks,
+            method=method,
+            shots=given.shots,
+            seed=given.seed,
+            schedule=given.schedule,
+            outer_rate=given.outer_rate,
+            threads=1,
         )
         plan = given.out / f"{method}.json"
         if plan.exists():

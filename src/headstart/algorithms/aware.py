@@ -247,7 +247,7 @@ def _rates(steps: int, asked: str | None) -> tuple[Rates, Choice]:
     if asked is not None:
         return asked, Choice("rates", words[asked], "asked for")  # type: ignore[return-value]
     if steps > 1:
-        return "step", Choice("rates", words["step"], "layers need different speeds, and the first step another one")
+        return "tensor", Choice("rates", words["tensor"], "layers need different speeds")
     return "weight", Choice("rates", words["weight"], "with a single step, all that is learned of it has to be in it")
 
 
