@@ -65,5 +65,5 @@ def test_every_registered_thing_is_there(row):
 
 
 def test_an_unknown_method_is_answered_with_the_nearest():
-    with pytest.raises(headstart.errors.UnknownNameError, match="unknown method 'mmal'; did you mean 'maml'"):
-        registry.find("method", "mmal")
+    with pytest.raises(headstart.errors.UnknownNameError, match="unknown method 'mamal'; did you mean 'maml'"):
+        registry.find("method", "mamal")

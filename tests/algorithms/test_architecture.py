@@ -1,8 +1,10 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from headstart import maml, meta_loss, rules
+from headstart import Batch, Episodes, Tasks, fit, maml, meta_loss, rules
 from headstart.algorithms.architecture import choices, derive, pressed, sharpened
 from headstart.core.cost import expected_cost
 from headstart.core.functional import functional
@@ -167,3 +169,31 @@ def test_a_module_without_mixtures_cannot_be_derived():
     module = nn.Linear(2, 2)
     with pytest.raises(UsageError, match="holds no Mixture"):
         derive(module, maml(module).init(None))
+
+
+class Cosine(nn.Module):
+    def forward(self, x):
+        return torch.cos(x)
+
+
+ACTIVATIONS = {"tanh": nn.Tanh(), "cosine": Cosine(), "skip": Skip()}
+
+
+@pytest.mark.parametrize("known", ACTIVATIONS)
+def test_the_gates_find_the_layer_that_the_tasks_were_made_with(known):
+    generator = torch.Generator().manual_seed(1)
+    common = torch.randn(3, 4, generator=generator)
+
+    def sample(split, numbers):
+        own = torch.Generator().manual_seed(1000 + numbers[0])
+        x = torch.randn(len(numbers), 20, 3, generator=own)
+        weights = common + 0.1 * torch.randn(len(numbers), 3, 4, generator=own)
+        y = ACTIVATIONS[known](x @ weights)
+        return Episodes(Batch(x[:, :10], y[:, :10]), Batch(x[:, 10:], y[:, 10:]))
+
+    module = nn.Sequential(nn.Linear(3, 4), Mixture(ACTIVATIONS))
+    learner = sharpened(maml(module, loss="mse", steps=1, rate=0.5, taskmap="vmap"), end=0.1)
+    tasks = Tasks("known", sample, "regression", (3,), 4, {})
+    *_, last = fit(learner, tasks, steps=120, tasks_per_step=4, optimizer=partial(torch.optim.Adam, lr=0.03))
+    assert choices(module, last.state.meta) == {"1": known}
+    assert learner.shown(last.state.meta)[f"1.gates.{known}"] > 0.9

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import headstart
-from headstart import rules
+from headstart import Context, FirstOrder, rules
 from headstart.algorithms.aware import propose
 from headstart.algorithms.reading import read
 from headstart.errors import UnknownNameError, UsageError
@@ -132,3 +132,67 @@ def test_it_keeps_the_contract_with_everything_on():
         initial=False,
         order=True,
     )
+
+
+def test_a_tied_head_starts_from_what_was_learned():
+    learner, lines = told(Words(), steps=1, taskmap="loop")
+    assert lines["start"] == "the learned weights (no linear classifier with weights of its own at the end)"
+    support = headstart.Batch(torch.zeros(2, 3, 4, dtype=torch.long), torch.arange(3).expand(2, 3))
+    learner.adapt(learner.init(None), support)
+    with pytest.raises(UsageError, match="not tied, frozen or in M"):
+        headstart.aware(Words(), start="prototypes", explain=None)
+
+
+def test_a_large_module_moves_its_head_and_the_norms_that_it_has():
+    convolutions = headstart.conv4((1, 28, 28), ways=5, filters=384)
+    _, lines = told(convolutions)
+    assert lines["moves"].startswith("head, _NormBase (")
+    convolutions = headstart.conv4((1, 28, 28), ways=5, filters=384)
+    for layer in convolutions.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.requires_grad_(False)
+    assert propose(convolutions).moves == ("head",)
+
+
+def test_what_is_frozen_is_not_asked_to_stay():
+    words = nn.Embedding(5, 4)
+    words.requires_grad_(False)
+    module = nn.Sequential(words, nn.Flatten(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
+    _, lines = told(module)
+    assert lines["moves"].startswith("everything")
+
+
+def test_context_moves_whatever_layers_it_is_made_of():
+    class Own(Context):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    learner, lines = told(nn.Sequential(nn.Linear(2, 4), Own(), nn.Linear(4, 3)), start="initial")
+    assert lines["moves"].startswith("the context")
+    adapted, _ = learner.adapt(learner.init(None), headstart.Batch(torch.ones(2, 3, 2), torch.arange(3).expand(2, 3)))
+    assert adapted.params.keys() == {"1.layer.weight", "1.layer.bias"}
+
+
+def test_a_rule_stands_alone_and_is_not_said_to_move_something_else():
+    _, lines = told(small(), rule=rules.chain(rules.only("head"), rules.scale(0.1)))
+    assert lines["moves"].startswith("what your rule moves")
+    for part in ({"moves": "head"}, {"rates": "one"}, {"geometry": "plain"}):
+        with pytest.raises(UsageError, match="in place of moves=, rates= and geometry="):
+            headstart.aware(small(), rule=rules.scale(0.1), explain=None, **part)
+
+
+def test_the_adjoint_that_was_asked_for_is_the_one_that_is_said():
+    learner, lines = told(small(), adjoint=FirstOrder())
+    assert lines["adjoint"] == "FirstOrder (asked for)" and lines["derivatives"].startswith("first order throughout")
+    assert learner.during is None and not learner.exact
+    learner, lines = told(small(), steps=50, adjoint=headstart.Unrolled())
+    assert lines["adjoint"] == "Unrolled (asked for)" and learner.during is not None and learner.during(0.9).exact
+
+
+def test_a_head_is_looked_for_among_the_initial_weights():
+    module = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 4), headstart.Structural(nn.Linear(4, 3)))
+    assert read(module).head == "1"

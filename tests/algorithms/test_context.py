@@ -6,7 +6,7 @@ from torch.func import functional_call
 import headstart
 from headstart import Checkpointed, FirstOrder, Unrolled
 from headstart.algorithms.context import cavia
-from headstart.core.roles import Context
+from headstart.core.roles import Context, Structural
 from headstart.errors import UnknownNameError, UsageError
 from headstart.testing import check_learner, random_episodes
 from headstart.types import Batch
@@ -180,3 +180,12 @@ def test_what_cannot_be_done_is_refused():
         cavia(nn.Identity())
     with pytest.raises(UsageError, match="where='film'"):
         cavia(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 1)), where="input")
+
+
+@pytest.mark.parametrize("where", ["input", "film"])
+def test_maps_behind_a_layer_in_m_are_in_m_and_drawn_as_well(where):
+    model = torch.nn.Sequential(Structural(nn.Linear(2, 4)), nn.Tanh(), nn.Linear(4, 3)).double()
+    learner = cavia(model, where=where, size=2)
+    meta = learner.init(torch.Generator().manual_seed(0))
+    assert meta.structure["0.layer.after.weight"].abs().min() > 0
+    check_learner(learner, random_episodes((2,)), module=model)

@@ -7,7 +7,7 @@ from torch import nn
 import headstart
 from headstart import rules
 from headstart.algorithms.proto_maml import proto_maml, prototype_start
-from headstart.errors import UsageError
+from headstart.errors import UnknownNameError, UsageError
 from headstart.testing import check_learner, random_episodes
 
 
@@ -67,3 +67,26 @@ def test_a_head_that_is_no_linear_layer_is_refused():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 3, 3), nn.Flatten())
     with pytest.raises(UsageError, match="needs a head that is an nn.Linear; '2' is a Conv2d"):
         proto_maml(model)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(3, 4), nn.Linear(4, 3, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+def test_a_head_that_is_not_its_own_is_refused():
+    with pytest.raises(UsageError, match=r"'head.weight' is tied: embedding.weight and head.weight are one"):
+        proto_maml(Tied(), head="head")
+    frozen = net()
+    frozen[2].bias.requires_grad_(False)
+    with pytest.raises(UsageError, match=r"'2.bias' is frozen"):
+        proto_maml(frozen)
+    with pytest.raises(UsageError, match=r"'2.layer.weight' is not in θ"):
+        proto_maml(nn.Sequential(nn.Linear(2, 5), nn.Tanh(), headstart.Structural(nn.Linear(5, 3))), head="2.layer")
+
+
+def test_an_unknown_head_is_refused_with_the_nearest():
+    with pytest.raises(UnknownNameError, match="unknown layer 'haed'; did you mean 'head'"):
+        proto_maml(headstart.mlp(2, 3), head="haed")

@@ -117,3 +117,22 @@ def test_numbers_out_of_range_are_refused():
         headstart.reptile(nn.Linear(2, 2), serial=0)
     with pytest.raises(UsageError, match="inner_batch must be at least 1, got 0"):
         headstart.reptile(nn.Linear(2, 2), inner_batch=0)
+
+
+@pytest.mark.parametrize("serial", [None, 0.5])
+def test_what_is_each_tasks_own_is_not_moved(serial):
+    class Shift(headstart.Context):
+        def __init__(self):
+            super().__init__()
+            self.values = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+        def forward(self, x):
+            return x + self.values
+
+    module = nn.Sequential(nn.Linear(2, 1).double(), Shift())
+    learner = headstart.reptile(module, loss="mse", steps=2, rule=rules.scale(0.1), serial=serial)
+    gradient, _ = headstart.meta_gradient(
+        learner, learner.init(None), random_episodes((2,), outputs=1, regression=True)
+    )
+    assert gradient.params.keys() == {"0.weight", "0.bias"}
+    assert all(value.abs().max() > 0 for value in gradient.params.values())

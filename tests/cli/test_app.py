@@ -57,7 +57,7 @@ def test_the_help_of_train_has_every_option_with_its_range(capsys: pytest.Captur
         (["train", "sinusoid", "--inner-rate", "-1"], 2, "--inner-rate is '-1', but must be a number above 0"),
         (["train", "sinusoid", "--norm", "bach"], 2, "--norm is 'bach', but must be one of batch"),
         (["train", "sinusiod"], 2, "did you mean 'sinusoid'?"),
-        (["train", "sinusoid", "--method", "mmal"], 2, "did you mean 'maml'"),
+        (["train", "sinusoid", "--method", "mamal"], 2, "did you mean 'maml'"),
         (["train", "sinusoid", "--model", "mpl"], 2, "did you mean 'mlp'?"),
         (["train", "sinusoid", "--shots", "1-5"], 2, "takes one number of shots"),
         (["train", "sinusoid", "--model", "conv4"], 2, "conv4 takes images"),

@@ -102,3 +102,10 @@ def test_the_path_ends_where_adaptation_ends():
         expected, _ = learner.adapt(meta, support, steps=steps)
         assert all(torch.equal(adapted.params[name], value) for name, value in expected.params.items())
         assert adapted.step == expected.step == steps
+
+
+def test_structure_that_is_frozen_is_not_shown():
+    mixture = headstart.Mixture({"linear": nn.Linear(2, 2), "skip": headstart.Skip()})
+    mixture.gates.requires_grad_(False)
+    learner = headstart.maml(nn.Sequential(mixture, nn.Linear(2, 1)), loss="mse")
+    assert learner.shown is not None and learner.shown(learner.init(None)) == {}

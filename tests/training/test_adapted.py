@@ -25,7 +25,8 @@ BASE: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {}
-    for method, options in {"maml": {}, "prototypes": {}, "nearest": {"steps": None, "tasks_per_step": None}}.items():
+    taught: dict[str, Any] = {"maml": {}, "maml_plus_plus": {"inner_steps": 2, "outer_rate": 0.1}, "prototypes": {}}
+    for method, options in {**taught, "nearest": {"steps": None, "tasks_per_step": None}}.items():
         made[method] = tmp_path_factory.mktemp("runs") / method
         values = {**BASE, **options, "method": method} | ({"filters": None} if method == "nearest" else {})
         train(make_config(values), made[method])
@@ -49,7 +50,10 @@ def _images(folder: Path, classes: int, images: int, dark_on_light: bool = True)
     return others
 
 
-@pytest.mark.parametrize(("method", "classes"), [("maml", 3), ("prototypes", 2), ("prototypes", 7), ("nearest", 4)])
+@pytest.mark.parametrize(
+    ("method", "classes"),
+    [("maml", 3), ("maml_plus_plus", 3), ("prototypes", 2), ("prototypes", 7), ("nearest", 4)],
+)
 def test_what_was_adapted_predicts_the_same_when_read_back(
     runs: dict[str, Path], tmp_path: Path, method: str, classes: int
 ) -> None:

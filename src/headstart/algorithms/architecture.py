@@ -19,9 +19,7 @@ from headstart.errors import ShapeError, UsageError, unknown_name
 from headstart.types import Adapted, Batch, Info, Learner, Meta, Params, Tree
 
 
-def sharpened(
-    learner: Learner, *, start: float = 1.0, end: float = 0.1, gates: str = f"*{GATES}", begin: float = 0.0
-) -> Learner:
+def sharpened(learner: Learner, *, start: float = 1.0, end: float = 0.1, gates: str = f"*{GATES}") -> Learner:
     """Divide the gates by a temperature that falls while meta-training, so that mixtures end near a choice.
 
     ``p = softmax(gates / τ)``, ``τ = start · (end / start)^done`` for a fraction ``done`` of the outer steps: the
@@ -29,31 +27,28 @@ def sharpened(
     softmax gates: Xie, Zheng, Liu, Lin 2018 (SNAS), arXiv:1812.09926, section 2.3 (there with random gates).
 
     What a learner pays for its gates (`pressed`) it pays for the divided ones where that was asked for first:
-    ``sharpened(pressed(learner, …))``.
+    ``sharpened(pressed(learner, …))``. Where gradients are first order at first, this goes last:
+    ``sharpened(first_order_until(…))``.
 
     Args:
         learner: any whose M holds gates.
         start: τ at first.
         end: τ at last, at most ``start``.
         gates: the names of the gates in M, a pattern; by default those of every `Mixture`.
-        begin: the fraction of the outer steps after which τ begins to fall.
 
     Raises:
-        UsageError: temperatures that are not start ≥ end > 0, or a ``begin`` outside [0, 1).
+        UsageError: temperatures that are not start ≥ end > 0.
         UnknownNameError: a pattern that matches nothing in M.
     """
     if not start >= end > 0:
         raise UsageError(f"temperatures must be start >= end > 0, got start {start} and end {end}")
-    if not 0 <= begin < 1:
-        raise UsageError(f"begin must be at least 0 and less than 1, got {begin}")
     structure = learner.init(Generator().manual_seed(0)).structure
     names = frozenset(name for name in structure if matches(name, gates))
     if not names:
         raise unknown_name("gates in M", gates, structure)
 
     def during(done: float) -> Learner:
-        fallen = max(done - begin, 0.0) / (1 - begin)
-        return _divided(at(learner, done), names, start * (end / start) ** fallen)
+        return _divided(at(learner, done), names, start * (end / start) ** done)
 
     return _divided(learner, names, end)._replace(during=during)
 

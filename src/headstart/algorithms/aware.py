@@ -13,8 +13,8 @@ from headstart.algorithms.reading import NORMS, Reading, read
 from headstart.core.adjoint import Adjoint, Checkpointed, FirstOrder, Unrolled
 from headstart.core.functional import Buffers
 from headstart.core.losses import TaskLoss
-from headstart.core.patterns import What
-from headstart.core.roles import Context
+from headstart.core.patterns import Leaf, What
+from headstart.core.roles import role_of
 from headstart.core.rules import Rule, chain, curvature, exclude, only, per_tensor, per_weight, scale
 from headstart.core.taskmap import TaskMap
 from headstart.core.variants import Start
@@ -103,13 +103,16 @@ def aware(
         explain: what each choice is told to, line by line; ``None`` for silence.
 
     Raises:
-        UsageError: what was asked for is not in the module; the message says what there is.
+        UsageError: what was asked for is not in the module, the message says what there is; or a rule beside what it
+            stands in place of.
 
     >>> import headstart
     >>> learner = headstart.aware(headstart.mlp(1, 1), loss="mse", steps=1, rate=0.01, explain=None)
-    >>> sorted(name for name in learner.init(None).structure if name.startswith("log_rate.hidden1"))
-    ['log_rate.hidden1.bias', 'log_rate.hidden1.weight']
+    >>> sorted(name for name in learner.init(None).structure if name.startswith("rate.hidden1"))
+    ['rate.hidden1.bias', 'rate.hidden1.weight']
     """
+    if rule is not None and not moves is rates is geometry is None:
+        raise UsageError("rule= is the whole inner update, in place of moves=, rates= and geometry=; leave those out")
     plan = propose(
         module,
         loss=loss,
@@ -120,6 +123,7 @@ def aware(
         geometry=geometry if rule is None else "given",
         multi_step_until=multi_step_until,
         first_order_until=first_order_until,
+        adjoint=adjoint,
     )
     if explain is not None:
         for choice in plan.choices:
@@ -138,7 +142,7 @@ def aware(
         "buffers": buffers,
     }
     learner = maml(module, adjoint=exact, **shared, **options)
-    if plan.first_order_until and exact.exact:
+    if plan.first_order_until:
         cheap = maml(module, adjoint=FirstOrder(), **shared, **options)
         learner = until_first_order(learner, cheap, plan.first_order_until)
     return multi_step(learner, until=plan.multi_step_until) if plan.multi_step_until else learner
@@ -155,25 +159,29 @@ def propose(
     geometry: Geometry | Literal["given"] | None = None,
     multi_step_until: float | None = None,
     first_order_until: float | None = None,
+    adjoint: Adjoint | None = None,
 ) -> Proposal:
     """Read ``module`` and propose what `aware` does with it; arguments that are given overrule the proposal."""
     reading = read(module)
     begin, why_begin = _start(reading, loss, start)
-    moving, staying, why_moves = _moves(reading, moves)
+    moving, staying, why_moves = _moves(module, reading, moves)
+    if rates == "given":
+        moving, staying, why_moves = (), (), Choice("moves", "what your rule moves", "asked for")
     speed, why_speed = _rates(steps, rates)
     metric, why_metric = _geometry(module, geometry)
     several, why_several = _multi_step(multi_step_until)
-    cheap, why_cheap = _first_order(steps, first_order_until)
-    checkpoint = steps >= MANY_STEPS
-    kept = Choice(
-        "adjoint",
-        "checkpointed" if checkpoint else "unrolled",
-        f"for {MANY_STEPS} inner steps or more"
-        if checkpoint
-        else f"what fewer than {MANY_STEPS} inner steps leave is small",
-    )
+    cheap, why_cheap = _first_order(steps, first_order_until, adjoint)
+    checkpoint, kept = _adjoint(steps, adjoint)
     choices = (_seen(reading), why_begin, why_moves, why_speed, why_metric, why_several, why_cheap, kept)
     return Proposal(reading, begin, moving, staying, speed, metric, checkpoint, several, cheap, choices)
+
+
+def _adjoint(steps: int, asked: Adjoint | None) -> tuple[bool, Choice]:
+    if asked is not None:
+        return False, Choice("adjoint", type(asked).__name__, "asked for")
+    if steps >= MANY_STEPS:
+        return True, Choice("adjoint", "checkpointed", f"for {MANY_STEPS} inner steps or more")
+    return False, Choice("adjoint", "unrolled", f"what fewer than {MANY_STEPS} inner steps leave is small")
 
 
 def _seen(reading: Reading) -> Choice:
@@ -201,32 +209,35 @@ def _start(reading: Reading, loss: str | TaskLoss, asked: str | None) -> tuple[B
         raise unknown_name("start", str(asked), ("prototypes", "initial"))
     if asked == "prototypes" and not reading.linear_head:
         raise UsageError(
-            f"a start from prototypes needs a head that is an nn.Linear behind other layers; "
-            f"the head found here: {_head(reading)}"
+            f"a start from prototypes needs a head that is an nn.Linear behind other layers, with weights of its own "
+            f"(not tied, frozen or in M); the head found here: {_head(reading)}"
         )
     if asked == "prototypes" or (asked is None and fits):
         why = "asked for" if asked else "classes are numbered anew in every task, so a learned head knows nothing"
         return "prototypes", Choice("start", "head from class means, blended with its mean row", why)
-    why = "asked for" if asked else "no linear classifier at the end" if not fits else ""
+    why = "asked for" if asked else "no linear classifier with weights of its own at the end" if not fits else ""
     return "initial", Choice("start", "a start of your own" if asked == "given" else "the learned weights", why)
 
 
-def _moves(reading: Reading, asked: What | Sequence[What] | None) -> tuple[tuple[What, ...], tuple[What, ...], Choice]:
+def _moves(
+    module: nn.Module, reading: Reading, asked: What | Sequence[What] | None
+) -> tuple[tuple[What, ...], tuple[What, ...], Choice]:
     if asked is not None:
         chosen: tuple[What, ...] = (
             (asked,) if isinstance(asked, str) or not isinstance(asked, Sequence) else tuple(asked)
         )
         return chosen, (), Choice("moves", ", ".join(_named(one) for one in chosen), "asked for")
-    if reading.context:
+    roles = {role_of(module, name) for name, p in module.named_parameters() if p.requires_grad}
+    if "context" in roles:
         why = "the module has context parameters, which are each task's own"
-        return (Context,), (), Choice("moves", "the context", why)
+        return (_is_context,), (), Choice("moves", "the context", why)
     if reading.size > LARGE:
         what: list[What] = [reading.head] if reading.head else []
-        what += [nn.LayerNorm] if reading.attention else list(_kinds(reading))
+        what += [kind for kind in NORMS if _can_move(module, kind)]
         why = f"{reading.size} values are too many to copy for every task"
         if what:
             return tuple(what), (), Choice("moves", ", ".join(_named(one) for one in what), why)
-    stays: list[What] = [nn.Embedding] if reading.embeddings and len(reading.layers) > 1 else []
+    stays: list[What] = [nn.Embedding] if _can_move(module, nn.Embedding) and len(reading.layers) > 1 else []
     if stays:
         why = "a few examples touch a few rows of an embedding"
         return (), tuple(stays), Choice("moves", "all but the embeddings", why)
@@ -278,7 +289,9 @@ def _multi_step(asked: float | None) -> tuple[float, Choice]:
     return asked, Choice("objective", f"the losses after every step for the first {asked:.0%} of training", "asked for")
 
 
-def _first_order(steps: int, asked: float | None) -> tuple[float, Choice]:
+def _first_order(steps: int, asked: float | None, adjoint: Adjoint | None) -> tuple[float, Choice]:
+    if adjoint is not None and not adjoint.exact:
+        return 0.0, Choice("derivatives", "first order throughout", "the adjoint that was asked for takes no others")
     share = (0.5 if steps > 1 else 0.0) if asked is None else asked
     if not share:
         return 0.0, Choice(
@@ -288,8 +301,17 @@ def _first_order(steps: int, asked: float | None) -> tuple[float, Choice]:
     return share, Choice("derivatives", f"first order for the first {share:.0%} of training, then exact", why)
 
 
-def _kinds(reading: Reading) -> tuple[type[nn.Module], ...]:
-    return NORMS if reading.norms else ()
+def _can_move(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer of this kind has trainable parameters in θ."""
+    return any(
+        p.requires_grad and role_of(module, name) == "initial"
+        for name, p in module.named_parameters()
+        if isinstance(module.get_submodule(name.rpartition(".")[0]), kind)
+    )
+
+
+def _is_context(leaf: Leaf) -> bool:
+    return leaf.role == "context"
 
 
 def _named(what: What) -> str:

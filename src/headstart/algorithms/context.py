@@ -68,8 +68,10 @@ def cavia(
 
     def init(generator: Generator | None = None) -> Meta:
         meta = learner.init(generator)
-        drawn = {name: _uniform(meta.params[name], bound, generator) for name, bound in maps.items()}
-        return meta._replace(params={**meta.params, **drawn})
+        # a map behind a layer in M is in M itself; no inner step moves it, here or there
+        like = {**meta.params, **meta.structure}
+        drawn = {name: _uniform(like[name], bound, generator) for name, bound in maps.items()}
+        return Meta(*({name: drawn.get(name, value) for name, value in part.items()} for part in meta))
 
     return learner._replace(init=init)
 

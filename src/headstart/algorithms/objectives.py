@@ -74,7 +74,7 @@ def first_order_until(learner: Learner, first_order: Learner, fraction: float) -
     """Meta-train by first-order gradients while less than ``fraction`` of the outer steps is done (annealing).
 
     Meanwhile tasks adapt as ``first_order`` does; objective, penalty and all else are those of ``learner``, so this
-    goes before or after `multi_step` alike.
+    goes before or after `multi_step` alike. What changes how tasks adapt, as `sharpened` does, has to come after it.
 
     Args:
         learner: how meta-training ends.

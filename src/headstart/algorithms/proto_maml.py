@@ -7,11 +7,12 @@ from torch import Generator, nn
 
 from headstart.algorithms.maml import head_of, maml
 from headstart.algorithms.prototypes import class_means
+from headstart.algorithms.reading import why_not_own
 from headstart.core.functional import Buffers, functional
 from headstart.core.surgery import replaced
 from headstart.core.taskmap import TaskMap
 from headstart.core.variants import Gradient, Start
-from headstart.errors import UsageError
+from headstart.errors import UsageError, unknown_name
 from headstart.types import Batch, Learner, Params
 
 
@@ -26,8 +27,9 @@ def proto_maml(
     """Proto-MAML: `maml` whose head starts, in each task, as the prototype classifier of its support set.
 
     With c_k the mean embedding of class k's support examples, row k of the head starts as 2 c_k and its bias as
-    −‖c_k‖², so that the logits are −‖f(x) − c_k‖² up to a constant; then all parameters take T gradient steps. The
-    meta-gradient goes through the start.
+    −‖c_k‖², so that the logits are −‖f(x) − c_k‖² up to a constant (a head without a bias leaves ‖c_k‖² out); then all
+    parameters take T gradient steps. The meta-gradient goes through the start. A class without support examples starts
+    as if its mean were 0.
 
     Args:
         module: the model; its last layer must be an ``nn.Linear``, whose own weights are not used.
@@ -64,14 +66,21 @@ def prototype_start(
         name: of the part of M.
 
     Raises:
-        UsageError: the head is no ``nn.Linear``.
+        UsageError: the head is no ``nn.Linear``, or one whose weights are tied, frozen or in M.
+        UnknownNameError: there is no layer called ``head``.
     """
     path = head or head_of(module)
-    layer = module.get_submodule(path)
+    layers = dict(module.named_modules())
+    if path not in layers:
+        raise unknown_name("layer", path, [name for name in layers if name])
+    layer = layers[path]
     if not isinstance(layer, nn.Linear):
         raise UsageError(
             f"a start from prototypes needs a head that is an nn.Linear; {path!r} is a {type(layer).__name__}"
         )
+    reason = why_not_own(module, path)
+    if reason:
+        raise UsageError(f"a start from prototypes sets the head of each task, but {reason}")
     weight, bias, ways = f"{path}.weight", f"{path}.bias", layer.out_features
     has_bias = layer.bias is not None
     body = functional(

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from headstart.core.roles import Context, Structural
+from headstart.core.roles import Context, Structural, role_of
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
@@ -17,7 +17,7 @@ class Reading(NamedTuple):
     head: str
     """The last layer with weights of its own, or what is called ``head``; empty where it is the only one."""
     linear_head: bool
-    """Whether the head is an ``nn.Linear``."""
+    """Whether the head is an ``nn.Linear`` with weights of its own in θ: not tied to others, frozen or in M."""
     layers: tuple[str, ...]
     """Linear and convolutional layers, the head included."""
     norms: tuple[str, ...]
@@ -40,12 +40,12 @@ def read(module: nn.Module) -> Reading:
     >>> from headstart import conv4
     >>> found = read(conv4((1, 28, 28), ways=5, filters=8))
     >>> found.head, len(found.layers), len(found.norms), found.size
-    ('head', 5, 4, 2013)
+    ('head', 5, 4, 1941)
     """
     head = _head(module)
     return Reading(
         head,
-        bool(head) and isinstance(module.get_submodule(head), nn.Linear),
+        bool(head) and isinstance(module.get_submodule(head), nn.Linear) and not why_not_own(module, head),
         _paths(module, nn.Linear, _ConvNd),
         _paths(module, *NORMS),
         _paths(module, nn.MultiheadAttention),
@@ -66,11 +66,29 @@ def _head(module: nn.Module) -> str:
     own = [
         name
         for name, layer in module.named_modules()
-        if name and any(p.requires_grad for p in layer.parameters(recurse=False))
+        if name and any(_in_theta(module, f"{name}.{own}", p) for own, p in layer.named_parameters(recurse=False))
     ]
     if len(own) < 2:
         return ""
     return "head" if any(name.partition(".")[0] == "head" for name in own) else own[-1]
+
+
+def _in_theta(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad and role_of(module, name) == "initial"
+
+
+def why_not_own(module: nn.Module, path: str) -> str:
+    """Return why a layer's weights are not its own to be set for each task; nothing where they are."""
+    layer = module.get_submodule(path)
+    for name, parameter in layer.named_parameters(prefix=path, recurse=False):
+        if not parameter.requires_grad:
+            return f"{name!r} is frozen"
+        if role_of(module, name) != "initial":
+            return f"{name!r} is not in θ, but inside a Structural or Context module"
+        places = [other for other, it in module.named_parameters(remove_duplicate=False) if it is parameter]
+        if len(places) > 1:
+            return f"{name!r} is tied: {' and '.join(places)} are one"
+    return ""
 
 
 def _tied(module: nn.Module) -> tuple[str, ...]:

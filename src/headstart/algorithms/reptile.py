@@ -60,7 +60,8 @@ def _batched(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, In
     """Return θ − meanᵢ θᵢ in place of a gradient."""
     with torch.no_grad():
         adapted, info = learner.adapt(meta, joined(episodes))
-        moved = {name: meta.params[name] - value.mean(0) for name, value in adapted.params.items()}
+        # what is each task's own from the beginning has no place to move from
+        moved = {n: meta.params[n] - value.mean(0) for n, value in adapted.params.items() if n in meta.params}
         losses = learner.loss(learner.predict(adapted, episodes.query.x), episodes.query)
     return _full(moved, meta), info._replace(query_loss=losses)
 
@@ -77,8 +78,8 @@ def _serial(epsilon: float) -> MetaGradient:
                 adapted, info = learner.adapt(Meta(params, meta.structure), joined(one))
                 losses.append(learner.loss(learner.predict(adapted, one.query.x), one.query))
                 infos.append(info.support_loss)
-                for name, value in adapted.params.items():
-                    params[name] = params[name] + epsilon * (value[0] - params[name])
+                for name in params.keys() & adapted.params.keys():
+                    params[name] = params[name] + epsilon * (adapted.params[name][0] - params[name])
         moved = {name: (meta.params[name] - value) / epsilon for name, value in params.items()}
         return _full(moved, meta), Info(torch.cat(infos, 1), torch.cat(losses))
 

@@ -170,6 +170,8 @@ def _shown(module: nn.Module, structure: Params) -> Params:
     for path, layer in module.named_modules():
         if isinstance(layer, Structural):
             own = tree.within(structure, path) if path else structure
+            if not own:  # all of it is frozen, and so not in M
+                continue
             seen.update(tree.prefixed(path, layer.shown(own)) if path else layer.shown(own))
     return seen
 

@@ -200,7 +200,7 @@ def _fitted(
     changed, buffers = (
         {name: value.unsqueeze(0) for name, value in parts[part].items()} for part in ("adapted", "buffers")
     )
-    return Adapted(Meta(cast(Params, params), parts["structure"]), changed, buffers, None)
+    return Adapted(Meta(cast(Params, params), parts["structure"]), changed, buffers, None, like.step)
 
 
 def predict(model: AdaptedModel, images: Sequence[str | Path]) -> list[Prediction]:

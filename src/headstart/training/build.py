@@ -40,6 +40,8 @@ _METHOD_OPTIONS = ("inner_steps", "inner_rate", "task_map", "buffers", "adjoint"
 _MODEL_OPTIONS = ("hidden", "filters", "downsample", "norm")
 _ADJOINTS = {"unrolled": Unrolled(), "checkpointed": Checkpointed()}
 
+#: Methods that start from class means, and so need classes.
+_CLASSIFIERS = frozenset({"proto_maml"})
 #: Methods that classify by class means, and so learn an embedding, not a head.
 _EMBEDDINGS = frozenset({"prototypes"})
 
@@ -97,7 +99,7 @@ def make_learner(
     options = _chosen(config, _METHOD_OPTIONS)
     accepted = inspect.signature(factory).parameters
     takes_loss = "loss" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    if takes_loss:
+    if takes_loss and config.method not in _CLASSIFIERS:
         options["loss"] = "cross_entropy" if tasks.kind == "classification" else "mse"
     elif tasks.kind != "classification":
         raise ConfigError(f"the method {config.method!r} classifies, but the tasks {tasks.name!r} are {tasks.kind}")

@@ -120,10 +120,10 @@ def movement(job: Job, meta: Meta, episodes: int = TASKS) -> list[Row]:
         for step, adapted in enumerate(_reached(learner, meta, support)):
             for name, value in adapted.params.items():
                 start = meta.params[name] if name in meta.params else own.setdefault(name, value)
-                distances = (value - start).double().flatten(1).norm(dim=1).cpu()
+                distances = (value - start).cpu().double().flatten(1).norm(dim=1)
                 found.setdefault(name, [[] for _ in range(learner.steps + 1)])[step].append(distances)
                 sizes[name] = value[0].numel()
-    lengths = {name: float(value.double().norm()) for name, value in meta.params.items()}
+    lengths = {name: float(value.cpu().double().norm()) for name, value in meta.params.items()}
     return [
         {"tensor": name, "step": step, "size": sizes[name], **_moved(torch.cat(distances), lengths.get(name, 0.0))}
         for name, by_step in found.items()
