@@ -40,7 +40,10 @@ def search(
     rates: tuple[float, float],
     seed: int,
 ) -> Meta:
-    """Meta-train with one outer step size (Adam) for θ and another for M, which is left alone for ``warmup`` steps."""
+    """Meta-train with one outer step size (Adam) for θ and another for M, which is left alone for ``warmup`` steps.
+
+    Where there is a warm-up, the step sizes go down to 0 after it; without one they are constant.
+    """
     state = start(learner, seed=seed)
     theta, m = list(state.meta.params.values()), list(state.meta.structure.values())
     options = {"tasks_per_step": tasks_per_step, "seed": seed}

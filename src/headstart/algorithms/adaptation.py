@@ -1,0 +1,154 @@
+"""Adaptation by gradient steps: the functions of every learner that `maml` makes.
+
+θᵢ = the start, then T times θᵢ ← θᵢ − rule(∇ loss on the support set Sᵢ), for B tasks at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from torch.utils._pytree import tree_map
+
+from headstart.core import losses
+from headstart.core.adjoint import Adjoint
+from headstart.core.functional import Functional
+from headstart.core.masks import present
+from headstart.core.rules import Rule
+from headstart.core.rules.rule import merged_structure
+from headstart.core.solve import Inner, SupportLoss, expanded, gradients, solve
+from headstart.core.variants import InnerLoss, Start
+from headstart.errors import UsageError
+from headstart.types import Adapted, Batch, Info, Meta, Params, Tree
+
+#: The dropout pass of the query set; inner step t is pass t.
+QUERY_DRAW = 2**31
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """The parts of a learner, and its functions."""
+
+    model: Functional
+    moving: frozenset[str]
+    """The names of the parameters that adaptation moves."""
+    rule: Rule
+    task_loss: losses.TaskLoss
+    adjoint: Adjoint
+    steps: int
+    examples: Callable[[Batch, int], Batch] | None
+    start: Start | None
+    inner_loss: InnerLoss | None
+
+    def init(self, generator: Generator | None = None) -> Meta:
+        """Return θ and M to start meta-training from."""
+        model, params = self.model, _copied(self.model.params)
+        moved = {name: value for name, value in {**params, **model.context}.items() if name in self.moving}
+        parts = {"the module": _copied(model.structure), "the rule": self.rule.structure(moved, generator)}
+        for name, variant in (("the start", self.start), ("the inner loss", self.inner_loss)):
+            parts[name] = {} if variant is None else variant.structure({**moved, **model.context}, generator)
+        return Meta(params, merged_structure(parts))
+
+    def adapt(self, meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
+        """Take ``steps`` inner steps, by default the learner's own number."""
+        support, wanted = self._prepared(meta, support)
+        count = self.steps if steps is None else steps
+        # where nobody asks for a derivative, nothing is kept for one
+        with torch.set_grad_enabled(wanted):
+            inner, fixed, support_loss = self._begin(meta, support)
+            end, info = solve(support_loss, inner, meta.structure, self.rule, self.adjoint, count)
+        return Adapted(meta, {**fixed, **end.params}, end.buffers, support.seed, count), info
+
+    def path(self, meta: Meta, support: Batch, /, detached: bool = False) -> tuple[list[Adapted], Info]:
+        """Take the inner steps one by one, and return what each of them has reached."""
+        support, wanted = self._prepared(meta, support)
+        with torch.set_grad_enabled(wanted):
+            inner, fixed, support_loss = self._begin(meta, support)
+            reached = [Adapted(meta, {**fixed, **inner.params}, inner.buffers, support.seed, 0)]
+            seen = [solve(support_loss, inner, meta.structure, self.rule, self.adjoint, 0)[1].support_loss]
+            for step in range(self.steps):
+                inner = tree_map(Tensor.detach, inner) if detached else inner
+                inner, info = solve(support_loss, inner, meta.structure, self.rule, self.adjoint, 1, first=step)
+                reached.append(Adapted(meta, {**fixed, **inner.params}, inner.buffers, support.seed, step + 1))
+                seen.append(info.support_loss)
+        return reached, Info(torch.cat(seen))
+
+    def predict(self, adapted: Adapted, x: Tree) -> Tensor:
+        """Return the adapted models' outputs."""
+        params = {**self._shared(adapted.meta), **adapted.params}
+        options = {"seed": adapted.seed, "draw": QUERY_DRAW, "step": adapted.step}
+        return self.model.apply(params, adapted.buffers, x, phase="query", **options)[0]
+
+    def shown(self, meta: Meta) -> Params:
+        """Return M in the units in which it acts."""
+        parts = [self.model.shown, self.rule.shown, *([] if self.start is None else [self.start.shown])]
+        return {name: value for part in parts for name, value in part(meta.structure).items()}
+
+    def _prepared(self, meta: Meta, support: Batch) -> tuple[Batch, bool]:
+        """Return the support set as it is there, and whether anybody asks for a derivative."""
+        support = present(support)
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for part in meta for t in part.values())
+        if wanted and self.adjoint.exact:
+            self.model.certify(support.x)
+        return support, wanted
+
+    def _shared(self, meta: Meta) -> Params:
+        """Return what of θ and M the model computes with."""
+        return {**meta.params, **{name: meta.structure[name] for name in self.model.structure}}
+
+    def _begin(self, meta: Meta, support: Batch) -> tuple[Inner, Params, SupportLoss]:
+        """Return where the tasks start, what is each task's own but does not move, and the support loss."""
+        model, tasks, shared = self.model, support.y.shape[0], self._shared(meta)
+        own = {**expanded(meta.params, self.moving, tasks), **expanded(model.context, model.context, tasks)}
+        buffers = expanded(model.buffers, model.buffers, tasks)
+        if self.start is not None:
+            loss = self._support_loss(meta, support, {**shared, **own})
+            gradient = self._gradient(loss, buffers)
+            found = self.start.values(meta.structure, own, shared, support, gradient)
+            # as tensors of their own: an inner gradient holds the others still, also those computed from them
+            own = {name: value.view_as(value) for name, value in found.items()}
+        moved = {name: value for name, value in own.items() if name in self.moving}
+        fixed = {name: value for name, value in own.items() if name not in self.moving}
+        state = self.rule.state(meta.structure, moved, support.seed)
+        return Inner(moved, state, buffers), fixed, self._support_loss(meta, support, {**shared, **fixed})
+
+    def _support_loss(self, meta: Meta, support: Batch, still: Params) -> SupportLoss:
+        """Return the support loss as a function of what moves; ``still`` are the other parameters."""
+
+        def support_loss(moved: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
+            batch = support if self.examples is None else self.examples(support, step)
+            params = {**still, **moved}
+            outputs, buffers = self.model.apply(params, buffers, batch.x, seed=batch.seed, draw=step, step=step)
+            if self.inner_loss is None:
+                return self.task_loss(outputs, batch), buffers
+            losses.refuse_padding(batch, self.model.batch_statistics)
+            return self.inner_loss.loss(meta.structure, outputs, batch, step), buffers
+
+        return support_loss
+
+    def _gradient(self, support_loss: SupportLoss, buffers: Params) -> Callable[[Params], Params]:
+        """Return what gives every task's gradient of its support loss with respect to what moves."""
+
+        def gradient(params: Params) -> Params:
+            moved = {name: params[name] for name in params if name in self.moving}
+            exact = self.adjoint.exact and torch.is_grad_enabled()
+            return gradients(support_loss, Inner(moved, {}, buffers), 0, create_graph=exact)[1]
+
+        return gradient
+
+
+def moving(rule: Rule, model: Functional) -> frozenset[str]:
+    """Return the names of the parameters that a rule moves.
+
+    Raises:
+        UsageError: it leaves nothing to move.
+    """
+    leaves = {name: leaf for name, leaf in model.leaves.items() if leaf.role != "structure"}
+    names = rule.moves(leaves)
+    if not names:
+        raise UsageError(f"the rule leaves nothing to move among {', '.join(leaves) or 'no parameters'}")
+    return names
+
+
+def _copied(params: Params) -> Params:
+    return {name: value.clone() for name, value in params.items()}
