@@ -137,7 +137,7 @@ def options(name, one, taskmap):
     if name == "warp_grad":
         # the head, too, since some of these modules have no other linear layer
         shared["warps"] = nn.Linear
-    if name == "mmaml" and len([m for m in one.module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]) < 3:
+    if name == "mmaml" and not any(isinstance(layer, nn.Conv2d) for layer in one.module.modules()):
         shared["what"] = nn.Linear  # likewise
     return shared if name == "meta_sgd" else shared | {"rate": 0.1}
 
