@@ -37,7 +37,7 @@ def test_all_methods_are_judged_on_the_same_tasks_and_again_gives_the_same(tmp_p
 def test_what_cannot_be_compared_is_refused_before_training(tmp_path):
     config = make_config(SMALL)
     with pytest.raises(UnknownNameError, match="did you mean 'maml'"):
-        compare(config, ["nearest", "mmal"], tmp_path)
+        compare(config, ["nearest", "mamal"], tmp_path)
     with pytest.raises(UsageError, match="nearest, nearest"):
         compare(config, ["nearest", "nearest"], tmp_path)
     with pytest.raises(UsageError, match="got none"):
