@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from headstart.algorithms.architecture import sharpened as sharpened
     from headstart.algorithms.attenuation import l2f as l2f
     from headstart.algorithms.aware import aware as aware
-    from headstart.algorithms.aware import propose as propose
     from headstart.algorithms.baselines import joint as joint
     from headstart.algorithms.baselines import nearest as nearest
     from headstart.algorithms.baselines import scratch as scratch
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from headstart.algorithms.modulation import mmaml as mmaml
     from headstart.algorithms.objectives import first_order_until as first_order_until
     from headstart.algorithms.objectives import multi_step as multi_step
+    from headstart.algorithms.proposal import propose as propose
     from headstart.algorithms.proto_maml import proto_maml as proto_maml
     from headstart.algorithms.prototypes import prototypes as prototypes
     from headstart.algorithms.reptile import reptile as reptile
@@ -111,6 +111,7 @@ _PUBLIC = {
         "multi_step",
     ),
     "headstart.algorithms.proto_maml": ("proto_maml",),
+    "headstart.algorithms.proposal": ("propose",),
     "headstart.algorithms.prototypes": ("prototypes",),
     "headstart.algorithms.reptile": ("reptile",),
     "headstart.algorithms.step_norm": ("per_step_norm",),

@@ -6,7 +6,7 @@ from torch import nn
 
 import headstart
 from headstart import Context, FirstOrder, rules
-from headstart.algorithms.aware import propose
+from headstart.algorithms.proposal import propose
 from headstart.algorithms.reading import read
 from headstart.errors import UnknownNameError, UsageError
 from headstart.testing import check_learner, random_episodes
