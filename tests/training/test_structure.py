@@ -315,3 +315,12 @@ def test_joined_rules_show_each_part() -> None:
         ("curvature.output", "matrix"), ("curvature.input", "matrix"), ("curvature.diagonal", "matrix"),
         ("rate", "rate"), ("pace", "other"),
     }  # fmt: skip
+
+
+def test_a_module_s_own_part_is_named_by_its_path():
+    from headstart.training.structure_plot import _place_name
+
+    own = {"part": "hidden1.after.layer", "tensor": "weight", "step": None}
+    of_a_rule = {"part": "curvature.output", "tensor": "hidden1.weight", "step": None}
+    assert _place_name(own, True) == "hidden1.after.layer.weight"
+    assert _place_name(of_a_rule, True) == "hidden1.weight (output)"

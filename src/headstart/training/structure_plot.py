@@ -239,6 +239,8 @@ def _bars_of(found: Findings, kind: str, key: str, title: str, label: str, unit:
 
 def _place_name(row: Row, several: bool) -> str:
     step = "" if row["step"] is None else f" step {row['step']}"
+    if several and row["tensor"] and "." not in row["tensor"]:  # a module's own part, whose path is its name
+        return f"{row['part']}.{row['tensor']}{step}"
     part = row["part"].rpartition(".")[2]
     return f"{row['tensor'] or row['part']}{step}" + (f" ({part})" if several and row["tensor"] else "")
 
