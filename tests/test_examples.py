@@ -39,8 +39,7 @@ def test_sine_adapts_below_what_no_fixed_model_reaches():
     text = run("01_sine.py")
     (before,) = figures(rf"after 0 inner steps: mse {NUMBER}", text)
     (after,) = figures(rf"after 1 inner steps: mse {NUMBER}", text)
-    # no fixed model is below 3.0; rounding, and so a short run, differs with threads and task map
-    assert before > 3 and after < 2.4
+    assert before > 3 and after < 1.8
 
 
 def test_your_own_tasks_beat_the_pooled_model():
