@@ -6,6 +6,7 @@ Data flow one way: tasks → `Episodes` → adapt → predict → loss → meta-
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Generator, Tensor
@@ -73,6 +74,15 @@ class Adapted(NamedTuple):
     """The number of inner steps taken."""
 
 
+class Gaussian(NamedTuple):
+    """A normal distribution of every target value."""
+
+    mean: Tensor
+    """``(B, n, *outputs)``."""
+    variance: Tensor
+    """Of an observation, noise included; ``(B, n, *outputs)``."""
+
+
 class Adapt(Protocol):
     """``(meta, support, steps=None) -> (adapted, info)``; ``steps`` overrides the number of inner steps."""
 
@@ -91,7 +101,7 @@ class Path(Protocol):
 class Learner(NamedTuple):
     """Pure functions over values whose first axis is the task: all that a meta-learning method is.
 
-    The last five fields have defaults that ask for nothing; ``learner._replace(...)`` makes one learner of another.
+    The last fields have defaults that ask for nothing; ``learner._replace(...)`` makes one learner of another.
     """
 
     init: Callable[[Generator | None], Meta]
@@ -118,10 +128,24 @@ class Learner(NamedTuple):
     """The learner to meta-train with when a fraction of the outer steps is done; ``None``: always this one."""
     shown: Callable[[Meta], Params] | None = None
     """M in the units in which it acts, for reports: rates as they multiply, masks and gates in [0, 1]."""
+    distribution: Callable[[Adapted, Tree], Gaussian] | None = None
+    """The distribution of the targets, for regressors that know what they don't know; `predict` gives its mean."""
+    prepare: "Prepare | None" = None
+    """What of θ and M is read off the training tasks before the first outer step; ``None``: nothing is."""
 
 
 MetaGradient: TypeAlias = Callable[[Learner, Meta, Episodes], tuple[Meta, Info]]
 """``(learner, meta, episodes) -> (a Meta of gradients, averaged over the tasks, and Info)``."""
+
+
+class Prepare(Protocol):
+    """``(meta, tasks, seed, folder=None) -> meta``, of the same names, shapes and types.
+
+    ``folder`` is where a long search may keep what it can go on from.
+    """
+
+    def __call__(self, meta: Meta, tasks: "Tasks", seed: int, folder: PathLike[str] | None = None, /) -> Meta: ...
+
 
 Objective: TypeAlias = Callable[[Learner, Meta, Episodes], tuple[Tensor, Info]]
 """``(learner, meta, episodes) -> (meta-losses (B,), Info with the query losses after adapting)``."""
@@ -144,3 +168,7 @@ class Tasks(NamedTuple):
     """Number of ways, or of target values."""
     details: Mapping[str, Any]
     """What the model card says of the data: counts of classes, sources, licences."""
+    counts: Mapping[str, int] | None = None
+    """How many different tasks each split has; ``None``: no end of them."""
+    unit: float = 1.0
+    """What a difference of 1 between targets is in the data's own units, in which errors are reported."""
