@@ -19,6 +19,7 @@ FLOORS = {
     "testing": 1,
     "training": 2,
     "integrations": 2,
+    "bench": 3,
     "cli": 3,
     "serve": 3,
 }

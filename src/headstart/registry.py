@@ -133,6 +133,72 @@ METHODS = (
         "headstart.algorithms.prototypes:prototypes",
     ),
     Row(
+        "es_maml",
+        "MAML by an evolution strategy: no outer derivative, so nothing needs to have one",
+        "Song, Gao, Yang, Choromanski, Pacchiano, Tang 2019, arXiv:1910.01215",
+        "headstart.algorithms.es_maml:es_maml",
+    ),
+    Row(
+        "ridge",
+        "learn an embedding for ridge regression solved in closed form; classes or target values",
+        "Bertinetto, Henriques, Torr, Vedaldi 2018, arXiv:1805.08136",
+        "headstart.algorithms.ridge:ridge",
+    ),
+    Row(
+        "logistic",
+        "learn an embedding for logistic regression solved to the optimum",
+        "",
+        "headstart.algorithms.kernel_machines:logistic",
+    ),
+    Row(
+        "svm",
+        "learn an embedding for a support vector machine solved to the optimum, linear or with a kernel",
+        "Lee, Maji, Ravichandran, Soatto 2019, arXiv:1904.03758",
+        "headstart.algorithms.kernel_machines:svm",
+    ),
+    Row(
+        "gaussian_process",
+        "learn the mean and kernel of a Gaussian process: a mixed-effects model and more, with intervals",
+        "Fortuin, Rätsch 2019, arXiv:1901.08098",
+        "headstart.algorithms.gaussian_process:gaussian_process",
+    ),
+    Row(
+        "dkt",
+        "learn a kernel on a network's features for a Gaussian process: deep kernel transfer, with intervals",
+        "Patacchiola, Turner, Crowley, O'Boyle, Storkey 2020, arXiv:1910.05199",
+        "headstart.algorithms.gaussian_process:dkt",
+    ),
+    Row(
+        "alpaca",
+        "learn a prior of Bayesian linear regression on a network's features, with intervals",
+        "Harrison, Sharma, Pavone 2018, arXiv:1807.08912",
+        "headstart.algorithms.bayesian_linear:alpaca",
+    ),
+    Row(
+        "cnp",
+        "a network reads the support set and answers with a distribution: conditional neural process",
+        "Garnelo et al. 2018, arXiv:1807.01613",
+        "headstart.algorithms.neural_process:cnp",
+    ),
+    Row(
+        "anp",
+        "a neural process whose queries attend to the support set, with a latent variable",
+        "Kim et al. 2019, arXiv:1901.05761",
+        "headstart.algorithms.neural_process:anp",
+    ),
+    Row(
+        "forest",
+        "a random forest: where its trees split is learned across tasks, what its leaves say task by task",
+        "",
+        "headstart.algorithms.forest:forest",
+    ),
+    Row(
+        "search",
+        "any estimator with fit and predict: its hyper-parameters are chosen for the family of tasks",
+        "",
+        "headstart.algorithms.search:search",
+    ),
+    Row(
         "joint",
         "baseline: train on all tasks pooled, then fine-tune; what a loop of SGD over tasks really does",
         "",
@@ -166,6 +232,18 @@ TASKS = (
         "headstart.tasks.curves:curves",
     ),
     Row(
+        "gp_curves",
+        "regress curves drawn from a Gaussian process from a few noisy points; the best possible answer is known",
+        "Garnelo et al. 2018, arXiv:1807.01613",
+        "headstart.tasks.gp_curves:gp_curves",
+    ),
+    Row(
+        "plateaus",
+        "regress functions of several features that are constant on the cells of shared trees",
+        "",
+        "headstart.tasks.steps:plateaus",
+    ),
+    Row(
         "icons",
         "tell icons apart: a class is what an icon shows, an image one designer's drawing of it; built in",
         "permissively licensed icon sets, named in the manifest",
@@ -176,6 +254,12 @@ TASKS = (
         "tell handwritten characters of 50 alphabets apart",
         "Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050",
         "headstart.tasks.omniglot:omniglot",
+    ),
+    Row(
+        "table",
+        "your own table: a CSV or Parquet file with a column that names each row's task",
+        "",
+        "headstart.tasks.table:table",
     ),
     Row(
         "folder",
@@ -197,6 +281,18 @@ MODELS = (
         "four 3x3 convolution blocks and a linear head, the field's standard small network",
         "Vinyals et al. 2016, arXiv:1606.04080; Finn, Abbeel, Levine 2017, arXiv:1703.03400",
         "headstart.models.conv4:conv4",
+    ),
+    Row(
+        "soft_forest",
+        "soft oblivious decision trees, differentiable",
+        "after Popov, Morozov, Babenko 2019, arXiv:1909.06312",
+        "headstart.models.soft_forest:soft_forest",
+    ),
+    Row(
+        "identity",
+        "no network, for heads on the inputs themselves",
+        "",
+        "headstart.models.identity:identity",
     ),
 )
 

@@ -13,7 +13,8 @@ import pytest
 
 from headstart.cli.app import COMMANDS, run
 from headstart.registry import METHODS
-from headstart.training.config import Options, flag
+from headstart.training.config import flag
+from headstart.training.options import Options
 
 SMALL = "--hidden 8 --evaluate-tasks 4 --test-tasks 4 --threads 1".split()
 

@@ -27,6 +27,15 @@ def test_cross_entropy_is_torchs_for_each_task():
     assert losses.cross_entropy(huge, batch).isfinite().all()
 
 
+def test_squared_hinge_is_that_of_one_class_against_the_rest():
+    scores, batch = classes()
+    for task, loss in enumerate(losses.squared_hinge(scores, batch)):
+        expected = 0.0
+        for row, label in zip(scores[task].tolist(), batch.y[task].tolist()):
+            expected += sum(max(0.0, 1 - (1 if k == label else -1) * score) ** 2 for k, score in enumerate(row))
+        assert loss.item() == pytest.approx(expected / 4)
+
+
 @pytest.mark.parametrize("shape", [(3, 4, 1), (3, 4, 2), (2, 5, 2, 3), (2, 5)])
 def test_mse_is_torchs_for_each_task(shape):
     out, batch = targets(shape)
@@ -34,11 +43,11 @@ def test_mse_is_torchs_for_each_task(shape):
     torch.testing.assert_close(losses.mse(out, batch), expected)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("name", ["cross_entropy", "squared_hinge", "mse"])
 def test_masked_examples_count_for_nothing_in_loss_and_gradient(name):
-    out, batch = classes() if name == "cross_entropy" else targets((3, 4, 2))
+    out, batch = targets((3, 4, 2)) if name == "mse" else classes()
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 1]]).bool()
-    y = batch.y.masked_fill(~mask.view(3, 4, *(1,) * (batch.y.ndim - 2)), -1 if name == "cross_entropy" else torch.nan)
+    y = batch.y.masked_fill(~mask.view(3, 4, *(1,) * (batch.y.ndim - 2)), torch.nan if name == "mse" else -1)
     out = out.masked_fill(~mask[..., None], torch.nan).requires_grad_()
     loss = losses.resolve(name)(out, Batch(batch.x, y, mask))
     for task in range(3):
@@ -64,6 +73,14 @@ def test_an_ordinary_loss_can_be_lifted():
     torch.testing.assert_close(losses.per_task(F.l1_loss)(out, batch), expected)
     with pytest.raises(UsageError, match="cannot leave out masked examples"):
         losses.per_task(F.l1_loss)(out, batch._replace(mask=torch.ones(3, 4).bool()))
+
+
+def test_a_hinge_needs_labels_too():
+    scores, batch = classes()
+    with pytest.raises(
+        ShapeError, match=r"squared_hinge needs .* got outputs \(3, 4, 5\) and y \(3, 4\) of torch.float32"
+    ):
+        losses.squared_hinge(scores, batch._replace(y=batch.y.float()))
 
 
 def test_what_does_not_fit_is_refused_with_shapes():

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headstart.errors import ConfigError
-from headstart.training.config import Options, TrainConfig, diff, frequency_range, make_config
+from headstart.training.config import TrainConfig, diff, make_config
+from headstart.training.options import Options, frequency_range
 
 
 @pytest.mark.parametrize(

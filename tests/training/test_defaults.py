@@ -58,8 +58,8 @@ def test_curves_start_from_what_sinusoids_start_from_but_for_the_inner_loop() ->
         ({"tasks": "sinusoid", "noise": 0.1}, "--noise does not apply to the tasks 'sinusoid'"),
         ({"tasks": "sinusoid", "shots": "1-3"}, "but sinusoid takes one number of shots"),
         ({"tasks": "curves", "shots": "1-3"}, "but curves takes one number of shots"),
-        ({"tasks": "folder"}, "need --data DIR"),
-        ({"tasks": "./no/such"}, "there is no such folder"),
+        ({"tasks": "folder"}, "need --data FOLDER"),
+        ({"tasks": "./no/such"}, "there is no such folder or file"),
     ],
 )
 def test_an_option_that_nobody_takes_is_refused(options: dict[str, object], words: str) -> None:

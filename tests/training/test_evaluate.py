@@ -11,8 +11,8 @@ from torch import Tensor
 import headstart
 from headstart.errors import ConfigError, DataError, DivergenceError
 from headstart.tasks.sinusoid import sinusoid
-from headstart.training.evaluate import better, evaluate
-from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta, Tasks
+from headstart.training.evaluate import better, evaluate, interval
+from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Tasks
 
 
 def test_mean_interval_and_steps_against_numbers_by_hand(
@@ -104,3 +104,100 @@ def test_better_goes_by_the_metric() -> None:
     assert better("accuracy", 0.6, 0.5) and not better("accuracy", 0.5, 0.5)
     assert better("mse", 0.4, 0.5) and not better("mse", 0.5, 0.5)
     assert better("mse", 9.0, None)
+
+
+def _said(variance: float) -> Learner:
+    """Say N(0, variance) of everything."""
+
+    def distribution(adapted: Adapted, x: Tensor) -> Gaussian:
+        return Gaussian(torch.zeros_like(x), torch.full_like(x, variance))
+
+    return _constant_classifier()._replace(
+        predict=lambda adapted, x: distribution(adapted, x).mean, distribution=distribution
+    )
+
+
+def _ragged(unit: float = 1.0, counts: dict[str, int] | None = None) -> Tasks:
+    """Task t has t + 1 query values, of which t are 0 and one is 2; what is masked is NaN."""
+
+    def sample(split: str, numbers: Sequence[int]) -> Episodes:
+        place, sizes = torch.arange(4), torch.tensor(list(numbers))[:, None]
+        y = torch.where(place == sizes, 2.0, torch.where(place < sizes, 0.0, math.nan))[..., None]
+        query = Batch(torch.ones_like(y), y, place <= sizes)
+        return Episodes(Batch(torch.ones_like(y), torch.ones_like(y)), query)
+
+    return Tasks("ragged", sample, "regression", (1,), 1, {}, counts, unit)
+
+
+def test_calibration_is_over_all_query_values_that_are_there() -> None:
+    score = evaluate(_said(1.0), Meta({}, {}), _ragged(), episodes=4)
+    found = score.calibration
+    assert found is not None and found.level == 0.9
+    # of 1 + 2 + 3 + 4 values one a task lies outside ± 1.64, not the mean over tasks of 0, 1/2, 2/3, 3/4
+    assert found.coverage == pytest.approx(0.6)
+    assert found.width == pytest.approx(2 * 1.6448536)
+    errors = np.array([4 / size for size in (1, 2, 3, 4)])
+    nll = 0.5 * math.log(2 * math.pi) + 0.5 * errors
+    assert found.nll.mean == pytest.approx(nll.mean())
+    assert found.nll.ci95 == pytest.approx(1.96 * nll.std(ddof=1) / 2)
+    assert score.values == pytest.approx(errors)
+
+
+def test_errors_are_in_the_datas_own_unit() -> None:
+    plain, metres = (evaluate(_said(1.0), Meta({}, {}), _ragged(unit), episodes=4) for unit in (1.0, 100.0))
+    assert metres.mean == pytest.approx(1e4 * plain.mean) and metres.ci95 == pytest.approx(1e4 * plain.ci95)
+    assert metres.values == pytest.approx([1e4 * value for value in plain.values])
+    assert plain.calibration is not None and metres.calibration is not None
+    assert metres.calibration.width == pytest.approx(100 * plain.calibration.width)
+    assert metres.calibration.coverage == plain.calibration.coverage
+    # the density of a value in centimetres is a hundredth of that in metres
+    assert metres.calibration.nll.mean == pytest.approx(plain.calibration.nll.mean + math.log(100))
+    assert metres.calibration.nll.ci95 == pytest.approx(plain.calibration.nll.ci95)
+
+
+def test_units_apply_to_every_number_of_steps(
+    mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks]
+) -> None:
+    learner = mean_learner(steps=1)
+    plain, scaled = (
+        evaluate(learner, learner.init(None), line_tasks()._replace(unit=unit), episodes=7, steps=[0])
+        for unit in (1.0, 3.0)
+    )
+    for count, found in plain.by_inner_step.items():
+        assert scaled.by_inner_step[count] == pytest.approx((9 * found.mean, 9 * found.ci95))
+    assert plain.calibration is None
+
+
+def test_accuracy_has_no_unit() -> None:
+    def sample(split: str, numbers: Sequence[int]) -> Episodes:
+        batch = Batch(torch.zeros(len(numbers), 4, 1), torch.zeros(len(numbers), 4, dtype=torch.int64))
+        return Episodes(batch, batch)
+
+    tasks = Tasks("zeros", sample, "classification", (1,), 2, {}, None, 100.0)
+    assert evaluate(_constant_classifier(), Meta({}, {}), tasks, episodes=4).mean == 1
+
+
+def test_no_more_tasks_are_looked_at_than_there_are() -> None:
+    asked: list[int] = []
+    counts = {"train": 0, "validation": 1, "test": 3}
+    score = evaluate(_said(1.0), Meta({}, {}), _ragged(counts=counts), batch=2, on_batch=asked.append)
+    assert (score.episodes, len(score.values), asked) == (3, 3, [2, 3])
+    assert evaluate(_said(1.0), Meta({}, {}), _ragged(counts=counts), episodes=2).episodes == 2
+    # a single task has a score, and no interval
+    one = evaluate(_said(1.0), Meta({}, {}), _ragged(counts=counts), split="validation")
+    assert (one.episodes, one.mean) == (1, 4.0) and math.isnan(one.ci95)
+    assert one.calibration is not None and math.isnan(one.calibration.nll.ci95)
+    with pytest.raises(ConfigError, match="no task in split 'train' of 'ragged'.*0 train, 1 validation, 3 test"):
+        evaluate(_said(1.0), Meta({}, {}), _ragged(counts=counts), split="train")
+
+
+def test_an_interval_needs_two_values() -> None:
+    assert interval([1.0, 3.0]) == pytest.approx((2.0, 1.96))
+    mean, half = interval([5.0])
+    assert mean == 5 and math.isnan(half)
+
+
+def test_a_distribution_that_is_none_is_an_error() -> None:
+    for variance in (0.0, math.nan):
+        with pytest.raises(DivergenceError, match="not finite"):
+            evaluate(_said(variance), Meta({}, {}), _ragged(), episodes=4)

@@ -43,6 +43,26 @@ def test_a_run_in_two_parts_is_bit_equal_to_one_in_one() -> None:
     assert all(map(torch.equal, tensors_of(whole.state.meta), tensors_of(rest.state.meta)))
 
 
+def test_a_learner_reads_the_training_tasks_before_its_first_step(
+    mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks]
+) -> None:
+    asked: list[object] = []
+
+    def prepare(meta: Meta, tasks: Tasks, seed: int, folder: object = None) -> Meta:
+        asked.append((tasks.name, seed, folder))
+        return Meta({"w": torch.full_like(meta.params["w"], 2.5)}, meta.structure)
+
+    learner, tasks = mean_learner()._replace(prepare=prepare), line_tasks()
+    assert start(learner, seed=4).meta.params["w"] == 0 and not asked
+    state = start(learner, seed=4, tasks=tasks)
+    assert state.meta.params["w"] == 2.5 and asked == [(tasks.name, 4, None)]
+    # the optimiser has the tensors that were read off, and a state that is given is not read off again
+    next(fit(learner, tasks, steps=1, state=state, optimizer=SGD))
+    assert state.meta.params["w"] != 2.5 and len(asked) == 1
+    next(fit(learner, tasks, steps=1))
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize(
     ("schedule", "rates"), [("constant", [0.1] * 4), ("linear", [0.1, 0.075, 0.05, 0.025]), ("cosine", None)]
 )

@@ -5,16 +5,14 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from headstart.training.config import Options
-
-DEFAULT = "maml,prototypes,joint,scratch,nearest"
+from headstart.training.options import Options
 
 
 def compare(
     tasks: str,
     /,
     *,
-    methods: str = DEFAULT,
+    methods: str | None = None,
     options: Annotated[Options, Parameter(name="*")] = Options(),
     out: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
@@ -29,7 +27,8 @@ def compare(
     tasks
         A task family's name (headstart list tasks), or a folder of class folders.
     methods
-        Names of methods (headstart list methods), joined by commas.
+        Names of methods (headstart list methods), joined by commas. Default: maml and joint, scratch for curves and
+        tables, to which images add prototypes and nearest, and tables gaussian_process and forest.
     out
         The folder of the table, with one run's folder a method in it. Default: runs/TASKS-comparison.
     as_json
@@ -38,10 +37,11 @@ def compare(
     from headstart.cli.output import print_json
     from headstart.training.compare import compare, pictures, rows
     from headstart.training.config import make_config
+    from headstart.training.defaults import compared
     from headstart.training.progress import view
 
-    names = [name.strip() for name in methods.split(",") if name.strip()]
     config = make_config({**options.model_dump(exclude_unset=True), "tasks": tasks})
+    names = list(compared(config)) if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     folder = Path("runs", f"{Path(tasks).name}-comparison") if out is None else out
     entries = compare(config, names, folder, view=view())
     stopped = entries[-1].result.stopped

@@ -14,10 +14,13 @@ def print_json(value: Any) -> None:
 
 def score_text(score: "Score") -> str:
     """Return a score as people read it: the mean and interval, then by number of inner steps."""
+    from headstart.training.card import calibration_text
     from headstart.training.report import shown
 
     kind = "classification" if score.metric == "accuracy" else "regression"
     lines = [f"{shown(kind, score.mean, score.ci95)} on {score.episodes} {score.split} tasks (mean and 95 % interval)"]
+    if score.calibration is not None:
+        lines.append(calibration_text(score.calibration._asdict()))
     for count, found in score.by_inner_step.items():
         finite = abs(found.mean) < float("inf")
         lines.append(f"  {count:3d} inner steps: {shown(kind, *found) if finite else 'diverges'}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from headstart.cli.output import print_json
-from headstart.training.config import Options
+from headstart.training.options import Options
 
 if TYPE_CHECKING:
     from headstart.training.run import Result

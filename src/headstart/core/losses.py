@@ -23,10 +23,31 @@ def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
         outputs: logits ``(B, n, ways)``.
         batch: ``y`` ``(B, n)`` int64 in ``[0, ways)``.
     """
+    y = _labels("cross_entropy", outputs, batch)
+    picked = outputs.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+    return masked_mean(outputs.logsumexp(-1) - picked, batch.mask)
+
+
+def squared_hinge(outputs: Tensor, batch: Batch) -> Tensor:
+    """Return Σ_k max(0, 1 − t_k outputs_k)², averaged over each task's examples: t_k is 1 for k = y and −1 else.
+
+    The loss of K linear support vector machines, one class against the rest; it has a derivative everywhere.
+
+    Args:
+        outputs: scores ``(B, n, ways)``.
+        batch: ``y`` ``(B, n)`` int64 in ``[0, ways)``.
+    """
+    y = _labels("squared_hinge", outputs, batch)
+    signs = torch.where(torch.arange(outputs.shape[-1], device=y.device) == y.unsqueeze(-1), 1, -1)
+    return masked_mean((1 - signs * outputs).clamp(min=0).square().sum(-1), batch.mask)
+
+
+def _labels(loss: str, outputs: Tensor, batch: Batch) -> Tensor:
+    """Return the labels ``(B, n)`` of a loss of classes, checked; 0 where there is no example."""
     y = present(batch).y
     if y.is_floating_point() or y.dtype == torch.bool or outputs.shape[:-1] != y.shape:
         raise ShapeError(
-            f"cross_entropy needs logits (tasks, examples, ways) and integer labels (tasks, examples); "
+            f"{loss} needs logits (tasks, examples, ways) and integer labels (tasks, examples); "
             f"got outputs {tuple(outputs.shape)} and y {tuple(y.shape)} of {y.dtype}"
         )
     # reading values back from an accelerator would stall it, and its kernels check the range themselves
@@ -35,8 +56,7 @@ def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
             f"labels go from {int(y.min())} to {int(y.max())}, but the model has {outputs.shape[-1]} outputs; "
             f"labels must be 0 to {outputs.shape[-1] - 1}"
         )
-    picked = outputs.gather(-1, y.long().unsqueeze(-1)).squeeze(-1)
-    return masked_mean(outputs.logsumexp(-1) - picked, batch.mask)
+    return y.long()
 
 
 def mse(outputs: Tensor, batch: Batch) -> Tensor:
@@ -103,7 +123,7 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(mask, values, 0).sum(1) / mask.sum(1).clamp(min=1)
 
 
-LOSSES: dict[str, TaskLoss] = {"cross_entropy": cross_entropy, "mse": mse}
+LOSSES: dict[str, TaskLoss] = {"cross_entropy": cross_entropy, "mse": mse, "squared_hinge": squared_hinge}
 
 
 def resolve(loss: str | TaskLoss) -> TaskLoss:

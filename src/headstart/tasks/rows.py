@@ -59,15 +59,17 @@ def row_tasks(
         seed, device, name, unit, details: as in `Tasks`; the details tell how many tasks were skipped.
 
     Raises:
-        UsageError: support or queries below 1, or a task in two splits.
-        DataError: a task with too few rows, where ``on_short`` is ``"error"``; or a split without tasks.
+        UsageError: support or queries below 1, a task in two splits, or tensors that do not fit each other.
+        DataError: a task with too few rows, where ``on_short`` is ``"error"``; a split without tasks; or numbers that
+            are not finite.
 
     >>> rows = Rows(torch.randn(40, 3), torch.randn(40, 1), torch.arange(40) // 10, ("a", "b", "c", "d"))
     >>> tasks = row_tasks(rows, {"train": (0, 1), "validation": (2,), "test": (3,)}, support=4)
     >>> tasks.sample("test", [0]).query.x.shape
     torch.Size([1, 6, 3])
     """
-    _check(rows, splits, support, order, queries, seed)
+    _check(rows, splits, support, order, queries, on_short, seed)
+    _check_rows(rows, classes)
     regression = rows.y.is_floating_point()
     size = rows.y.shape[1] if regression else int(rows.y.max()) + 1 if classes is None else classes
     index, there = _by_task(rows)
@@ -82,8 +84,12 @@ def row_tasks(
         # as wide as the split's largest task, so that a task does not depend on those beside it
         width, even = int(counts.max()), bool((counts == counts[0]).all())
         places = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
-        numbers, mask = numbers.gather(1, places).to(device), chosen.gather(1, places)
-        return Batch(rows.x[numbers], rows.y[numbers], None if even else mask.to(device))
+        numbers, mask = numbers.gather(1, places).to(device), chosen.gather(1, places).to(device)
+        x, y = rows.x[numbers], rows.y[numbers]
+        if even:
+            return Batch(x, y)
+        # what is not there is zero, lest a task hold another one's row
+        return Batch(_zeroed(x, mask), _zeroed(y, mask), mask)
 
     def sample(split: str, numbers: Sequence[int]) -> Episodes:
         if split not in kept:
@@ -93,9 +99,9 @@ def row_tasks(
         parts = zip((drawn.support, query), sizes[split])
         return Episodes(*(batch(drawn.rows, chosen, counts) for chosen, counts in parts))
 
-    told = {**(details or {}), "tasks": {split: len(found) for split, found in kept.items()}, "skipped": skipped}
-    kind: Literal["classification", "regression"] = "regression" if regression else "classification"
     counts = {split: len(found) for split, found in kept.items()}
+    told = {**(details or {}), "tasks": counts, "skipped": skipped}
+    kind: Literal["classification", "regression"] = "regression" if regression else "classification"
     return Tasks(name, sample, kind, tuple(rows.x.shape[1:]), size, told, counts, unit)
 
 
@@ -129,12 +135,33 @@ class _Ordered(NamedTuple):
         rank = torch.arange(index.shape[1]).expand_as(index)
         if self.y.is_floating_point():
             return _Drawn(index, there & (rank < self.support), there & (rank >= self.support))
-        same = (self.y[index].unsqueeze(1) == self.y[index].unsqueeze(2)) & there.unsqueeze(1)
+        labels = torch.where(there, self.y[index], -1)
         if self.order == "first":
             taken = there & (rank < self.support)
-            return _Drawn(index, taken, there & ~taken & (same & taken.unsqueeze(1)).any(2))
-        rank = same.tril(-1).sum(2)
+            return _Drawn(index, taken, there & ~taken & _seen(labels, taken))
+        rank = _rank_in_class(labels)
         return _Drawn(index, there & (rank < self.support), there & (rank >= self.support))
+
+
+def _rank_in_class(labels: Tensor) -> Tensor:
+    """Return how many earlier rows of its task have a row's class; ``labels`` are ``(B, n)``."""
+    grouped, places = labels.sort(dim=1, stable=True)
+    here = torch.arange(labels.shape[1]).expand_as(labels)
+    begins = grouped != torch.cat([grouped[:, :1] - 1, grouped[:, :-1]], 1)
+    begun = torch.where(begins, here, 0).cummax(1).values
+    return torch.empty_like(labels).scatter_(1, places, here - begun)
+
+
+def _seen(labels: Tensor, taken: Tensor) -> Tensor:
+    """Return which rows have the class of a row that was taken; ``labels`` are ``(B, n)``, -1 where nothing is."""
+    classes = torch.zeros(len(labels), int(labels.max()) + 2, dtype=torch.int64)
+    classes.scatter_reduce_(1, labels + 1, taken.long(), "amax")
+    return classes.gather(1, labels + 1).bool()
+
+
+def _zeroed(values: Tensor, mask: Tensor) -> Tensor:
+    """Return values ``(B, n, ...)`` with zeros where ``mask`` is false."""
+    return torch.where(mask.view(*mask.shape, *(1,) * (values.ndim - 2)), values, torch.zeros_like(values))
 
 
 def _by_task(rows: Rows) -> tuple[Tensor, Tensor]:
@@ -170,11 +197,9 @@ def _usable(
     for split, tasks in splits.items():
         short = [task for task in tasks if not enough[task]]
         if short and on_short == "error":
-            task = short[0]
             raise DataError(
-                f"task {rows.names[task]!r} has {int(ordered.there[task].sum())} rows, too few for {ordered.support} "
-                f"support rows and a query row ({len(short)} of {len(tasks)} tasks of split {split!r} are too small); "
-                "ask for fewer support rows, or skip such tasks (--on-short skip)"
+                f"{_too_small(rows, ordered, short[0])} ({len(short)} of {len(tasks)} tasks of split {split!r} are too "
+                "small); ask for fewer support rows, or skip such tasks (--on-short skip)"
             )
         kept[split] = torch.tensor([task for task in tasks if enough[task]], dtype=torch.int64)
         skipped[split] = len(short)
@@ -186,12 +211,31 @@ def _usable(
     return kept, skipped
 
 
+def _too_small(rows: Rows, ordered: _Ordered, task: int) -> str:
+    """Say why a task cannot be split into support and query rows."""
+    count, support = int(ordered.there[task].sum()), ordered.support
+    found = f"task {rows.names[task]!r} has {count} row{'s' * (count != 1)}"
+    if rows.y.is_floating_point() or count <= support:
+        return f"{found}, too few for {support} support rows and a query row"
+    if ordered.order == "first":
+        return f"{found}, but none after its first {support} is of a class that is among these"
+    return f"{found}, but no class with more than {support}, so nothing would be left to judge on"
+
+
 def _check(
-    rows: Rows, splits: Mapping[str, Sequence[int]], support: int, order: str, queries: int | None, seed: int
+    rows: Rows,
+    splits: Mapping[str, Sequence[int]],
+    support: int,
+    order: str,
+    queries: int | None,
+    on_short: str,
+    seed: int,
 ) -> None:
     check_seed(seed)
     if order not in ("random", "first"):
         raise unknown_name("order of rows", order, ("random", "first"))
+    if on_short not in ("error", "skip"):
+        raise unknown_name("on_short", on_short, ("error", "skip"))
     if support < 1 or (queries is not None and queries < 1):
         raise UsageError(f"support and queries must be at least 1 row, got {support} and {queries}")
     unknown = [split for split in splits if split not in SPLITS]
@@ -205,7 +249,28 @@ def _check(
             if task in seen:
                 raise UsageError(f"task {rows.names[task]!r} is in split {seen[task]!r} and in {split!r}")
             seen[task] = split
-    if not len(rows.x) == len(rows.y) == len(rows.task) or not len(rows.x):
+
+
+def _check_rows(rows: Rows, classes: int | None) -> None:
+    """Refuse tensors that are not what `Rows` says."""
+    x, y, task = rows.x, rows.y, rows.task
+    if not len(x) == len(y) == len(task) or not len(x):
+        raise UsageError(f"x, y and task must have one row an example; got {len(x)}, {len(y)}, {len(task)}")
+    if not x.is_floating_point() or y.ndim != (2 if y.is_floating_point() else 1) or task.ndim != 1:
         raise UsageError(
-            f"x, y and task must have one row an example; got {len(rows.x)}, {len(rows.y)}, {len(rows.task)}"
+            "expected x floating, y (N, outputs) floating or (N,) int64, and task (N,) int64; got x "
+            f"{tuple(x.shape)} of {x.dtype}, y {tuple(y.shape)} of {y.dtype}, task {tuple(task.shape)} of {task.dtype}"
+        )
+    if not 0 <= int(task.min()) <= int(task.max()) < len(rows.names):
+        raise UsageError(
+            f"task numbers go from {int(task.min())} to {int(task.max())}, but there are {len(rows.names)} tasks"
+        )
+    if not y.is_floating_point() and not 0 <= int(y.min()) <= int(y.max()) < (classes or int(y.max()) + 1):
+        expected = "0 up" if classes is None else f"0 to {classes - 1}"
+        raise UsageError(f"class ids go from {int(y.min())} to {int(y.max())}; expected {expected}")
+    bad = ~(torch.isfinite(x).flatten(1).all(1) & torch.isfinite(y).reshape(len(y), -1).all(1))
+    if bad.any():
+        row = int(bad.int().argmax())
+        raise DataError(
+            f"row {row}, of task {rows.names[int(task[row])]!r}, holds a number that is not finite; leave it out"
         )

@@ -15,15 +15,22 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from headstart.errors import ConfigError, DataError, FileError
-from headstart.training.build import find_device, make_learner
+from headstart.errors import ConfigError, FileError
+from headstart.training.adapted_files import (
+    fitted,
+    inductive_learner,
+    read_description,
+    refuse_filled,
+    tasks_like,
+    write_adapted,
+)
+from headstart.training.build import find_device
 from headstart.training.config import TrainConfig, make_config
 from headstart.training.defaults import resolve
-from headstart.training.files import from_safetensors, make_folder, read, read_json, to_json, to_safetensors, write
 from headstart.training.run import open_run
-from headstart.types import Adapted, Batch, Episodes, Learner, Meta, Params, Tasks
+from headstart.types import Adapted, Batch, Learner
 
-WEIGHTS = "adapted.safetensors"
+FORMAT = "headstart-adapted-1"
 
 #: Tasks whose images are light on dark; a support image is turned that way when it is dark on light.
 _LIGHT_ON_DARK = frozenset({"omniglot", "icons"})
@@ -76,7 +83,7 @@ def adapt(
     config, shape = job.config, job.tasks.input_shape
     if job.tasks.kind != "classification" or len(shape) != 3:
         raise ConfigError(f"the run in {run} is of {config.tasks} ({job.tasks.kind}); adapt takes runs on images")
-    _refuse_filled(Path(out))
+    refuse_filled(Path(out))
     found = read_class_folder(support, size=shape[-1], channels=_channels(shape), strict=strict)
     _refuse_ways(config, len(found.names))
     x = _as_trained(torch.cat([scaled(images) for images in found.images]), config)
@@ -109,49 +116,19 @@ def _refuse_ways(config: TrainConfig, classes: int) -> None:
     )
 
 
-def _refuse_filled(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out} is not empty; choose a new folder")
-
-
 def _learner(config: TrainConfig, shape: tuple[int, ...], classes: int, device: torch.device) -> Learner:
-    inductive = config.model_copy(update={"buffers": "task"}) if config.buffers == "batch" else config
-    return make_learner(inductive, _kind_of_tasks(config.tasks, shape, classes), device)[0]
-
-
-def _kind_of_tasks(name: str, shape: tuple[int, ...], classes: int) -> Tasks:
-    """Return what a learner needs to know of tasks that nobody will sample."""
-
-    def sample(split: str, numbers: Sequence[int]) -> Episodes:
-        raise DataError("an adapted model has no tasks to sample")
-
-    return Tasks(name, sample, "classification", shape, classes, {})
+    return inductive_learner(config, tasks_like(config.tasks, "classification", shape, classes), device)
 
 
 def _save(out: Path, model: AdaptedModel, counts: list[int]) -> None:
     described = {
-        "format": "headstart-adapted-1",
+        "format": FORMAT,
         "classes": list(model.classes),
         "images": counts,
         "input_shape": list(model.input_shape),
         "base": model.config.model_dump(),
     }
-    make_folder(out)
-    write(out / WEIGHTS, to_safetensors(_needed(model.adapted)))
-    write(out / "README.md", _card(model, counts).encode())
-    write(out / "config.json", to_json(described))  # last: without it the folder is not a model
-
-
-def _needed(adapted: Adapted) -> Params:
-    """Return the tensors that prediction needs: what adaptation changed takes the place of what it started from."""
-    meta = adapted.meta
-    parts = {
-        "params": {name: value for name, value in meta.params.items() if name not in adapted.params},
-        "structure": meta.structure,
-        "adapted": {name: value[0] for name, value in adapted.params.items()},
-        "buffers": {name: value[0] for name, value in adapted.buffers.items()},
-    }
-    return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    write_adapted(out, model.adapted, described, _card(model, counts))
 
 
 def open_adapted(folder: str | Path, device: str = "auto") -> AdaptedModel:
@@ -161,46 +138,23 @@ def open_adapted(folder: str | Path, device: str = "auto") -> AdaptedModel:
         FileError: no such folder, or its files are not what they should be.
     """
     folder = Path(folder)
-    if not (folder / "config.json").exists():
-        raise FileError(f"{folder} holds no adapted model; make one with `headstart adapt RUN FOLDER --out {folder}`")
-    described = read_json(folder / "config.json")
+    described, where = read_description(folder, FORMAT), folder / "config.json"
     try:
-        if described["format"] != "headstart-adapted-1":
-            raise KeyError("format")
         classes = tuple(str(name) for name in described["classes"])
+        counts = [int(count) for count in described["images"]]
         shape = tuple(int(size) for size in described["input_shape"])
         base = dict(described["base"])
     except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{folder / 'config.json'} does not describe an adapted model") from error
+        raise FileError(f"{where} does not describe an adapted model") from error
     if len(classes) < 2 or len(shape) != 3 or not all(0 < size <= 4096 for size in shape):
-        raise FileError(f"{folder / 'config.json'} has {len(classes)} classes and inputs of shape {shape}")
-    config, where = resolve(make_config(base, str(folder / "config.json"))), find_device(device)
-    learner = _learner(config, shape, len(classes), where)
-    adapted = _fitted(read(folder / WEIGHTS), str(folder / WEIGHTS), learner, shape, len(classes), where)
-    return AdaptedModel(classes, learner, adapted, config, shape, where)
-
-
-def _fitted(
-    data: bytes, where: str, learner: Learner, shape: tuple[int, ...], classes: int, device: torch.device
-) -> Adapted:
-    """Return the file's tensors as an `Adapted`, each of the shape that adapting anew would give it."""
-    blank = Batch(torch.zeros(1, classes, *shape, device=device), torch.arange(classes, device=device).unsqueeze(0))
-    with torch.no_grad():
-        like, _ = learner.adapt(learner.init(torch.Generator().manual_seed(0)), blank)
-    wanted, found = _needed(like), from_safetensors(data, where)
-    if wanted.keys() != found.keys() or any(
-        wanted[n].shape != v.shape or wanted[n].dtype != v.dtype for n, v in found.items()
-    ):
-        raise FileError(f"{where} does not hold the tensors of its model; adapt again")
-    parts: dict[str, Params] = {"params": {}, "structure": {}, "adapted": {}, "buffers": {}}
-    for key, value in found.items():
-        part, _, name = key.partition(".")
-        parts[part][name] = value.to(device)
-    params = {name: parts["params"].get(name, parts["adapted"].get(name)) for name in like.meta.params}
-    changed, buffers = (
-        {name: value.unsqueeze(0) for name, value in parts[part].items()} for part in ("adapted", "buffers")
-    )
-    return Adapted(Meta(cast(Params, params), parts["structure"]), changed, buffers, None, like.step)
+        raise FileError(f"{where} has {len(classes)} classes and inputs of shape {shape}")
+    if len(counts) != len(classes) or not all(0 < count <= 1_000_000 for count in counts):
+        raise FileError(f"{where} has {len(classes)} classes of {counts} images")
+    config, device_found = resolve(make_config(base, str(where))), find_device(device)
+    learner = _learner(config, shape, len(classes), device_found)
+    y = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts)).unsqueeze(0)
+    blank = Batch(torch.zeros(1, y.shape[1], *shape), y)
+    return AdaptedModel(classes, learner, fitted(folder, learner, blank, device_found), config, shape, device_found)
 
 
 def predict(model: AdaptedModel, images: Sequence[str | Path]) -> list[Prediction]:

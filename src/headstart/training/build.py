@@ -1,9 +1,11 @@
 """From a configuration to the things themselves: device, tasks, model and learner."""
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +14,10 @@ from torch import nn
 from headstart.core.adjoint import Checkpointed, Unrolled
 from headstart.errors import ConfigError, UsageError
 from headstart.registry import load
-from headstart.training.config import TrainConfig, frequency_range
+from headstart.training.config import TrainConfig
 from headstart.training.loop import MakeOptimizer
-from headstart.types import Learner, Tasks
+from headstart.training.options import frequency_range
+from headstart.types import Learner, Meta, Tasks
 
 
 class Job(NamedTuple):
@@ -31,19 +34,33 @@ class Job(NamedTuple):
 
 
 #: By which argument a factory takes an option, where the names differ.
-_ARGUMENTS = {"inner_steps": "steps", "inner_rate": "rate", "task_map": "taskmap", "image_size": "size"}
+_ARGUMENTS = {
+    "inner_steps": "steps",
+    "inner_rate": "rate",
+    "task_map": "taskmap",
+    "image_size": "size",
+    "validation_share": "validation",
+    "test_share": "test",
+    "curve_kernel": "kernel",
+    "soft_trees": "trees",
+}
 _TASK_OPTIONS = (
-    "data", "ways", "shots", "queries", "noise", "seed", "split", "rotations", "image_size", "channels", "on_short",
-    "strict",
+    "data", "ways", "shots", "queries", "noise", "curve_kernel", "seed", "split", "rotations", "image_size", "channels",
+    "on_short", "strict", "task_column", "target", "time_column", "target_kind", "on_duplicates", "validation_share",
+    "test_share",
 )  # fmt: skip
-_METHOD_OPTIONS = ("inner_steps", "inner_rate", "task_map", "buffers", "adjoint")
-_MODEL_OPTIONS = ("hidden", "filters", "downsample", "norm")
+_METHOD_OPTIONS = (
+    "inner_steps", "inner_rate", "task_map", "buffers", "adjoint", "kernel", "mean", "trees", "leaves", "estimator",
+    "trials", "samples", "deviation",
+)  # fmt: skip
+_MODEL_OPTIONS = ("hidden", "filters", "downsample", "norm", "soft_trees", "depth")
 _ADJOINTS = {"unrolled": Unrolled(), "checkpointed": Checkpointed()}
 
-#: Methods that start from class means, and so need classes.
-_CLASSIFIERS = frozenset({"proto_maml"})
-#: Methods that classify by class means, and so learn an embedding, not a head.
-_EMBEDDINGS = frozenset({"prototypes"})
+#: Methods that need classes, and methods that need target values.
+_CLASSIFIERS = frozenset({"proto_maml", "prototypes", "nearest", "svm", "logistic"})
+_REGRESSORS = frozenset({"gaussian_process", "dkt", "alpaca", "cnp", "anp"})
+#: Methods with a head of their own, for which the model is an embedding.
+_EMBEDDINGS = frozenset({"prototypes", "ridge", "logistic", "svm", "dkt", "alpaca"})
 
 
 def build(config: TrainConfig) -> Job:
@@ -81,6 +98,10 @@ def make_tasks(config: TrainConfig, device: torch.device) -> Tasks:
     if isinstance(config.shots, str):
         low, _, high = config.shots.partition("-")
         options["shots"] = (int(low), int(high))
+    if config.tasks == "table":
+        options["support"] = options.pop("shots", config.support_first)
+        options["order"] = "random" if config.support_first is None else "first"
+        options["columns"] = config.columns
     if config.frequency is not None:
         options["frequency"] = frequency_range(config.frequency)
     if config.train_ways is not None:
@@ -95,24 +116,61 @@ def make_learner(
 
     ``explain`` is told what the method chooses by itself, line by line.
     """
+    _refuse_kind(config, tasks)
     factory = load("method", config.method)
+    module = make_model(config, tasks)
     options = _chosen(config, _METHOD_OPTIONS)
     accepted = inspect.signature(factory).parameters
-    takes_loss = "loss" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    if takes_loss and config.method not in _CLASSIFIERS:
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    if ("loss" in accepted or takes_any) and config.method != "proto_maml":
         options["loss"] = "cross_entropy" if tasks.kind == "classification" else "mse"
-    elif tasks.kind != "classification":
-        raise ConfigError(f"the method {config.method!r} classifies, but the tasks {tasks.name!r} are {tasks.kind}")
     if "ways" in accepted:
         # without a number of its own, the learner counts the classes of each batch
-        options["ways"] = tasks.output_size if config.train_ways is None else None
+        options["ways"] = None if config.train_ways is not None or tasks.kind == "regression" else tasks.output_size
+    sizes = {"inputs": prod(tasks.input_shape), "outputs": tasks.output_size}
+    if module is not None and {"inputs", "features"} <= accepted.keys():
+        sizes = {"features": _features(module, tasks.input_shape), "outputs": tasks.output_size}
+    options |= {name: size for name, size in sizes.items() if name in accepted}
+    if "device" in accepted:
+        options["device"] = device
     if "explain" in accepted:
         options["explain"] = explain
     if "adjoint" in options:
         options["adjoint"] = _ADJOINTS[options["adjoint"]]
-    module = make_model(config, tasks)
-    parameters = sum(p.numel() for p in module.parameters() if p.requires_grad) if module else 0
-    return factory(module.to(device) if module else None, **options), parameters
+    if module is None:
+        learner = _placed(factory(**options), device)
+        return learner, sum(value.numel() for value in learner.init(None).params.values())
+    parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return factory(module.to(device), **options), parameters
+
+
+def _refuse_kind(config: TrainConfig, tasks: Tasks) -> None:
+    """Refuse a method that does not do this kind of tasks."""
+    if config.method in (_REGRESSORS if tasks.kind == "classification" else _CLASSIFIERS):
+        does, others = (
+            ("predicts numbers", "ridge, prototypes or maml")
+            if tasks.kind == "classification"
+            else ("classifies", "gaussian_process, ridge or maml")
+        )
+        raise ConfigError(
+            f"the method {config.method!r} {does}, but the tasks {tasks.name!r} are {tasks.kind};"
+            f" take another --method, such as {others}"
+        )
+
+
+def _features(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return how many values a module makes of an input."""
+    with torch.no_grad():
+        return copy.deepcopy(module).eval()(torch.zeros(1, *shape)).numel()
+
+
+def _placed(learner: Learner, device: torch.device) -> Learner:
+    """Return a learner that was made without a model with its values on the device."""
+
+    def init(generator: torch.Generator | None = None) -> Meta:
+        return Meta(*({name: value.to(device) for name, value in part.items()} for part in learner.init(generator)))
+
+    return learner._replace(init=init)
 
 
 def make_model(config: TrainConfig, tasks: Tasks) -> nn.Module | None:

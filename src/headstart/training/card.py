@@ -1,6 +1,7 @@
 """The model card: what a run's weights are, how good they are, and how to make and use them again."""
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from headstart.registry import find
@@ -9,6 +10,9 @@ from headstart.training.config import TrainConfig, flag
 from headstart.training.defaults import resolve
 from headstart.training.plots import pictured
 from headstart.training.structure import Findings, summary
+
+#: Options without which the others have no defaults.
+_NEEDED = ("tasks", "method", "data", "task_column", "target")
 
 
 def card(job: Job, results: dict[str, Any], found: Findings) -> str:
@@ -40,7 +44,7 @@ Weights from which a new task of this kind is learned out of a few examples, mad
 
 def command(config: TrainConfig) -> str:
     """Return the command that makes a run again: what differs from the defaults, and the seed."""
-    plain = {"tasks": config.tasks, "method": config.method, "data": config.data}
+    plain = {name: getattr(config, name) for name in _NEEDED}
     if config.model is not None:
         plain["model"] = config.model
     base = resolve(TrainConfig(**plain))
@@ -49,7 +53,7 @@ def command(config: TrainConfig) -> str:
         value = getattr(config, name)
         if name == "tasks" or value is None:
             continue
-        if name in ("method", "data", "seed") or value != getattr(base, name) or name == "model" and _chosen(config):
+        if name in (*_NEEDED, "seed") or value != getattr(base, name) or name == "model" and _chosen(config):
             words += [flag(name) if value is not False else flag(f"no_{name}")]
             words += [] if isinstance(value, bool) else [str(value)]
     return shlex.join([*words, "--out", "RUN"])
@@ -57,7 +61,7 @@ def command(config: TrainConfig) -> str:
 
 def _chosen(config: TrainConfig) -> bool:
     """Return whether the model is another than the default."""
-    return config.model != resolve(TrainConfig(tasks=config.tasks, method=config.method, data=config.data)).model
+    return config.model != resolve(TrainConfig(**{name: getattr(config, name) for name in _NEEDED})).model
 
 
 def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
@@ -71,6 +75,8 @@ def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
         "Method": f"{config.method}: {method.summary}" + (f" ({method.reference})" if method.reference else ""),
         "Model": _model(job),
     }
+    if "calibration" in results:
+        rows["Calibration"] = calibration_text(results["calibration"])
     if config.inner_steps is not None:
         rows["Inner loop"] = (
             f"{config.inner_steps} gradient step{'s' * (config.inner_steps != 1)} of size {config.inner_rate}"
@@ -104,6 +110,8 @@ def _result(results: dict[str, Any]) -> str:
 
 def _task(job: Job) -> str:
     config = job.config
+    if config.tasks == "table":
+        return _table_task(config)
     if job.tasks.kind == "regression":
         text = f"{config.shots} support points to learn from, {config.queries} query points to be judged on"
         if config.frequency is not None:
@@ -114,9 +122,21 @@ def _task(job: Job) -> str:
     return f"{config.ways} classes; {config.shots} support and {config.queries} query images a class"
 
 
+def _table_task(config: TrainConfig) -> str:
+    rows = f"its first {config.support_first}" if config.support_first else f"{config.shots} of its"
+    judged = "the other rows" if config.queries is None else f"at most {config.queries} of the others"
+    return (
+        f"one {config.task_column}: {config.target} of {judged} is predicted from {rows} rows"
+        f"{f', in the order of {config.time_column}' if config.time_column else ''}"
+    )
+
+
 def _data(job: Job) -> str:
     details = job.tasks.details
     parts = []
+    if job.tasks.counts is not None:
+        counted = ", ".join(f"{count} {split}" for split, count in job.tasks.counts.items())
+        parts.append(f"tasks: {counted} (no task is in two splits)")
     if "classes" in details:
         counts = ", ".join(f"{count} {split}" for split, count in details["classes"].items())
         parts.append(f"classes: {counts} (no class is in two splits)")
@@ -157,10 +177,27 @@ def _notes(job: Job, results: dict[str, Any]) -> str:
         notes.append("The picture episode.png shows the first test task.")
     elif shown == "curves":
         notes.append("The picture episode.png shows the first test tasks before and after adapting.")
+    elif shown == "table":
+        notes.append("The picture episode.png shows rows of the first test tasks, and what was predicted.")
     return "\n".join(notes) + "\n"
 
 
 def _usage(job: Job) -> str:
+    if job.config.tasks == "table":
+        return "    headstart adapt RUN ROWS_OF_A_TASK.csv --out ADAPTED\n    headstart predict ADAPTED MORE_ROWS.csv"
     if job.tasks.kind == "regression":
         return "    headstart evaluate RUN"
     return "    headstart adapt RUN FOLDER_OF_CLASS_FOLDERS --out ADAPTED\n    headstart predict ADAPTED IMAGE"
+
+
+def calibration_text(found: Mapping[str, Any]) -> str:
+    """Return how well predicted distributions fit, as people write it; from a `Calibration`'s fields.
+
+    >>> calibration_text({"nll": (1.5, 0.1), "coverage": 0.884, "width": 2.0, "level": 0.9})
+    '90 % intervals hold 88.4 % of the values, and are 2 wide on average; log-likelihood of a value -1.5'
+    """
+    nll = found["nll"]["mean"] if isinstance(found["nll"], Mapping) else found["nll"][0]
+    return (
+        f"{100 * found['level']:.0f} % intervals hold {100 * found['coverage']:.1f} % of the values, and are"
+        f" {found['width']:.3g} wide on average; log-likelihood of a value {-nll:.3g}"
+    )

@@ -20,8 +20,25 @@ _IMAGES: Row = {"ways": 5, "shots": 1, "queries": 15, "on_short": "error"}
 TASKS: dict[str, Row] = {
     "sinusoid": {"shots": 10, "queries": 10, "frequency": 1.0},
     "curves": {"shots": 10, "queries": 10, "noise": 0.3},
+    "gp_curves": {"shots": "3-20", "queries": 50, "noise": 0.1, "curve_kernel": "rbf"},
+    "plateaus": {"shots": 10, "queries": 20, "noise": 0.3},
     "icons": {**_IMAGES, "queries": 7, "rotations": True},
     "omniglot": {**_IMAGES, "queries": 5, "data": None, "split": "characters"},
+    "table": {
+        "shots": 5,
+        "queries": None,
+        "on_short": "error",
+        "data": None,
+        "task_column": None,
+        "target": None,
+        "columns": None,
+        "time_column": None,
+        "support_first": None,
+        "target_kind": "auto",
+        "on_duplicates": "error",
+        "validation_share": 0.2,
+        "test_share": 0.2,
+    },
     "folder": {**_IMAGES, "data": None, "image_size": 28, "channels": 3, "strict": False},
 }
 
@@ -29,6 +46,8 @@ TASKS: dict[str, Row] = {
 MODELS: dict[str, Row] = {
     "mlp": {"hidden": "40,40"},
     "conv4": {"filters": 32, "downsample": "stride", "norm": "batch"},
+    "soft_forest": {"soft_trees": 16, "depth": 4},
+    "identity": {},
 }
 
 _MODULE: Row = {"task_map": "vmap", "buffers": "batch"}
@@ -63,6 +82,17 @@ METHODS: dict[str, Row] = {
     "aware": {**_EXACT, "schedule": "cosine", "adjoint": None},
     "reptile": {**_INNER, **_OUTER, "optimizer": "sgd", "outer_rate": 1.0, "schedule": "linear"},
     "prototypes": {"train_ways": None, **_MODULE, **_OUTER},
+    "es_maml": {**_INNER, **_OUTER, "samples": 32, "deviation": 0.05},
+    "ridge": {**_MODULE, **_OUTER},
+    "logistic": {**_MODULE, **_OUTER, "kernel": "linear"},
+    "svm": {**_MODULE, **_OUTER, "kernel": "linear"},
+    "gaussian_process": {**_OUTER, "kernel": "linear", "mean": "network"},
+    "dkt": {**_MODULE, **_OUTER, "kernel": "rbf"},
+    "alpaca": {**_MODULE, **_OUTER},
+    "cnp": _OUTER,
+    "anp": _OUTER,
+    "forest": {**_OUTER, "trees": 50, "leaves": 16},
+    "search": {"estimator": "svm", "trials": 50},
     "joint": {**_INNER, **_OUTER},
     "scratch": _INNER,
     "nearest": {},
@@ -71,10 +101,14 @@ METHODS: dict[str, Row] = {
 #: What curves and images start from, in the outer and the inner loop.
 _CURVES: Row = {"model": "mlp", "steps": 10_000, "tasks_per_step": 25, "inner_steps": 1, "inner_rate": 0.01}
 _PICTURES: Row = {"model": "conv4", "steps": 1000, "tasks_per_step": 4, "inner_steps": 5, "inner_rate": 0.1}
+_TABLES: Row = {**_CURVES, "steps": 500, "tasks_per_step": 16, "inner_steps": 5, "inner_rate": 0.05}
 _BY_KIND: dict[str, Row] = {
     "sinusoid": _CURVES,
     # the best rate for maml and mmaml alike, of four on validation tasks
     "curves": {**_CURVES, "inner_steps": 5, "inner_rate": 0.005},
+    "gp_curves": {**_CURVES, "tasks_per_step": 16, "inner_steps": 5},
+    "plateaus": {**_CURVES, "steps": 2000},
+    "table": _TABLES,
     "icons": _PICTURES,
     "omniglot": _PICTURES,
     "folder": _PICTURES,
@@ -94,14 +128,17 @@ _EXCEPTIONS: dict[tuple[str, str], Row] = {
     ("scratch", "images"): {"inner_steps": 20, "inner_rate": 0.5},
 }
 
+#: Tasks that are made of what the user has.
+_OWN_DATA = {"folder": "folder", "table": "file"}
+
 #: Methods that use no model at all.
-MODEL_FREE = frozenset({"nearest"})
+MODEL_FREE = frozenset({"nearest", "gaussian_process", "cnp", "anp", "forest", "search"})
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """Return ``config`` with every option that applies filled in; those that do not apply are ``None``.
 
-    A folder given as tasks becomes the tasks ``folder`` with that data.
+    A folder given as tasks becomes the tasks ``folder`` with that data, and a CSV or Parquet file the tasks ``table``.
 
     Raises:
         UnknownNameError: tasks, a method or a model that do not exist.
@@ -110,7 +147,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     >>> resolve(TrainConfig(tasks="sinusoid")).inner_rate
     0.01
     """
-    config = _with_folder(config)
+    config = _with_data(config)
     find("task", config.tasks)
     find("method", config.method)
     kind = _BY_KIND.get(config.tasks, {})
@@ -131,7 +168,21 @@ def resolve(config: TrainConfig) -> TrainConfig:
     values = {name: defaults.get(name) if value is None else value for name, value in config.model_dump().items()}
     if isinstance(values["shots"], str):
         _check_range_of_shots(values, kind)
+    if values["tasks"] == "table":
+        _check_table(values, config)
     return make_config(values)
+
+
+def compared(config: TrainConfig) -> tuple[str, ...]:
+    """Return the methods that are compared on the tasks of ``config`` where nobody names any.
+
+    >>> compared(TrainConfig(tasks="sinusoid"))
+    ('maml', 'joint', 'scratch')
+    """
+    kind = _BY_KIND.get(_with_data(config).tasks, {})
+    if kind is _TABLES:
+        return "gaussian_process", "forest", "maml", "joint", "scratch"
+    return ("maml", "joint", "scratch") if _are_curves(kind) else ("maml", "prototypes", "joint", "scratch", "nearest")
 
 
 def taken_by(config: TrainConfig) -> frozenset[str]:
@@ -140,7 +191,7 @@ def taken_by(config: TrainConfig) -> frozenset[str]:
     Raises:
         UnknownNameError: tasks, a method or a model that do not exist.
     """
-    config = _with_folder(config)
+    config = _with_data(config)
     find("task", config.tasks)
     find("method", config.method)
     rows_taken = [TASKS[config.tasks], METHODS[config.method]]
@@ -155,6 +206,8 @@ def taken_by(config: TrainConfig) -> frozenset[str]:
 
 def _check_range_of_shots(values: Row, kind: Row) -> None:
     """Refuse tasks with different numbers of examples where tasks or model cannot have them."""
+    if values["tasks"] == "gp_curves":
+        return
     if _are_curves(kind):
         raise ConfigError(
             f"--shots is {values['shots']!r}, but {values['tasks']} takes one number of shots, such as 10"
@@ -164,6 +217,17 @@ def _check_range_of_shots(values: Row, kind: Row) -> None:
             f"--shots is {values['shots']!r}, so tasks have different numbers of examples, and --norm batch would "
             "count the padding of the smaller ones; take --norm group, layer or instance, or one number of shots"
         )
+
+
+def _check_table(values: Row, config: TrainConfig) -> None:
+    """Refuse a table without a task column or a target; ``support_first`` takes the place of ``shots``."""
+    for name in ("task_column", "target"):
+        if values[name] is None:
+            raise ConfigError(f"a table needs {flag(name)}: {TrainConfig.model_fields[name].description}")
+    if values["support_first"] is not None:
+        if config.shots is not None:
+            raise ConfigError("--shots draws support rows at random, --support-first takes the first; leave one out")
+        values["shots"] = None
 
 
 def _are_curves(kind: Row) -> bool:
@@ -190,20 +254,36 @@ def _refuse(what: str, name: str | None, table: Mapping[str, Row], config: Train
         )
 
 
-def _with_folder(config: TrainConfig) -> TrainConfig:
-    """Make data paths absolute, and a folder given as tasks the tasks ``folder``."""
+def _with_data(config: TrainConfig) -> TrainConfig:
+    """Make data paths absolute, and a folder or a file given as tasks the tasks ``folder`` or ``table``.
+
+    The method of a table is `gaussian_process` where none was given.
+    """
+    config = _with_path(config)
+    if config.tasks == "table" and "method" not in config.model_fields_set:
+        return config.model_copy(update={"method": "gaussian_process"})
+    return config
+
+
+def _with_path(config: TrainConfig) -> TrainConfig:
     if config.data is not None:
         config = config.model_copy(update={"data": os.path.abspath(os.path.expanduser(config.data))})
-    if config.tasks == "folder" and config.data is None:
-        raise ConfigError("the tasks 'folder' need --data DIR, or the folder itself in place of TASKS")
+    if config.tasks in _OWN_DATA and config.data is None:
+        what = _OWN_DATA[config.tasks]
+        raise ConfigError(
+            f"the tasks {config.tasks!r} need --data {what.upper()}, or the {what} itself in place of TASKS"
+        )
     if config.tasks in {row.name for row in rows("task")}:
         return config
     path = os.path.expanduser(config.tasks)
-    if os.path.isdir(path):
+    kind = "folder" if os.path.isdir(path) else "table" if os.path.isfile(path) else None
+    if kind is not None:
         if config.data is not None:
-            raise ConfigError(f"TASKS is the folder {config.tasks!r}, so leave out --data")
-        return config.model_copy(update={"tasks": "folder", "data": os.path.abspath(path)})
-    if os.sep in config.tasks:
+            raise ConfigError(f"TASKS is the {_OWN_DATA[kind]} {config.tasks!r}, so leave out --data")
+        return config.model_copy(update={"tasks": kind, "data": os.path.abspath(path)})
+    if os.sep in config.tasks or config.tasks.endswith((".csv", ".tsv", ".parquet")):
         names = ", ".join(row.name for row in rows("task"))
-        raise ConfigError(f"TASKS is {config.tasks!r}, but there is no such folder; give one, or one of {names}")
+        raise ConfigError(
+            f"TASKS is {config.tasks!r}, but there is no such folder or file; give one, or one of {names}"
+        )
     return config

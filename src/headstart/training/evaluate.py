@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from headstart.core import losses
+from headstart.core.calibration import coverage, gaussian_nll, interval_width
 from headstart.errors import ConfigError, DivergenceError
 from headstart.training.loop import check_data, named
-from headstart.types import Batch, Episodes, Learner, Meta, Tasks
+from headstart.types import Adapted, Batch, Episodes, Gaussian, Learner, Meta, Tasks
 
 Metric = Literal["accuracy", "mse"]
 
@@ -20,16 +21,31 @@ class Interval(NamedTuple):
 
     mean: float
     ci95: float
-    """1.96 · standard deviation / √(number of tasks)."""
+    """1.96 · standard deviation / √(number of tasks); NaN for a single task, of which no interval can be told."""
+
+
+class Calibration(NamedTuple):
+    """How well the predicted distributions fit the query set, for learners that predict distributions."""
+
+    nll: Interval
+    """The negative log-likelihood of a target value in nats, averaged over a task's; the density is of the data's own
+    unit (less is better)."""
+    coverage: float
+    """Which fraction of all query values lies in its central interval of ``level``; ``level`` where all is right."""
+    width: float
+    """The mean width of these intervals over all query values, in the data's own unit."""
+    level: float = 0.9
 
 
 class Score(NamedTuple):
     """How well a learner does on tasks 0 … N − 1 of a split."""
 
     metric: Metric
-    """'accuracy', the fraction of the query set that is right (more is better), or 'mse' (less is better)."""
+    """'accuracy', the fraction of the query set that is right (more is better), or 'mse', in the square of the data's
+    own unit (less is better)."""
     mean: float
     ci95: float
+    """As in `Interval`: NaN for a single task."""
     episodes: int
     """N, the number of tasks."""
     split: str
@@ -37,6 +53,8 @@ class Score(NamedTuple):
     """The metric of each task."""
     by_inner_step: dict[int, Interval]
     """The same by number of inner steps taken; not finite where adaptation diverged on some task."""
+    calibration: Calibration | None = None
+    """``None`` for learners that predict no distribution."""
 
 
 def evaluate(
@@ -52,13 +70,14 @@ def evaluate(
 ) -> Score:
     """Adapt to the support set of each of the first ``episodes`` tasks of a split, and judge on its query set.
 
-    The tasks are always the same, dropout is off, and nothing is changed: ``meta`` is bit-equal afterwards.
+    The tasks are always the same, dropout is off, and nothing is changed: ``meta`` is bit-equal afterwards. Errors
+    are in the data's own unit (`Tasks.unit`).
 
     Args:
         learner: the method.
         meta: what was meta-learned.
         tasks: where episodes come from.
-        episodes: N, at least 2.
+        episodes: N, at least 2; where the split has fewer tasks (`Tasks.counts`), each of them is taken once.
         split: 'train', 'validation' or 'test'.
         steps: a number of inner steps in place of the learner's own, or several to be listed in
             ``by_inner_step`` beside the learner's own.
@@ -66,6 +85,7 @@ def evaluate(
         on_batch: called with the number of tasks done after each batch.
 
     Raises:
+        ConfigError: fewer than 2 episodes or 1 task at a time, or a split without tasks.
         DataError: a task holds numbers that are not finite.
         DivergenceError: the predictions on some task are not finite.
 
@@ -78,19 +98,37 @@ def evaluate(
     """
     if episodes < 2 or batch < 1:
         raise ConfigError(f"episodes must be at least 2 and batch at least 1, got {episodes} and {batch}")
+    episodes = _there(tasks, split, episodes)
     metric: Metric = "accuracy" if tasks.kind == "classification" else "mse"
+    scale = tasks.unit**2 if metric == "mse" else 1.0
     own, listed = _step_counts(learner, steps)
     values: dict[int | None, list[float]] = {count: [] for count in listed}
+    looks: list[_Look] = []
     for numbers in _batches(episodes, batch):
         sampled = tasks.sample(split, numbers)
-        for count, outputs in _outputs(learner, meta, sampled, listed):
-            values[count] += _measured(metric, outputs, sampled.query)
+        for count, (outputs, distribution) in _answers(learner, meta, sampled, listed):
+            found = [scale * value for value in _measured(metric, outputs, sampled.query)]
+            values[count] += found
             if count == own:
-                _check_finite(values[count][-len(numbers) :], sampled, split, numbers)
+                _check_finite(found, sampled, split, numbers)
+                if distribution is not None:
+                    looks += _looks(distribution, sampled.query)
+                    _check_finite([look.nll for look in looks[-len(numbers) :]], sampled, split, numbers)
         if on_batch is not None:
             on_batch(numbers[-1] + 1)
     by_step = {count: interval(found) for count, found in values.items() if count is not None}
-    return Score(metric, *interval(values[own]), episodes, split, tuple(values[own]), by_step)
+    calibration = _calibration(looks, tasks.unit) if looks else None
+    return Score(metric, *interval(values[own]), episodes, split, tuple(values[own]), by_step, calibration)
+
+
+def _there(tasks: Tasks, split: str, episodes: int) -> int:
+    """Return how many of the first ``episodes`` tasks of a split there are."""
+    if tasks.counts is None:
+        return episodes
+    if not tasks.counts.get(split):
+        listed = ", ".join(f"{count} {name}" for name, count in tasks.counts.items())
+        raise ConfigError(f"there is no task in split {split!r} of {tasks.name!r} to judge on; it has {listed}")
+    return min(episodes, tasks.counts[split])
 
 
 def _step_counts(learner: Learner, steps: int | Sequence[int] | None) -> tuple[int | None, list[int | None]]:
@@ -108,13 +146,51 @@ def _batches(episodes: int, batch: int) -> Iterator[range]:
 
 
 @torch.no_grad()
-def _outputs(
+def _answers(
     learner: Learner, meta: Meta, sampled: Episodes, counts: Sequence[int | None]
-) -> list[tuple[int | None, Tensor]]:
+) -> list[tuple[int | None, tuple[Tensor, Gaussian | None]]]:
+    """Return the predictions for the query set after each number of steps, and their distributions if there are."""
     return [
-        (count, learner.predict(learner.adapt(meta, sampled.support, steps=count)[0], sampled.query.x))
-        for count in counts
+        (count, _answer(learner, learner.adapt(meta, sampled.support, steps=count)[0], sampled)) for count in counts
     ]
+
+
+def _answer(learner: Learner, adapted: Adapted, sampled: Episodes) -> tuple[Tensor, Gaussian | None]:
+    if learner.distribution is None:
+        return learner.predict(adapted, sampled.query.x), None
+    distribution = learner.distribution(adapted, sampled.query.x)
+    return distribution.mean, distribution
+
+
+class _Look(NamedTuple):
+    """A task's part in `Calibration`, with targets as they are."""
+
+    nll: float
+    coverage: float
+    width: float
+    values: int
+    """How many target values its query set has."""
+
+
+def _looks(distribution: Gaussian, query: Batch) -> list[_Look]:
+    """Return each task's part in the calibration; on the CPU, in double precision."""
+    predicted = Gaussian(*(part.cpu().double() for part in distribution))
+    mask = None if query.mask is None else query.mask.cpu()
+    batch = Batch(predicted.mean, query.y.cpu().double(), mask)
+    measures = gaussian_nll(predicted, batch), coverage(predicted, batch), interval_width(predicted, mask=mask)
+    counts = [query.y.shape[1]] * len(query.y) if mask is None else mask.sum(1).tolist()
+    size = math.prod(query.y.shape[2:])
+    rows = zip(*(measure.tolist() for measure in measures), counts)
+    return [_Look(nll, covered, width, size * count) for nll, covered, width, count in rows]
+
+
+def _calibration(looks: Sequence[_Look], unit: float) -> Calibration:
+    every = sum(look.values for look in looks)
+    covered, width = (
+        sum(getattr(look, name) * look.values for look in looks) / every for name in ("coverage", "width")
+    )
+    # a density of another unit: p(y) dy is the same
+    return Calibration(interval([look.nll + math.log(unit) for look in looks]), covered, unit * width)
 
 
 def _measured(metric: Metric, outputs: Tensor, query: Batch) -> list[float]:
@@ -138,13 +214,14 @@ def _check_finite(values: Sequence[float], sampled: Episodes, split: str, number
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Return the mean and half the 95 % interval, with the standard deviation of a sample (n − 1).
+    """Return the mean and half the 95 % interval, with the standard deviation of a sample (n − 1); NaN for one value.
 
     >>> interval([2.0, 2.0, 2.0])
     Interval(mean=2.0, ci95=0.0)
     """
     found = torch.tensor(values, dtype=torch.float64)
-    return Interval(float(found.mean()), float(1.96 * found.std() / math.sqrt(len(values))))
+    half = float(1.96 * found.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return Interval(float(found.mean()), half)
 
 
 def better(metric: Metric, new: float, old: float | None) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -58,6 +59,8 @@ def start(
     optimizer: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3),
     seed: int = 0,
     meta: Meta | None = None,
+    tasks: Tasks | None = None,
+    folder: PathLike[str] | None = None,
 ) -> State:
     """Return the state before the first step.
 
@@ -66,8 +69,12 @@ def start(
         optimizer: makes the outer optimiser of a list of tensors; any of ``torch.optim`` will do.
         seed: decides what ``learner.init`` draws.
         meta: weights to start from, in place of the learner's own.
+        tasks: where the learner reads off what it wants to know before (``learner.prepare``), if anything.
+        folder: where that may keep what it can go on from.
     """
     own = copied(learner.init(Generator().manual_seed(seed)) if meta is None else meta)
+    if learner.prepare is not None and tasks is not None:
+        own = copied(learner.prepare(own, tasks, seed, folder))
     return State(own, None if learner.gradient is None else optimizer(tensors_of(own)))
 
 
@@ -102,7 +109,7 @@ def fit(
         tasks: where episodes come from.
         steps: the number of steps after which to stop, those in ``state`` included.
         tasks_per_step: B.
-        state: where to start; by default `start` (learner, optimizer=…, seed=…). It is changed.
+        state: where to start; by default `start` (learner, optimizer=…, seed=…, tasks=tasks). It is changed.
         optimizer: makes the outer optimiser, where ``state`` is not given.
         schedule: how the outer rate goes over the steps: constant, or down to 0 after ``steps``.
         seed: decides dropout, and where ``state`` is not given, what the learner's start draws.
@@ -121,7 +128,7 @@ def fit(
         raise unknown_name("schedule", schedule, SCHEDULES)
     if steps < 0 or tasks_per_step < 1:
         raise ConfigError(f"steps must be at least 0 and tasks_per_step at least 1, got {steps} and {tasks_per_step}")
-    state = start(learner, optimizer=optimizer, seed=seed) if state is None else state
+    state = start(learner, optimizer=optimizer, seed=seed, tasks=tasks) if state is None else state
     if state.optimizer is None:
         raise UsageError("this learner learns nothing across tasks, so there is nothing to fit; evaluate it as it is")
     groups = state.optimizer.param_groups

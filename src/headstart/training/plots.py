@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from headstart.core.calibration import reach
 from headstart.training.build import Job, make_tasks
 from headstart.training.figures import BLUE, GREEN, GREY, ORANGE, RED, dress, named, new_figure, png
 from headstart.training.metrics import Line
+from headstart.training.table_plot import draw_table
 from headstart.types import Episodes, Meta, Tasks
 
 if TYPE_CHECKING:
@@ -83,8 +85,10 @@ def _draw_single(axis: "Axes", results: dict[str, Any]) -> None:
     dress(axis, f"{results['episodes']} test tasks", "", named(results["metric"]))
 
 
-def pictured(tasks: Tasks) -> Literal["images", "curves"] | None:
+def pictured(tasks: Tasks) -> Literal["images", "curves", "table"] | None:
     """Return as what a task of these can be drawn; ``None`` where there is no picture of it."""
+    if "schema" in tasks.details:
+        return "table"
     if tasks.kind == "classification" and len(tasks.input_shape) == 3:
         return "images"
     if tasks.kind == "regression" and tasks.input_shape == (1,) and tasks.output_size == 1:
@@ -93,10 +97,12 @@ def pictured(tasks: Tasks) -> Literal["images", "curves"] | None:
 
 
 def draw_episode(job: Job, meta: Meta) -> bytes | None:
-    """Draw a real test episode of images, or some test curves; ``None`` where inputs are neither."""
+    """Draw a real test episode of images, or some test curves or rows; ``None`` where inputs are none of these."""
     shown = pictured(job.tasks)
     if shown is None:
         return None
+    if shown == "table":
+        return draw_table(job, meta)
     return _draw_images(job, meta) if shown == "images" else _draw_curves(job, meta)
 
 
@@ -153,9 +159,11 @@ def _draw_curves(job: Job, meta: Meta) -> bytes:
     low, high = float(episode.query.x.min()), float(episode.query.x.max())
     line = torch.linspace(low, high, 200, device=job.device, dtype=episode.query.x.dtype).view(1, -1, 1)
     grid = episode._replace(query=episode.query._replace(x=line.expand(4, -1, -1)))
-    styles = {0: ("--", ORANGE, "before adapting"), job.learner.steps: ("-", BLUE, _after(job.learner.steps))}
+    styles = {} if job.learner.steps is None else {0: ("--", ORANGE, "before adapting")}
+    styles[job.learner.steps] = ("-", BLUE, _after(job.learner.steps))
     if job.learner.steps is not None:
         styles.setdefault(10, ("-", GREEN, _after(10)))
+    band = _band(job, meta, grid)
     drawn = {steps: _predict(job, meta, grid, steps).cpu() for steps in styles}
     figure = new_figure(width=9.5, height=6)
     for task, axis in enumerate(figure.subplots(2, 2, sharex=True).flat):
@@ -164,11 +172,26 @@ def _draw_curves(job: Job, meta: Meta) -> bytes:
         axis.plot(x[order], y[order], color=GREY, linewidth=4, alpha=0.45, label="the task's curve")
         for steps, (style, colour, label) in styles.items():
             axis.plot(line[0, :, 0].cpu(), drawn[steps][task, :, 0], style, color=colour, linewidth=1.6, label=label)
-        support = [value[task, :, 0].cpu() for value in episode.support[:2]]
+        if band is not None:
+            ends = (value[task, :, 0] for value in band)
+            axis.fill_between(line[0, :, 0].cpu(), *ends, color=BLUE, alpha=0.15, linewidth=0, label="90 % interval")
+        there = slice(None) if episode.support.mask is None else episode.support.mask[task]
+        support = [value[task, there, 0].cpu() for value in episode.support[:2]]
         axis.plot(*support, "o", color=RED, markersize=5, label="learned from")
         dress(axis, f"Test task {task}", "x" if task > 1 else "", "y" if task % 2 == 0 else "")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False, fontsize=9)
     return png(figure)
+
+
+@torch.no_grad()
+def _band(job: Job, meta: Meta, episode: Episodes) -> tuple[Tensor, Tensor] | None:
+    """Return the ends of the predicted 90 % intervals, where the learner predicts distributions."""
+    if job.learner.distribution is None:
+        return None
+    adapted, _ = job.learner.adapt(meta, episode.support)
+    mean, variance = job.learner.distribution(adapted, episode.query.x)
+    half = reach(0.9) * variance.sqrt()
+    return (mean - half).cpu(), (mean + half).cpu()
 
 
 def _after(steps: int | None) -> str:

@@ -1,5 +1,6 @@
 """What a finished run has come to: table, pictures and model card, all made from the files in its folder."""
 
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,29 +75,39 @@ def read_results(run: Path) -> dict[str, Any]:
 
 
 def score_to_json(score: Score) -> dict[str, Any]:
-    """Return a score as JSON values, without the tasks' own; what is not finite becomes null."""
-    return {
+    """Return a score as JSON values, without the tasks' own; what is not finite becomes null.
+
+    ``ci95`` is null for a single task. ``calibration`` is there for learners that predict distributions only.
+    """
+    told = {
         "metric": score.metric,
         "mean": score.mean,
-        "ci95": score.ci95,
+        "ci95": score.ci95 if isfinite(score.ci95) else None,
         "episodes": score.episodes,
         "split": score.split,
         "by_inner_step": {str(count): _finite(found) for count, found in score.by_inner_step.items()},
     }
+    found = score.calibration
+    if found is None:
+        return told
+    return told | {"calibration": found._asdict() | {"nll": _finite(found.nll)}}
 
 
 def _finite(found: Interval) -> dict[str, float | None]:
-    return {name: value if abs(value) < float("inf") else None for name, value in found._asdict().items()}
+    return {name: value if isfinite(value) else None for name, value in found._asdict().items()}
 
 
 def shown(kind: Literal["classification", "regression"], mean: float, ci95: float | None = None) -> str:
-    """Return a score as people write it.
+    """Return a score as people write it; without ± where there is no interval (a single task: NaN, or none given).
 
     >>> shown("classification", 0.98765, 0.004)
     'accuracy 98.77 ± 0.40 %'
     >>> shown("regression", 0.012345)
     'mse 0.01235'
+    >>> shown("regression", 0.012345, float("nan"))
+    'mse 0.01235'
     """
+    known = ci95 is not None and isfinite(ci95)
     if kind == "classification":
-        return f"accuracy {100 * mean:.2f}" + (f" ± {100 * ci95:.2f}" if ci95 is not None else "") + " %"
-    return f"mse {mean:.4g}" + (f" ± {ci95:.2g}" if ci95 is not None else "")
+        return f"accuracy {100 * mean:.2f}" + (f" ± {100 * ci95:.2f}" if known else "") + " %"
+    return f"mse {mean:.4g}" + (f" ± {ci95:.2g}" if known else "")

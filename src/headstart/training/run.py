@@ -4,6 +4,7 @@
 
     RUN/
       config.json       every option, resolved; ``--config`` takes it back
+      table.json        of a table: its columns, and how they are turned into numbers
       metrics.jsonl     one line an outer step        results.csv   one row a look at the validation tasks
       results.json      the score on the test tasks   test.csv      the same, one row a task
       results.png  episode.png  README.md             pictures, and a short model card
@@ -35,6 +36,7 @@ from headstart.training.signals import Stop, only_writer, stop_signals
 from headstart.types import Meta
 
 CONFIG = "config.json"
+TABLE = "table.json"
 LEARNED = ("structure.json", "structure.csv", "structure.png")
 
 
@@ -86,6 +88,8 @@ def train(config: TrainConfig, out: str | Path, *, view: View | None = None) -> 
         with only_writer(run):
             _refuse_other_run(run, config)
             write(run / CONFIG, to_json(config.model_dump()))
+            if "schema" in job.tasks.details:  # how a new task's rows are to be read
+                write(run / TABLE, to_json(job.tasks.details["schema"]))
             try:
                 return _train(job, run, stop, view)
             finally:
@@ -121,6 +125,16 @@ def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
             raise ConfigError(f"the run in {run} has taken {state.step} steps already; --steps is {config.steps}")
         view.note(f"going on from step {state.step}")
         return state, found.checkpoint.best
+    if job.learner.prepare is not None:
+        view.note("reading the training tasks")
+        state = start(
+            job.learner,
+            optimizer=make_optimizer(config),
+            seed=config.seed,
+            meta=state.meta,
+            tasks=job.tasks,
+            folder=run,
+        )
     score = _validate(job, state.meta)
     best = Best(0, score.mean, copied(state.meta))
     metrics = MetricsFile(run, -1)
@@ -175,7 +189,8 @@ def _validate(job: Job, meta: Meta) -> Score:
 
 def _test(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View) -> Score | None:
     """Judge the best weights on the test tasks, and write what the run has come to."""
-    view.note(f"testing on {job.config.test_tasks} tasks")
+    there = (job.tasks.counts or {}).get("test", job.config.test_tasks)
+    view.note(f"testing on {min(there, job.config.test_tasks)} tasks")
 
     def leave_if_asked(done: int) -> None:
         if stop.requested:

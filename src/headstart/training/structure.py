@@ -42,7 +42,8 @@ class Findings(NamedTuple):
 
 def find(job: Job, meta: Meta) -> Findings:
     """Return what was learned about the model of a run, with movement over at most as many tasks as it is tested on."""
-    return Findings(learned(job.learner, meta), movement(job, meta, min(TASKS, job.config.test_tasks)))
+    there = (job.tasks.counts or {}).get("test", TASKS)
+    return Findings(learned(job.learner, meta), movement(job, meta, max(2, min(TASKS, job.config.test_tasks, there))))
 
 
 def write_findings(run: Path, found: Findings) -> list[Path]:

@@ -1,0 +1,251 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import MultivariateNormal
+
+from headstart.algorithms.gaussian_process import dkt, gaussian_process
+from headstart.core.objective import meta_loss
+from headstart.errors import ShapeError, UnknownNameError, UsageError
+from headstart.tasks.rows import Rows, row_tasks
+from headstart.testing import check_learner, random_episodes
+from headstart.training.loop import fit, start
+from headstart.types import Batch, Episodes, Meta
+
+TABLE = partial(gaussian_process, inputs=3, outputs=2, dtype=torch.float64)
+EPISODES = random_episodes((3,), regression=True, outputs=2)
+
+
+def net(outputs: int, inputs: int = 3):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(inputs, 5), nn.Tanh(), nn.Linear(5, outputs)).double()
+
+
+@pytest.mark.parametrize("likelihood", ["joint", "predictive"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"kernel": "rbf"}, {"kernel": "matern"}, {"mean": "linear", "kernel": "linear"}, {"mean": "constant"}],
+)
+def test_gaussian_processes_keep_the_contract(options, likelihood):
+    check_learner(TABLE(likelihood=likelihood, **options), EPISODES, order=True)
+
+
+def test_a_gaussian_process_with_a_network_for_its_mean_keeps_the_contract():
+    module = net(2)
+    check_learner(lambda taskmap: TABLE(module, taskmap=taskmap), EPISODES, order=True, module=module)
+
+
+@pytest.mark.parametrize("likelihood", ["joint", "predictive"])
+@pytest.mark.parametrize("kernel", ["rbf", "matern", "linear", "spectral"])
+def test_deep_kernels_keep_the_contract(kernel, likelihood):
+    module = net(4)
+    check_learner(
+        lambda taskmap: dkt(module, kernel=kernel, outputs=2, likelihood=likelihood, taskmap=taskmap),
+        EPISODES,
+        order=True,
+        module=module,
+    )
+
+
+def test_dropout_and_batch_statistics_are_those_of_the_task():
+    module = nn.Sequential(nn.Linear(3, 6), nn.Dropout(0.3), nn.BatchNorm1d(6)).double()
+    seeded = Episodes(*(batch._replace(seed=torch.arange(3)) for batch in EPISODES))
+    make = partial(dkt, module, outputs=2)
+    check_learner(lambda taskmap: make(taskmap=taskmap), seeded, masks=False, module=module)
+    padded = EPISODES.support._replace(mask=torch.tensor([[True, True, True, False]] * 3))
+    with pytest.raises(UsageError, match="normalises by all of them"):
+        learner = make()
+        learner.adapt(learner.init(None), padded)
+
+
+def covariance(meta: Meta, x: torch.Tensor) -> torch.Tensor:
+    """Of the observations of a gaussian_process with an rbf rest, by hand."""
+    m = meta.structure
+    size = x.shape[-1] + 1
+    unit = torch.eye(size, dtype=x.dtype)
+    rows, columns = torch.tril_indices(size, size, -1)
+    unit[rows, columns] = m["kernel.effects.lower"]
+    factor = torch.diag(m["kernel.effects.log_diagonal"].exp()) @ unit
+    design = torch.cat([torch.ones_like(x[:, :1]), x], 1) @ factor
+    scaled = x / m["kernel.rest.log_length"].exp()
+    rest = torch.exp(2 * m["kernel.rest.log_scale"] - torch.cdist(scaled, scaled).square() / 2)
+    return design @ design.T + rest + torch.exp(2 * m["log_noise"]) * torch.eye(len(x), dtype=x.dtype)
+
+
+def moved(meta: Meta) -> Meta:
+    generator = torch.Generator().manual_seed(5)
+    return Meta(
+        *(
+            {k: v + 0.2 * torch.randn(v.shape, generator=generator, dtype=v.dtype) for k, v in part.items()}
+            for part in meta
+        )
+    )
+
+
+def test_prediction_is_the_conditional_of_the_joint_distribution():
+    learner = TABLE(kernel="rbf", mean="linear")
+    meta = moved(learner.init(None))
+    support, query = EPISODES
+    adapted, info = learner.adapt(meta, support)
+    got = learner.distribution(adapted, query.x)
+    assert info.support_loss.shape == (0, 3) and learner.steps is None
+    for task in range(3):
+        x = torch.cat([support.x[task], query.x[task]])
+        k, m = covariance(meta, x), meta.params["mean.bias"] + x @ meta.params["mean.linear"]
+        gain = k[4:, :4] @ k[:4, :4].inverse()
+        torch.testing.assert_close(got.mean[task], m[4:] + gain @ (support.y[task] - m[:4]))
+        variance = (k[4:, 4:] - gain @ k[:4, 4:]).diagonal()
+        torch.testing.assert_close(got.variance[task], variance[:, None].expand(5, 2))
+    torch.testing.assert_close(learner.predict(adapted, query.x), got.mean)
+
+
+def test_the_joint_loss_is_the_marginal_likelihood_of_all_of_a_tasks_points():
+    learner = TABLE(kernel="rbf", mean="linear", regularization=0)
+    meta = moved(learner.init(None))
+    losses, info = learner.objective(learner, meta, EPISODES)
+    for task in range(3):
+        x = torch.cat([batch.x[task] for batch in EPISODES])
+        y = torch.cat([batch.y[task] for batch in EPISODES])
+        left = y - meta.params["mean.bias"] - x @ meta.params["mean.linear"]
+        density = MultivariateNormal(torch.zeros(9).double(), covariance(meta, x)).log_prob(left.T).sum()
+        torch.testing.assert_close(losses[task], -density / 18)
+    adapted, _ = learner.adapt(meta, EPISODES.support)
+    torch.testing.assert_close(
+        info.query_loss, (learner.predict(adapted, EPISODES.query.x) - EPISODES.query.y).square().mean((1, 2))
+    )
+
+
+def test_the_joint_and_the_predictive_likelihood_agree_on_one_query_row():
+    """log p(y_s, y_q) − log p(y_s) = log p(y_q | y_s)."""
+    learner, other = TABLE(), TABLE(likelihood="predictive")
+    meta = moved(learner.init(None))
+    support, query = EPISODES
+    one = Batch(query.x[:, :1], query.y[:, :1])
+    none = Batch(query.x[:, :1], query.y[:, :1], torch.zeros(3, 1, dtype=torch.bool))
+    both, _ = learner.objective(learner, meta, Episodes(support, one))
+    first, _ = learner.objective(learner, meta, Episodes(support, none))
+    expected, _ = other.objective(other, meta, Episodes(support, one))
+    torch.testing.assert_close(10 * both - 8 * first, 2 * expected)
+
+
+def test_deep_kernels_are_kernels_of_the_networks_features():
+    module = net(4)
+    learner = dkt(module, outputs=2)
+    meta = learner.init(None)
+    adapted, _ = learner.adapt(meta, EPISODES.support)
+    got = learner.predict(adapted, EPISODES.query.x)
+    left, right = module(EPISODES.query.x[0]), module(EPISODES.support.x[0])
+    k = torch.exp(-torch.cdist(right, right).square() / 2) + 0.09 * torch.eye(4)
+    cross = torch.exp(-torch.cdist(left, right).square() / 2)
+    torch.testing.assert_close(got[0], cross @ k.inverse() @ EPISODES.support.y[0])
+
+
+def test_without_evidence_the_prior_is_predicted():
+    learner = TABLE(mean="constant")
+    meta = moved(learner.init(None))
+    support = EPISODES.support._replace(mask=torch.zeros(3, 4, dtype=torch.bool))
+    adapted, _ = learner.adapt(meta, support)
+    got = learner.distribution(adapted, EPISODES.query.x)
+    torch.testing.assert_close(got.mean, meta.params["mean.bias"].expand(3, 5, 2))
+    assert (got.variance > torch.exp(2 * meta.structure["log_noise"])).all()
+
+
+def test_the_weak_prior_counts_once_for_all_values():
+    learner = TABLE(regularization=2.0)
+    meta = learner.init(None)
+    further = meta._replace(structure=meta.structure | {"log_noise": meta.structure["log_noise"] + 0.5})
+    difference = learner.penalty(further) - learner.penalty(meta)
+    many = further._replace(structure=further.structure | {"values": torch.tensor(5000.0).double()})
+    assert difference > 0
+    torch.testing.assert_close(learner.penalty(many) * 5, learner.penalty(further))
+    base = TABLE(regularization=0)
+    torch.testing.assert_close(
+        meta_loss(learner, further, EPISODES)[0] - meta_loss(base, further, EPISODES)[0], learner.penalty(further)
+    )
+
+
+def panel(tasks: int = 30, rows: int = 8, seed: int = 0) -> Rows:
+    """Lines with intercepts (1 ± 0.8) and slopes (−2 ± 0.5), noise 0.2, around a bend."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.linspace(-1.5, 1.5, rows).repeat(tasks)
+    task = torch.arange(tasks).repeat_interleave(rows)
+    effects = torch.randn(tasks, 2, generator=generator) * torch.tensor([0.8, 0.5]) + torch.tensor([1.0, -2.0])
+    y = effects[task, 0] + effects[task, 1] * x + 0.2 * torch.randn(len(x), generator=generator)
+    return Rows(x[:, None], (y + torch.cos(2 * x))[:, None], task, tuple(map(str, range(tasks))))
+
+
+def panel_tasks():
+    return row_tasks(panel(), {"train": range(20), "test": range(20, 30)}, support=3, order="first")
+
+
+def test_preparing_starts_at_the_pooled_line_and_counts_the_values():
+    rows, tasks = panel(), panel_tasks()
+    learner = gaussian_process(inputs=1)
+    meta = learner.init(None)
+    prepared = learner.prepare(meta, tasks, 0)
+    train = rows.task < 20
+    design = torch.cat([torch.ones(160, 1), rows.x[train]], 1)
+    line = torch.linalg.lstsq(design, rows.y[train]).solution
+    torch.testing.assert_close(prepared.params["mean.bias"], line[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(prepared.params["mean.linear"], line[1:], atol=1e-4, rtol=1e-4)
+    assert prepared.structure["values"] == 160
+    assert {k: v.dtype for k, v in prepared.params.items()} == {k: v.dtype for k, v in meta.params.items()}
+
+
+def test_it_finds_the_variances_of_a_mixed_effects_model_and_the_bend():
+    tasks = panel_tasks()
+    learner = gaussian_process(inputs=1, kernel="linear")
+    meta = learner.prepare(learner.init(torch.Generator().manual_seed(0)), tasks, 0)
+    state = start(learner, optimizer=partial(torch.optim.Adam, lr=0.03), meta=meta)
+    for _ in fit(learner, tasks, steps=150, tasks_per_step=20, state=state, schedule="cosine"):
+        pass
+    seen = learner.shown(state.meta)
+    assert seen["noise"].item() == pytest.approx(0.2, abs=0.05)
+    assert seen["kernel.effects.diagonal"][0].item() == pytest.approx(0.8, abs=0.3)
+    episodes = tasks.sample("test", range(10))
+    adapted, _ = learner.adapt(state.meta, episodes.support)
+    predicted = learner.distribution(adapted, episodes.query.x)
+    error = (predicted.mean - episodes.query.y).square()
+    # a line of its own for every task cannot bend, and three rows do not say its slope
+    assert error.mean().sqrt() < 0.8
+    covered = (error < 4 * predicted.variance).float().mean()
+    assert 0.85 <= covered <= 1
+    line = gaussian_process(inputs=1, mean="linear", kernel="linear")
+    first = line.prepare(line.init(None), tasks, 0)
+    before = line.predict(line.adapt(first, episodes.support)[0], episodes.query.x)
+    assert error.mean() < 0.5 * (before - episodes.query.y).square().mean()
+
+
+def test_float32_copes_with_rows_that_repeat():
+    learner = gaussian_process(inputs=1, kernel="rbf")
+    meta = learner.init(None)
+    meta = meta._replace(structure=meta.structure | {"log_noise": torch.tensor(math.log(1e-4))})
+    batch = Batch(torch.zeros(1, 30, 1), torch.ones(1, 30, 1))
+    adapted, _ = learner.adapt(meta, batch)
+    got = learner.distribution(adapted, batch.x)
+    torch.testing.assert_close(got.mean, batch.y, atol=1e-2, rtol=0)
+    assert (got.variance > 0).all()
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(UnknownNameError, match="unknown kernel 'rfb'; did you mean 'rbf'"):
+        gaussian_process(inputs=1, kernel="rfb")
+    with pytest.raises(UnknownNameError, match="unknown mean"):
+        gaussian_process(inputs=1, mean="mlp")
+    with pytest.raises(UnknownNameError, match="unknown likelihood 'marginal'"):
+        dkt(net(2), likelihood="marginal")
+    with pytest.raises(UnknownNameError, match="unknown kernel 'cosine'"):
+        dkt(net(2), kernel="cosine")
+    with pytest.raises(UsageError, match="a module is the mean function's network"):
+        gaussian_process(net(1), inputs=3, mean="linear")
+    learner = TABLE()
+    with pytest.raises(ShapeError, match="outputs= the number of target values"):
+        learner.adapt(learner.init(None), EPISODES.support._replace(y=EPISODES.support.y[..., :1]))
+    with pytest.raises(ShapeError, match="inputs have 2 features; the learner was made for inputs=3"):
+        learner.adapt(learner.init(None), EPISODES.support._replace(x=EPISODES.support.x[..., :2]))
+    deep = dkt(net(4), features=3, outputs=2)
+    with pytest.raises(ShapeError, match="the network gives 4 features; the kernel was made for 3"):
+        deep.adapt(deep.init(None), EPISODES.support)
