@@ -141,10 +141,8 @@ def table(summary: str, rows: list[dict[str, Any]]) -> str:
         lines.append(f"| `{row['estimator']}` | {cells[0]} | {cells[1]} | {gap} |")
     for row in rows:
         found = ", ".join(f"{name} {value:.4g}" if value != 1 else name for name, value in row["found"].items())
-        lines += [
-            "",
-            f"Found for `{row['estimator']}` by {row['trials']} trials on {row['tasks_per_trial']} training tasks each: {found}.",
-        ]
+        budget = f"{row['trials']} trials on {row['tasks_per_trial']} training tasks each"
+        lines += ["", f"Found for `{row['estimator']}` by {budget}: {found}."]
     return "\n".join(lines)
 
 

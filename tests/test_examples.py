@@ -71,3 +71,12 @@ def test_what_is_learned_about_the_model_pays():
     assert plain > 1.8 and aware < 1.5
     low, high = figures(rf"rate.hidden2.weight: {NUMBER} to {NUMBER}", text)
     assert low < 0 < 0.02 < high
+
+
+def test_an_estimator_learns_a_new_machine_from_four_readings():
+    pytest.importorskip("sklearn")
+    text = run("06_sklearn.py")
+    (pooled,) = figures(rf"pooled: +{NUMBER}", text)
+    (adapted,) = figures(rf"adapted: +{NUMBER}", text)
+    (search,) = figures(rf"search: +{NUMBER}", text)
+    assert pooled < 0.5 and adapted > 0.7 and search > 0.6

@@ -167,6 +167,30 @@ def test_the_weak_prior_counts_once_for_all_values():
     )
 
 
+@pytest.mark.parametrize(("tasks", "factor"), [(0, 1), (15, 16 / 9), (400, 401 / 394), (3, 2)])
+def test_few_training_tasks_widen_the_effects_of_a_new_one(tasks, factor):
+    learner, narrow = TABLE(kernel="linear"), TABLE(kernel="linear", likelihood="predictive")
+    meta = moved(learner.init(None))
+    told = meta._replace(structure=meta.structure | {"tasks": torch.tensor(float(tasks)).double()})
+    logs = meta.structure["kernel.effects.log_diagonal"] + 0.5 * math.log(factor)
+    wide = meta._replace(structure=meta.structure | {"kernel.effects.log_diagonal": logs})
+    ours = learner.distribution(learner.adapt(told, EPISODES.support)[0], EPISODES.query.x)
+    theirs = narrow.distribution(narrow.adapt(wide, EPISODES.support)[0], EPISODES.query.x)
+    torch.testing.assert_close(ours, theirs)
+    # what is fitted to the training tasks stays as it is
+    assert torch.equal(learner.objective(learner, told, EPISODES)[0], learner.objective(learner, meta, EPISODES)[0])
+
+
+def test_a_learner_that_has_counted_its_tasks_keeps_the_contract():
+    learner = TABLE()
+
+    def init(generator=None):
+        meta = learner.init(generator)
+        return meta._replace(structure=meta.structure | {"tasks": torch.tensor(9.0).double()})
+
+    check_learner(learner._replace(init=init), EPISODES)
+
+
 def panel(tasks: int = 30, rows: int = 8, seed: int = 0) -> Rows:
     """Lines with intercepts (1 ± 0.8) and slopes (−2 ± 0.5), noise 0.2, around a bend."""
     generator = torch.Generator().manual_seed(seed)
@@ -191,7 +215,7 @@ def test_preparing_starts_at_the_pooled_line_and_counts_the_values():
     line = torch.linalg.lstsq(design, rows.y[train]).solution
     torch.testing.assert_close(prepared.params["mean.bias"], line[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(prepared.params["mean.linear"], line[1:], atol=1e-4, rtol=1e-4)
-    assert prepared.structure["values"] == 160
+    assert prepared.structure["values"] == 160 and prepared.structure["tasks"] == 20
     assert {k: v.dtype for k, v in prepared.params.items()} == {k: v.dtype for k, v in meta.params.items()}
 
 

@@ -71,7 +71,7 @@ class TestAgainstScikitLearn:
         gaps = []
         for number, (classes, x, y, query, C) in enumerate(problems(50)):
             reference = svc.LinearSVC(
-                multi_class="crammer_singer", fit_intercept=False, C=C, tol=1e-8, max_iter=100_000, random_state=0
+                multi_class="crammer_singer", fit_intercept=False, C=C, tol=1e-6, max_iter=20_000, random_state=0
             )
             learner = svm(C=C, intercept=0.0)
             ours = scores(learner, learner.init(None), x, y, query)
@@ -85,9 +85,7 @@ class TestAgainstScikitLearn:
         """Halved, the two classes' weights are one; its ½‖w‖² is twice theirs, so C is half."""
         svc = pytest.importorskip("sklearn.svm")
         for _, x, y, query, C in problems(50, ways=2):
-            reference = svc.LinearSVC(
-                loss="hinge", fit_intercept=False, C=C, tol=1e-8, max_iter=100_000, random_state=0
-            )
+            reference = svc.LinearSVC(loss="hinge", fit_intercept=False, C=C, tol=1e-6, max_iter=20_000, random_state=0)
             learner = svm(C=C / 2, intercept=0.0)
             ours = scores(learner, learner.init(None), x, y, query)
             assert gap(ours[:, 1] - ours[:, 0], fitted(reference, x, y).decision_function(query.numpy())) < 1e-3
@@ -122,16 +120,15 @@ class TestAgainstScikitLearn:
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
-@pytest.mark.parametrize("support", [4, 9])
-def test_the_contract_of_a_learner(machine, kernel, support):
-    module, episodes = net(), random_episodes((3,), support=support)
-    check_learner(lambda taskmap: machine(module, kernel=kernel, taskmap=taskmap), episodes, module=module, order=True)
-    check_learner(machine(kernel=kernel), episodes, order=True)
+def test_the_contract_of_a_learner(machine, kernel):
+    module = net()
+    check_learner(lambda taskmap: machine(module, kernel=kernel, taskmap=taskmap), random_episodes((3,)), module=module)
+    check_learner(machine(kernel=kernel), random_episodes((3,), support=9), order=True)
 
 
-@pytest.mark.parametrize("C", [1e-3, 1.0, 100.0])
+@pytest.mark.parametrize("C", [1e-3, 100.0])
 def test_the_contract_of_a_soft_and_a_hard_margin(C):
-    check_learner(svm(net(), C=C), random_episodes((3,), support=12, seed=3), order=True)
+    check_learner(svm(net(), C=C), random_episodes((3,), support=12, seed=3), directions=2)
 
 
 @pytest.mark.parametrize(
@@ -237,19 +234,19 @@ def test_meta_training_learns_the_features_and_the_structure():
     generator = torch.Generator().manual_seed(0)
 
     def sample():
-        y = torch.stack([torch.randperm(6, generator=generator) % 2 for _ in range(16)])
-        sign = torch.randint(0, 2, (16, 1), generator=generator) * 2 - 1
-        x = 3 * torch.randn(16, 6, 3, generator=generator)
-        x[..., 0] = sign * (2 * y - 1) + 0.3 * torch.randn(16, 6, generator=generator)
+        y = torch.stack([torch.randperm(6, generator=generator) % 2 for _ in range(8)])
+        sign = torch.randint(0, 2, (8, 1), generator=generator) * 2 - 1
+        x = 3 * torch.randn(8, 6, 3, generator=generator)
+        x[..., 0] = sign * (2 * y - 1) + 0.3 * torch.randn(8, 6, generator=generator)
         return Episodes(Batch(x[:, :4], y[:, :4]), Batch(x[:, 4:], y[:, 4:]))
 
     torch.manual_seed(0)
-    learner = svm(nn.Linear(3, 3), ways=2)
+    learner = svm(nn.Linear(3, 3), ways=2, taskmap="vmap")
     meta = learner.init(None)
     tensors = [value.requires_grad_() for part in meta for value in part.values()]
-    optimizer = torch.optim.Adam(tensors, 0.03)
+    optimizer = torch.optim.Adam(tensors, 0.05)
     losses = []
-    for _ in range(60):
+    for _ in range(40):
         loss, _ = headstart.meta_loss(learner, meta, sample())
         optimizer.zero_grad()
         loss.backward()

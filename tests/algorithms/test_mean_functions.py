@@ -76,7 +76,7 @@ def test_pooling_is_least_squares_over_the_rows_that_are_there():
     design = torch.cat([torch.ones(13, 1), x[:13]], 1)
     line = torch.linalg.lstsq(design, y[:13]).solution
     torch.testing.assert_close(found.weights, line, atol=1e-4, rtol=1e-4)
-    assert found.values == 13
+    assert found.values == 13 and found.tasks == 2
     rest = (y[:13] - design @ line).square().mean()
     assert found.residual.item() == pytest.approx(math.sqrt(rest), rel=1e-3)
 

@@ -109,7 +109,9 @@ def test_a_mixed_model_that_does_not_converge_falls_back_and_says_so(monkeypatch
     import headstart.bench.mixed as module
 
     estimate = module._estimate
-    monkeypatch.setattr(module, "_estimate", lambda y, fixed, task, z: None if z.shape[1] > 1 else estimate(y, fixed, task, z))
+    monkeypatch.setattr(
+        module, "_estimate", lambda y, fixed, task, z: None if z.shape[1] > 1 else estimate(y, fixed, task, z)
+    )
     found = mixed(split(panel(1.0, 0.7, tasks=8), 3, seed=0).problem)
     assert found.counts == {"simpler random effects": 1} and np.isfinite(found.mean).all()
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from headstart import Checkpointed, registry, rules
 from headstart.testing import check_learner, random_episodes
-from headstart.types import Episodes
+from headstart.types import Episodes, Meta
 
 
 class Zoo(NamedTuple):
@@ -24,9 +24,14 @@ class Zoo(NamedTuple):
     examples: int = 4
     buffers: str = "batch"
 
-    def episodes(self) -> Episodes:
+    def episodes(self, regression: bool = False) -> Episodes:
         drawn = random_episodes(
-            self.input_shape, tokens=self.tokens, support=self.examples, query=self.examples + 1, seed=1
+            self.input_shape,
+            tokens=self.tokens,
+            support=self.examples,
+            query=self.examples + 1,
+            regression=regression,
+            seed=1,
         )
         if not self.seeded:
             return drawn
@@ -117,7 +122,17 @@ def zoo() -> dict[str, Zoo]:
 
 METHODS = {row.name: registry.load("method", row.name) for row in registry.METHODS}
 #: Those that take no inner steps.
-STEPLESS = ("prototypes", "nearest")
+STEPLESS = ("prototypes", "nearest", "ridge", "logistic", "svm", "dkt", "alpaca")
+#: Those that predict numbers on a network's features.
+REGRESSORS = ("dkt", "alpaca")
+#: Those that take no network, with what they are made of and the episodes that they do.
+OWN = {
+    "gaussian_process": ({"dtype": torch.float64}, True),
+    "cnp": ({"dtype": torch.float64, "hidden": 6, "depth": 2}, True),
+    "anp": ({"dtype": torch.float64, "hidden": 6, "depth": 2, "heads": 2}, True),
+    "forest": ({"trees": 3, "leaves": 4}, True),
+    "search": ({"estimator": "random_forest", "dtype": torch.float64}, True),
+}
 #: Those whose tasks start from something that is read off their support sets.
 READ_OFF = ("aware", "l2f", "mmaml", "proto_maml")
 
@@ -126,8 +141,14 @@ def options(name, one, taskmap):
     if name == "nearest":
         return {}
     shared = {"taskmap": taskmap, "buffers": one.buffers}
+    if name == "alpaca":
+        shared["features"] = 3
+    if name in REGRESSORS:
+        shared["outputs"] = 3
     if name in STEPLESS:
         return shared
+    if name == "es_maml":
+        shared["samples"] = 4
     shared["steps"] = 2
     if name == "reptile":
         # a larger epsilon: a bias before a normalisation has no gradient but rounding, and Adam would magnify that
@@ -149,7 +170,7 @@ KINDS = ("linear", "conv", "batch norm", "batch norm, task", "embedding", "tied"
 
 def pairs():
     for name in METHODS:
-        if name != "nearest":
+        if name != "nearest" and name not in OWN:
             yield from ((name, layer) for layer in (zoo() if name in PLAIN else KINDS))
 
 
@@ -158,7 +179,7 @@ def test_methods_keep_the_contract(name, layer):
     one = zoo()[layer]
     check_learner(
         lambda taskmap: METHODS[name](one.module, **options(name, one, taskmap)),
-        one.episodes(),
+        one.episodes(regression=name in REGRESSORS),
         module=one.module,
         masks=one.masks,
         directions=2,
@@ -172,11 +193,23 @@ def test_the_nearest_baseline_keeps_the_contract():
     check_learner(METHODS["nearest"](), random_episodes((3,)), order=True)
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_methods_without_a_network_keep_the_contract(name):
+    made, regression = OWN[name]
+    learner = METHODS[name](inputs=3, outputs=2, **made)
+
+    def init(generator):
+        return Meta(*({key: value.double() for key, value in part.items()} for part in learner.init(generator)))
+
+    check_learner(learner._replace(init=init), random_episodes((3,), outputs=2, regression=regression))
+
+
 def test_every_registered_method_is_checked():
     assert METHODS.keys() >= {"maml", "fomaml", "anil", "boil", "meta_sgd", "reptile", "prototypes"}
     assert METHODS.keys() >= {"joint", "scratch", "nearest"}
     assert METHODS.keys() >= {"meta_curvature", "maml_plus_plus", "alfa", "t_net", "mt_net", "warp_grad", "cavia"}
     assert METHODS.keys() >= {"mmaml", "l2f", "proto_maml", "aware"}
+    assert METHODS.keys() >= {"ridge", "logistic", "svm", "es_maml", *REGRESSORS, *OWN}
 
 
 @pytest.mark.parametrize("layer", ["batch norm, task", "dropout", "lstm", "transformer"])

@@ -33,7 +33,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "maml of classes": {"method": "maml", "target": "ill", "shots": 1},
     "prototypes": {"method": "prototypes", "target": "ill", "shots": 1},
     "nearest": {"method": "nearest", "target": "ill", "shots": 1},
+    # what it has learned of a task is as large as its support set, and it knows what it does not know
+    "gaussian_process": {"method": "gaussian_process", "target": "weight"},
 }
+REGRESSION = ("maml", "gaussian_process")
 Columns = dict[str, list[Any]]
 
 
@@ -97,9 +100,9 @@ def test_what_was_adapted_predicts_the_same_when_read_back(
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "adapted.safetensors", "config.json"]
     assert is_table_run(runs[method]) and is_table_model(out) and not is_table_model(runs[method])
     assert "None" not in (out / "README.md").read_text()
-    if method == "maml":
+    if method in REGRESSION:
         assert found.prediction == pytest.approx(again.prediction, rel=1e-6) and len(found.prediction) == 4
-        assert found.probability is None and found.low is None
+        assert found.probability is None and (found.low is None) == (found.high is None) == (method == "maml")
     else:
         assert found.prediction == again.prediction and set(found.prediction) <= {"yes", "no"}
         assert found.probabilities is not None and found.probability is not None
@@ -113,7 +116,9 @@ def test_what_was_adapted_predicts_the_same_when_read_back(
     assert [row["prediction"] for row in written] == [
         f"{value:.9g}" if isinstance(value, float) else value for value in again.prediction
     ]
-    names = ["probability", "probability of no", "probability of yes"] if method != "maml" else []
+    names = {"maml": [], "gaussian_process": ["low", "high"]}.get(
+        method, ["probability", "probability of no", "probability of yes"]
+    )
     assert list(written[0]) == ["week", "food", "prediction", *names]
 
 
@@ -148,6 +153,15 @@ def test_an_interval_holds_nine_tenths_of_a_normal_distribution(
         ends = normal.cdf(torch.tensor([low - float(mean), high - float(mean)])).tolist()
         assert ends == pytest.approx([0.05, 0.95], abs=1e-4)
     assert list(found.columns())[-3:] == ["prediction", "low", "high"]
+
+
+def test_a_process_is_surer_where_it_has_seen_rows(runs: dict[str, Path], new: dict[str, Path], tmp_path: Path) -> None:
+    found = predict(adapt(runs["gaussian_process"], new["support"], tmp_path / "out"), new["query"])
+    assert found.low is not None and found.high is not None
+    widths = [high - low for low, high in zip(found.low, found.high)]
+    assert 0 < widths[0] < widths[3]
+    for low, mean, high in zip(found.low, found.prediction, found.high):
+        assert float(mean) - low == pytest.approx(high - float(mean), rel=1e-4)
 
 
 def test_company_does_not_matter(runs: dict[str, Path], new: dict[str, Path], tmp_path: Path) -> None:

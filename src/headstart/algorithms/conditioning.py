@@ -27,6 +27,8 @@ class Prior(NamedTuple):
     """The module's buffers of which every task has a copy."""
     batch_statistics: str
     """The path of a layer that normalises by the batch; empty where there is none."""
+    for_new: Callable[[Meta], Meta] = lambda meta: meta
+    """M as it holds for a new task, beside the training tasks that it was fitted to."""
 
 
 View: TypeAlias = Callable[[Meta, Tree, Params, Tensor | None, int], tuple[Tensor, Tensor, Params]]
@@ -50,7 +52,7 @@ def conditioned(prior: Prior, likelihood: Likelihood) -> Learner:
         support = present(support)
         losses.refuse_padding(support, prior.batch_statistics)
         inputs, means, own = prior.view(meta, support.x, _own(prior, support), support.seed, 0)
-        factor = gaussians.cholesky(_covariance(prior, meta, inputs, support.mask))
+        factor = gaussians.cholesky(_covariance(prior, prior.for_new(meta), inputs, support.mask))
         known = gaussians.condition(factor, residual(support.y, means), support.mask)
         there = torch.ones_like(inputs[..., 0], dtype=torch.bool) if support.mask is None else support.mask
         kept = {"inputs": inputs, "there": there, "factor": known.factor, "weights": known.weights}
@@ -58,7 +60,7 @@ def conditioned(prior: Prior, likelihood: Likelihood) -> Learner:
         return Adapted(meta, {}, buffers, support.seed), Info(inputs.new_zeros(0, len(inputs)))
 
     def distribution(adapted: Adapted, x: Tree) -> Gaussian:
-        meta, kept = adapted.meta, tree.within(adapted.buffers, "support")
+        meta, kept = prior.for_new(adapted.meta), tree.within(adapted.buffers, "support")
         inputs, means, _ = prior.view(meta, x, tree.within(adapted.buffers, "module"), adapted.seed, 1)
         params = tree.within(meta.structure, "kernel")
         cross = torch.where(kept["there"].unsqueeze(1), prior.kernel.matrix(params, inputs, kept["inputs"]), 0)
@@ -80,7 +82,10 @@ def conditioned(prior: Prior, likelihood: Likelihood) -> Learner:
 
 
 def _joint(prior: Prior) -> Objective:
-    """Return the `Objective` −log p(y_support, y_query), for each target value."""
+    """Return the `Objective` −log p(y_support, y_query), for each target value.
+
+    The query losses that it tells are those under the prior as it fits the training tasks.
+    """
 
     def objective(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
         support, query = (present(batch) for batch in episodes)

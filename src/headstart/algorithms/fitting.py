@@ -17,7 +17,7 @@ Make = Callable[..., Any]
 CALIBRATION = {"outputs.power": 1.0, "outputs.smoothing": 0.01}
 """τ and δ to begin with."""
 _POWERS = [10 ** (step / 6) for step in range(-8, 10)]
-_SMOOTHINGS = [10 ** (step / 4) for step in range(-12, -1)]
+_SMOOTHINGS = [10 ** (step / 4) for step in range(-12, 0)]
 
 
 class Rows(NamedTuple):

@@ -39,6 +39,7 @@ def prepared(meta: Meta, tasks: Tasks, options: Options, count: int | None, seed
 
 
 def _strengths(grown: Grown, rows: Batch) -> Strength:
+    assert rows.mask is not None  # `read` gives one
     count = max(LEAST, NUMBERS // (min(ROWS, rows.y.shape[1]) * grown.depth.numel()))
     x, y, there = (part[:count, :ROWS] for part in (rows.x, rows.y, rows.mask))
     held = memberships(Boxes(grown.lower.double(), grown.upper.double()), x) * there.unsqueeze(-1)

@@ -25,6 +25,10 @@ KernelName: TypeAlias = Literal["rbf", "matern", "linear", "spectral"]
 NOISE, INTERCEPT, SLOPES, REST = 0.3, 0.5, 0.3, 0.05
 #: The standard deviation of the weak prior, in units of the logarithm.
 WIDTH = 2.0
+#: The parts of M that count, and are not learned: rounded, they have no derivative.
+COUNTS = ("values", "tasks")
+#: The random effects' covariance is never widened by more than this.
+WIDEST = 2.0
 #: How many target values the weak prior is weighed against before `Learner.prepare` has counted them.
 VALUES = 1000.0
 
@@ -53,12 +57,17 @@ def gaussian_process(
     a curve of its own with a length for every feature. Adapting conditions f on the support set in closed form. With
     ``mean="linear"`` and ``kernel="linear"`` this is the linear mixed-effects model (Laird, Ware 1982), and `predict`
     its best linear unbiased predictor; the further parts let the shared curve, and each task's own, bend. θ is the
-    mean function, M the kernel and the noise; θ is taken as known in predictions (its own uncertainty is left out).
+    mean function, M the kernel and the noise.
 
     Trained on −log p(y_support, y_query) of each task, jointly, for each target value. A weak prior keeps few tasks
     from overfitting (maximum a posteriori): logarithms of scales, lengths and noise, and correlations, are
     N(starting value, 2²), the network has small weights (`headstart.algorithms.mean_functions.network`). Inputs and
     targets should be standardised; several target values share the kernel and the noise, and are independent.
+
+    What T training tasks say of p random effects is itself uncertain. With the joint likelihood, a new task's effects
+    therefore have the covariance (T + 1) / (T − p − 2) · L Lᵀ: that of a new draw, after T draws from a normal
+    distribution of which nothing was known (Jeffreys' prior; twice L Lᵀ at most, and as it is before
+    `Learner.prepare` has counted the tasks). The uncertainty of the other parts is left out.
 
     Args:
         module: a network f(x) of the mean function m(x) = b + x W + f(x); by default a small one is built.
@@ -84,7 +93,7 @@ def gaussian_process(
 
     >>> learner = gaussian_process(inputs=2, kernel="linear")
     >>> sorted(learner.init(None).structure)
-    ['kernel.effects.log_diagonal', 'kernel.effects.lower', 'log_noise', 'values']
+    ['kernel.effects.log_diagonal', 'kernel.effects.lower', 'log_noise', 'tasks', 'values']
     """
     chosen = _mean(mean, module, inputs, outputs, hidden, taskmap, buffers)
     made = _table_kernel(kernel, inputs)
@@ -93,7 +102,7 @@ def gaussian_process(
 
     def init(generator: Generator | None = None) -> Meta:
         structure = tree.prefixed("kernel", made.start(generator, dtype)) | _noise(dtype)
-        structure["values"] = torch.tensor(VALUES, dtype=dtype)
+        structure |= {"values": torch.tensor(VALUES, dtype=dtype), "tasks": torch.tensor(0.0, dtype=dtype)}
         return Meta(tree.prefixed("mean", chosen.start(generator, dtype)), structure)
 
     def view(meta: Meta, x: Tree, own: Params, seed: Tensor | None, draw: int) -> tuple[Tensor, Tensor, Params]:
@@ -103,6 +112,8 @@ def gaussian_process(
         return x.flatten(2), means, own
 
     prior = Prior(init, view, made, chosen.buffers, chosen.batch_statistics)
+    if likelihood == "joint":
+        prior = prior._replace(for_new=_widened)
     learner = conditioned(prior, likelihood)
     return learner._replace(penalty=_weak_prior(init(None).structure, chosen, regularization), prepare=_prepare)
 
@@ -218,20 +229,29 @@ def _weak_prior(start: Params, mean: Mean, regularization: float) -> Callable[[M
     """Return −log p(θ, M) for each target value of the training tasks."""
 
     def penalty(meta: Meta) -> Tensor:
-        moved = [(v - start[k].to(v)).square().sum() for k, v in meta.structure.items() if k != "values"]
+        moved = [(v - start[k].to(v)).square().sum() for k, v in meta.structure.items() if k not in COUNTS]
         cost = 0.5 * torch.stack(moved).sum() / WIDTH**2 + mean.cost(tree.within(meta.params, "mean"))
-        # a number of values is a constant: rounded, it has no derivative
+        # the number of values is a constant: rounded, it has no derivative
         return regularization * cost / meta.structure["values"].round().clamp(min=1)
 
     return penalty
 
 
+def _widened(meta: Meta) -> Meta:
+    """Return M with the random effects' covariance as it is predicted for a new task, times (T + 1) / (T − p − 2)."""
+    tasks, logs = meta.structure["tasks"].round(), meta.structure["kernel.effects.log_diagonal"]
+    factor = ((tasks + 1) / (tasks - len(logs) - 2).clamp(min=1)).clamp(max=WIDEST)
+    factor = torch.where(tasks > 0, factor, 1)
+    return meta._replace(structure=meta.structure | {"kernel.effects.log_diagonal": logs + 0.5 * factor.log()})
+
+
 def _prepare(meta: Meta, tasks: Tasks, seed: int, folder: object = None, /) -> Meta:
-    """Start the mean function as the least-squares line through all training tasks, and count their values."""
+    """Start the mean function as the least-squares line through all training tasks, and count them."""
     values = meta.structure["values"]
     found = mean_functions.pooled(tasks, values.dtype)
     params = dict(meta.params)
     if "mean.linear" in params:
         start = {"mean.bias": found.weights[0], "mean.linear": found.weights[1:]}
         params |= {name: value.to(params[name].device).clone() for name, value in start.items()}
-    return Meta(params, meta.structure | {"values": torch.full_like(values, found.values)})
+    counts = {"values": torch.full_like(values, found.values), "tasks": torch.full_like(values, found.tasks)}
+    return Meta(params, meta.structure | counts)

@@ -111,6 +111,7 @@ def compact(batch: Batch) -> Batch:
     if batch.mask is None:
         return batch
     there = batch.mask.any(0)
+    there = there | (torch.arange(len(there), device=there.device) == 0)  # never none at all
     x, y, mask = tree_map(lambda leaf: leaf[:, there], (batch.x, batch.y, batch.mask))
     return Batch(x, y, mask, batch.seed)
 

@@ -149,7 +149,7 @@ def _machine(
         member = one_hot(features, support, ways)
         gram = kernel_matrix(structure, features, features) + start.constant
         if support.mask is not None:
-            gram = gram * (support.mask.unsqueeze(1) & support.mask.unsqueeze(2))
+            gram = gram * (support.mask.unsqueeze(1) & support.mask.unsqueeze(2)).to(gram)
         cost = structure["log_C"].exp() if "log_C" in structure else (-structure["log_regularisation"]).exp()
         coefficients = cost * dual(optimum, cost * gram, member)
         fitted = {"offset": start.constant * coefficients.sum(1), "absent": absent(member)}

@@ -124,12 +124,14 @@ class Pooled(NamedTuple):
     """``(o,)``, the standard deviation of what they leave."""
     values: int
     """How many target values there are, in all training tasks."""
+    tasks: int
+    """How many tasks there are; 0 where there is no end of them."""
 
 
 def pooled(tasks: Tasks, dtype: torch.dtype) -> Pooled:
     """Return the least-squares line through the rows of the training tasks (of `MOST_TASKS` of them at most)."""
-    count = (tasks.counts or {}).get("train", MOST_TASKS)
-    seen = min(count, MOST_TASKS)
+    count = (tasks.counts or {}).get("train", 0)
+    seen = min(count or MOST_TASKS, MOST_TASKS)
     x, y = (torch.cat(parts) for parts in zip(*map(_rows, tasks.sample("train", range(seen)))))
     design = with_one(x.unsqueeze(0)).squeeze(0).double()
     square = design.T @ design
@@ -137,7 +139,7 @@ def pooled(tasks: Tasks, dtype: torch.dtype) -> Pooled:
     ridge = 1e-6 * len(design) * torch.eye(len(square), dtype=square.dtype, device=square.device)
     weights = torch.linalg.solve(square + ridge, design.T @ y.double())
     residual = (y - design @ weights).square().mean(0).sqrt()
-    return Pooled(weights.to(dtype), residual.to(dtype), round(y.numel() * count / seen))
+    return Pooled(weights.to(dtype), residual.to(dtype), round(y.numel() * (count or seen) / seen), count)
 
 
 def _rows(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -123,8 +123,9 @@ def search(
 
         told = f"{_name(make)} for {loss} on {tasks.name}, {tasks_per_trial} tasks a trial"
         best = best_of(lambda values: judged(values)[0], kind.space, trials, seed, folder, told)
-        tuned = {name: torch.tensor(value, dtype=fitting.dtype) for name, value in judged(best)[1].items()}
-        return Meta(meta.params, {**coded(best).structure, **tuned})
+        tuned = judged(best)[1] if fitting.classifies else {}
+        structure = {name: torch.tensor(value, dtype=fitting.dtype) for name, value in tuned.items()}
+        return Meta(meta.params, {**coded(best).structure, **structure})
 
     return Learner(
         fitting.init, fitting.adapt, fitting.predict, task_loss, None, exact=False, shown=fitting.shown, prepare=prepare

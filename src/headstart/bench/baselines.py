@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from headstart.bench.mixed import mixed, mixed_quadratic, mixed_spline
-from headstart.bench.problem import Array, Ids, Predict, Predicted, Problem, Sample, by_place, joined, of_task
+from headstart.bench.problem import Array, Ids, Predict, Predicted, Problem, Sample, by_place, joined, of_task, taken
 from headstart.errors import UsageError
 
 _PENALTIES = (1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
@@ -71,7 +71,7 @@ def per_task(problem: Problem) -> Predicted:
 def boosted(problem: Problem) -> Predicted:
     """Gradient-boosted trees on the features and the task as a category."""
     rows = joined(problem.train, problem.support)
-    x, asked = (np.column_stack(pair) for pair in ((rows.x, rows.task), (problem.x, problem.task)))
+    x, asked = (np.hstack([x, _column(task)]) for x, task in ((rows.x, rows.task), (problem.x, problem.task)))
     return Predicted(_boosted(x, rows.y, asked, categorical_features=[x.shape[1] - 1]))
 
 
@@ -119,7 +119,11 @@ def parts(rows: Sample, shots: int) -> tuple[Sample, Sample]:
     """Cut every task in its first ``shots`` rows and its later ones."""
     starts = np.searchsorted(rows.task, rows.task)
     first = np.arange(len(rows.task)) - starts < shots
-    return Sample(*(part[first] for part in rows)), Sample(*(part[~first] for part in rows))
+    return taken(rows, first), taken(rows, ~first)
+
+
+def _column(task: Ids) -> Array:
+    return task[:, None].astype(np.float64)
 
 
 def _by_task(problem: Problem, value: Callable[[Sample], float]) -> Array:

@@ -102,7 +102,9 @@ def read_cells(folder: Path) -> dict[Key, Cell]:
     try:
         cells = [_decoded(json.loads(line)) for line in whole]
     except (ValueError, TypeError, KeyError) as error:
-        raise FileError(f"{path} holds a line that is no cell of a table; choose another --out, or remove it") from error
+        raise FileError(
+            f"{path} holds a line that is no cell of a table; choose another --out, or remove it"
+        ) from error
     return {cell.key: cell for cell in cells}
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from headstart.bench.problem import Array, Predict, Predicted, Problem, Sample, joined
 from headstart.errors import DataError
-from headstart.models.mlp import mlp
 from headstart.registry import load
 from headstart.tasks.rows import Rows, row_tasks
 from headstart.training.loop import Schedule, copied, fit, start
@@ -25,8 +24,10 @@ class Setting(NamedTuple):
     """Its name in the registry."""
     options: Mapping[str, Any] = {}
     """Of its factory."""
-    hidden: tuple[int, ...] | None = (32, 32)
-    """Widths of the network's hidden layers; ``None``: it has no network of ours."""
+    network: str | None = "mlp"
+    """The network's name in the registry; ``None``: the method brings its own, or has none."""
+    sizes: Mapping[str, Any] = {"hidden": (32, 32)}
+    """Of the network."""
     embedding: int | None = None
     """Outputs of the network, where it is an embedding."""
     steps: int = 150
@@ -90,11 +91,12 @@ def make(setting: Setting, tasks: Tasks) -> Learner:
     if "loss" in accepted or "options" in accepted:
         options["loss"] = "mse"
     options |= setting.options
-    if setting.hidden is None:
+    if setting.network is None:
         return factory(**options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = mlp(tasks.input_shape, setting.embedding or tasks.output_size, setting.hidden)
+        network = load("model", setting.network)
+        module = network(tasks.input_shape, setting.embedding or tasks.output_size, **setting.sizes)
     return factory(module, **options)
 
 

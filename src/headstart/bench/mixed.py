@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headstart.bench.problem import Array, Predicted, Problem, joined
-from headstart.errors import UsageError
+from headstart.errors import DivergenceError, UsageError
 
 
 def mixed(problem: Problem) -> Predicted:
@@ -62,17 +62,15 @@ def _fit(problem: Problem, fixed: Sequence[Array], randoms: Sequence[Sequence[Ar
     rows = joined(problem.train, problem.support)
     for fallen, (random, asked) in enumerate(randoms):
         fitted = _estimate(rows.y, fixed[0], rows.task, random)
-        if fitted is not None:
-            break
-    else:
-        raise ArithmeticError("the mixed model converges not even with random intercepts")
-    mean, variance = np.empty(len(problem.x)), np.empty(len(problem.x))
-    for task in np.unique(problem.task):
-        own, there = rows.task == task, problem.task == task
-        mean[there], variance[there] = blup(
-            fitted, rows.y[own], fixed[0][own], random[own], fixed[1][there], asked[there]
-        )
-    return Predicted(mean, variance, {"simpler random effects": int(fallen > 0)})
+        if fitted is None:
+            continue
+        mean, variance = np.empty(len(problem.x)), np.empty(len(problem.x))
+        for task in np.unique(problem.task):
+            own, there = rows.task == task, problem.task == task
+            given = rows.y[own], fixed[0][own], random[own]
+            mean[there], variance[there] = blup(fitted, *given, fixed[1][there], asked[there])
+        return Predicted(mean, variance, {"simpler random effects": int(fallen > 0)})
+    raise DivergenceError("the mixed model converges not even with random intercepts")
 
 
 def _estimate(y: Array, fixed: Array, task: Any, random: Array) -> Fitted | None:
@@ -98,8 +96,8 @@ def blup(
 ) -> tuple[Array, Array]:
     """Predict rows of a task from other rows of it: mean and variance of an observation.
 
-    b̂ = G Z' V⁻¹ (y − X β), V = Z G Z' + σ² I. The variance is that of b given the task's rows, plus the noise, plus what
-    the uncertainty of β adds.
+    b̂ = G Z' V⁻¹ (y − X β), V = Z G Z' + σ² I. The variance is that of b given the task's rows, plus the noise, plus
+    what the uncertainty of β adds.
     """
     shared = fitted.random_covariance @ random.T
     v = random @ shared + fitted.noise * np.eye(len(y))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headstart.bench.problem import Array, Ids, Problem, Sample
+from headstart.bench.problem import Array, Ids, Problem, Sample, taken
 from headstart.errors import DataError, FileError, UsageError, unknown_name
 from headstart.tasks.random import bits
 
@@ -139,7 +139,7 @@ def split(panel: Panel, shots: int, seed: int) -> Split:
     (x_mean, x_scale), (y_mean, y_scale) = _standard(train.x), _standard(train.y)
     train, unseen = (Sample((s.x - x_mean) / x_scale, (s.y - y_mean) / y_scale, s.task) for s in (train, unseen))
     given = np.concatenate([np.arange(n) < shots for n in np.bincount(unseen.task)[len(kept) :]])
-    support, query = (Sample(*(part[rows] for part in unseen)) for rows in (given, ~given))
+    support, query = taken(unseen, given), taken(unseen, ~given)
     return Split(Problem(train, support, query.x, query.task, 0, shots), query.y, float(y_scale))
 
 

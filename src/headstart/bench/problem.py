@@ -54,12 +54,18 @@ Predict: TypeAlias = Callable[[Problem], Predicted]
 
 def joined(first: Sample, second: Sample) -> Sample:
     """Return the rows of both."""
-    return Sample(*(np.concatenate(pair) for pair in zip(first, second)))
+    x, y = np.concatenate([first.x, second.x]), np.concatenate([first.y, second.y])
+    return Sample(x, y, np.concatenate([first.task, second.task]))
+
+
+def taken(sample: Sample, rows: NDArray[np.bool_] | Ids) -> Sample:
+    """Return some rows, by their numbers or by a mask."""
+    return Sample(sample.x[rows], sample.y[rows], sample.task[rows])
 
 
 def of_task(sample: Sample, task: int) -> Sample:
     """Return the rows of one task."""
-    return Sample(*(part[sample.task == task] for part in sample))
+    return taken(sample, sample.task == task)
 
 
 def by_place(problem: Problem) -> Ids:

@@ -8,6 +8,8 @@ from headstart.bench.methods import Setting
 
 #: One gradient step is cheap, and was as good as three where the initial weights are learned.
 _INNER = {"steps": 1, "rate": 0.2, "taskmap": "vmap"}
+_MAPPED = {"taskmap": "vmap"}
+_NONE: dict[str, object] = {}
 
 SETTINGS: dict[str, Setting] = {
     "maml": Setting("maml", _INNER),
@@ -25,10 +27,30 @@ SETTINGS: dict[str, Setting] = {
     "mmaml": Setting("mmaml", {**_INNER, "embedding": 16, "hidden": 16}),
     "l2f": Setting("l2f", _INNER),
     "aware": Setting("aware", _INNER),
+    "maml: soft_forest": Setting("maml", _INNER, network="soft_forest", sizes={"trees": 8, "depth": 3}),
     "reptile": Setting("reptile", {**_INNER, "steps": 5, "rate": 0.05}, optimizer="sgd", rate=0.5, schedule="linear"),
+    "es_maml": Setting("es_maml", {**_INNER, "samples": 16}, steps=60),
+    "ridge": Setting("ridge", _MAPPED, sizes={"hidden": (32,)}, embedding=16),
+    "gaussian_process": Setting("gaussian_process", _NONE, network=None, steps=100, rate=0.05, validation=0.0),
+    "gaussian_process: linear": Setting(
+        "gaussian_process", {"mean": "linear", "kernel": "linear"}, network=None, steps=100, rate=0.05, validation=0.0
+    ),
+    "dkt": Setting("dkt", _MAPPED, sizes={"hidden": (32,)}, embedding=8),
+    "alpaca": Setting("alpaca", _MAPPED, sizes={"hidden": (32,)}, embedding=16),
+    "cnp": Setting("cnp", {"hidden": 32, "depth": 3}, network=None, rate=0.005),
+    "anp": Setting("anp", {"hidden": 32, "depth": 3, "heads": 4, "draws": 4}, network=None, rate=0.005),
+    "forest": Setting("forest", _NONE, network=None, steps=0, validation=0.0),
+    "search: svm": Setting("search", {"estimator": "svm", "trials": 15}, network=None, steps=0, validation=0.0),
+    "search: random_forest": Setting(
+        "search",
+        {"estimator": "random_forest", "trials": 6, "tasks_per_trial": 8},
+        network=None,
+        steps=0,
+        validation=0.0,
+    ),
     "joint": Setting("joint", _INNER),
     "scratch": Setting("scratch", {**_INNER, "steps": 20, "rate": 0.1}),
 }
 
 #: Methods that classify, and so have nothing to say on panels.
-CLASSIFIERS = frozenset({"proto_maml", "prototypes", "nearest"})
+CLASSIFIERS = frozenset({"proto_maml", "prototypes", "nearest", "logistic", "svm"})

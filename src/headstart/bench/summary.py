@@ -35,7 +35,7 @@ class Row(NamedTuple):
     diverged: int
     """On how many splits."""
     counts: dict[str, int]
-    """Fits that fell back to something simpler, over all splits."""
+    """What was counted on the way, such as fits that fell back to something simpler, summed over the splits."""
     best: bool = False
     """Whether it is the best baseline, or the best method of headstart."""
 
@@ -148,6 +148,8 @@ def overall(tables: Sequence[Table]) -> list[Overall]:
 
 def _beyond(row: Row, side: int) -> bool:
     """Return whether the difference to the best baseline is on one side of zero, its interval included."""
-    return row.difference is not None and row.difference.ci95 is not None and (
-        side * row.difference.mean > row.difference.ci95
+    return (
+        row.difference is not None
+        and row.difference.ci95 is not None
+        and (side * row.difference.mean > row.difference.ci95)
     )

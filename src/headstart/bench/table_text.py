@@ -8,10 +8,23 @@ from headstart.bench.panels import FRACTION, SETS
 from headstart.bench.settings import SETTINGS
 from headstart.bench.summary import Mean, Overall, Row, Table, overall
 from headstart.bench.tables import Plan
-from headstart.registry import find
 
 HEADINGS = ("method", "RMSE", "to the best baseline", "NLL", "90 % coverage", "CPU s")
 OVERALL = ("method", "RMSE / best baseline", "better in", "worse in", "of")
+
+_ABOUT = """
+Given all rows of the other tasks and the first rows of a held-out one, its later rows are predicted. RMSE over all of
+them, in the target's own unit: mean ± 95 % interval over the splits (Student's t). The next column is the difference
+to the best baseline, split by split; negative is better. NLL: negative log-likelihood of a target in nats, in its own
+unit; coverage of the 90 % intervals; processor time of a split, fitting and predicting. A star marks the best baseline
+and the best method of headstart, chosen on these very splits. Splits share tasks, so the intervals tell of these data
+sets, not of others like them.
+"""
+_ABOUT_OVERALL = """
+The geometric mean over the tables of a method's RMSE by that of the table's best baseline (which baseline that is
+differs from table to table); in how many tables it is better, or worse, than the best baseline by more than the
+interval of the difference.
+"""
 
 
 def cells_of(row: Row) -> tuple[str, ...]:
@@ -47,39 +60,33 @@ def _shown(value: Mean, signed: bool = False) -> str:
 
 def to_markdown(tables: Sequence[Table], plan: Plan, versions: dict[str, str]) -> str:
     """Return the report."""
+    used = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [
         "# Tables: every method against what people use today",
         "",
-        f"`headstart bench tables`, {plan.splits} splits. A split holds out {FRACTION:.0%} of the tasks. Given all rows "
-        "of the other tasks and the first rows of a held-out one, its later rows are predicted. RMSE over all of them, "
-        "in the target's own unit: mean ± 95 % interval over the splits (Student's t). The next column is the "
-        "difference to the best baseline, split by split; negative is better. NLL: negative log-likelihood of a target "
-        "in nats, in its own unit; coverage of the 90 % intervals; processor time of a split, fitting and predicting. A star marks the best baseline and the best method "
-        "of headstart. Splits share tasks, so the intervals tell of these data sets, not of others like them.",
+        f"`headstart bench tables`, {plan.splits} splits, each with {FRACTION:.0%} of the tasks held out. "
+        + " ".join(_ABOUT.split()),
         "",
-        "Settings were compared on other splits than these; they are in `tables.json`. "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f"; {plan.threads} thread{'s' * (plan.threads > 1)}, {plan.jobs} process{'es' * (plan.jobs > 1)}.",
+        f"Settings were compared on other splits than these; `tables.json` has them. {used}; {plan.threads} "
+        f"thread{'s' * (plan.threads > 1)}, {plan.jobs} process{'es' * (plan.jobs > 1)}.",
         "",
     ]
     found = overall(tables)
     if len(tables) > 1 and found:
-        lines += ["## Over all tables", "", *_about_overall(), *_markdown(OVERALL, map(overall_cells, found)), ""]
+        lines += [
+            "## Over all tables",
+            "",
+            " ".join(_ABOUT_OVERALL.split()),
+            "",
+            *_markdown(OVERALL, map(overall_cells, found)),
+            "",
+        ]
     for dataset in dict.fromkeys(table.dataset for table in tables):
         lines += [f"## {dataset}: {SETS[dataset].about}", ""]
         for table in (table for table in tables if table.dataset == dataset):
             lines += [f"### {title(table)}", "", *_markdown(HEADINGS, map(cells_of, table.rows)), ""]
             lines += _notes(table)
     return "\n".join([*lines, "## The baselines", "", *_baselines(), ""])
-
-
-def _about_overall() -> list[str]:
-    return [
-        "The geometric mean over the tables of a method's RMSE by that of the table's best baseline (which baseline that "
-        "is differs from table to table); in how many tables it is better, or worse, than the best baseline by more than "
-        "the interval of the difference.",
-        "",
-    ]
 
 
 def _markdown(headings: Sequence[str], rows: Any) -> list[str]:
@@ -101,24 +108,15 @@ def _baselines() -> list[str]:
 
 def to_values(tables: Sequence[Table], plan: Plan, versions: dict[str, str]) -> dict[str, Any]:
     """Return the report as JSON values."""
-    settings = {name: SETTINGS[name] for name in plan.methods if name in SETTINGS}
+    chosen = {name: SETTINGS[name] for name in plan.methods if name in SETTINGS}
     return {
-        "plan": {
-            **{name: value for name, value in plan._asdict().items() if name != "data"},
-            "held_out": FRACTION,
-        },
+        "plan": {**{name: value for name, value in plan._asdict().items() if name != "data"}, "held_out": FRACTION},
         "versions": versions,
         "overall": [row._asdict() for row in overall(tables)],
-        "tables": [
-            {**table._asdict(), "rows": [{name: _plain(value) for name, value in row._asdict().items()} for row in table.rows]}
-            for table in tables
-        ],
-        "settings": {
-            name: {**setting._asdict(), "options": {k: str(v) if not isinstance(v, (int, float, str, bool, type(None))) else v for k, v in setting.options.items()}, "summary": find("method", setting.method).summary}
-            for name, setting in settings.items()
-        },
+        "tables": [{**table._asdict(), "rows": [_row(row) for row in table.rows]} for table in tables],
+        "settings": {name: setting._asdict() for name, setting in chosen.items()},
     }
 
 
-def _plain(value: Any) -> Any:
-    return value._asdict() if isinstance(value, Mean) else value
+def _row(row: Row) -> dict[str, Any]:
+    return {name: value._asdict() if isinstance(value, Mean) else value for name, value in row._asdict().items()}

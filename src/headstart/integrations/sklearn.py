@@ -7,161 +7,25 @@
     adapted.predict(X_rest)
 """
 
-import copy
-from os import PathLike
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+# checks that scikit-learn is there
+from headstart.integrations.sklearn_base import FewShot  # isort: skip
+
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import validate_data  # pyrefly: ignore [missing-module-attribute]
 
 from headstart.errors import DataError, UsageError
-from headstart.integrations.sklearn_files import read_estimator, write_estimator
-from headstart.integrations.sklearn_fitted import Fitted, Table, few_shot, learned, one_task
-from headstart.integrations.sklearn_options import Kind, options_of
+from headstart.integrations.sklearn_fitted import Fitted, Rows, Table
 from headstart.integrations.sklearn_training import distribution, outputs
 
-try:
-    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-    from sklearn.metrics import accuracy_score, r2_score
-    from sklearn.utils import Tags, check_random_state
-    from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import check_is_fitted, validate_data
-except ImportError as error:
-    raise UsageError("this needs scikit-learn 1.6 or newer; pip install headstart[sklearn]") from error
 
-Rows = NDArray[Any]
-
-
-class _FewShot(BaseEstimator):
-    """What both estimators do."""
-
-    _kind: ClassVar[Kind]
-
-    def __init__(
-        self,
-        method: str = "auto",
-        *,
-        hidden: tuple[int, ...] | None = None,
-        support: int | tuple[int, int] = 5,
-        order: str = "random",
-        steps: int | None = None,
-        tasks_per_step: int = 16,
-        outer_rate: float | None = None,
-        inner_steps: int = 5,
-        inner_rate: float = 0.05,
-        validation_fraction: float = 0.0,
-        on_short: str = "error",
-        pooled_rows: int = 1000,
-        random_state: int | np.random.RandomState | None = None,
-        verbose: int = 0,
-    ) -> None:
-        self.method = method
-        self.hidden = hidden
-        self.support = support
-        self.order = order
-        self.steps = steps
-        self.tasks_per_step = tasks_per_step
-        self.outer_rate = outer_rate
-        self.inner_steps = inner_steps
-        self.inner_rate = inner_rate
-        self.validation_fraction = validation_fraction
-        self.on_short = on_short
-        self.pooled_rows = pooled_rows
-        self.random_state = random_state
-        self.verbose = verbose
-
-    def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:  # noqa: N803
-        """Meta-train on the tasks that ``groups`` names; then learn from all rows pooled what `predict` answers.
-
-        Args:
-            X: features ``(n, features)``.
-            y: targets or class labels.
-            groups: the name of each row's task ``(n,)``. Without it the rows are one task, and are dealt out at random
-                to parts of about twice ``support`` rows (a class), which are learned from as if they were tasks.
-
-        Raises:
-            DataError: groups that do not fit the rows, or a task with too few of them.
-            ConfigError: a parameter out of range.
-        """
-        options = options_of(self.get_params(deep=False), self._kind)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        table = self._read(X, y, reset=True)
-        trained, fitted = learned(table, groups, options, self._kind, seed)
-        self.method_, self.n_iter_ = options.method, len(trained.losses)
-        self.loss_curve_, self.validation_curve_ = list(trained.losses), list(trained.validation)
-        self._know(fitted, table.classes)
-        return self
-
-    def adapt(self, X: ArrayLike, y: ArrayLike) -> Self:  # noqa: N803
-        """Return a fitted estimator that has learned one new task from a few rows; this one stays as it is.
-
-        Args:
-            X: features ``(n, features)``, as in `fit`.
-            y: targets; or class labels, which may be new ones where ``method`` learns a head for each task
-                (prototypes, ridge, svm, logistic), and else must be among `classes_`.
-        """
-        check_is_fitted(self, "fitted_")
-        table = self._read(X, y, reset=False)
-        fitted, classes = one_task(self.fitted_, table, self._known_classes())
-        adapted = copy.copy(self)
-        adapted._know(fitted, classes)
-        return adapted
-
-    def save(self, folder: str | PathLike[str]) -> None:
-        """Write the estimator to a new or empty folder: safetensors and JSON, nothing that is ever unpickled.
-
-        Whatever ``random_state`` is, but a number, is kept as None.
-        """
-        check_is_fitted(self, "fitted_")
-        curves = {"losses": self.loss_curve_, "validation": self.validation_curve_}
-        features = getattr(self, "feature_names_in_", None)
-        params = self.get_params(deep=False)
-        write_estimator(
-            Path(folder), type(self).__name__, self.fitted_, params, self._known_classes(), features, curves
-        )
-
-    @classmethod
-    def load(cls, folder: str | PathLike[str]) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            FileError: a file that is missing, damaged, or not of such an estimator.
-        """
-        found = read_estimator(Path(folder), cls.__name__, cls._kind, cls().get_params(deep=False))
-        estimator = cls(**found.params)
-        estimator.method_, estimator.n_iter_ = found.fitted.spec.method, len(found.losses)
-        estimator.loss_curve_, estimator.validation_curve_ = found.losses, found.validation
-        estimator.n_features_in_ = found.fitted.spec.inputs
-        if found.features is not None:
-            estimator.feature_names_in_ = np.asarray(found.features, dtype=object)
-        estimator._know(found.fitted, found.classes)
-        return estimator
-
-    def _know(self, fitted: Fitted, classes: Rows | None) -> None:
-        self.fitted_ = fitted
-        if classes is not None:
-            self.classes_ = classes
-
-    def _known_classes(self) -> Rows | None:
-        return getattr(self, "classes_", None)
-
-    def _read(self, X: ArrayLike, y: ArrayLike, reset: bool) -> Table:  # noqa: N803
-        raise NotImplementedError
-
-    def _features(self, X: ArrayLike) -> Rows:  # noqa: N803
-        check_is_fitted(self, "fitted_")
-        return validate_data(self, X, dtype=np.float64, reset=False)
-
-    def _few_shot(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike) -> tuple[Rows, Rows, Rows]:  # noqa: N803
-        """Return which rows are query rows, their targets, and what is predicted after adapting to the support."""
-        check_is_fitted(self, "fitted_")
-        table = self._read(X, y, reset=False)
-        options = options_of(self.get_params(deep=False), self._kind)
-        return few_shot(self.fitted_, table, groups, options, self._known_classes())
-
-
-class FewShotRegressor(RegressorMixin, _FewShot):
+class FewShotRegressor(RegressorMixin, FewShot):
     """Regression learned across tasks, such that a few rows of a new task are enough.
 
     `fit` learns across the tasks that ``groups`` names, `adapt` learns a new one. Without `adapt`, `predict` answers
@@ -175,9 +39,9 @@ class FewShotRegressor(RegressorMixin, _FewShot):
         support: rows from which a task is learned in training and in `score`: a number, or the least and the most, in
             training drawn anew for each step. What is left of a task are its query rows.
         order: draw the support rows at ``"random"``, or take a task's ``"first"`` rows.
-        steps: outer steps; by default 10 for each training task, from 20 to 300.
+        steps: outer steps; by default 5 for each training task, from 20 to 200.
         tasks_per_step: tasks of an outer step.
-        outer_rate: step size of the outer optimiser; by default 0.01 (Adam; for reptile 1.0, plain SGD).
+        outer_rate: step size of the outer optimiser; by default 0.02 (Adam; for reptile 1.0, plain SGD).
         inner_steps, inner_rate: gradient steps of an adaptation, for methods that take any.
         validation_fraction: share of the tasks held out to choose the weights by; 0: the last weights are kept.
         on_short: what to do with a task that has no more than ``support`` rows, in `fit` and `score`: ``"error"`` or
@@ -200,7 +64,7 @@ class FewShotRegressor(RegressorMixin, _FewShot):
 
     _kind = "regression"
 
-    def predict(self, X: ArrayLike, return_std: bool = False) -> Rows | tuple[Rows, Rows]:  # noqa: N803
+    def predict(self, X: ArrayLike, return_std: bool = False) -> Rows | tuple[Rows, Rows]:
         """Predict targets, of the task that `adapt` learned, or by all training rows pooled.
 
         Args:
@@ -226,7 +90,7 @@ class FewShotRegressor(RegressorMixin, _FewShot):
 
     def score(
         self,
-        X: ArrayLike,  # noqa: N803
+        X: ArrayLike,
         y: ArrayLike,
         sample_weight: ArrayLike | None = None,
         groups: ArrayLike | None = None,
@@ -244,17 +108,17 @@ class FewShotRegressor(RegressorMixin, _FewShot):
         rows, truth, predicted = self._few_shot(X, y, groups)
         return float(r2_score(truth, predicted, sample_weight=_chosen(sample_weight, rows)))
 
-    def _read(self, X: ArrayLike, y: ArrayLike, reset: bool) -> Table:  # noqa: N803
+    def _read(self, X: ArrayLike, y: ArrayLike, reset: bool) -> Table:
         x, targets = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, reset=reset)
         return Table(x, targets.astype(np.float64), None)
 
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()  # pyrefly: ignore [missing-attribute]
         tags.target_tags.multi_output = True
         return tags
 
 
-class FewShotClassifier(ClassifierMixin, _FewShot):
+class FewShotClassifier(ClassifierMixin, FewShot):
     """Classification learned across tasks, such that a few rows of a new task, or of new classes, are enough.
 
     Parameters and attributes are those of `FewShotRegressor`, but ``support`` is the number of rows of each class (with
@@ -272,12 +136,12 @@ class FewShotClassifier(ClassifierMixin, _FewShot):
 
     _kind = "classification"
 
-    def predict(self, X: ArrayLike) -> Rows:  # noqa: N803
+    def predict(self, X: ArrayLike) -> Rows:
         """Predict the labels of rows ``(n, features)``: the most probable classes."""
         places = self._logits(X).argmax(1)
         return self.classes_[places]
 
-    def predict_proba(self, X: ArrayLike) -> Rows:  # noqa: N803
+    def predict_proba(self, X: ArrayLike) -> Rows:
         """Return the probability of each of `classes_`, ``(n, classes)``; they were not calibrated."""
         logits = self._logits(X)
         powers = np.exp(logits - logits.max(1, keepdims=True))
@@ -285,7 +149,7 @@ class FewShotClassifier(ClassifierMixin, _FewShot):
 
     def score(
         self,
-        X: ArrayLike,  # noqa: N803
+        X: ArrayLike,
         y: ArrayLike,
         sample_weight: ArrayLike | None = None,
         groups: ArrayLike | None = None,
@@ -299,12 +163,12 @@ class FewShotClassifier(ClassifierMixin, _FewShot):
         rows, truth, predicted = self._few_shot(X, y, groups)
         return float(accuracy_score(truth, predicted, sample_weight=_chosen(sample_weight, rows)))
 
-    def _logits(self, X: ArrayLike) -> Rows:  # noqa: N803
+    def _logits(self, X: ArrayLike) -> Rows:
         x = self._features(X)
         known: Fitted = self.fitted_
         return outputs(known.spec, known.adapted, known.scaling.features(x)).numpy()
 
-    def _read(self, X: ArrayLike, y: ArrayLike, reset: bool) -> Table:  # noqa: N803
+    def _read(self, X: ArrayLike, y: ArrayLike, reset: bool) -> Table:
         x, labels = validate_data(self, X, y, dtype=np.float64, reset=reset)
         check_classification_targets(labels)
         classes, numbers = np.unique(labels, return_inverse=True)

@@ -10,6 +10,7 @@ Nothing in them is code, and nothing is unpickled.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,10 +135,13 @@ def read_estimator(folder: Path, estimator: str, kind: Kind, defaults: Mapping[s
 
 def _spec(found: Any, kind: Kind) -> Spec:
     """Return the learner's description, each part of the type that it was written with."""
-    spec = Spec(**{**found, "hidden": None if found["hidden"] is None else tuple(found["hidden"])})
+    named: dict[str, Any] = {**found, "hidden": None if found["hidden"] is None else tuple(found["hidden"])}
+    spec = Spec(**named)
     sizes = (spec.inputs, spec.outputs, *(spec.hidden or ()))
     if not all(type(size) is int and 1 <= size <= 100_000 for size in sizes) or len(sizes) > 100:
         raise ValueError(f"its sizes are {sizes}")
+    if max(one * other for one, other in combinations(sizes, 2)) > 10**8:
+        raise ValueError(f"its sizes are {sizes}, too large to be true")
     if type(spec.inner_steps) is not int or not 0 <= spec.inner_steps <= 10_000 or type(spec.inner_rate) is not float:
         raise ValueError(f"it takes {spec.inner_steps!r} inner steps of {spec.inner_rate!r}")
     if spec.kind != kind or type(spec.method) is not str:

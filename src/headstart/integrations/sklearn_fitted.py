@@ -172,7 +172,7 @@ def _among(table: Table, classes: Rows) -> Table:
     new = [label for label in table.classes.tolist() if label not in places]
     if new:
         raise DataError(
-            f"label {new[0]!r} is not among the {len(classes)} classes of fit, and this method has one output for each; "
+            f"label {new[0]!r} is not among the {len(classes)} classes of fit, and this method has one output each; "
             "take a method that learns new classes, such as method='prototypes'"
         )
     own = np.array([places[label] for label in table.classes.tolist()], dtype=np.int64)

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import nn
 
-from headstart.errors import ConfigError
+from headstart.errors import ConfigError, unknown_name
 from headstart.models.mlp import mlp
 from headstart.registry import load, rows
 from headstart.tasks.rows import Order
@@ -106,27 +106,47 @@ def learner_of(spec: Spec, seed: int = 0) -> Learner:
     factory = load("method", spec.method)
     accepted = inspect.signature(factory).parameters
     passes_on = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    loss = "cross_entropy" if spec.kind == "classification" else "mse"
     if spec.kind == "regression" and "loss" not in accepted and not passes_on and "outputs" not in accepted:
         raise ConfigError(f"method {spec.method!r} classifies; FewShotRegressor needs one that regresses, such as maml")
-    offered: dict[str, Any] = {
-        "loss": loss, "steps": spec.inner_steps, "rate": spec.inner_rate, "taskmap": "vmap", "inputs": spec.inputs,
-        "outputs": spec.outputs, "ways": None, "explain": None, "dtype": torch.float64,
-    }  # fmt: skip
-    if spec.hidden is not None:
-        offered["hidden"] = spec.hidden
     handed_on = {"loss", "steps", "rate", "taskmap"} if passes_on else set[str]()
+    offered = _offered(spec, accepted)
     options = {name: value for name, value in offered.items() if name in accepted or name in handed_on}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # a method that asks for the number of inputs makes its own network
-        learner = factory(**options) if "inputs" in accepted else factory(_network(spec), **options)
+        if "inputs" not in accepted:
+            options["module"] = _network(spec)
+            if options["module"] is None and accepted["module"].default is inspect.Parameter.empty:
+                raise ConfigError(f"method {spec.method!r} needs a network; give hidden={_HIDDEN} or the like")
+        learner = factory(**options)
     if spec.kind == "classification" and learner.distribution is not None:
         raise ConfigError(f"method {spec.method!r} regresses; FewShotClassifier needs one that classifies")
     return learner
 
 
+def _offered(spec: Spec, accepted: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Return what there is for a factory to take."""
+    offered: dict[str, Any] = {
+        "loss": "cross_entropy" if spec.kind == "classification" else "mse",
+        "steps": spec.inner_steps,
+        "rate": spec.inner_rate,
+        "taskmap": "vmap",
+        "inputs": spec.inputs,
+        "outputs": spec.outputs,
+        "ways": None,
+        "explain": None,
+        "dtype": torch.float64,
+    }
+    if spec.hidden is not None:
+        one_width = "hidden" in accepted and isinstance(accepted["hidden"].default, int)
+        if one_width and len(spec.hidden) != 1:
+            raise ConfigError(f"method {spec.method!r} has one width for all layers; give hidden=({_HIDDEN[0]},)")
+        offered["hidden"] = spec.hidden[0] if one_width else spec.hidden
+    return offered
+
+
 def _network(spec: Spec) -> nn.Module | None:
+    """Return an embedding for methods that make a head, and else a network with one; ``None``: the features as is."""
     hidden = _HIDDEN if spec.hidden is None else spec.hidden
     if spec.method not in HEADS:
         return mlp(spec.inputs, spec.outputs, hidden).double()
@@ -136,8 +156,6 @@ def _network(spec: Spec) -> nn.Module | None:
 def _registered(method: str) -> str:
     known = [row.name for row in rows("method")]
     if method not in known:
-        from headstart.errors import unknown_name
-
         raise unknown_name("method", method, ["auto", *known])
     return method
 

@@ -10,11 +10,11 @@ from headstart.core.objective import meta_loss
 from headstart.integrations.sklearn_options import Options, Spec, learner_of
 from headstart.integrations.sklearn_tasks import Families
 from headstart.training.loop import copied, fit, start
-from headstart.types import Adapted, Batch, Episodes, Gaussian, Learner, Meta
+from headstart.types import Adapted, Batch, Episodes, Gaussian, Learner, Meta, Params
 
 _CHUNK = 4096
 #: Adam's step size where nobody gives one.
-_OUTER_RATE = 0.01
+_OUTER_RATE = 0.02
 
 
 class Trained(NamedTuple):
@@ -36,7 +36,7 @@ def meta_train(spec: Spec, families: Families | None, options: Options, seed: in
     tasks, judges = families.train(), families.validation()
     if learner.prepare is not None:
         meta = double(learner.prepare(meta, tasks, seed))
-    steps = min(max(10 * (tasks.counts or {})["train"], 20), 300) if options.steps is None else options.steps
+    steps = min(max(5 * (tasks.counts or {})["train"], 20), 200) if options.steps is None else options.steps
     if learner.gradient is None or not steps:
         return Trained(meta, (), ())
     optimizer = partial(torch.optim.Adam, lr=options.outer_rate or _OUTER_RATE)
@@ -72,7 +72,12 @@ def adapt(spec: Spec, meta: Meta, x: Tensor, y: Tensor) -> Adapted:
     """Learn one task from its rows ``x`` ``(n, features)`` and ``y`` ``(n,)`` or ``(n, outputs)``."""
     with torch.no_grad():
         adapted, _ = learner_of(spec).adapt(meta, Batch(x.unsqueeze(0), y.unsqueeze(0)))
-    return adapted
+    # as they come back from a file, so that no view keeps the rows alive
+    return Adapted(meta, _compact(adapted.params), _compact(adapted.buffers), adapted.seed, adapted.step)
+
+
+def _compact(values: Params) -> Params:
+    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in values.items()}
 
 
 def predictions(spec: Spec, meta: Meta, episodes: Episodes) -> Tensor:

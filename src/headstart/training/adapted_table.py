@@ -3,8 +3,6 @@
 The run keeps how its table became numbers (``table.json``), so its data are not needed again.
 """
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from headstart.errors import ConfigError, DataError, DivergenceError, FileError
+from headstart.errors import ConfigError, DivergenceError, FileError
 from headstart.tasks.table import (
     Schema,
     Table,
@@ -41,6 +39,7 @@ from headstart.training.defaults import resolve
 from headstart.training.files import read_json, to_json, write
 from headstart.training.loop import start
 from headstart.training.run import read_config
+from headstart.training.table_predictions import Predictions
 from headstart.types import Adapted, Batch, Learner, Meta
 
 FORMAT = "headstart-adapted-table-1"
@@ -62,46 +61,6 @@ class AdaptedTable(NamedTuple):
     counts: tuple[int, ...]
     """How many rows it was learned from; in classification, of each class."""
     device: torch.device
-
-
-class Predictions(NamedTuple):
-    """What the target of some rows was taken for."""
-
-    rows: Table
-    prediction: list[float] | list[str]
-    """Numbers in the target's own units, or classes."""
-    low: list[float] | None = None
-    """Where the learner knows what it does not know: the ends of the interval that holds 90 % of observations."""
-    high: list[float] | None = None
-    probability: list[float] | None = None
-    """In classification, the predicted class's own."""
-    probabilities: dict[str, list[float]] | None = None
-    """In classification, those of all classes."""
-
-    def columns(self) -> dict[str, Sequence[Any]]:
-        """Return the rows' columns, as text, and beside them the predictions'.
-
-        Raises:
-            DataError: the rows have a column of the same name as one of the predictions'.
-        """
-        found: dict[str, Sequence[Any]] = {"prediction": self.prediction}
-        for name in ("low", "high", "probability"):
-            values = getattr(self, name)
-            found |= {} if values is None else {name: values}
-        found |= {f"probability of {name}": values for name, values in (self.probabilities or {}).items()}
-        taken = [name for name in found if name in self.rows.header]
-        if taken:
-            raise DataError(f"{self.rows.path} has a column {taken[0]!r}, as the predictions are called; rename it")
-        return {**{name: self.rows.columns[name].tolist() for name in self.rows.header}, **found}
-
-    def to_csv(self) -> str:
-        """Return `columns` as CSV."""
-        columns, text = self.columns(), io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        for row in zip(*columns.values()):
-            writer.writerow([f"{value:.9g}" if isinstance(value, float) else value for value in row])
-        return text.getvalue()
 
 
 def write_schema(run: Path, schema: Any) -> None:
@@ -303,12 +262,13 @@ def _card(model: AdaptedTable) -> str:
     counted = dict(zip(schema.classes, model.counts)) if schema.classes else {"rows": model.counts[0]}
     rows = "\n".join(f"| {name} | {count} |" for name, count in counted.items())
     steps = "" if config.inner_steps is None else f" ({config.inner_steps} inner steps)"
-    interval = "`low` and `high`, the ends of a 90 % interval" if model.learner.distribution else "no interval"
-    beside = "a `probability`, and one for each class" if schema.classes else interval
+    columns = ", ".join(f"`{name}`" for name in _columns(schema))
+    beside = ", `low` and `high`, between which 90 % of observations are to lie" if model.learner.distribution else ""
+    beside = ", a `probability`, and one for each class" if schema.classes else beside
     return f"""# {schema.target} learned from {sum(model.counts)} rows
 
-Predicts {schema.target!r} ({schema.kind}) from {", ".join(repr(name) for name in _columns(schema))}. Learned by
-{config.method}{steps} from a run on other tasks of the column {schema.task_column!r}; made with headstart.
+Predicts `{schema.target}` ({schema.kind}) from {columns}. Learned by {config.method}{steps}, from a run on other tasks
+of the column `{schema.task_column}`; made with headstart.
 
 | {"class" if schema.classes else ""} | rows |
 |---|---|
@@ -316,6 +276,5 @@ Predicts {schema.target!r} ({schema.kind}) from {", ".join(repr(name) for name i
 
     headstart predict FOLDER ROWS
 
-It gives the rows with a column `prediction` and {beside}. Probabilities and intervals are the model's own and were not
-calibrated.
+It gives the rows with a column `prediction`{beside}. Probabilities and intervals are the model's own.
 """

@@ -59,6 +59,13 @@ def test_an_unnamed_column_that_names_no_rows_is_a_feature(write: Any, pigs: Any
     assert tasks.details["features"] == ["", "week"]
 
 
+def test_the_index_of_a_data_frame_is_no_feature(pigs: Any, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    pandas.DataFrame(pigs).sort_values("week").to_parquet(tmp_path / "some.parquet")
+    assert pig_tasks(tmp_path / "some.parquet").details["left_out"] == {"__index_level_0__": "names the rows"}
+
+
 def test_the_first_rows_by_time_are_the_support_set(write: Any, pigs: Any) -> None:
     order = random.Random(0).sample(range(80), 80)
     mixed = {name: [values[row] for row in order] for name, values in pigs.items()}
@@ -100,6 +107,14 @@ def test_training_tasks_are_standardised(write: Any, pigs: Any) -> None:
     place = tasks.details["features"].index("week")
     for values in (x[:, place], y[:, 0]):
         assert abs(float(values.mean())) < 1e-5 and float(values.std(correction=0)) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_split_can_be_kept_while_other_support_rows_are_drawn(write: Any, pigs: Any) -> None:
+    path = write(pigs)
+    first, second, third = pig_tasks(path, seed=1), pig_tasks(path, seed=2, split_seed=1), pig_tasks(path, seed=2)
+    assert first.details["task_names"] == second.details["task_names"] != third.details["task_names"]
+    assert first.details["schema"] == second.details["schema"]
+    assert not same_bits(first.sample("test", range(4)), second.sample("test", range(4)))
 
 
 def test_classification_needs_every_class_in_training_or_says_so(write: Any, pigs: Any) -> None:

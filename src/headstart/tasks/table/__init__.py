@@ -27,8 +27,10 @@ __all__ = [
 
 AskedKind: TypeAlias = Literal["auto", "regression", "classification"]
 
-#: What spreadsheets and data frames call the column of row numbers.
-_ROW_NUMBERS = frozenset({"", "Unnamed: 0", "rownames", "__index_level_0__"})
+#: What the first column is called where it only names the rows.
+_ROW_NAMES = frozenset({"", "Unnamed: 0", "rownames"})
+#: What pandas calls a data frame's row names in Parquet, wherever the column stands.
+_INDEX = "__index_level_0__"
 _CHOICES = {
     "target_kind": ("auto", "regression", "classification"),
     "on_short": ("error", "skip"),
@@ -56,6 +58,7 @@ def table(
     validation: float = 0.2,
     test: float = 0.2,
     seed: int = 0,
+    split_seed: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Tasks:
     """Make tasks out of a table with one row an example.
@@ -77,8 +80,11 @@ def table(
         target_kind: by default, text, booleans and whole numbers of two different values are classes.
         on_duplicates: what to do with a row that equals another one of its task in features, target and time, so that
             one could be learned from and the other judged on: refuse it, ``"keep"`` it, or ``"drop"`` it.
-        validation, test: shares of the tasks, drawn by the seed; at least one task each.
-        seed, device: as in `Tasks`.
+        validation, test: shares of the tasks, at least one task each.
+        seed: draws support rows.
+        split_seed: draws which tasks are in which split; by default the seed. What was trained on some tasks is to be
+            judged with the same split, whatever the seed.
+        device: where to put the tensors.
 
     Returns:
         Tasks called 'table' whose ``unit`` is the standard deviation of the target in training tasks. Their details
@@ -96,7 +102,7 @@ def table(
     grouped = group(read_table(data, roles.needed), task_column, time_column)
     where = f"{data}, column {task_column!r}"
     refuse_missing(grouped.table, target, "target")
-    splits = split_tasks(len(grouped.names), validation, test, seed, where)
+    splits = split_tasks(len(grouped.names), validation, test, seed if split_seed is None else split_seed, where)
     grouped, read, repetitions = _read(grouped, splits, roles, target_kind, on_duplicates)
     details = {
         "source": Path(data).name,
@@ -148,11 +154,16 @@ class _Roles(NamedTuple):
         return [name for name in table.header if name not in (self.task, self.target, *self.left_out(table))]
 
     def left_out(self, table: Table) -> dict[str, str]:
-        """Return the first column, where it only names the rows and was not asked for, and why it is left out."""
-        name = table.header[0]
-        if self.columns is not None or name not in _ROW_NUMBERS or name in (self.task, self.target, self.time):
+        """Return columns that only name the rows and were not asked for, and why they are left out."""
+        if self.columns is not None:
             return {}
-        return {name: "names the rows"} if len(distinct(table.columns[name])[0]) == table.size else {}
+        taken = (self.task, self.target, self.time)
+        named = [name for name in table.header if name == _INDEX or name in _ROW_NAMES and name == table.header[0]]
+        return {
+            name: "names the rows"
+            for name in named
+            if name not in taken and len(distinct(table.columns[name])[0]) == table.size
+        }
 
 
 class _Encoded(NamedTuple):
