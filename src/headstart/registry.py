@@ -188,8 +188,8 @@ METHODS = (
     ),
     Row(
         "forest",
-        "a random forest: where its trees split is learned across tasks, what its leaves say task by task",
-        "",
+        "a random forest: where its trees split is learned across tasks, what its nodes say task by task",
+        "after Breiman 2001, doi:10.1023/A:1010933404324; Agarwal et al. 2022, arXiv:2202.00858",
         "headstart.algorithms.forest:forest",
     ),
     Row(
@@ -241,7 +241,7 @@ TASKS = (
         "plateaus",
         "regress functions of several features that are constant on the cells of shared trees",
         "",
-        "headstart.tasks.steps:plateaus",
+        "headstart.tasks.plateaus:plateaus",
     ),
     Row(
         "icons",

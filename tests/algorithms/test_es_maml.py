@@ -23,7 +23,7 @@ def test_keeps_the_contract(inner, dropout):
     episodes = random_episodes((2,))
     if dropout:
         episodes = Episodes(*(batch._replace(seed=torch.tensor([3, 4, 5])) for batch in episodes))
-    options = {"steps": 2, "rate": 0.1, "samples": 3, "inner": inner, "inner_samples": 3}
+    options = {"steps": 2, "rate": 0.1, "samples": 2, "inner": inner, "inner_samples": 2}
     check_learner(
         lambda taskmap: es_maml(module, taskmap=taskmap, **options), episodes, module=module, masks=not dropout
     )
@@ -46,11 +46,11 @@ def test_estimated_inner_steps_tend_to_exact_ones():
     meta = exact.init(None)
     goal = exact.adapt(meta, episodes.support)[0].params["weight"] - meta.params["weight"]
     gaps = []
-    for samples in (16, 2000):
+    for samples in (8, 600):
         learner = es_maml(module, inner="evolution", inner_samples=samples, inner_deviation=0.01, **options)
         moved = learner.adapt(meta, episodes.support)[0].params["weight"] - meta.params["weight"]
         gaps.append(((moved - goal).norm() / goal.norm()).item())
-    assert gaps[1] < 0.1 < gaps[0]
+    assert gaps[1] < 0.15 < gaps[0]
 
 
 def test_estimated_inner_steps_learn_a_model_without_derivatives():
@@ -77,14 +77,20 @@ def test_estimated_inner_steps_learn_a_model_without_derivatives():
 
 @pytest.mark.parametrize("options", [{"inner": "gradient"}, {"inner": "gradient", "shaping": "ranks"}])
 def test_meta_training_lowers_the_loss_after_adapting(options):
-    learner = es_maml(headstart.mlp(1, 1, hidden=(8,)), loss="mse", steps=1, rate=0.05, samples=16, **options)
+    learner = es_maml(
+        headstart.mlp(1, 1, hidden=(8,)), loss="mse", steps=1, rate=0.05, samples=8, taskmap="vmap", **options
+    )
     tasks = sinusoid(shots=10)
 
     def optimizer(tensors):
         return torch.optim.Adam(tensors, lr=0.03)
 
-    losses = [r.loss for r in fit(learner, tasks, steps=60, state=start(learner, optimizer=optimizer))]
-    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    state = start(learner, optimizer=optimizer)
+    episodes = tasks.sample("test", range(100))
+    before = headstart.meta_loss(learner, state.meta, episodes)[0].item()
+    for _ in fit(learner, tasks, steps=40, tasks_per_step=8, state=state):
+        pass
+    assert headstart.meta_loss(learner, state.meta, episodes)[0].item() < 0.95 * before
 
 
 def test_what_cannot_be_is_refused():

@@ -7,7 +7,7 @@ from headstart.algorithms.growth import number, read
 from headstart.core.objective import meta_loss
 from headstart.errors import ShapeError, UnknownNameError, UsageError
 from headstart.tasks.rows import Rows, row_tasks
-from headstart.tasks.steps import plateaus
+from headstart.tasks.plateaus import plateaus
 from headstart.testing import check_learner, random_episodes
 from headstart.training.evaluate import evaluate
 from headstart.training.loop import fit, start

@@ -29,7 +29,7 @@ SETTINGS: dict[str, Setting] = {
     "aware": Setting("aware", _INNER),
     "maml: soft_forest": Setting("maml", _INNER, network="soft_forest", sizes={"trees": 8, "depth": 3}),
     "reptile": Setting("reptile", {**_INNER, "steps": 5, "rate": 0.05}, optimizer="sgd", rate=0.5, schedule="linear"),
-    "es_maml": Setting("es_maml", {**_INNER, "samples": 16}, steps=60),
+    "es_maml": Setting("es_maml", {**_INNER, "samples": 8}, steps=60),
     "ridge": Setting("ridge", _MAPPED, sizes={"hidden": (32,)}, embedding=16),
     "gaussian_process": Setting("gaussian_process", _NONE, network=None, steps=100, rate=0.05, validation=0.0),
     "gaussian_process: linear": Setting(
@@ -38,12 +38,12 @@ SETTINGS: dict[str, Setting] = {
     "dkt": Setting("dkt", _MAPPED, sizes={"hidden": (32,)}, embedding=8),
     "alpaca": Setting("alpaca", _MAPPED, sizes={"hidden": (32,)}, embedding=16),
     "cnp": Setting("cnp", {"hidden": 32, "depth": 3}, network=None, rate=0.005),
-    "anp": Setting("anp", {"hidden": 32, "depth": 3, "heads": 4, "draws": 4}, network=None, rate=0.005),
+    "anp": Setting("anp", {"hidden": 32, "depth": 3, "heads": 2, "draws": 2}, network=None, steps=100, rate=0.005),
     "forest": Setting("forest", _NONE, network=None, steps=0, validation=0.0),
     "search: svm": Setting("search", {"estimator": "svm", "trials": 15}, network=None, steps=0, validation=0.0),
     "search: random_forest": Setting(
         "search",
-        {"estimator": "random_forest", "trials": 6, "tasks_per_trial": 8},
+        {"estimator": "random_forest", "trials": 4, "tasks_per_trial": 4},
         network=None,
         steps=0,
         validation=0.0,

@@ -46,7 +46,7 @@ def evaluate(
 
     job, checkpoint = open_run(run, device)
     if seed is not None:
-        job = job._replace(tasks=make_tasks(job.config.model_copy(update={"seed": seed}), job.device))
+        job = job._replace(tasks=make_tasks(job.config, job.device, seed))
     score = test(job, checkpoint.best.meta, episodes=episodes, split=split)
     if as_json:
         print_json(

@@ -92,13 +92,15 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def make_tasks(config: TrainConfig, device: torch.device) -> Tasks:
-    """Make the tasks that a resolved configuration names."""
+def make_tasks(config: TrainConfig, device: torch.device, seed: int | None = None) -> Tasks:
+    """Make the tasks that a resolved configuration names; ``seed`` draws others, of the same split."""
     options = _chosen(config, _TASK_OPTIONS)
+    options["seed"] = config.seed if seed is None else seed
     if isinstance(config.shots, str):
         low, _, high = config.shots.partition("-")
         options["shots"] = (int(low), int(high))
     if config.tasks == "table":
+        options["split_seed"] = config.seed
         options["support"] = options.pop("shots", config.support_first)
         options["order"] = "random" if config.support_first is None else "first"
         options["columns"] = config.columns

@@ -82,8 +82,10 @@ def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
             f"{config.inner_steps} gradient step{'s' * (config.inner_steps != 1)} of size {config.inner_rate}"
         )
     if config.steps:
+        most = config.tasks_per_step or 1
         rows["Outer loop"] = (
-            f"{results['step']} steps of {config.tasks_per_step} tasks each (the mean of their gradients),"
+            f"{results['step']} steps of {min(most, (job.tasks.counts or {}).get('train', most))} tasks each"
+            " (the mean of their gradients),"
             f" {config.optimizer} with rate {config.outer_rate} ({config.schedule})"
         )
         rows["Weights"] = (

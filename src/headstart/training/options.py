@@ -188,10 +188,11 @@ class Options(BaseModel):
         " differ in rounding. Default: vmap.",
     )
     # what some methods are made of
-    kernel: Literal["linear", "rbf", "matern", "spectral"] | None = _option(
+    kernel: Literal["linear", "rbf", "matern", "exponential", "spectral"] | None = _option(
         None,
-        "svm, logistic: linear or rbf; dkt: any; gaussian_process: linear gives a task an intercept and slopes of its"
-        " own, rbf and matern a curve besides. Default: linear, dkt rbf.",
+        "svm, logistic: linear or rbf; dkt: any but exponential; gaussian_process: linear gives a task an intercept and"
+        " slopes of its own, rbf, matern and exponential a curve besides. Default: linear (dkt: rbf; gaussian_process:"
+        " exponential).",
     )
     mean: Literal["network", "linear", "constant"] | None = _option(
         None, "gaussian_process: what all tasks have in common. Default: network, a line and a small network."

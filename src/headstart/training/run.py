@@ -150,17 +150,19 @@ def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
 def _meta_train(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View) -> Best:
     """Take the steps that are left: step, look at validation, log, save."""
     config, steps = job.config, job.config.steps or 0
+    # no more than there are: each of them once
+    tasks_per_step = min(config.tasks_per_step or 1, (job.tasks.counts or {}).get("train", config.tasks_per_step or 1))
     for stale in ("results.json", "test.csv", "README.md", *LEARNED):  # they tell of fewer steps
         (run / stale).unlink(missing_ok=True)
     metrics = MetricsFile(run, state.step)
     validation = shown(job.tasks.kind, best.value)
-    view.begin(state.step, steps, config.tasks_per_step or 1)
+    view.begin(state.step, steps, tasks_per_step)
     try:
         for record in fit(
             job.learner,
             job.tasks,
             steps=steps,
-            tasks_per_step=config.tasks_per_step or 1,
+            tasks_per_step=tasks_per_step,
             state=state,
             schedule=config.schedule or "constant",
             seed=config.seed,

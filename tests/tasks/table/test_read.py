@@ -139,10 +139,11 @@ def test_a_file_larger_than_the_memory_is_refused_with_the_numbers(write: Write)
     assert found is None or found > 10**6
 
 
-def test_memory_is_estimated_from_above(write: Write) -> None:
+def test_memory_is_estimated_from_above(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
-    rows = 200_000
+    monkeypatch.setattr("headstart.tasks.table.read._CHUNK", 2048)
+    rows = 40_000
     path = write("task,x,y\n" + "".join(f"{n % 7},{n * 0.137:.4f},{n * n % 1013}\n" for n in range(rows)))
     tracemalloc.start()
     read_table(path)

@@ -42,6 +42,11 @@ def test_tasks_are_in_the_order_of_their_names_and_rows_as_in_the_file(in_memory
     assert found.table.columns["x"].tolist() == ["a", "b", "c", "d"]
 
 
+def test_names_that_are_not_all_whole_numbers_are_sorted_as_text(in_memory: Any) -> None:
+    found = group(in_memory({"task": ["10", "--5", "9"]}), "task", None)
+    assert found.names == ("--5", "10", "9")
+
+
 def test_a_time_column_sorts_the_rows_and_keeps_those_of_one_time(in_memory: Any) -> None:
     found = group(in_memory({"task": list("abab"), "t": ["10", "9", "2", "9"], "x": list("pqrs")}), "task", "t")
     assert found.table.columns["x"].tolist() == ["r", "q", "s", "p"]

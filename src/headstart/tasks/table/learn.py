@@ -1,5 +1,6 @@
 """Learning a table's schema from the rows of its training tasks, and from these alone."""
 
+import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -167,7 +168,7 @@ def regression_target(table: Table, column: str) -> NDArray[np.float64]:
 
 def in_order(names: Sequence[str]) -> tuple[str, ...]:
     """Return names sorted, as numbers where they all are."""
-    everywhere = all(name.lstrip("-").isdecimal() for name in names)
+    everywhere = all(re.fullmatch(r"-?\d+", name) for name in names)
     return tuple(sorted(names, key=int if everywhere else None))
 
 

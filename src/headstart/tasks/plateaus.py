@@ -43,18 +43,19 @@ def plateaus(
     common: float = 0.2,
     offset: float = 1.0,
     noise: float = 0.3,
+    family: int = 0,
     seed: int = 0,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tasks:
-    """Regress functions that are constant on the cells of axis-aligned trees, which all tasks of a seed share.
+    """Regress functions that are constant on the cells of axis-aligned trees, which all tasks share.
 
-    The seed draws the trees: each node splits at one of the ``relevant`` features, between 0.3 and 0.7 of its cell's
+    ``family`` draws the trees: each node splits at one of the ``relevant`` features, between 0.3 and 0.7 of its cell's
     extent; the other features tell nothing. Task i is
 
         y = offset bᵢ + Σ_t (√common c_{t,l} + √(1 − common) w_{i,t,l}) / √trees + noise ε
 
-    where l is x's cell in tree t, with bᵢ, c, wᵢ and ε standard normal: c is the seed's, bᵢ and wᵢ are the task's own.
+    where l is x's cell in tree t, with bᵢ, c, wᵢ and ε standard normal: c is the family's, bᵢ and wᵢ are the task's own.
     x ~ U[-1, 1] in every feature. So where the cells are is the same in all tasks and can be learned across them, and
     little of what their values are: a model of all rows pooled sees the share ``common``. No learner has an expected
     query error below ``noise**2``.
@@ -69,13 +70,14 @@ def plateaus(
         common: the share of a cell value's variance that is the same in all tasks, from 0 to 1.
         offset: standard deviation of the tasks' offsets.
         noise: standard deviation of the noise, in units of y.
-        seed: of the family; in ``[0, 2**32)``.
+        family: draws what all tasks have in common; in ``[0, 2**32)``.
+        seed: draws the tasks; in ``[0, 2**32)``.
         device: where the rows are put.
         dtype: their type.
 
     Raises:
         UsageError: a size below 1, more relevant features than features, a share outside [0, 1], a standard deviation
-            that is negative or not finite, or a seed outside ``[0, 2**32)``.
+            that is negative or not finite, or a family or seed outside ``[0, 2**32)``.
 
     >>> plateaus(shots=5, features=4).sample("train", range(25)).support.x.shape
     torch.Size([25, 5, 4])
@@ -83,9 +85,10 @@ def plateaus(
     sizes = {"shots": shots, "queries": queries, "relevant": relevant, "trees": trees, "depth": depth}
     _check(sizes, features, common, {"offset": offset, "noise": noise})
     check_seed(seed)
-    partition, counting = _partition(seed, features, relevant, trees, depth)
+    check_seed(family)
+    partition, counting = _partition(family, features, relevant, trees, depth)
     leaves = 2**depth
-    shared = _normal(seed, "train", [0], 2, trees * leaves).view(trees, leaves)
+    shared = _normal(family, "train", [0], 2, trees * leaves).view(trees, leaves)
 
     def sample(split: str, numbers: Sequence[int]) -> Episodes:
         # Many small operations: they are cheaper on the CPU, whatever the device.
@@ -115,7 +118,7 @@ def plateaus(
             "offset": offset,
             "noise": noise,
             "noise_variance": noise**2,
-            "seed": seed,
+            "family": family,
             "licence": "none needed, the rows are computed",
         },
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from headstart.errors import UnknownNameError, UsageError
-from headstart.tasks.steps import Partition, plateaus
+from headstart.tasks.plateaus import Partition, plateaus
 from headstart.testing import check_tasks
 
 
@@ -64,7 +64,7 @@ def test_all_tasks_are_one_where_everything_is_common_and_the_mean_is_nothing_wh
 
 
 def _split_of(tasks):
-    from headstart.tasks.steps import _partition
+    from headstart.tasks.plateaus import _partition
 
     partition, _ = _partition(0, 8, 3, 1, 1)
     return int(partition.feature[0, 0]), float(partition.threshold[0, 0])
