@@ -175,8 +175,8 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=600, help="test tasks")
     parser.add_argument("--seed", type=int, default=1, help="of the family and its tasks; our defaults were chosen on those of seed 0")
-    parser.add_argument("--steps", type=int, default=200, help="outer steps of forest")
-    parser.add_argument("--maml-steps", type=int, default=300, help="outer steps of soft_forest")
+    parser.add_argument("--steps", type=int, default=100, help="outer steps of forest")
+    parser.add_argument("--maml-steps", type=int, default=200, help="outer steps of soft_forest")
     parser.add_argument(
         "--common", type=float, action="append", help="shares of cell values that all tasks have in common"
     )

@@ -23,8 +23,15 @@ if TYPE_CHECKING:
     from headstart.algorithms.baselines import joint as joint
     from headstart.algorithms.baselines import nearest as nearest
     from headstart.algorithms.baselines import scratch as scratch
+    from headstart.algorithms.bayesian_linear import alpaca as alpaca
     from headstart.algorithms.context import cavia as cavia
     from headstart.algorithms.curvature import meta_curvature as meta_curvature
+    from headstart.algorithms.es_maml import es_maml as es_maml
+    from headstart.algorithms.forest import forest as forest
+    from headstart.algorithms.gaussian_process import dkt as dkt
+    from headstart.algorithms.gaussian_process import gaussian_process as gaussian_process
+    from headstart.algorithms.kernel_machines import logistic as logistic
+    from headstart.algorithms.kernel_machines import svm as svm
     from headstart.algorithms.learned_loss import learned_loss as learned_loss
     from headstart.algorithms.maml import anil as anil
     from headstart.algorithms.maml import boil as boil
@@ -34,12 +41,16 @@ if TYPE_CHECKING:
     from headstart.algorithms.maml_plus_plus import maml_plus_plus as maml_plus_plus
     from headstart.algorithms.maml_train import maml_train as maml_train
     from headstart.algorithms.modulation import mmaml as mmaml
+    from headstart.algorithms.neural_process import anp as anp
+    from headstart.algorithms.neural_process import cnp as cnp
     from headstart.algorithms.objectives import first_order_until as first_order_until
     from headstart.algorithms.objectives import multi_step as multi_step
     from headstart.algorithms.proposal import propose as propose
     from headstart.algorithms.proto_maml import proto_maml as proto_maml
     from headstart.algorithms.prototypes import prototypes as prototypes
     from headstart.algorithms.reptile import reptile as reptile
+    from headstart.algorithms.ridge import ridge as ridge
+    from headstart.algorithms.search import search as search
     from headstart.algorithms.step_norm import per_step_norm as per_step_norm
     from headstart.algorithms.warp import mt_net as mt_net
     from headstart.algorithms.warp import t_net as t_net
@@ -49,6 +60,7 @@ if TYPE_CHECKING:
     from headstart.core.adjoint import Unrolled as Unrolled
     from headstart.core.cost import expected_cost as expected_cost
     from headstart.core.cost import multiply_adds as multiply_adds
+    from headstart.core.evolution import Evolution as Evolution
     from headstart.core.functional import functional as functional
     from headstart.core.mixture import Mixture as Mixture
     from headstart.core.mixture import Skip as Skip
@@ -61,22 +73,28 @@ if TYPE_CHECKING:
     from headstart.core.variants import Start as Start
     from headstart.models.conv4 import conv4 as conv4
     from headstart.models.mlp import mlp as mlp
+    from headstart.models.soft_forest import soft_forest as soft_forest
     from headstart.training.adapted import adapt as adapt
     from headstart.training.adapted import open_adapted as open_adapted
     from headstart.training.adapted import predict as predict
     from headstart.training.evaluate import evaluate as evaluate
     from headstart.training.loop import fit as fit
+    from headstart.training.loop import start as start
     from headstart.training.run import train as train
     from headstart.types import Adapted as Adapted
     from headstart.types import Batch as Batch
     from headstart.types import Episodes as Episodes
+    from headstart.types import Gaussian as Gaussian
     from headstart.types import Info as Info
     from headstart.types import Learner as Learner
     from headstart.types import Meta as Meta
     from headstart.types import Tasks as Tasks
 
 _PUBLIC = {
-    "headstart.algorithms.adapters": ("LowRank", "low_rank"),
+    "headstart.algorithms.adapters": (
+        "LowRank",
+        "low_rank",
+    ),
     "headstart.algorithms.alfa": ("alfa",),
     "headstart.algorithms.architecture": (
         "derive",
@@ -93,8 +111,19 @@ _PUBLIC = {
         "nearest",
         "scratch",
     ),
+    "headstart.algorithms.bayesian_linear": ("alpaca",),
     "headstart.algorithms.context": ("cavia",),
     "headstart.algorithms.curvature": ("meta_curvature",),
+    "headstart.algorithms.es_maml": ("es_maml",),
+    "headstart.algorithms.forest": ("forest",),
+    "headstart.algorithms.gaussian_process": (
+        "dkt",
+        "gaussian_process",
+    ),
+    "headstart.algorithms.kernel_machines": (
+        "logistic",
+        "svm",
+    ),
     "headstart.algorithms.learned_loss": ("learned_loss",),
     "headstart.algorithms.maml": (
         "anil",
@@ -106,14 +135,20 @@ _PUBLIC = {
     "headstart.algorithms.maml_plus_plus": ("maml_plus_plus",),
     "headstart.algorithms.maml_train": ("maml_train",),
     "headstart.algorithms.modulation": ("mmaml",),
+    "headstart.algorithms.neural_process": (
+        "anp",
+        "cnp",
+    ),
     "headstart.algorithms.objectives": (
         "first_order_until",
         "multi_step",
     ),
-    "headstart.algorithms.proto_maml": ("proto_maml",),
     "headstart.algorithms.proposal": ("propose",),
+    "headstart.algorithms.proto_maml": ("proto_maml",),
     "headstart.algorithms.prototypes": ("prototypes",),
     "headstart.algorithms.reptile": ("reptile",),
+    "headstart.algorithms.ridge": ("ridge",),
+    "headstart.algorithms.search": ("search",),
     "headstart.algorithms.step_norm": ("per_step_norm",),
     "headstart.algorithms.warp": (
         "mt_net",
@@ -129,6 +164,7 @@ _PUBLIC = {
         "expected_cost",
         "multiply_adds",
     ),
+    "headstart.core.evolution": ("Evolution",),
     "headstart.core.functional": ("functional",),
     "headstart.core.mixture": (
         "Mixture",
@@ -149,18 +185,23 @@ _PUBLIC = {
     ),
     "headstart.models.conv4": ("conv4",),
     "headstart.models.mlp": ("mlp",),
+    "headstart.models.soft_forest": ("soft_forest",),
     "headstart.training.adapted": (
         "adapt",
         "open_adapted",
         "predict",
     ),
     "headstart.training.evaluate": ("evaluate",),
-    "headstart.training.loop": ("fit",),
+    "headstart.training.loop": (
+        "fit",
+        "start",
+    ),
     "headstart.training.run": ("train",),
     "headstart.types": (
         "Adapted",
         "Batch",
         "Episodes",
+        "Gaussian",
         "Info",
         "Learner",
         "Meta",
