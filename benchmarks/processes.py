@@ -46,11 +46,11 @@ def methods() -> dict[str, Method]:
             return mlp(1, outputs, hidden=(64, 64))
 
     return {
-        "cnp": Method(lambda: cnp(inputs=1), 20_000, 1e-3),
-        "anp": Method(lambda: anp(inputs=1), 10_000, 1e-3),
-        "dkt": Method(lambda: dkt(network(16), taskmap="vmap"), 1_000, 3e-3),
+        "cnp": Method(lambda: cnp(inputs=1), 6_000, 1e-3),
+        "anp": Method(lambda: anp(inputs=1), 3_000, 1e-3),
+        "dkt": Method(lambda: dkt(network(16), taskmap="vmap"), 600, 1e-2),
         "gaussian_process": Method(lambda: gaussian_process(inputs=1, mean="constant", kernel="rbf"), 300, 1e-1),
-        "alpaca": Method(lambda: alpaca(network(32), taskmap="vmap"), 4_000, 3e-3),
+        "alpaca": Method(lambda: alpaca(network(32), taskmap="vmap"), 2_000, 1e-2),
     }
 
 

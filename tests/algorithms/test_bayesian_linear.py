@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.distributions import MultivariateNormal
 
+import headstart
 from headstart.algorithms.bayesian_linear import alpaca
 from headstart.algorithms.gaussian_process import gaussian_process
 from headstart.core.kernels import triangular
@@ -177,3 +178,19 @@ def test_what_does_not_fit_is_refused():
     learner = RAW()
     with pytest.raises(ShapeError, match="the targets must be floating"):
         learner.adapt(learner.init(None), Episodes(*random_episodes((3,))).support)
+
+
+@pytest.mark.parametrize("likelihood", ["joint", "predictive"])
+def test_padding_is_refused_where_the_network_normalises_by_the_batch(likelihood):
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    learner = alpaca(module, features=4, likelihood=likelihood)
+    support, query = random_episodes((3,), regression=True)
+    mask = torch.ones(support.y.shape[:2], dtype=torch.bool)
+    mask[0, -1] = False
+    with pytest.raises(UsageError, match="padding"):
+        headstart.meta_gradient(learner, learner.init(None), Episodes(support._replace(mask=mask), query))
+
+
+def test_what_is_learned_is_where_the_network_is():
+    meta = alpaca(nn.Linear(3, 4, device="meta")).init(None)
+    assert {value.device.type for part in meta for value in part.values()} == {"meta"}

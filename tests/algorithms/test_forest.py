@@ -6,8 +6,8 @@ from headstart.algorithms.forest import forest
 from headstart.algorithms.growth import number, read
 from headstart.core.objective import meta_loss
 from headstart.errors import ShapeError, UnknownNameError, UsageError
-from headstart.tasks.rows import Rows, row_tasks
 from headstart.tasks.plateaus import plateaus
+from headstart.tasks.rows import Rows, row_tasks
 from headstart.testing import check_learner, random_episodes
 from headstart.training.evaluate import evaluate
 from headstart.training.loop import fit, start

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.distributions import MultivariateNormal
 
+import headstart
 from headstart.algorithms.gaussian_process import dkt, gaussian_process
 from headstart.core.objective import meta_loss
 from headstart.errors import ShapeError, UnknownNameError, UsageError
@@ -273,3 +274,43 @@ def test_what_does_not_fit_is_refused():
     deep = dkt(net(4), features=3, outputs=2)
     with pytest.raises(ShapeError, match="the network gives 4 features; the kernel was made for 3"):
         deep.adapt(deep.init(None), EPISODES.support)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_padding_changes_nothing_whatever_the_unit_of_the_targets(scale):
+    learner = gaussian_process(inputs=2)
+    start = learner.init(torch.Generator().manual_seed(0))
+    logs = ("log_noise", "kernel.effects.log_diagonal", "kernel.rest.log_scale")
+    meta = start._replace(structure={k: v + math.log(scale) if k in logs else v for k, v in start.structure.items()})
+    generator = torch.Generator().manual_seed(1)
+    x, y, query = (torch.randn(2, n, d, generator=generator) for n, d in ((5, 2), (5, 1), (4, 2)))
+    longer = [torch.nn.functional.pad(part, (0, 0, 0, 30)) for part in (x, scale * y)]
+    padded = Batch(*longer, (torch.arange(35) < 5).expand(2, -1))
+    alone, beside = (
+        learner.distribution(learner.adapt(meta, batch)[0], query) for batch in (Batch(x, scale * y), padded)
+    )
+    torch.testing.assert_close(beside.mean, alone.mean, atol=1e-5 * scale, rtol=1e-5)
+    torch.testing.assert_close(beside.variance, alone.variance, atol=0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("likelihood", ["joint", "predictive"])
+def test_padding_is_refused_where_the_network_normalises_by_the_batch(likelihood):
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    learner = dkt(module, likelihood=likelihood)
+    support, query = random_episodes((3,), regression=True)
+    mask = torch.ones(support.y.shape[:2], dtype=torch.bool)
+    mask[0, -1] = False
+    with pytest.raises(UsageError, match="padding"):
+        headstart.meta_gradient(learner, learner.init(None), Episodes(support._replace(mask=mask), query))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: dkt(nn.Linear(3, 4, device="meta"), features=4),
+        lambda: gaussian_process(nn.Linear(3, 1, device="meta"), inputs=3),
+    ],
+)
+def test_what_is_learned_is_where_the_network_is(make):
+    meta = make().init(None)
+    assert {value.device.type for part in meta for value in part.values()} == {"meta"}

@@ -6,8 +6,8 @@ import torch
 
 from headstart.algorithms.growth import Options, grow, number, read
 from headstart.errors import UsageError
-from headstart.tasks.rows import Rows, row_tasks
 from headstart.tasks.plateaus import plateaus
+from headstart.tasks.rows import Rows, row_tasks
 from headstart.types import Batch
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")

@@ -129,3 +129,23 @@ def test_what_does_not_fit_is_refused():
         ridge(loss="mes")
     with pytest.raises(UsageError, match="above 0, got regularisation 0"):
         ridge(regularisation=0)
+
+
+@pytest.mark.parametrize("width", [4, 40])
+def test_a_penalty_below_rounding_is_the_least_that_counts(width):
+    """Rows that repeat have one prediction, the mean of their targets, however small the penalty is."""
+    generator = torch.Generator().manual_seed(0)
+    x = 1e6 * torch.randn(2, 5, width, generator=generator)
+    y = torch.randn(2, 10, 1, generator=generator)
+    if width < 5:
+        x = torch.cat([x, x @ torch.randn(width, 3, generator=generator)], -1)
+        y = (x[..., :1] / 1e6).repeat(1, 2, 1)
+    support = Batch(x.repeat(1, 2, 1), y)
+    module = nn.Linear(x.shape[-1], x.shape[-1], bias=False)
+    nn.init.eye_(module.weight)
+    learner = ridge(module, loss="mse", regularisation=1e-9)
+    expected = (y[:, :5] + y[:, 5:]) / 2
+    # as near as numbers of 1e6, squared, allow
+    torch.testing.assert_close(outputs(learner, support, x), expected, atol=1e-2, rtol=0)
+    gradient, _ = headstart.meta_gradient(learner, learner.init(None), Episodes(support, Batch(x, expected)))
+    assert all(value.isfinite().all() for part in gradient for value in part.values())

@@ -110,3 +110,11 @@ def test_a_task_without_an_example_has_no_loss():
 def test_one_standard_normal_value_by_hand():
     loss = gaussians.joint_loss(torch.ones(1, 1, 1), torch.zeros(1, 1, 1))
     assert loss.item() == pytest.approx(0.5 * math.log(2 * math.pi))
+
+
+def test_what_is_added_to_the_diagonal_does_not_depend_on_padding():
+    matrix = torch.full((1, 4, 4), 1e-10, dtype=torch.float64)  # singular, and small beside the 1 of padding
+    mask = (torch.arange(12) < 4).unsqueeze(0)
+    padded = gaussians.masked_covariance(torch.nn.functional.pad(matrix, (0, 8, 0, 8)), mask)
+    factor = gaussians.cholesky(padded, mask)
+    torch.testing.assert_close(factor[:, :4, :4], gaussians.cholesky(matrix), rtol=1e-3, atol=0)

@@ -382,3 +382,11 @@ def test_without_scikit_learn_the_error_says_what_to_install():
     code = "import sys; sys.modules['sklearn'] = None; import headstart.integrations.sklearn"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "UsageError: " in done.stderr and "pip install headstart[sklearn]" in done.stderr
+
+
+def test_values_without_a_standard_deviation_are_refused() -> None:
+    x, task = np.linspace(0, 1, 40).reshape(-1, 1), np.repeat(np.arange(4), 10)
+    with pytest.raises(DataError, match="column 0 of y has values too large"):
+        FewShotRegressor(steps=1).fit(x, 1e250 * x.ravel(), groups=task)
+    with pytest.raises(DataError, match="column 0 of X has values too large"):
+        FewShotRegressor(steps=1).fit(1e250 * x, x.ravel(), groups=task)

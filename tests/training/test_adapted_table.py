@@ -15,14 +15,12 @@ from headstart.tasks.table import UnseenValueWarning
 from headstart.training.adapted_table import (
     adapt,
     is_table_model,
-    is_table_run,
     open_adapted,
     predict,
-    read_schema,
-    write_schema,
 )
 from headstart.training.config import make_config
 from headstart.training.run import train
+from headstart.training.table_schema import is_table_run, read_schema, write_schema
 from headstart.types import Adapted, Gaussian, Tree
 
 BASE: dict[str, Any] = {

@@ -11,6 +11,7 @@ from headstart.training import build as module
 from headstart.training.build import build, find_device, make_model, make_optimizer, reproducible
 from headstart.training.config import TrainConfig
 from headstart.training.defaults import METHODS, resolve
+from headstart.training.loop import start
 
 
 def _job(**options: Any) -> module.Job:
@@ -115,3 +116,20 @@ def test_the_outer_optimiser_has_its_rate() -> None:
         config = TrainConfig(tasks="sinusoid", optimizer=name, outer_rate=0.25)  # type: ignore[arg-type]
         made = make_optimizer(config)([torch.zeros(1)])
         assert type(made) is kind and made.param_groups[0]["lr"] == 0.25
+
+
+def test_heads_take_inputs_as_they_are_where_there_is_no_network() -> None:
+    """With the model 'identity' they have what they have without a module: an intercept, alpaca its start."""
+    for method in ("svm", "logistic", "ridge"):
+        job = _job(tasks="icons", method=method, model="identity")
+        adapted, _ = job.learner.adapt(job.learner.init(None), job.tasks.sample("test", [0]).support)
+        assert adapted.params["offset"].any(), method
+    job = _job(tasks="plateaus", method="alpaca", model="identity")
+    assert start(job.learner, tasks=job.tasks).meta.structure["mean"].all()
+    assert _job(tasks="plateaus", method="dkt", model="identity").parameters == 0
+
+
+def test_a_head_with_nothing_to_learn_is_refused() -> None:
+    job = _job(tasks="icons", method="prototypes", model="identity")
+    with pytest.raises(UsageError, match="nothing to learn"):
+        start(job.learner)

@@ -3,8 +3,8 @@ import signal
 
 import pytest
 
-from headstart.errors import ConfigError, UnknownNameError, UsageError
-from headstart.training.compare import compare, pictures, rows
+from headstart.errors import ConfigError, DataError, UnknownNameError, UsageError
+from headstart.training.compare import compare, default_methods, pictures, rows
 from headstart.training.config import make_config
 from headstart.training.progress import Silent
 
@@ -57,3 +57,15 @@ def test_a_signal_stops_the_comparison_and_keeps_the_table_before(tmp_path):
     entries = compare(make_config({**SMALL, "steps": 4}), ["prototypes", "maml"], tmp_path, view=StopIn())
     assert [(entry.method, entry.result.stopped) for entry in entries] == [("prototypes", signal.SIGINT)]
     assert (tmp_path / "comparison.json").read_bytes() == table
+
+
+def test_the_methods_compared_by_default_suit_the_target_of_a_table(tmp_path):
+    rows = [f"{task},{row},{'high' if row % 2 else 'low'},{row * task}" for task in range(6) for row in range(8)]
+    path = tmp_path / "some.csv"
+    path.write_text("\n".join(["task,x,label,value", *rows]) + "\n")
+    table = {"tasks": str(path), "task_column": "task", "shots": 2, "steps": 3}
+    assert default_methods(make_config({**table, "target": "label"}))[0] == "prototypes"
+    assert default_methods(make_config({**table, "target": "value"}))[0] == "gaussian_process"
+    assert default_methods(make_config({"tasks": "sinusoid"})) == ("maml", "joint", "scratch")
+    with pytest.raises(DataError, match="no column 'lable'"):
+        default_methods(make_config({**table, "target": "lable"}))

@@ -11,7 +11,7 @@ from torch import Tensor
 import headstart
 from headstart.errors import ConfigError, DataError, DivergenceError
 from headstart.tasks.sinusoid import sinusoid
-from headstart.training.evaluate import better, evaluate, interval
+from headstart.training.evaluate import better, evaluate, interval, student
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Tasks
 
 
@@ -24,7 +24,7 @@ def test_mean_interval_and_steps_against_numbers_by_hand(
     for steps, found in score.by_inner_step.items():
         errors = (targets * 0.5**steps) ** 2
         assert found.mean == pytest.approx(errors.mean())
-        assert found.ci95 == pytest.approx(1.96 * errors.std(ddof=1) / math.sqrt(7))
+        assert found.ci95 == pytest.approx(2.4469119 * errors.std(ddof=1) / math.sqrt(7))
     assert sorted(score.by_inner_step) == [0, 1, 2]
     assert score.values == pytest.approx((targets / 2) ** 2)
     assert (score.mean, score.ci95) == score.by_inner_step[1]
@@ -139,7 +139,7 @@ def test_calibration_is_over_all_query_values_that_are_there() -> None:
     errors = np.array([4 / size for size in (1, 2, 3, 4)])
     nll = 0.5 * math.log(2 * math.pi) + 0.5 * errors
     assert found.nll.mean == pytest.approx(nll.mean())
-    assert found.nll.ci95 == pytest.approx(1.96 * nll.std(ddof=1) / 2)
+    assert found.nll.ci95 == pytest.approx(3.1824463 * nll.std(ddof=1) / 2)
     assert score.values == pytest.approx(errors)
 
 
@@ -192,9 +192,16 @@ def test_no_more_tasks_are_looked_at_than_there_are() -> None:
 
 
 def test_an_interval_needs_two_values() -> None:
-    assert interval([1.0, 3.0]) == pytest.approx((2.0, 1.96))
+    assert interval([1.0, 3.0]) == pytest.approx((2.0, 12.7062047))
     mean, half = interval([5.0])
     assert mean == 5 and math.isnan(half)
+
+
+def test_intervals_hold_as_much_as_they_say_where_tasks_are_few() -> None:
+    values = torch.randn(4000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    held = [abs(mean) <= half for mean, half in (interval(row) for row in values.tolist())]
+    assert sum(held) / len(held) == pytest.approx(0.95, abs=0.012)
+    assert [student(count) for count in (2, 30, 599, 20_000)] == pytest.approx([4.302653, 2.042272, 1.963932, 1.96])
 
 
 def test_a_distribution_that_is_none_is_an_error() -> None:

@@ -249,6 +249,9 @@ def test_default_folders_are_named_by_tasks_and_method(tmp_path: Path) -> None:
     assert default_folder(resolve(TrainConfig(tasks="sinusoid"))) == Path("runs/sinusoid-maml")
     (tmp_path / "birds").mkdir()
     assert default_folder(resolve(TrainConfig(tasks=str(tmp_path / "birds")))) == Path("runs/birds-maml")
+    (tmp_path / "visits.csv").write_text("patient,day,pressure\n")
+    table = TrainConfig(tasks=str(tmp_path / "visits.csv"), task_column="patient", target="pressure")
+    assert default_folder(resolve(table)) == Path("runs/visits-gaussian_process")
 
 
 def _killed_at(config: Path, out: Path, step: int) -> None:

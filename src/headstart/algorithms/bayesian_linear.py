@@ -34,7 +34,8 @@ class Features(NamedTuple):
     """p."""
     buffers: Params
     batch_statistics: str
-    dtype: torch.dtype
+    like: Tensor
+    """A tensor of their type, on their device."""
 
 
 def alpaca(
@@ -86,12 +87,13 @@ def alpaca(
         raise unknown_name("likelihood", likelihood, objectives)
 
     def init(generator: Generator | None = None) -> Meta:
+        zeros, full = phi.like.new_zeros, phi.like.new_full
         structure = {
-            "mean": torch.zeros(phi.size, outputs, dtype=phi.dtype),
+            "mean": zeros(phi.size, outputs),
             # of Λ₀ in units of the noise: coefficients with standard deviation 1 / √p
-            "log_diagonal": torch.full((phi.size,), math.log(NOISE * math.sqrt(phi.size)), dtype=phi.dtype),
-            "lower": torch.zeros(phi.size * (phi.size - 1) // 2, dtype=phi.dtype),
-            "log_noise": torch.full((outputs,), math.log(NOISE), dtype=phi.dtype),
+            "log_diagonal": full((phi.size,), math.log(NOISE * math.sqrt(phi.size))),
+            "lower": zeros(phi.size * (phi.size - 1) // 2),
+            "log_noise": full((outputs,), math.log(NOISE)),
         }
         return Meta(phi.start(), structure)
 
@@ -135,7 +137,7 @@ def _raw(inputs: int | None, dtype: torch.dtype) -> Features:
     def view(meta: Meta, x: Tree, own: Params, seed: Tensor | None, draw: int) -> tuple[Tensor, Params]:
         return _checked(with_one(x.flatten(2)), inputs + 1), own
 
-    return Features(dict, view, inputs + 1, {}, "", dtype)
+    return Features(dict, view, inputs + 1, {}, "", torch.empty(0, dtype=dtype))
 
 
 def _learned(module: nn.Module, features: int | None, taskmap: str | TaskMap, buffers: Buffers) -> Features:
@@ -143,7 +145,7 @@ def _learned(module: nn.Module, features: int | None, taskmap: str | TaskMap, bu
     function = functional(module, buffers=buffers, taskmap=taskmap)
     size = 1 + (_width(module) if features is None else features)
     weights = {**function.params, **function.structure}
-    dtype = next((value.dtype for value in weights.values()), torch.float32)
+    like = next(iter(weights.values()), torch.empty(0, dtype=torch.float32)).detach()
 
     def start() -> Params:
         return {name: value.clone() for name, value in weights.items()}
@@ -153,7 +155,7 @@ def _learned(module: nn.Module, features: int | None, taskmap: str | TaskMap, bu
         embedded, own = function.apply(meta.params, own, x, seed=seed, draw=draw, phase=phase)
         return _checked(with_one(embedded.flatten(2)), size), own
 
-    return Features(start, view, size, function.buffers, function.batch_statistics, dtype)
+    return Features(start, view, size, function.buffers, function.batch_statistics, like)
 
 
 def _width(module: nn.Module) -> int:
@@ -179,6 +181,7 @@ def _joint(phi: Features) -> Objective:
 
     def objective(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
         support, query = (present(batch) for batch in episodes)
+        losses.refuse_padding(support, phi.batch_statistics)
         ahead, own = phi.view(meta, support.x, _own(phi, support), support.seed, 0)
         behind, _ = phi.view(meta, query.x, own, support.seed, 1)
         design, mask = torch.cat([ahead, behind], 1), joined_mask(support, query)
@@ -188,7 +191,7 @@ def _joint(phi: Features) -> Objective:
         spread = torch.linalg.solve_triangular(_precision_factor(meta), design.transpose(1, 2), upper=False)
         unit = torch.eye(design.shape[1], dtype=design.dtype, device=design.device)
         covariance = gaussians.masked_covariance(unit + spread.transpose(1, 2) @ spread, mask)
-        factor = gaussians.cholesky(covariance)
+        factor = gaussians.cholesky(covariance, mask)
         with torch.no_grad():
             change = torch.exp(log_noise) * gaussians.foreseen(factor, left, mask, ahead.shape[1])
             errors = learner.loss(behind @ meta.structure["mean"] + change, query)

@@ -52,7 +52,8 @@ def conditioned(prior: Prior, likelihood: Likelihood) -> Learner:
         support = present(support)
         losses.refuse_padding(support, prior.batch_statistics)
         inputs, means, own = prior.view(meta, support.x, _own(prior, support), support.seed, 0)
-        factor = gaussians.cholesky(_covariance(prior, prior.for_new(meta), inputs, support.mask))
+        covariance = _covariance(prior, prior.for_new(meta), inputs, support.mask)
+        factor = gaussians.cholesky(covariance, support.mask)
         known = gaussians.condition(factor, residual(support.y, means), support.mask)
         there = torch.ones_like(inputs[..., 0], dtype=torch.bool) if support.mask is None else support.mask
         kept = {"inputs": inputs, "there": there, "factor": known.factor, "weights": known.weights}
@@ -89,11 +90,12 @@ def _joint(prior: Prior) -> Objective:
 
     def objective(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
         support, query = (present(batch) for batch in episodes)
+        losses.refuse_padding(support, prior.batch_statistics)
         ahead, means_ahead, own = prior.view(meta, support.x, _own(prior, support), support.seed, 0)
         # as in prediction, the query set goes by the support set's seed
         behind, means_behind, _ = prior.view(meta, query.x, own, support.seed, 1)
         mask = joined_mask(support, query)
-        factor = gaussians.cholesky(_covariance(prior, meta, torch.cat([ahead, behind], 1), mask))
+        factor = gaussians.cholesky(_covariance(prior, meta, torch.cat([ahead, behind], 1), mask), mask)
         left = torch.cat([residual(support.y, means_ahead), residual(query.y, means_behind)], 1)
         with torch.no_grad():
             predicted = means_behind + gaussians.foreseen(factor, left, mask, ahead.shape[1])

@@ -97,13 +97,15 @@ def gaussian_process(
     """
     chosen = _mean(mean, module, inputs, outputs, hidden, taskmap, buffers)
     made = _table_kernel(kernel, inputs)
+    like = torch.empty(0, dtype=dtype)
     if module is not None:
-        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), dtype)
+        like = next((p for p in module.parameters() if p.is_floating_point()), like)
 
     def init(generator: Generator | None = None) -> Meta:
-        structure = tree.prefixed("kernel", made.start(generator, dtype)) | _noise(dtype)
-        structure |= {"values": torch.tensor(VALUES, dtype=dtype), "tasks": torch.tensor(0.0, dtype=dtype)}
-        return Meta(tree.prefixed("mean", chosen.start(generator, dtype)), structure)
+        structure = tree.prefixed("kernel", made.start(generator, like.dtype)) | _noise(like.dtype)
+        structure |= {"values": torch.tensor(VALUES), "tasks": torch.tensor(0.0)}
+        params = tree.prefixed("mean", chosen.start(generator, like.dtype))
+        return Meta(*({name: value.to(like) for name, value in part.items()} for part in (params, structure)))
 
     def view(meta: Meta, x: Tree, own: Params, seed: Tensor | None, draw: int) -> tuple[Tensor, Tensor, Params]:
         if x.flatten(2).shape[-1] != inputs:
@@ -156,13 +158,14 @@ def dkt(
     function = functional(module, buffers=buffers, taskmap=taskmap)
     made, mean = _deep_kernel(kernel, features), mean_functions.constant(outputs)
     weights = {**function.params, **function.structure}
-    dtype = next((value.dtype for value in weights.values()), torch.float32)
+    like = next(iter(weights.values()), torch.zeros((), dtype=torch.float32))
 
     def init(generator: Generator | None = None) -> Meta:
-        structure = {name: value.clone() for name, value in function.structure.items()}
-        structure |= tree.prefixed("kernel", made.start(generator, dtype)) | _noise(dtype)
-        structure |= tree.prefixed("mean", mean.start(generator, dtype))
-        return Meta({name: value.clone() for name, value in function.params.items()}, structure)
+        structure = tree.prefixed("kernel", made.start(generator, like.dtype)) | _noise(like.dtype)
+        structure |= tree.prefixed("mean", mean.start(generator, like.dtype))
+        structure = {name: value.to(like.device) for name, value in structure.items()}
+        own = {name: value.clone() for name, value in function.structure.items()}
+        return Meta({name: value.clone() for name, value in function.params.items()}, own | structure)
 
     def view(meta: Meta, x: Tree, own: Params, seed: Tensor | None, draw: int) -> tuple[Tensor, Tensor, Params]:
         phase = "support" if draw == 0 else "query"

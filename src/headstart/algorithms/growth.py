@@ -60,9 +60,10 @@ def grow(rows: Batch, options: Options, seed: int) -> Grown:
 
     A split that parts the rows of each task well is worth finding even where its effect has another sign in every
     task, but the pooled targets do not show it. So trees are grown on several targets at once: beside the pooled ones
-    on ``signs`` columns in which every task's targets, centred by task, are multiplied by a random sign of the task. A
-    split's gain in such a column is, in expectation over the signs, the sum of the tasks' own gains; many columns make
-    it sure.
+    on ``signs`` columns in which every task's targets, centred by task, are multiplied by a random sign of the task. In
+    expectation over the signs, a split's gain in such a column has no terms between tasks: where the tasks have equal
+    shares of the rows on its two sides, it is in proportion to the sum of the tasks' own gains. Many columns make it
+    sure.
 
     Raises:
         UsageError: scikit-learn is not installed.

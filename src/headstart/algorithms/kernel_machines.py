@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from headstart.algorithms.heads import Head, absent, learner, one_hot
-from headstart.algorithms.prototypes import squared_distances
 from headstart.core import losses
 from headstart.core.duals import Solved, maximum_entropy, maximum_margin
 from headstart.core.functional import Buffers
 from headstart.core.implicit import implicit
+from headstart.core.kernels import squared_distances
 from headstart.core.taskmap import TaskMap
 from headstart.errors import UsageError, unknown_name
 from headstart.types import Batch, Learner, Params

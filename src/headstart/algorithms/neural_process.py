@@ -84,8 +84,9 @@ def cnp(
     def objective(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
         adapted, info = adapt(meta, episodes.support)
         query = present(episodes.query)
-        found = marginal_loss(distribution(adapted, query.x), query.y, query.mask)
-        return found, info._replace(query_loss=found.detach())
+        found = distribution(adapted, query.x)
+        errors = learner.loss(found.mean.detach(), query)
+        return marginal_loss(found, query.y, query.mask), info._replace(query_loss=errors)
 
     return Learner(
         init=lambda generator=None: Meta(made.start(generator), {}),
@@ -213,7 +214,7 @@ class _Attentive(NamedTuple):
         nats = marginal_loss(drawn_once, query.y, query.mask)
         values = self.sizes.outputs * there(query, mean).sum(1).clamp(min=1)
         bound = nats + _divergence(posterior, adapted.params["latent"]) / values
-        return bound, info._replace(query_loss=bound.detach())
+        return bound, info._replace(query_loss=learner.loss(drawn_once.mean.detach(), query))
 
 
 def _without_padding(parts: tuple[Tensor, ...], mask: Tensor | None) -> tuple[Tensor, ...]:

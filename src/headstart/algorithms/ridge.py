@@ -116,7 +116,12 @@ def solve(
 
 
 def _regularised(matrix: Tensor, right: Tensor, penalty: Tensor) -> Tensor:
-    lower = torch.linalg.cholesky_ex(matrix + penalty * torch.eye(matrix.shape[-1]).to(matrix))[0]
+    """Return (A + λI)⁻¹ R for positive semidefinite A ``(B, n, n)`` and R ``(B, n, k)``."""
+    size = matrix.shape[-1]
+    # a smaller penalty is lost in the rounding of A, and A + λI may have no Cholesky factor
+    rounding = 4 * size * torch.finfo(matrix.dtype).eps * matrix.detach().diagonal(dim1=1, dim2=2).sum(1)
+    least = torch.maximum(penalty, rounding).view(-1, 1, 1)
+    lower = torch.linalg.cholesky_ex(matrix + least * torch.eye(size).to(matrix))[0]
     return torch.cholesky_solve(right, lower)
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 #: So many of either kind are drawn, lest the picture be too tall to read.
 MOST = 8
+#: What errs by more than so many times the best is left out, lest the others lie on one another.
+WORST = 2.5
 
 
 def draw_tables(tables: Sequence[Table]) -> bytes:
@@ -36,10 +38,10 @@ def draw_tables(tables: Sequence[Table]) -> bytes:
 
 
 def _shown(table: Table) -> list[Row]:
-    """Return the best rows of either kind, the best first."""
-    whole = [row for row in table.rows if row.rmse is not None]
-    kept = {row.method for kind in (True, False) for row in [r for r in whole if r.baseline is kind][:MOST]}
-    return [row for row in whole if row.method in kept]
+    """Return the best rows of either kind, the best first, without those far behind."""
+    whole = [(row, row.rmse.mean) for row in table.rows if row.rmse is not None]
+    kept = {row.method for kind in (True, False) for row in [row for row, _ in whole if row.baseline is kind][:MOST]}
+    return [row for row, mean in whole if row.method in kept and mean <= WORST * whole[0][1]]
 
 
 def _draw(axis: "Axes", table: Table, rows: Sequence[Row]) -> None:
@@ -55,4 +57,4 @@ def _draw(axis: "Axes", table: Table, rows: Sequence[Row]) -> None:
     axis.set_yticks(range(len(rows)), [row.method for row in rows])
     axis.invert_yaxis()
     dress(axis, f"{table.dataset}, {table.support} support rows", f"RMSE ({table.unit})", "")
-    axis.set_xlim(left=0)
+    axis.margins(x=0.05)

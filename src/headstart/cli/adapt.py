@@ -37,7 +37,7 @@ def adapt(
     as_json
         Print the result as JSON.
     """
-    from headstart.training.adapted_table import is_table_run
+    from headstart.training.table_schema import is_table_run
 
     if is_table_run(run):
         _adapt_table(run, support, out, device, strict, as_json)

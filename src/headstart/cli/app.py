@@ -18,7 +18,10 @@ COMMANDS = {
     "compare": ("headstart.cli.compare:compare", "Train several methods on the same tasks, and compare them."),
     "bench": ("headstart.cli.bench:bench", "Compare all methods and today's baselines on tables of many small tasks."),
     "adapt": ("headstart.cli.adapt:adapt", "Learn new classes from a folder, or a new task from a table."),
-    "predict": ("headstart.cli.adapt:predict", "Predict with what adapt has learned: labels of images, or rows of a table."),
+    "predict": (
+        "headstart.cli.adapt:predict",
+        "Predict with what adapt has learned: labels of images, or rows of a table.",
+    ),
     "report": ("headstart.cli.evaluate:report", "Draw a run's pictures and write its model card again."),
     "list": ("headstart.cli.listing:listing", "List methods, tasks or models."),
 }

@@ -25,23 +25,27 @@ def compare(
     Parameters
     ----------
     tasks
-        A task family's name (headstart list tasks), or a folder of class folders.
+        A task family's name (headstart list tasks), a folder of class folders, or a CSV or Parquet file.
     methods
         Names of methods (headstart list methods), joined by commas. Default: maml and joint, scratch for curves and
-        tables, to which images add prototypes and nearest, and tables gaussian_process and forest.
+        tables, to which images add prototypes and nearest, and tables gaussian_process (prototypes, where the target is
+        classes) and forest.
     out
         The folder of the table, with one run's folder a method in it. Default: runs/TASKS-comparison.
     as_json
         Print the table as JSON.
     """
     from headstart.cli.output import print_json
-    from headstart.training.compare import compare, pictures, rows
+    from headstart.training.compare import compare, default_methods, pictures, rows
     from headstart.training.config import make_config
-    from headstart.training.defaults import compared
     from headstart.training.progress import view
 
     config = make_config({**options.model_dump(exclude_unset=True), "tasks": tasks})
-    names = list(compared(config)) if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+    names = (
+        list(default_methods(config))
+        if methods is None
+        else [name.strip() for name in methods.split(",") if name.strip()]
+    )
     folder = Path("runs", f"{Path(tasks).name}-comparison") if out is None else out
     entries = compare(config, names, folder, view=view())
     stopped = entries[-1].result.stopped

@@ -18,7 +18,8 @@ def score_text(score: "Score") -> str:
     from headstart.training.report import shown
 
     kind = "classification" if score.metric == "accuracy" else "regression"
-    lines = [f"{shown(kind, score.mean, score.ci95)} on {score.episodes} {score.split} tasks (mean and 95 % interval)"]
+    tasks = "tasks (mean and 95 % interval)" if score.episodes > 1 else "task (of one alone no interval can be told)"
+    lines = [f"{shown(kind, score.mean, score.ci95)} on {score.episodes} {score.split} {tasks}"]
     if score.calibration is not None:
         lines.append(calibration_text(score.calibration._asdict()))
     for count, found in score.by_inner_step.items():

@@ -29,7 +29,8 @@ def train(
     Parameters
     ----------
     tasks
-        A task family's name (headstart list tasks), or a folder of class folders. Default: from --config.
+        A task family's name (headstart list tasks), a folder of class folders, or a CSV or Parquet file.
+        Default: from --config.
     out
         The run's folder. Default: runs/TASKS-METHOD.
     config

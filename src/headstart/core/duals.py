@@ -34,7 +34,7 @@ class Solved(NamedTuple):
 
 
 _STEPS = 60
-_SWEEPS = 10
+_SWEEPS = 40
 #: Added to Q among the pairs that are free, relative to its diagonal; refinement takes it out again.
 _RIDGE = 1e-8
 
@@ -56,16 +56,17 @@ def maximum_margin(shared: Tensor, targets: Tensor, allowed: Tensor) -> Solved:
         size = shared.diagonal(dim1=1, dim2=2).amax(1).view(-1, 1, 1)
         free = (spread * size > slack) & allowed
         spread, free = _exact(shared, targets, allowed, spread, free)
-        _warn(margin_gap(shared, targets, spread, allowed) / (1 + size.flatten()))
+        _warn(margin_gap(shared, targets, spread, allowed))
         return Solved(spread, lambda right: _among_free(shared, free, right))
 
 
 def _warn(wrong: Tensor) -> None:
     """Say where tasks were not solved: ``wrong`` ``(B,)`` is how far they are from their optimum."""
-    if bool((wrong > 1e-6).any()):
+    unsolved = ~(wrong <= 1e-6)  # NaN, too
+    if bool(unsolved.any()):
         logger.warning(
             "%d of %d tasks' classifiers were solved to %.1g only; features, or C, may be too large",
-            int((wrong > 1e-6).sum()),
+            int(unsolved.sum()),
             len(wrong),
             wrong.max().item(),
         )
@@ -76,18 +77,22 @@ def _exact(shared: Tensor, targets: Tensor, allowed: Tensor, spread: Tensor, fre
     gap = margin_gap(shared, targets, spread, allowed)
     best, chosen = spread, free
     goal = 1e-15 * (1 + shared.diagonal(dim1=1, dim2=2).amax(1))
+    done = torch.zeros_like(gap, dtype=torch.bool)
     for _ in range(_SWEEPS):
         kept = torch.where(free, spread.clamp(min=0), 0)
         kept = kept / kept.sum(1, keepdim=True).clamp(min=1e-300)
         spread = kept - _among_free(shared, free, margin_slope(shared, targets, kept))
         reached = margin_gap(shared, targets, spread, allowed)
-        closer = (reached < gap).view(-1, 1, 1)
+        # a task that is done stays as it is, however long the others take
+        better = (reached < gap) & ~done
+        closer = better.view(-1, 1, 1)
         best, chosen = torch.where(closer, spread, best), torch.where(closer, free, chosen)
-        gap = torch.minimum(gap, reached)
+        gap = torch.where(better, reached, gap)
         slope = margin_slope(shared, targets, spread)
         level = (slope * free).sum(1, keepdim=True) / free.sum(1, keepdim=True).clamp(min=1)
         again = allowed & (torch.where(free, spread, level - slope) > 0)
-        if bool(((gap <= goal) | (again == free).all(2).all(1)).all()):
+        done = done | (gap <= goal) | (again == free).all(2).all(1)
+        if bool(done.all()):
             break
         free = again
     return best, chosen

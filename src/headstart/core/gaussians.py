@@ -36,15 +36,19 @@ def masked_covariance(matrix: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(pairs, matrix, unit * (~mask).unsqueeze(-1))
 
 
-def cholesky(matrix: Tensor) -> Tensor:
+def cholesky(matrix: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the lower Cholesky factors of ``(B, n, n)`` symmetric positive semi-definite matrices.
 
     A little is added to the diagonal of each, relative to the mean of its diagonal, and more to one that does not
     factorise then. One that never does gives NaN.
+
+    Args:
+        matrix: the matrices; with a ``mask``, those of `masked_covariance`.
+        mask: ``(B, n)``, false where there is no example, so that the mean is that of the others.
     """
     size = matrix.shape[-1]
     unit = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-    mean = matrix.detach().diagonal(dim1=-2, dim2=-1).mean(-1)
+    mean = masked_mean(matrix.detach().diagonal(dim1=-2, dim2=-1), mask)
     jitter = JITTER.get(matrix.dtype, 1e-6) * mean
     factor, failed = torch.linalg.cholesky_ex(matrix + jitter[..., None, None] * unit)
     for _ in range(TRIES - 1):

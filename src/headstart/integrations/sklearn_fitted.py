@@ -140,12 +140,18 @@ def _judged(known: Fitted, episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
 
 def _scaling(table: Table) -> Scaling:
     targets = table.y.reshape(len(table.y), -1) if table.classes is None else np.array([[-1.0], [1.0]])
-    return Scaling(*_moments(table.x), *_moments(targets))
+    return Scaling(*_moments(table.x, "X"), *_moments(targets, "y"))
 
 
-def _moments(values: Rows) -> tuple[Tensor, Tensor]:
+def _moments(values: Rows, what: str) -> tuple[Tensor, Tensor]:
     columns = torch.tensor(values, dtype=torch.float64)
     mean, deviation = columns.mean(0), columns.std(0, correction=0)
+    wild = ~(mean.isfinite() & deviation.isfinite())
+    if wild.any():
+        raise DataError(
+            f"column {int(wild.int().argmax())} of {what} has values too large to have a standard deviation; write them"
+            " in a larger unit"
+        )
     # a column that does not vary differs from its mean by rounding alone
     constant = deviation <= 1e-12 * mean.abs()
     return mean, torch.where(constant, 1.0, deviation)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from headstart.errors import UsageError, unknown_name
-from headstart.tasks.random import check_seed, uniform
+from headstart.tasks.random import check_seed, normal, uniform
 from headstart.types import Batch, Episodes, Tasks
 
 KINDS = ("sine", "line", "quadratic")
@@ -66,7 +66,7 @@ def curves(
         drawn = uniform(seed, split, numbers, stream=0, count=4 + count)
         kind, x = (len(kinds) * drawn[:, 0:1]).long(), 10 * drawn[:, 4:] - 5
         a, b, c = drawn[:, 1:2], drawn[:, 2:3], drawn[:, 3:4]
-        y = noise * _normal(uniform(seed, split, numbers, stream=1, count=2 * count))
+        y = noise * normal(seed, split, numbers, stream=1, count=count)
         for place, name in enumerate(kinds):
             y = y + torch.where(kind == place, _FUNCTIONS[name](a, b, c, x), 0.0)
         x, y = (values[..., None].to(device, dtype) for values in (x, y))
@@ -118,12 +118,6 @@ _RANGES = {
     "line": {"function": "A x + b", "A": (-3.0, 3.0), "b": (-3.0, 3.0)},
     "quadratic": {"function": "A (x - c)² + b", "|A|": (0.02, 0.15), "b": (-3.0, 3.0), "c": (-3.0, 3.0)},
 }
-
-
-def _normal(drawn: Tensor) -> Tensor:
-    """Turn ``(B, 2 n)`` uniform numbers into ``(B, n)`` standard normal ones (Box and Muller 1958)."""
-    # Pairs side by side, so that a point's noise does not depend on how many points follow it.
-    return torch.sqrt(-2 * torch.log1p(-drawn[:, 0::2])) * torch.cos(2 * math.pi * drawn[:, 1::2])
 
 
 def _check(shots: int, queries: int, noise: float, kinds: tuple[str, ...]) -> None:

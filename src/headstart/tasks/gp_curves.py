@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headstart.errors import ShapeError, UsageError, unknown_name
-from headstart.tasks.random import below, bits, check_seed, uniform
+from headstart.tasks.random import below, bits, check_seed, normal, uniform
 from headstart.types import Batch, Episodes, Gaussian, Tasks
 
 Kernel = Literal["rbf", "matern", "periodic"]
@@ -101,7 +101,7 @@ def gp_curves(
         count = most + queries
         # support points first, so that they do not depend on the number of queries
         x = 4 * uniform(seed, split, numbers, stream=0, count=count) - 2
-        white = _normal(uniform(seed, split, numbers, stream=1, count=2 * count))
+        white = normal(seed, split, numbers, stream=1, count=count)
         gram = _gram(x, x, kernel, length) + (noise**2 + _JITTER) * torch.eye(count, dtype=x.dtype)
         y = (torch.linalg.cholesky(gram) * white.unsqueeze(1)).sum(-1)
         sizes = fewest + below(bits(seed, split, numbers, stream=2, count=1), most - fewest + 1)
@@ -179,12 +179,6 @@ def true_distribution(tasks: Tasks, support: Batch, x: Tensor) -> Gaussian:
 def _gram(left: Tensor, right: Tensor, kernel: str, lengthscale: float) -> Tensor:
     """Return the covariances ``(B, n, m)`` of points ``(B, n)`` and ``(B, m)``."""
     return KERNELS[kernel].of((left.unsqueeze(2) - right.unsqueeze(1)).abs(), lengthscale)
-
-
-def _normal(drawn: Tensor) -> Tensor:
-    """Turn ``(B, 2 n)`` uniform numbers into ``(B, n)`` standard normal ones (Box and Muller 1958)."""
-    # Pairs side by side, so that a point's value does not depend on how many points follow it.
-    return torch.sqrt(-2 * torch.log1p(-drawn[:, 0::2])) * torch.cos(2 * math.pi * drawn[:, 1::2])
 
 
 def _kept(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headstart.errors import UsageError
-from headstart.tasks.random import below, check_seed, uniform
+from headstart.tasks.random import below, check_seed, normal, uniform
 from headstart.tasks.random import bits as words
 from headstart.types import Batch, Episodes, Tasks
 
@@ -55,10 +55,10 @@ def plateaus(
 
         y = offset bᵢ + Σ_t (√common c_{t,l} + √(1 − common) w_{i,t,l}) / √trees + noise ε
 
-    where l is x's cell in tree t, with bᵢ, c, wᵢ and ε standard normal: c is the family's, bᵢ and wᵢ are the task's own.
-    x ~ U[-1, 1] in every feature. So where the cells are is the same in all tasks and can be learned across them, and
-    little of what their values are: a model of all rows pooled sees the share ``common``. No learner has an expected
-    query error below ``noise**2``.
+    where l is x's cell in tree t, with bᵢ, c, wᵢ and ε standard normal: c is the family's, bᵢ and wᵢ are the task's
+    own. x ~ U[-1, 1] in every feature. So where the cells are is the same in all tasks and can be learned across them,
+    and little of what their values are: a model of all rows pooled sees the share ``common``. No learner has an
+    expected query error below ``noise**2``.
 
     Args:
         shots: support rows of a task.
@@ -88,14 +88,14 @@ def plateaus(
     check_seed(family)
     partition, counting = _partition(family, features, relevant, trees, depth)
     leaves = 2**depth
-    shared = _normal(family, "train", [0], 2, trees * leaves).view(trees, leaves)
+    shared = normal(family, "train", [0], 2, trees * leaves).view(trees, leaves)
 
     def sample(split: str, numbers: Sequence[int]) -> Episodes:
         # Many small operations: they are cheaper on the CPU, whatever the device.
         rows = shots + queries
         x = 2 * uniform(seed, split, numbers, stream=0, count=rows * features).view(-1, rows, features) - 1
         # the support rows first in each stream, so that they do not depend on the number of queries
-        own = _normal(seed, split, numbers, 1, 1 + trees * leaves + rows)
+        own = normal(seed, split, numbers, 1, 1 + trees * leaves + rows)
         values = math.sqrt(common) * shared + math.sqrt(1 - common) * own[:, 1 : 1 + trees * leaves].view(
             -1, trees, leaves
         )
@@ -141,12 +141,6 @@ def _partition(seed: int, features: int, relevant: int, trees: int, depth: int) 
                 low[:, child], high[:, child] = low[:, node], high[:, node]
                 bound[tree, child, at] = thresholds[:, node]
     return Partition(chosen, thresholds), counting.tolist()
-
-
-def _normal(seed: int, split: str, numbers: Sequence[int], stream: int, count: int) -> Tensor:
-    """Return ``(B, count)`` standard normal numbers (Box, Muller 1958); those of few are the first of many."""
-    drawn = uniform(seed, split, numbers, stream, 2 * count).view(-1, count, 2)
-    return (-2 * (-drawn[..., 0]).log1p()).sqrt() * torch.cos(2 * math.pi * drawn[..., 1])
 
 
 def _check(sizes: dict[str, int], features: int, common: float, deviations: dict[str, float]) -> None:

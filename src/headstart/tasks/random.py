@@ -5,6 +5,7 @@
 no generator state exists that workers, ranks or resumed runs could disagree about.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -59,6 +60,15 @@ def uniform(seed: int, split: str, numbers: Sequence[int], stream: int, count: i
     words = bits(seed, split, numbers, stream, 2 * count)
     high, low = words[:, 0::2] >> 5, words[:, 1::2] >> 6
     return (high * 2**26 + low).to(torch.float64) * 2.0**-53
+
+
+def normal(seed: int, split: str, numbers: Sequence[int], stream: int, count: int) -> Tensor:
+    """Return ``(B, count)`` float64, standard normal (Box and Muller 1958); arguments as for `bits`.
+
+    The first of many numbers are those of few.
+    """
+    drawn = uniform(seed, split, numbers, stream, 2 * count)
+    return torch.sqrt(-2 * torch.log1p(-drawn[:, 0::2])) * torch.cos(2 * math.pi * drawn[:, 1::2])
 
 
 def below(words: Tensor, bound: Tensor | int) -> Tensor:

@@ -56,7 +56,8 @@ def row_tasks(
         queries: at most so many query rows, the first that are left; by default all.
         on_short: refuse a task with too few rows, or ``"skip"`` it.
         classes: the number of classes, in classification; by default the largest class id plus one.
-        seed, device, name, unit, details: as in `Tasks`; the details tell how many tasks were skipped.
+        seed, device, name, unit, details: as in `Tasks`; the details tell how many tasks were skipped, and, in
+            ``task_names``, what those of each split are called.
 
     Raises:
         UsageError: support or queries below 1, a task in two splits, or tensors that do not fit each other.
@@ -100,7 +101,8 @@ def row_tasks(
         return Episodes(*(batch(drawn.rows, chosen, counts) for chosen, counts in parts))
 
     counts = {split: len(found) for split, found in kept.items()}
-    told = {**(details or {}), "tasks": counts, "skipped": skipped}
+    names = {split: [rows.names[task] for task in found.tolist()] for split, found in kept.items()}
+    told = {**(details or {}), "task_names": names, "tasks": counts, "skipped": skipped}
     kind: Literal["classification", "regression"] = "regression" if regression else "classification"
     return Tasks(name, sample, kind, tuple(rows.x.shape[1:]), size, told, counts, unit)
 

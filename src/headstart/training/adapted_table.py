@@ -36,14 +36,14 @@ from headstart.training.adapted_files import (
 from headstart.training.build import find_device
 from headstart.training.config import TrainConfig, make_config
 from headstart.training.defaults import resolve
-from headstart.training.files import read_json, to_json, write
+from headstart.training.files import write
 from headstart.training.loop import start
 from headstart.training.run import read_config
 from headstart.training.table_predictions import Predictions
+from headstart.training.table_schema import read_schema
 from headstart.types import Adapted, Batch, Learner, Meta
 
 FORMAT = "headstart-adapted-table-1"
-SCHEMA = "table.json"
 
 #: How many standard deviations about the mean hold 90 % of a normal distribution.
 _NINETY = 1.6448536269514722
@@ -61,31 +61,6 @@ class AdaptedTable(NamedTuple):
     counts: tuple[int, ...]
     """How many rows it was learned from; in classification, of each class."""
     device: torch.device
-
-
-def write_schema(run: Path, schema: Any) -> None:
-    """Write the schema of a run's table, the ``schema`` in its tasks' details, to ``RUN/table.json``.
-
-    Raises:
-        FileError: it is no schema, or the folder cannot be written.
-    """
-    write(run / SCHEMA, to_json(schema_to_json(schema_from_json(schema, "the tasks' schema"))))
-
-
-def read_schema(run: Path) -> Schema:
-    """Read what `write_schema` has written.
-
-    Raises:
-        FileError: no such file, or it does not hold a schema.
-    """
-    if not (run / SCHEMA).exists():
-        raise FileError(f"{run} holds no run on a table: there is no {SCHEMA} in it")
-    return schema_from_json(read_json(run / SCHEMA), str(run / SCHEMA))
-
-
-def is_table_run(run: Path) -> bool:
-    """Return whether a run folder's tasks are of a table."""
-    return (run / SCHEMA).exists()
 
 
 def is_table_model(folder: Path) -> bool:

@@ -123,6 +123,8 @@ def make_learner(
     module = make_model(config, tasks)
     options = _chosen(config, _METHOD_OPTIONS)
     accepted = inspect.signature(factory).parameters
+    if config.model == "identity" and accepted["module"].default is None:
+        module = None  # heads have intercepts, and alpaca a start, of their own for inputs as they are
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     if ("loss" in accepted or takes_any) and config.method != "proto_maml":
         options["loss"] = "cross_entropy" if tasks.kind == "classification" else "mse"

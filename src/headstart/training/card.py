@@ -8,6 +8,7 @@ from headstart.registry import find
 from headstart.training.build import Job
 from headstart.training.config import TrainConfig, flag
 from headstart.training.defaults import resolve
+from headstart.training.figures import half
 from headstart.training.plots import pictured
 from headstart.training.structure import Findings, summary
 
@@ -82,15 +83,16 @@ def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
             f"{config.inner_steps} gradient step{'s' * (config.inner_steps != 1)} of size {config.inner_rate}"
         )
     if config.steps:
-        most = config.tasks_per_step or 1
+        counts, most = job.tasks.counts or {}, config.tasks_per_step or 1
+        looked = min(config.evaluate_tasks, counts.get("validation", config.evaluate_tasks))
         rows["Outer loop"] = (
-            f"{results['step']} steps of {min(most, (job.tasks.counts or {}).get('train', most))} tasks each"
+            f"{results['step']} steps of {min(most, counts.get('train', most))} tasks each"
             " (the mean of their gradients),"
             f" {config.optimizer} with rate {config.outer_rate} ({config.schedule})"
         )
         rows["Weights"] = (
-            f"best.safetensors, after step {results['best_step']}: the best of all looks at {config.evaluate_tasks}"
-            " validation tasks; test tasks had no part in the choice"
+            f"best.safetensors, after step {results['best_step']}: the best of all looks at {looked}"
+            f" validation task{'s' * (looked != 1)}; test tasks had no part in the choice"
         )
     rows["Seed, device"] = f"{config.seed}, {results['device']}"
     return rows
@@ -100,9 +102,10 @@ def _result(results: dict[str, Any]) -> str:
     percent = results["metric"] == "accuracy"
     scale, unit, name = (100, " %", "accuracy") if percent else (1, "", "mean squared error")
     digits = ".2f" if percent else ".4g"
+    interval = "" if results["ci95"] is None else f" ± {half(scale * results['ci95'])}"
     text = (
-        f"**{name} {scale * results['mean']:{digits}} ± {scale * results['ci95']:.2g}{unit}** on"
-        f" {results['episodes']} test tasks (mean and 95 % interval)"
+        f"**{name} {scale * results['mean']:{digits}}{interval}{unit}** on {results['episodes']} test"
+        f" {'tasks (mean and 95 % interval)' if interval else 'task, of which alone no interval can be told'}"
     )
     before = results["by_inner_step"].get("0")
     if before and before["mean"] is not None:
@@ -139,6 +142,13 @@ def _data(job: Job) -> str:
     if job.tasks.counts is not None:
         counted = ", ".join(f"{count} {split}" for split, count in job.tasks.counts.items())
         parts.append(f"tasks: {counted} (no task is in two splits)")
+    skipped = sum(details["skipped"].values()) if job.config.tasks == "table" else 0
+    if skipped:
+        parts.append(f"{skipped} tasks with too few rows were skipped")
+    if details.get("duplicates"):
+        parts.append(f"{details['duplicates']} repeated rows (--on-duplicates {job.config.on_duplicates})")
+    if details.get("left_out"):
+        parts.append("columns left out: " + ", ".join(f"{name!r} ({why})" for name, why in details["left_out"].items()))
     if "classes" in details:
         counts = ", ".join(f"{count} {split}" for split, count in details["classes"].items())
         parts.append(f"classes: {counts} (no class is in two splits)")

@@ -1,20 +1,44 @@
 """Several methods on the same tasks: train each in a folder of its own, and put their test scores in one table."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import torch
+
 from headstart.errors import ConfigError, UsageError
 from headstart.registry import find
+from headstart.training.build import make_tasks
 from headstart.training.comparison_plot import draw_comparison
-from headstart.training.config import TrainConfig, flag
-from headstart.training.defaults import resolve, taken_by
+from headstart.training.config import TrainConfig, flag, make_config
+from headstart.training.defaults import TASKS, compared, resolve, taken_by
 from headstart.training.files import make_folder, to_json, write
 from headstart.training.metrics import write_csv
 from headstart.training.progress import Silent, View
-from headstart.training.report import shown
+from headstart.training.report import score_to_json, shown
 from headstart.training.run import Result, train
+
+
+def default_methods(config: TrainConfig) -> tuple[str, ...]:
+    """Return the methods that are compared on the tasks of ``config`` where nobody names any; a table is read for it.
+
+    Raises:
+        HeadstartError: tasks that cannot be made.
+    """
+    given = {name: value for name, value in config.model_dump(exclude_unset=True).items() if name in TASKS["table"]}
+    plain = make_config({**given, "tasks": config.tasks, "seed": config.seed}) if _is_table(config) else None
+    if plain is None:
+        return compared(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # training reads the table again, and warns then
+        kind = make_tasks(resolve(plain), torch.device("cpu")).kind
+    return compared(config, classes=kind == "classification")
+
+
+def _is_table(config: TrainConfig) -> bool:
+    return "task_column" in taken_by(config)
 
 
 class Entry(NamedTuple):
@@ -84,7 +108,7 @@ def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             {
                 "method": method,
                 score.metric: score.mean,
-                "ci95": score.ci95,
+                "ci95": score_to_json(score)["ci95"],
                 "episodes": score.episodes,
                 "steps": result.step,
                 "best_step": result.best_step,

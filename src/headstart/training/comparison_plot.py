@@ -1,6 +1,7 @@
 """The picture of a comparison, as PNG bytes: every method's score, and how it grows with inner steps."""
 
 from collections.abc import Mapping
+from math import isfinite
 
 from headstart.training.config import TrainConfig
 from headstart.training.evaluate import Score
@@ -16,7 +17,7 @@ def draw_comparison(scores: Mapping[str, Score], config: TrainConfig) -> bytes:
     axes = figure.subplots(1, 1 + bool(stepping), squeeze=False)[0]
     places = list(range(len(scores)))[::-1]
     means = [scale * score.mean for score in scores.values()]
-    widths = [scale * score.ci95 for score in scores.values()]
+    widths = [scale * (score.ci95 if isfinite(score.ci95) else 0.0) for score in scores.values()]
     axes[0].barh(places, means, xerr=widths, color=BLUE, alpha=0.85, ecolor=GREY, capsize=3, height=0.6)
     for place, mean, width in zip(places, means, widths):
         axes[0].text(mean + width, place, f"  {mean:.1f}" if scale == 100 else f"  {mean:.3g}", va="center", fontsize=8)

@@ -127,6 +127,10 @@ _EXCEPTIONS: dict[tuple[str, str], Row] = {
     # chosen on other splits of the panels than `headstart bench tables` reports; all tasks of a table at once
     ("gaussian_process", "tables"): {"steps": 300, "outer_rate": 0.02, "schedule": "cosine", "tasks_per_step": 128},
     ("alpaca", "tables"): {"steps": 300, "outer_rate": 0.02, "schedule": "cosine", "tasks_per_step": 128},
+    ("cnp", "curves"): {"steps": 20_000, "schedule": "cosine"},
+    ("anp", "curves"): {"steps": 10_000, "schedule": "cosine"},
+    ("cnp", "tables"): {"steps": 500},
+    ("anp", "tables"): {"steps": 500},
     ("forest", "curves"): {"steps": 200, "outer_rate": 0.01},
     ("forest", "tables"): {"steps": 100},
     # the best of a small grid on validation tasks of icons, so that the baselines are not made to look weak
@@ -179,15 +183,19 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return make_config(values)
 
 
-def compared(config: TrainConfig) -> tuple[str, ...]:
+def compared(config: TrainConfig, classes: bool = False) -> tuple[str, ...]:
     """Return the methods that are compared on the tasks of ``config`` where nobody names any.
+
+    Args:
+        config: the options, of which the tasks decide.
+        classes: whether a table's target is classes.
 
     >>> compared(TrainConfig(tasks="sinusoid"))
     ('maml', 'joint', 'scratch')
     """
     kind = _BY_KIND.get(_with_data(config).tasks, {})
     if kind is _TABLES:
-        return "gaussian_process", "forest", "maml", "joint", "scratch"
+        return ("prototypes" if classes else "gaussian_process"), "forest", "maml", "joint", "scratch"
     return ("maml", "joint", "scratch") if _are_curves(kind) else ("maml", "prototypes", "joint", "scratch", "nearest")
 
 

@@ -15,6 +15,15 @@ def named(metric: str) -> str:
     return "accuracy (%)" if metric == "accuracy" else "mean squared error"
 
 
+def half(ci95: float) -> str:
+    """Return half the width of an interval as people read it.
+
+    >>> half(1367.3), half(0.01234)
+    ('1367', '0.012')
+    """
+    return f"{ci95:.0f}" if 10 <= ci95 < 1e6 else f"{ci95:.2g}"
+
+
 def new_figure(width: float, height: float) -> "Figure":
     """Return an empty figure of a size in inches."""
     # the Figure itself, not pyplot: no display is needed and no global state is kept

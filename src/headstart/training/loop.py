@@ -71,10 +71,18 @@ def start(
         meta: weights to start from, in place of the learner's own.
         tasks: where the learner reads off what it wants to know before (``learner.prepare``), if anything.
         folder: where that may keep what it can go on from.
+
+    Raises:
+        UsageError: a learner that has a gradient, but neither θ nor M.
     """
     own = copied(learner.init(Generator().manual_seed(seed)) if meta is None else meta)
     if learner.prepare is not None and tasks is not None:
         own = copied(learner.prepare(own, tasks, seed, folder))
+    if learner.gradient is not None and not tensors_of(own):
+        raise UsageError(
+            "there is nothing to learn: neither the model nor the method has a number of its own; give the method a "
+            "network, or take a method that learns nothing across tasks, such as nearest"
+        )
     return State(own, None if learner.gradient is None else optimizer(tensors_of(own)))
 
 

@@ -76,11 +76,14 @@ class Options(BaseModel):
 
     method: str = _option(
         "maml",
-        "How to meta-learn; headstart list methods names them. Where it is not given: gaussian_process for tables.",
+        "How to meta-learn; headstart list methods names them. Where it is not given: gaussian_process for tables,"
+        " whose target is then to be numbers.",
     )
-    model: str | None = _option(None, "The network (headstart list models). Default: mlp for curves, conv4 for images.")
+    model: str | None = _option(
+        None, "The network (headstart list models). Default: mlp for curves and tables, conv4 for images."
+    )
     data: str | None = _option(
-        None, "Folder of the tasks' data, for tasks that read some. Default: omniglot downloads them."
+        None, "Folder of the tasks' data, for tasks that read some; a table's file. Default: omniglot downloads them."
     )
     # the tasks
     ways: int | None = _option(None, "Classes of a task. Default: 5.", ge=2, le=1000)
@@ -93,7 +96,8 @@ class Options(BaseModel):
     )
     shots: Shots | None = _option(
         None,
-        "Support examples a class (of a table's regression task: rows), or a range such as 1-5 drawn for every task."
+        "Support examples a class (of a table's regression task: rows), or, of images, a range such as 1-5 drawn for"
+        " every task."
         " Range: from 1 up. Default: 10 for curves, 1 for images, 5 for tables. A range needs a --norm other than"
         " batch.",
     )
@@ -150,7 +154,9 @@ class Options(BaseModel):
         le=100_000,
     )
     target_kind: Literal["auto", "regression", "classification"] | None = _option(
-        None, "table: what the target is. Default: auto, regression where all its values are numbers."
+        None,
+        "table: what the target is. Default: auto, regression where its values are numbers, but classes where they are"
+        " two whole numbers only, such as 0 and 1.",
     )
     on_duplicates: Literal["error", "keep", "drop"] | None = _option(
         None, "table: what to do with rows of a task that are equal. Default: error."
@@ -163,14 +169,15 @@ class Options(BaseModel):
     inner_steps: int | None = _option(
         None,
         "Gradient steps of an adaptation. Default: 1 for curves, 5 for images (reptile: 10 for curves; joint, scratch:"
-        " 20 for images).",
+        " 20 for images); 5 for tables.",
         ge=0,
         le=1000,
     )
     inner_rate: float | None = _option(
         None,
         "Step size of an adaptation, by which a task's loss, a mean over its examples, moves the weights."
-        " Default: 0.01 for curves, 0.1 for images (reptile: 0.02 and 0.001; joint, scratch: 0.5 for images).",
+        " Default: 0.01 for curves, 0.1 for images (reptile: 0.02 and 0.001; joint, scratch: 0.5 for images), 0.05 for"
+        " tables.",
         gt=0,
         le=100,
     )
@@ -217,9 +224,19 @@ class Options(BaseModel):
         None, "conv4: normalisation. Default: batch."
     )
     # the outer loop
-    steps: int | None = _option(None, "Outer steps. Default: 10000 for curves, 1000 for images.", ge=0, le=100_000_000)
+    steps: int | None = _option(
+        None,
+        "Outer steps. Default: 10000 for curves, 1000 for images, 500 for tables (gaussian_process, alpaca: 300;"
+        " forest: 100).",
+        ge=0,
+        le=100_000_000,
+    )
     tasks_per_step: int | None = _option(
-        None, "Tasks of an outer step. Default: 25 for curves, 4 for images.", ge=1, le=100_000
+        None,
+        "Tasks of an outer step. Default: 25 for curves, 4 for images, 16 for tables (gaussian_process, alpaca: 128, or"
+        " as many as there are).",
+        ge=1,
+        le=100_000,
     )
     optimizer: Literal["adam", "sgd"] | None = _option(None, "Outer optimiser. Default: adam (reptile: sgd).")
     outer_rate: float | None = _option(

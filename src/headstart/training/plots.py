@@ -56,8 +56,9 @@ def _draw_validation(axis: "Axes", rows: list[Line], results: dict[str, Any]) ->
     steps = [row["step"] for row in rows]
     means = [scale * row[metric] for row in rows]
     axis.plot(steps, means, color=ORANGE, linewidth=1.8, marker="o", markersize=3)
-    low, high = zip(*((m - scale * r["ci95"], m + scale * r["ci95"]) for m, r in zip(means, rows)))
-    axis.fill_between(steps, low, high, color=ORANGE, alpha=0.2, linewidth=0, label="95 % interval")
+    if all(row["ci95"] is not None for row in rows):  # of a single task there is none
+        low, high = zip(*((m - scale * r["ci95"], m + scale * r["ci95"]) for m, r in zip(means, rows)))
+        axis.fill_between(steps, low, high, color=ORANGE, alpha=0.2, linewidth=0, label="95 % interval")
     best = results["best_step"]
     axis.plot([best], [means[steps.index(best)]], "*", color=RED, markersize=11, label=f"best: step {best}")
     dress(axis, "Validation tasks", "outer step", named(metric))
@@ -67,7 +68,8 @@ def _draw_validation(axis: "Axes", rows: list[Line], results: dict[str, Any]) ->
 def _draw_inner_steps(axis: "Axes", found: list[Any], results: dict[str, Any], own: int | None) -> None:
     scale = 100 if results["metric"] == "accuracy" else 1
     counts = [count for count, _ in found]
-    means, intervals = ([scale * value[key] for _, value in found] for key in ("mean", "ci95"))
+    means = [scale * value["mean"] for _, value in found]
+    intervals = [scale * (value["ci95"] or 0.0) for _, value in found]
     axis.errorbar(counts, means, intervals, color=GREEN, linewidth=1.8, marker="o", markersize=4, capsize=3)
     if own is not None and own in counts:
         mean = means[counts.index(own)]
@@ -79,10 +81,10 @@ def _draw_inner_steps(axis: "Axes", found: list[Any], results: dict[str, Any], o
 
 def _draw_single(axis: "Axes", results: dict[str, Any]) -> None:
     scale = 100 if results["metric"] == "accuracy" else 1
-    axis.bar([0], [scale * results["mean"]], yerr=[scale * results["ci95"]], width=0.5, color=GREEN, capsize=5)
+    axis.bar([0], [scale * results["mean"]], yerr=[scale * (results["ci95"] or 0.0)], width=0.5, color=GREEN, capsize=5)
     axis.set_xlim(-1, 1)
     axis.set_xticks([])
-    dress(axis, f"{results['episodes']} test tasks", "", named(results["metric"]))
+    dress(axis, f"{results['episodes']} test task{'s' * (results['episodes'] != 1)}", "", named(results["metric"]))
 
 
 def pictured(tasks: Tasks) -> Literal["images", "curves", "table"] | None:
@@ -159,7 +161,9 @@ def _draw_curves(job: Job, meta: Meta) -> bytes:
     low, high = float(episode.query.x.min()), float(episode.query.x.max())
     line = torch.linspace(low, high, 200, device=job.device, dtype=episode.query.x.dtype).view(1, -1, 1)
     grid = episode._replace(query=episode.query._replace(x=line.expand(4, -1, -1)))
-    styles = {} if job.learner.steps is None else {0: ("--", ORANGE, "before adapting")}
+    styles: dict[int | None, tuple[str, str, str]] = {}
+    if job.learner.steps is not None:
+        styles[0] = ("--", ORANGE, "before adapting")
     styles[job.learner.steps] = ("-", BLUE, _after(job.learner.steps))
     if job.learner.steps is not None:
         styles.setdefault(10, ("-", GREEN, _after(10)))

@@ -8,6 +8,7 @@ from headstart.errors import FileError
 from headstart.training.build import Job
 from headstart.training.card import card
 from headstart.training.evaluate import Interval, Score
+from headstart.training.figures import half
 from headstart.training.files import read_json, write
 from headstart.training.metrics import read_lines, validations, write_csv
 from headstart.training.plots import draw_episode, draw_results
@@ -93,6 +94,12 @@ def score_to_json(score: Score) -> dict[str, Any]:
     return told | {"calibration": found._asdict() | {"nll": _finite(found.nll)}}
 
 
+def by_task(job: Job, score: Score) -> list[dict[str, Any]]:
+    """Return a row for each task: its name where the tasks have some, else its number."""
+    names = job.tasks.details.get("task_names", {}).get(score.split) or range(score.episodes)
+    return [{"task": name, score.metric: value} for name, value in zip(names, score.values)]
+
+
 def _finite(found: Interval) -> dict[str, float | None]:
     return {name: value if isfinite(value) else None for name, value in found._asdict().items()}
 
@@ -110,4 +117,4 @@ def shown(kind: Literal["classification", "regression"], mean: float, ci95: floa
     known = ci95 is not None and isfinite(ci95)
     if kind == "classification":
         return f"accuracy {100 * mean:.2f}" + (f" ± {100 * ci95:.2f}" if known else "") + " %"
-    return f"mse {mean:.4g}" + (f" ± {ci95:.2g}" if known else "")
+    return f"mse {mean:.4g}" + (f" ± {half(ci95)}" if known else "")

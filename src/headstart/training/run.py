@@ -31,12 +31,12 @@ from headstart.training.files import TEMPORARY, make_folder, read_json, to_json,
 from headstart.training.loop import State, copied, fit, flat, start
 from headstart.training.metrics import MetricsFile, write_csv
 from headstart.training.progress import Silent, View
-from headstart.training.report import report, score_to_json, shown
+from headstart.training.report import by_task, report, score_to_json, shown
 from headstart.training.signals import Stop, only_writer, stop_signals
+from headstart.training.table_schema import refuse_other_table, write_schema
 from headstart.types import Meta
 
 CONFIG = "config.json"
-TABLE = "table.json"
 LEARNED = ("structure.json", "structure.csv", "structure.png")
 
 
@@ -89,7 +89,7 @@ def train(config: TrainConfig, out: str | Path, *, view: View | None = None) -> 
             _refuse_other_run(run, config)
             write(run / CONFIG, to_json(config.model_dump()))
             if "schema" in job.tasks.details:  # how a new task's rows are to be read
-                write(run / TABLE, to_json(job.tasks.details["schema"]))
+                write_schema(run, job.tasks.details["schema"])
             try:
                 return _train(job, run, stop, view)
             finally:
@@ -191,8 +191,8 @@ def _validate(job: Job, meta: Meta) -> Score:
 
 def _test(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View) -> Score | None:
     """Judge the best weights on the test tasks, and write what the run has come to."""
-    there = (job.tasks.counts or {}).get("test", job.config.test_tasks)
-    view.note(f"testing on {min(there, job.config.test_tasks)} tasks")
+    there = min(job.config.test_tasks, (job.tasks.counts or {}).get("test", job.config.test_tasks))
+    view.note(f"testing on {there} task{'s' * (there != 1)}")
 
     def leave_if_asked(done: int) -> None:
         if stop.requested:
@@ -211,7 +211,7 @@ def _test(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View)
         "device": str(job.device),
         "headstart": headstart.__version__,
     }
-    write_csv(run / "test.csv", [{"task": task, score.metric: value} for task, value in enumerate(score.values)])
+    write_csv(run / "test.csv", by_task(job, score))
     write(run / "results.json", to_json(results))
     report(run, job, best.meta)
     return score
@@ -247,10 +247,13 @@ def open_run(run: str | Path, device: str = "auto") -> tuple[Job, Checkpoint]:
         device: where to compute, whatever the run was trained on.
 
     Raises:
+        DataError: the run is of a table that has other rows now.
         FileError: no run in that folder, or none of its checkpoints can be used.
     """
     run = Path(run)
     job = build(read_config(run).model_copy(update={"device": device}))
+    if "schema" in job.tasks.details:
+        refuse_other_table(run, job.tasks.details["schema"])
     found = checkpoints.find(run, start(job.learner).meta)
     for place, reason in found.damaged:
         warnings.warn(f"checkpoint {place.name} cannot be used, taking the one before: {reason}", stacklevel=2)
@@ -261,7 +264,8 @@ def open_run(run: str | Path, device: str = "auto") -> tuple[Job, Checkpoint]:
 
 def default_folder(config: TrainConfig) -> Path:
     """Return where a resolved configuration's run goes by default: ``runs/TASKS-METHOD``."""
-    tasks = Path(config.data).name if config.tasks == "folder" and config.data else config.tasks
+    data = Path(config.data or "")
+    tasks = {"folder": data.name, "table": data.stem}.get(config.tasks, config.tasks)
     return Path("runs") / f"{tasks}-{config.method}"
 
 
@@ -294,4 +298,4 @@ def _refuse_other_run(run: Path, config: TrainConfig) -> None:
 
 
 def _brief(score: Score) -> dict[str, Any]:
-    return {score.metric: score.mean, "ci95": score.ci95}
+    return {score.metric: score.mean, "ci95": score_to_json(score)["ci95"]}

@@ -62,7 +62,7 @@ def _cell(value: Any) -> Any:
 def summary(found: Findings) -> str:
     """Return in a sentence what was learned about the model, and which tensors tasks move most and least."""
     sizes: dict[str, int] = {}
-    for row in found.learned:
+    for row in (row for row in found.learned if row["kind"] != "count"):
         sizes[row["part"]] = sizes.get(row["part"], 0) + row["size"]
     listed = [f"{part} ({size} number{'s' * (size != 1)})" for part, size in sizes.items()]
     text = ", ".join(listed[:6]) + (f" and {len(listed) - 6} parts more" if len(listed) > 6 else "")
@@ -169,7 +169,7 @@ def learned(learner: Learner, meta: Meta) -> list[Row]:
     - ``"rate"``: step sizes; ``"mask"``: gates over what moves, ``open`` being the fraction above 0.5;
     - ``"gate"``: the proportion of a candidate of a mixture;
     - ``"matrix"``: what started as the identity, ``from_identity`` being ‖A − I‖ / ‖I‖;
-    - ``"other"``: anything else.
+    - ``"count"``: how many values and tasks were read, which nobody learned; ``"other"``: anything else.
 
     ``negative`` is the fraction below 0, ``values`` holds vectors of at most 16 elements. What is not finite is
     ``None``.
@@ -257,6 +257,8 @@ def _gates(seen: Params, places: Mapping[str, tuple[str, str]]) -> set[str]:
 
 def _kind(part: str, value: Tensor, start: Tensor | None) -> str:
     words = part.replace("_", ".").split(".")
+    if part in ("values", "tasks") and value.ndim == 0:
+        return "count"
     if "mask" in words and 0 <= float(value.min()) and float(value.max()) <= 1:
         return "mask"
     if "rate" in words or "rates" in words:

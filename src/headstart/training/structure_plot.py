@@ -1,6 +1,7 @@
 """The picture of what was learned about a model: rates, movement, masks, gates and matrices, as PNG bytes."""
 
 from collections.abc import Callable, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Rows of a panel, characters of a name, and steps of a heat map with room for numbers.
 _MOST_ROWS, _MOST_LETTERS, _MOST_NUMBERED = 100, 36, 8
+#: Letters of a heading with room above a column.
+_LETTERS = 46
 _WIDTH, _ROW_HEIGHT, _FRAME_HEIGHT, _MOST_COLUMNS = 5.4, 0.24, 1.05, 3
 
 
@@ -51,7 +54,7 @@ def draw_structure(found: Findings, title: str) -> bytes | None:
         for axis, panel in zip(axes, column):
             panel.draw(axis)
             axis.set_title(panel.title, fontsize=10)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    figure.suptitle(fill(title, _LETTERS * len(columns)), x=0.01, ha="left", fontsize=12, fontweight="bold")
     return png(figure)
 
 
@@ -117,8 +120,8 @@ def _movement(rows: list[Row], found: Findings, relative: int) -> Panel | None:
         places = {row["tensor"]: place for place, row in enumerate(rows)}
         axis.barh(range(len(rows)), means, color=BLUE, height=0.65, alpha=0.85)
         axis.errorbar(
-            means, range(len(rows)), xerr=[unit * row["ci95"] for row in rows], fmt="none", color="black", capsize=2,
-            linewidth=1,
+            means, range(len(rows)), xerr=[unit * (row["ci95"] or 0.0) for row in rows], fmt="none", color="black",
+            capsize=2, linewidth=1,
         )  # fmt: skip
         before = [row for row in found.movement if row["tensor"] in places and row["mean"] and row["step"] < steps]
         marks = [unit * row["mean"] for row in before], [places[row["tensor"]] for row in before]

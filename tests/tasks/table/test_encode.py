@@ -191,3 +191,30 @@ def test_targets_that_do_not_fit_are_named(in_memory: Any) -> None:
         encode_target(schema, in_memory({"x": x, "y": ["a", "b", "c"]}))
     with pytest.raises(DataError, match=r"line 3, column 'y': the target is missing \(2 of 3 rows\)"):
         encode_target(schema, in_memory({"x": x, "y": ["a", "", ""]}))
+
+
+def test_numbers_that_have_no_standard_deviation_are_refused(in_memory: Any) -> None:
+    table = in_memory({"x": ["1e300", "-1e300", "2"], "y": ["1", "2", "3"]})
+    with pytest.raises(DataError, match="column 'x': its values are too large to have a standard deviation"):
+        learn_features(table, ["x"], False)
+    with pytest.raises(DataError, match="column 'x': its values are too large"):
+        learn_target(table, "x", "regression")
+
+
+def test_decimal_commas_are_refused_and_not_taken_for_text(in_memory: Any) -> None:
+    table = in_memory({"x": ["3", "1,5", ""], "y": ["0,1", "0,2", "0,3"], "list": ["1,2,3", "a,b", "4,5"]})
+    with pytest.raises(DataError, match="line 3, column 'x': '1,5' is not a number; a decimal comma is not read"):
+        learn_features(table, ["x"], False)
+    with pytest.raises(DataError, match="line 2, column 'y': '0,1' is not a number; a decimal comma"):
+        learn_target(table, "y", "auto")
+    assert learn_features(table, ["list"], False).features[0].kind == "category"
+
+
+def test_a_column_that_is_a_number_but_for_a_value_is_warned_of(in_memory: Any) -> None:
+    table = in_memory({"dose": ["1", "2.5", "<1", "4"], "stage": ["1", "2a", "2b", "3a"]})
+    found = learn_features(table, ["dose", "stage"], False)
+    [warning] = found.warnings
+    assert warning.startswith("some.csv, column 'dose': taken for categories: '<1' in line 4 is not a number, though")
+    many = in_memory({"dose": [*map(str, range(60)), "n.d."], "x": [*map(str, range(61))]})
+    found = learn_features(many, ["dose", "x"], False)
+    assert "'n.d.' in line 62 is not a number, though most values are" in found.left_out["dose"]

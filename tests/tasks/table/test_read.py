@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from headstart.errors import DataError, FileError, UsageError
 from headstart.tasks.table.read import available_memory, read_table
 
+# by its name: headstart.tasks.table is the function too
+READ = sys.modules[read_table.__module__]
+
 Write = Any
 
 
@@ -76,7 +79,7 @@ def test_what_csv_writes_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
 
 
 def test_many_chunks_are_one_table(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headstart.tasks.table.read._CHUNK", 7)
+    monkeypatch.setattr(READ, "_CHUNK", 7)
     table = read_table(write("task,x\n" + "".join(f"{n % 3},{n}\n" + "\n" * (n % 2) for n in range(50))))
     assert table.columns["x"].tolist() == [str(n) for n in range(50)]
     assert table.lines.tolist() == [2 + n + n // 2 for n in range(50)]
@@ -142,7 +145,7 @@ def test_a_file_larger_than_the_memory_is_refused_with_the_numbers(write: Write)
 def test_memory_is_estimated_from_above(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
-    monkeypatch.setattr("headstart.tasks.table.read._CHUNK", 2048)
+    monkeypatch.setattr(READ, "_CHUNK", 2048)
     rows = 40_000
     path = write("task,x,y\n" + "".join(f"{n % 7},{n * 0.137:.4f},{n * n % 1013}\n" for n in range(rows)))
     tracemalloc.start()

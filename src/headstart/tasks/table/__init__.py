@@ -108,7 +108,6 @@ def table(
         "source": Path(data).name,
         "rows": len(read.x),
         "features": list(read.schema.inputs),
-        "task_names": {split: [grouped.names[task] for task in tasks] for split, tasks in splits.items()},
         "left_out": {**roles.left_out(grouped.table), **read.left_out},
         "duplicates": repetitions,
         "new_classes": read.new_classes,

@@ -1,5 +1,6 @@
 """Learning a table's schema from the rows of its training tasks, and from these alone."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -16,6 +17,7 @@ from headstart.tasks.table.values import (
     booleans,
     common_date_format,
     dates,
+    is_decimal_comma,
     is_number,
     numbers,
 )
@@ -34,7 +36,7 @@ class Learned(NamedTuple):
     left_out: dict[str, str]
     """Why a column was left out, by its name."""
     warnings: tuple[str, ...]
-    """Those of it that may surprise."""
+    """What of all this may surprise."""
 
 
 def learn_features(table: Table, columns: Sequence[str], strict: bool) -> Learned:
@@ -50,7 +52,7 @@ def learn_features(table: Table, columns: Sequence[str], strict: bool) -> Learne
 
     Raises:
         DataError: a column without any value, dates in several formats, numbers that are not finite, too many
-            categories, or nothing left.
+            categories, decimal commas, or nothing left.
     """
     features, left_out, warnings = [], {}, []
     for column in columns:
@@ -62,7 +64,11 @@ def learn_features(table: Table, columns: Sequence[str], strict: bool) -> Learne
         if there.all() and (feature.scale == 0 or len(feature.categories) == 1):
             left_out[column] = f"constant: always {texts[0]!s} in the training tasks"
             continue
-        crowd = _crowd(table, feature, int(there.sum()))
+        crowd, spoilt = _crowd(feature, int(there.sum())), _spoilt(table, feature)
+        if spoilt:
+            crowd = crowd and f"{crowd}; {spoilt}"
+            fix = "correct it, or leave it empty for missing, where the column is to be a number"
+            warnings += [] if crowd else [str(error(table, column, None, f"taken for categories: {spoilt}; {fix}"))]
         if crowd and strict:
             raise error(table, column, None, f"{crowd}; leave it out (--columns), or join categories")
         if crowd:
@@ -82,7 +88,7 @@ def _feature(table: Table, column: str, there: NDArray[np.bool_]) -> Feature:
     if kind == "category":
         return Feature(column, kind, categories=categories, missing=missing)
     values = column_values(table, column, kind, date_format)[there]
-    return Feature(column, kind, *_moments(values), date_format=date_format, missing=missing)
+    return Feature(column, kind, *_moments(table, column, values), date_format=date_format, missing=missing)
 
 
 def _kind_of(table: Table, column: str) -> tuple[FeatureKind, tuple[str, ...], str]:
@@ -93,7 +99,26 @@ def _kind_of(table: Table, column: str) -> tuple[FeatureKind, tuple[str, ...], s
     if are_booleans(names):
         return "boolean", (), ""
     date_format = common_date_format(table, column)
+    if not date_format:
+        _refuse_decimal_commas(table, column, names)
     return ("date", (), date_format) if date_format else ("category", names, "")
+
+
+def _refuse_decimal_commas(table: Table, column: str, names: Sequence[str]) -> None:
+    """Refuse a column whose values are numbers but for a decimal comma, so that it is not taken for text."""
+    commas = [name for name in names if is_decimal_comma(name)]
+    if commas and all(name in commas or is_number(name) for name in names):
+        numbers(table, column, "or leave the column out (--columns)")
+
+
+def _spoilt(table: Table, feature: Feature) -> str:
+    """Say which value keeps a column from being a number, where most are numbers; empty for other columns."""
+    odd = [name for name in feature.categories if not is_number(name)]
+    if not odd or len(odd) > len(feature.categories) // 2:
+        return ""
+    texts = table.columns[feature.column]
+    row = min(int(np.asarray(texts == name).argmax()) for name in odd)
+    return f"{str(texts[row])!r} in {table.unit} {int(table.lines[row])} is not a number, though most values are"
 
 
 def column_values(table: Table, column: str, kind: FeatureKind, date_format: str) -> NDArray[np.float64]:
@@ -103,13 +128,18 @@ def column_values(table: Table, column: str, kind: FeatureKind, date_format: str
     return booleans(table, column) if kind == "boolean" else dates(table, column, date_format)
 
 
-def _moments(values: NDArray[np.float64]) -> tuple[float, float]:
+def _moments(table: Table, column: str, values: NDArray[np.float64]) -> tuple[float, float]:
     """Return mean and standard deviation, 0 where nothing varies but by rounding."""
-    mean, scale = float(values.mean()), float(values.std())
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, scale = float(values.mean()), float(values.std())
+    if not (math.isfinite(mean) and math.isfinite(scale)):
+        raise error(
+            table, column, None, "its values are too large to have a standard deviation; write them in a larger unit"
+        )
     return mean, scale if scale > _CONSTANT * abs(mean) else 0.0
 
 
-def _crowd(table: Table, feature: Feature, count: int) -> str:
+def _crowd(feature: Feature, count: int) -> str:
     """Say why a category column has too many categories; empty where it has not."""
     found = len(feature.categories)
     if found > MOST_CATEGORIES:
@@ -140,7 +170,7 @@ def learn_target(table: Table, column: str, asked: Literal["auto", "regression",
         asked = _kind_of_target(table.columns[column])
     if asked == "regression":
         values = regression_target(table, column)
-        mean, scale = _moments(values)
+        mean, scale = _moments(table, column, values)
         if not scale:
             raise error(table, column, None, f"the target is always {table.columns[column][0]!s} in the training tasks")
         return Target("regression", mean, scale)
@@ -154,7 +184,8 @@ def _kind_of_target(texts: Texts) -> TargetKind:
     values = as_numbers(texts)
     if values is None:
         names = distinct(texts)[0]
-        return "regression" if 2 * sum(map(is_number, names)) >= len(names) else "classification"
+        meant = sum(is_number(name) or is_decimal_comma(name) for name in names)
+        return "regression" if 2 * meant >= len(names) else "classification"
     different = np.unique(values)
     return "classification" if len(different) == 2 and not np.mod(different, 1).any() else "regression"
 

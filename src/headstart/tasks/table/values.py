@@ -31,6 +31,11 @@ def is_number(text: str) -> bool:
     return "_" not in text
 
 
+def is_decimal_comma(text: str) -> bool:
+    """Return whether a text is a number but for a comma in place of its point, such as 1,5."""
+    return re.fullmatch(r"[+-]?\d+,\d+([eE][+-]?\d+)?", text) is not None
+
+
 def as_numbers(texts: Texts) -> NDArray[np.float64] | None:
     """Return texts as numbers, NaN where one is missing; ``None`` where one of them is no number."""
     there = ~is_missing(texts)
@@ -59,7 +64,7 @@ def numbers(table: Table, column: str, fix: str) -> NDArray[np.float64]:
     found = as_numbers(texts)
     if found is None:
         row, text = next((row, text) for row, text in enumerate(texts.tolist()) if text and not is_number(text))
-        comma = "a decimal comma is not read, write a point; " if re.fullmatch(r"-?\d+,\d+", text) else ""
+        comma = "a decimal comma is not read, write a point; " if is_decimal_comma(text) else ""
         raise error(table, column, row, f"{text!r} is not a number; {comma}{fix}")
     row = first(~is_missing(texts) & ~np.isfinite(found))
     if row is not None:
