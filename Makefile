@@ -9,9 +9,9 @@ READY := .venv/ready
 demo: $(READY)
 	$(BIN)/headstart compare icons --methods maml,prototypes,joint,scratch,nearest --out runs/demo
 
-## Everything that must hold: format, lint, types, tests.
+## Everything that must hold: format, lint, types, tests (one process a core: the tensors are tiny).
 test: $(READY) check
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/pytest -n auto
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 
 import headstart
-from headstart.algorithms.forest import forest
+from headstart.algorithms.forest.learner import forest
 from headstart.models.soft_forest import soft_forest
 from headstart.tasks.plateaus import plateaus
 from headstart.training.evaluate import evaluate, interval
@@ -174,7 +174,9 @@ def main(words: list[str] | None = None) -> None:
     """Measure, print and write `forest.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=600, help="test tasks")
-    parser.add_argument("--seed", type=int, default=1, help="of the family and its tasks; our defaults were chosen on those of seed 0")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="of the family and its tasks; our defaults were chosen on those of seed 0"
+    )
     parser.add_argument("--steps", type=int, default=100, help="outer steps of forest")
     parser.add_argument("--maml-steps", type=int, default=200, help="outer steps of soft_forest")
     parser.add_argument(

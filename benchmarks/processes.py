@@ -35,9 +35,9 @@ class Method(NamedTuple):
 
 def methods() -> dict[str, Method]:
     """Return the methods by name, with settings chosen on validation tasks."""
-    from headstart.algorithms.bayesian_linear import alpaca
-    from headstart.algorithms.gaussian_process import dkt, gaussian_process
-    from headstart.algorithms.neural_process import anp, cnp
+    from headstart.algorithms.gaussian.bayesian_linear import alpaca
+    from headstart.algorithms.gaussian.gaussian_process import dkt, gaussian_process
+    from headstart.algorithms.neural_process.learners import anp, cnp
     from headstart.models.mlp import mlp
 
     def network(outputs: int) -> torch.nn.Module:

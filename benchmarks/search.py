@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 import headstart
-from headstart.algorithms.estimators import kind_of, loaded
-from headstart.algorithms.search import search
+from headstart.algorithms.search.estimators import kind_of, loaded
+from headstart.algorithms.search.learner import search
 from headstart.tasks.icons import icons
 from headstart.tasks.omniglot import omniglot
 from headstart.types import Batch, Episodes, Learner, Meta, Tasks

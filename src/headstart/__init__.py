@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from headstart.algorithms.baselines import joint as joint
     from headstart.algorithms.baselines import nearest as nearest
     from headstart.algorithms.baselines import scratch as scratch
-    from headstart.algorithms.bayesian_linear import alpaca as alpaca
     from headstart.algorithms.context import cavia as cavia
     from headstart.algorithms.curvature import meta_curvature as meta_curvature
     from headstart.algorithms.es_maml import es_maml as es_maml
-    from headstart.algorithms.forest import forest as forest
-    from headstart.algorithms.gaussian_process import dkt as dkt
-    from headstart.algorithms.gaussian_process import gaussian_process as gaussian_process
-    from headstart.algorithms.kernel_machines import logistic as logistic
-    from headstart.algorithms.kernel_machines import svm as svm
+    from headstart.algorithms.forest.learner import forest as forest
+    from headstart.algorithms.gaussian.bayesian_linear import alpaca as alpaca
+    from headstart.algorithms.gaussian.gaussian_process import dkt as dkt
+    from headstart.algorithms.gaussian.gaussian_process import gaussian_process as gaussian_process
+    from headstart.algorithms.heads.kernel_machines import logistic as logistic
+    from headstart.algorithms.heads.kernel_machines import svm as svm
+    from headstart.algorithms.heads.ridge import ridge as ridge
     from headstart.algorithms.learned_loss import learned_loss as learned_loss
     from headstart.algorithms.maml import anil as anil
     from headstart.algorithms.maml import boil as boil
@@ -41,16 +42,15 @@ if TYPE_CHECKING:
     from headstart.algorithms.maml_plus_plus import maml_plus_plus as maml_plus_plus
     from headstart.algorithms.maml_train import maml_train as maml_train
     from headstart.algorithms.modulation import mmaml as mmaml
-    from headstart.algorithms.neural_process import anp as anp
-    from headstart.algorithms.neural_process import cnp as cnp
+    from headstart.algorithms.neural_process.learners import anp as anp
+    from headstart.algorithms.neural_process.learners import cnp as cnp
     from headstart.algorithms.objectives import first_order_until as first_order_until
     from headstart.algorithms.objectives import multi_step as multi_step
     from headstart.algorithms.proposal import propose as propose
     from headstart.algorithms.proto_maml import proto_maml as proto_maml
     from headstart.algorithms.prototypes import prototypes as prototypes
     from headstart.algorithms.reptile import reptile as reptile
-    from headstart.algorithms.ridge import ridge as ridge
-    from headstart.algorithms.search import search as search
+    from headstart.algorithms.search.learner import search as search
     from headstart.algorithms.step_norm import per_step_norm as per_step_norm
     from headstart.algorithms.warp import mt_net as mt_net
     from headstart.algorithms.warp import t_net as t_net
@@ -111,16 +111,16 @@ _PUBLIC = {
         "nearest",
         "scratch",
     ),
-    "headstart.algorithms.bayesian_linear": ("alpaca",),
+    "headstart.algorithms.gaussian.bayesian_linear": ("alpaca",),
     "headstart.algorithms.context": ("cavia",),
     "headstart.algorithms.curvature": ("meta_curvature",),
     "headstart.algorithms.es_maml": ("es_maml",),
-    "headstart.algorithms.forest": ("forest",),
-    "headstart.algorithms.gaussian_process": (
+    "headstart.algorithms.forest.learner": ("forest",),
+    "headstart.algorithms.gaussian.gaussian_process": (
         "dkt",
         "gaussian_process",
     ),
-    "headstart.algorithms.kernel_machines": (
+    "headstart.algorithms.heads.kernel_machines": (
         "logistic",
         "svm",
     ),
@@ -135,7 +135,7 @@ _PUBLIC = {
     "headstart.algorithms.maml_plus_plus": ("maml_plus_plus",),
     "headstart.algorithms.maml_train": ("maml_train",),
     "headstart.algorithms.modulation": ("mmaml",),
-    "headstart.algorithms.neural_process": (
+    "headstart.algorithms.neural_process.learners": (
         "anp",
         "cnp",
     ),
@@ -147,8 +147,8 @@ _PUBLIC = {
     "headstart.algorithms.proto_maml": ("proto_maml",),
     "headstart.algorithms.prototypes": ("prototypes",),
     "headstart.algorithms.reptile": ("reptile",),
-    "headstart.algorithms.ridge": ("ridge",),
-    "headstart.algorithms.search": ("search",),
+    "headstart.algorithms.heads.ridge": ("ridge",),
+    "headstart.algorithms.search.learner": ("search",),
     "headstart.algorithms.step_norm": ("per_step_norm",),
     "headstart.algorithms.warp": (
         "mt_net",

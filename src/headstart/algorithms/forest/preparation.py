@@ -2,9 +2,9 @@
 
 from torch.nn.functional import one_hot
 
-from headstart.algorithms.boxes import Boxes, memberships, shared
-from headstart.algorithms.growth import Grown, Options, grow, number, read
-from headstart.algorithms.strength import Strength, strengths
+from headstart.algorithms.forest.boxes import Boxes, memberships, shared
+from headstart.algorithms.forest.growth import Grown, Options, grow, number, read
+from headstart.algorithms.forest.strength import Strength, strengths
 from headstart.types import Batch, Meta, Params, Tasks
 
 #: How many numbers memberships may take, how many rows of a task are looked at, and of how many tasks at least and at

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import headstart
-from headstart.algorithms.kernel_machines import logistic, svm
+from headstart.algorithms.heads.kernel_machines import logistic, svm
 from headstart.errors import ShapeError, UnknownNameError, UsageError
 from headstart.testing import check_learner, random_episodes
 from headstart.types import Batch, Episodes

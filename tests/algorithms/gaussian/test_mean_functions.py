@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from headstart.algorithms import mean_functions
+from headstart.algorithms.gaussian import mean_functions
 from headstart.tasks.rows import Rows, row_tasks
 
 X = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))

@@ -46,7 +46,7 @@ def classified(make: Make, task: Rows, values: Mapping[str, Any], known: Params,
     Args:
         make: returns the estimator.
         task: its rows.
-        values: what is done before, by the names of `headstart.algorithms.estimators.AROUND`.
+        values: what is done before, by the names of `headstart.algorithms.search.estimators.AROUND`.
         known: means and deviations of the rows of training tasks.
         ways: number of classes.
     """

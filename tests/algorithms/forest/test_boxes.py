@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headstart.algorithms.boxes import FAR, Boxes, boxes_of, inside, memberships, shared, unbounded
+from headstart.algorithms.forest.boxes import FAR, Boxes, boxes_of, inside, memberships, shared, unbounded
 
 ensemble = pytest.importorskip("sklearn.ensemble", reason="scikit-learn is not installed")
 

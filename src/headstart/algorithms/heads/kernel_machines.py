@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from headstart.algorithms.heads import Head, absent, learner, one_hot
+from headstart.algorithms.heads.head import Head, absent, learner, one_hot
 from headstart.core import losses
 from headstart.core.duals import Solved, maximum_entropy, maximum_margin
 from headstart.core.functional import Buffers
@@ -61,7 +61,7 @@ def svm(
     Reference: Lee, Maji, Ravichandran, Soatto 2019, arXiv:1904.03758; Crammer, Singer 2001, JMLR 2, 265-292.
 
     >>> import torch, headstart
-    >>> from headstart.algorithms.kernel_machines import svm
+    >>> from headstart.algorithms.heads.kernel_machines import svm
     >>> learner = svm(C=100.0)
     >>> support = headstart.Batch(torch.tensor([[[-1.0], [3.0]]]), torch.tensor([[0, 1]]))
     >>> adapted, _ = learner.adapt(learner.init(None), support)
@@ -104,7 +104,7 @@ def logistic(
         UnknownNameError: another kernel.
 
     >>> import torch, headstart
-    >>> from headstart.algorithms.kernel_machines import logistic
+    >>> from headstart.algorithms.heads.kernel_machines import logistic
     >>> learner = logistic()
     >>> support = headstart.Batch(torch.tensor([[[-1.0], [3.0]]]), torch.tensor([[0, 1]]))
     >>> adapted, _ = learner.adapt(learner.init(None), support)

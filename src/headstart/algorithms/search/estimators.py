@@ -207,7 +207,7 @@ KINDS: dict[str, dict[str, Kind]] = {
             },
         ),
         "gaussian_process": Kind(
-            "headstart.algorithms.estimators:gaussian_process",
+            "headstart.algorithms.search.estimators:gaussian_process",
             {
                 "length_scale": LogUniform(1e-2, 1e2, 1.0),
                 "noise": LogUniform(1e-4, 1e1, 0.1),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from headstart.algorithms.neural_process_networks import (
+from headstart.algorithms.neural_process.networks import (
     CrossAttention,
     Decoder,
     ExampleEncoder,
@@ -15,7 +15,7 @@ from headstart.algorithms.neural_process_networks import (
     Sizes,
     layers,
 )
-from headstart.algorithms.neural_process_parts import Networks, checked, examples, flat, gaussian, networks, there
+from headstart.algorithms.neural_process.parts import Networks, checked, examples, flat, gaussian, networks, there
 from headstart.core import losses
 from headstart.core.gaussians import marginal_loss
 from headstart.core.masks import present

@@ -7,7 +7,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import headstart
-from headstart.algorithms.gaussian_process import dkt, gaussian_process
+from headstart.algorithms.gaussian.gaussian_process import dkt, gaussian_process
 from headstart.core.objective import meta_loss
 from headstart.errors import ShapeError, UnknownNameError, UsageError
 from headstart.tasks.rows import Rows, row_tasks

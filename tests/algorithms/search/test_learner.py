@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from headstart.algorithms import estimators, study
-from headstart.algorithms.estimators import KINDS, Choice, Integer, LogUniform, Uniform
-from headstart.algorithms.search import search
+from headstart.algorithms.search import estimators, study
+from headstart.algorithms.search.estimators import KINDS, Choice, Integer, LogUniform, Uniform
+from headstart.algorithms.search.learner import search
 from headstart.core import losses
 from headstart.errors import ConfigError, ShapeError, UnknownNameError, UsageError
 from headstart.tasks.rows import Rows, row_tasks

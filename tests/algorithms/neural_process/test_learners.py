@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from headstart.algorithms.neural_process import anp, cnp
-from headstart.algorithms.neural_process_networks import CrossAttention
+from headstart.algorithms.neural_process.learners import anp, cnp
+from headstart.algorithms.neural_process.networks import CrossAttention
 from headstart.core.objective import meta_loss
 from headstart.errors import ShapeError, UsageError
 from headstart.tasks.gp_curves import gp_curves, true_distribution

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import headstart
-from headstart.algorithms.ridge import ridge
+from headstart.algorithms.heads.ridge import ridge
 from headstart.errors import ShapeError, UnknownNameError, UsageError
 from headstart.testing import check_learner, random_episodes
 from headstart.types import Batch, Episodes

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from headstart.algorithms.neural_process_networks import Sizes
+from headstart.algorithms.neural_process.networks import Sizes
 from headstart.core.functional import Functional, functional
 from headstart.core.masks import present
 from headstart.core.taskmap import TaskMap

@@ -8,10 +8,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from headstart.algorithms.boxes import Boxes, memberships, shared, unbounded
-from headstart.algorithms.forest_prior import prepared
-from headstart.algorithms.growth import Kind, Options, number
-from headstart.algorithms.strength import posterior
+from headstart.algorithms.forest.boxes import Boxes, memberships, shared, unbounded
+from headstart.algorithms.forest.growth import Kind, Options, number
+from headstart.algorithms.forest.preparation import prepared
+from headstart.algorithms.forest.strength import posterior
 from headstart.core import gaussians, losses
 from headstart.core.masks import present
 from headstart.core.objective import backprop, query_losses

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from headstart.algorithms.strength import posterior, strengths
+from headstart.algorithms.forest.strength import posterior, strengths
 
 
 def drawn(tasks=3, rows=5, nodes=4, outputs=2, seed=0):

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 import headstart
-from headstart.algorithms.forest import forest
-from headstart.algorithms.growth import number, read
+from headstart.algorithms.forest.growth import number, read
+from headstart.algorithms.forest.learner import forest
 from headstart.core.objective import meta_loss
 from headstart.errors import ShapeError, UnknownNameError, UsageError
 from headstart.tasks.plateaus import plateaus

@@ -6,8 +6,8 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import headstart
-from headstart.algorithms.bayesian_linear import alpaca
-from headstart.algorithms.gaussian_process import gaussian_process
+from headstart.algorithms.gaussian.bayesian_linear import alpaca
+from headstart.algorithms.gaussian.gaussian_process import gaussian_process
 from headstart.core.kernels import triangular
 from headstart.errors import ShapeError, UnknownNameError, UsageError
 from headstart.tasks.rows import Rows, row_tasks

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from headstart.algorithms.heads import Head, absent, learner, one_hot
+from headstart.algorithms.heads.head import Head, absent, learner, one_hot
 from headstart.core import losses
 from headstart.core.functional import Buffers
 from headstart.core.taskmap import TaskMap
@@ -53,7 +53,7 @@ def ridge(
     Reference: Bertinetto, Henriques, Torr, Vedaldi 2018, arXiv:1805.08136.
 
     >>> import torch, headstart
-    >>> from headstart.algorithms.ridge import ridge
+    >>> from headstart.algorithms.heads.ridge import ridge
     >>> learner = ridge(loss="mse", regularisation=1e-6)
     >>> x = torch.arange(4.0).view(1, 4, 1)
     >>> adapted, _ = learner.adapt(learner.init(None), headstart.Batch(x, 3 * x + 1))

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from headstart.algorithms import mean_functions
-from headstart.algorithms.conditioning import Likelihood, joined_mask, predictive, residual, shown
+from headstart.algorithms.gaussian import mean_functions
+from headstart.algorithms.gaussian.conditioning import Likelihood, joined_mask, predictive, residual, shown
 from headstart.core import gaussians, losses
 from headstart.core.functional import Buffers, functional
 from headstart.core.kernels import triangular, with_one

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from headstart.algorithms.growth import Options, grow, number, read
+from headstart.algorithms.forest.growth import Options, grow, number, read
 from headstart.errors import UsageError
 from headstart.tasks.plateaus import plateaus
 from headstart.tasks.rows import Rows, row_tasks

@@ -8,9 +8,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Generator, Tensor, nn
 
-from headstart.algorithms import mean_functions
-from headstart.algorithms.conditioning import Likelihood, Prior, conditioned
-from headstart.algorithms.mean_functions import Mean
+from headstart.algorithms.gaussian import mean_functions
+from headstart.algorithms.gaussian.conditioning import Likelihood, Prior, conditioned
+from headstart.algorithms.gaussian.mean_functions import Mean
 from headstart.core import kernels, tree
 from headstart.core.functional import Buffers, functional
 from headstart.core.kernels import Kernel
@@ -61,7 +61,7 @@ def gaussian_process(
 
     Trained on −log p(y_support, y_query) of each task, jointly, for each target value. A weak prior keeps few tasks
     from overfitting (maximum a posteriori): logarithms of scales, lengths and noise, and correlations, are
-    N(starting value, 2²), the network has small weights (`headstart.algorithms.mean_functions.network`). Inputs and
+    N(starting value, 2²), the network has small weights (`mean_functions.network`). Inputs and
     targets should be standardised; several target values share the kernel and the noise, and are independent.
 
     What T training tasks say of p random effects is itself uncertain. With the joint likelihood, a new task's effects

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor
 
-from headstart.algorithms.estimators import AROUND, Choice, Kind, Space, check_space, kind_of, loaded
-from headstart.algorithms.fitting import (
+from headstart.algorithms.search.estimators import AROUND, Choice, Kind, Space, check_space, kind_of, loaded
+from headstart.algorithms.search.fitting import (
     CALIBRATION,
     Rows,
     answered,
@@ -21,7 +21,7 @@ from headstart.algorithms.fitting import (
     deviation_of,
     regressed,
 )
-from headstart.algorithms.study import best_of
+from headstart.algorithms.search.study import best_of
 from headstart.core import losses
 from headstart.core.masks import present
 from headstart.errors import ShapeError, UsageError, unknown_name
@@ -77,7 +77,7 @@ def search(
         outputs: number of ways, or of target values.
         loss: ``"cross_entropy"`` classifies, ``"mse"`` regresses.
         space: what to search, by the parameters' names; by default the named estimator's own space. It may also name
-            what is done around it (`headstart.algorithms.estimators.AROUND`).
+            what is done around it (`headstart.algorithms.search.estimators.AROUND`).
         trials: values of M to try, the defaults included.
         tasks_per_trial: training tasks that each is tried on.
         dtype: of M; by default torch's own.

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from headstart.algorithms.estimators import Choice, Range, Space, required
+from headstart.algorithms.search.estimators import Choice, Range, Space, required
 from headstart.errors import ConfigError
 
 logger = logging.getLogger("headstart")

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headstart.algorithms.boxes import boxes_of
+from headstart.algorithms.forest.boxes import boxes_of
 from headstart.core.masks import present
 from headstart.errors import UsageError
 from headstart.types import Batch, Tasks

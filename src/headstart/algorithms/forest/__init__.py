@@ -1,0 +1,1 @@
+"""Forests whose splits are learned across tasks."""

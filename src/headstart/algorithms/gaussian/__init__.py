@@ -1,0 +1,1 @@
+"""Gaussian priors that are conditioned on the support set in closed form."""

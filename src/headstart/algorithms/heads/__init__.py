@@ -1,0 +1,1 @@
+"""Heads on an embedding, solved to the optimum for each task."""

@@ -1,0 +1,1 @@
+"""Networks that read the support set and answer with a distribution."""

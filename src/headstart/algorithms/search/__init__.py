@@ -1,0 +1,1 @@
+"""Hyper-parameters of anything with fit and predict."""
