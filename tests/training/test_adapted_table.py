@@ -226,6 +226,18 @@ def test_the_task_column_is_not_needed(runs: dict[str, Path], new: dict[str, Pat
     assert predict(adapt(runs["maml"], support, tmp_path / "b"), new["query"]).prediction == named.prediction
 
 
+def test_rows_of_another_task_than_the_learned_one_are_refused(
+    runs: dict[str, Path], new: dict[str, Path], tmp_path: Path
+) -> None:
+    model = adapt(runs["maml"], new["support"], tmp_path / "out")
+    others = write(tmp_path / "others.csv", changed(pig=["another"] * 4))
+    with pytest.raises(DataError, match="'another' is another task than .* from whose rows this model was learned"):
+        predict(open_adapted(tmp_path / "out"), others)
+    assert model.task is not None and open_adapted(tmp_path / "out").task == model.task
+    unnamed = write(tmp_path / "unnamed.csv", without(changed(), "pig"))
+    assert predict(model, unnamed).prediction
+
+
 def test_other_runs_and_filled_folders_are_refused(runs: dict[str, Path], new: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is of sinusoid; a table's rows are for runs on tables"):
         adapt(runs["sinusoid"], new["support"], tmp_path / "out")

@@ -20,8 +20,9 @@ from headstart.training.config import TrainConfig, make_config
 from headstart.training.config_file import read_config_file
 from headstart.training.defaults import resolve
 from headstart.training.loop import StepRecord
+from headstart.training.named_tasks import default_folder
 from headstart.training.progress import Silent
-from headstart.training.run import default_folder, open_run, read_config, train
+from headstart.training.run import open_run, read_config, train
 from headstart.training.run import test as judge
 
 SMALL: dict[str, Any] = {

@@ -46,7 +46,8 @@ def compare(
         if methods is None
         else [name.strip() for name in methods.split(",") if name.strip()]
     )
-    folder = Path("runs", f"{Path(tasks).name}-comparison") if out is None else out
+    name = Path(tasks).stem if Path(tasks).is_file() else Path(tasks).name
+    folder = Path("runs", f"{name}-comparison") if out is None else out
     entries = compare(config, names, folder, view=view())
     stopped = entries[-1].result.stopped
     if stopped is not None:

@@ -40,11 +40,15 @@ def train(
     """
     from headstart.training.config_file import merged, read_config_file
     from headstart.training.defaults import resolve
+    from headstart.training.named_tasks import default_folder
     from headstart.training.progress import view
-    from headstart.training.run import default_folder, train
+    from headstart.training.run import train
 
     flags = options.model_dump(exclude_unset=True) | ({} if tasks is None else {"tasks": tasks})
-    chosen = resolve(merged({} if config is None else read_config_file(config), flags))
+    file = {} if config is None else read_config_file(config)
+    if tasks is not None and "data" not in flags:
+        file.pop("data", None)  # it is of the file's own tasks
+    chosen = resolve(merged(file, flags))
     result = train(chosen, default_folder(chosen) if out is None else out, view=view())
     if as_json:
         print_json(_as_json(result))

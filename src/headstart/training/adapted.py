@@ -32,6 +32,8 @@ from headstart.types import Adapted, Batch, Learner
 
 FORMAT = "headstart-adapted-1"
 
+#: Methods that make their classifier of the support set, whatever classes it has.
+ANY_WAYS = frozenset({"prototypes", "nearest", "ridge", "logistic", "svm"})
 #: Tasks whose images are light on dark; a support image is turned that way when it is dark on light.
 _LIGHT_ON_DARK = frozenset({"omniglot", "icons"})
 
@@ -107,12 +109,12 @@ def _as_trained(x: Tensor, config: TrainConfig) -> Tensor:
 
 
 def _refuse_ways(config: TrainConfig, classes: int) -> None:
-    if config.method in ("prototypes", "nearest") or classes == config.ways:
+    if config.method in ANY_WAYS or classes == config.ways:
         return
     raise ConfigError(
         f"the run was trained with {config.method} for {config.ways} classes, but the folder has {classes};"
-        f" give {config.ways} class folders, or train with --ways {classes}, or with --method prototypes,"
-        " which takes any number"
+        f" give {config.ways} class folders, or train with --ways {classes}, or with a method that"
+        f" takes any number: {', '.join(sorted(ANY_WAYS))}"
     )
 
 

@@ -61,6 +61,8 @@ class AdaptedTable(NamedTuple):
     counts: tuple[int, ...]
     """How many rows it was learned from; in classification, of each class."""
     device: torch.device
+    task: str | None = None
+    """What the task is called; ``None`` where its rows did not say."""
 
 
 def is_table_model(folder: Path) -> bool:
@@ -93,13 +95,14 @@ def adapt(run: str | Path, support: str | Path, out: str | Path, device: str = "
     learner = _learner(config, schema, where)
     meta = _best(run, learner)
     table = read_table(support, _features_and_target(schema))
-    one_task(table, schema.task_column)
+    task = one_task(table, schema.task_column)
     x, y = encode_features(schema, table), encode_target(schema, table)
     with torch.no_grad():
         adapted, _ = learner.adapt(meta, Batch(x.unsqueeze(0).to(where), y.unsqueeze(0).to(where)))
-    model = AdaptedTable(schema, learner, adapted, config, _counts(schema, y), where)
+    model = AdaptedTable(schema, learner, adapted, config, _counts(schema, y), where, task)
     described = {
         "format": FORMAT,
+        "task": task,
         "rows": list(model.counts),
         "table": schema_to_json(schema),
         "base": config.model_dump(),
@@ -153,6 +156,7 @@ def open_adapted(folder: str | Path, device: str = "auto") -> AdaptedTable:
     try:
         counts = tuple(int(count) for count in described["rows"])
         schema, base = schema_from_json(described["table"], named), dict(described["base"])
+        task = None if described["task"] is None else str(described["task"])
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{named} does not describe an adapted model: {error}") from error
     if len(counts) != (len(schema.classes) or 1) or min(counts) < 0 or not 0 < sum(counts) <= 10_000_000:
@@ -162,7 +166,7 @@ def open_adapted(folder: str | Path, device: str = "auto") -> AdaptedTable:
     x = torch.zeros(1, sum(counts), len(schema.inputs))
     classes = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).unsqueeze(0)
     blank = Batch(x, classes if schema.classes else torch.zeros(1, sum(counts), 1))
-    return AdaptedTable(schema, learner, fitted(folder, learner, blank, where), config, counts, where)
+    return AdaptedTable(schema, learner, fitted(folder, learner, blank, where), config, counts, where, task)
 
 
 def predict(model: AdaptedTable, rows: str | Path, out: str | Path | None = None) -> Predictions:
@@ -174,7 +178,7 @@ def predict(model: AdaptedTable, rows: str | Path, out: str | Path | None = None
         out: a CSV file to write `Predictions.columns` to; by default nothing is written.
 
     Raises:
-        DataError: rows without a feature, or that do not fit the run's table.
+        DataError: rows without a feature, that do not fit the run's table, or that say they are of another task.
         DivergenceError: predictions that are not finite.
         FileError: a file that cannot be read or written.
     """
@@ -185,6 +189,7 @@ def predict(model: AdaptedTable, rows: str | Path, out: str | Path | None = None
         return header
 
     table = read_table(rows, choose)
+    one_task(table, schema.task_column, model.task)
     parts = encode_features(schema, table).unsqueeze(0).to(model.device).split(_CHUNK, dim=1)
     with torch.no_grad():
         outputs = torch.cat([model.learner.predict(model.adapted, x)[0].cpu().double() for x in parts])
@@ -240,7 +245,8 @@ def _card(model: AdaptedTable) -> str:
     columns = ", ".join(f"`{name}`" for name in _columns(schema))
     beside = ", `low` and `high`, between which 90 % of observations are to lie" if model.learner.distribution else ""
     beside = ", a `probability`, and one for each class" if schema.classes else beside
-    return f"""# {schema.target} learned from {sum(model.counts)} rows
+    whose = "" if model.task is None else f" of {schema.task_column} {model.task}"
+    return f"""# {schema.target} learned from {sum(model.counts)} rows{whose}
 
 Predicts `{schema.target}` ({schema.kind}) from {columns}. Learned by {config.method}{steps}, from a run on other tasks
 of the column `{schema.task_column}`; made with headstart.

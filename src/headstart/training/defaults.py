@@ -4,13 +4,13 @@ A row names every option that its tasks, model or method take. An option that is
 refused, so nothing that a user asks for is silently left out.
 """
 
-import os
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from headstart.errors import ConfigError
-from headstart.registry import find, rows
+from headstart.registry import find
 from headstart.training.config import TrainConfig, flag, make_config
+from headstart.training.named_tasks import with_data
 
 Row: TypeAlias = dict[str, Any]
 
@@ -138,9 +138,6 @@ _EXCEPTIONS: dict[tuple[str, str], Row] = {
     ("scratch", "images"): {"inner_steps": 20, "inner_rate": 0.5},
 }
 
-#: Tasks that are made of what the user has.
-_OWN_DATA = {"folder": "folder", "table": "file"}
-
 #: Methods that use no model at all.
 MODEL_FREE = frozenset({"nearest", "gaussian_process", "cnp", "anp", "forest", "search"})
 
@@ -157,7 +154,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     >>> resolve(TrainConfig(tasks="sinusoid")).inner_rate
     0.01
     """
-    config = _with_data(config)
+    config = with_data(config)
     find("task", config.tasks)
     find("method", config.method)
     kind = _BY_KIND.get(config.tasks, {})
@@ -193,7 +190,7 @@ def compared(config: TrainConfig, classes: bool = False) -> tuple[str, ...]:
     >>> compared(TrainConfig(tasks="sinusoid"))
     ('maml', 'joint', 'scratch')
     """
-    kind = _BY_KIND.get(_with_data(config).tasks, {})
+    kind = _BY_KIND.get(with_data(config).tasks, {})
     if kind is _TABLES:
         return ("prototypes" if classes else "gaussian_process"), "forest", "maml", "joint", "scratch"
     return ("maml", "joint", "scratch") if _are_curves(kind) else ("maml", "prototypes", "joint", "scratch", "nearest")
@@ -205,7 +202,7 @@ def taken_by(config: TrainConfig) -> frozenset[str]:
     Raises:
         UnknownNameError: tasks, a method or a model that do not exist.
     """
-    config = _with_data(config)
+    config = with_data(config)
     find("task", config.tasks)
     find("method", config.method)
     rows_taken = [TASKS[config.tasks], METHODS[config.method]]
@@ -268,38 +265,3 @@ def _refuse(what: str, name: str | None, table: Mapping[str, Row], config: Train
         raise ConfigError(
             f"{flag(wrong[0])} does not apply to the {owner}; leave it out ({name or 'it'} takes {takes})"
         )
-
-
-def _with_data(config: TrainConfig) -> TrainConfig:
-    """Make data paths absolute, and a folder or a file given as tasks the tasks ``folder`` or ``table``.
-
-    The method of a table is `gaussian_process` where none was given.
-    """
-    config = _with_path(config)
-    if config.tasks == "table" and "method" not in config.model_fields_set:
-        return config.model_copy(update={"method": "gaussian_process"})
-    return config
-
-
-def _with_path(config: TrainConfig) -> TrainConfig:
-    if config.data is not None:
-        config = config.model_copy(update={"data": os.path.abspath(os.path.expanduser(config.data))})
-    if config.tasks in _OWN_DATA and config.data is None:
-        what = _OWN_DATA[config.tasks]
-        raise ConfigError(
-            f"the tasks {config.tasks!r} need --data {what.upper()}, or the {what} itself in place of TASKS"
-        )
-    if config.tasks in {row.name for row in rows("task")}:
-        return config
-    path = os.path.expanduser(config.tasks)
-    kind = "folder" if os.path.isdir(path) else "table" if os.path.isfile(path) else None
-    if kind is not None:
-        if config.data is not None:
-            raise ConfigError(f"TASKS is the {_OWN_DATA[kind]} {config.tasks!r}, so leave out --data")
-        return config.model_copy(update={"tasks": kind, "data": os.path.abspath(path)})
-    if os.sep in config.tasks or config.tasks.endswith((".csv", ".tsv", ".parquet")):
-        names = ", ".join(row.name for row in rows("task"))
-        raise ConfigError(
-            f"TASKS is {config.tasks!r}, but there is no such folder or file; give one, or one of {names}"
-        )
-    return config

@@ -262,13 +262,6 @@ def open_run(run: str | Path, device: str = "auto") -> tuple[Job, Checkpoint]:
     return job, found.checkpoint
 
 
-def default_folder(config: TrainConfig) -> Path:
-    """Return where a resolved configuration's run goes by default: ``runs/TASKS-METHOD``."""
-    data = Path(config.data or "")
-    tasks = {"folder": data.name, "table": data.stem}.get(config.tasks, config.tasks)
-    return Path("runs") / f"{tasks}-{config.method}"
-
-
 def read_config(run: Path) -> TrainConfig:
     """Read a run folder's configuration.
 

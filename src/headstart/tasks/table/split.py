@@ -92,25 +92,28 @@ def repeated(task: Tensor, x: Tensor, y: Tensor, time: Texts | None) -> NDArray[
     return np.array([seen.setdefault(row.tobytes(), place) for place, row in enumerate(values)], dtype=np.int64)
 
 
-def one_task(table: Table, task_column: str) -> None:
-    """Refuse rows of more than one task; the task column may be absent, or empty.
+def one_task(table: Table, task_column: str, learned: str | None = None) -> str | None:
+    """Refuse rows of more than one task, or of another than the one that was ``learned``.
+
+    Returns:
+        What the rows' task is called; ``None`` where the task column is absent, or empty.
 
     Raises:
-        DataError: it names the first row of another task than the first row's.
+        DataError: it names the first row of another task.
     """
     if task_column not in table.columns:
-        return
+        return None
     texts = table.columns[task_column]
     there = ~is_missing(texts)
     if not there.any():
-        return
-    begun = str(texts[first(there)])
+        return None
+    begun = str(texts[first(there)]) if learned is None else learned
     row = first(there & np.asarray(texts != begun))
-    if row is not None:
-        raise error(
-            table,
-            task_column,
-            row,
-            f"{str(texts[row])!r} is another task than {begun!r} before it ({len(distinct(texts[there])[0])} tasks in"
-            " all); adapt learns one task at a time, so give a file of one task's rows",
-        )
+    if row is None:
+        return begun
+    found = f"{str(texts[row])!r} is another task than {begun!r}"
+    if learned is None:
+        found += f" before it ({len(distinct(texts[there])[0])} tasks in all); adapt learns one task at a time, so give"
+        raise error(table, task_column, row, f"{found} a file of one task's rows")
+    found += ", from whose rows this model was learned; adapt to that task, or leave the column out"
+    raise error(table, task_column, row, found)
