@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +150,12 @@ def test_a_stop_while_testing_leaves_the_test_for_the_next_call(tmp_path: Path) 
     assert train(make_config(SINE), tmp_path).score is not None
 
 
-def test_a_second_signal_stops_at_once_and_handlers_are_put_back() -> None:
+def test_a_second_signal_stops_at_once_and_handlers_are_put_back(request: pytest.FixtureRequest) -> None:
     from headstart.training.signals import stop_signals
 
+    # a process that was started in the background may ignore SIGINT
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         with stop_signals() as stop:
