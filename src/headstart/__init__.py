@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from headstart.algorithms.warp import warp_grad as warp_grad
     from headstart.core.adjoint import Checkpointed as Checkpointed
     from headstart.core.adjoint import FirstOrder as FirstOrder
+    from headstart.core.adjoint import Truncated as Truncated
     from headstart.core.adjoint import Unrolled as Unrolled
     from headstart.core.cost import expected_cost as expected_cost
     from headstart.core.cost import multiply_adds as multiply_adds
@@ -158,6 +159,7 @@ _PUBLIC = {
     "headstart.core.adjoint": (
         "Checkpointed",
         "FirstOrder",
+        "Truncated",
         "Unrolled",
     ),
     "headstart.core.cost": (

@@ -3,13 +3,14 @@ import torch
 
 from headstart import FirstOrder, Unrolled
 from headstart.core.rules import scale
-from headstart.core.solve import Inner, expanded, solve
+from headstart.core.solve import expanded, solve
+from headstart.core.step import Given, Inner
 from headstart.errors import UsageError
 
 A = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
 
 
-def quadratic(params, buffers, step):
+def quadratic(given, params, buffers, step):
     """Task i has the loss aᵢ w² / 2."""
     return 0.5 * A * params["w"][:, 0].square(), {"seen": buffers["seen"] + params["w"]}
 
@@ -21,7 +22,7 @@ def start(w=1.0):
 
 def test_gradient_steps_on_a_quadratic_have_their_closed_form():
     begin = start()
-    end, info = solve(quadratic, begin, {}, scale(0.1), Unrolled(), 4)
+    end, info = solve(quadratic, begin, Given({}), scale(0.1), Unrolled(), 4)
     factor = (1 - 0.1 * A) ** 4
     torch.testing.assert_close(end.params["w"][:, 0], factor)
     (slope,) = torch.autograd.grad(end.params["w"].sum(), begin.params["w"])
@@ -33,7 +34,7 @@ def test_gradient_steps_on_a_quadratic_have_their_closed_form():
 
 def test_the_first_order_takes_the_gradients_as_constants():
     begin = start()
-    end, _ = solve(quadratic, begin, {}, scale(0.1), FirstOrder(), 4)
+    end, _ = solve(quadratic, begin, Given({}), scale(0.1), FirstOrder(), 4)
     (slope,) = torch.autograd.grad(end.params["w"].sum(), begin.params["w"])
     torch.testing.assert_close(end.params["w"][:, 0], (1 - 0.1 * A) ** 4)
     assert slope.flatten().tolist() == [1, 1, 1]
@@ -42,23 +43,23 @@ def test_the_first_order_takes_the_gradients_as_constants():
 
 def test_no_steps_change_nothing():
     begin = start()
-    end, info = solve(quadratic, begin, {}, scale(0.1), Unrolled(), 0)
+    end, info = solve(quadratic, begin, Given({}), scale(0.1), Unrolled(), 0)
     assert end is begin and info.support_loss.shape == (0, 3) and info.support_loss.dtype == torch.float64
     with pytest.raises(UsageError, match="must be 0 or more, got -1"):
-        solve(quadratic, begin, {}, scale(0.1), Unrolled(), -1)
+        solve(quadratic, begin, Given({}), scale(0.1), Unrolled(), -1)
 
 
 def test_what_the_loss_does_not_depend_on_stays_and_a_loss_that_depends_on_nothing_is_refused():
     begin = start()
     begin.params["idle"] = torch.ones(3, 2, dtype=torch.float64)
-    end, _ = solve(quadratic, begin, {}, scale(0.1), Unrolled(), 2)
+    end, _ = solve(quadratic, begin, Given({}), scale(0.1), Unrolled(), 2)
     assert torch.equal(end.params["idle"], begin.params["idle"])
 
-    def deaf(params, buffers, step):
+    def deaf(given, params, buffers, step):
         return A.clone().requires_grad_() * 2, buffers
 
     with pytest.raises(UsageError, match="does not depend on any parameter that moves: w"):
-        solve(deaf, start(), {}, scale(0.1), Unrolled(), 1)
+        solve(deaf, start(), Given({}), scale(0.1), Unrolled(), 1)
 
 
 def test_all_tasks_start_from_the_same_values():

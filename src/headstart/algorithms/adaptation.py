@@ -16,7 +16,8 @@ from headstart.core.functional import Functional
 from headstart.core.masks import present
 from headstart.core.rules import Rule
 from headstart.core.rules.rule import merged_structure
-from headstart.core.solve import Inner, SupportLoss, expanded, gradients, solve
+from headstart.core.solve import expanded, solve
+from headstart.core.step import Given, Inner, gradients
 from headstart.core.variants import InnerLoss, Start
 from headstart.errors import UsageError
 from headstart.types import Adapted, Batch, Info, Meta, Params, Tree
@@ -55,20 +56,20 @@ class Adaptation:
         count = self.steps if steps is None else steps
         # where nobody asks for a derivative, nothing is kept for one
         with torch.set_grad_enabled(wanted):
-            inner, fixed, support_loss = self._begin(meta, support)
-            end, info = solve(support_loss, inner, meta.structure, self.rule, self.adjoint, count)
+            inner, given, fixed = self._begin(meta, support)
+            end, info = solve(self.support_loss, inner, given, self.rule, self.adjoint, count)
         return Adapted(meta, {**fixed, **end.params}, end.buffers, support.seed, count), info
 
     def path(self, meta: Meta, support: Batch, /, detached: bool = False) -> tuple[list[Adapted], Info]:
         """Take the inner steps one by one, and return what each of them has reached."""
         support, wanted = self._prepared(meta, support)
         with torch.set_grad_enabled(wanted):
-            inner, fixed, support_loss = self._begin(meta, support)
+            inner, given, fixed = self._begin(meta, support)
             reached = [Adapted(meta, {**fixed, **inner.params}, inner.buffers, support.seed, 0)]
-            seen = [solve(support_loss, inner, meta.structure, self.rule, self.adjoint, 0)[1].support_loss]
+            seen = [solve(self.support_loss, inner, given, self.rule, self.adjoint, 0)[1].support_loss]
             for step in range(self.steps):
                 inner = tree_map(Tensor.detach, inner) if detached else inner
-                inner, info = solve(support_loss, inner, meta.structure, self.rule, self.adjoint, 1, first=step)
+                inner, info = solve(self.support_loss, inner, given, self.rule, self.adjoint, 1, first=step)
                 reached.append(Adapted(meta, {**fixed, **inner.params}, inner.buffers, support.seed, step + 1))
                 seen.append(info.support_loss)
         return reached, Info(torch.cat(seen))
@@ -96,43 +97,39 @@ class Adaptation:
         """Return what of θ and M the model computes with."""
         return {**meta.params, **{name: meta.structure[name] for name in self.model.structure}}
 
-    def _begin(self, meta: Meta, support: Batch) -> tuple[Inner, Params, SupportLoss]:
-        """Return where the tasks start, what is each task's own but does not move, and the support loss."""
+    def _begin(self, meta: Meta, support: Batch) -> tuple[Inner, Given, Params]:
+        """Return where the tasks start, what the steps are given, and what of it is each task's own."""
         model, tasks, shared = self.model, support.y.shape[0], self._shared(meta)
         own = {**expanded(meta.params, self.moving, tasks), **expanded(model.context, model.context, tasks)}
         buffers = expanded(model.buffers, model.buffers, tasks)
         if self.start is not None:
-            loss = self._support_loss(meta, support, {**shared, **own})
-            gradient = self._gradient(loss, buffers)
+            gradient = self._gradient(Given(meta.structure, {**shared, **own}, support), buffers)
             found = self.start.values(meta.structure, own, shared, support, gradient)
             # as tensors of their own: an inner gradient holds the others still, also those computed from them
             own = {name: value.view_as(value) for name, value in found.items()}
         moved = {name: value for name, value in own.items() if name in self.moving}
         fixed = {name: value for name, value in own.items() if name not in self.moving}
+        still = {name: value for name, value in {**shared, **fixed}.items() if name not in moved}
         state = self.rule.state(meta.structure, moved, support.seed)
-        return Inner(moved, state, buffers), fixed, self._support_loss(meta, support, {**shared, **fixed})
+        return Inner(moved, state, buffers), Given(meta.structure, still, support), fixed
 
-    def _support_loss(self, meta: Meta, support: Batch, still: Params) -> SupportLoss:
-        """Return the support loss as a function of what moves; ``still`` are the other parameters."""
+    def support_loss(self, given: Given, moved: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
+        """The `SupportLoss` of the inner steps."""
+        batch = given.support if self.examples is None else self.examples(given.support, step)
+        params = {**given.params, **moved}
+        outputs, buffers = self.model.apply(params, buffers, batch.x, seed=batch.seed, draw=step, step=step)
+        if self.inner_loss is None:
+            return self.task_loss(outputs, batch), buffers
+        losses.refuse_padding(batch, self.model.batch_statistics)
+        return self.inner_loss.loss(given.structure, outputs, batch, step), buffers
 
-        def support_loss(moved: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
-            batch = support if self.examples is None else self.examples(support, step)
-            params = {**still, **moved}
-            outputs, buffers = self.model.apply(params, buffers, batch.x, seed=batch.seed, draw=step, step=step)
-            if self.inner_loss is None:
-                return self.task_loss(outputs, batch), buffers
-            losses.refuse_padding(batch, self.model.batch_statistics)
-            return self.inner_loss.loss(meta.structure, outputs, batch, step), buffers
-
-        return support_loss
-
-    def _gradient(self, support_loss: SupportLoss, buffers: Params) -> Callable[[Params], Params]:
+    def _gradient(self, given: Given, buffers: Params) -> Callable[[Params], Params]:
         """Return what gives every task's gradient of its support loss with respect to what moves."""
 
         def gradient(params: Params) -> Params:
             moved = {name: params[name] for name in params if name in self.moving}
             exact = self.adjoint.exact and torch.is_grad_enabled()
-            return gradients(support_loss, Inner(moved, {}, buffers), 0, create_graph=exact)[1]
+            return gradients(self.support_loss, given, Inner(moved, {}, buffers), 0, create_graph=exact)[1]
 
         return gradient
 

@@ -10,9 +10,9 @@ from headstart.algorithms.adaptation import Adaptation
 from headstart.algorithms.maml import maml
 from headstart.core.adjoint import FirstOrder
 from headstart.core.evolution import Evolution, Shaping, smoothed_gradient
-from headstart.core.solve import SupportLoss
+from headstart.core.step import Given
 from headstart.errors import UsageError, unknown_name
-from headstart.types import Batch, Learner, Meta, Params
+from headstart.types import Learner, Params
 
 Inner = Literal["gradient", "evolution"]
 
@@ -80,19 +80,20 @@ class _Evolved(Adaptation):
     deviation: float
     samples: int
 
-    def _support_loss(self, meta: Meta, support: Batch, still: Params) -> SupportLoss:
-        exact = super()._support_loss(meta, support, still)
+    def support_loss(self, given: Given, moved: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
+        support, exact = given.support, super().support_loss
         seed = support.y.new_zeros(len(support.y), dtype=torch.int64) if support.seed is None else support.seed
-
-        def support_loss(moved: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
-            with torch.no_grad():
-                points = {name: value.detach() for name, value in moved.items()}
-                losses, after = exact(points, buffers, step)
-                slopes = smoothed_gradient(
-                    lambda params: exact(params, buffers, step)[0], points, seed, self.deviation, self.samples, step
-                )
-            # of the loss's value, with the estimate as its derivative
-            tilts = [((moved[n] - points[n]) * slope).reshape(len(slope), -1).sum(1) for n, slope in slopes.items()]
-            return losses + torch.stack(tilts).sum(0), after
-
-        return support_loss
+        with torch.no_grad():
+            points = {name: value.detach() for name, value in moved.items()}
+            losses, after = exact(given, points, buffers, step)
+            slopes = smoothed_gradient(
+                lambda params: exact(given, params, buffers, step)[0],
+                points,
+                seed,
+                self.deviation,
+                self.samples,
+                step,
+            )
+        # of the loss's value, with the estimate as its derivative
+        tilts = [((moved[n] - points[n]) * slope).reshape(len(slope), -1).sum(1) for n, slope in slopes.items()]
+        return losses + torch.stack(tilts).sum(0), after

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from headstart.core.adjoint import Adjoint, Unrolled
 from headstart.core.rules import chain, momentum, scale
-from headstart.core.solve import Inner, solve
+from headstart.core.solve import solve
+from headstart.core.step import Given, Inner
 from headstart.testing.contract import error, finite, require, tensors
 from headstart.types import Info, Params
 
@@ -62,8 +63,8 @@ def _problem() -> _Problem:
 
 
 def _solve(adjoint: Adjoint, problem: _Problem, steps: int) -> tuple[Inner, Info]:
-    def support_loss(params: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
-        hidden = torch.tanh(params["w"] @ problem.shared + params["b"] * (1 + step)) + buffers["seen"]
+    def support_loss(given: Given, params: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
+        hidden = torch.tanh(params["w"] @ given.params["shared"] + params["b"] * (1 + step)) + buffers["seen"]
         return hidden.square().mul(params["w"].cos()).sum(1), {"seen": 0.9 * buffers["seen"] + 0.1 * hidden}
 
     start = Inner(
@@ -71,7 +72,8 @@ def _solve(adjoint: Adjoint, problem: _Problem, steps: int) -> tuple[Inner, Info
         _RULE.state(problem.structure, problem.start, None),
         {"seen": torch.zeros_like(problem.start["w"])},
     )
-    return solve(support_loss, start, problem.structure, _RULE, adjoint, steps)
+    given = Given(problem.structure, {"shared": problem.shared})
+    return solve(support_loss, start, given, _RULE, adjoint, steps)
 
 
 def _check_values(adjoint: Adjoint, steps: int) -> None:

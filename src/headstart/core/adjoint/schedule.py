@@ -1,0 +1,72 @@
+"""Which states of a chain of steps to keep, so that a reverse sweep takes few steps again.
+
+Reference: Griewank, Walther 2000, doi:10.1145/347837.347846 (binomial checkpointing, "revolve").
+"""
+
+from math import comb
+from typing import NamedTuple
+
+
+class Segment(NamedTuple):
+    """Steps ``start … end − 1``, which begin at a state that the forward pass keeps."""
+
+    start: int
+    end: int
+    slots: int
+    """How many more states the reverse sweep may keep at a time while it goes through the segment."""
+
+
+def periodic(steps: int, every: int) -> list[Segment]:
+    """Keep every ``every``-th state in the forward pass, and those between when they are needed."""
+    return [Segment(start, min(start + every, steps), every - 1) for start in range(0, steps, every)]
+
+
+def binomial(steps: int, slots: int) -> list[Segment]:
+    """Keep at most ``slots`` states at a time, the first one not counted, and take the fewest steps again."""
+    segments, start = [], 0
+    while start < steps:
+        after = start + split(steps - start, slots)
+        segments.append(Segment(start, after, slots))
+        start, slots = after, slots - 1
+    return segments
+
+
+def split(steps: int, slots: int) -> int:
+    """Return after how many of ``steps`` steps to keep the next state, if ``slots`` more can be kept.
+
+    With s slots and no step taken more than r times before it is differentiated, a sweep reaches over
+    N(s, r) = C(s + 1 + r, r) steps. With the smallest such r, the steps after the kept state may be N(s − 1, r), and
+    those before it N(s, r − 1), since they have been taken once by then.
+    """
+    if slots < 1 or steps < 2:
+        return steps
+    slots, repeats = min(slots, steps - 1), 0
+    while _reach(slots, repeats) < steps:
+        repeats += 1
+    # the fewest before it; less than N(s, r − 2) would leave the steps after it with repetitions unused
+    return max(1, steps - _reach(slots - 1, repeats), _reach(slots, repeats - 2))
+
+
+def _reach(slots: int, repeats: int) -> int:
+    return comb(slots + 1 + repeats, repeats) if repeats >= 0 else 0
+
+
+def repeated(steps: int, slots: int) -> int:
+    """Return how many steps a sweep with `binomial` takes again before it differentiates them.
+
+    >>> [repeated(100, slots) for slots in (99, 50, 10, 0)]
+    [0, 50, 113, 4950]
+    """
+    return sum(_repeated(end - start, free) for start, end, free in binomial(steps, slots))
+
+
+def _repeated(steps: int, slots: int) -> int:
+    if slots < 1:
+        return steps * (steps - 1) // 2
+    total = 0
+    while steps > 1:
+        middle = split(steps, slots)
+        total += middle
+        total += _repeated(steps - middle, slots - 1)
+        steps = middle
+    return total

@@ -1,0 +1,40 @@
+"""Amounts of memory as people write them."""
+
+import re
+
+from headstart.errors import UsageError
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def to_bytes(memory: int | str) -> int:
+    """Return a number of bytes: itself, or what a text such as ``"2GiB"`` says.
+
+    Raises:
+        UsageError: neither, or nothing.
+
+    >>> to_bytes("1.5 MiB")
+    1572864
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(memory), re.IGNORECASE)
+    if found is None or found[2].upper() not in _UNITS or not float(found[1]):
+        raise UsageError(
+            f"memory must be a number of bytes above 0, or a text such as '2GiB' or '500MB'; got {memory!r}"
+        )
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def to_text(size: float) -> str:
+    """Return a number of bytes in the unit that suits it.
+
+    >>> to_text(1572864)
+    '1.5 MiB'
+    """
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            break
+        size /= 1024
+    else:
+        unit = "GiB"
+    return f"{size:.3g} {unit}"

@@ -1,0 +1,80 @@
+"""One inner step: the gradient of the support loss for B tasks at once, and the rule's update."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from headstart.core import tree
+from headstart.core.rules import Rule
+from headstart.errors import UsageError
+from headstart.types import Params, Tree
+
+
+class Inner(NamedTuple):
+    """What an inner step changes."""
+
+    params: Params
+    """The parameters that move, each ``(B, *shape)``."""
+    rule: Tree
+    """The rule's state."""
+    buffers: Params
+    """The tasks' own buffers, each ``(B, *shape)``."""
+
+
+class Given(NamedTuple):
+    """What inner steps use and do not change; derivatives flow to all of its tensors."""
+
+    structure: Params
+    """M"""
+    params: Params = {}
+    """The parameters that do not move, with a task axis or shared."""
+    support: Any = None
+    """What the loss is of: a `headstart.Batch`, or whatever the loss understands."""
+
+
+SupportLoss: TypeAlias = Callable[[Given, Params, Params, int], tuple[Tensor, Params]]
+"""``(given, params, buffers, step) -> (support losses (B,), buffers)``; all that it uses is in its arguments."""
+
+
+class Step(NamedTuple):
+    """One inner step as a function of values; steps are numbered from ``first`` on."""
+
+    support_loss: SupportLoss
+    rule: Rule
+    first: int = 0
+
+    def __call__(self, given: Given, inner: Inner, number: int, create_graph: bool) -> tuple[Inner, Tensor]:
+        """Return what the step leads to, and the support losses ``(B,)`` before it, without history.
+
+        ``g = ∂(Σᵢ lossᵢ)/∂params`` holds every task's own gradient, since task i's loss depends on task i's tensors
+        alone; then ``params ← params − rule(g)``.
+        """
+        number += self.first
+        losses, grads, buffers = gradients(self.support_loss, given, inner, number, create_graph)
+        moved, state = self.rule.update(given.structure, inner.rule, grads, inner.params, number)
+        return Inner(tree.subtract(inner.params, moved), state, buffers), losses.detach()
+
+
+def gradients(
+    support_loss: SupportLoss, given: Given, inner: Inner, number: int, create_graph: bool
+) -> tuple[Tensor, Params, Params]:
+    """Return the support losses ``(B,)``, every task's own gradient of them, and the buffers after the pass."""
+    with torch.enable_grad():
+        leaves = {
+            name: value if create_graph and value.requires_grad else value.detach().requires_grad_()
+            for name, value in inner.params.items()
+        }
+        losses, buffers = support_loss(given, leaves, inner.buffers, number)
+        found = torch.autograd.grad(losses.sum(), list(leaves.values()), create_graph=create_graph, allow_unused=True)
+    if all(gradient is None for gradient in found):
+        raise UsageError(f"the support loss does not depend on any parameter that moves: {', '.join(leaves)}")
+    named = {
+        name: torch.zeros_like(leaf) if gradient is None else gradient
+        for (name, leaf), gradient in zip(leaves.items(), found)
+    }
+    if not create_graph:
+        # the graph that made them is gone with the gradients
+        buffers = {name: value.detach() for name, value in buffers.items()}
+    return losses, named, buffers
