@@ -13,6 +13,7 @@ second derivatives through batch, instance and layer normalisation.
 import contextlib
 import functools
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -23,10 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.core import tree, twice
+from headstart.core.layers import over_tasks
 from headstart.core.patterns import Leaf, matches
 from headstart.core.roles import Role, Structural, role_of
 from headstart.core.skeleton import Skeleton, batch_normalised, refuse_untwiceable, statistics_of, without_weights
-from headstart.core.taskmap import TaskMap, auto, loop, vmap
+from headstart.core.taskmap import OneTask, TaskMap, auto, loop, vmap
 from headstart.errors import DifferentiationError, ShapeError, UsageError, unknown_name
 from headstart.types import Params, Tree
 
@@ -98,10 +100,15 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
             constants[name] = buffer.detach().clone()
     context = _forward_context(module)
     leaves = _leaves(module)
+    shapes = {name: leaf.shape for name, leaf in leaves.items()}
 
-    @functools.cache
+    skeletons = threading.local()  # one a thread, since a pass puts its tensors into it
+
     def skeleton(training: bool, support: bool) -> Skeleton:
-        return Skeleton(module_copy, policies, training=training, support=support)
+        made: dict[tuple[bool, bool], Skeleton] = skeletons.__dict__
+        if (training, support) not in made:
+            made[training, support] = Skeleton(module_copy, policies, training=training, support=support)
+        return made[training, support]
 
     # kept so that what happens to the user's module later does not change the function
     module_copy = without_weights(module)
@@ -129,11 +136,16 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
             outputs = functional_call(frame.body, state, args, kwargs)
             return outputs, {**own, **frame.updated_statistics()}
 
+        def at_once(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
+            return over_tasks(frame.body, {**params, **constants}, shapes, args[0]), {}
+
+        known = frame.chain and not keys and not buffers and len(x_args) == 1 and not x_kwargs
+        function = OneTask(one, at_once) if known else one
         dims = [{name: _task_axis(p, leaves[name]) for name, p in params.items()}, 0, 0, 0, 0]
         versions = [tensor._version for tensor in constants.values()]
         try:
             with context():
-                out = task_map(one, dims, [params, buffers, x_args, x_kwargs, keys])
+                out = task_map(function, dims, [params, buffers, x_args, x_kwargs, keys])
         except RuntimeError as error:
             raise _explained(error, x, leaves) from error
         _refuse_mutation(constants, versions)

@@ -31,10 +31,7 @@ def to_text(size: float) -> str:
     >>> to_text(1572864)
     '1.5 MiB'
     """
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            break
-        size /= 1024
-    else:
-        unit = "GiB"
-    return f"{size:.3g} {unit}"
+    power = 0
+    while size >= 1024 and power < 3:
+        size, power = size / 1024, power + 1
+    return f"{size:.3g} {('B', 'KiB', 'MiB', 'GiB')[power]}"

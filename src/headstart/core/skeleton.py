@@ -14,6 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from headstart.core.dropout import TaskDropout, refuse_unseeded, replace_dropout, task_dropouts
+from headstart.core.layers import chained, tied
 from headstart.core.roles import Stepped
 from headstart.core.statistics import TaskStatistics
 from headstart.errors import DifferentiationError
@@ -29,6 +30,9 @@ class Skeleton:
         self.body = without_weights(module)
         replace_dropout(self.body)
         self.body.train(training)
+        for layer in self.body.modules():
+            if getattr(layer, "inplace", False):
+                layer.inplace = False  # a task's inputs are not the model's to change
         for name, layer in _norms(self.body).items():
             _follow(self.body, name, layer, policies[_join(name, "running_mean")], support)
         kinds = {name: layer for name, layer in self.body.named_modules() if isinstance(layer, TaskStatistics)}
@@ -37,6 +41,8 @@ class Skeleton:
             refuse_unseeded(self.body)
         self.dropouts: dict[str, TaskDropout] = task_dropouts(self.body)
         self.stepped = [layer for layer in self.body.modules() if isinstance(layer, Stepped)]
+        changing = bool(self.statistics or self.stepped or (training and self.dropouts))
+        self.chain = chained(self.body) and not tied(self.body) and not changing
 
     def updated_statistics(self) -> Params:
         """Return the buffers that the last forward pass left, by name, and let go of them."""

@@ -9,6 +9,7 @@ tries both on the first batch of each shape and keeps the faster.
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -29,8 +30,22 @@ class TaskMap(Protocol):
     def __call__(self, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree], /) -> Tree: ...
 
 
+@dataclass(frozen=True)
+class OneTask:
+    """A function of one task that is known for all tasks at once, too."""
+
+    function: Callable[..., Tree]
+    at_once: Callable[..., Tree]
+    """What ``vmap`` of the function gives, of arguments as they are."""
+
+    def __call__(self, *args: Tree) -> Tree:
+        return self.function(*args)
+
+
 def vmap(function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> Tree:
     """Batch every operation of ``function`` over the tasks; random operations differ by task."""
+    if isinstance(function, OneTask):
+        return function.at_once(*args)
     return torch.func.vmap(function, in_dims=tuple(dims), randomness="different")(*args)
 
 

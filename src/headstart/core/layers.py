@@ -1,0 +1,221 @@
+"""Layers that work on all tasks at once, each with weights of every task or with shared ones.
+
+Mapping a layer over tasks by ``torch.func.vmap`` costs a dispatch and a few views for each operation, and as many
+again in each derivative. Here the layers that most networks are made of are written for tensors with a task axis:
+a linear layer is one batched product, a convolution is one grouped convolution or one batched product of unfolded
+patches, and batch normalisation of B tasks is that of B times as many channels. A chain of layers (``nn.Sequential``)
+runs layer by layer; those that are not known here are mapped by ``vmap``, one by one.
+"""
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from headstart.core import tree
+from headstart.types import Params
+
+Layer: TypeAlias = Callable[[Any, Params, Tensor], Tensor]
+"""``(layer, its tensors by name, x (B, n, *features)) -> (B, n, *outputs)``; tensors have a task axis or are shared."""
+
+#: What works on each number, or on each example's last axes, as it stands.
+ELEMENTWISE = (
+    nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Hardtanh, nn.ReLU6, nn.Mish,
+    nn.Identity,
+)  # fmt: skip
+
+#: Up to so many patch values a task and layer, a convolution of every task's own weights unfolds its input on a GPU.
+UNFOLDED = 2**22
+
+
+def chained(module: nn.Module) -> bool:
+    """Return whether a module is a chain of layers that does nothing but run them in turn."""
+    return type(module) is nn.Sequential and not _hooked(module)
+
+
+def tied(module: nn.Module) -> bool:
+    """Return whether two layers share a tensor, which then goes by one of its names only."""
+    return len(list(module.parameters())) < len(list(module.named_parameters(remove_duplicate=False)))
+
+
+def over_tasks(module: nn.Module, params: Params, shapes: Mapping[str, tuple[int, ...]], x: Tensor) -> Tensor:
+    """Return the outputs ``(B, n, *outputs)`` of a chain of layers.
+
+    Args:
+        module: `chained`, on any device; its own tensors are not used.
+        params: its tensors by name, each of its shape in ``shapes``, or with a task axis in front.
+        shapes: the shape of each parameter without a task axis; what is not named here is shared.
+        x: ``(B, n, *features)``.
+    """
+    for name, layer in module._modules.items():  # named_children would skip a layer that comes twice
+        assert layer is not None
+        own = tree.within(params, name)
+        inner = {key[len(name) + 1 :]: shape for key, shape in shapes.items() if key.startswith(f"{name}.")}
+        if chained(layer):
+            x = over_tasks(layer, own, inner, x)
+            continue
+        known = None if _hooked(layer) else _KNOWN.get(type(layer))
+        if known is not None and known[0](layer, x):
+            x = known[1](layer, own, x)
+        else:
+            x = _mapped(layer, own, inner, x)
+    return x
+
+
+def _mapped(layer: nn.Module, own: Params, shapes: Mapping[str, tuple[int, ...]], x: Tensor) -> Tensor:
+    dims = {name: 0 if name in shapes and value.ndim > len(shapes[name]) else None for name, value in own.items()}
+    one = torch.func.vmap(lambda p, x: functional_call(layer, p, (x,)), in_dims=(dims, 0), randomness="different")
+    return one(own, x)
+
+
+def _linear(layer: nn.Linear, own: Params, x: Tensor) -> Tensor:
+    weight, bias = own["weight"], own.get("bias")
+    if weight.ndim == 2 and (bias is None or bias.ndim == 1):
+        return F.linear(x, weight, bias)
+    flat = x if x.ndim == 3 else x.flatten(1, -2) if x.ndim > 3 else x.unsqueeze(1)
+    turned = (weight if weight.ndim == 3 else weight.expand(len(x), *weight.shape)).mT
+    if bias is None:
+        out = torch.bmm(flat, turned)
+    else:
+        out = torch.baddbmm(bias.unsqueeze(-2), flat, turned)
+    return out if x.ndim == 3 else out.view(*x.shape[:-1], out.shape[-1])
+
+
+def _convolution(layer: nn.Conv2d, own: Params, x: Tensor) -> Tensor:
+    weight, bias = own["weight"], own.get("bias")
+    options = (layer.stride, layer.padding, layer.dilation)
+    if weight.ndim == 4:
+        out = F.conv2d(x.flatten(0, 1), weight, None if bias is None or bias.ndim > 1 else bias, *options, layer.groups)
+        out = out.unflatten(0, x.shape[:2])
+        return out if bias is None or bias.ndim == 1 else out + bias[:, None, :, None, None]
+    bias = None if bias is None else bias.expand(len(x), weight.shape[1])
+    if x.is_cuda and layer.groups == 1 and isinstance(layer.padding, tuple) and _patches(layer, x) <= UNFOLDED:
+        return _unfolded(layer, weight, bias, x)
+    # (n, B · channels, …): each task is a group of channels
+    out = F.conv2d(
+        x.transpose(0, 1).flatten(1, 2),
+        weight.flatten(0, 1),
+        None if bias is None else bias.flatten(),
+        *options,
+        len(x) * layer.groups,
+    )
+    return out.unflatten(1, (len(x), -1)).transpose(0, 1)
+
+
+def _patches(layer: nn.Conv2d, x: Tensor) -> int:
+    return prod(x.shape[1:]) * prod(layer.kernel_size) // prod(layer.stride)
+
+
+def _unfolded(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    size = [
+        (x.shape[3 + axis] + 2 * int(layer.padding[axis]) - layer.dilation[axis] * (layer.kernel_size[axis] - 1) - 1)
+        // layer.stride[axis]
+        + 1
+        for axis in (0, 1)
+    ]
+    padding = tuple(int(width) for width in layer.padding)
+    patches = F.unfold(x.flatten(0, 1), layer.kernel_size, layer.dilation, padding, layer.stride)
+    # (B, channels · kernel, n · places)
+    patches = patches.unflatten(0, x.shape[:2]).transpose(1, 2).flatten(2)
+    kernels = weight.flatten(2)
+    out = torch.bmm(kernels, patches) if bias is None else torch.baddbmm(bias.unsqueeze(-1), kernels, patches)
+    return out.unflatten(2, (x.shape[1], *size)).transpose(1, 2)
+
+
+def _batch_norm(layer: nn.BatchNorm2d, own: Params, x: Tensor) -> Tensor:
+    weight, bias = (
+        None if own.get(name) is None else own[name].expand(len(x), x.shape[2]).flatten() for name in ("weight", "bias")
+    )
+    # (n, B · channels, …): every task has channels, and so statistics, of its own
+    flat = x.transpose(0, 1).flatten(1, 2)
+    out = F.batch_norm(flat, None, None, weight, bias, training=True, eps=layer.eps)
+    return out.unflatten(1, (len(x), -1)).transpose(0, 1)
+
+
+def _layer_norm(layer: nn.LayerNorm, own: Params, x: Tensor) -> Tensor:
+    weight, bias, axes = own.get("weight"), own.get("bias"), len(layer.normalized_shape)
+    if all(part is None or part.ndim == axes for part in (weight, bias)):
+        return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+    out = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    return _scaled(out, *(None if p is None else _facing(p, x.ndim, axes, axes) for p in (weight, bias)))
+
+
+def _group_norm(layer: nn.GroupNorm, own: Params, x: Tensor) -> Tensor:
+    out = F.group_norm(x.flatten(0, 1), layer.num_groups, eps=layer.eps).unflatten(0, x.shape[:2])
+    parts = (own.get("weight"), own.get("bias"))
+    return _scaled(out, *(None if p is None else _facing(p, x.ndim, 1, x.ndim - 2) for p in parts))
+
+
+def _facing(part: Tensor, ndim: int, axes: int, last: int) -> Tensor:
+    """Give a tensor ``(*axes)`` or ``(B, *axes)`` axes of size 1 so that it faces ``last`` axes of ``ndim``."""
+    shape = part.shape[part.ndim - axes :]
+    tail = (*shape, *(1,) * (last - axes))
+    return part.view(*(part.shape[0] if part.ndim > axes else 1,), *(1,) * (ndim - 1 - last), *tail)
+
+
+def _scaled(out: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
+
+
+def _each_example(layer: nn.Module, own: Params, x: Tensor) -> Tensor:
+    """Run a layer without weights that takes every example by itself."""
+    tasks, examples = x.shape[:2]
+    if x.stride(0) < x.stride(1):  # as grouped convolutions leave it: examples first
+        out: Tensor = layer(x.transpose(0, 1).flatten(0, 1))
+        return out.unflatten(0, (examples, tasks)).transpose(0, 1)
+    out = layer(x.flatten(0, 1))
+    return out.unflatten(0, (tasks, examples))
+
+
+def _as_it_is(layer: nn.Module, own: Params, x: Tensor) -> Tensor:
+    out: Tensor = layer(x)
+    return out
+
+
+def _any(layer: nn.Module, x: Tensor) -> bool:
+    return True
+
+
+def _images(layer: nn.Module, x: Tensor) -> bool:
+    return x.ndim == 5
+
+
+def _plain_convolution(layer: nn.Module, x: Tensor) -> bool:
+    return x.ndim == 5 and getattr(layer, "padding_mode", "") == "zeros"
+
+
+def _own_statistics(layer: nn.Module, x: Tensor) -> bool:
+    return x.ndim == 5 and getattr(layer, "running_mean", 0) is None
+
+
+def _of_examples(layer: nn.Module, x: Tensor) -> bool:
+    return getattr(layer, "start_dim", 0) >= 1
+
+
+def _at_rest(layer: nn.Module, x: Tensor) -> bool:
+    return not layer.training
+
+
+_KNOWN: dict[type[nn.Module], tuple[Callable[[nn.Module, Tensor], bool], Layer]] = {
+    **{kind: (_any, _as_it_is) for kind in ELEMENTWISE},
+    nn.Linear: (_any, _linear),
+    nn.Conv2d: (_plain_convolution, _convolution),
+    nn.BatchNorm2d: (_own_statistics, _batch_norm),
+    nn.LayerNorm: (_any, _layer_norm),
+    nn.GroupNorm: (_any, _group_norm),
+    nn.MaxPool2d: (_images, _each_example),
+    nn.AvgPool2d: (_images, _each_example),
+    nn.AdaptiveAvgPool2d: (_images, _each_example),
+    nn.Flatten: (_of_examples, _each_example),
+    nn.Dropout: (_at_rest, _as_it_is),
+    nn.Dropout2d: (_at_rest, _as_it_is),
+}
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
