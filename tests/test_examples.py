@@ -80,3 +80,13 @@ def test_an_estimator_learns_a_new_machine_from_four_readings():
     (adapted,) = figures(rf"adapted: +{NUMBER}", text)
     (search,) = figures(rf"search: +{NUMBER}", text)
     assert pooled < 0.5 and adapted > 0.7 and search > 0.6
+
+
+@pytest.mark.timeout(290)
+def test_adapters_find_out_which_question_is_asked():
+    text = run("07_adapters.py")
+    (head,) = figures(rf"head, after meta-training: {NUMBER}%", text)
+    before, after = (figures(rf"adapters, {when} meta-training: {NUMBER}%", text)[0] for when in ("before", "after"))
+    assert head < 55 and before < 75 and after > 85
+    moved, there = figures(rf"moves {NUMBER} numbers\n  of {NUMBER} in all", text)
+    assert moved < there / 20

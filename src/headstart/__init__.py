@@ -55,8 +55,11 @@ if TYPE_CHECKING:
     from headstart.algorithms.warp import mt_net as mt_net
     from headstart.algorithms.warp import t_net as t_net
     from headstart.algorithms.warp import warp_grad as warp_grad
+    from headstart.core.accelerate import accelerate as accelerate
     from headstart.core.adjoint import Checkpointed as Checkpointed
     from headstart.core.adjoint import FirstOrder as FirstOrder
+    from headstart.core.adjoint import Implicit as Implicit
+    from headstart.core.adjoint import MixedMode as MixedMode
     from headstart.core.adjoint import Truncated as Truncated
     from headstart.core.adjoint import Unrolled as Unrolled
     from headstart.core.cost import expected_cost as expected_cost
@@ -74,7 +77,9 @@ if TYPE_CHECKING:
     from headstart.core.variants import Start as Start
     from headstart.models.conv4 import conv4 as conv4
     from headstart.models.mlp import mlp as mlp
+    from headstart.models.resnet12 import resnet12 as resnet12
     from headstart.models.soft_forest import soft_forest as soft_forest
+    from headstart.models.transformer import transformer as transformer
     from headstart.training.adapted import adapt as adapt
     from headstart.training.adapted import open_adapted as open_adapted
     from headstart.training.adapted import predict as predict
@@ -156,9 +161,12 @@ _PUBLIC = {
         "t_net",
         "warp_grad",
     ),
+    "headstart.core.accelerate": ("accelerate",),
     "headstart.core.adjoint": (
         "Checkpointed",
         "FirstOrder",
+        "Implicit",
+        "MixedMode",
         "Truncated",
         "Unrolled",
     ),
@@ -187,7 +195,9 @@ _PUBLIC = {
     ),
     "headstart.models.conv4": ("conv4",),
     "headstart.models.mlp": ("mlp",),
+    "headstart.models.resnet12": ("resnet12",),
     "headstart.models.soft_forest": ("soft_forest",),
+    "headstart.models.transformer": ("transformer",),
     "headstart.training.adapted": (
         "adapt",
         "open_adapted",

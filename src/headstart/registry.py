@@ -283,6 +283,12 @@ MODELS = (
         "headstart.models.conv4:conv4",
     ),
     Row(
+        "resnet12",
+        "twelve-layer residual network, larger than conv4",
+        "Oreshkin et al. 2018, arXiv:1805.10123; Lee et al. 2019, arXiv:1904.03758",
+        "headstart.models.resnet12:resnet12",
+    ),
+    Row(
         "soft_forest",
         "soft oblivious decision trees, differentiable",
         "after Popov, Morozov, Babenko 2019, arXiv:1909.06312",

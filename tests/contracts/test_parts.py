@@ -5,14 +5,30 @@ import torch
 from torch import nn
 
 from headstart import Checkpointed, FirstOrder, Unrolled, registry, rules
+from headstart.core.adjoint import MixedMode, Truncated
 from headstart.tasks.fewshot import few_shot, image_store
 from headstart.tasks.sinusoid import sinusoid
 from headstart.testing import check_adjoint, check_rule, check_tasks
 
+ADJOINTS = [
+    Unrolled(),
+    FirstOrder(),
+    Truncated(0),
+    Truncated(2),
+    Checkpointed(),
+    Checkpointed(1),
+    Checkpointed(3),
+    Checkpointed(100),
+    Checkpointed(memory=10_000),
+    Checkpointed(memory="1 MB"),
+    MixedMode(),
+    MixedMode(1),
+    MixedMode(3),
+    MixedMode(memory=20_000),
+]
 
-@pytest.mark.parametrize(
-    "adjoint", [Unrolled(), FirstOrder(), Checkpointed(), Checkpointed(1), Checkpointed(3), Checkpointed(100)], ids=str
-)
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 def test_adjoints_keep_the_contract(adjoint):
     check_adjoint(adjoint)
 

@@ -5,19 +5,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_map
 
 from headstart.core import losses
 from headstart.core.adjoint import Adjoint
-from headstart.core.functional import Functional
+from headstart.core.functional import Functional, functional
 from headstart.core.masks import present
 from headstart.core.rules import Rule
 from headstart.core.rules.rule import merged_structure
 from headstart.core.solve import expanded, solve
 from headstart.core.step import Given, Inner, gradients
+from headstart.core.trunk import split
 from headstart.core.variants import InnerLoss, Start
 from headstart.errors import UsageError
 from headstart.types import Adapted, Batch, Info, Meta, Params, Tree
@@ -40,6 +42,8 @@ class Adaptation:
     examples: Callable[[Batch, int], Batch] | None
     start: Start | None
     inner_loss: InnerLoss | None
+    halves: tuple[Functional, Functional] | None
+    """The model in two: what does not move, computed once for a support set, and the rest, at every step."""
 
     def init(self, generator: Generator | None = None) -> Meta:
         """Return θ and M to start meta-training from."""
@@ -111,13 +115,18 @@ class Adaptation:
         fixed = {name: value for name, value in own.items() if name not in self.moving}
         still = {name: value for name, value in {**shared, **fixed}.items() if name not in moved}
         state = self.rule.state(meta.structure, moved, support.seed)
+        if self.halves is not None:
+            trunk, rest = self.halves
+            features = trunk.apply(_named(trunk, still), {}, support.x, seed=support.seed)[0]
+            support, still = support._replace(x=features), _named(rest, still)
         return Inner(moved, state, buffers), Given(meta.structure, still, support), fixed
 
     def support_loss(self, given: Given, moved: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
         """The `SupportLoss` of the inner steps."""
         batch = given.support if self.examples is None else self.examples(given.support, step)
         params = {**given.params, **moved}
-        outputs, buffers = self.model.apply(params, buffers, batch.x, seed=batch.seed, draw=step, step=step)
+        model = self.model if self.halves is None else self.halves[1]
+        outputs, buffers = model.apply(params, buffers, batch.x, seed=batch.seed, draw=step, step=step)
         if self.inner_loss is None:
             return self.task_loss(outputs, batch), buffers
         losses.refuse_padding(batch, self.model.batch_statistics)
@@ -145,6 +154,25 @@ def moving(rule: Rule, model: Functional) -> frozenset[str]:
     if not names:
         raise UsageError(f"the rule leaves nothing to move among {', '.join(leaves) or 'no parameters'}")
     return names
+
+
+def halves_of(
+    module: nn.Module, model: Functional, names: frozenset[str], **options: Any
+) -> tuple[Functional, Functional] | None:
+    """Return the module up to the first layer that changes while adapting, and from there on; None: it starts there.
+
+    Args:
+        module: what ``model`` was made of.
+        model: the whole.
+        names: of the parameters that adaptation moves.
+        options: of `functional`.
+    """
+    parts = split(module, names | set(model.buffers))
+    return None if parts is None else (functional(parts[0], **options), functional(parts[1], **options))
+
+
+def _named(model: Functional, params: Params) -> Params:
+    return {name: params[name] for name in model.leaves if name in params}
 
 
 def _copied(params: Params) -> Params:

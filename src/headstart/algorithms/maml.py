@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Generator, nn
 
-from headstart.algorithms.adaptation import Adaptation, moving
+from headstart.algorithms.adaptation import Adaptation, halves_of, moving
 from headstart.algorithms.reading import read
 from headstart.core import losses
 from headstart.core.adjoint import Adjoint, FirstOrder, Unrolled
@@ -70,9 +70,10 @@ def maml(
     model = functional(module, buffers=buffers, taskmap=taskmap)
     inner_rule = scale(rate) if rule is None else rule
     task_loss = losses.without_padding(losses.resolve(loss), model.batch_statistics)
-    inner = Adaptation(
-        model, moving(inner_rule, model), inner_rule, task_loss, adjoint, steps, examples, start, inner_loss
-    )
+    names, halves = moving(inner_rule, model), None
+    if examples is None and start is None and isinstance(buffers, str):  # these may look into the whole of it
+        halves = halves_of(module, model, names, buffers=buffers, taskmap=taskmap)
+    inner = Adaptation(model, names, inner_rule, task_loss, adjoint, steps, examples, start, inner_loss, halves)
     inner.init(Generator().manual_seed(0))  # refuses now parts of M that clash
     return Learner(
         inner.init,

@@ -10,6 +10,7 @@ from headstart.core.functional import Buffers, functional
 from headstart.core.masks import present
 from headstart.core.objective import backprop
 from headstart.core.taskmap import TaskMap
+from headstart.core.values import readable
 from headstart.errors import ShapeError, unknown_name
 from headstart.types import Adapted, Batch, Info, Learner, Meta, Params, Tree
 
@@ -98,8 +99,7 @@ def class_means(embedded: Tensor, support: Batch, ways: int | None = None) -> Pa
         )
     labels = support.y.long()
     count = int(labels.max()) + 1 if ways is None else ways
-    # reading values back from an accelerator would stall it
-    if labels.device.type == "cpu" and not (0 <= int(labels.min()) and int(labels.max()) < count):
+    if readable(labels) and not (0 <= int(labels.min()) and int(labels.max()) < count):
         raise ShapeError(
             f"labels go from {int(labels.min())} to {int(labels.max())}, but there are {count} ways; "
             f"labels must be 0 to {count - 1}"

@@ -27,6 +27,7 @@ from headstart.core import tree, twice
 from headstart.core.layers import over_tasks
 from headstart.core.patterns import Leaf, matches
 from headstart.core.roles import Role, Structural, role_of
+from headstart.core.shared import Shared
 from headstart.core.skeleton import Skeleton, batch_normalised, refuse_untwiceable, statistics_of, without_weights
 from headstart.core.taskmap import OneTask, TaskMap, auto, loop, vmap
 from headstart.errors import DifferentiationError, ShapeError, UsageError, unknown_name
@@ -278,7 +279,7 @@ def _forward_context(module: nn.Module) -> Callable[[], contextlib.AbstractConte
     )
 
     @contextlib.contextmanager
-    def context() -> Iterator[None]:
+    def entered() -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             if attention:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -289,7 +290,7 @@ def _forward_context(module: nn.Module) -> Callable[[], contextlib.AbstractConte
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             yield
 
-    return context if attention or recurrent else contextlib.nullcontext
+    return Shared(entered).held if attention or recurrent else contextlib.nullcontext
 
 
 def _refuse_mutation(constants: Params, versions: list[int]) -> None:

@@ -7,7 +7,7 @@ patches, and batch normalisation of B tasks is that of B times as many channels.
 runs layer by layer; those that are not known here are mapped by ``vmap``, one by one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import Any, TypeAlias
 
@@ -35,6 +35,23 @@ UNFOLDED = 2**22
 def chained(module: nn.Module) -> bool:
     """Return whether a module is a chain of layers that does nothing but run them in turn."""
     return type(module) is nn.Sequential and not _hooked(module)
+
+
+def entangled(module: nn.Module) -> bool:
+    """Return whether a layer holds another one that is no part of it, so that it cannot run without the whole."""
+    return any(
+        isinstance(held, nn.Module)
+        for layer in module.modules()
+        for name, value in vars(layer).items()
+        if name != "_modules"
+        for held in _values(value)
+    )
+
+
+def _values(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, (tuple, list, set)) else (value,)
 
 
 def tied(module: nn.Module) -> bool:

@@ -34,4 +34,4 @@ def to_text(size: float) -> str:
     power = 0
     while size >= 1024 and power < 3:
         size, power = size / 1024, power + 1
-    return f"{size:.3g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+    return f"{size:{'.3g' if size < 1000 else '.0f'}} {('B', 'KiB', 'MiB', 'GiB')[power]}"

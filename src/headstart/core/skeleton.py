@@ -14,7 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from headstart.core.dropout import TaskDropout, refuse_unseeded, replace_dropout, task_dropouts
-from headstart.core.layers import chained, tied
+from headstart.core.layers import chained, entangled, tied
 from headstart.core.roles import Stepped
 from headstart.core.statistics import TaskStatistics
 from headstart.errors import DifferentiationError
@@ -42,7 +42,8 @@ class Skeleton:
         self.dropouts: dict[str, TaskDropout] = task_dropouts(self.body)
         self.stepped = [layer for layer in self.body.modules() if isinstance(layer, Stepped)]
         changing = bool(self.statistics or self.stepped or (training and self.dropouts))
-        self.chain = chained(self.body) and not tied(self.body) and not changing
+        whole = tied(self.body) or entangled(self.body)
+        self.chain = chained(self.body) and not whole and not changing
 
     def updated_statistics(self) -> Params:
         """Return the buffers that the last forward pass left, by name, and let go of them."""

@@ -7,6 +7,7 @@ tries both on the first batch of each shape and keeps the faster.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,11 +89,14 @@ class auto:
 
     def __init__(self) -> None:
         self.chosen: dict[tuple[Any, ...], TaskMap] = {}
+        self.lock = threading.Lock()  # one thread tries, the others wait for what it finds
 
     def __call__(self, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> Tree:
         key = tuple((tuple(leaf.shape), leaf.dtype, leaf.device) for leaf in _tensors(args))
         if key not in self.chosen:
-            self.chosen[key] = self._choose(function, dims, args)
+            with self.lock:
+                if key not in self.chosen:
+                    self.chosen[key] = self._choose(function, dims, args)
         return self.chosen[key](function, dims, args)
 
     def _choose(self, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> TaskMap:
@@ -101,7 +105,7 @@ class auto:
         try:
             batched = _seconds(vmap, function, dims, args)
         except RuntimeError as error:
-            logger.info("task map: loop, since vmap cannot batch this model (%s)", _first_line(error))
+            logger.info("task map: loop, since vmap cannot batch this model (%s)", first_line(error))
             return loop
         looped = _seconds(loop, function, dims, args)
         winner = loop if looped * self.margin < batched else vmap
@@ -152,5 +156,6 @@ def _synchronize(tensors: Sequence[Tensor]) -> None:
         torch.cuda.synchronize()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:160]
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, for a line of a log."""
+    return (str(error).strip().splitlines() or [""])[0][:160]

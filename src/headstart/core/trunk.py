@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
+from headstart.core.layers import entangled
 from headstart.core.roles import Context, Stepped, Structural
 from headstart.errors import unknown_name
 
@@ -63,7 +64,7 @@ def split(module: nn.Module, moving: Collection[str]) -> tuple[nn.Sequential, nn
     for name in moving:
         if name not in tensors:
             raise unknown_name("tensor", name, tensors)
-    if not _is_plain(module):
+    if not _is_plain(module) or entangled(module):
         return None
     layers = _flattened(module)
     # a tied tensor moves under each of its names

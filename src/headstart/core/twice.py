@@ -37,8 +37,8 @@ class Call(NamedTuple):
 
 
 def is_known(module: nn.Module) -> bool:
-    """Whether the module consists of PyTorch's own layers in plain sequence, with nothing between them."""
-    return all(type(m).__module__.startswith("torch.nn.modules") for m in module.modules())
+    """Whether the module consists of layers that are tested, PyTorch's and ours, with nothing between them."""
+    return all(type(m).__module__.startswith(("torch.nn.modules", "headstart.models.")) for m in module.modules())
 
 
 def certify(body: nn.Module, state: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

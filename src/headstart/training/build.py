@@ -4,18 +4,17 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterator
-from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from headstart.core.adjoint import Checkpointed, Unrolled
+from headstart.core.adjoint import Checkpointed, MixedMode, Unrolled
 from headstart.errors import ConfigError, UsageError
 from headstart.registry import load
 from headstart.training.config import TrainConfig
-from headstart.training.loop import MakeOptimizer
+from headstart.training.loop import MakeOptimizer, fused
 from headstart.training.options import frequency_range
 from headstart.types import Learner, Meta, Tasks
 
@@ -53,8 +52,8 @@ _METHOD_OPTIONS = (
     "inner_steps", "inner_rate", "task_map", "buffers", "adjoint", "kernel", "mean", "trees", "leaves", "estimator",
     "trials", "samples", "deviation",
 )  # fmt: skip
-_MODEL_OPTIONS = ("hidden", "filters", "downsample", "norm", "soft_trees", "depth")
-_ADJOINTS = {"unrolled": Unrolled(), "checkpointed": Checkpointed()}
+_MODEL_OPTIONS = ("hidden", "filters", "downsample", "norm", "soft_trees", "depth", "widths")
+_ADJOINTS = {"unrolled": Unrolled(), "checkpointed": Checkpointed(), "mixed_mode": MixedMode()}
 
 #: Methods that need classes, and methods that need target values.
 _CLASSIFIERS = frozenset({"proto_maml", "prototypes", "nearest", "svm", "logistic"})
@@ -182,8 +181,8 @@ def make_model(config: TrainConfig, tasks: Tasks) -> nn.Module | None:
     if config.model is None:
         return None
     options = _chosen(config, _MODEL_OPTIONS)
-    if "hidden" in options:
-        options["hidden"] = tuple(int(width) for width in options["hidden"].split(","))
+    for name in {"hidden", "widths"} & options.keys():
+        options[name] = tuple(int(width) for width in options[name].split(","))
     outputs = None if config.method in _EMBEDDINGS else tasks.output_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -199,7 +198,7 @@ def _chosen(config: TrainConfig, names: tuple[str, ...]) -> dict[str, Any]:
 def make_optimizer(config: TrainConfig) -> MakeOptimizer:
     """Return what makes the outer optimiser of a resolved configuration."""
     kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    return partial(kinds[config.optimizer or "adam"], lr=config.outer_rate)
+    return fused(kinds[config.optimizer or "adam"], lr=config.outer_rate)
 
 
 @contextlib.contextmanager

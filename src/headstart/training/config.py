@@ -26,7 +26,7 @@ class TrainConfig(Options):
 
 
 #: What may differ when a run goes on: these leave the result as it is, up to rounding.
-FREE_TO_CHANGE = frozenset({"save_every", "device", "threads"})
+FREE_TO_CHANGE = frozenset({"save_every", "device", "threads", "compile", "memory"})
 #: Methods whose steps depend on how many there are to be.
 ANNEALED = frozenset({"maml_plus_plus", "aware"})
 

@@ -46,6 +46,7 @@ TASKS: dict[str, Row] = {
 MODELS: dict[str, Row] = {
     "mlp": {"hidden": "40,40"},
     "conv4": {"filters": 32, "downsample": "stride", "norm": "batch"},
+    "resnet12": {"widths": "64,160,320,640", "norm": "batch"},
     "soft_forest": {"soft_trees": 16, "depth": 4},
     "identity": {},
 }

@@ -4,14 +4,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from os import PathLike
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_leaves
 
+from headstart.core.accelerate import accelerate
 from headstart.core.objective import at, meta_gradient
 from headstart.errors import ConfigError, DataError, DivergenceError, UsageError, unknown_name
 from headstart.types import Batch, Episodes, Info, Learner, Meta, Params, Tasks
@@ -25,6 +25,17 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
 }
 """By what the outer rate is multiplied when a fraction ``done`` of the steps has been taken."""
+
+
+def fused(kind: Callable[..., torch.optim.Optimizer], **options: Any) -> MakeOptimizer:
+    """Return what makes an optimiser of ``torch.optim`` that steps in one operation, where its tensors allow it."""
+
+    def make(tensors: Iterable[Tensor]) -> torch.optim.Optimizer:
+        own = list(tensors)
+        one = all(tensor.device.type in ("cpu", "cuda") and tensor.is_floating_point() for tensor in own)
+        return kind(own, **options, fused=one)
+
+    return make
 
 
 @dataclass
@@ -56,7 +67,7 @@ class StepRecord(NamedTuple):
 def start(
     learner: Learner,
     *,
-    optimizer: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3),
+    optimizer: MakeOptimizer = fused(torch.optim.Adam, lr=1e-3),
     seed: int = 0,
     meta: Meta | None = None,
     tasks: Tasks | None = None,
@@ -103,7 +114,7 @@ def fit(
     steps: int,
     tasks_per_step: int = 16,
     state: State | None = None,
-    optimizer: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3),
+    optimizer: MakeOptimizer = fused(torch.optim.Adam, lr=1e-3),
     schedule: Schedule = "constant",
     seed: int = 0,
 ) -> Iterator[StepRecord]:
@@ -113,7 +124,8 @@ def fit(
     state and the seed alone, and a run that was cut off goes on exactly by handing its state back in.
 
     Args:
-        learner: the method.
+        learner: the method. Its tasks are taken in parts, in threads, where that is faster; for more, such as
+            compiling, hand in what `accelerate` returns.
         tasks: where episodes come from.
         steps: the number of steps after which to stop, those in ``state`` included.
         tasks_per_step: B.
@@ -137,6 +149,7 @@ def fit(
     if steps < 0 or tasks_per_step < 1:
         raise ConfigError(f"steps must be at least 0 and tasks_per_step at least 1, got {steps} and {tasks_per_step}")
     state = start(learner, optimizer=optimizer, seed=seed, tasks=tasks) if state is None else state
+    learner = accelerate(learner)
     if state.optimizer is None:
         raise UsageError("this learner learns nothing across tasks, so there is nothing to fit; evaluate it as it is")
     groups = state.optimizer.param_groups

@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from headstart.core.sizes import to_bytes
+from headstart.errors import UsageError
+
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
@@ -64,9 +67,19 @@ def _joined(value: Any, by: str) -> str:
     return by.join(str(part) for part in value) if isinstance(value, (list, tuple)) else str(value).strip()
 
 
+def _memory(value: Any) -> str:
+    """Turn 1000 into "1000", and refuse what is no amount of memory."""
+    try:
+        to_bytes(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    return str(value)
+
+
 Shots: TypeAlias = Annotated[int | str, BeforeValidator(_shots)]
 Frequency: TypeAlias = Annotated[float | str, BeforeValidator(_frequency)]
 Hidden: TypeAlias = Annotated[str, BeforeValidator(_hidden)]
+Memory: TypeAlias = Annotated[str, BeforeValidator(_memory)]
 
 
 class Options(BaseModel):
@@ -181,9 +194,10 @@ class Options(BaseModel):
         gt=0,
         le=100,
     )
-    adjoint: Literal["unrolled", "checkpointed"] | None = _option(
+    adjoint: Literal["unrolled", "checkpointed", "mixed_mode"] | None = _option(
         None,
-        "How to differentiate through the inner loop: checkpointed needs less memory and more time. Default: unrolled.",
+        "How to differentiate through the inner loop: checkpointed and mixed_mode need less memory and more time."
+        " Default: unrolled.",
     )
     buffers: Literal["batch", "frozen", "task"] | None = _option(
         None,
@@ -221,8 +235,9 @@ class Options(BaseModel):
         None, "conv4: how a block halves the image. Default: stride."
     )
     norm: Literal["batch", "instance", "layer", "group", "none"] | None = _option(
-        None, "conv4: normalisation. Default: batch."
+        None, "conv4, resnet12: normalisation. Default: batch."
     )
+    widths: Hidden | None = _option(None, "resnet12: channels of its four blocks. Default: 64,160,320,640.")
     # the outer loop
     steps: int | None = _option(
         None,
@@ -256,3 +271,13 @@ class Options(BaseModel):
         "auto", "Where to compute; auto takes cuda, then mps, then cpu."
     )
     threads: int | None = _option(None, "CPU threads. Default: what PyTorch takes.", ge=1, le=4096)
+    compile: bool = _option(
+        False,
+        "Compile the meta-gradient: many times faster for small networks and long runs, after seconds to minutes of"
+        " compiling. Needs a C++ compiler; where it cannot be done, one line says why.",
+    )
+    memory: Memory | None = _option(
+        None,
+        "Most memory for what a step remembers for its derivatives, such as 2GiB; tasks are taken in as many parts as"
+        " that needs. Default: all tasks of a step together.",
+    )

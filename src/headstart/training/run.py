@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import headstart
+from headstart.core.accelerate import accelerate
 from headstart.errors import ConfigError, FileError
 from headstart.training import checkpoint as checkpoints
 from headstart.training.build import Job, build, make_optimizer, reproducible
@@ -159,7 +160,7 @@ def _meta_train(job: Job, run: Path, state: State, best: Best, stop: Stop, view:
     view.begin(state.step, steps, tasks_per_step)
     try:
         for record in fit(
-            job.learner,
+            accelerate(job.learner, compile=job.config.compile, memory=job.config.memory),
             job.tasks,
             steps=steps,
             tasks_per_step=tasks_per_step,

@@ -13,6 +13,7 @@ from headstart.core.losses import TaskLoss
 from headstart.core.masks import present
 from headstart.core.objective import backprop
 from headstart.core.taskmap import TaskMap
+from headstart.core.values import readable
 from headstart.errors import ShapeError
 from headstart.types import Adapted, Batch, Info, Learner, Meta, Params, Tree
 
@@ -140,8 +141,7 @@ def one_hot(features: Tensor, support: Batch, ways: int | None) -> Tensor:
         )
     labels = y.long()
     count = (int(labels.max()) + 1 if labels.numel() else 1) if ways is None else ways
-    # reading values back from an accelerator would stall it
-    if labels.device.type == "cpu" and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < count:
+    if readable(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
         raise ShapeError(
             f"labels go from {int(labels.min())} to {int(labels.max())}, but there are {count} ways; "
             f"labels must be 0 to {count - 1}"

@@ -6,6 +6,18 @@ its business.
 
 from headstart.core.adjoint.adjoint import Adjoint
 from headstart.core.adjoint.checkpointed import Checkpointed
+from headstart.core.adjoint.implicit import ConjugateGradient, Implicit, Neumann
+from headstart.core.adjoint.mixed_mode import MixedMode
 from headstart.core.adjoint.unrolled import FirstOrder, Truncated, Unrolled
 
-__all__ = ["Adjoint", "Checkpointed", "FirstOrder", "Truncated", "Unrolled"]
+__all__ = [
+    "Adjoint",
+    "Checkpointed",
+    "ConjugateGradient",
+    "FirstOrder",
+    "Implicit",
+    "MixedMode",
+    "Neumann",
+    "Truncated",
+    "Unrolled",
+]

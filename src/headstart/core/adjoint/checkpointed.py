@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from headstart.core.adjoint.adjoint import run
+from headstart.core.adjoint.leaves import wanted
+from headstart.core.adjoint.needs import Needs, kept_bytes, measured
 from headstart.core.adjoint.schedule import Segment, binomial, periodic
-from headstart.core.adjoint.sweep import Pullback, reverse, sweep
+from headstart.core.adjoint.sweep import reverse, sweep
 from headstart.core.sizes import to_bytes, to_text
 from headstart.core.step import Given, Inner, Step
 from headstart.errors import UsageError
@@ -42,69 +42,34 @@ class Checkpointed:
     exact = True
 
     def __post_init__(self) -> None:
+        name = type(self).__name__
         if self.every != "sqrt" and not (isinstance(self.every, int) and self.every > 0):
-            raise UsageError(
-                f"Checkpointed(every=...) must be a positive number of steps or 'sqrt', got {self.every!r}"
-            )
+            raise UsageError(f"{name}(every=...) must be a positive number of steps or 'sqrt', got {self.every!r}")
         if self.memory is not None:
             to_bytes(self.memory)
             if self.every != "sqrt":
-                raise UsageError(f"Checkpointed takes every= or memory=, not both; got {self.every} and {self.memory}")
+                raise UsageError(f"{name} takes every= or memory=, not both; got {self.every} and {self.memory}")
 
     def __call__(self, step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, list[Tensor]]:
-        return in_reverse(step, given, start, steps, self, reverse)
+        if not wanted((given, start)) or steps == 0:
+            return run(step, given, start, range(steps), create_graph=False)
+        if self.memory is None:
+            return sweep(step, given, start, self._periodic(steps), reverse)
+        needs = measured(step, given, start, reverse)
+        if (steps - 1) * kept_bytes(step, given, start) + needs.backward <= to_bytes(self.memory):
+            return run(step, given, start, range(steps), create_graph=True)
+        return sweep(step, given, start, self._binomial(steps, needs), reverse)
 
+    def _periodic(self, steps: int) -> list[Segment]:
+        return periodic(steps, max(1, math.isqrt(steps)) if self.every == "sqrt" else self.every)
 
-def in_reverse(
-    step: Step, given: Given, start: Inner, steps: int, schedule: Checkpointed, pullback: Pullback
-) -> tuple[Inner, list[Tensor]]:
-    """Take the steps so that a `sweep` differentiates them, as ``schedule`` says."""
-    wanted = torch.is_grad_enabled() and any(_wanted(tree) for tree in (given, start))
-    if not wanted or steps == 0:
-        return run(step, given, start, range(steps), create_graph=False)
-    segments = _segments(step, given, start, steps, schedule)
-    if segments is None:
-        return run(step, given, start, range(steps), create_graph=True)
-    return sweep(step, given, start, segments, pullback)
-
-
-def _segments(step: Step, given: Given, start: Inner, steps: int, schedule: Checkpointed) -> list[Segment] | None:
-    """Return the segments of a sweep; ``None`` where all of the graph has room."""
-    if schedule.memory is None:
-        return periodic(steps, max(1, math.isqrt(steps)) if schedule.every == "sqrt" else schedule.every)
-    room = to_bytes(schedule.memory)
-    graph, state = graph_size(step, given, start)
-    if steps * graph <= room:
-        return None
-    slots = int((room - graph) / state) - 1
-    if slots < 0:
-        tasks = len(next(iter(start.params.values())))
-        raise UsageError(
-            f"one inner step of {tasks} tasks needs about {to_text(graph + state)} of memory, and memory="
-            f"{schedule.memory!r} allows {to_text(room)}; allow more, or take fewer tasks at a time"
-        )
-    return binomial(steps, min(slots, steps - 1))
-
-
-def graph_size(step: Step, given: Given, start: Inner) -> tuple[int, int]:
-    """Return how many bytes differentiating the first step needs, and how many its state has."""
-    held = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((given, start)) if isinstance(leaf, Tensor)}
-    saved: dict[int, int] = {}
-    storages = []  # kept, so that no two have the same address
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in held:
-            saved[storage.data_ptr()] = storage.nbytes()
-            storages.append(storage)
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        after, _ = step(given, start, 0, True)
-    state = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(after))
-    # beside what is saved: the next state, and the slopes of a state twice, as they are and as they become
-    return sum(saved.values()) + 3 * state, state
-
-
-def _wanted(tree: Given | Inner) -> bool:
-    return any(leaf.requires_grad for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    def _binomial(self, steps: int, needs: Needs) -> list[Segment]:
+        """Return the segments for which ``memory`` has room besides going back over one step."""
+        room = to_bytes(self.memory or 0)
+        slots = (room - needs.backward) // needs.state - 1
+        if slots < 0:
+            raise UsageError(
+                f"one inner step of these tasks needs about {to_text(needs.backward + needs.state)} of memory, and "
+                f"memory={self.memory!r} allows {to_text(room)}; allow more, or take fewer tasks at a time"
+            )
+        return binomial(steps, min(slots, steps - 1))

@@ -25,7 +25,8 @@ def binomial(steps: int, slots: int) -> list[Segment]:
     """Keep at most ``slots`` states at a time, the first one not counted, and take the fewest steps again."""
     segments, start = [], 0
     while start < steps:
-        after = start + split(steps - start, slots)
+        # what follows the steps, such as the query loss, counts as one more: it is differentiated without taking again
+        after = min(steps, start + split(steps - start + 1, slots))
         segments.append(Segment(start, after, slots))
         start, slots = after, slots - 1
     return segments
@@ -55,7 +56,7 @@ def repeated(steps: int, slots: int) -> int:
     """Return how many steps a sweep with `binomial` takes again before it differentiates them.
 
     >>> [repeated(100, slots) for slots in (99, 50, 10, 0)]
-    [0, 50, 113, 4950]
+    [0, 49, 112, 4950]
     """
     return sum(_repeated(end - start, free) for start, end, free in binomial(steps, slots))
 

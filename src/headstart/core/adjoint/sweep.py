@@ -9,15 +9,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.checkpoint import get_device_states, set_device_states
 
+from headstart.core.adjoint.leaves import Draws, Packed, Slopes, added, draws, leaf, pack, slopes_of, tensors_of
 from headstart.core.adjoint.schedule import Segment, split
 from headstart.core.step import Given, Inner, Step
-
-Slopes: TypeAlias = list[Tensor | None]
-"""Derivatives with respect to a list of tensors; ``None`` is zero."""
+from headstart.errors import DifferentiationError
 
 Pullback: TypeAlias = Callable[[Step, Given, Inner, int, Slopes], tuple[Slopes, Slopes]]
 """``(step, given, inner, number, slopes of the leaves of the next state) -> slopes of the leaves of (given, inner)``;
@@ -30,70 +27,81 @@ class _Plan(NamedTuple):
     step: Step
     segments: Sequence[Segment]
     pullback: Pullback
-    leaves: Sequence[Any]
-    """The leaves of (given, start), with ``Tensor`` itself in the place of each tensor."""
-    spec: Any
-    end: list[Any]
-    """Filled by the forward pass: the tree of the last state."""
-
-    def trees(self, tensors: Sequence[Tensor]) -> tuple[Given, Inner]:
-        left = iter(tensors)
-        given, start = tree_unflatten([next(left) if leaf is Tensor else leaf for leaf in self.leaves], self.spec)
-        return given, start
+    packed: Packed
+    """Of (given, start)."""
+    end: list[Packed]
+    """Filled by the forward pass: of the last state."""
 
 
 class _Kept(NamedTuple):
-    """A state, and that of the generators that a module may draw from."""
+    """A state, and where the generators stood in it."""
 
     number: int
     inner: Inner
-    cpu: Tensor
-    devices: tuple[list[int], list[Tensor]]
+    draws: Draws
 
 
 def sweep(
     step: Step, given: Given, start: Inner, segments: Sequence[Segment], pullback: Pullback
 ) -> tuple[Inner, list[Tensor]]:
     """Take the steps of ``segments``; their derivative is a sweep back through them. Second ones are refused."""
-    leaves, spec = tree_flatten((given, start))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    marked = [Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    plan = _Plan(step, segments, pullback, marked, spec, [])
+    packed, tensors = pack((given, start))
+    plan = _Plan(step, segments, pullback, packed, [])
     *end, losses = _Sweep.apply(plan, *tensors)
-    return tree_unflatten(end, plan.end[0]), list(losses.unbind())
+    return plan.end[0].unpack(end), list(losses.unbind())
+
+
+def refuse_second_derivatives() -> None:
+    """Raise `DifferentiationError` in a backward pass that is to be differentiated again."""
+    if torch.is_grad_enabled():
+        raise DifferentiationError(
+            "the inner steps are differentiated by an adjoint that gives first derivatives only; differentiate "
+            "without create_graph=True, or use adjoint=Unrolled()"
+        )
 
 
 class _Sweep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: _Plan, *tensors: Tensor) -> tuple[Tensor, ...]:
-        given, inner = plan.trees(tensors)
-        kept, losses = [], []
-        for segment in plan.segments:
-            kept.append(_keep(segment.start, inner))
-            for number in range(segment.start, segment.end):
-                inner, loss = plan.step(given, inner, number, False)
-                losses.append(loss)
-        end, spec = tree_flatten(inner)
-        plan.end.append(spec)
-        ctx.plan, ctx.kept = plan, kept
+    def forward(ctx: Any, plan: _Plan, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        given, start = plan.packed.unpack(tensors)
+        ctx.plan, ctx.drawn = plan, draws(start)
+        ctx.kept, inner, losses = _forward(plan, given, start)
+        packed, end = pack(inner)
+        plan.end.append(packed)
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         told = torch.stack(losses)
-        ctx.mark_non_differentiable(told, *(leaf for leaf in end if not leaf.is_floating_point()))
+        ctx.mark_non_differentiable(told, *(tensor for tensor in end if not tensor.is_floating_point()))
         return *end, told
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         plan, tensors = ctx.plan, ctx.saved_tensors
-        needed = iter(ctx.needs_input_grad[1:])
-        given, start = plan.trees([_leaf(tensor, next(needed)) for tensor in tensors])
-        back = _Backward(plan, given, [leaf.requires_grad for leaf in _tensors(start)], list(slopes[:-1]))
-        before = _keep(0, start)
-        for segment, kept in zip(reversed(plan.segments), reversed(ctx.kept)):
-            back.through(kept, segment.end, segment.slots)
-        _restore(before)
+        given, start = plan.packed.unpack(map(leaf, tensors, ctx.needs_input_grad[1:]))
+        before = draws(start)
+        kept, ctx.kept = ctx.kept, []
+        if not kept:  # a second backward pass through a graph that was retained
+            ctx.drawn.restore()
+            with torch.no_grad():
+                kept = _forward(plan, given, start)[0]
+        back = _Backward(plan, given, [tensor.requires_grad for tensor in tensors_of(start)], list(slopes[:-1]))
+        for segment in reversed(plan.segments):
+            # popped, so that a state that has been gone past makes room
+            back.through(kept.pop(), segment.end, segment.slots)
+        before.restore()
         return None, *back.totals, *back.slopes
+
+
+def _forward(plan: _Plan, given: Given, start: Inner) -> tuple[list[_Kept], Inner, list[Tensor]]:
+    """Take all steps without history, and return the states to keep, the last one, and the losses."""
+    kept, inner, losses = [], start, []
+    for segment in plan.segments:
+        kept.append(_keep(segment.start, inner))
+        for number in range(segment.start, segment.end):
+            inner, loss = plan.step(given, inner, number, False)
+            losses.append(loss)
+    return kept, inner, losses
 
 
 class _Backward:
@@ -101,7 +109,7 @@ class _Backward:
 
     def __init__(self, plan: _Plan, given: Given, wanted: Sequence[bool], slopes: Slopes) -> None:
         self.plan, self.given, self.wanted, self.slopes = plan, given, wanted, slopes
-        self.totals: Slopes = [None] * len(_tensors(given))
+        self.totals: Slopes = [None] * len(tensors_of(given))
 
     def through(self, kept: _Kept, end: int, slots: int) -> None:
         """Go back from the state after step ``end − 1`` to ``kept``, keeping up to ``slots`` more states."""
@@ -114,7 +122,7 @@ class _Backward:
             end = middle
 
     def _advanced(self, kept: _Kept, number: int) -> _Kept:
-        _restore(kept)
+        kept.draws.restore()
         inner = kept.inner
         with torch.no_grad():
             for taken in range(kept.number, number):
@@ -123,46 +131,22 @@ class _Backward:
 
     def _step(self, kept: _Kept) -> None:
         """Go back over the step that begins at ``kept``."""
-        _restore(kept)
+        kept.draws.restore()
         leaves, spec = tree_flatten(kept.inner)
         wanted = self.wanted if kept.number == 0 else [True] * len(leaves)
-        inner = tree_unflatten([_leaf(leaf, need) for leaf, need in zip(leaves, wanted)], spec)
+        inner = tree_unflatten(list(map(leaf, leaves, wanted)), spec)
         given, self.slopes = self.plan.pullback(self.plan.step, self.given, inner, kept.number, self.slopes)
-        self.totals = [_sum(total, more) for total, more in zip(self.totals, given)]
+        self.totals = added(self.totals, given)
 
 
 def reverse(step: Step, given: Given, inner: Inner, number: int, slopes: Slopes) -> tuple[Slopes, Slopes]:
     """The `Pullback` that differentiates the step's own backward pass: reverse over reverse."""
     with torch.enable_grad():
         after, _ = step(given, inner, number, True)
-        ends = [(leaf, slope) for leaf, slope in zip(_tensors(after), slopes) if slope is not None]
-        ends = [(leaf, slope) for leaf, slope in ends if leaf.requires_grad]
-    held, moved = _tensors(given), _tensors(inner)
-    leaves = [leaf for leaf in (*held, *moved) if leaf.requires_grad]
-    found: Sequence[Tensor | None] = [None] * len(leaves)
-    if ends:
-        found = torch.autograd.grad([e for e, _ in ends], leaves, [s for _, s in ends], allow_unused=True)
-    left = iter(found)
-    everything = [next(left) if leaf.requires_grad else None for leaf in (*held, *moved)]
-    return everything[: len(held)], everything[len(held) :]
+    held, moved = tensors_of(given), tensors_of(inner)
+    found = slopes_of(tensors_of(after), slopes, [*held, *moved])
+    return found[: len(held)], found[len(held) :]
 
 
 def _keep(number: int, inner: Inner) -> _Kept:
-    return _Kept(number, inner, torch.get_rng_state(), get_device_states(*_tensors(inner)))
-
-
-def _restore(kept: _Kept) -> None:
-    torch.set_rng_state(kept.cpu)
-    set_device_states(*kept.devices)
-
-
-def _leaf(tensor: Tensor, wanted: bool) -> Tensor:
-    return tensor.detach().requires_grad_(wanted and tensor.is_floating_point())
-
-
-def _sum(total: Tensor | None, more: Tensor | None) -> Tensor | None:
-    return more if total is None else total if more is None else total + more
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+    return _Kept(number, inner, draws(inner))

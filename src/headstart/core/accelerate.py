@@ -1,0 +1,193 @@
+"""The same meta-gradient in less time or less memory: in parts, in threads, compiled.
+
+L(θ, M) is a mean over tasks, so its gradient is the mean of those of parts of the tasks. Parts that follow one
+another need the memory of one; parts at the same time, each in a thread of its own, use the cores of a processor
+better than operations that are each split among the cores.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from headstart.core.compiled import compiled
+from headstart.core.objective import backprop
+from headstart.core.sizes import to_bytes, to_text
+from headstart.core.workload import workload
+from headstart.errors import UsageError
+from headstart.types import Batch, Episodes, Info, Learner, Meta, MetaGradient
+
+Threads: TypeAlias = int | Literal["auto"]
+
+#: From so many numbers an operation on, on average, threads pay: below, their operations wait for the interpreter.
+LARGE = 2**14
+
+
+def accelerate(
+    learner: Learner,
+    *,
+    compile: bool = False,
+    threads: Threads = "auto",
+    chunk: int | None = None,
+    memory: int | str | None = None,
+) -> Learner:
+    """Return the learner with a meta-gradient that is the same to rounding, and computed otherwise.
+
+    Only learners whose meta-gradient is by back-propagation change; tasks do not see each other in it, so they can be
+    taken in parts. What is decided is decided by counting, not by timing, so that every run decides the same.
+
+    Args:
+        learner: the method.
+        compile: whether to compile (see `core.compiled.compiled`).
+        threads: on a CPU, how many parts of the tasks to work on at the same time, each with one thread; 1: all tasks
+            together, in operations that PyTorch splits among its threads. ``"auto"``: PyTorch's number of threads
+            (``torch.get_num_threads()``) where operations are large, and one where they are so small that splitting
+            them costs more than it gains.
+        chunk: the most tasks that are worked on together; parts follow one another.
+        memory: in place of ``chunk``: the most that the graphs of the tasks worked on together may take, in bytes or
+            as ``"2GiB"``, measured on one task.
+
+    Raises:
+        UsageError: an option out of its range, or one task that needs more than ``memory``.
+    """
+    for name, value in (("threads", threads), ("chunk", chunk)):
+        if value is not None and value != "auto" and not (isinstance(value, int) and value >= 1):
+            raise UsageError(f"{name} must be a whole number from 1 up, got {value!r}")
+    if chunk is not None and memory is not None:
+        raise UsageError(f"accelerate takes chunk= or memory=, not both; got {chunk} and {memory!r}")
+    room = None if memory is None else to_bytes(memory)
+    if learner.gradient is not backprop:
+        return learner
+    base = compiled(learner) if compile else learner
+    assert base.gradient is not None
+    gradient, during = _InParts(base.gradient, threads, chunk, room), base.during
+    if during is None:
+        return base._replace(gradient=gradient)
+
+    def stage(done: float) -> Learner:
+        now = during(done)
+        return now._replace(gradient=gradient) if now.gradient in (backprop, base.gradient) else now
+
+    return base._replace(gradient=gradient, during=stage)
+
+
+class _Plan(NamedTuple):
+    """How to work on a number of tasks."""
+
+    size: int
+    """The most tasks of a part."""
+    workers: int
+    """How many parts to work on at the same time."""
+    alone: bool
+    """Whether each part's operations are to run in one thread."""
+
+
+class _InParts:
+    """The `MetaGradient` that takes the tasks in parts."""
+
+    def __init__(self, gradient: MetaGradient, threads: Threads, chunk: int | None, room: int | None) -> None:
+        self.gradient, self.threads, self.chunk, self.room = gradient, threads, chunk, room
+        self.plans: dict[Any, _Plan] = {}
+
+    def __call__(self, learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
+        key = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in tree_leaves(episodes) if leaf is not None)
+        if key not in self.plans:
+            self.plans[key] = self._plan(learner, meta, episodes)
+        plan, tasks = self.plans[key], len(episodes.query.y)
+        parts = [_part(episodes, start, start + plan.size) for start in range(0, tasks, plan.size)]
+        gradient = functools.partial(self.gradient, learner, meta)
+        if plan.workers > 1:
+            return _joined(list(_pool(plan.workers).map(gradient, parts)), tasks)
+        with one_thread() if plan.alone else contextlib.nullcontext():
+            return _joined([gradient(part) for part in parts], tasks)
+
+    def _plan(self, learner: Learner, meta: Meta, episodes: Episodes) -> _Plan:
+        tasks, one = len(episodes.query.y), _part(episodes, 0, 1)
+        workers, alone = 1 if self.threads == "auto" else self.threads, False
+        if self.threads == "auto" and episodes.query.y.device.type == "cpu" and torch.get_num_threads() > 1:
+            before = torch.get_rng_state()
+            large = workload(lambda: backprop(learner, meta, episodes)).size >= LARGE
+            drawn = not torch.equal(before, torch.get_rng_state())
+            torch.set_rng_state(before)
+            if large and not drawn:  # threads would draw from one generator in any order
+                workers = torch.get_num_threads()
+            alone = not large
+        size = self.chunk or tasks
+        if self.room is not None:
+            needed = _saved(lambda: backprop(learner, meta, one))
+            size = self.room // max(1, needed * workers)
+            if size < 1:
+                raise UsageError(
+                    f"the graph of one task needs about {to_text(needed)} of memory, and {workers} at a time more than "
+                    f"{to_text(self.room)}; allow more, take threads=1, or an adjoint that remembers less, such as "
+                    f"Checkpointed(memory=...)"
+                )
+        size = min(size, -(-tasks // workers))
+        return _Plan(size, min(workers, -(-tasks // size)), alone)
+
+
+def _part(episodes: Episodes, start: int, end: int) -> Episodes:
+    def cut(leaf: Any) -> Any:
+        return leaf if leaf is None else leaf[start:end]
+
+    return Episodes(*(Batch(*(tree_map(cut, part) for part in batch)) for batch in episodes))
+
+
+def _joined(parts: Sequence[tuple[Meta, Info]], tasks: int) -> tuple[Meta, Info]:
+    """Return the mean over all tasks of means over parts of them, and what is told of the tasks in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    shares = [len(info.query_loss if info.query_loss is not None else info.support_loss.T) / tasks for _, info in parts]
+    gradient = Meta(
+        *(
+            {name: sum_of([share * part[which][name] for share, (part, _) in zip(shares, parts)]) for name in own}
+            for which, own in enumerate(parts[0][0])
+        )
+    )
+    support = torch.cat([info.support_loss for _, info in parts], 1)
+    query = [info.query_loss for _, info in parts if info.query_loss is not None]
+    return gradient, Info(support, torch.cat(query) if query else None)
+
+
+def sum_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the sum of tensors of one shape, in their order."""
+    total = tensors[0]
+    for tensor in tensors[1:]:
+        total = total + tensor
+    return total
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let the operations of this thread run in it alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@functools.cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    # each sets the number of threads of its own operations alone
+    return ThreadPoolExecutor(workers, "headstart", initializer=torch.set_num_threads, initargs=(1,))
+
+
+def _saved(function: Callable[[], object]) -> int:
+    """Return how many bytes are remembered for derivatives while ``function`` runs, at most."""
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved.setdefault(storage.data_ptr(), storage)  # held, so that no two have one address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        function()
+    return sum(storage.nbytes() for storage in saved.values())

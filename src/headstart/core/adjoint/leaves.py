@@ -1,0 +1,79 @@
+"""Trees of tensors as an ``autograd.Function`` takes them, and the random numbers that a step draws."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+Slopes: TypeAlias = list[Tensor | None]
+"""Derivatives with respect to a list of tensors; ``None`` is zero."""
+
+
+class Packed(NamedTuple):
+    """A tree whose tensors have been taken out."""
+
+    leaves: list[Any]
+    """With ``Tensor`` itself in the place of each tensor."""
+    spec: Any
+
+    def unpack(self, tensors: Iterable[Tensor]) -> Any:
+        """Return the tree with these tensors in it."""
+        left = iter(tensors)
+        return tree_unflatten([next(left) if leaf is Tensor else leaf for leaf in self.leaves], self.spec)
+
+
+def pack(tree: Any) -> tuple[Packed, list[Tensor]]:
+    """Take the tensors out of a tree."""
+    leaves, spec = tree_flatten(tree)
+    marked = [Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return Packed(marked, spec), [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """Return the tensors of a tree."""
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+
+
+def wanted(tree: Any) -> bool:
+    """Whether a derivative with respect to any of a tree's tensors is asked for."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_of(tree))
+
+
+def leaf(tensor: Tensor, needed: bool) -> Tensor:
+    """Return the tensor without history, requiring gradients where they are needed and exist."""
+    return tensor.detach().requires_grad_(needed and tensor.is_floating_point())
+
+
+def slopes_of(ends: Iterable[Tensor], slopes: Iterable[Tensor | None], leaves: list[Tensor], **options: bool) -> Slopes:
+    """Return Σ ∂end/∂leaf · slope for each leaf, ``None`` for one that requires no gradient or has no part in it."""
+    pairs = [(end, slope) for end, slope in zip(ends, slopes) if slope is not None and end.requires_grad]
+    asked = [one for one in leaves if one.requires_grad]
+    if not pairs or not asked:
+        return [None] * len(leaves)
+    found = iter(torch.autograd.grad([e for e, _ in pairs], asked, [s for _, s in pairs], allow_unused=True, **options))
+    return [next(found) if one.requires_grad else None for one in leaves]
+
+
+def added(total: Slopes, more: Slopes) -> Slopes:
+    """Return the sums of two lists of slopes."""
+    return [b if a is None else a if b is None else a + b for a, b in zip(total, more)]
+
+
+class Draws(NamedTuple):
+    """Where the generators stand that a module may draw from."""
+
+    cpu: Tensor
+    devices: tuple[list[int], list[Tensor]]
+
+    def restore(self) -> None:
+        """Let the generators draw again what they drew from here on."""
+        torch.set_rng_state(self.cpu)
+        set_device_states(*self.devices)
+
+
+def draws(tree: Any) -> Draws:
+    """Return where the generators of the CPU and of the tensors' devices stand."""
+    return Draws(torch.get_rng_state(), get_device_states(*tensors_of(tree)))
