@@ -248,3 +248,28 @@ def test_training_tasks_may_have_more_ways():
     assert tasks.sample("test", [0]).query.y.unique().tolist() == list(range(5))
     with pytest.raises(ShortClassError, match="'train' .* has 20 classes, but 21 ways"):
         few_shot("t", {"train": store([9] * 20)}, queries=2, train_ways=21)
+
+
+def test_the_episodes_of_a_number_never_change():
+    """What was drawn when the first version was written: results are only comparable while this holds."""
+    tasks = few_shot("t", {"validation": store([12, 7, 9, 30, 8, 11])}, ways=3, shots=(1, 2), queries=3, seed=7)
+    support, query = tasks.sample("validation", [0, 2**40 + 3])
+    classes, places = (values.tolist() for values in read(support))
+    assert classes == [[4, 0, 1, 0, 2, 0], [1, 1, 0, 0, 3, 3]]
+    assert places == [[6, 0, 3, 0, 7, 0], [2, 3, 10, 9, 13, 17]]
+    assert support.mask.int().tolist() == [[1, 0, 1, 0, 1, 0], [1, 1, 1, 1, 1, 1]]
+    classes, places = (values.tolist() for values in read(query))
+    assert classes == [[4, 4, 4, 1, 1, 1, 2, 2, 2], [1, 1, 1, 0, 0, 0, 3, 3, 3]]
+    assert places == [[2, 3, 4, 1, 0, 2, 2, 5, 1], [0, 6, 1, 2, 1, 5, 11, 2, 14]]
+
+
+def test_a_tasks_tensors_share_no_memory():
+    """Writing into one task, as augmentations do, must not change another."""
+    tasks = few_shot("t", {"train": store([20] * 5)}, shots=2)
+    support, query = tasks.sample("train", [0, 1])
+    again = tasks.sample("train", [0, 1])
+    for batch, other in ((support, again.query), (query, again.support)):
+        batch.x[0].fill_(7)
+        batch.y[0].fill_(7)
+        assert same([batch], [batch]) and not (batch.x[1] == 7).any() and not (batch.y[1] == 7).any()
+        assert not (other.x == 7).any() and not (other.y == 7).any()

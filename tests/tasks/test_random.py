@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from headstart.errors import UnknownNameError, UsageError
 from headstart.philox import philox
-from headstart.tasks.random import below, bits, distinct, uniform
+from headstart.tasks.random import below, bits, distinct, streams, uniform
 
 
 def test_the_counter_is_lane_stream_task_and_the_key_seed_split():
@@ -86,3 +86,23 @@ def test_bad_arguments_are_named():
         bits(0, "test", [3, -2], 0, 1)
     with pytest.raises(UsageError, match="task numbers must be from 0"):
         bits(0, "test", [2**63], 0, 1)
+
+
+@given(numbers, st.dictionaries(st.integers(0, 2**32 - 1), st.integers(0, 20), min_size=1, max_size=4))
+def test_streams_computed_together_are_those_computed_alone(batch, counts):
+    together = streams(3, "test", batch, counts)
+    assert len(together) == len(counts)
+    for words, (stream, count) in zip(together, counts.items()):
+        assert torch.equal(words, bits(3, "test", batch, stream, count))
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.data())
+def test_distinct_is_floyds_algorithm_and_a_shuffle(sizes, data):
+    count = data.draw(st.integers(1, min(sizes)))
+    words = bits(data.draw(st.integers(0, 2**32 - 1)), "train", range(len(sizes)), 0, 2 * count)
+    for size, row, drawn in zip(sizes, words.tolist(), distinct(words, torch.tensor(sizes), count).tolist()):
+        chosen = []
+        for newest, word in zip(range(size - count, size), row):
+            value = word * (newest + 1) >> 32
+            chosen.append(newest if value in chosen else value)
+        assert drawn == [value for _, value in sorted(zip(row[count:], chosen), key=lambda pair: pair[0])]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from headstart.errors import ShortClassError, UsageError, unknown_name
-from headstart.tasks.random import below, bits, check_seed, distinct
+from headstart.tasks.random import below, bits, check_seed, distinct, streams
 from headstart.tasks.store import ImageStore, check_splits, image_store, long_enough, rotated, scaled
 from headstart.types import Batch, Episodes, Tasks
 
@@ -74,10 +74,9 @@ def few_shot(
         if split not in held:
             raise unknown_name("split", split, held)
         numbers, ways = list(numbers), ways_of[split]
-        classes = bits(seed, split, numbers, _CLASSES, 2 * ways)
         per_class = 2 * (high + queries)
-        images = bits(seed, split, numbers, _IMAGES, ways * per_class)
-        support, query = _draw(usable[split], classes, images.view(len(numbers), ways, per_class), high)
+        classes, images = streams(seed, split, numbers, {_CLASSES: 2 * ways, _IMAGES: ways * per_class})
+        support, query = _draw(usable[split], classes, images.reshape(len(numbers), ways, per_class), high)
         mask = None
         if low < high:
             drawn = low + below(bits(seed, split, numbers, _SHOTS, 1), high - low + 1)
@@ -123,8 +122,8 @@ def _episodes(images: Tensor, support: Tensor, query: Tensor, mask: Tensor | Non
     )
     if mask is not None:
         x_support.mul_(mask.view(tasks, ways * shots, 1, 1, 1))
-    labels = torch.arange(ways, device=images.device)
-    y_support, y_query = (labels.repeat_interleave(n).repeat(tasks, 1) for n in (shots, queries))
+    labels = torch.arange(ways, device=images.device)[:, None]
+    y_support, y_query = (labels.expand(tasks, ways, n).reshape(tasks, ways * n) for n in (shots, queries))
     return Episodes(Batch(x_support, y_support, mask), Batch(x_query, y_query))
 
 
