@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from headstart.algorithms.heads.kernel_machines import svm as svm
     from headstart.algorithms.heads.ridge import ridge as ridge
     from headstart.algorithms.learned_loss import learned_loss as learned_loss
+    from headstart.algorithms.imaml import imaml as imaml
     from headstart.algorithms.maml import anil as anil
     from headstart.algorithms.maml import boil as boil
     from headstart.algorithms.maml import fomaml as fomaml
@@ -57,9 +58,11 @@ if TYPE_CHECKING:
     from headstart.algorithms.warp import warp_grad as warp_grad
     from headstart.core.accelerate import accelerate as accelerate
     from headstart.core.adjoint import Checkpointed as Checkpointed
+    from headstart.core.adjoint import ConjugateGradient as ConjugateGradient
     from headstart.core.adjoint import FirstOrder as FirstOrder
     from headstart.core.adjoint import Implicit as Implicit
     from headstart.core.adjoint import MixedMode as MixedMode
+    from headstart.core.adjoint import Neumann as Neumann
     from headstart.core.adjoint import Truncated as Truncated
     from headstart.core.adjoint import Unrolled as Unrolled
     from headstart.core.cost import expected_cost as expected_cost
@@ -131,6 +134,7 @@ _PUBLIC = {
         "svm",
     ),
     "headstart.algorithms.learned_loss": ("learned_loss",),
+    "headstart.algorithms.imaml": ("imaml",),
     "headstart.algorithms.maml": (
         "anil",
         "boil",
@@ -164,9 +168,11 @@ _PUBLIC = {
     "headstart.core.accelerate": ("accelerate",),
     "headstart.core.adjoint": (
         "Checkpointed",
+        "ConjugateGradient",
         "FirstOrder",
         "Implicit",
         "MixedMode",
+        "Neumann",
         "Truncated",
         "Unrolled",
     ),

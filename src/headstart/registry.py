@@ -37,6 +37,12 @@ METHODS = (
         "headstart.algorithms.maml:fomaml",
     ),
     Row(
+        "imaml",
+        "MAML that stays near the start, differentiated where it comes to rest: memory does not grow with the steps",
+        "Rajeswaran, Finn, Kakade, Levine 2019, arXiv:1909.04630",
+        "headstart.algorithms.imaml:imaml",
+    ),
+    Row(
         "anil",
         "MAML whose inner loop moves the head only",
         "Raghu, Raghu, Bengio, Vinyals 2019, arXiv:1909.09157",

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_map
 
 from headstart.core import losses
-from headstart.core.adjoint import Adjoint
+from headstart.core.adjoint import Adjoint, FirstOrder
 from headstart.core.functional import Functional, functional
 from headstart.core.masks import present
 from headstart.core.rules import Rule
@@ -93,7 +93,7 @@ class Adaptation:
         """Return the support set as it is there, and whether anybody asks for a derivative."""
         support = present(support)
         wanted = torch.is_grad_enabled() and any(t.requires_grad for part in meta for t in part.values())
-        if wanted and self.adjoint.exact:
+        if wanted and not isinstance(self.adjoint, FirstOrder):
             self.model.certify(support.x)
         return support, wanted
 

@@ -12,7 +12,7 @@ from headstart.algorithms.adaptation import Adaptation, halves_of, moving
 from headstart.algorithms.reading import read
 from headstart.core import losses
 from headstart.core.adjoint import Adjoint, FirstOrder, Unrolled
-from headstart.core.functional import Buffers, functional
+from headstart.core.functional import Buffers, Precision, functional
 from headstart.core.objective import backprop
 from headstart.core.patterns import What
 from headstart.core.rules import Rule, chain, exclude, only, per_weight, scale
@@ -32,6 +32,7 @@ def maml(
     adjoint: Adjoint = Unrolled(),
     taskmap: str | TaskMap = "auto",
     buffers: Buffers = "batch",
+    precision: Precision = "full",
     examples: Callable[[Batch, int], Batch] | None = None,
     start: Start | None = None,
     inner_loss: InnerLoss | None = None,
@@ -49,10 +50,12 @@ def maml(
         steps: T, at least 0.
         rate: the inner step size α; not used where ``rule`` is given.
         rule: the inner update, by default `scale` (rate).
-        adjoint: how to differentiate through the steps: `Unrolled`, `Checkpointed` or `FirstOrder`.
+        adjoint: how to differentiate through the steps: `Unrolled`, `Checkpointed`, `MixedMode`, `Truncated`,
+            `FirstOrder` or `Implicit`.
         taskmap: ``"auto"``, ``"vmap"`` or ``"loop"``.
         buffers: what normalisation does with running statistics: ``"batch"``, ``"frozen"`` or ``"task"``. With
             ``"batch"`` the query set is normalised by its own statistics (transductive, as in the paper).
+        precision: ``"full"``, or ``"bf16"``: products and convolutions in bfloat16, parameters as they are.
         examples: ``(support, step) -> the batch that this inner step uses``; by default all of the support set.
         start: where each task starts from, by default θ.
         inner_loss: what adaptation lowers, by default ``loss``.
@@ -67,12 +70,12 @@ def maml(
     >>> learner.predict(adapted, torch.zeros(3, 7, 2)).shape
     torch.Size([3, 7, 1])
     """
-    model = functional(module, buffers=buffers, taskmap=taskmap)
+    model = functional(module, buffers=buffers, taskmap=taskmap, precision=precision)
     inner_rule = scale(rate) if rule is None else rule
     task_loss = losses.without_padding(losses.resolve(loss), model.batch_statistics)
     names, halves = moving(inner_rule, model), None
     if examples is None and start is None and isinstance(buffers, str):  # these may look into the whole of it
-        halves = halves_of(module, model, names, buffers=buffers, taskmap=taskmap)
+        halves = halves_of(module, model, names, buffers=buffers, taskmap=taskmap, precision=precision)
     inner = Adaptation(model, names, inner_rule, task_loss, adjoint, steps, examples, start, inner_loss, halves)
     inner.init(Generator().manual_seed(0))  # refuses now parts of M that clash
     return Learner(

@@ -16,7 +16,7 @@ COMMANDS = {
     "train": ("headstart.cli.train:train", "Meta-train on a family of tasks, or go on with a run."),
     "evaluate": ("headstart.cli.evaluate:evaluate", "Judge a run on fixed tasks: mean and 95 % interval."),
     "compare": ("headstart.cli.compare:compare", "Train several methods on the same tasks, and compare them."),
-    "bench": ("headstart.cli.bench:bench", "Compare all methods and today's baselines on tables of many small tasks."),
+    "bench": ("headstart.cli.bench:app", "Compare with other libraries and methods: speed, memory, samplers, tables."),
     "adapt": ("headstart.cli.adapt:adapt", "Learn new classes from a folder, or a new task from a table."),
     "predict": (
         "headstart.cli.adapt:predict",

@@ -1,6 +1,8 @@
 """What commands print."""
 
 import json
+import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +12,20 @@ if TYPE_CHECKING:
 def print_json(value: Any) -> None:
     """Print a value as JSON; what is not finite must have become null before."""
     print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def print_table(title: str, headings: Sequence[str], rows: Iterable[tuple[str, ...]], left: int = 1) -> None:
+    """Print a table; the first ``left`` columns hold words, the others numbers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown: Any = Table(title=title, title_justify="left")
+    for place, heading in enumerate(headings):
+        shown.add_column(heading, justify="left" if place < left else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row)
+    # where nobody sees a window, nothing need be cut to its width
+    Console(width=None if sys.stdout.isatty() else 160).print(shown)
 
 
 def score_text(score: "Score") -> str:

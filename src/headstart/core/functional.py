@@ -36,6 +36,7 @@ from headstart.types import Params, Tree
 BufferPolicy: TypeAlias = Literal["batch", "frozen", "task"]
 Buffers: TypeAlias = BufferPolicy | Mapping[str, BufferPolicy]
 Phase: TypeAlias = Literal["support", "query"]
+Precision: TypeAlias = Literal["full", "bf16"]
 
 
 class Functional(NamedTuple):
@@ -72,7 +73,9 @@ that are `Stepped`; outputs are ``(B, n, *outputs)``.
 """
 
 
-def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | TaskMap = "auto") -> Functional:
+def functional(
+    module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | TaskMap = "auto", precision: Precision = "full"
+) -> Functional:
     """Return ``module`` as a pure, task-batched function.
 
     Args:
@@ -83,11 +86,15 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
             ``"frozen"`` uses the module's own statistics; ``"task"`` gives every task a copy that its support set
             updates and its query set uses. Buffers of other layers are constants unless a pattern says ``"task"``.
         taskmap: ``"auto"``, ``"vmap"``, ``"loop"``, or a function with their interface.
+        precision: ``"full"``: that of the parameters; ``"bf16"``: products and convolutions, and their derivatives,
+            in bfloat16, with parameters and outputs as they are (PyTorch's autocast).
 
     Raises:
         DifferentiationError: a layer has no second derivative, or cannot be mapped as asked.
         UsageError: a pattern that matches no buffer.
     """
+    if precision not in ("full", "bf16"):
+        raise unknown_name("precision", str(precision), ("full", "bf16"))
     refuse_untwiceable(module)
     policies = _policies(module, buffers)
     task_map = _resolve(taskmap, module)
@@ -145,12 +152,12 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
         dims = [{name: _task_axis(p, leaves[name]) for name, p in params.items()}, 0, 0, 0, 0]
         versions = [tensor._version for tensor in constants.values()]
         try:
-            with context():
-                out = task_map(function, dims, [params, buffers, x_args, x_kwargs, keys])
+            with context(), _computing_in(precision, params):
+                outputs, after = task_map(function, dims, [params, buffers, x_args, x_kwargs, keys])
         except RuntimeError as error:
             raise _explained(error, x, leaves) from error
         _refuse_mutation(constants, versions)
-        return out
+        return (outputs.float() if precision == "bf16" else outputs), after
 
     unchecked: list[nn.Module] = [] if twice.is_known(module_copy) else [module_copy]
 
@@ -176,6 +183,14 @@ def functional(module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | 
         certify,
         functools.partial(_shown, module_copy),
     )
+
+
+def _computing_in(precision: Precision, params: Params) -> contextlib.AbstractContextManager[Any]:
+    if precision == "full":
+        return contextlib.nullcontext()
+    device = next((value.device.type for value in params.values()), "cpu")
+    # without its cache, which would hand the weights of one inner step to the next
+    return torch.autocast(device, torch.bfloat16, cache_enabled=False)
 
 
 def _shown(module: nn.Module, structure: Params) -> Params:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from headstart.core import tree
+from headstart.core.dropout import TaskDropout
 from headstart.types import Params
 
 Layer: TypeAlias = Callable[[Any, Params, Tensor], Tensor]
@@ -56,7 +57,10 @@ def _values(value: object) -> Iterable[object]:
 
 def tied(module: nn.Module) -> bool:
     """Return whether two layers share a tensor, which then goes by one of its names only."""
-    return len(list(module.parameters())) < len(list(module.named_parameters(remove_duplicate=False)))
+    return any(
+        len(list(named())) < len(list(named(remove_duplicate=False)))
+        for named in (module.named_parameters, module.named_buffers)
+    )
 
 
 def over_tasks(module: nn.Module, params: Params, shapes: Mapping[str, tuple[int, ...]], x: Tensor) -> Tensor:
@@ -106,8 +110,10 @@ def _convolution(layer: nn.Conv2d, own: Params, x: Tensor) -> Tensor:
     weight, bias = own["weight"], own.get("bias")
     options = (layer.stride, layer.padding, layer.dilation)
     if weight.ndim == 4:
-        out = F.conv2d(x.flatten(0, 1), weight, None if bias is None or bias.ndim > 1 else bias, *options, layer.groups)
-        out = out.unflatten(0, x.shape[:2])
+        # examples first: what batch normalisation wants next, and what grouped convolutions leave
+        flat = x.transpose(0, 1).flatten(0, 1)
+        out = F.conv2d(flat, weight, None if bias is None or bias.ndim > 1 else bias, *options, layer.groups)
+        out = out.unflatten(0, (x.shape[1], x.shape[0])).transpose(0, 1)
         return out if bias is None or bias.ndim == 1 else out + bias[:, None, :, None, None]
     bias = None if bias is None else bias.expand(len(x), weight.shape[1])
     if x.is_cuda and layer.groups == 1 and isinstance(layer.padding, tuple) and _patches(layer, x) <= UNFOLDED:
@@ -207,7 +213,12 @@ def _plain_convolution(layer: nn.Module, x: Tensor) -> bool:
 
 
 def _own_statistics(layer: nn.Module, x: Tensor) -> bool:
-    return x.ndim == 5 and getattr(layer, "running_mean", 0) is None
+    return x.ndim == 5 and getattr(layer, "running_mean", 0) is None and _fits(layer, x)
+
+
+def _fits(layer: nn.Module, x: Tensor) -> bool:
+    """Return whether there are as many channels as weights: one weight would be spread over several channels."""
+    return x.ndim >= 3 and x.shape[2] in (getattr(layer, "num_features", 0), getattr(layer, "num_channels", 0))
 
 
 def _of_examples(layer: nn.Module, x: Tensor) -> bool:
@@ -224,15 +235,15 @@ _KNOWN: dict[type[nn.Module], tuple[Callable[[nn.Module, Tensor], bool], Layer]]
     nn.Conv2d: (_plain_convolution, _convolution),
     nn.BatchNorm2d: (_own_statistics, _batch_norm),
     nn.LayerNorm: (_any, _layer_norm),
-    nn.GroupNorm: (_any, _group_norm),
+    nn.GroupNorm: (_fits, _group_norm),
     nn.MaxPool2d: (_images, _each_example),
     nn.AvgPool2d: (_images, _each_example),
     nn.AdaptiveAvgPool2d: (_images, _each_example),
     nn.Flatten: (_of_examples, _each_example),
-    nn.Dropout: (_at_rest, _as_it_is),
-    nn.Dropout2d: (_at_rest, _as_it_is),
+    TaskDropout: (_at_rest, _as_it_is),
 }
 
 
 def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Return whether somebody changed what calling this very module does."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))

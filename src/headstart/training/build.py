@@ -50,7 +50,7 @@ _TASK_OPTIONS = (
 )  # fmt: skip
 _METHOD_OPTIONS = (
     "inner_steps", "inner_rate", "task_map", "buffers", "adjoint", "kernel", "mean", "trees", "leaves", "estimator",
-    "trials", "samples", "deviation",
+    "trials", "samples", "deviation", "strength", "damping", "iterations",
 )  # fmt: skip
 _MODEL_OPTIONS = ("hidden", "filters", "downsample", "norm", "soft_trees", "depth", "widths")
 _ADJOINTS = {"unrolled": Unrolled(), "checkpointed": Checkpointed(), "mixed_mode": MixedMode()}

@@ -66,6 +66,7 @@ _EXACT: Row = {**_INNER, **_OUTER, "adjoint": "unrolled"}
 METHODS: dict[str, Row] = {
     "maml": _EXACT,
     "fomaml": {**_INNER, **_OUTER},
+    "imaml": {**_INNER, **_OUTER, "strength": 2.0, "damping": 1.0, "iterations": 5},
     "anil": _EXACT,
     "boil": _EXACT,
     "meta_sgd": _EXACT,
@@ -119,6 +120,9 @@ _BY_KIND: dict[str, Row] = {
 _EXCEPTIONS: dict[tuple[str, str], Row] = {
     ("reptile", "curves"): {"inner_steps": 10, "inner_rate": 0.02},
     ("reptile", "images"): {"inner_rate": 0.001},
+    ("imaml", "curves"): {"inner_steps": 16},
+    ("imaml", "images"): {"inner_steps": 16},
+    ("imaml", "tables"): {"inner_steps": 16},
     # rates by step mean nothing with a single one
     ("maml_plus_plus", "curves"): {"inner_steps": 5},
     # what moves is not weights, so the rate is of another kind

@@ -228,6 +228,19 @@ class Options(BaseModel):
     trials: int | None = _option(None, "search: how many choices are tried. Default: 50.", ge=1, le=100_000)
     samples: int | None = _option(None, "es_maml: pairs of perturbations of a step. Default: 32.", ge=1, le=100_000)
     deviation: float | None = _option(None, "es_maml: size of the perturbations. Default: 0.05.", gt=0, le=100)
+    strength: float | None = _option(
+        None, "imaml: how strongly a task is held near the start. Default: 2.", gt=0, le=1_000_000
+    )
+    damping: float | None = _option(
+        None,
+        "imaml: what is added to the curvature before the linear system is solved; 0 is the paper's formula."
+        " Default: 1.",
+        ge=0,
+        le=1_000_000,
+    )
+    iterations: int | None = _option(
+        None, "imaml: steps of conjugate gradient in the backward pass. Default: 5.", ge=1, le=10_000
+    )
     # the model
     hidden: Hidden | None = _option(None, "mlp: widths of the hidden layers. Default: 40,40.")
     filters: int | None = _option(None, "conv4: channels of its convolutions. Default: 32.", ge=1, le=1024)

@@ -1,0 +1,23 @@
+"""What a contender makes of a case: something to check, and something to time."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from numpy import ndarray
+
+Arrays: TypeAlias = dict[str, ndarray]
+
+
+class Prepared(NamedTuple):
+    """A contender, ready."""
+
+    step: Callable[[], object]
+    """Does the work once, all of it before it returns."""
+    answer: Callable[[], Arrays] | None = None
+    """What every contender must agree on, such as the meta-gradient; asked for before the first step."""
+    note: str = ""
+    """What a reader must know of how this contender does it."""
+
+
+Prepare: TypeAlias = Callable[[Mapping[str, Any]], Prepared]
+"""``(the case's values, as JSON has them) -> Prepared``: what a worker is started with, as ``module:function``."""

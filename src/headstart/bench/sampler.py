@@ -1,0 +1,173 @@
+"""``headstart bench sampler``: few-shot episodes a second, beside other libraries, out of the same images."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median, quantiles
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+
+from headstart.bench.figures import Figure, Report, Target
+from headstart.bench.machine import machine
+from headstart.bench.peers.environment import Environment
+from headstart.bench.peers.process import PeerError, Worker
+from headstart.bench.plan import Plan, check, chosen
+from headstart.bench.sampler_contenders.episodes import SamplerCase, fault, omniglot_folder
+
+ROUNDS = 7
+#: Of all turns together, by default; starting the contenders comes on top.
+SECONDS = 45.0
+_START_SECONDS, _TURN_SECONDS = 600.0, 300.0
+_WARM = 6  # more batches than a loader's workers fetch ahead
+
+
+class Contender(NamedTuple):
+    """A library, and how it loads."""
+
+    name: str
+    package: str
+    """Its name in the registry of packages; headstart's own is its name."""
+    module: str
+    """Its file in ``sampler_contenders``."""
+    workers: int = 0
+
+    @property
+    def target(self) -> str:
+        """What its process is started with."""
+        return f"headstart.bench.sampler_contenders.{self.module}:prepare"
+
+
+OURS = Contender("headstart", "headstart", "ours")
+PEERS = (
+    Contender("easyfsl", "easyfsl", "easyfsl"),
+    Contender("easyfsl, 2 workers", "easyfsl", "easyfsl", workers=2),
+    Contender("learn2learn", "learn2learn", "learn2learn"),
+    Contender("torchmeta", "torchmeta", "torchmeta"),
+    Contender("torchmeta, 2 workers", "torchmeta", "torchmeta", workers=2),
+)
+RATIO = 20.0
+
+
+def run(plan: Plan) -> Report:
+    """Let every contender have its turns, one after the other, and return their rates in episodes a second.
+
+    Every contender has a process of its own, and first shows one batch, which is checked. A turn starts the loader
+    anew, leaves out its first batches, and counts the episodes of the others by the seconds that they took. Without
+    Omniglot's zips in ``plan.data``, or in ``omniglot`` there, the images are the icons that headstart brings.
+
+    Raises:
+        UsageError: a plan that cannot be carried out.
+        PeerError: headstart's own sampler failed.
+    """
+    plan = check(plan)
+    case = SamplerCase(omniglot=omniglot_folder(plan.data))
+    name = name_of(case)
+    chosen(plan, [name])
+    rounds = plan.repeats or ROUNDS
+    rates: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        ready, failed = _start(plan, case, stack)
+        seconds = (plan.seconds or SECONDS) / (rounds * len(ready))
+        for number in range(1, rounds + 1):
+            plan.note(f"sampler: round {number} of {rounds}")
+            for contender, worker in list(ready.items()):
+                try:
+                    rate = _turn(worker, _with(case, contender), seconds)
+                    rates.setdefault(contender.name, []).append(rate)
+                except PeerError as error:
+                    _leave_out(plan, contender, error, failed)
+                    del ready[contender]
+    rates = {who: found for who, found in rates.items() if who not in failed}
+    figures = tuple(figure(name, who, found) for who, found in rates.items())
+    return Report("sampler", figures, targets(name, rates), machine(plan), failed)
+
+
+def name_of(case: SamplerCase) -> str:
+    """Return what a case is called."""
+    images = "icons" if case.omniglot is None else "Omniglot"
+    return f"{images} {case.ways}-way {case.shots}-shot {case.queries}-query"
+
+
+def figure(case: str, contender: str, rates: list[float]) -> Figure:
+    """Return the figure of a contender's rates."""
+    low, _, high = quantiles(rates, n=4, method="inclusive") if len(rates) > 1 else (rates[0],) * 3
+    return Figure(case, contender, median(rates), low, high, len(rates), "episodes/s")
+
+
+def targets(case: str, rates: Mapping[str, list[float]]) -> tuple[Target, ...]:
+    """Hold headstart against every library at its best number of workers."""
+    found = []
+    for package in dict.fromkeys(peer.package for peer in PEERS):
+        ways = [peer.name for peer in PEERS if peer.package == package and peer.name in rates]
+        best = max(ways, key=lambda name: median(rates[name]), default=package)
+        found.append(Target(f"{case}, against {best}", case, OURS.name, best, RATIO, "times the rate"))
+    return tuple(found)
+
+
+def _start(plan: Plan, case: SamplerCase, stack: ExitStack) -> tuple[dict[Contender, Worker], dict[str, str]]:
+    """Start every contender and check a batch of it; return those that passed, and why the others did not."""
+    ready: dict[Contender, Worker] = {}
+    failed: dict[str, str] = {}
+    for contender in (OURS, *PEERS):
+        why = _missing(contender, plan.environment)
+        if why is not None:
+            failed[contender.name] = why
+            continue
+        plan.note(f"sampler: starting {contender.name}")
+        worker = stack.enter_context(Worker(contender.target, python=plan.python, threads=plan.threads))
+        try:
+            _show(worker, _with(case, contender))
+            ready[contender] = worker
+        except PeerError as error:
+            _leave_out(plan, contender, error, failed)
+            worker.close()
+    return ready, failed
+
+
+def _missing(contender: Contender, peers: Environment | None) -> str | None:
+    """Return why a contender cannot be started, or ``None``."""
+    if contender is OURS:
+        return None
+    if peers is None:
+        return "there is no environment with other libraries"
+    return peers.failed.get(contender.package)
+
+
+def _leave_out(plan: Plan, contender: Contender, error: PeerError, failed: dict[str, str]) -> None:
+    if contender is OURS:
+        raise error
+    failed[contender.name] = str(error)
+    plan.note(f"sampler: {contender.name} is left out: {error}")
+
+
+def _with(case: SamplerCase, contender: Contender) -> SamplerCase:
+    return case._replace(workers=contender.workers)
+
+
+def _show(worker: Worker, case: SamplerCase) -> None:
+    """Check a batch of a contender's.
+
+    Raises:
+        PeerError: it failed, or what it gives is not what is asked for.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "batch.npz")
+        worker.ask({"do": "prepare", "case": case._asdict(), "answer": str(path)}, _START_SECONDS)
+        with np.load(path, allow_pickle=False) as batch:
+            wrong = fault(dict(batch), case)
+    worker.ask({"do": "drop"})
+    if wrong is not None:
+        raise PeerError(f"its episodes are not sound: {wrong}")
+
+
+def _turn(worker: Worker, case: SamplerCase, seconds: float) -> float:
+    """Return a contender's episodes a second."""
+    worker.ask({"do": "prepare", "case": case._asdict(), "answer": None}, _TURN_SECONDS)
+    first = worker.ask({"do": "run", "steps": _WARM}, _TURN_SECONDS)["seconds"]
+    steps = min(max(round(seconds * _WARM / sum(first)), 2 * _WARM), 10_000)
+    # the first of these were fetched while nothing was asked for
+    taken = worker.ask({"do": "run", "steps": _WARM + steps}, _TURN_SECONDS)["seconds"][_WARM:]
+    worker.ask({"do": "drop"})
+    return case.tasks * len(taken) / sum(taken)

@@ -1,0 +1,74 @@
+"""Targets held against figures."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from headstart.bench.figures import Figure, Report, Target
+
+
+class Verdict(NamedTuple):
+    """What became of a target."""
+
+    target: Target
+    ours: Figure | None
+    theirs: Figure | None
+    ratio: float | None
+    """As the target counts it; ``None`` where a figure is missing."""
+    reached: bool | None
+    reason: str = ""
+    """Why there is no ratio."""
+
+
+def verdicts(report: Report) -> list[Verdict]:
+    """Return what became of the report's targets, in their order."""
+    return [_verdict(target, report) for target in report.targets]
+
+
+def _verdict(target: Target, report: Report) -> Verdict:
+    ours = _find(report.figures, target.case, target.ours)
+    theirs = _find(report.figures, target.against or target.case, target.theirs)
+    if ours is None or theirs is None:
+        return Verdict(target, ours, theirs, None, None, _reason(target, report, ours is None))
+    above, below = (theirs, ours) if target.better == "times faster" else (ours, theirs)
+    ratio = above.value / below.value if below.value else float("inf")
+    reached = ratio >= target.ratio if at_least(target) else ratio <= target.ratio
+    return Verdict(target, ours, theirs, ratio, reached)
+
+
+def at_least(target: Target) -> bool:
+    """Return whether more is better."""
+    return target.better in ("times faster", "times the rate")
+
+
+def _find(figures: Iterable[Figure], case: str, contender: str) -> Figure | None:
+    return next((each for each in figures if (each.case, each.contender) == (case, contender)), None)
+
+
+def _reason(target: Target, report: Report, ours: bool) -> str:
+    name, case = (target.ours, target.case) if ours else (target.theirs, target.against or target.case)
+    return report.failed.get(f"{name}: {case}") or report.failed.get(name) or f"no figure of {name}"
+
+
+def sentence(verdict: Verdict) -> str:
+    """Return a target's outcome in a sentence.
+
+    >>> ours, theirs = Figure("sine", "headstart", 2, 2, 2, 9, "ms"), Figure("sine", "higher", 15, 15, 15, 9, "ms")
+    >>> target = Target("sine, against higher", "sine", "headstart", "higher", 10, "times faster")
+    >>> sentence(verdicts(Report("speed", (ours, theirs), (target,), {}))[0])
+    'sine, against higher: 7.50 times faster, at least 10 wanted: short by 25 %'
+    """
+    target = verdict.target
+    if verdict.ratio is None:
+        return f"{target.name}: not measured ({verdict.reason})"
+    bound = f"{'at least' if at_least(target) else 'at most'} {target.ratio:g} wanted"
+    said = f"{target.name}: {verdict.ratio:.2f} {target.better}, {bound}"
+    if verdict.reached:
+        return f"{said}: reached"
+    if at_least(target):
+        return f"{said}: short by {1 - verdict.ratio / target.ratio:.0%}".replace("%", " %")
+    return f"{said}: over by {verdict.ratio / target.ratio - 1:.0%}".replace("%", " %")
+
+
+def missed(found: Sequence[Verdict]) -> list[Verdict]:
+    """Return the targets that are not reached, or not measured."""
+    return [verdict for verdict in found if not verdict.reached]

@@ -1,0 +1,84 @@
+"""Targets, and reports as text and pictures."""
+
+import json
+
+import pytest
+
+from headstart.bench.chart import curve_groups, draw
+from headstart.bench.figures import Figure, Report, Target
+from headstart.bench.text import figure_rows, notes, shortfalls, target_rows, to_markdown, to_values
+from headstart.bench.verdict import sentence, verdicts
+
+
+def figure(case, contender, value, unit="ms", note=""):
+    return Figure(case, contender, value, 0.9 * value, 1.1 * value, 5, unit, note)
+
+
+FIGURES = (
+    *(figure(f"sine T={steps}", "headstart", 2.0 * steps) for steps in (1, 5, 10)),
+    *(figure(f"sine T={steps}", "learn2learn", 30.0 * steps) for steps in (1, 5, 10)),
+    figure("sine T=1", "JAX", 0.5, note="jitted"),
+    figure("episodes", "headstart", 900.0, "episodes/s"),
+    figure("episodes", "easyfsl", 100.0, "episodes/s"),
+)
+REPORT = Report(
+    "speed",
+    FIGURES,
+    (
+        Target("fast", "sine T=1", "headstart", "learn2learn", 10, "times faster"),
+        Target("faster", "sine T=5", "headstart", "learn2learn", 20, "times faster"),
+        Target("like JAX", "sine T=1", "headstart", "JAX", 1.2, "times the time"),
+        Target("grows little", "sine T=10", "headstart", "headstart", 11, "times the time", against="sine T=1"),
+        Target("episodes", "episodes", "headstart", "easyfsl", 20, "times the rate"),
+        Target("higher", "sine T=1", "headstart", "higher", 10, "times faster"),
+        Target("torchmeta", "episodes", "headstart", "torchmeta", 10, "times the rate"),
+    ),
+    {"torch": "2"},
+    {"higher": "pip failed", "torchmeta: episodes": "ImportError"},
+)
+
+
+def test_ratios_go_the_way_that_the_target_says() -> None:
+    found = verdicts(REPORT)
+    assert [verdict.ratio and round(verdict.ratio, 6) for verdict in found] == [15, 15, 4, 10, 9, None, None]
+    assert [verdict.reached for verdict in found] == [True, False, False, True, False, None, None]
+
+
+def test_what_fell_short_is_said_with_how_much_or_why() -> None:
+    assert shortfalls(REPORT) == [
+        "faster: 15.00 times faster, at least 20 wanted: short by 25 %",
+        "like JAX: 4.00 times the time, at most 1.2 wanted: over by 233 %",
+        "episodes: 9.00 times the rate, at least 20 wanted: short by 55 %",
+        "higher: not measured (pip failed)",
+        "torchmeta: not measured (ImportError)",
+    ]
+    assert sentence(verdicts(REPORT)[0]).endswith(": reached")
+
+
+def test_rows_put_the_quickest_first_beside_ours() -> None:
+    rows = figure_rows(REPORT)
+    assert rows[0] == ("sine T=1", "JAX", "0.50 ms", "0.45 to 0.55", "5", "0.25")
+    assert rows[1][1:] == ("headstart", "2.00 ms", "1.80 to 2.20", "5", "")
+    assert target_rows(verdicts(REPORT))[1] == ("faster", "10.0 ms", "150 ms", "15.00", ">= 20", "missed")
+    assert notes(REPORT)[0] == "JAX, sine T=1: jitted" and "higher: left out: pip failed" in notes(REPORT)
+
+
+def test_markdown_and_json_hold_figures_targets_and_failures() -> None:
+    page = to_markdown(REPORT)
+    assert "| faster | 10.0 ms | 150 ms | 15.00 | >= 20 | missed |" in page and "short by 25 %" in page
+    values = json.loads(json.dumps(to_values(REPORT), allow_nan=False))
+    assert len(values["figures"]) == len(FIGURES) and values["targets"][0]["reached"] is True
+    assert values["failed"]["higher"] == "pip failed"
+
+
+def test_cases_that_differ_in_one_number_make_a_curve() -> None:
+    curves = curve_groups(FIGURES)
+    assert list(curves) == [("sine", "inner steps T", "ms")]
+    assert sorted(
+        counted for counted, each in curves["sine", "inner steps T", "ms"] if each.contender == "headstart"
+    ) == [1, 5, 10]
+
+
+@pytest.mark.parametrize("report", [REPORT, REPORT._replace(figures=()), REPORT._replace(figures=FIGURES[:1])])
+def test_the_picture_is_a_png(report: Report) -> None:
+    assert draw(report).startswith(b"\x89PNG")
