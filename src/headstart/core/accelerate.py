@@ -7,7 +7,7 @@ better than operations that are each split among the cores.
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.core.compiled import compiled
+from headstart.core.live_bytes import LiveBytes
 from headstart.core.objective import backprop
 from headstart.core.sizes import to_bytes, to_text
 from headstart.core.workload import workload
@@ -102,7 +103,8 @@ class _InParts:
         parts = [_part(episodes, start, start + plan.size) for start in range(0, tasks, plan.size)]
         gradient = functools.partial(self.gradient, learner, meta)
         if plan.workers > 1:
-            return _joined(list(_pool(plan.workers).map(gradient, parts)), tasks)
+            with _kept_threads():
+                return _joined(list(_pool(plan.workers).map(gradient, parts)), tasks)
         with one_thread() if plan.alone else contextlib.nullcontext():
             return _joined([gradient(part) for part in parts], tasks)
 
@@ -119,7 +121,9 @@ class _InParts:
             alone = not large
         size = self.chunk or tasks
         if self.room is not None:
-            needed = _saved(lambda: backprop(learner, meta, one))
+            with LiveBytes() as live:
+                backprop(learner, meta, one)
+            needed = live.peak
             size = self.room // max(1, needed * workers)
             if size < 1:
                 raise UsageError(
@@ -165,8 +169,15 @@ def sum_of(tensors: Sequence[Tensor]) -> Tensor:
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Let the operations of this thread run in it alone."""
+    with _kept_threads():
+        torch.set_num_threads(1)
+        yield
+
+
+@contextlib.contextmanager
+def _kept_threads() -> Iterator[None]:
+    """Put the number of threads back, which a thread that starts later takes from where it was set last."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -177,17 +188,3 @@ def one_thread() -> Iterator[None]:
 def _pool(workers: int) -> ThreadPoolExecutor:
     # each sets the number of threads of its own operations alone
     return ThreadPoolExecutor(workers, "headstart", initializer=torch.set_num_threads, initargs=(1,))
-
-
-def _saved(function: Callable[[], object]) -> int:
-    """Return how many bytes are remembered for derivatives while ``function`` runs, at most."""
-    saved: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved.setdefault(storage.data_ptr(), storage)  # held, so that no two have one address
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        function()
-    return sum(storage.nbytes() for storage in saved.values())

@@ -141,6 +141,7 @@ def _made(learner: Learner, meta: Meta, episodes: Episodes, tensors: list[Tensor
     # once as it is: it checks the data and the model, and lets the task map choose
     backprop(learner, meta, episodes)
     if not torch.equal(before, torch.get_rng_state()):
+        torch.set_rng_state(before)  # as if there had been no trial
         logger.warning("not compiled, running as it is: the model draws from PyTorch's global generator")
         return None
     start = time.perf_counter()

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.core import tree, twice
 from headstart.core.layers import over_tasks
+from headstart.core.layout import IMAGES, channels_last, of_images, one_by_one
 from headstart.core.patterns import Leaf, matches
 from headstart.core.roles import Role, Structural, role_of
 from headstart.core.shared import Shared
@@ -109,6 +110,11 @@ def functional(
     context = _forward_context(module)
     leaves = _leaves(module)
     shapes = {name: leaf.shape for name, leaf in leaves.items()}
+    images = of_images(type(layer) for layer in module.modules())
+    widest = max((shape[0] for shape in shapes.values() if len(shape) == 4), default=1)
+
+    def laid_out(name: str, value: Tensor) -> Tensor:
+        return channels_last(value) if issubclass(leaves[name].module, IMAGES) and len(shapes[name]) == 4 else value
 
     skeletons = threading.local()  # one a thread, since a pass puts its tensors into it
 
@@ -133,8 +139,11 @@ def functional(
         phase: Phase = "support",
     ) -> tuple[Tensor, Params]:
         frame = skeleton(seed is not None, phase == "support")
+        if images:
+            params, x = {n: laid_out(n, p) for n, p in params.items()}, tree_map(channels_last, x)
         keys = {} if seed is None else {f"{name}.seed": seed for name in frame.dropouts}
         x_args, x_kwargs = _arguments(x)
+        dims = [{name: _task_axis(p, leaves[name]) for name, p in params.items()}, 0, 0, 0, 0]
 
         def one(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
             # a forward pass may update a buffer in place, so each gets a copy to update
@@ -148,8 +157,10 @@ def functional(
             return over_tasks(frame.body, {**params, **constants}, shapes, args[0]), {}
 
         known = frame.chain and not keys and not buffers and len(x_args) == 1 and not x_kwargs
-        function = OneTask(one, at_once) if known else one
-        dims = [{name: _task_axis(p, leaves[name]) for name, p in params.items()}, 0, 0, 0, 0]
+        if images and one_by_one(x_args, widest):
+            function = OneTask(one, lambda *args: loop(one, dims, args))
+        else:
+            function = OneTask(one, at_once) if known else one
         versions = [tensor._version for tensor in constants.values()]
         try:
             with context(), _computing_in(precision, params):

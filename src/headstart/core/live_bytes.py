@@ -48,5 +48,4 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    # the zeros of forward mode have no storage
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and not leaf._is_zerotensor()]
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

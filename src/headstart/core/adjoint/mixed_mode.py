@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import threading
 import warnings
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from headstart.core.step import Given, Inner, Step
 from headstart.types import Params
 
 logger = logging.getLogger("headstart")
+
+#: PyTorch has one level of forward mode for all threads, and leaving it forgets every tangent.
+_LEVEL = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,9 @@ def _along(step: Step, given: Given, inner: Inner, number: int, way: Params) -> 
     leaves = tensors_of((given, inner))
     if not way or not any(leaf.requires_grad for leaf in leaves):
         return [None] * len(leaves)
-    _load()
-    with torch.enable_grad(), forward_ad.dual_level():
+    with _LEVEL:
+        _load()
+    with torch.enable_grad(), _LEVEL, forward_ad.dual_level():
         # a tensor that is expanded, as those of a first step are, cannot have a tangent
         params = {
             name: forward_ad.make_dual(value.contiguous(), way[name].contiguous()) if name in way else value
