@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from headstart.algorithms.heads.kernel_machines import logistic as logistic
     from headstart.algorithms.heads.kernel_machines import svm as svm
     from headstart.algorithms.heads.ridge import ridge as ridge
-    from headstart.algorithms.learned_loss import learned_loss as learned_loss
     from headstart.algorithms.imaml import imaml as imaml
+    from headstart.algorithms.learned_loss import learned_loss as learned_loss
     from headstart.algorithms.maml import anil as anil
     from headstart.algorithms.maml import boil as boil
     from headstart.algorithms.maml import fomaml as fomaml

@@ -10,7 +10,7 @@ from headstart.core.functional import Buffers, functional
 from headstart.core.masks import present
 from headstart.core.objective import backprop
 from headstart.core.taskmap import TaskMap
-from headstart.core.values import readable
+from headstart.core.values import one_hot, readable
 from headstart.errors import ShapeError, unknown_name
 from headstart.types import Adapted, Batch, Info, Learner, Meta, Params, Tree
 
@@ -104,7 +104,7 @@ def class_means(embedded: Tensor, support: Batch, ways: int | None = None) -> Pa
             f"labels go from {int(labels.min())} to {int(labels.max())}, but there are {count} ways; "
             f"labels must be 0 to {count - 1}"
         )
-    member = nn.functional.one_hot(labels, count).to(embedded.dtype)
+    member = one_hot(labels, count, embedded)
     if support.mask is not None:
         member = member * support.mask.unsqueeze(-1).to(embedded.dtype)
         embedded = torch.where(support.mask.unsqueeze(-1), embedded, 0)

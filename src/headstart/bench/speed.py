@@ -18,7 +18,7 @@ SECONDS = 780.0
 def run(plan: Plan) -> Report:
     """Time every case: medians and quartiles of milliseconds, every contender in a process of its own, in turn.
 
-    Before it is timed, each contender's meta-gradient is compared with the first one's (relative 1e-4 in float32); one
+    Before it is timed, each contender's meta-gradient is compared with the first one's (relative 1e-6 in float64); one
     that has another is left out, and named in ``failed``.
 
     Raises:

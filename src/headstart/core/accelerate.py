@@ -7,23 +7,30 @@ better than operations that are each split among the cores.
 
 import contextlib
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from headstart.core.compiled import compiled
+from headstart.core.compiled import COMPILED
 from headstart.core.live_bytes import LiveBytes
 from headstart.core.objective import backprop
+from headstart.core.record import Recorded, Way, replayed, tensors_of
 from headstart.core.sizes import to_bytes, to_text
 from headstart.core.workload import workload
 from headstart.errors import UsageError
-from headstart.types import Batch, Episodes, Info, Learner, Meta, MetaGradient
+from headstart.types import Batch, Episodes, Info, Learner, Meta
+
+logger = logging.getLogger("headstart")
 
 Threads: TypeAlias = int | Literal["auto"]
+
+#: A record is made after so many steps: it costs about a hundred of them.
+REPLAYED = Way("replayed", replayed, after=50, same=True, level=logging.INFO)
 
 #: From so many numbers an operation on, on average, threads pay: below, their operations wait for the interpreter.
 LARGE = 2**14
@@ -44,7 +51,8 @@ def accelerate(
 
     Args:
         learner: the method.
-        compile: whether to compile (see `core.compiled.compiled`).
+        compile: whether to compile (see `core.compiled.compiled`). Without it, small operations are replayed from a
+            record after some steps, which gives the same bits (see `core.record`).
         threads: on a CPU, how many parts of the tasks to work on at the same time, each with one thread; 1: all tasks
             together, in operations that PyTorch splits among its threads. ``"auto"``: PyTorch's number of threads
             (``torch.get_num_threads()``) where operations are large, and one where they are so small that splitting
@@ -63,18 +71,15 @@ def accelerate(
         raise UsageError(f"accelerate takes chunk= or memory=, not both; got {chunk} and {memory!r}")
     room = None if memory is None else to_bytes(memory)
     if learner.gradient is not backprop:
+        if compile:
+            logger.warning("not compiled: this learner's meta-gradient is not by back-propagation")
         return learner
-    base = compiled(learner) if compile else learner
-    assert base.gradient is not None
-    gradient, during = _InParts(base.gradient, threads, chunk, room), base.during
-    if during is None:
-        return base._replace(gradient=gradient)
+    gradient, during = _InParts(compile, threads, chunk, room), learner.during
 
-    def stage(done: float) -> Learner:
-        now = during(done)
-        return now._replace(gradient=gradient) if now.gradient in (backprop, base.gradient) else now
+    def own(stage: Learner) -> Learner:
+        return stage._replace(gradient=gradient) if stage.gradient is backprop else stage
 
-    return base._replace(gradient=gradient, during=stage)
+    return own(learner)._replace(during=None if during is None else lambda done: own(during(done)))
 
 
 class _Plan(NamedTuple):
@@ -84,41 +89,41 @@ class _Plan(NamedTuple):
     """The most tasks of a part."""
     workers: int
     """How many parts to work on at the same time."""
-    alone: bool
-    """Whether each part's operations are to run in one thread."""
+    small: bool
+    """Whether operations are so small that what is around them counts: they run in one thread, from a record."""
 
 
 class _InParts:
     """The `MetaGradient` that takes the tasks in parts."""
 
-    def __init__(self, gradient: MetaGradient, threads: Threads, chunk: int | None, room: int | None) -> None:
-        self.gradient, self.threads, self.chunk, self.room = gradient, threads, chunk, room
+    def __init__(self, compile: bool, threads: Threads, chunk: int | None, room: int | None) -> None:
+        self.threads, self.chunk, self.room = threads, chunk, room
+        self.small, self.large = (Recorded(COMPILED),) * 2 if compile else (Recorded(REPLAYED), backprop)
         self.plans: dict[Any, _Plan] = {}
 
     def __call__(self, learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
-        key = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in tree_leaves(episodes) if leaf is not None)
+        key = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in tensors_of(Meta({}, {}), episodes))
         if key not in self.plans:
             self.plans[key] = self._plan(learner, meta, episodes)
         plan, tasks = self.plans[key], len(episodes.query.y)
         parts = [_part(episodes, start, start + plan.size) for start in range(0, tasks, plan.size)]
-        gradient = functools.partial(self.gradient, learner, meta)
+        gradient = functools.partial(self.small if plan.small else self.large, learner, meta)
         if plan.workers > 1:
             with _kept_threads():
                 return _joined(list(_pool(plan.workers).map(gradient, parts)), tasks)
-        with one_thread() if plan.alone else contextlib.nullcontext():
+        with one_thread() if plan.small else contextlib.nullcontext():
             return _joined([gradient(part) for part in parts], tasks)
 
     def _plan(self, learner: Learner, meta: Meta, episodes: Episodes) -> _Plan:
         tasks, one = len(episodes.query.y), _part(episodes, 0, 1)
-        workers, alone = 1 if self.threads == "auto" else self.threads, False
-        if self.threads == "auto" and episodes.query.y.device.type == "cpu" and torch.get_num_threads() > 1:
+        workers, small = 1 if self.threads == "auto" else self.threads, False
+        if self.threads == "auto" and episodes.query.y.device.type == "cpu":
             before = torch.get_rng_state()
-            large = workload(lambda: backprop(learner, meta, episodes)).size >= LARGE
+            small = workload(lambda: backprop(learner, meta, episodes)).size < LARGE
             drawn = not torch.equal(before, torch.get_rng_state())
             torch.set_rng_state(before)
-            if large and not drawn:  # threads would draw from one generator in any order
+            if not small and not drawn:  # threads would draw from one generator in any order
                 workers = torch.get_num_threads()
-            alone = not large
         size = self.chunk or tasks
         if self.room is not None:
             with LiveBytes() as live:
@@ -132,7 +137,7 @@ class _InParts:
                     f"Checkpointed(memory=...)"
                 )
         size = min(size, -(-tasks // workers))
-        return _Plan(size, min(workers, -(-tasks // size)), alone)
+        return _Plan(size, min(workers, -(-tasks // size)), small)
 
 
 def _part(episodes: Episodes, start: int, end: int) -> Episodes:

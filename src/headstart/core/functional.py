@@ -63,6 +63,12 @@ class Functional(NamedTuple):
     """``M -> the module's part of M`` in the units in which it acts."""
 
 
+#: What PyTorch says where inputs do not fit a model.
+_MISFITS = (
+    r"channels, but got|shapes cannot be multiplied|size mismatch|must match the size|same dtype|dtypes must be the same"
+    r"|Expected size for"
+)
+
 Apply: TypeAlias = Callable[..., tuple[Tensor, Params]]
 """``apply(params, buffers, x, *, seed=None, draw=0, step=0, phase="support") -> (outputs, buffers)``
 
@@ -218,10 +224,7 @@ def _shown(module: nn.Module, structure: Params) -> Params:
 def _explained(error: RuntimeError, x: Tree, leaves: Mapping[str, Leaf]) -> Exception:
     """Return what PyTorch says of shapes that do not fit in words that help, or the error itself."""
     text = str(error)
-    if not re.search(
-        r"channels, but got|shapes cannot be multiplied|size mismatch|must match the size|same dtype|Expected size for",
-        text,
-    ):
+    if not re.search(_MISFITS, text):
         return error
     got = ", ".join(f"{tuple(leaf.shape[1:])} of {leaf.dtype}" for leaf in tree_leaves(x))
     first = next(iter(leaves.values()), None)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -159,7 +161,7 @@ def fit(
         numbers = range(state.step * tasks_per_step, (state.step + 1) * tasks_per_step)
         episodes = seeded(tasks.sample("train", numbers), seed, numbers)
 
-        with seeded_generator(_mixed(seed, state.step)):
+        with seeded_generator(int(_mixed(seed, np.array([state.step], dtype=np.uint64))[0])):
             gradient, info = meta_gradient(at(learner, state.step / steps), state.meta, episodes)
         loss, norm = _finite(gradient, info, episodes, state.step, numbers)
 
@@ -233,16 +235,16 @@ def named(numbers: Sequence[int], most: int = 5) -> str:
 def seeded(episodes: Episodes, seed: int, numbers: Sequence[int]) -> Episodes:
     """Give every task the seed that its dropout goes by, a function of the run's seed and the task's number."""
     device = episodes.query.y.device
-    seeds = torch.tensor([_mixed(seed, number) for number in numbers], dtype=torch.int64).to(device)
+    seeds = torch.from_numpy(_mixed(seed, np.asarray(numbers, dtype=np.uint64))).to(device)
     return Episodes(*(batch._replace(seed=seeds) for batch in episodes))
 
 
-def _mixed(seed: int, number: int) -> int:
+def _mixed(seed: int, numbers: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Mix two numbers into 63 random-looking bits (the finaliser of SplitMix64; Steele, Lea, Flood 2014)."""
-    word = (seed * 0x9E3779B97F4A7C15 + number + 1) & 0xFFFFFFFFFFFFFFFF
+    word = np.uint64(seed * 0x9E3779B97F4A7C15 + 1 & 0xFFFFFFFFFFFFFFFF) + numbers  # wraps around
     for multiplier, shift in ((0xBF58476D1CE4E5B9, 30), (0x94D049BB133111EB, 27)):
-        word = ((word ^ (word >> shift)) * multiplier) & 0xFFFFFFFFFFFFFFFF
-    return (word ^ (word >> 31)) >> 1
+        word = (word ^ (word >> np.uint64(shift))) * np.uint64(multiplier)
+    return ((word ^ (word >> np.uint64(31))) >> np.uint64(1)).astype(np.int64)
 
 
 def flat(meta: Meta) -> Params:

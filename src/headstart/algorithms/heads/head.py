@@ -7,13 +7,12 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_map
 
-from headstart.core import losses
+from headstart.core import losses, values
 from headstart.core.functional import Buffers, functional
 from headstart.core.losses import TaskLoss
 from headstart.core.masks import present
 from headstart.core.objective import backprop
 from headstart.core.taskmap import TaskMap
-from headstart.core.values import readable
 from headstart.errors import ShapeError
 from headstart.types import Adapted, Batch, Info, Learner, Meta, Params, Tree
 
@@ -141,12 +140,12 @@ def one_hot(features: Tensor, support: Batch, ways: int | None) -> Tensor:
         )
     labels = y.long()
     count = (int(labels.max()) + 1 if labels.numel() else 1) if ways is None else ways
-    if readable(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
+    if values.readable(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
         raise ShapeError(
             f"labels go from {int(labels.min())} to {int(labels.max())}, but there are {count} ways; "
             f"labels must be 0 to {count - 1}"
         )
-    member = nn.functional.one_hot(labels.to(features.device), count).to(features)
+    member = values.one_hot(labels, count, features)
     return member if support.mask is None else member * support.mask.unsqueeze(-1).to(features)
 
 

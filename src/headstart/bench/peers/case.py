@@ -33,6 +33,8 @@ class Case(NamedTuple):
     """Height and width of an image, or tokens of a text."""
     channels: int = 1
     filters: int = 64
+    hidden: tuple[int, ...] = (40, 40)
+    """Widths of the hidden layers of the MLP."""
     what: Literal["maml", "anil", "adapters", "adapt"] = "maml"
     """``"anil"``: the inner steps move the head alone; ``"adapters"``: low-rank adapters of the blocks alone;
     ``"adapt"``: no outer gradient, only the query predictions."""
@@ -44,7 +46,7 @@ class Case(NamedTuple):
 
 def case_of(values: Mapping[str, Any]) -> Case:
     """Return the case of which JSON has the values."""
-    return Case(**values)
+    return Case(**{**values, "hidden": tuple(values.get("hidden", Case._field_defaults["hidden"]))})
 
 
 def arrays(case: Case) -> Arrays:
@@ -106,7 +108,7 @@ def _module(case: Case) -> "nn.Module":
 
     shape = (case.channels, case.size, case.size)
     if case.model == "mlp":
-        return mlp(1, 1)
+        return mlp(shape, case.ways, case.hidden) if case.ways else mlp(1, 1, case.hidden)
     if case.model == "conv4":
         return conv4(shape, case.ways, filters=case.filters)
     if case.model == "resnet12":

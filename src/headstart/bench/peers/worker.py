@@ -4,6 +4,7 @@ It speaks JSON, one value a line, on standard input and output; whatever else pr
 
 ``{"do": "prepare", "case": {…}, "answer": PATH}``  calls FUNCTION with the case; PATH (.npz) is for the answer, or null
 ``{"do": "run", "steps": k}``                       runs k steps: ``{"seconds": [one a step]}``
+``{"do": "answer", "answer": PATH}``                 writes the answer in PATH (.npz)
 ``{"do": "memory"}``                                ``{"now": bytes, "peak": bytes}`` of resident memory
 ``{"do": "forget peak"}``                           starts the peak anew; ``{"done": false}`` where that is impossible
 ``{"do": "drop"}``                                  lets go of the case
@@ -48,6 +49,7 @@ class _Contender:
         self.answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "prepare": self.prepare,
             "run": self.run,
+            "answer": self.answer,
             "memory": lambda request: {"now": resident(), "peak": peak()},
             "forget peak": lambda request: {"done": forget_peak()},
             "drop": self.drop,
@@ -61,12 +63,8 @@ class _Contender:
         make: Prepare = getattr(importlib.import_module(module), function)
         _limit_threads()
         self.prepared = make(request["case"])
-        place = request.get("answer")
-        if place is not None and self.prepared.answer is not None:
-            import numpy
-
-            answer: dict[str, Any] = self.prepared.answer()
-            numpy.savez(place, **answer)
+        if request.get("answer") is not None and self.prepared.answer is not None:
+            self.answer(request)
         return {"seconds": time.perf_counter() - began, "note": self.prepared.note}
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +76,15 @@ class _Contender:
             self.prepared.step()
             seconds.append(time.perf_counter() - began)
         return {"seconds": seconds}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self.prepared is None or self.prepared.answer is None:
+            raise ValueError("nothing is prepared that has an answer")
+        import numpy
+
+        found: dict[str, Any] = self.prepared.answer()
+        numpy.savez(request["answer"], **found)
+        return {}
 
     def drop(self, request: dict[str, Any]) -> dict[str, Any]:
         self.prepared = None

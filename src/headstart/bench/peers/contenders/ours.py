@@ -1,6 +1,9 @@
-"""headstart itself: `headstart.fit`, with tasks that are always the same tensors."""
+"""headstart itself: the meta-gradient and the step of the outer optimiser that `headstart.fit` takes.
 
-from collections.abc import Mapping, Sequence
+As with every contender, what a training loop does besides (sampling, checks, records) is left out.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,12 +12,11 @@ from headstart.algorithms.maml import anil, maml
 from headstart.bench.peers.case import Case, case_of, module, moved
 from headstart.bench.peers.prepared import Arrays, Prepared
 from headstart.bench.peers.torch_case import batched
+from headstart.core.accelerate import accelerate
 from headstart.core.objective import meta_gradient
 from headstart.core.rules import chain, only, scale
-from headstart.training.loop import fit, start
-from headstart.types import Batch, Episodes, Learner, Tasks
-
-ENDLESS = 10**9
+from headstart.training.loop import start
+from headstart.types import Batch, Episodes, Learner
 
 
 def prepare(values: Mapping[str, Any]) -> Prepared:
@@ -25,10 +27,8 @@ def prepare(values: Mapping[str, Any]) -> Prepared:
 
 def prepare_compiled(values: Mapping[str, Any]) -> Prepared:
     """Return headstart compiled."""
-    from headstart.core.compiled import compiled
-
     case = case_of(values)
-    return _prepared(case, compiled(learner_of(case)))
+    return _prepared(case, accelerate(learner_of(case), compile=True))
 
 
 def learner_of(case: Case) -> Learner:
@@ -41,22 +41,9 @@ def learner_of(case: Case) -> Learner:
     return maml(model, loss=loss, steps=case.steps, rate=case.rate)
 
 
-def constant_tasks(case: Case) -> Tasks:
-    """Return tasks of which every sample is the case's tensors."""
+def _prepared(case: Case, learner: Learner) -> Prepared:
     task = batched(case)
     episodes = Episodes(Batch(task.support_x, task.support_y), Batch(task.query_x, task.query_y))
-
-    def sample(split: str, numbers: Sequence[int]) -> Episodes:
-        return episodes
-
-    shape = tuple(task.support_x.shape[2:])
-    kind = "classification" if case.ways else "regression"
-    return Tasks(case.name, sample, kind, shape, case.ways or 1, {})
-
-
-def _prepared(case: Case, learner: Learner) -> Prepared:
-    tasks = constant_tasks(case)
-    episodes = tasks.sample("train", range(case.tasks))
     state = start(learner)
 
     def predict() -> torch.Tensor:
@@ -71,5 +58,15 @@ def _prepared(case: Case, learner: Learner) -> Prepared:
         gradient, _ = meta_gradient(learner, state.meta, episodes)
         return {name: value.numpy() for name, value in gradient.params.items()}
 
-    records = fit(learner, tasks, steps=ENDLESS, tasks_per_step=case.tasks, state=state)
-    return Prepared(lambda: next(records), answer)
+    ready = accelerate(learner)
+    assert state.optimizer is not None
+    optimizer = state.optimizer
+
+    def step() -> None:
+        gradient, _ = meta_gradient(ready, state.meta, episodes)
+        for part, slopes in zip(state.meta, gradient):
+            for name, value in part.items():
+                value.grad = slopes[name]
+        optimizer.step()
+
+    return Prepared(step, answer)

@@ -1,0 +1,422 @@
+"""The meta-gradient in parts and threads is the meta-gradient."""
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import headstart
+from headstart.core.accelerate import accelerate
+from headstart.core.adjoint import Checkpointed, MixedMode
+from headstart.core.live_bytes import LiveBytes
+from headstart.core.objective import at, backprop, meta_gradient, meta_loss
+from headstart.errors import DifferentiationError, UsageError
+from headstart.models.transformer import transformer
+from headstart.testing import random_episodes
+
+TASKS = 5
+
+
+@pytest.fixture
+def two_threads():
+    """PyTorch with two threads, and as it was afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield 2
+    torch.set_num_threads(before)
+
+
+def perceptron(*extra):
+    return nn.Sequential(nn.Linear(4, 6), *extra, nn.Tanh(), nn.Linear(6, 3)).double()
+
+
+def seeded(episodes):
+    seeds = torch.arange(len(episodes.query.y)) + 11
+    return headstart.Episodes(*(batch._replace(seed=seeds) for batch in episodes))
+
+
+def padded(episodes):
+    """Leave the last examples of some tasks out."""
+
+    def masked(batch):
+        tasks, count = batch.y.shape[:2]
+        there = torch.arange(count) < count - torch.arange(tasks)[:, None] % 3
+        return batch._replace(mask=there)
+
+    return headstart.Episodes(*map(masked, episodes))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, scale):
+        return torch.tanh(self.layer(x)) * scale
+
+
+def structured(kind):
+    def made(batch):
+        scale = batch.x[..., :3] ** 2
+        return batch._replace(x=(batch.x, scale) if kind is tuple else {"x": batch.x, "scale": scale})
+
+    return headstart.Episodes(*map(made, random_episodes((4,), tasks=TASKS)))
+
+
+def with_penalty():
+    learner = headstart.meta_sgd(perceptron(), steps=2, taskmap="vmap")
+    return learner._replace(penalty=lambda meta: sum(value.square().sum() for part in meta for value in part.values()))
+
+
+ROWS = random_episodes((4,), tasks=TASKS)
+IMAGES = random_episodes((1, 5, 5), tasks=TASKS)
+
+
+def convolutional():
+    layers = [nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)]
+    return nn.Sequential(*layers).double()
+
+
+def maml_of(module, **options):
+    return headstart.maml(module, **{"steps": 2, "rate": 0.1, "taskmap": "vmap", **options})
+
+
+#: Learners by name, with their tasks.
+CASES = {
+    "maml": lambda: (maml_of(perceptron()), ROWS),
+    "loop": lambda: (maml_of(perceptron(), taskmap="loop"), ROWS),
+    "auto": lambda: (maml_of(perceptron(), taskmap="auto"), ROWS),
+    "images": lambda: (maml_of(convolutional()), IMAGES),
+    "task statistics": lambda: (maml_of(convolutional(), buffers="task"), IMAGES),
+    "penalty": lambda: (with_penalty(), ROWS),
+    "padded": lambda: (maml_of(perceptron()), padded(ROWS)),
+    "dropout": lambda: (maml_of(perceptron(nn.Dropout(0.4))), seeded(ROWS)),
+    "tuple": lambda: (maml_of(TwoInputs().double()), structured(tuple)),
+    "dict": lambda: (maml_of(TwoInputs().double()), structured(dict)),
+    "prototypes": lambda: (headstart.prototypes(perceptron(), taskmap="vmap"), ROWS),
+    "no steps": lambda: (maml_of(perceptron(), steps=0), ROWS),
+    "checkpointed": lambda: (maml_of(perceptron(), steps=5, adjoint=Checkpointed(2)), ROWS),
+    "mixed mode": lambda: (maml_of(perceptron(), steps=5, adjoint=MixedMode(2)), ROWS),
+    "anil": lambda: (headstart.anil(perceptron(), steps=3, taskmap="vmap"), ROWS),
+    "several losses": lambda: (at(headstart.maml_plus_plus(convolutional(), steps=2, taskmap="vmap"), 0.0), IMAGES),
+}
+
+WAYS = [
+    {"chunk": 1}, {"chunk": 2}, {"chunk": 3}, {"chunk": 9}, {"threads": 1}, {"threads": 2}, {"threads": 3},
+    {"threads": 8}, {"threads": 2, "chunk": 1}, {"threads": 2, "chunk": 2}, {"memory": "1GiB", "threads": 2},
+    {"threads": "auto"},
+]  # fmt: skip
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_gradient_and_what_is_told_of_every_task_stay_the_same(case, two_threads, caplog):
+    learner, episodes = CASES[case]()
+    meta = learner.init(torch.Generator().manual_seed(0))
+    expected = meta_gradient(learner, meta, episodes)
+    assert expected[1].query_loss.unique().numel() == TASKS  # or the order of the tasks would not be seen
+    for way in WAYS:
+        found = meta_gradient(accelerate(learner, **way), meta, episodes)
+        assert_same(found, expected)
+        again = meta_gradient(accelerate(learner, **way), meta, episodes)
+        assert all(torch.equal(a[n], b[n]) for a, b in zip(found[0], again[0]) for n in a), way
+    assert torch.get_num_threads() == 2
+    assert not caplog.records
+
+
+@settings(max_examples=25, deadline=None)
+@given(tasks=st.integers(1, 7), chunk=st.none() | st.integers(1, 8), threads=st.integers(1, 4), sum_=st.booleans())
+def test_any_number_of_tasks_in_any_parts(tasks, chunk, threads, sum_):
+    torch.manual_seed(0)
+    learner, episodes = maml_of(perceptron()), random_episodes((4,), tasks=tasks)
+    meta, reduction = learner.init(None), "sum" if sum_ else "mean"
+    other = accelerate(learner, chunk=chunk, threads=threads)
+    assert_same(meta_gradient(other, meta, episodes, reduction), meta_gradient(learner, meta, episodes, reduction))
+
+
+def parts_of(learner):
+    """Return the learner, and a list of the numbers of tasks and the threads that worked on them."""
+    seen, plain = [], learner.adapt
+
+    def adapt(meta, support, steps=None):
+        seen.append((len(support.y), threading.current_thread().name, torch.get_num_threads()))
+        return plain(meta, support, steps)
+
+    return learner._replace(adapt=adapt), seen
+
+
+def test_parts_have_at_most_the_tasks_that_were_asked_for():
+    learner, seen = parts_of(maml_of(perceptron()))
+    meta = learner.init(None)
+    meta_gradient(accelerate(learner, chunk=2, threads=1), meta, ROWS)
+    assert [size for size, *_ in seen] == [2, 2, 1]
+
+
+def test_threads_share_the_tasks_and_each_runs_operations_alone(two_threads):
+    learner, seen = parts_of(maml_of(perceptron()))
+    meta = learner.init(None)
+    meta_gradient(accelerate(learner, threads=2), meta, ROWS)
+    assert sorted(size for size, *_ in seen) == [2, 3]
+    assert {threads for *_, threads in seen} == {1}
+    assert threading.current_thread().name not in {name for _, name, _ in seen}
+    seen.clear()
+    meta_gradient(accelerate(learner, threads=2, chunk=1), meta, ROWS)
+    assert [size for size, *_ in seen] == [1] * 5 and len({name for _, name, _ in seen}) <= 2
+
+
+def test_large_operations_are_threaded_and_small_ones_run_in_one(two_threads):
+    small, seen_small = parts_of(maml_of(perceptron()))
+    large, seen_large = parts_of(maml_of(nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 3)).double()))
+    wide = random_episodes((300,), tasks=4, support=60, query=60)
+    for learner, seen, episodes in ((small, seen_small, ROWS), (large, seen_large, wide)):
+        fast, meta = accelerate(learner), learner.init(None)
+        assert_same(meta_gradient(fast, meta, episodes), meta_gradient(learner, meta, episodes))
+        seen.clear()
+        meta_gradient(fast, meta, episodes)
+    assert [(size, threads) for size, _, threads in seen_small] == [(TASKS, 1)]
+    assert [(size, threads) for size, _, threads in seen_large] == [(2, 1), (2, 1)]
+    assert torch.get_num_threads() == 2
+
+
+def test_one_thread_of_pytorch_is_left_as_it_is():
+    learner, seen = parts_of(maml_of(perceptron()))
+    meta_gradient(accelerate(learner), learner.init(None), ROWS)
+    assert [size for size, *_ in seen] == [TASKS]  # no trial either
+
+
+def test_threads_that_start_later_have_their_number_of_threads(two_threads):
+    learner = maml_of(perceptron())
+    meta = learner.init(None)
+    counts = []
+    for threads in (2, "auto"):
+        meta_gradient(accelerate(learner, threads=threads), meta, ROWS)
+        later = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+    assert counts == [2, 2]
+
+
+class Noisy(nn.Module):
+    """Draws from PyTorch's own generator."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layer = nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.layer(x) * (1 + torch.rand(3, dtype=x.dtype))
+
+
+def test_a_model_that_draws_from_the_global_generator_is_not_threaded(two_threads):
+    episodes = random_episodes((500,), tasks=4, support=100, query=100)
+    learner, seen = parts_of(maml_of(Noisy(500).double(), taskmap="loop", steps=1))
+    meta = learner.init(None)
+    fast = accelerate(learner)
+    for _ in range(2):
+        seen.clear()
+        torch.manual_seed(3)
+        found = meta_gradient(fast, meta, episodes)
+        after = torch.get_rng_state()
+        assert {name for _, name, _ in seen} == {threading.current_thread().name}
+        torch.manual_seed(3)
+        assert_same(found, meta_gradient(learner, meta, episodes))
+        assert torch.equal(after, torch.get_rng_state())
+
+
+def needed(learner, meta, tasks):
+    part = headstart.Episodes(*(batch._replace(x=batch.x[:tasks], y=batch.y[:tasks]) for batch in ROWS))
+    with LiveBytes() as live:
+        backprop(learner, meta, part)
+    return live.peak
+
+
+def test_a_budget_of_memory_makes_the_parts_as_small_as_they_must_be():
+    plain = maml_of(perceptron(), steps=5)
+    learner, seen = parts_of(plain)
+    meta = plain.init(None)
+    one = needed(plain, meta, 1)
+    expected = meta_gradient(plain, meta, ROWS)
+    for room, sizes in ((one, [1] * 5), (2 * one, [2, 2, 1]), (3 * one + 1, [3, 2]), (100 * one, [5])):
+        fast = accelerate(learner, memory=room, threads=1)
+        assert_same(meta_gradient(fast, meta, ROWS), expected)
+        seen.clear()
+        meta_gradient(fast, meta, ROWS)
+        assert [size for size, *_ in seen] == sizes
+    with LiveBytes() as live:
+        meta_gradient(accelerate(plain, memory=2 * one, threads=1), meta, ROWS)
+    assert live.peak <= 2.2 * one < needed(plain, meta, TASKS)
+
+
+def test_threads_share_the_budget():
+    plain = maml_of(perceptron(), steps=5)
+    learner, seen = parts_of(plain)
+    meta = plain.init(None)
+    one = needed(plain, meta, 1)
+    fast = accelerate(learner, memory=2 * one, threads=2)
+    meta_gradient(fast, meta, ROWS)
+    seen.clear()
+    meta_gradient(fast, meta, ROWS)
+    assert [size for size, *_ in seen] == [1] * 5
+    with pytest.raises(UsageError, match="3 at a time"):
+        meta_gradient(accelerate(learner, memory=2 * one, threads=3), meta, ROWS)
+
+
+def test_one_task_that_is_too_large_is_refused_with_what_helps():
+    learner = maml_of(perceptron(), steps=20)
+    meta = learner.init(None)
+    with pytest.raises(UsageError, match=r"one task needs about .*KiB of memory.* more than 1 KiB; .*Checkpointed"):
+        meta_gradient(accelerate(learner, memory="1KiB"), meta, ROWS)
+
+
+def test_what_the_refusal_proposes_helps():
+    module, meta = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double(), None
+    episodes = random_episodes((4,), tasks=2, support=200)
+    for adjoint, fits in ((headstart.Unrolled(), False), (Checkpointed(), True), (MixedMode(), True)):
+        learner = maml_of(module, steps=25, adjoint=adjoint)
+        meta = learner.init(None)
+        fast = accelerate(learner, memory=200_000, threads=1)
+        if fits:
+            assert_same(meta_gradient(fast, meta, episodes), meta_gradient(learner, meta, episodes))
+        else:
+            with pytest.raises(UsageError, match="graph of one task"):
+                meta_gradient(fast, meta, episodes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"threads": 0}, {"threads": 1.5}, {"threads": "many"}, {"chunk": 0}, {"chunk": -1}, {"memory": "much"},
+     {"memory": 0}, {"chunk": 2, "memory": "1GiB"}],
+)  # fmt: skip
+def test_options_out_of_their_range_are_refused(options):
+    with pytest.raises(UsageError, match=r"threads|chunk|memory"):
+        accelerate(maml_of(perceptron()), **options)
+
+
+@pytest.mark.parametrize("method", ["reptile", "es_maml"])
+@pytest.mark.parametrize("options", [{"threads": 2}, {"chunk": 1}, {"memory": 1}, {"compile": True}])
+def test_learners_of_another_gradient_stay_as_they_are(method, options):
+    learner = getattr(headstart, method)(perceptron(), steps=2)
+    assert accelerate(learner, **options) is learner
+
+
+def test_a_learner_is_accelerated_once():
+    fast = accelerate(maml_of(perceptron()), chunk=2)
+    assert accelerate(fast) is fast
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_learner_that_changes_while_it_learns_is_accelerated_throughout(threads):
+    learner = headstart.maml_plus_plus(convolutional(), steps=2, taskmap="vmap", first_order_until=0.3)
+    fast, meta = accelerate(learner, chunk=2, threads=threads), learner.init(None)
+    found = {}
+    for done in (0.0, 0.5, 1.0):
+        now, plain = at(fast, done), at(learner, done)
+        assert now.gradient is not backprop
+        found[done] = meta_gradient(now, meta, IMAGES)
+        assert_same(found[done], meta_gradient(plain, meta, IMAGES))
+    assert not torch.allclose(found[0.0][0].params["0.weight"], found[1.0][0].params["0.weight"])
+
+
+def test_a_stage_of_another_gradient_keeps_it():
+    learner = maml_of(perceptron())
+    other = headstart.reptile(perceptron(), steps=2)
+    changing = learner._replace(during=lambda done: other if done > 0.5 else learner)
+    fast = accelerate(changing, chunk=2)
+    assert at(fast, 1.0).gradient is other.gradient
+    assert at(fast, 0.0).gradient is fast.gradient
+
+
+def test_an_aware_learner():
+    learner = headstart.aware(perceptron(), steps=2, explain=None, taskmap="vmap")
+    meta = learner.init(torch.Generator().manual_seed(0))
+    for done in (0.0, 1.0):
+        found = meta_gradient(at(accelerate(learner, threads=2), done), meta, ROWS)
+        assert_same(found, meta_gradient(at(learner, done), meta, ROWS))
+
+
+class Bad(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        if x[0, 0] > 100:
+            raise ValueError("these are no measurements")
+        return self.layer(x)
+
+
+def test_an_error_in_a_thread_reaches_the_caller(two_threads):
+    learner = maml_of(Bad().double(), taskmap="loop")
+    fast, meta = accelerate(learner, threads=2), learner.init(None)
+    spoiled = ROWS.support.x.clone()
+    spoiled[4, 0, 0] = 1000
+    with pytest.raises(ValueError, match="these are no measurements"):
+        meta_gradient(fast, meta, ROWS._replace(support=ROWS.support._replace(x=spoiled)))
+    assert torch.get_num_threads() == 2
+    assert_same(meta_gradient(fast, meta, ROWS), meta_gradient(learner, meta, ROWS))
+
+
+def test_an_error_in_a_thread_is_explained():
+    def task_loss(outputs, batch):
+        return torch.cdist(outputs, torch.ones_like(outputs), p=3.0).mean((1, 2))
+
+    learner = headstart.maml(perceptron(), loss=task_loss, steps=1, taskmap="vmap")
+    with pytest.raises(DifferentiationError, match="no second derivative"):
+        meta_gradient(accelerate(learner, threads=2), learner.init(None), ROWS)
+
+
+class Attentive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+@pytest.mark.parametrize("taskmap", ["vmap", "loop"])
+def test_attention_in_threads_uses_kernels_with_second_derivatives(chunk, taskmap):
+    episodes = random_episodes((3, 4), tasks=6)
+    learner = maml_of(Attentive().double(), taskmap=taskmap)
+    fast, meta = accelerate(learner, threads=3, chunk=chunk), learner.init(None)
+    expected = meta_gradient(learner, meta, episodes)
+    for _ in range(5):
+        assert_same(meta_gradient(fast, meta, episodes), expected)
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_a_transformer_in_threads():
+    module = transformer(5, ways=3, vocabulary=20, width=8, depth=1, heads=2).double()
+    episodes = random_episodes((5,), tasks=4, tokens=20)
+    learner = maml_of(module)
+    meta = learner.init(None)
+    assert_same(meta_gradient(accelerate(learner, threads=3), meta, episodes), meta_gradient(learner, meta, episodes))
+
+
+def test_forward_mode_in_threads_is_forward_mode(caplog):
+    """PyTorch has one level of it for all threads."""
+    learner = maml_of(perceptron(), steps=8, adjoint=MixedMode(2))
+    episodes = random_episodes((4,), tasks=12)
+    meta = learner.init(None)
+    expected = meta_gradient(learner, meta, episodes)
+    for _ in range(5):
+        assert_same(meta_gradient(accelerate(learner, threads=3, chunk=1), meta, episodes), expected)
+    assert not caplog.records
+
+
+def test_the_gradient_is_of_the_meta_loss():
+    learner = with_penalty()
+    meta = learner.init(torch.Generator().manual_seed(0))
+    leaves = headstart.Meta(*({n: v.clone().requires_grad_() for n, v in part.items()} for part in meta))
+    meta_loss(learner, leaves, ROWS)[0].backward()
+    found, _ = meta_gradient(accelerate(learner, threads=2, chunk=2), meta, ROWS)
+    assert_same(found, headstart.Meta(*({n: v.grad for n, v in part.items()} for part in leaves)))

@@ -1,0 +1,322 @@
+"""The compiled meta-gradient is the meta-gradient, and where it cannot be compiled, the uncompiled one runs."""
+
+import contextlib
+import functools
+import logging
+
+import pytest
+import torch
+import torch._inductor
+from torch import nn
+from torch._inductor import cpp_builder
+from torch._inductor.utils import fresh_cache
+
+import headstart
+from headstart.core import compiled as compiled_module
+from headstart.core.accelerate import accelerate
+from headstart.core.adjoint import Checkpointed
+from headstart.core.compiled import compiled
+from headstart.core.objective import at, backprop, meta_gradient
+from headstart.testing import random_episodes
+from headstart.types import Meta
+
+
+@functools.cache
+def _compiler():
+    try:
+        return cpp_builder.get_cpp_compiler()
+    except Exception:
+        return ""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(request, tmp_path_factory):
+    """Compile anew, into a folder of the test's own."""
+    with fresh_cache(dir=str(tmp_path_factory.mktemp("inductor"))):
+        yield
+
+
+needs_compiler = pytest.mark.skipif(not _compiler(), reason="no C++ compiler is found, which TorchInductor needs")
+
+
+def perceptron(*extra):
+    return nn.Sequential(nn.Linear(3, 4), *extra, nn.Tanh(), nn.Linear(4, 2)).double()
+
+
+def convolutional():
+    layers = [nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)]
+    return nn.Sequential(*layers).double()
+
+
+def rows(seed, **options):
+    return random_episodes((3,), outputs=2, tasks=2, seed=seed, **options)
+
+
+def images(seed):
+    return random_episodes((1, 5, 5), outputs=2, tasks=2, seed=seed)
+
+
+def seeded(seed):
+    return headstart.Episodes(*(batch._replace(seed=torch.tensor([seed, seed + 5])) for batch in rows(seed)))
+
+
+def padded(seed):
+    def masked(batch):
+        count = batch.y.shape[1]
+        return batch._replace(mask=torch.arange(count) < count - torch.tensor([seed, 1])[:, None])
+
+    return headstart.Episodes(*map(masked, rows(seed)))
+
+
+def frozen():
+    module = perceptron(nn.LayerNorm(4))
+    return module.requires_grad_(False).get_submodule("3").requires_grad_(True) and module
+
+
+def maml_of(module, **options):
+    return headstart.maml(module, **{"steps": 2, "rate": 0.1, "taskmap": "vmap", **options})
+
+
+#: Learners by name, with what makes tasks from a seed.
+CASES = {
+    "mlp": (lambda: maml_of(perceptron()), rows),
+    "convolutions": (lambda: maml_of(convolutional()), images),
+    "layer norm": (lambda: maml_of(perceptron(nn.LayerNorm(4)), steps=1), rows),
+    "learned rates": (lambda: headstart.meta_sgd(perceptron(), steps=2, taskmap="vmap"), rows),
+    "prototypes": (lambda: headstart.prototypes(perceptron(), taskmap="vmap"), rows),
+    "checkpointed": (lambda: maml_of(perceptron(), steps=3, adjoint=Checkpointed(2)), rows),
+    "dropout": (lambda: maml_of(perceptron(nn.Dropout(0.4)), steps=1), seeded),
+    "padded": (lambda: maml_of(perceptron(), steps=1), padded),
+    "frozen": (lambda: maml_of(frozen(), steps=2), rows),
+}
+
+
+def shaken(meta):
+    generator = torch.Generator().manual_seed(9)
+    return Meta(
+        *(
+            {n: v + 0.1 * torch.randn(v.shape, dtype=v.dtype, generator=generator) for n, v in part.items()}
+            for part in meta
+        )
+    )
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@contextlib.contextmanager
+def compilations(caplog, count):
+    """Check that so many programs are compiled inside, and nothing else is said."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "headstart"):
+        yield
+    said = [r.message for r in caplog.records if r.name == "headstart" and not r.message.startswith("task map")]
+    assert len(said) == count and all("compiled the meta-gradient" in line for line in said), said
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", CASES)
+def test_the_gradient_stays_the_same(case, caplog):
+    make, tasks = CASES[case]
+    learner = make()
+    fast, meta = compiled(learner), learner.init(torch.Generator().manual_seed(0))
+    with compilations(caplog, 1):
+        first = meta_gradient(fast, meta, tasks(1))
+        kept = [{n: v.clone() for n, v in part.items()} for part in first[0]]
+        second = meta_gradient(fast, shaken(meta), tasks(2))
+    assert_same(first, backprop(learner, meta, tasks(1)))
+    assert_same(second, backprop(learner, shaken(meta), tasks(2)))
+    again = meta_gradient(fast, meta, tasks(1))
+    for part, other, copy in zip(first[0], again[0], kept):
+        assert all(torch.equal(part[n], other[n]) and torch.equal(part[n], copy[n]) for n in part)
+
+
+@needs_compiler
+def test_other_shapes_types_and_layouts_are_compiled_anew(caplog):
+    learner = maml_of(nn.Sequential(nn.Linear(3, 2)).double(), steps=1, loss="mse")
+    fast, meta = compiled(learner), learner.init(None)
+    small, large = (random_episodes((3,), outputs=2, regression=True, support=n, tasks=2) for n in (3, 4))
+    for episodes, count in ((small, 1), (large, 1), (small, 0), (large, 0)):
+        with compilations(caplog, count):
+            found = meta_gradient(fast, meta, episodes)
+        assert_same(found, backprop(learner, meta, episodes))
+    # inputs that lie otherwise in memory need no program of their own
+    turned = [batch._replace(x=batch.x.mT.contiguous().mT, y=batch.y.mT.contiguous().mT) for batch in small]
+    turned = headstart.Episodes(*turned)
+    assert not turned.support.x.is_contiguous()
+    strided = Meta({name: value.repeat_interleave(2, -1)[..., ::2] for name, value in meta.params.items()}, {})
+    assert not strided.params["0.weight"].is_contiguous()
+    with compilations(caplog, 0):
+        assert_same(meta_gradient(fast, strided, turned), backprop(learner, meta, small))
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x, scale):
+        return self.layer(x) * scale
+
+
+@needs_compiler
+def test_inputs_that_are_dicts_and_what_the_loss_is_given(caplog):
+    learner = maml_of(Pair().double(), steps=1)
+    fast, meta = compiled(learner), learner.init(None)
+
+    def tasks(seed):
+        return headstart.Episodes(*(b._replace(x={"scale": b.x[..., :2] ** 2, "x": b.x}) for b in rows(seed)))
+
+    with compilations(caplog, 1):
+        for seed in (1, 2):
+            assert_same(meta_gradient(fast, meta, tasks(seed)), backprop(learner, meta, tasks(seed)))
+
+
+@needs_compiler
+def test_inputs_are_left_as_they_are():
+    learner = maml_of(perceptron(), steps=1)
+    meta, episodes = learner.init(None), rows(1)
+    tensors = [*meta.params.values(), *(leaf for batch in episodes for leaf in batch if leaf is not None)]
+    before = [tensor.clone() for tensor in tensors]
+    fast = compiled(learner)
+    for _ in range(2):
+        found = meta_gradient(fast, meta, episodes)
+        for gradient in found[0].params.values():
+            gradient.zero_()  # as an optimiser may
+    assert all(map(torch.equal, tensors, before))
+    assert any(value.abs().max() > 0 for value in meta_gradient(fast, meta, episodes)[0].params.values())
+
+
+@needs_compiler
+def test_compiled_in_parts_and_threads(caplog):
+    learner = maml_of(perceptron(), steps=1)
+    episodes = random_episodes((3,), outputs=2, tasks=4)
+    meta = learner.init(None)
+    with compilations(caplog, 1):
+        found = meta_gradient(accelerate(learner, compile=True, threads=2), meta, episodes)
+    assert_same(found, backprop(learner, meta, episodes))
+
+
+@needs_compiler
+def test_the_forms_of_a_learner_that_changes_are_compiled_each(caplog):
+    learner = headstart.maml_plus_plus(perceptron(), steps=1, taskmap="vmap", multi_step_until=0.0)
+    fast, meta = accelerate(learner, compile=True, threads=1), learner.init(None)
+    for done, count in ((0.0, 1), (0.1, 0), (0.9, 1), (1.0, 0)):
+        with compilations(caplog, count):
+            found = meta_gradient(at(fast, done), meta, rows(1))
+        assert_same(found, meta_gradient(at(learner, done), meta, rows(1)))
+
+
+def forget(program):
+    """Return what takes the place of compiling, and a list of what it was asked for."""
+    asked = []
+
+    def made(learner, meta, episodes, tensors):
+        asked.append(learner)
+        return program
+
+    return made, asked
+
+
+def test_a_learner_of_ever_new_forms_is_no_longer_compiled(monkeypatch, caplog):
+    made, asked = forget(None)
+    monkeypatch.setattr(compiled_module, "_made", made)
+    learner = maml_of(perceptron(), steps=1)
+    changing = compiled(learner._replace(during=lambda done: learner._replace(penalty=lambda meta: done)))
+    meta = learner.init(None)
+    with caplog.at_level(logging.WARNING, "headstart"):
+        for number in range(9):
+            now = at(changing, number / 10)
+            assert_same(meta_gradient(now, meta, rows(1)), backprop(now, meta, rows(1)))
+    assert len(asked) == compiled_module.FORMS
+    assert warnings_of(caplog) == ["no longer compiled: the learner changes at every step"]
+
+
+class Noisy(nn.Module):
+    """Draws from PyTorch's own generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.layer(x) * (1 + torch.rand(2, dtype=x.dtype))
+
+
+def warnings_of(caplog):
+    return [r.message for r in caplog.records if r.name == "headstart" and r.levelno >= logging.WARNING]
+
+
+def test_a_model_that_draws_from_the_global_generator_runs_as_it_is(caplog):
+    learner = maml_of(Noisy().double(), taskmap="loop")
+    fast, meta = compiled(learner), learner.init(None)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found = meta_gradient(fast, meta, rows(1))
+        after = torch.get_rng_state()
+        torch.manual_seed(seed)
+        assert_same(found, backprop(learner, meta, rows(1)))
+        assert torch.equal(after, torch.get_rng_state())  # also where it was looked at first
+    assert warnings_of(caplog) == ["not compiled, running as it is: the model draws from PyTorch's global generator"]
+
+
+def test_what_the_compiler_raises_is_said_once_and_the_run_goes_on(caplog, monkeypatch):
+    def broken(*_, **__):
+        raise OSError("no room left\nat line 3")
+
+    monkeypatch.setattr(torch._inductor, "compile", broken)
+    learner = maml_of(perceptron(), steps=1)
+    fast, meta = compiled(learner), learner.init(None)
+    for seed in (1, 2):
+        assert_same(meta_gradient(fast, meta, rows(seed)), backprop(learner, meta, rows(seed)))
+    assert warnings_of(caplog) == ["not compiled, running as it is: OSError: no room left"]
+
+
+def test_without_a_compiler_the_run_goes_on(caplog, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler-here"))
+    cpp_builder.get_cpp_compiler.cache_clear() if hasattr(cpp_builder.get_cpp_compiler, "cache_clear") else None
+    learner = maml_of(perceptron(), steps=1)
+    fast, meta = compiled(learner), learner.init(None)
+    for seed in (1, 2):
+        assert_same(meta_gradient(fast, meta, rows(seed)), backprop(learner, meta, rows(seed)))
+    (line,) = warnings_of(caplog)
+    assert line.startswith("not compiled, running as it is: ") and "compiler" in line.lower()
+
+
+class Branching(nn.Module):
+    """Looks at values."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum().item() > 0 else self.layer(-x)
+
+
+def test_a_model_that_branches_on_values_runs_as_it_is(caplog):
+    learner = maml_of(Branching().double(), taskmap="loop", steps=1)
+    fast, meta = compiled(learner), learner.init(None)
+    for seed in range(4):
+        assert_same(meta_gradient(fast, meta, rows(seed)), backprop(learner, meta, rows(seed)))
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_errors_of_the_data_are_those_of_the_uncompiled_gradient():
+    learner = maml_of(perceptron(), steps=1)
+    fast, meta = compiled(learner), learner.init(None)
+    episodes = rows(1)
+    wrong = episodes._replace(support=episodes.support._replace(y=episodes.support.y + 7))
+    with pytest.raises(headstart.errors.HeadstartError) as plain:
+        backprop(learner, meta, wrong)
+    with pytest.raises(headstart.errors.HeadstartError) as error:
+        meta_gradient(fast, meta, wrong)
+    assert str(error.value) == str(plain.value)
+
+
+def test_other_gradients_are_not_compiled(caplog):
+    learner = headstart.reptile(perceptron(), steps=1)
+    with caplog.at_level(logging.INFO, "headstart"):
+        assert compiled(learner) is learner
+    assert "not by back-propagation" in caplog.text
