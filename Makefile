@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check format clean
+.PHONY: demo test bench check format clean
 
 ## The main job: meta-learn from real images and compare with honest baselines (under 10 minutes on 2 cores).
 demo: $(READY)
@@ -12,6 +12,10 @@ demo: $(READY)
 ## Everything that must hold: format, lint, types, tests (one process a core: the tensors are tiny).
 test: $(READY) check
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/pytest -n auto
+
+## headstart beside its peers, which get an environment of their own (about half an hour on 2 quiet cores).
+bench: $(READY)
+	$(BIN)/headstart bench all --out benchmarks/results
 
 check: $(READY)
 	$(BIN)/ruff format --check .

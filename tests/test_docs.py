@@ -19,7 +19,7 @@ PROGRAMS = {
 }
 AWARE = TEXTS["aware.md"]
 #: Methods that learn no M and differ from MAML in one choice; the table says in which.
-ONE_CHOICE = {"maml", "fomaml", "anil", "boil", "cavia", "proto_maml", "reptile"}
+ONE_CHOICE = {"maml", "fomaml", "imaml", "anil", "boil", "cavia", "proto_maml", "reptile"}
 
 
 def promised(program):

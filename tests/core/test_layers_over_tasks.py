@@ -48,7 +48,9 @@ CHAINS = {
     "convolution without bias": (lambda: [nn.Conv2d(2, 3, 3, bias=False), nn.SiLU(), nn.Conv2d(3, 2, 2)], (2, 5, 6)),
     "convolution with strides": (lambda: [nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(1, 2))], (2, 7, 6)),
     "convolution with holes": (lambda: [nn.Conv2d(2, 3, 3, dilation=2, padding=1)], (2, 7, 6)),
-    "convolution in groups": (lambda: [nn.Conv2d(4, 6, 3, groups=2, padding=1), nn.Conv2d(6, 6, 3, groups=6)], (4, 4, 5)),
+    "convolution in groups": (
+        lambda: [nn.Conv2d(4, 6, 3, groups=2, padding=1), nn.Conv2d(6, 6, 3, groups=6)], (4, 4, 5)
+    ),
     "convolution of the same size": (lambda: [nn.Conv2d(2, 3, (3, 1), padding="same", dilation=2)], (2, 4, 5)),
     "convolution on a torus": (lambda: [nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular")], (2, 4, 5)),
     "batch norm": (lambda: [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 2)], (2, 5, 6)),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from headstart.errors import ConfigError, DivergenceError, FileError
 from headstart.training.card import command
@@ -317,3 +318,31 @@ def test_results_of_fewer_steps_do_not_outlive_them(tmp_path: Path) -> None:
     result = train(make_config({**SINE, "steps": 10}), tmp_path, view=_StopAt(8))
     assert result.stopped is not None
     assert not any((tmp_path / name).exists() for name in ("results.json", "test.csv", "README.md"))
+
+
+def _numbers(path: Path) -> dict[str, Any]:
+    return load_file(str(path / "last.safetensors"))
+
+
+def test_parts_of_a_budget_of_memory_give_the_weights_to_rounding(tmp_path: Path) -> None:
+    options = {**SINE, "steps": 4, "tasks_per_step": 6}
+    for name, more in (("whole", {}), ("parts", {"memory": "64KiB"})):
+        train(make_config({**options, **more}), tmp_path / name)
+    whole, parts = _numbers(tmp_path / "whole"), _numbers(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        assert (parts[name].double() - value.double()).abs().max() < 1e-5, name
+
+
+@pytest.mark.parametrize("kind", ["compile", "memory"])
+def test_how_a_step_is_computed_may_change_when_a_run_goes_on(kind: str, tmp_path: Path) -> None:
+    value: Any = {"compile": True, "memory": "1MiB"}[kind]
+    options = {**SINE, "steps": 4, "hidden": "4", "inner_steps": 1}
+    run = tmp_path / "run"
+    train(make_config({**options, kind: value}), run, view=_StopAt(2))
+    assert not (run / "results.json").exists()
+    train(make_config(options), run)
+    train(make_config(options), tmp_path / "plain")
+    one, other = _numbers(run), _numbers(tmp_path / "plain")
+    for name, tensor in other.items():
+        assert (one[name].double() - tensor.double()).abs().max() < 1e-4, name

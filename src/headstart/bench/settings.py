@@ -14,6 +14,7 @@ _NONE: dict[str, object] = {}
 SETTINGS: dict[str, Setting] = {
     "maml": Setting("maml", _INNER),
     "fomaml": Setting("fomaml", _INNER),
+    "imaml": Setting("imaml", {**_INNER, "steps": 16, "rate": 0.1}),
     "anil": Setting("anil", _INNER),
     "boil": Setting("boil", _INNER),
     "meta_sgd": Setting("meta_sgd", {**_INNER, "rate": 0.1}),

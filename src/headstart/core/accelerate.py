@@ -191,5 +191,10 @@ def _kept_threads() -> Iterator[None]:
 
 @functools.cache
 def _pool(workers: int) -> ThreadPoolExecutor:
-    # each sets the number of threads of its own operations alone
-    return ThreadPoolExecutor(workers, "headstart", initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(workers, "headstart", initializer=_alone)
+
+
+def _alone() -> None:
+    """Let the operations of this thread run in it alone, from now on."""
+    torch.get_num_threads()  # a thread's first look sets the number that was set last in any thread
+    torch.set_num_threads(1)

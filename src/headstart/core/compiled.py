@@ -47,6 +47,10 @@ def with_gradient(learner: Learner, gradient: Recorded) -> Learner:
 
 
 def _inductor(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
+    for node in record.graph.nodes:
+        if node.target is torch.ops.aten.view.default:  # the compiler lays out tensors in its own way
+            node.target = torch.ops.aten.reshape.default
+    record.recompile()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own
         run: Run = torch._inductor.compile(

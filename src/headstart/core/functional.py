@@ -65,8 +65,8 @@ class Functional(NamedTuple):
 
 #: What PyTorch says where inputs do not fit a model.
 _MISFITS = (
-    r"channels, but got|shapes cannot be multiplied|size mismatch|must match the size|same dtype|dtypes must be the same"
-    r"|Expected size for"
+    r"channels, but got|shapes cannot be multiplied|size mismatch|must match the size|same dtype"
+    r"|dtypes must be the same|Expected size for"
 )
 
 Apply: TypeAlias = Callable[..., tuple[Tensor, Params]]

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from headstart.core.masks import present
 from headstart.core.values import readable
@@ -25,7 +26,10 @@ def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
         batch: ``y`` ``(B, n)`` int64 in ``[0, ways)``.
     """
     y = _labels("cross_entropy", outputs, batch)
-    picked = outputs.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+    if get_proxy_mode() is None:
+        picked = outputs.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+    else:  # compiled, the derivative of gather comes out wrong (PyTorch 2.13)
+        picked = torch.where(y.unsqueeze(-1) == torch.arange(outputs.shape[-1], device=y.device), outputs, 0).sum(-1)
     return masked_mean(outputs.logsumexp(-1) - picked, batch.mask)
 
 

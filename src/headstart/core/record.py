@@ -127,7 +127,7 @@ class Recorded:
         """Return the number of this form of the learner; ``None`` where there have been too many."""
         parts = tuple(part for name, part in learner._asdict().items() if name not in ("gradient", "during"))
         for number, known in enumerate(self.learners):
-            if all(a is b or a == b for a, b in zip(known, parts)):
+            if known and all(a is b or a == b for a, b in zip(known, parts)):
                 return number
         if len(self.learners) == FORMS:
             self._say("the learner changes at every step")
