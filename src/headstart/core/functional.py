@@ -122,10 +122,10 @@ def functional(
     def laid_out(name: str, value: Tensor) -> Tensor:
         return channels_last(value) if issubclass(leaves[name].module, IMAGES) and len(shapes[name]) == 4 else value
 
-    skeletons = threading.local()  # one a thread, since a pass puts its tensors into it
+    own = threading.local()  # one a thread, since a pass puts its tensors into it
 
     def skeleton(training: bool, support: bool) -> Skeleton:
-        made: dict[tuple[bool, bool], Skeleton] = skeletons.__dict__
+        made: dict[tuple[bool, bool], Skeleton] = own.__dict__.setdefault("skeletons", {})
         if (training, support) not in made:
             made[training, support] = Skeleton(module_copy, policies, training=training, support=support)
         return made[training, support]

@@ -195,18 +195,22 @@ def _layout(batch: Batch) -> tuple[Any, ...]:
 
 def _rebuilt(meta: Meta, episodes: Episodes, tensors: Iterable[Tensor]) -> tuple[Meta, Episodes]:
     left = iter(tensors)
+
+    def following(_: Any) -> Any:
+        return next(left)
+
     own = Meta(*({name: next(left) for name in part} for part in meta))
     batches = []
     for batch in episodes:
-        x = tree_map(lambda _: next(left), batch.x)
-        batches.append(Batch(x, *(None if part is None else next(left) for part in batch[1:])))
+        x, y = tree_map(following, batch.x), next(left)
+        batches.append(Batch(x, y, *(None if part is None else next(left) for part in batch[2:])))
     return own, Episodes(*batches)
 
 
 def _reversed(episodes: Episodes) -> Episodes:
     """Return the tasks, and the examples of each, in reverse."""
 
-    def turned(leaf: Tensor | None) -> Tensor | None:
+    def turned(leaf: Any) -> Any:
         return leaf if leaf is None else leaf.flip((0, 1) if leaf.ndim > 1 else 0)
 
     return Episodes(*(Batch(tree_map(turned, batch.x), *map(turned, batch[1:])) for batch in episodes))

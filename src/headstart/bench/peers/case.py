@@ -46,7 +46,8 @@ class Case(NamedTuple):
 
 def case_of(values: Mapping[str, Any]) -> Case:
     """Return the case of which JSON has the values."""
-    return Case(**{**values, "hidden": tuple(values.get("hidden", Case._field_defaults["hidden"]))})
+    own: dict[str, Any] = {**values, "hidden": tuple(values.get("hidden", Case._field_defaults["hidden"]))}
+    return Case(**own)
 
 
 def arrays(case: Case) -> Arrays:
