@@ -32,7 +32,7 @@ class Skeleton:
         self.body.train(training)
         for layer in self.body.modules():
             if getattr(layer, "inplace", False):
-                setattr(layer, "inplace", False)  # a task's inputs are not the model's to change
+                layer.inplace = False  # type: ignore[assignment]  # a task's inputs are not the model's to change
         for name, layer in _norms(self.body).items():
             _follow(self.body, name, layer, policies[_join(name, "running_mean")], support)
         kinds = {name: layer for name, layer in self.body.named_modules() if isinstance(layer, TaskStatistics)}

@@ -45,6 +45,8 @@ PACKAGES = (
     Package("jax"),
     Package("torchvision", alone=True),
     Package("tqdm"),
+    Package("cython"),
+    Package("setuptools"),
     Package("pandas"),
     Package("easyfsl", alone=True),
     Package("torchmeta", alone=True),
