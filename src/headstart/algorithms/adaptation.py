@@ -104,7 +104,8 @@ class Adaptation:
     def _begin(self, meta: Meta, support: Batch) -> tuple[Inner, Given, Params]:
         """Return where the tasks start, what the steps are given, and what of it is each task's own."""
         model, tasks, shared = self.model, support.y.shape[0], self._shared(meta)
-        own = {**expanded(meta.params, self.moving, tasks), **expanded(model.context, model.context, tasks)}
+        start = model.laid_out(meta.params, support.x)
+        own = {**expanded(start, self.moving, tasks), **expanded(model.context, model.context, tasks)}
         buffers = expanded(model.buffers, model.buffers, tasks)
         if self.start is not None:
             gradient = self._gradient(Given(meta.structure, {**shared, **own}, support), buffers)

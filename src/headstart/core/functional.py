@@ -61,6 +61,8 @@ class Functional(NamedTuple):
     """``certify(x)``: check once, on the first task's inputs, that second derivatives exist and are right."""
     shown: Callable[[Params], Params]
     """``M -> the module's part of M`` in the units in which it acts."""
+    laid_out: Callable[[Params, Tree], Params]
+    """``(params, x) -> params`` with their numbers in the order in memory that suits passes over ``x``."""
 
 
 #: What PyTorch says where inputs do not fit a model.
@@ -119,8 +121,10 @@ def functional(
     images = of_images(type(layer) for layer in module.modules())
     widest = max((shape[0] for shape in shapes.values() if len(shape) == 4), default=1)
 
-    def laid_out(name: str, value: Tensor) -> Tensor:
-        return channels_last(value) if issubclass(leaves[name].module, IMAGES) and len(shapes[name]) == 4 else value
+    def laid_out(params: Params, x: Tree) -> Params:
+        if not (images and one_by_one(x, widest)):
+            return params
+        return {name: channels_last(p) if issubclass(leaves[name].module, IMAGES) else p for name, p in params.items()}
 
     own = threading.local()  # one a thread, since a pass puts its tensors into it
 
@@ -145,8 +149,9 @@ def functional(
         phase: Phase = "support",
     ) -> tuple[Tensor, Params]:
         frame = skeleton(seed is not None, phase == "support")
-        if images:
-            params, x = {n: laid_out(n, p) for n, p in params.items()}, tree_map(channels_last, x)
+        in_turn = images and one_by_one(x, widest)
+        if in_turn:
+            params, x = laid_out(params, x), tree_map(channels_last, x)
         keys = {} if seed is None else {f"{name}.seed": seed for name in frame.dropouts}
         x_args, x_kwargs = _arguments(x)
         dims = [{name: _task_axis(p, leaves[name]) for name, p in params.items()}, 0, 0, 0, 0]
@@ -163,7 +168,7 @@ def functional(
             return over_tasks(frame.body, {**params, **constants}, shapes, args[0]), {}
 
         known = frame.chain and not keys and not buffers and len(x_args) == 1 and not x_kwargs
-        if images and one_by_one(x_args, widest):
+        if in_turn:
             function = OneTask(one, lambda *args: loop(one, dims, args))
         else:
             function = OneTask(one, at_once) if known else one
@@ -199,6 +204,7 @@ def functional(
         batch_normalised(module, policies),
         certify,
         functools.partial(_shown, module_copy),
+        laid_out,
     )
 
 

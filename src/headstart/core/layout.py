@@ -4,10 +4,12 @@ On a CPU, convolutions, their derivatives and pooling are up to ten times faster
 beside each other ("channels last"). It changes nothing but the speed, and rounding.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from headstart.types import Tree
 
 #: The layers that work on images of a task.
 IMAGES = (nn.Conv2d, nn.ConvTranspose2d)
@@ -36,12 +38,12 @@ def _is_last(tensor: Tensor) -> bool:
 LARGE = 2**16
 
 
-def one_by_one(x: Sequence[Any], channels: int) -> bool:
+def one_by_one(x: Tree, channels: int) -> bool:
     """Return whether tasks of images (B, n, C, H, W) are better taken in turn: on a CPU, where one fills its caches.
 
     Together they would need grouped convolutions, which leave the channels of a pixel apart.
     """
-    image = next((part for part in x if isinstance(part, Tensor) and part.ndim == 5), None)
+    image = next((part for part in tree_leaves(x) if isinstance(part, Tensor) and part.ndim == 5), None)
     if image is None or image.device.type != "cpu":
         return False
     examples, _, height, width = image.shape[1:]

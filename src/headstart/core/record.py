@@ -63,8 +63,8 @@ class Program(NamedTuple):
 class Recorded:
     """The `MetaGradient` that records `backprop` for every shape that it meets.
 
-    Before a record is used, it is made on the tasks and examples in reverse, and must give for them in order what
-    `backprop` gives: a model whose computation depends on values does not, and is computed as it is.
+    A record is made with other weights and other examples than those that it is then tried on, and must give for these
+    what `backprop` gives: a model whose computation depends on values does not, and is computed as it is.
     """
 
     def __init__(self, way: Way) -> None:
@@ -108,7 +108,7 @@ class Recorded:
     ) -> Program | None:
         start = time.perf_counter()
         try:
-            record, told = recorded(learner, meta, _reversed(episodes))
+            record, told = recorded(learner, *_others(meta, episodes))
             operations = sum(node.op == "call_function" for node in record.graph.nodes)
             program = Program(self.way.translate(record, tensors), told, operations, 0.0)
             with torch.no_grad():
@@ -154,6 +154,9 @@ def recorded(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[fx.Graph
     copies = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors_of(meta, episodes)]
     record = make_fx(flat, tracing_mode="real")(*copies)
     for node in record.graph.nodes:
+        if _sized_by_values(node):
+            raise RuntimeError(f"{node.target} gives as many numbers as its inputs' values say")
+    for node in record.graph.nodes:
         node.meta.clear()  # what recording found of the copies
     return record, tuple(told)
 
@@ -171,6 +174,16 @@ def replayed(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
         graph.eliminate_dead_code()
     run: Run = fx.GraphModule(record, graph).forward
     return run
+
+
+def _sized_by_values(node: fx.Node) -> bool:
+    if (
+        torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
+        and node.target != torch.ops.aten.index.Tensor
+    ):
+        return True
+    places: Any = node.args[1] if node.target == torch.ops.aten.index.Tensor else ()
+    return any(isinstance(place, fx.Node) and place.meta["val"].dtype == torch.bool for place in places)
 
 
 def _writes(node: fx.Node) -> bool:
@@ -207,13 +220,19 @@ def _rebuilt(meta: Meta, episodes: Episodes, tensors: Iterable[Tensor]) -> tuple
     return own, Episodes(*batches)
 
 
-def _reversed(episodes: Episodes) -> Episodes:
-    """Return the tasks, and the examples of each, in reverse."""
+def _others(meta: Meta, episodes: Episodes) -> tuple[Meta, Episodes]:
+    """Return other weights, and other tasks of the same shapes: in reverse, nearer to zero, every example there."""
 
-    def turned(leaf: Any) -> Any:
-        return leaf if leaf is None else leaf.flip((0, 1) if leaf.ndim > 1 else 0)
+    def other(leaf: Any) -> Any:
+        turned = leaf if leaf is None else leaf.flip((0, 1) if leaf.ndim > 1 else 0)
+        return turned * 0.5 if isinstance(leaf, Tensor) and leaf.is_floating_point() else turned
 
-    return Episodes(*(Batch(tree_map(turned, batch.x), *map(turned, batch[1:])) for batch in episodes))
+    def batch_of(batch: Batch) -> Batch:
+        mask = None if batch.mask is None else torch.ones_like(batch.mask)
+        return Batch(tree_map(other, batch.x), other(batch.y), mask, other(batch.seed))
+
+    weights = Meta(*({name: 0.9 * value.detach() for name, value in part.items()} for part in meta))
+    return weights, Episodes(*map(batch_of, episodes))
 
 
 def _named(program: Program, meta: Meta, found: Sequence[Tensor]) -> tuple[Meta, Info]:

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 import torch
 
 from headstart.core.adjoint import Adjoint
-from headstart.core.layout import channels_last
 from headstart.core.rules import Rule
 from headstart.core.step import Given, Inner, Step, SupportLoss
 from headstart.errors import UsageError
@@ -35,6 +34,4 @@ def solve(
 
 def expanded(params: Params, names: Iterable[str], tasks: int) -> Params:
     """Return the named parameters with a task axis, ``(tasks, *shape)``, all tasks starting from the same values."""
-    # once, rather than at each step: convolutions want their weights laid out so
-    own = {name: channels_last(params[name]) for name in params if name in set(names)}
-    return {name: value.expand(tasks, *value.shape) for name, value in own.items()}
+    return {name: params[name].expand(tasks, *params[name].shape) for name in params if name in set(names)}
