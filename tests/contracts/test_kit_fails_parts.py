@@ -85,18 +85,18 @@ class Liar(FirstOrder):
 class Skipping(Unrolled):
     """Leaves out the last step."""
 
-    def __call__(self, step, state, steps):
-        return super().__call__(step, state, max(0, steps - 1))
+    def __call__(self, step, given, start, steps):
+        return super().__call__(step, given, start, max(0, steps - 1))
 
 
 class Hoarding(Unrolled):
     """Always remembers."""
 
-    def __call__(self, step, state, steps):
-        losses = []
+    def __call__(self, step, given, start, steps):
+        state, losses = start, []
         with torch.enable_grad():
             for number in range(steps):
-                state, loss = step(state, number, True)
+                state, loss = step(given, state, number, True)
                 losses.append(loss)
         return state, losses
 

@@ -82,3 +82,14 @@ def test_other_errors_are_passed_on_as_they_are():
     batch = headstart.Batch(torch.zeros(1, 3, 2), torch.zeros(1, 3, dtype=torch.long))
     with pytest.raises(RuntimeError, match="out of luck"):
         headstart.meta_gradient(learner, learner.init(None), headstart.Episodes(batch, batch))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_gradients_lie_in_memory_as_their_parameters_do(last):
+    net = headstart.conv4((1, 28, 28), 5, filters=16)
+    net = net.to(memory_format=torch.channels_last) if last else net
+    learner = headstart.maml(net, steps=1, taskmap="vmap")
+    meta = learner.init(None)
+    x, y = torch.randn(2, 10, 1, 28, 28), torch.arange(10).remainder(5).repeat(2, 1)
+    gradient, _ = headstart.meta_gradient(learner, meta, headstart.Episodes(*[headstart.Batch(x, y)] * 2))
+    assert all(gradient.params[name].stride() == value.stride() for name, value in meta.params.items())

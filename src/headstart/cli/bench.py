@@ -18,6 +18,10 @@ SUITES = {
         "Measure the memory of long inner loops, by each way of going back.",
     ),
     "sampler": ("headstart.cli.bench_suites:sampler", "Count episodes a second beside other libraries' samplers."),
+    "roofline": (
+        "headstart.cli.bench_roofline:roofline",
+        "Measure what this machine can do at the best, and how near a meta-gradient comes to it.",
+    ),
     "all": (
         "headstart.cli.bench_suites:all_",
         "Run speed, compile, memory and sampler, and hold them against the targets.",

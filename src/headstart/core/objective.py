@@ -66,10 +66,18 @@ def meta_gradient(learner: Learner, meta: Meta, episodes: Episodes, reduction: R
     if learner.gradient is None:
         raise UsageError("this learner learns nothing across tasks, so it has no meta-gradient")
     gradient, info = learner.gradient(learner, meta, episodes)
+    gradient = Meta(
+        *({name: _like(slope, own[name]) for name, slope in part.items()} for part, own in zip(gradient, meta))
+    )
     if reduction == "sum":
         tasks = episodes.query.y.shape[0]
         gradient = Meta(*({name: tasks * g for name, g in part.items()} for part in gradient))
     return gradient, info
+
+
+def _like(slope: Tensor, value: Tensor) -> Tensor:
+    """Return a slope with its numbers in memory where ``value`` has its own: fused optimisers rely on it, unchecked."""
+    return slope if slope.stride() == value.stride() else torch.empty_like(value).copy_(slope)
 
 
 def backprop(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
