@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from headstart.training.evaluate import evaluate as evaluate
     from headstart.training.loop import fit as fit
     from headstart.training.loop import start as start
+    from headstart.training.on_disk import OnDisk as OnDisk
     from headstart.training.run import train as train
     from headstart.types import Adapted as Adapted
     from headstart.types import Batch as Batch
@@ -214,6 +215,7 @@ _PUBLIC = {
         "fit",
         "start",
     ),
+    "headstart.training.on_disk": ("OnDisk",),
     "headstart.training.run": ("train",),
     "headstart.types": (
         "Adapted",

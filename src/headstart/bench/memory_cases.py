@@ -10,10 +10,11 @@ _FILE = "headstart.bench.memory_contenders"
 
 UNROLLED, EVERY, ROOT = "headstart", "headstart Checkpointed(every=1)", "headstart Checkpointed()"
 SMALL, LARGE = "headstart Checkpointed(memory='16MiB')", "headstart Checkpointed(memory='768MiB')"
+DISK = "headstart Checkpointed(every=1), on disk"
 MIXED, PEER = "headstart MixedMode()", "learn2learn"
 LOOP, LOOP_ROOT = "PyTorch loop", "PyTorch loop, checkpointed"
 #: The schedule that is to hold the targets of 100 steps, and that of 1,000.
-LONG, LONGEST = ROOT, LARGE
+LONG, LONGEST = DISK, DISK
 #: Not a contender: what the memory of 1,000 steps is held against.
 LIMIT, LIMIT_BYTES = "1 GiB", 2**30
 
@@ -23,6 +24,7 @@ CONTENDERS = (
     Contender(ROOT, f"{_FILE}:square_root"),
     Contender(SMALL, f"{_FILE}:within_16_mib"),
     Contender(LARGE, f"{_FILE}:within_768_mib"),
+    Contender(DISK, f"{_FILE}:on_disk"),
     Contender(MIXED, f"{_FILE}:mixed_mode"),
     Contender(PEER, f"{_FILE}:learn2learn", "learn2learn"),
     Contender(LOOP, f"{_FILE}:loop"),
@@ -62,12 +64,12 @@ def _examples(count: int) -> Case:
 def cells(with_peers: bool = True) -> list[Cell]:
     """Return the cases, the quick ones first; without the peers the loop stands in for learn2learn."""
     pair = (UNROLLED, PEER if with_peers else LOOP)
-    long = (*pair, EVERY, ROOT, LOOP_ROOT)
+    long = (*pair, EVERY, ROOT, DISK, LOOP_ROOT)
     found = [Cell(_tasks(count), pair) for count in (1, 4, 16, 64, 256)]
     found += [Cell(_parameters(width), pair) for width in (32, 128, 512, 1024)]
     found += [Cell(_examples(count), pair) for count in (10, 100, 1000, 5000)]
     found += [Cell(steps(1), long, 5), Cell(steps(10), (*long, MIXED), 3), Cell(steps(50), long, 2)]
-    return [*found, Cell(steps(100), (*long, SMALL, MIXED), 2), Cell(steps(1000), (LARGE,), 1)]
+    return [*found, Cell(steps(100), (*long, SMALL, MIXED), 2), Cell(steps(1000), (LARGE, DISK), 1)]
 
 
 def targets() -> tuple[Target, ...]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from tempfile import gettempdir
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from headstart.bench.peers.prepared import Arrays, Prepare, Prepared
 from headstart.bench.peers.torch_case import batched, loss_of, tasks_of
 from headstart.core.adjoint import Adjoint, Checkpointed, MixedMode, Unrolled
 from headstart.core.objective import meta_gradient
+from headstart.training.on_disk import OnDisk
 from headstart.types import Batch, Episodes
 
 
@@ -42,6 +44,7 @@ every_state: Prepare = partial(_ours, Checkpointed(every=1))
 square_root: Prepare = partial(_ours, Checkpointed())
 within_16_mib: Prepare = partial(_ours, Checkpointed(memory="16MiB"))
 within_768_mib: Prepare = partial(_ours, Checkpointed(memory="768MiB"))
+on_disk: Prepare = partial(_ours, Checkpointed(every=1, place=OnDisk(gettempdir())))
 mixed_mode: Prepare = partial(_ours, MixedMode())
 
 

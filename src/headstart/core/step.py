@@ -54,6 +54,7 @@ class Step(NamedTuple):
         number += self.first
         losses, grads, buffers = gradients(self.support_loss, given, inner, number, create_graph)
         moved, state = self.rule.update(given.structure, inner.rule, grads, inner.params, number)
+        del grads  # as much as all parameters: not to be held while the new ones are made
         return Inner(tree.subtract(inner.params, moved), state, buffers), losses.detach()
 
 

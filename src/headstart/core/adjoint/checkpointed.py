@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from headstart.core.adjoint.adjoint import run
+from headstart.core.adjoint.kept import Place
 from headstart.core.adjoint.leaves import wanted
 from headstart.core.adjoint.needs import Needs, kept_bytes, measured
 from headstart.core.adjoint.schedule import Segment, binomial, periodic
@@ -30,6 +31,8 @@ class Checkpointed:
 
     Args:
         every: a number of steps, or ``"sqrt"``.
+        place: where to keep the states: in memory, or in a file (`headstart.OnDisk`), so that with ``every=1`` memory
+            does not grow with T.
         memory: for the states and the graph of a step, in bytes or as ``"2GiB"``; the model's parameters, the data
             and the query loss come on top of it.
 
@@ -38,6 +41,7 @@ class Checkpointed:
 
     every: int | Literal["sqrt"] = "sqrt"
     memory: int | str | None = None
+    place: Place | None = None
 
     exact = True
 
@@ -49,12 +53,14 @@ class Checkpointed:
             to_bytes(self.memory)
             if self.every != "sqrt":
                 raise UsageError(f"{name} takes every= or memory=, not both; got {self.every} and {self.memory}")
+            if self.place is not None:
+                raise UsageError(f"{name} takes memory= or place=, not both; got {self.memory} and {self.place}")
 
     def __call__(self, step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, list[Tensor]]:
         if not wanted((given, start)) or steps == 0:
             return run(step, given, start, range(steps), create_graph=False)
         if self.memory is None:
-            return sweep(step, given, start, self._periodic(steps), reverse)
+            return sweep(step, given, start, self._periodic(steps), reverse, self.place and self.place())
         needs = measured(step, given, start, reverse)
         if (steps - 1) * kept_bytes(step, given, start) + needs.backward <= to_bytes(self.memory):
             return run(step, given, start, range(steps), create_graph=True)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import get_device_states, set_device_states
 
@@ -47,14 +48,22 @@ def leaf(tensor: Tensor, needed: bool) -> Tensor:
     return tensor.detach().requires_grad_(needed and tensor.is_floating_point())
 
 
-def slopes_of(ends: Iterable[Tensor], slopes: Iterable[Tensor | None], leaves: list[Tensor], **options: bool) -> Slopes:
+def slopes_of(
+    ends: Iterable[Tensor | GradientEdge | None], slopes: Iterable[Tensor | None], leaves: list[Tensor], **options: bool
+) -> Slopes:
     """Return Σ ∂end/∂leaf · slope for each leaf, ``None`` for one that requires no gradient or has no part in it."""
-    pairs = [(end, slope) for end, slope in zip(ends, slopes) if slope is not None and end.requires_grad]
+    pairs: list[tuple[Any, Tensor]] = [
+        (end, slope) for end, slope in zip(ends, slopes) if slope is not None and _differentiable(end)
+    ]
     asked = [one for one in leaves if one.requires_grad]
     if not pairs or not asked:
         return [None] * len(leaves)
     found = iter(torch.autograd.grad([e for e, _ in pairs], asked, [s for _, s in pairs], allow_unused=True, **options))
     return [next(found) if one.requires_grad else None for one in leaves]
+
+
+def _differentiable(end: Tensor | GradientEdge | None) -> bool:
+    return end.requires_grad if isinstance(end, Tensor) else end is not None
 
 
 def added(total: Slopes, more: Slopes) -> Slopes:
@@ -72,6 +81,12 @@ class Draws(NamedTuple):
         """Let the generators draw again what they drew from here on."""
         torch.set_rng_state(self.cpu)
         set_device_states(*self.devices)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Draws):
+            return NotImplemented
+        (ids, states), (others, theirs) = self.devices, other.devices
+        return torch.equal(self.cpu, other.cpu) and ids == others and all(map(torch.equal, states, theirs))
 
 
 def draws(tree: Any) -> Draws:

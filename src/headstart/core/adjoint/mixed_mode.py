@@ -41,6 +41,7 @@ class MixedMode(Checkpointed):
 
     Args:
         every: as for `Checkpointed`.
+        place: as for `Checkpointed`.
         memory: as for `Checkpointed`; where there is room for everything, each step is still taken again once, to
             differentiate it.
 
@@ -51,7 +52,7 @@ class MixedMode(Checkpointed):
         if not wanted((given, start)) or steps == 0:
             return run(step, given, start, range(steps), create_graph=False)
         if self.memory is None:
-            return sweep(step, given, start, self._periodic(steps), _ForwardOverReverse())
+            return sweep(step, given, start, self._periodic(steps), _ForwardOverReverse(), self.place and self.place())
         pullback = _ForwardOverReverse()
         segments = self._binomial(steps, measured(step, given, start, pullback))
         return sweep(step, given, start, segments, pullback)

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from headstart.core.adjoint.kept import Fetch, Keep, in_memory
 from headstart.core.adjoint.leaves import Draws, Packed, Slopes, added, draws, leaf, pack, slopes_of, tensors_of
 from headstart.core.adjoint.schedule import Segment, split
 from headstart.core.step import Given, Inner, Step
@@ -29,6 +31,9 @@ class _Plan(NamedTuple):
     pullback: Pullback
     packed: Packed
     """Of (given, start)."""
+    keep: Keep
+    drawn: list[Draws]
+    """Where the generators stood in the state kept last."""
     end: list[Packed]
     """Filled by the forward pass: of the last state."""
 
@@ -37,16 +42,16 @@ class _Kept(NamedTuple):
     """A state, and where the generators stood in it."""
 
     number: int
-    inner: Inner
+    inner: Fetch
     draws: Draws
 
 
 def sweep(
-    step: Step, given: Given, start: Inner, segments: Sequence[Segment], pullback: Pullback
+    step: Step, given: Given, start: Inner, segments: Sequence[Segment], pullback: Pullback, keep: Keep | None = None
 ) -> tuple[Inner, list[Tensor]]:
     """Take the steps of ``segments``; their derivative is a sweep back through them. Second ones are refused."""
     packed, tensors = pack((given, start))
-    plan = _Plan(step, segments, pullback, packed, [])
+    plan = _Plan(step, segments, pullback, packed, keep or in_memory(), [], [])
     *end, losses = _Sweep.apply(plan, *tensors)
     return plan.end[0].unpack(end), list(losses.unbind())
 
@@ -68,7 +73,9 @@ class _Sweep(torch.autograd.Function):
         ctx.kept, inner, losses = _forward(plan, given, start)
         packed, end = pack(inner)
         plan.end.append(packed)
-        ctx.save_for_backward(*tensors)
+        # the start is among the kept states
+        ctx.save_for_backward(*tensors_of(given))
+        ctx.first = ctx.kept[0].inner
         ctx.set_materialize_grads(False)
         told = torch.stack(losses)
         ctx.mark_non_differentiable(told, *(tensor for tensor in end if not tensor.is_floating_point()))
@@ -77,15 +84,16 @@ class _Sweep(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives()
-        plan, tensors = ctx.plan, ctx.saved_tensors
-        given, start = plan.packed.unpack(map(leaf, tensors, ctx.needs_input_grad[1:]))
-        before = draws(start)
+        plan, held = ctx.plan, ctx.saved_tensors
+        needed = ctx.needs_input_grad[1:]
+        given = plan.packed.unpack([*map(leaf, held, needed), *[None] * (len(needed) - len(held))])[0]
+        before = draws(given)
         kept, ctx.kept = ctx.kept, []
         if not kept:  # a second backward pass through a graph that was retained
             ctx.drawn.restore()
             with torch.no_grad():
-                kept = _forward(plan, given, start)[0]
-        back = _Backward(plan, given, [tensor.requires_grad for tensor in tensors_of(start)], list(slopes[:-1]))
+                kept = _forward(plan, given, ctx.first())[0]
+        back = _Backward(plan, given, needed[len(held) :], list(slopes[:-1]))
         for segment in reversed(plan.segments):
             # popped, so that a state that has been gone past makes room
             back.through(kept.pop(), segment.end, segment.slots)
@@ -97,7 +105,7 @@ def _forward(plan: _Plan, given: Given, start: Inner) -> tuple[list[_Kept], Inne
     """Take all steps without history, and return the states to keep, the last one, and the losses."""
     kept, inner, losses = [], start, []
     for segment in plan.segments:
-        kept.append(_keep(segment.start, inner))
+        kept.append(_keep(plan, segment.start, inner))
         for number in range(segment.start, segment.end):
             inner, loss = plan.step(given, inner, number, False)
             losses.append(loss)
@@ -123,16 +131,16 @@ class _Backward:
 
     def _advanced(self, kept: _Kept, number: int) -> _Kept:
         kept.draws.restore()
-        inner = kept.inner
+        inner = kept.inner()
         with torch.no_grad():
             for taken in range(kept.number, number):
                 inner, _ = self.plan.step(self.given, inner, taken, False)
-        return _keep(number, inner)
+        return _keep(self.plan, number, inner)
 
     def _step(self, kept: _Kept) -> None:
         """Go back over the step that begins at ``kept``."""
         kept.draws.restore()
-        leaves, spec = tree_flatten(kept.inner)
+        leaves, spec = tree_flatten(kept.inner())
         wanted = self.wanted if kept.number == 0 else [True] * len(leaves)
         inner = tree_unflatten(list(map(leaf, leaves, wanted)), spec)
         given, self.slopes = self.plan.pullback(self.plan.step, self.given, inner, kept.number, self.slopes)
@@ -143,10 +151,16 @@ def reverse(step: Step, given: Given, inner: Inner, number: int, slopes: Slopes)
     """The `Pullback` that differentiates the step's own backward pass: reverse over reverse."""
     with torch.enable_grad():
         after, _ = step(given, inner, number, True)
+    # where the state comes from in the graph is all that is needed of it
+    ends = [get_gradient_edge(end) if end.requires_grad else None for end in tensors_of(after)]
+    del after
     held, moved = tensors_of(given), tensors_of(inner)
-    found = slopes_of(tensors_of(after), slopes, [*held, *moved])
+    found = slopes_of(ends, slopes, [*held, *moved])
     return found[: len(held)], found[len(held) :]
 
 
-def _keep(number: int, inner: Inner) -> _Kept:
-    return _Kept(number, inner, draws(inner))
+def _keep(plan: _Plan, number: int, inner: Inner) -> _Kept:
+    drawn = draws(inner)
+    # thousands of states may be kept: where nothing was drawn between two, they share the record
+    plan.drawn[:] = plan.drawn if plan.drawn and plan.drawn[0] == drawn else [drawn]
+    return _Kept(number, plan.keep(inner), plan.drawn[0])
