@@ -224,8 +224,10 @@ def _others(meta: Meta, episodes: Episodes) -> tuple[Meta, Episodes]:
     """Return other weights, and other tasks of the same shapes: in reverse, nearer to zero, every example there."""
 
     def other(leaf: Any) -> Any:
-        turned = leaf if leaf is None else leaf.flip((0, 1) if leaf.ndim > 1 else 0)
-        return turned * 0.5 if isinstance(leaf, Tensor) and leaf.is_floating_point() else turned
+        if leaf is None:
+            return None
+        turned: Tensor = leaf.flip((0, 1) if leaf.ndim > 1 else 0)
+        return turned * 0.5 if leaf.is_floating_point() else turned
 
     def batch_of(batch: Batch) -> Batch:
         mask = None if batch.mask is None else torch.ones_like(batch.mask)

@@ -60,7 +60,7 @@ class Checkpointed:
         if not wanted((given, start)) or steps == 0:
             return run(step, given, start, range(steps), create_graph=False)
         if self.memory is None:
-            return sweep(step, given, start, self._periodic(steps), reverse, self.place and self.place())
+            return sweep(step, given, start, self._periodic(steps), reverse, self.place() if self.place else None)
         needs = measured(step, given, start, reverse)
         if (steps - 1) * kept_bytes(step, given, start) + needs.backward <= to_bytes(self.memory):
             return run(step, given, start, range(steps), create_graph=True)

@@ -52,7 +52,9 @@ class MixedMode(Checkpointed):
         if not wanted((given, start)) or steps == 0:
             return run(step, given, start, range(steps), create_graph=False)
         if self.memory is None:
-            return sweep(step, given, start, self._periodic(steps), _ForwardOverReverse(), self.place and self.place())
+            return sweep(
+                step, given, start, self._periodic(steps), _ForwardOverReverse(), self.place() if self.place else None
+            )
         pullback = _ForwardOverReverse()
         segments = self._binomial(steps, measured(step, given, start, pullback))
         return sweep(step, given, start, segments, pullback)
