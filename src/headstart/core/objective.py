@@ -67,7 +67,10 @@ def meta_gradient(learner: Learner, meta: Meta, episodes: Episodes, reduction: R
         raise UsageError("this learner learns nothing across tasks, so it has no meta-gradient")
     gradient, info = learner.gradient(learner, meta, episodes)
     gradient = Meta(
-        *({name: _like(slope, own[name]) for name, slope in part.items()} for part, own in zip(gradient, meta))
+        *(
+            {name: _like(slope, own.get(name, slope)) for name, slope in part.items()}
+            for part, own in zip(gradient, meta)
+        )
     )
     if reduction == "sum":
         tasks = episodes.query.y.shape[0]
