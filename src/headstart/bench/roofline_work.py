@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from headstart.core.workload import computes
+
 
 class Traffic(NamedTuple):
     """What operations move when each reads its inputs and writes its outputs."""
@@ -43,7 +45,7 @@ class _Traffic(TorchDispatchMode):
         self, func: OpOverload, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not any(made.alias_info is not None and not made.alias_info.is_write for made in func._schema.returns):
+        if computes(func):
             self.operations += 1
             self.bytes += _size((args, kwargs)) + _size(out)
         return out

@@ -35,6 +35,11 @@ def workload(function: Callable[[], object]) -> Workload:
     return Workload(counter.operations, counter.elements)
 
 
+def computes(func: OpOverload) -> bool:
+    """Return whether an operation computes something, and is no view."""
+    return not any(made.alias_info is not None and not made.alias_info.is_write for made in func._schema.returns)
+
+
 class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +49,7 @@ class _Counter(TorchDispatchMode):
         self, func: OpOverload, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not any(made.alias_info is not None and not made.alias_info.is_write for made in func._schema.returns):
+        if computes(func):
             self.operations += 1
             self.elements += sum(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
         return out
