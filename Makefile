@@ -13,7 +13,7 @@ demo: $(READY)
 test: $(READY) check
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/pytest -n auto
 
-## headstart beside its peers, which get an environment of their own (more than half an hour on 2 quiet cores).
+## headstart beside its peers, which get an environment of their own (under 30 minutes on 2 quiet cores).
 bench: $(READY)
 	$(BIN)/headstart bench all --out benchmarks/results
 

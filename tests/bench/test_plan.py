@@ -4,7 +4,7 @@ import pytest
 
 from headstart.bench.compile import races as compile_races
 from headstart.bench.compile import targets as compile_targets
-from headstart.bench.plan import Plan, check, chosen
+from headstart.bench.plan import Plan, check, chosen, shared
 from headstart.bench.speed_cases import CONTENDERS, races, targets
 from headstart.errors import UsageError
 
@@ -32,6 +32,15 @@ def test_what_cannot_be_is_refused() -> None:
         with pytest.raises(UsageError):
             check(plan)
     assert check(Plan()).threads >= 1
+
+
+def test_suites_share_the_patterns() -> None:
+    suites = {"speed": NAMES, "memory": ["MLP T=1"], "sampler": ["icons"]}
+    assert shared((), suites) == suites
+    assert shared(("T=1",), suites) == {"speed": NAMES, "memory": ["MLP T=1"], "sampler": []}
+    assert shared(("sine*", "icons"), suites) == {"speed": NAMES[:2], "memory": [], "sampler": ["icons"]}
+    with pytest.raises(UsageError, match="no case answers to 'cosine'"):
+        shared(("sine*", "cosine"), suites)
 
 
 def test_every_target_is_about_a_case_and_contenders_that_run() -> None:

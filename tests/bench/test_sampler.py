@@ -91,7 +91,7 @@ def test_every_installed_peer_gives_sound_episodes(contender, tmp_path):
         pytest.skip("there is no environment with other libraries; `headstart bench` makes one")
     if contender.package not in peers.versions:
         pytest.skip(f"{contender.package} is not installed: {peers.failed.get(contender.package)}")
-    case = CASE._replace(workers=contender.workers)
+    case = CASE._replace(workers=sampler.WORKERS.get(contender.name, 0))
     with Worker(contender.target, python=peers.python) as worker:
         path = tmp_path / "batch.npz"
         try:
@@ -117,7 +117,9 @@ def test_headstart_is_measured_without_peers(tmp_path):
         "episodes/s",
     )
     assert 0 < found.low <= found.value <= found.high
-    assert report.failed == {peer.name: "there is no environment with other libraries" for peer in sampler.PEERS}
+    assert found.rounds and len(found.rounds) == 2
+    assert set(report.failed) == {peer.name for peer in sampler.PEERS}
+    assert all("there is no environment with other libraries" in why for why in report.failed.values())
     assert [target.theirs for target in report.targets] == ["easyfsl", "learn2learn", "torchmeta"]
     assert "sampler: round 2 of 2" in told
 
@@ -138,8 +140,7 @@ def test_a_figure_has_the_median_and_quartiles():
 
 def test_a_contender_with_unsound_episodes_is_left_out(monkeypatch, tmp_path):
     found = iter([None, "a query image was seen before"])
-    monkeypatch.setattr(sampler, "PEERS", (sampler.Contender("other", "other", "ours"),))
-    monkeypatch.setattr(sampler, "_missing", lambda contender, peers: None)
+    monkeypatch.setattr(sampler, "PEERS", (sampler.OURS._replace(name="other"),))
     monkeypatch.setattr(sampler, "fault", lambda batch, case: next(found))
     report = sampler.run(Plan(repeats=1, seconds=0.05, threads=1, data=tmp_path))
     assert report.failed == {"other": "its episodes are not sound: a query image was seen before"}
@@ -147,6 +148,7 @@ def test_a_contender_with_unsound_episodes_is_left_out(monkeypatch, tmp_path):
 
 
 def test_an_unknown_case_is_refused(tmp_path):
+    assert sampler.names(Plan(data=tmp_path)) == ["icons 5-way 1-shot 15-query"]
     with pytest.raises(UsageError, match="no case answers to 'miniImageNet'"):
         sampler.run(Plan(cases=("miniImageNet",), data=tmp_path))
 

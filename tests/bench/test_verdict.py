@@ -59,13 +59,51 @@ def test_rows_put_the_quickest_first_beside_ours() -> None:
     rows = figure_rows(REPORT)
     assert rows[0] == ("sine T=1", "JAX", "0.50 ms", "0.45 to 0.55", "5", "0.25")
     assert rows[1][1:] == ("headstart", "2.00 ms", "1.80 to 2.20", "5", "")
-    assert target_rows(verdicts(REPORT))[1] == ("faster", "10.0 ms", "150 ms", "15.00", ">= 20", "missed")
+    assert target_rows(verdicts(REPORT))[1] == ("faster", "10.0 ms", "150 ms", "15.00", "", ">= 20", "missed")
     assert notes(REPORT)[0] == "JAX, sine T=1: jitted" and "higher: left out: pip failed" in notes(REPORT)
+
+
+def test_a_ratio_is_the_median_over_rounds_and_not_of_medians() -> None:
+    ours, theirs = (
+        figure("sine", name, value)._replace(rounds=rounds)
+        for name, value, rounds in (("headstart", 2.0, (1.0, 2.0, 10.0)), ("higher", 20.0, (15.0, 20.0, 100.0)))
+    )
+    target = Target("t", "sine", "headstart", "higher", 10, "times faster")
+    (found,) = verdicts(Report("speed", (ours, theirs), (target,), {}))
+    assert (found.low, found.ratio, found.high) == (10, 10, 12.5) and found.reached
+    assert target_rows([found])[0][3:5] == ("10.00", "10.00 to 12.50")
+    values = to_values(Report("speed", (ours, theirs), (target,), {}))
+    assert (values["targets"][0]["low"], values["figures"][0]["rounds"]) == (10, (1.0, 2.0, 10.0))
+    shorter = ours._replace(rounds=(1.0, 2.0))
+    (found,) = verdicts(Report("speed", (shorter, theirs), (target,), {}))
+    assert (found.low, found.ratio, found.high) == (None, 10, None), "rounds that are not the same ones"
+
+
+def test_what_was_disturbed_is_said() -> None:
+    ours = figure("sine T=1", "headstart", 2.0)._replace(high=3.0)
+    report = REPORT._replace(figures=(ours, *FIGURES[3:]))
+    assert notes(report)[0] == "headstart, sine T=1: disturbed: the quartiles span more than half of the median"
+    assert target_rows(verdicts(report))[0][-1] == "reached, disturbed"
+    assert target_rows(verdicts(REPORT))[0][-1] == "reached"
+    like_jax = next(line for line in shortfalls(report) if line.startswith("like JAX"))
+    assert like_jax.endswith("over by 233 %; disturbed, measure again")
+
+
+def test_rates_are_sorted_fastest_first_and_more_than_one_is_always_worse() -> None:
+    rows = [row for row in figure_rows(REPORT) if row[0] == "episodes"]
+    assert [(row[1], row[-1]) for row in rows] == [("headstart", ""), ("easyfsl", "9.00")]
+
+
+def test_the_page_says_how_it_came_about_and_what_it_lacks() -> None:
+    page = to_markdown(REPORT._replace(command="headstart bench speed --cases 'sine*'", partial="some cases alone"))
+    assert "`headstart bench speed --cases 'sine*'`" in page and "Not the whole suite: some cases alone." in page
+    assert "Not the whole" not in to_markdown(REPORT) and "`headstart bench speed`" in to_markdown(REPORT)
+    assert to_values(REPORT._replace(partial="some"))["partial"] == "some"
 
 
 def test_markdown_and_json_hold_figures_targets_and_failures() -> None:
     page = to_markdown(REPORT)
-    assert "| faster | 10.0 ms | 150 ms | 15.00 | >= 20 | missed |" in page and "short by 25 %" in page
+    assert "| faster | 10.0 ms | 150 ms | 15.00 |  | >= 20 | missed |" in page and "short by 25 %" in page
     values = json.loads(json.dumps(to_values(REPORT), allow_nan=False))
     assert len(values["figures"]) == len(FIGURES) and values["targets"][0]["reached"] is True
     assert values["failed"]["higher"] == "pip failed"

@@ -1,6 +1,7 @@
 """The meta-gradient in parts and threads is the meta-gradient."""
 
 import threading
+import weakref
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import headstart
+from headstart.core import accelerate as accelerate_module
 from headstart.core.accelerate import accelerate
 from headstart.core.adjoint import Checkpointed, MixedMode
 from headstart.core.live_bytes import LiveBytes
@@ -122,9 +124,10 @@ def test_the_gradient_and_what_is_told_of_every_task_stay_the_same(case, two_thr
     expected = meta_gradient(learner, meta, episodes)
     assert expected[1].query_loss.unique().numel() == TASKS  # or the order of the tasks would not be seen
     for way in WAYS:
-        found = meta_gradient(accelerate(learner, **way), meta, episodes)
+        fast = accelerate(learner, **way)
+        found = meta_gradient(fast, meta, episodes)
         assert_same(found, expected)
-        again = meta_gradient(accelerate(learner, **way), meta, episodes)
+        again = meta_gradient(fast, meta, episodes)
         assert all(torch.equal(a[n], b[n]) for a, b in zip(found[0], again[0]) for n in a), way
     assert torch.get_num_threads() == 2
     assert not caplog.records
@@ -154,19 +157,22 @@ def parts_of(learner):
 def test_parts_have_at_most_the_tasks_that_were_asked_for():
     learner, seen = parts_of(maml_of(perceptron()))
     meta = learner.init(None)
-    meta_gradient(accelerate(learner, chunk=2, threads=1), meta, ROWS)
+    meta_gradient(accelerate(learner, chunk=2, threads=1, replay=False), meta, ROWS)
     assert [size for size, *_ in seen] == [2, 2, 1]
 
 
 def test_threads_share_the_tasks_and_each_runs_operations_alone(two_threads):
     learner, seen = parts_of(maml_of(perceptron()))
     meta = learner.init(None)
-    meta_gradient(accelerate(learner, threads=2), meta, ROWS)
+    fast, one_each = accelerate(learner, threads=2), accelerate(learner, threads=2, chunk=1)
+    for way in (fast, one_each, fast):
+        seen.clear()
+        meta_gradient(way, meta, ROWS)
     assert sorted(size for size, *_ in seen) == [2, 3]
     assert {threads for *_, threads in seen} == {1}
     assert threading.current_thread().name not in {name for _, name, _ in seen}
     seen.clear()
-    meta_gradient(accelerate(learner, threads=2, chunk=1), meta, ROWS)
+    meta_gradient(one_each, meta, ROWS)
     assert [size for size, *_ in seen] == [1] * 5 and len({name for _, name, _ in seen}) <= 2
 
 
@@ -213,20 +219,37 @@ class Noisy(nn.Module):
         return self.layer(x) * (1 + torch.rand(3, dtype=x.dtype))
 
 
-def test_a_model_that_draws_from_the_global_generator_is_not_threaded(two_threads):
+@pytest.mark.parametrize("options", [{}, {"threads": 2}, {"memory": "1GiB"}, {"threads": 2, "chunk": 2}])
+def test_a_model_that_draws_from_the_global_generator_is_not_threaded(options, two_threads):
     episodes = random_episodes((500,), tasks=4, support=100, query=100)
-    learner, seen = parts_of(maml_of(Noisy(500).double(), taskmap="loop", steps=1))
+    plain = maml_of(Noisy(500).double(), taskmap="loop", steps=1)
+    learner, seen = parts_of(plain)
     meta = learner.init(None)
-    fast = accelerate(learner)
+    meta_gradient(plain, meta, episodes)  # checks of the first call, which draw, too
+    fast = accelerate(learner, **options)
+    states = []
     for _ in range(2):
         seen.clear()
         torch.manual_seed(3)
         found = meta_gradient(fast, meta, episodes)
-        after = torch.get_rng_state()
+        states.append(torch.get_rng_state())
         assert {name for _, name, _ in seen} == {threading.current_thread().name}
         torch.manual_seed(3)
-        assert_same(found, meta_gradient(learner, meta, episodes))
-        assert torch.equal(after, torch.get_rng_state())
+        if "chunk" not in options:
+            assert_same(found, meta_gradient(plain, meta, episodes))
+            assert torch.equal(states[-1], torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_looking_at_the_work_takes_no_random_numbers():
+    learner = maml_of(Noisy(4).double(), taskmap="loop", steps=1)
+    meta = learner.init(None)
+    meta_gradient(learner, meta, ROWS)
+    results = []
+    for options in ({}, {"memory": "1GiB"}, {"memory": "1GiB", "threads": 1}, {"threads": 1}):
+        torch.manual_seed(3)
+        results.append(meta_gradient(accelerate(learner, **options), meta, ROWS))
+        assert_same(results[-1], results[0])
 
 
 def needed(learner, meta, tasks):
@@ -236,35 +259,100 @@ def needed(learner, meta, tasks):
     return live.peak
 
 
+def size_of(meta):
+    return sum(value.nbytes for part in meta for value in part.values())
+
+
 def test_a_budget_of_memory_makes_the_parts_as_small_as_they_must_be():
     plain = maml_of(perceptron(), steps=5)
     learner, seen = parts_of(plain)
     meta = plain.init(None)
-    one = needed(plain, meta, 1)
+    one, result = needed(plain, meta, 1), size_of(meta)
     expected = meta_gradient(plain, meta, ROWS)
-    for room, sizes in ((one, [1] * 5), (2 * one, [2, 2, 1]), (3 * one + 1, [3, 2]), (100 * one, [5])):
+    budgets = ((one, [1] * 5), (2 * one, [2, 2, 1]), (3 * one + 1, [3, 2]))
+    for room, sizes in (*((room + result, sizes) for room, sizes in budgets), (100 * one, [5])):
         fast = accelerate(learner, memory=room, threads=1)
         assert_same(meta_gradient(fast, meta, ROWS), expected)
         seen.clear()
         meta_gradient(fast, meta, ROWS)
         assert [size for size, *_ in seen] == sizes
     with LiveBytes() as live:
-        meta_gradient(accelerate(plain, memory=2 * one, threads=1), meta, ROWS)
-    assert live.peak <= 2.2 * one < needed(plain, meta, TASKS)
+        meta_gradient(accelerate(plain, memory=2 * one + result, threads=1), meta, ROWS)
+    assert live.peak <= 2.2 * one + result < needed(plain, meta, TASKS)
 
 
-def test_threads_share_the_budget():
+@pytest.mark.parametrize("limit", ["memory", "chunk"])
+def test_no_part_is_larger_than_the_budget_allows_not_even_in_the_first_step(limit, two_threads):
     plain = maml_of(perceptron(), steps=5)
     learner, seen = parts_of(plain)
     meta = plain.init(None)
-    one = needed(plain, meta, 1)
-    fast = accelerate(learner, memory=2 * one, threads=2)
+    options = {"memory": 2 * needed(plain, meta, 1) + size_of(meta)} if limit == "memory" else {"chunk": 2}
+    assert_same(meta_gradient(accelerate(learner, **options), meta, ROWS), meta_gradient(plain, meta, ROWS))
+    assert max(size for size, *_ in seen) == 2
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_sum_of_the_parts_takes_no_more_than_a_few_gradients(threads):
+    learner = maml_of(nn.Sequential(nn.Linear(500, 400), nn.Linear(400, 3)).double(), steps=0)
+    meta, episodes = learner.init(None), random_episodes((500,), tasks=24, support=1, query=1)
+    fast = accelerate(learner, chunk=1, threads=threads, replay=False)
+    expected = meta_gradient(fast, meta, episodes)
+    tracked = Alive()
+    gradients = fast.gradient._gradient
+
+    def watched(here, plan, learner):
+        compute = gradients(here, plan, learner)
+        return lambda given: tracked.seen(compute(given))
+
+    fast.gradient._gradient = watched
+    assert_same(meta_gradient(fast, meta, episodes), expected)
+    assert tracked.most <= 1 + 2 * threads
+
+
+class Alive:
+    """Counts how many gradients of parts are alive at once."""
+
+    def __init__(self):
+        self.now, self.most, self.lock = 0, 0, threading.Lock()
+
+    def seen(self, found):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        weakref.finalize(next(iter(found[0].params.values())), self.gone)
+        return found
+
+    def gone(self):
+        self.now -= 1
+
+
+def test_threads_share_the_budget(two_threads):
+    plain = maml_of(perceptron(), steps=5)
+    learner, seen = parts_of(plain)
+    meta = plain.init(None)
+    one, result = needed(plain, meta, 1), size_of(meta)
+    fast = accelerate(learner, memory=2 * one + 2 * result, threads=2)
     meta_gradient(fast, meta, ROWS)
     seen.clear()
     meta_gradient(fast, meta, ROWS)
     assert [size for size, *_ in seen] == [1] * 5
     with pytest.raises(UsageError, match="3 at a time"):
-        meta_gradient(accelerate(learner, memory=2 * one, threads=3), meta, ROWS)
+        meta_gradient(accelerate(learner, memory=2 * one + 2 * result, threads=3), meta, ROWS)
+
+
+def test_as_many_threads_as_there_is_room_for(two_threads):
+    plain = maml_of(nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 3)).double())
+    learner, seen = parts_of(plain)
+    meta, episodes = plain.init(None), random_episodes((300,), tasks=4, support=60, query=60)
+    one = headstart.Episodes(*(batch._replace(x=batch.x[:1], y=batch.y[:1]) for batch in episodes))
+    with LiveBytes() as live:
+        backprop(plain, meta, one)
+    fast = accelerate(learner, memory=int(1.5 * live.peak) + size_of(meta))
+    for _ in range(2):
+        seen.clear()
+        assert_same(meta_gradient(fast, meta, episodes), meta_gradient(plain, meta, episodes))
+    assert [size for size, *_ in seen] == [1] * 4
+    assert {name for _, name, _ in seen} == {threading.current_thread().name}
 
 
 def test_one_task_that_is_too_large_is_refused_with_what_helps():
@@ -278,9 +366,9 @@ def test_what_the_refusal_proposes_helps():
     module, meta = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double(), None
     episodes = random_episodes((4,), tasks=2, support=200)
     for adjoint, fits in ((headstart.Unrolled(), False), (Checkpointed(), True), (MixedMode(), True)):
-        learner = maml_of(module, steps=25, adjoint=adjoint)
+        learner = maml_of(module, steps=20, adjoint=adjoint)
         meta = learner.init(None)
-        fast = accelerate(learner, memory=200_000, threads=1)
+        fast = accelerate(learner, memory=200_000, threads=1, replay=False)
         if fits:
             assert_same(meta_gradient(fast, meta, episodes), meta_gradient(learner, meta, episodes))
         else:
@@ -291,7 +379,8 @@ def test_what_the_refusal_proposes_helps():
 @pytest.mark.parametrize(
     "options",
     [{"threads": 0}, {"threads": 1.5}, {"threads": "many"}, {"chunk": 0}, {"chunk": -1}, {"memory": "much"},
-     {"memory": 0}, {"chunk": 2, "memory": "1GiB"}],
+     {"memory": 0}, {"memory": "0.4"}, {"chunk": 2, "memory": "1GiB"}, {"threads": None}, {"threads": True},
+     {"chunk": "auto"}, {"chunk": True}],
 )  # fmt: skip
 def test_options_out_of_their_range_are_refused(options):
     with pytest.raises(UsageError, match=r"threads|chunk|memory"):
@@ -420,3 +509,96 @@ def test_the_gradient_is_of_the_meta_loss():
     meta_loss(learner, leaves, ROWS)[0].backward()
     found, _ = meta_gradient(accelerate(learner, threads=2, chunk=2), meta, ROWS)
     assert_same(found, headstart.Meta(*({n: v.grad for n, v in part.items()} for part in leaves)))
+
+
+def as_floats(episodes):
+    return headstart.Episodes(*(batch._replace(x=batch.x.float()) for batch in episodes))
+
+
+def test_autocast_holds_in_threads(two_threads):
+    learner = headstart.maml(perceptron().float(), steps=2, taskmap="vmap")
+    meta, episodes = learner.init(torch.Generator().manual_seed(0)), as_floats(ROWS)
+    fast = accelerate(learner, threads=2, chunk=1)
+    alone = accelerate(learner, threads=1, chunk=1, replay=False)
+    for _ in range(2):
+        results = []
+        for on in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=on, cache_enabled=False):
+                results.append(meta_gradient(alone, meta, episodes)[0].params)
+                found = meta_gradient(fast, meta, episodes)[0].params
+            assert all(torch.equal(found[name], results[-1][name]) for name in found)
+        assert not torch.equal(results[0]["0.weight"], results[1]["0.weight"])
+
+
+def test_inside_hooks_the_tasks_are_worked_on_in_this_thread(two_threads):
+    learner, seen = parts_of(maml_of(perceptron()))
+    fast, meta = accelerate(learner, threads=2), learner.init(None)
+    meta_gradient(fast, meta, ROWS)
+    seen.clear()
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, keep):
+        found = meta_gradient(fast, meta, ROWS)
+    assert kept and {name for _, name, _ in seen} == {threading.current_thread().name}
+    assert_same(found, meta_gradient(learner, meta, ROWS))
+
+
+def test_what_is_decided_does_not_go_by_how_far_a_run_is(two_threads):
+    """A run that goes on must work as one that was not broken off."""
+    wide = nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 3)).double()
+    learner, cheap = maml_of(wide, steps=3), maml_of(wide, steps=3, adjoint=headstart.FirstOrder())
+    changing = learner._replace(during=lambda done: cheap if done < 0.5 else learner)
+    meta, episodes = learner.init(None), random_episodes((300,), tasks=4, support=60, query=60)
+    plans = []
+    for order in ((0.0, 1.0), (1.0,)):
+        fast = accelerate(changing, memory="5MB")
+        for done in order:
+            meta_gradient(at(fast, done), meta, episodes)
+        plans.append(list(fast.gradient.plans.values()))
+    assert plans[0] == plans[1] and len(plans[0]) == 1
+    with LiveBytes() as live:
+        backprop(learner, meta, headstart.Episodes(*(b._replace(x=b.x[:1], y=b.y[:1]) for b in episodes)))
+    assert plans[0][0].size * live.peak * plans[0][0].workers <= 5_000_000
+
+
+def test_trials_of_the_task_map_are_no_part_of_the_work():
+    for _ in range(2):
+        learner = maml_of(perceptron(), taskmap="auto")
+        found = accelerate_module._looked_at(learner, learner.init(None), ROWS)
+        again = accelerate_module._looked_at(learner, learner.init(None), ROWS)
+        assert found == again
+
+
+def test_replaying_can_be_switched_off():
+    weight = [1.0]
+    learner = maml_of(perceptron(), loss=lambda outputs, batch: weight[0] * outputs.square().mean((1, 2)))
+    fast, meta = accelerate(learner, replay=False), learner.init(None)
+    for step in range(accelerate_module.REPLAYED.after + 3):
+        weight[0] = 1.0 + step
+        found = meta_gradient(fast, meta, ROWS)
+    assert_same(found, meta_gradient(learner, meta, ROWS))
+    assert fast.gradient.small.programs == {}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_small_operations_are_replayed_with_any_number_of_threads(threads, monkeypatch, two_threads):
+    monkeypatch.setattr(accelerate_module, "REPLAYED", accelerate_module.REPLAYED._replace(after=1))
+    learner = maml_of(perceptron())
+    fast, meta = accelerate(learner, threads=threads, chunk=2), learner.init(None)
+    for _ in range(4):
+        found = meta_gradient(fast, meta, ROWS)
+    assert any(program is not None for program in fast.gradient.small.programs.values())
+    assert_same(found, meta_gradient(learner, meta, ROWS))
+
+
+def test_only_so_many_plans_are_remembered(monkeypatch):
+    monkeypatch.setattr(accelerate_module, "REMEMBERED", 2)
+    learner = maml_of(perceptron())
+    fast, meta = accelerate(learner), learner.init(None)
+    for support in (2, 3, 4):
+        meta_gradient(fast, meta, random_episodes((4,), support=support))
+    assert len(fast.gradient.plans) == 2

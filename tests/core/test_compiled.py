@@ -12,10 +12,11 @@ from torch._inductor import cpp_builder
 from torch._inductor.utils import fresh_cache
 
 import headstart
+from headstart.core import compiled as compilation
 from headstart.core import record
 from headstart.core.accelerate import accelerate
 from headstart.core.adjoint import Checkpointed
-from headstart.core.compiled import compiled
+from headstart.core.live_bytes import LiveBytes
 from headstart.core.objective import at, backprop, meta_gradient
 from headstart.testing import random_episodes
 from headstart.types import Meta
@@ -35,6 +36,8 @@ def own_cache(request, tmp_path_factory):
     with fresh_cache(dir=str(tmp_path_factory.mktemp("inductor"))):
         yield
 
+
+compiled = functools.partial(accelerate, compile=True)
 
 needs_compiler = pytest.mark.skipif(not _compiler(), reason="no C++ compiler is found, which TorchInductor needs")
 
@@ -206,9 +209,14 @@ def test_the_forms_of_a_learner_that_changes_are_compiled_each(caplog):
         assert_same(found, meta_gradient(at(learner, done), meta, rows(1)))
 
 
-def test_a_learner_of_ever_new_forms_is_no_longer_compiled(monkeypatch, caplog):
+def test_a_learner_of_ever_new_forms_is_compiled_only_when_it_settles(monkeypatch, caplog):
     asked = []
-    monkeypatch.setattr(record.Recorded, "_program", lambda *args: asked.append(args))
+
+    def kept(self, here, learner, given, expected):
+        asked.append(learner)
+        return None, expected
+
+    monkeypatch.setattr(record.Recorded, "_program", kept)
     learner = maml_of(perceptron(), steps=1)
     changing = compiled(learner._replace(during=lambda done: learner._replace(penalty=lambda meta: done)))
     meta = learner.init(None)
@@ -216,8 +224,69 @@ def test_a_learner_of_ever_new_forms_is_no_longer_compiled(monkeypatch, caplog):
         for number in range(9):
             now = at(changing, number / 10)
             assert_same(meta_gradient(now, meta, rows(1)), backprop(now, meta, rows(1)))
-    assert len(asked) == record.FORMS
-    assert warnings_of(caplog) == ["meta-gradient not compiled, running as it is: the learner changes at every step"]
+        for _ in range(3):
+            meta_gradient(now, meta, rows(1))
+    assert len(asked) == 2
+    assert warnings_of(caplog) == [
+        "meta-gradient not compiled, running as it is: the learner changes from step to step, so far"
+    ]
+
+
+@needs_compiler
+def test_the_first_step_has_the_bits_of_those_that_follow():
+    learner = headstart.maml(perceptron().float(), steps=1, taskmap="vmap")
+    fast, meta = compiled(learner), learner.init(None)
+    episodes = headstart.Episodes(*(batch._replace(x=batch.x.float()) for batch in rows(1)))
+    first, again = (meta_gradient(fast, meta, episodes)[0].params for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def wrong_by(factor, monkeypatch):
+    def translated(graph, tensors):
+        return lambda *inputs: [factor * output if output.is_floating_point() else output for output in graph(*inputs)]
+
+    way = compilation.COMPILED._replace(translate=translated)
+    monkeypatch.setattr("headstart.core.accelerate.COMPILED", way)
+
+
+@pytest.mark.parametrize("factor", [1.04, float("nan")])
+def test_a_program_that_is_wrong_is_not_used(factor, monkeypatch, caplog):
+    wrong_by(factor, monkeypatch)
+    learner = headstart.maml(headstart.mlp(3, 2, (4,)), steps=1, taskmap="vmap")
+    fast, meta = compiled(learner), learner.init(None)
+    episodes = headstart.Episodes(*(batch._replace(x=batch.x.float()) for batch in rows(1)))
+    for _ in range(2):
+        assert_same(meta_gradient(fast, meta, episodes), backprop(learner, meta, episodes))
+    (line,) = warnings_of(caplog)
+    assert "it gives something else (θ." in line
+
+
+def test_a_rounding_error_at_a_kink_is_no_reason_not_to_compile(monkeypatch, caplog):
+    calls = []
+
+    def translated(graph, tensors):
+        def run(*inputs):
+            calls.append(None)
+            factor = 1.04 if len(calls) == 2 else 1.0  # the first that is compared
+            return [factor * output if output.is_floating_point() else output for output in graph(*inputs)]
+
+        return run
+
+    monkeypatch.setattr("headstart.core.accelerate.COMPILED", compilation.COMPILED._replace(translate=translated))
+    learner = maml_of(perceptron(), steps=1)
+    fast, meta = compiled(learner), learner.init(None)
+    with compilations(caplog, 1):
+        meta_gradient(fast, meta, rows(1))
+
+
+def test_inside_a_mode_nothing_is_compiled_and_one_line_says_so(caplog):
+    learner = maml_of(perceptron(), steps=1)
+    fast, meta = compiled(learner), learner.init(None)
+    for _ in range(2):
+        with LiveBytes():
+            assert_same(meta_gradient(fast, meta, rows(1)), backprop(learner, meta, rows(1)))
+    (line,) = warnings_of(caplog)
+    assert "hooks for saved tensors or a mode of PyTorch are on" in line
 
 
 class Noisy(nn.Module):
@@ -247,7 +316,7 @@ def test_a_model_that_draws_from_the_global_generator_runs_as_it_is(caplog):
         assert_same(found, backprop(learner, meta, rows(1)))
         assert torch.equal(after, torch.get_rng_state())  # also where it was looked at first
     assert warnings_of(caplog) == [
-        "meta-gradient not compiled, running as it is: the model draws from PyTorch's global generator"
+        "meta-gradient not compiled, running as it is: the model draws from a generator of the process"
     ]
 
 
@@ -263,13 +332,12 @@ def test_what_the_compiler_raises_is_said_once_and_the_run_goes_on(caplog, monke
     assert warnings_of(caplog) == ["meta-gradient not compiled, running as it is: OSError: no room left"]
 
 
-def test_without_a_compiler_the_run_goes_on(caplog, monkeypatch):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler-here"))
-    cpp_builder.get_cpp_compiler.cache_clear() if hasattr(cpp_builder.get_cpp_compiler, "cache_clear") else None
+def test_without_a_compiler_the_run_goes_on(caplog):
     learner = maml_of(perceptron(), steps=1)
     fast, meta = compiled(learner), learner.init(None)
-    for seed in (1, 2):
-        assert_same(meta_gradient(fast, meta, rows(seed)), backprop(learner, meta, rows(seed)))
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler-here")}):
+        for seed in (1, 2):
+            assert_same(meta_gradient(fast, meta, rows(seed)), backprop(learner, meta, rows(seed)))
     (line,) = warnings_of(caplog)
     assert line.startswith("meta-gradient not compiled, running as it is: ") and "compiler" in line.lower()
 
@@ -293,10 +361,13 @@ def test_a_model_that_branches_on_values_runs_as_it_is(caplog):
     assert len(warnings_of(caplog)) == 1
 
 
+@needs_compiler
 def test_errors_of_the_data_are_those_of_the_uncompiled_gradient():
     learner = maml_of(perceptron(), steps=1)
     fast, meta = compiled(learner), learner.init(None)
     episodes = rows(1)
+    meta_gradient(fast, meta, episodes)
+    assert [program is not None for program in fast.gradient.small.programs.values()] == [True]
     wrong = episodes._replace(support=episodes.support._replace(y=episodes.support.y + 7))
     with pytest.raises(headstart.errors.HeadstartError) as plain:
         backprop(learner, meta, wrong)

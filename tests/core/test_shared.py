@@ -3,8 +3,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
-from headstart.core.shared import Shared
+from headstart.core.shared import PLAIN_ATTENTION, WITHOUT_CUDNN, Shared
 
 
 class Setting:
@@ -88,3 +89,24 @@ def test_many_threads_leave_it_as_it_was():
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(often, range(4)))
     assert not setting.on and setting.entered == setting.left
+
+
+def test_attention_is_plain_inside_and_as_it_was_afterwards():
+    def fused():
+        return torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+
+    before = fused()
+    assert before == (True, True)
+    with PLAIN_ATTENTION.held():
+        assert fused() == (False, False)
+        with PLAIN_ATTENTION.held():
+            pass
+        assert fused() == (False, False)
+    assert fused() == before
+
+
+def test_recurrent_layers_run_without_cudnn_inside():
+    before = torch.backends.cudnn.enabled
+    with WITHOUT_CUDNN.held():
+        assert not (torch.backends.cudnn.is_available() and torch.backends.cudnn.enabled)
+    assert torch.backends.cudnn.enabled == before

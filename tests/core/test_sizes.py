@@ -26,9 +26,12 @@ def test_amounts_are_read(memory, expected):
     assert to_bytes(memory) == expected
 
 
-@pytest.mark.parametrize("memory", [0, -5, "0 MB", "-1 GB", "", "GB", "1 gigabyte", "1,5 GB", "1e9", "much", None])
+@pytest.mark.parametrize(
+    "memory",
+    [0, -5, "0 MB", "-1 GB", "", "GB", "1 gigabyte", "1,5 GB", "1e9", "much", None, "0.4", 0.4, "0.0009 KB"],
+)
 def test_what_is_no_amount_is_refused(memory):
-    with pytest.raises(UsageError, match="memory must be a number of bytes above 0, or a text such as '2GiB'"):
+    with pytest.raises(UsageError, match="memory must be a number of bytes from 1 up, or a text such as '2GiB'"):
         to_bytes(memory)
 
 

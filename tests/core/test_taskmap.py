@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from headstart.core import taskmap
-from headstart.core.taskmap import auto, loop, task_count, vmap
+from headstart.core.taskmap import OneTask, auto, in_turn, loop, task_count, vmap
 
 
 def function(params, x):
@@ -89,3 +89,26 @@ def test_auto_gives_gradients():
     args = arguments(grad=True)
     (expected,) = torch.autograd.grad(loop(function, DIMS, args)["y"].sum(), args[0]["w"])
     torch.testing.assert_close(slope, expected)
+
+
+def scaled(params, x):
+    return {"y": x * params["w"].unsqueeze(1) + params["b"], "n": x.sum((1, 2))}
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_in_turn_gives_what_the_function_gives_at_once(tasks):
+    args = [{"w": torch.randn(tasks, 4), "b": torch.randn(4)}, torch.randn(tasks, 5, 4)]
+    seen = []
+
+    def watched(params, x):
+        seen.append((params["w"].shape, params["b"].shape, x.shape))
+        return scaled(params, x)
+
+    torch.testing.assert_close(in_turn(watched, DIMS, args), scaled(*args))
+    assert seen == [((1, 4), (4,), (1, 5, 4))] * tasks
+
+
+def test_what_is_written_for_all_tasks_is_not_tried(monkeypatch):
+    monkeypatch.setattr(taskmap, "_seconds", lambda *_: pytest.fail("a trial"))
+    args = [{"w": torch.randn(3, 4), "b": torch.randn(4)}, torch.randn(3, 5, 4)]
+    torch.testing.assert_close(auto()(OneTask(function, scaled, sure=True), DIMS, args), scaled(*args))

@@ -231,7 +231,7 @@ def test_layers_below_the_first_adapter_are_a_trunk():
     whole, below, above = functional(module), functional(trunk), functional(rest)
     features = below.apply({}, {}, x)[0]
     assert not features.requires_grad and features.shape == (3, 4, LENGTH, WIDTH + 1)
-    assert torch.equal(above.apply(above.params, {}, features)[0], whole.apply(whole.params, {}, x)[0])
+    torch.testing.assert_close(above.apply(above.params, {}, features)[0], whole.apply(whole.params, {}, x)[0])
 
 
 def test_inputs_that_are_no_texts_are_refused():
@@ -242,6 +242,20 @@ def test_inputs_that_are_no_texts_are_refused():
         model(torch.ones(2, 5))
     with pytest.raises(ShapeError, match=r"token ids \(length,\); got inputs of shape \(3, 84, 84\)"):
         transformer((3, 84, 84), 5)
+
+
+@pytest.mark.parametrize("taskmap", ["vmap", "loop"])
+@pytest.mark.parametrize("task", [0, 2])
+@pytest.mark.parametrize("bad", [-1, TOKENS])
+def test_ids_out_of_range_are_refused_and_never_those_of_another_task(bad, task, taskmap):
+    learner = headstart.maml(net(depth=1), steps=1, taskmap=taskmap)
+    support = episodes().support
+    ids = support.x.clone()
+    ids[task, 0, 0] = bad
+    with pytest.raises(
+        ShapeError, match=f"token ids go from .*{bad}.*, but the vocabulary has 11: they must be 0 to 10"
+    ):
+        learner.adapt(learner.init(None), support._replace(x=ids))
 
 
 def test_sizes_that_do_not_fit_are_refused():

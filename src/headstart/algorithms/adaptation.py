@@ -116,18 +116,22 @@ class Adaptation:
         fixed = {name: value for name, value in own.items() if name not in self.moving}
         still = {name: value for name, value in {**shared, **fixed}.items() if name not in moved}
         state = self.rule.state(meta.structure, moved, support.seed)
+        features = None
         if self.halves is not None:
             trunk, rest = self.halves
             features = trunk.apply(_named(trunk, still), {}, support.x, seed=support.seed)[0]
-            support, still = support._replace(x=features), _named(rest, still)
-        return Inner(moved, state, buffers), Given(meta.structure, still, support), fixed
+            # what a layer hands to the next is one argument, whatever it is
+            features = features if isinstance(features, Tensor) else (features,)
+            still = _named(rest, still)
+        return Inner(moved, state, buffers), Given(meta.structure, still, support, features), fixed
 
     def support_loss(self, given: Given, moved: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
         """The `SupportLoss` of the inner steps."""
         batch = given.support if self.examples is None else self.examples(given.support, step)
         params = {**given.params, **moved}
-        model = self.model if self.halves is None else self.halves[1]
-        outputs, buffers = model.apply(params, buffers, batch.x, seed=batch.seed, draw=step, step=step)
+        # a loss may look into the batch, so the features are no part of it
+        model, x = (self.model, batch.x) if self.halves is None else (self.halves[1], given.features)
+        outputs, buffers = model.apply(params, buffers, x, seed=batch.seed, draw=step, step=step)
         if self.inner_loss is None:
             return self.task_loss(outputs, batch), buffers
         losses.refuse_padding(batch, self.model.batch_statistics)

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from headstart.core import losses, tree
-from headstart.core.values import readable
+from headstart.core.values import in_range, one_hot
 from headstart.core.variants import InnerLoss
 from headstart.errors import ShapeError, UsageError
 from headstart.types import Batch, Params
@@ -95,7 +95,5 @@ def _pairs(predicted: Tensor, y: Tensor, outputs: int) -> Tensor:
         )
     if real:
         return torch.cat([each.reshape(*each.shape[:2], outputs) for each in (predicted, y)], -1)
-    if readable(y) and not (0 <= int(y.min()) and int(y.max()) < outputs):
-        raise ShapeError(f"labels go from {int(y.min())} to {int(y.max())}; they must be 0 to {outputs - 1}")
-    target = (y.unsqueeze(-1) == torch.arange(outputs, device=y.device)).to(predicted)
+    target = one_hot(in_range(y, outputs, f"the model has {outputs} outputs"), outputs, predicted)
     return torch.cat([predicted.flatten(2), target], -1)

@@ -10,7 +10,7 @@ from headstart.core.functional import Buffers, functional
 from headstart.core.masks import present
 from headstart.core.objective import backprop
 from headstart.core.taskmap import TaskMap
-from headstart.core.values import one_hot, readable
+from headstart.core.values import in_range, one_hot
 from headstart.errors import ShapeError, unknown_name
 from headstart.types import Adapted, Batch, Info, Learner, Meta, Params, Tree
 
@@ -99,12 +99,7 @@ def class_means(embedded: Tensor, support: Batch, ways: int | None = None) -> Pa
         )
     labels = support.y.long()
     count = int(labels.max()) + 1 if ways is None else ways
-    if readable(labels) and not (0 <= int(labels.min()) and int(labels.max()) < count):
-        raise ShapeError(
-            f"labels go from {int(labels.min())} to {int(labels.max())}, but there are {count} ways; "
-            f"labels must be 0 to {count - 1}"
-        )
-    member = one_hot(labels, count, embedded)
+    member = one_hot(in_range(labels, count, f"there are {count} ways"), count, embedded)
     if support.mask is not None:
         member = member * support.mask.unsqueeze(-1).to(embedded.dtype)
         embedded = torch.where(support.mask.unsqueeze(-1), embedded, 0)

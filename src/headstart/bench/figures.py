@@ -14,16 +14,19 @@ class Figure(NamedTuple):
     contender: str
     """Who computed it: ``"headstart"``, ``"headstart compiled"``, ``"learn2learn"``, …"""
     value: float
-    """The median of the runs."""
+    """The median of the rounds' medians."""
     low: float
     """Their first quartile."""
     high: float
     """Their third quartile."""
     runs: int
-    """Their number."""
+    """The number of runs in all rounds."""
     unit: Unit
     note: str = ""
     """What a reader must know of this figure, such as the seconds of compilation; mostly empty."""
+    rounds: tuple[float, ...] = ()
+    """The median of every round; those of one case have the same rounds, in which all contenders ran one after the
+    other. Empty where it was measured once."""
 
 
 class Target(NamedTuple):
@@ -55,4 +58,8 @@ class Report(NamedTuple):
     machine: dict[str, str]
     """What it ran on: processor, threads, versions of Python, torch and every peer."""
     failed: dict[str, str] = {}
-    """``{contender or "contender: case": why it has no figure}``."""
+    """``{contender, case or "contender: case": why it has no figure}``."""
+    command: str = ""
+    """What it was asked for with."""
+    partial: str = ""
+    """What is not in it that the whole suite has; empty where it is whole."""

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import headstart
+from headstart.bench.peers.environment import PACKAGES
 from headstart.bench.plan import Plan
 
 
@@ -21,7 +22,8 @@ def machine(plan: Plan) -> dict[str, str]:
         "torch": version("torch"),
         "numpy": version("numpy"),
     }
-    return {**found, **(plan.environment.versions if plan.environment else {})}
+    there = plan.environment.versions if plan.environment else {}
+    return found | {each.name: there[each.name] for each in PACKAGES if each.compared and each.name in there}
 
 
 def processor() -> str:

@@ -1,16 +1,21 @@
 """What a person asks of the suites that compare headstart with other libraries."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+from headstart.bench.figures import Report
 from headstart.bench.peers.environment import Environment
 from headstart.bench.peers.process import available_cores
 from headstart.errors import UsageError
 
 
 def _say_nothing(text: str) -> None:
+    return None
+
+
+def _keep_nothing(report: Report) -> None:
     return None
 
 
@@ -24,13 +29,16 @@ class Plan(NamedTuple):
     repeats: int | None = None
     """Rounds of every case; by default each case's own."""
     seconds: float | None = None
-    """About how long the suite may take: rounds that do not fit any more are left out, cases never are."""
+    """About how long the suite may take: rounds that do not fit any more are left out, and cases that only show how
+    something grows."""
     threads: int = 0
     """Threads of every contender; 0: one a core."""
     note: Callable[[str], None] = _say_nothing
     """Is told what goes on, a line at a time."""
     data: Path | None = None
     """The folder of the data sets, where a suite needs one."""
+    keep: Callable[[Report], None] = _keep_nothing
+    """Is given what there is so far, after every case."""
 
     @property
     def python(self) -> Path | None:
@@ -47,7 +55,7 @@ def check(plan: Plan) -> Plan:
     return plan._replace(threads=plan.threads or max(1, len(available_cores())))
 
 
-def chosen(plan: Plan, names: list[str]) -> list[str]:
+def chosen(plan: Plan, names: Sequence[str]) -> list[str]:
     """Return the names of the cases that the plan asks for, in their order.
 
     A pattern is a case's whole name, one as of file names, or a part of the name.
@@ -55,12 +63,23 @@ def chosen(plan: Plan, names: list[str]) -> list[str]:
     Raises:
         UsageError: a pattern that no case answers to.
     """
-    if not plan.cases:
-        return names
-    wanted: set[str] = set()
-    for pattern in plan.cases:
-        found = {pattern} & set(names) or {name for name in names if fnmatchcase(name, pattern) or pattern in name}
+    return shared(plan.cases, {"": names})[""]
+
+
+def shared(patterns: Sequence[str], names: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return for every suite the names of its cases that are asked for; without patterns, all.
+
+    >>> shared(("sine*",), {"speed": ["sine T=1", "conv4"], "memory": ["MLP"]})
+    {'speed': ['sine T=1'], 'memory': []}
+
+    Raises:
+        UsageError: a pattern that no case of any suite answers to.
+    """
+    every = list(dict.fromkeys(name for own in names.values() for name in own))
+    wanted: set[str] = set() if patterns else set(every)
+    for pattern in patterns:
+        found = {pattern} & set(every) or {name for name in every if fnmatchcase(name, pattern) or pattern in name}
         if not found:
-            raise UsageError(f"no case answers to {pattern!r}; there are: {'; '.join(names)}")
+            raise UsageError(f"no case answers to {pattern!r}; there are: {'; '.join(every)}")
         wanted |= found
-    return [name for name in names if name in wanted]
+    return {suite: [name for name in own if name in wanted] for suite, own in names.items()}

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from headstart.algorithms.maml import anil, maml
 from headstart.bench.machine import machine
-from headstart.bench.peers.case import Case, module
-from headstart.bench.peers.torch_case import batched
+from headstart.bench.peers.case import Case
+from headstart.bench.peers.contenders.ours import episodes_of, learner_of
 from headstart.bench.plan import Plan, check, chosen
 from headstart.bench.roofline_floors import Floors, floors
 from headstart.bench.roofline_work import Traffic, flops, shares, traffic
@@ -17,7 +16,6 @@ from headstart.bench.speed_cases import ANIL, RESNET, conv4, sine
 from headstart.core.accelerate import accelerate
 from headstart.core.objective import meta_gradient
 from headstart.core.taskmap import loop
-from headstart.types import Batch, Episodes, Learner
 
 CASES = (sine(1), sine(5), conv4(1, 8, 1), conv4(1, 8, 5), ANIL, RESNET)
 #: A case is timed for about so long, at least `FEWEST` times.
@@ -88,8 +86,7 @@ def run(plan: Plan) -> Roofline:
 
 def row(case: Case, best: Floors, repeats: int | None = None) -> Row:
     """Return what one meta-gradient of a case takes."""
-    task = batched(case)
-    episodes = Episodes(Batch(task.support_x, task.support_y), Batch(task.query_x, task.query_y))
+    episodes = episodes_of(case)
     one_by_one, together = learner_of(case, taskmap=loop), learner_of(case)
     meta, ready = together.init(None), accelerate(together)
     meta_gradient(together, meta, episodes)  # the task map's choice is no part of what is counted
@@ -110,13 +107,6 @@ def row(case: Case, best: Floors, repeats: int | None = None) -> Row:
         len(times),
         parts,
     )
-
-
-def learner_of(case: Case, **options: Any) -> Learner:
-    """Return the case's method."""
-    loss = "cross_entropy" if case.ways else "mse"
-    make = anil if case.what == "anil" else maml
-    return make(module(case), loss=loss, steps=case.steps, rate=case.rate, **options)
 
 
 def _times(function: Any, repeats: int | None) -> list[float]:

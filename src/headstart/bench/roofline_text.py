@@ -5,7 +5,7 @@ from typing import Any
 
 from headstart.bench.roofline import Roofline, Row
 from headstart.bench.roofline_floors import Floors
-from headstart.bench.text import number
+from headstart.bench.text import number, table
 from headstart.training.files import to_json, write
 
 FLOORS = ("threads", "large product, GFLOP/s", "25 x (10x40)(40x40), GFLOP/s", "3x3 convolution, GFLOP/s",
@@ -41,14 +41,9 @@ def to_markdown(found: Roofline) -> str:
     lines = ["# Roofline: how near to what the machine can do", ""]
     lines += [f"`headstart bench roofline`: one meta-gradient of second-order MAML, eager. {used}.", ""]
     lines += ["How to read it: docs/roofline.md.", "", "## The machine", ""]
-    lines += [*_table(FLOORS, [floor_cells(each) for each in found.floors]), "", "## The cases", ""]
-    lines += [*_table(CASES, [case_cells(each) for each in found.rows]), "", "## Where the time goes", ""]
-    return "\n".join([*lines, *_table(headings, shared), ""])
-
-
-def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+    lines += [*table(FLOORS, [floor_cells(each) for each in found.floors]), "", "## The cases", ""]
+    lines += [*table(CASES, [case_cells(each) for each in found.rows]), "", "## Where the time goes", ""]
+    return "\n".join([*lines, *table(headings, shared), ""])
 
 
 def to_values(found: Roofline) -> dict[str, Any]:

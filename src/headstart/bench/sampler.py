@@ -5,13 +5,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
-
-import numpy as np
 
 from headstart.bench.figures import Figure, Report, Target
 from headstart.bench.machine import machine
-from headstart.bench.peers.environment import Environment
+from headstart.bench.peers.answers import read
+from headstart.bench.peers.contender import Contender, missing
 from headstart.bench.peers.process import PeerError, Worker
 from headstart.bench.plan import Plan, check, chosen
 from headstart.bench.sampler_contenders.episodes import SamplerCase, fault, omniglot_folder
@@ -23,31 +21,24 @@ _START_SECONDS, _TURN_SECONDS = 600.0, 300.0
 _WARM = 6  # more batches than a loader's workers fetch ahead
 
 
-class Contender(NamedTuple):
-    """A library, and how it loads."""
+_FILES = "headstart.bench.sampler_contenders"
 
-    name: str
-    package: str
-    """Its name in the registry of packages; headstart's own is its name."""
-    module: str
-    """Its file in ``sampler_contenders``."""
-    workers: int = 0
-
-    @property
-    def target(self) -> str:
-        """What its process is started with."""
-        return f"headstart.bench.sampler_contenders.{self.module}:prepare"
-
-
-OURS = Contender("headstart", "headstart", "ours")
+OURS = Contender("headstart", f"{_FILES}.ours:prepare")
 PEERS = (
-    Contender("easyfsl", "easyfsl", "easyfsl"),
-    Contender("easyfsl, 2 workers", "easyfsl", "easyfsl", workers=2),
-    Contender("learn2learn", "learn2learn", "learn2learn"),
-    Contender("torchmeta", "torchmeta", "torchmeta"),
-    Contender("torchmeta, 2 workers", "torchmeta", "torchmeta", workers=2),
+    Contender("easyfsl", f"{_FILES}.easyfsl:prepare", "easyfsl"),
+    Contender("easyfsl, 2 workers", f"{_FILES}.easyfsl:prepare", "easyfsl"),
+    Contender("learn2learn", f"{_FILES}.learn2learn:prepare", "learn2learn"),
+    Contender("torchmeta", f"{_FILES}.torchmeta:prepare", "torchmeta"),
+    Contender("torchmeta, 2 workers", f"{_FILES}.torchmeta:prepare", "torchmeta"),
 )
+#: Processes that load for a contender, where there are any.
+WORKERS = {"easyfsl, 2 workers": 2, "torchmeta, 2 workers": 2}
 RATIO = 20.0
+
+
+def names(plan: Plan) -> list[str]:
+    """Return the names of the suite's cases."""
+    return [name_of(SamplerCase(omniglot=omniglot_folder(plan.data)))]
 
 
 def run(plan: Plan) -> Report:
@@ -63,8 +54,7 @@ def run(plan: Plan) -> Report:
     """
     plan = check(plan)
     case = SamplerCase(omniglot=omniglot_folder(plan.data))
-    name = name_of(case)
-    chosen(plan, [name])
+    (name,) = chosen(plan, names(plan))
     rounds = plan.repeats or ROUNDS
     rates: dict[str, list[float]] = {}
     with ExitStack() as stack:
@@ -91,9 +81,9 @@ def name_of(case: SamplerCase) -> str:
 
 
 def figure(case: str, contender: str, rates: list[float]) -> Figure:
-    """Return the figure of a contender's rates."""
+    """Return the figure of a contender's rates, one a round."""
     low, _, high = quantiles(rates, n=4, method="inclusive") if len(rates) > 1 else (rates[0],) * 3
-    return Figure(case, contender, median(rates), low, high, len(rates), "episodes/s")
+    return Figure(case, contender, median(rates), low, high, len(rates), "episodes/s", rounds=tuple(rates))
 
 
 def targets(case: str, rates: Mapping[str, list[float]]) -> tuple[Target, ...]:
@@ -111,8 +101,7 @@ def _start(plan: Plan, case: SamplerCase, stack: ExitStack) -> tuple[dict[Conten
     ready: dict[Contender, Worker] = {}
     failed: dict[str, str] = {}
     for contender in (OURS, *PEERS):
-        why = _missing(contender, plan.environment)
-        if why is not None:
+        if why := missing(contender, plan.environment):
             failed[contender.name] = why
             continue
         plan.note(f"sampler: starting {contender.name}")
@@ -126,15 +115,6 @@ def _start(plan: Plan, case: SamplerCase, stack: ExitStack) -> tuple[dict[Conten
     return ready, failed
 
 
-def _missing(contender: Contender, peers: Environment | None) -> str | None:
-    """Return why a contender cannot be started, or ``None``."""
-    if contender is OURS:
-        return None
-    if peers is None:
-        return "there is no environment with other libraries"
-    return peers.failed.get(contender.package)
-
-
 def _leave_out(plan: Plan, contender: Contender, error: PeerError, failed: dict[str, str]) -> None:
     if contender is OURS:
         raise error
@@ -143,7 +123,7 @@ def _leave_out(plan: Plan, contender: Contender, error: PeerError, failed: dict[
 
 
 def _with(case: SamplerCase, contender: Contender) -> SamplerCase:
-    return case._replace(workers=contender.workers)
+    return case._replace(workers=WORKERS.get(contender.name, 0))
 
 
 def _show(worker: Worker, case: SamplerCase) -> None:
@@ -155,8 +135,7 @@ def _show(worker: Worker, case: SamplerCase) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder, "batch.npz")
         worker.ask({"do": "prepare", "case": case._asdict(), "answer": str(path)}, _START_SECONDS)
-        with np.load(path, allow_pickle=False) as batch:
-            wrong = fault(dict(batch), case)
+        wrong = fault(read(path), case)
     worker.ask({"do": "drop"})
     if wrong is not None:
         raise PeerError(f"its episodes are not sound: {wrong}")

@@ -1,6 +1,7 @@
 """Targets held against figures."""
 
 from collections.abc import Iterable, Sequence
+from statistics import quantiles
 from typing import NamedTuple
 
 from headstart.bench.figures import Figure, Report, Target
@@ -13,10 +14,28 @@ class Verdict(NamedTuple):
     ours: Figure | None
     theirs: Figure | None
     ratio: float | None
-    """As the target counts it; ``None`` where a figure is missing."""
+    """As the target counts it, the median over rounds where both ran in turn; ``None`` where a figure is missing."""
     reached: bool | None
     reason: str = ""
     """Why there is no ratio."""
+    low: float | None = None
+    """The ratio's first quartile over the rounds; ``None`` where there are none."""
+    high: float | None = None
+    """Its third quartile."""
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether one of the figures is."""
+        return any(figure is not None and disturbed(figure) for figure in (self.ours, self.theirs))
+
+
+def disturbed(figure: Figure) -> bool:
+    """Return whether the runs differ so much that something else must have run: the quartiles span half the median.
+
+    >>> disturbed(Figure("sine", "headstart", 2.0, 1.9, 3.0, 9, "ms"))
+    True
+    """
+    return figure.high - figure.low > figure.value / 2
 
 
 def verdicts(report: Report) -> list[Verdict]:
@@ -30,9 +49,13 @@ def _verdict(target: Target, report: Report) -> Verdict:
     if ours is None or theirs is None:
         return Verdict(target, ours, theirs, None, None, _reason(target, report, ours is None))
     above, below = (theirs, ours) if target.better == "times faster" else (ours, theirs)
-    ratio = above.value / below.value if below.value else float("inf")
+    ratio, spread = above.value / below.value if below.value else float("inf"), (None, None)
+    if ours.case == theirs.case and len(ours.rounds) == len(theirs.rounds) > 1 and all(below.rounds):
+        # what disturbs a round disturbs both
+        low, ratio, high = quantiles([a / b for a, b in zip(above.rounds, below.rounds)], n=4, method="inclusive")
+        spread = (low, high)
     reached = ratio >= target.ratio if at_least(target) else ratio <= target.ratio
-    return Verdict(target, ours, theirs, ratio, reached)
+    return Verdict(target, ours, theirs, ratio, reached, "", *spread)
 
 
 def at_least(target: Target) -> bool:
@@ -65,8 +88,10 @@ def sentence(verdict: Verdict) -> str:
     if verdict.reached:
         return f"{said}: reached"
     if at_least(target):
-        return f"{said}: short by {1 - verdict.ratio / target.ratio:.0%}".replace("%", " %")
-    return f"{said}: over by {verdict.ratio / target.ratio - 1:.0%}".replace("%", " %")
+        said += f": short by {1 - verdict.ratio / target.ratio:.0%}".replace("%", " %")
+    else:
+        said += f": over by {verdict.ratio / target.ratio - 1:.0%}".replace("%", " %")
+    return f"{said}; disturbed, measure again" if verdict.disturbed else said
 
 
 def missed(found: Sequence[Verdict]) -> list[Verdict]:

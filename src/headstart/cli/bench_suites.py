@@ -1,8 +1,8 @@
 """``headstart bench speed``, ``compile``, ``memory``, ``sampler`` and ``all``."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +10,11 @@ from cyclopts import Parameter
 
 from headstart.cli.evaluate import Json
 from headstart.cli.output import print_json, print_table
+from headstart.errors import HeadstartError
 
 if TYPE_CHECKING:
     from headstart.bench.figures import Report
     from headstart.bench.plan import Plan
-
-SUITES = ("speed", "compile", "memory", "sampler")
 
 
 @Parameter(name="*")
@@ -27,17 +26,20 @@ class Asked:
     ----------
     peers
         The folder of the environment that holds the other libraries; it is built first if it is not there. Default:
-        the one that HEADSTART_PEERS names, or headstart/peers in your cache folder.
+        the one that HEADSTART_PEERS names, or one in headstart in your cache folder.
+    rebuild_peers
+        Try again to install what could not be installed there; without it, that is tried once a day.
     without_peers
         Leave the other libraries out: headstart beside plain loops alone, with nothing to install.
     out
-        A folder for the results: SUITE.json, SUITE.md and SUITE.png.
+        A folder for the results: SUITE.json, SUITE.md and SUITE.png; SUITE.partial.json and so on where not everything
+        is asked for, or can be run, so that whole results stay.
     cases
         Names of cases, parts of them or patterns such as "sine*"; separate several by semicolons. Default: all.
     repeats
         Rounds of every case. Range: from 1 up. Default: more for quick cases than for slow ones.
     seconds
-        About how long a suite may take: rounds that do not fit are left out, cases never are.
+        About how long a suite may take: rounds that do not fit are left out, and cases that only show growth.
     threads
         Threads of each contender; 0: one a core. Range: from 0 up.
     data
@@ -48,6 +50,7 @@ class Asked:
     """
 
     peers: Path | None = None
+    rebuild_peers: Annotated[bool, Parameter(negative=())] = False
     without_peers: Annotated[bool, Parameter(negative=())] = False
     out: Path | None = None
     cases: str | None = None
@@ -60,70 +63,97 @@ class Asked:
 
 def speed(*, asked: Asked = Asked()) -> int:
     """Time an outer step of MAML beside other libraries and plain loops."""
-    return _run(["speed"], asked)
+    return _run("speed", ["speed"], asked)
 
 
 def compile_(*, asked: Asked = Asked()) -> int:
     """Time compiled steps beside jitted JAX, and what compiling costs."""
-    return _run(["compile"], asked)
+    return _run("compile", ["compile"], asked)
 
 
 def memory(*, asked: Asked = Asked()) -> int:
     """Measure the memory of long inner loops, by each way of going back."""
-    return _run(["memory"], asked)
+    return _run("memory", ["memory"], asked)
 
 
 def sampler(*, asked: Asked = Asked()) -> int:
     """Count episodes a second beside other libraries' samplers."""
-    return _run(["sampler"], asked)
+    return _run("sampler", ["sampler"], asked)
 
 
 def all_(*, asked: Asked = Asked()) -> int:
     """Run speed, compile, memory and sampler, and hold them against the targets."""
-    return _run(SUITES, asked)
+    from headstart.bench.suites import SUITES
+
+    return _run("all", SUITES, asked)
 
 
-def _run(suites: Sequence[str], asked: Asked) -> int:
-    from headstart.bench.files import write_report
+def _run(name: str, suites: Sequence[str], asked: Asked) -> int:
+    from headstart.bench.suites import command, partial, plans
     from headstart.bench.text import to_values
     from headstart.training.files import make_folder
 
     if asked.out:
         make_folder(asked.out)  # now, not when everything is measured
     plan = _plan(asked)
-    reports: list[Report] = []
-    files: list[Path] = []
-    for suite in suites:
-        report = _report(suite, plan)
-        reports.append(report)
-        # at once, so that a suite that fails takes no other's results with it
-        files += write_report(asked.out, report) if asked.out else []
+    wanted = plans(suites, plan)  # before an environment is built for what is not there
+    plan = _with_peers(plan, asked)
+    said = command(name, plan), partial(plan)
+    reports: dict[str, Report] = {}
+    files: dict[str, list[Path]] = {}
+    for suite, own in wanted.items():
+        try:
+            own = own._replace(environment=plan.environment)
+            reports[suite], files[suite] = _report(suite, own, asked.out, said)
+        except (HeadstartError, OSError) as error:
+            if len(suites) == 1:
+                raise
+            print(f"error: {suite}: {error}", file=sys.stderr)  # the other suites need not suffer
+            continue
         if not asked.as_json:
-            _print(report)
+            _print(reports[suite])
     if asked.as_json:
-        values = [{**to_values(report), "files": [str(file) for file in files]} for report in reports]
-        print_json(values[0] if len(values) == 1 else values)
-        return 0
-    _print_targets(reports)
-    for file in files:
-        print(file)
-    return 0
+        values = [{**to_values(reports[suite]), "files": list(map(str, files[suite]))} for suite in reports]
+        print_json(values[0] if len(suites) == 1 else values)
+    else:
+        _print_targets(list(reports.values()))
+        for file in (file for own in files.values() for file in own):
+            print(file)
+    return 0 if len(reports) == len(wanted) else 1
 
 
-def _report(suite: str, plan: "Plan") -> "Report":
-    report: Report = import_module(f"headstart.bench.{suite}").run(plan)
-    return report
+def _report(suite: str, plan: "Plan", out: Path | None, said: tuple[str, str]) -> "tuple[Report, list[Path]]":
+    """Run a suite and write what it finds: after every case what there is so far, and at the end all of it.
+
+    ``said`` is the command, and what a whole run has besides.
+    """
+    from headstart.bench.files import write_report
+    from headstart.bench.suites import run
+
+    def keep(report: "Report") -> None:
+        if out:
+            write_report(out, report._replace(command=said[0], partial="not finished"), picture=False)
+
+    report = run(suite, plan._replace(keep=keep))._replace(command=said[0], partial=said[1])
+    return report, write_report(out, report) if out else []
 
 
 def _plan(asked: Asked) -> "Plan":
-    from headstart.bench.peers.environment import build
     from headstart.bench.plan import Plan, check
     from headstart.training.progress import view
 
     cases = tuple(part.strip() for part in (asked.cases or "").split(";") if part.strip())
-    note = view().note
-    plan = check(Plan(None, cases, asked.repeats, asked.seconds, asked.threads, note, asked.data))
-    return plan if asked.without_peers else plan._replace(environment=build(asked.peers, note))
+    plan = Plan(None, cases, asked.repeats, asked.seconds, asked.threads, view().note, asked.data)
+    check(plan)
+    return plan
+
+
+def _with_peers(plan: "Plan", asked: Asked) -> "Plan":
+    from headstart.bench.peers.environment import build
+
+    if asked.without_peers:
+        return plan
+    return plan._replace(environment=build(asked.peers, plan.note, asked.rebuild_peers))
 
 
 def _print(report: "Report") -> None:

@@ -46,7 +46,7 @@ def train(
 
     flags = options.model_dump(exclude_unset=True) | ({} if tasks is None else {"tasks": tasks})
     file = {} if config is None else read_config_file(config)
-    if tasks is not None and "data" not in flags:
+    if tasks is not None and file.get("tasks", tasks) != tasks and "data" not in flags:
         file.pop("data", None)  # it is of the file's own tasks
     chosen = resolve(merged(file, flags))
     result = train(chosen, default_folder(chosen) if out is None else out, view=view())

@@ -1,26 +1,27 @@
-"""The same meta-gradient in less time or less memory: in parts, in threads, compiled.
+"""The same meta-gradient in less time or less memory: in parts, in threads, from a record, compiled.
 
 L(θ, M) is a mean over tasks, so its gradient is the mean of those of parts of the tasks. Parts that follow one
 another need the memory of one; parts at the same time, each in a thread of its own, use the cores of a processor
 better than operations that are each split among the cores.
 """
 
-import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from headstart.core.compiled import COMPILED
+from headstart.core.forms import Forms
 from headstart.core.live_bytes import LiveBytes
-from headstart.core.objective import backprop
-from headstart.core.record import Recorded, Way, replayed, tensors_of
+from headstart.core.objective import at, backprop
+from headstart.core.pool import one_thread, pool
+from headstart.core.record import SEEN, Inputs, Key, Recorded, Way, inputs_of, replayed, with_gradient
 from headstart.core.sizes import to_bytes, to_text
+from headstart.core.surroundings import Settings, generators, put_back, settings
 from headstart.core.workload import workload
 from headstart.errors import UsageError
 from headstart.types import Batch, Episodes, Info, Learner, Meta
@@ -28,12 +29,20 @@ from headstart.types import Batch, Episodes, Info, Learner, Meta
 logger = logging.getLogger("headstart")
 
 Threads: TypeAlias = int | Literal["auto"]
+Part: TypeAlias = tuple[Meta, Info]
+Gradient: TypeAlias = Callable[[Inputs], Part]
 
 #: A record is made after so many steps: it costs about a hundred of them.
-REPLAYED = Way("replayed", replayed, after=50, same=True, level=logging.INFO)
+REPLAYED = Way("replayed", replayed, after=50, most=5000, same=True, level=logging.INFO)
 
 #: From so many numbers an operation on, on average, threads pay: below, their operations wait for the interpreter.
 LARGE = 2**14
+
+#: Where in meta-training the needs of a learner that changes are looked at, in fractions of the outer steps.
+STAGES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+#: So many plans are remembered.
+REMEMBERED = 64
 
 
 def accelerate(
@@ -43,30 +52,37 @@ def accelerate(
     threads: Threads = "auto",
     chunk: int | None = None,
     memory: int | str | None = None,
+    replay: bool = True,
 ) -> Learner:
     """Return the learner with a meta-gradient that is the same to rounding, and computed otherwise.
 
     Only learners whose meta-gradient is by back-propagation change; tasks do not see each other in it, so they can be
     taken in parts. What is decided is decided by counting, not by timing, so that every run decides the same.
 
+    On a CPU, small operations are replayed from a record after some steps, with the same bits (see `core.record`). A
+    model that draws random numbers from generators of the process is neither recorded nor threaded, and so is what runs
+    inside PyTorch's hooks and modes that see every operation.
+
     Args:
         learner: the method.
-        compile: whether to compile (see `core.compiled.compiled`). Without it, small operations are replayed from a
-            record after some steps, which gives the same bits (see `core.record`).
+        compile: whether to compile the record (see `core.compiled`), whatever the size of operations.
         threads: on a CPU, how many parts of the tasks to work on at the same time, each with one thread; 1: all tasks
-            together, in operations that PyTorch splits among its threads. ``"auto"``: PyTorch's number of threads
-            (``torch.get_num_threads()``) where operations are large, and one where they are so small that splitting
-            them costs more than it gains.
+            together, in operations that PyTorch splits among its threads where they are large. ``"auto"``: PyTorch's
+            number of threads (``torch.get_num_threads()``) where operations are large, and one where they are so small
+            that splitting them costs more than it gains; fewer where ``memory`` has no room for so many.
         chunk: the most tasks that are worked on together; parts follow one another.
         memory: in place of ``chunk``: the most that the graphs of the tasks worked on together may take, in bytes or
             as ``"2GiB"``, measured on one task.
+        replay: False computes every step anew: for a model or a loss that goes by more than its tensors and its own
+            random numbers, such as a Python number that something else changes during training.
 
     Raises:
         UsageError: an option out of its range, or one task that needs more than ``memory``.
     """
-    for name, value in (("threads", threads), ("chunk", chunk)):
-        if value is not None and value != "auto" and not (isinstance(value, int) and value >= 1):
-            raise UsageError(f"{name} must be a whole number from 1 up, got {value!r}")
+    if threads != "auto" and not _is_count(threads):
+        raise UsageError(f"threads must be a whole number from 1 up or 'auto', got {threads!r}")
+    if chunk is not None and not _is_count(chunk):
+        raise UsageError(f"chunk must be a whole number from 1 up, or None, got {chunk!r}")
     if chunk is not None and memory is not None:
         raise UsageError(f"accelerate takes chunk= or memory=, not both; got {chunk} and {memory!r}")
     room = None if memory is None else to_bytes(memory)
@@ -74,12 +90,19 @@ def accelerate(
         if compile:
             logger.warning("not compiled: this learner's meta-gradient is not by back-propagation")
         return learner
-    gradient, during = _InParts(compile, threads, chunk, room), learner.during
+    return with_gradient(learner, _InParts(learner, _Options(compile, threads, chunk, room, replay)))
 
-    def own(stage: Learner) -> Learner:
-        return stage._replace(gradient=gradient) if stage.gradient is backprop else stage
 
-    return own(learner)._replace(during=None if during is None else lambda done: own(during(done)))
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+class _Options(NamedTuple):
+    compile: bool
+    threads: Threads
+    chunk: int | None
+    room: int | None
+    replay: bool
 
 
 class _Plan(NamedTuple):
@@ -96,105 +119,174 @@ class _Plan(NamedTuple):
 class _InParts:
     """The `MetaGradient` that takes the tasks in parts."""
 
-    def __init__(self, compile: bool, threads: Threads, chunk: int | None, room: int | None) -> None:
-        self.threads, self.chunk, self.room = threads, chunk, room
-        self.small, self.large = (Recorded(COMPILED),) * 2 if compile else (Recorded(REPLAYED), backprop)
-        self.plans: dict[Any, _Plan] = {}
+    def __init__(self, learner: Learner, options: _Options) -> None:
+        self.options, self.stages = options, _stages(learner)
+        self.small = Recorded(COMPILED if options.compile else REPLAYED)
+        self.plans: dict[Key, _Plan] = {}
 
-    def __call__(self, learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
-        key = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in tensors_of(Meta({}, {}), episodes))
-        if key not in self.plans:
-            self.plans[key] = self._plan(learner, meta, episodes)
-        plan, tasks = self.plans[key], len(episodes.query.y)
-        parts = [_part(episodes, start, start + plan.size) for start in range(0, tasks, plan.size)]
-        gradient = functools.partial(self.small if plan.small else self.large, learner, meta)
-        if plan.workers > 1:
-            with _kept_threads():
-                return _joined(list(_pool(plan.workers).map(gradient, parts)), tasks)
-        with one_thread() if plan.small else contextlib.nullcontext():
-            return _joined([gradient(part) for part in parts], tasks)
+    def __call__(self, learner: Learner, meta: Meta, episodes: Episodes) -> Part:
+        here, given = settings(), inputs_of(meta, episodes)
+        key = here, torch.get_num_threads(), given.kind
+        plan = self.plans.get(key)
+        if plan is None:
+            plan = self._remembered(key, self._plan(here, meta, episodes))
+        gradient = self._gradient(here, plan, learner)
+        if plan.size >= len(episodes.query.y):
+            with one_thread(plan.small):
+                return gradient(given)
+        parts = (inputs_of(meta, part) for part in _parts(episodes, plan.size))
+        if here is not None and plan.workers > 1:
+            return _joined(_at_once(gradient, parts, plan.workers, here), len(episodes.query.y))
+        with one_thread(plan.small):
+            return _joined(map(gradient, parts), len(episodes.query.y))
 
-    def _plan(self, learner: Learner, meta: Meta, episodes: Episodes) -> _Plan:
-        tasks, one = len(episodes.query.y), _part(episodes, 0, 1)
-        workers, small = 1 if self.threads == "auto" else self.threads, False
-        if self.threads == "auto" and episodes.query.y.device.type == "cpu":
-            before = torch.get_rng_state()
-            small = workload(lambda: backprop(learner, meta, episodes)).size < LARGE
-            drawn = not torch.equal(before, torch.get_rng_state())
-            torch.set_rng_state(before)
-            if not small and not drawn:  # threads would draw from one generator in any order
-                workers = torch.get_num_threads()
-        size = self.chunk or tasks
-        if self.room is not None:
-            with LiveBytes() as live:
-                backprop(learner, meta, one)
-            needed = live.peak
-            size = self.room // max(1, needed * workers)
-            if size < 1:
-                raise UsageError(
-                    f"the graph of one task needs about {to_text(needed)} of memory, and {workers} at a time more than "
-                    f"{to_text(self.room)}; allow more, take threads=1, or an adjoint that remembers less, such as "
-                    f"Checkpointed(memory=...)"
-                )
+    def _gradient(self, here: Settings | None, plan: _Plan, learner: Learner) -> Gradient:
+        """Return what computes the gradient of a part."""
+        if here is not None and (self.options.compile or (plan.small and self.options.replay)):
+            return functools.partial(self.small.run, self.small.forms.of(learner), here, learner)
+        if self.options.compile:
+            self.small.say(SEEN)
+        return lambda given: backprop(learner, given.meta, given.episodes)
+
+    def _remembered(self, key: Key, plan: _Plan) -> _Plan:
+        if len(self.plans) >= REMEMBERED:
+            self.plans.pop(next(iter(self.plans)), None)
+        self.plans[key] = plan
+        return plan
+
+    def _plan(self, here: Settings | None, meta: Meta, episodes: Episodes) -> _Plan:
+        """Return a plan that goes by the learner and the shapes alone, not by how far a run is."""
+        options, tasks = self.options, len(episodes.query.y)
+        counted = here is not None and episodes.query.y.device.type == "cpu"
+        with put_back():
+            room = None if options.room is None else _Room(options.room, self._needed(meta, episodes), _bytes(meta))
+            size = min(tasks, options.chunk or tasks) if room is None else room.tasks(tasks, 1)
+            if not counted or (options.threads == 1 and not options.replay):
+                return _Plan(size, 1, False)
+            part = next(_parts(episodes, size))
+            found = [_looked_at(stage, meta, part) for stage in self.stages]
+        small, draws = all(one.size < LARGE for one, _ in found), any(drawn for _, drawn in found)
+        asked = torch.get_num_threads() if options.threads == "auto" else options.threads
+        workers = 1 if small and options.threads == "auto" else asked
+        if workers > 1 and draws:  # threads would draw from one generator in any order
+            logger.info("one thread: the model draws from a generator of the process")
+            workers = 1
+        if room is not None and options.threads == "auto":
+            workers = max(count for count in range(1, workers + 1) if count == 1 or room.fits(count))
+        if room is not None:
+            size = room.tasks(tasks, workers)
         size = min(size, -(-tasks // workers))
         return _Plan(size, min(workers, -(-tasks // size)), small)
 
-
-def _part(episodes: Episodes, start: int, end: int) -> Episodes:
-    def cut(leaf: Any) -> Any:
-        return leaf if leaf is None else leaf[start:end]
-
-    return Episodes(*(Batch(*(tree_map(cut, part) for part in batch)) for batch in episodes))
-
-
-def _joined(parts: Sequence[tuple[Meta, Info]], tasks: int) -> tuple[Meta, Info]:
-    """Return the mean over all tasks of means over parts of them, and what is told of the tasks in their order."""
-    if len(parts) == 1:
-        return parts[0]
-    shares = [len(info.query_loss if info.query_loss is not None else info.support_loss.T) / tasks for _, info in parts]
-    gradient = Meta(
-        *(
-            {name: sum_of([share * part[which][name] for share, (part, _) in zip(shares, parts)]) for name in own}
-            for which, own in enumerate(parts[0][0])
-        )
-    )
-    support = torch.cat([info.support_loss for _, info in parts], 1)
-    query = [info.query_loss for _, info in parts if info.query_loss is not None]
-    return gradient, Info(support, torch.cat(query) if query else None)
+    def _needed(self, meta: Meta, episodes: Episodes) -> int:
+        """Return the bytes that the graph of one task takes, at most."""
+        one, peaks = next(_parts(episodes, 1)), []
+        for stage in self.stages:
+            backprop(stage, meta, one)  # trials of the task map are no part of it
+            with LiveBytes() as live:
+                backprop(stage, meta, one)
+            peaks.append(live.peak)
+        return max(1, *peaks)
 
 
-def sum_of(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the sum of tensors of one shape, in their order."""
-    total = tensors[0]
-    for tensor in tensors[1:]:
-        total = total + tensor
-    return total
+class _Room(NamedTuple):
+    """A budget of memory."""
+
+    bytes: int
+    needed: int
+    """By one task."""
+    result: int
+    """By a gradient."""
+
+    def left(self, workers: int) -> int:
+        """Return what is left beside the sum of the parts, and a part that waits to be added to it."""
+        return self.bytes - self.result * (1 if workers == 1 else 2)
+
+    def fits(self, workers: int) -> bool:
+        return self.left(workers) >= self.needed * workers
+
+    def tasks(self, tasks: int, workers: int) -> int:
+        """Return the number of tasks of a part."""
+        if workers == 1 and self.needed * tasks <= self.bytes:
+            return tasks
+        if not self.fits(workers):
+            raise UsageError(
+                f"the graph of one task needs about {to_text(self.needed)} of memory, and {workers} at a time with "
+                f"their sum more than {to_text(self.bytes)}; allow more, take threads=1, or an adjoint that remembers "
+                f"less, such as Checkpointed(memory=...)"
+            )
+        return min(tasks, self.left(workers) // (self.needed * workers))
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let the operations of this thread run in it alone."""
-    with _kept_threads():
-        torch.set_num_threads(1)
-        yield
+def _stages(learner: Learner) -> list[Learner]:
+    """Return the learner as it is at first, later and at last; one that does not change once."""
+    forms, stages = Forms(), [at(learner, done) for done in STAGES]
+    different = {forms.of(stage).number: stage for stage in stages if stage.gradient is backprop}
+    return list(different.values()) or [learner]
 
 
-@contextlib.contextmanager
-def _kept_threads() -> Iterator[None]:
-    """Put the number of threads back, which a thread that starts later takes from where it was set last."""
-    before = torch.get_num_threads()
+def _looked_at(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Any, bool]:
+    """Return the workload of a learner, and whether it draws from generators of the process."""
+    before = generators()
+    backprop(learner, meta, episodes)  # the task map's trials, which are no part of the work
+    drawn = generators() != before
+    return workload(lambda: backprop(learner, meta, episodes)), drawn
+
+
+def _bytes(meta: Meta) -> int:
+    return sum(value.numel() * value.element_size() for part in meta for value in part.values())
+
+
+def _parts(episodes: Episodes, size: int) -> Iterator[Episodes]:
+    tasks = len(episodes.query.y)
+    for start in range(0, tasks, size):
+
+        def cut(leaf: Any, start: int = start) -> Any:
+            return leaf if leaf is None else leaf[start : start + size]
+
+        yield Episodes(*(Batch(*(tree_map(cut, part) for part in batch)) for batch in episodes))
+
+
+def _at_once(gradient: Gradient, parts: Iterator[Inputs], workers: int, here: Settings) -> Iterator[Part]:
+    """Yield the gradients of parts in their order, computed in threads; at most one of them waits."""
+
+    def alone(given: Inputs) -> Part:
+        with here.entered():
+            return gradient(given)
+
+    threads, ahead = pool(workers), deque[Any]()
     try:
-        yield
+        for part in parts:
+            ahead.append(threads.submit(alone, part))
+            if len(ahead) > workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
     finally:
-        torch.set_num_threads(before)
+        for future in ahead:  # after an error
+            future.cancel() or future.exception()
 
 
-@functools.cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, "headstart", initializer=_alone)
+def _joined(parts: Iterable[Part], tasks: int) -> Part:
+    """Return the mean over all tasks of means over parts of them, and what is told of the tasks in their order."""
+    total: Meta | None = None
+    told: list[Info] = []
+    for gradient, info in parts:
+        told.append(info)
+        count = info.support_loss.shape[1]
+        if total is None and count == tasks:
+            return gradient, info
+        total = _with(total, gradient, count / tasks)
+    assert total is not None
+    query = [info.query_loss for info in told if info.query_loss is not None]
+    return total, Info(torch.cat([info.support_loss for info in told], 1), torch.cat(query) if query else None)
 
 
-def _alone() -> None:
-    """Let the operations of this thread run in it alone, from now on."""
-    torch.get_num_threads()  # a thread's first look sets the number that was set last in any thread
-    torch.set_num_threads(1)
+def _with(total: Meta | None, gradient: Meta, share: float) -> Meta:
+    """Return the sum with a share of a gradient added to it, in its place."""
+    if total is None:
+        return Meta(*({name: share * value for name, value in part.items()} for part in gradient))
+    for sums, part in zip(total, gradient):
+        for name, value in part.items():
+            sums[name].add_(share * value)
+    return total

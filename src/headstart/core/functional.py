@@ -20,7 +20,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.core import tree, twice
@@ -28,9 +27,9 @@ from headstart.core.layers import over_tasks
 from headstart.core.layout import IMAGES, channels_last, of_images, one_by_one
 from headstart.core.patterns import Leaf, matches
 from headstart.core.roles import Role, Structural, role_of
-from headstart.core.shared import Shared
+from headstart.core.shared import PLAIN_ATTENTION, WITHOUT_CUDNN
 from headstart.core.skeleton import Skeleton, batch_normalised, refuse_untwiceable, statistics_of, without_weights
-from headstart.core.taskmap import OneTask, TaskMap, auto, loop, vmap
+from headstart.core.taskmap import OneTask, TaskMap, auto, in_turn, loop, vmap
 from headstart.errors import DifferentiationError, ShapeError, UsageError, unknown_name
 from headstart.types import Params, Tree
 
@@ -149,8 +148,8 @@ def functional(
         phase: Phase = "support",
     ) -> tuple[Tensor, Params]:
         frame = skeleton(seed is not None, phase == "support")
-        in_turn = images and one_by_one(x, widest)
-        if in_turn:
+        turns = images and one_by_one(x, widest)
+        if turns:
             params, x = laid_out(params, x), tree_map(channels_last, x)
         keys = {} if seed is None else {f"{name}.seed": seed for name in frame.dropouts}
         x_args, x_kwargs = _arguments(x)
@@ -168,10 +167,11 @@ def functional(
             return over_tasks(frame.body, {**params, **constants}, shapes, args[0]), {}
 
         known = frame.chain and not keys and not buffers and len(x_args) == 1 and not x_kwargs
-        if in_turn:
+        function: Callable[..., Tree] = OneTask(one, at_once, frame.native) if known else one
+        if turns and known:
+            function = OneTask(one, lambda *args: in_turn(at_once, dims, args), frame.native)
+        elif turns:
             function = OneTask(one, lambda *args: loop(one, dims, args))
-        else:
-            function = OneTask(one, at_once) if known else one
         versions = [tensor._version for tensor in constants.values()]
         try:
             with context(), _computing_in(precision, params):
@@ -315,19 +315,16 @@ def _forward_context(module: nn.Module) -> Callable[[], contextlib.AbstractConte
         for m in module.modules()
     )
 
+    settings = [PLAIN_ATTENTION] * attention + [WITHOUT_CUDNN] * recurrent
+
     @contextlib.contextmanager
     def entered() -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            if attention:
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                fused = torch.backends.mha.get_fastpath_enabled()
-                torch.backends.mha.set_fastpath_enabled(False)
-                stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
-            if recurrent and torch.backends.cudnn.is_available():
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            for setting in settings:
+                stack.enter_context(setting.held())
             yield
 
-    return Shared(entered).held if attention or recurrent else contextlib.nullcontext
+    return entered if settings else contextlib.nullcontext
 
 
 def _refuse_mutation(constants: Params, versions: list[int]) -> None:

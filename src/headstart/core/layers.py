@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from headstart.core import tree
+from headstart.core.batch_norm import batch_norm
+from headstart.core.convolution import conv2d
 from headstart.core.dropout import TaskDropout
 from headstart.types import Params
 
@@ -36,6 +38,15 @@ UNFOLDED = 2**22
 def chained(module: nn.Module) -> bool:
     """Return whether a module is a chain of layers that does nothing but run them in turn."""
     return type(module) is nn.Sequential and not _hooked(module)
+
+
+def native(module: nn.Module) -> bool:
+    """Return whether each layer of a chain is of a type that is written here for all tasks, so that none is mapped."""
+    return all(
+        native(layer) if chained(layer) else type(layer) in _KNOWN and not _hooked(layer)
+        for layer in module._modules.values()
+        if layer is not None
+    )
 
 
 def entangled(module: nn.Module) -> bool:
@@ -111,22 +122,31 @@ def _convolution(layer: nn.Conv2d, own: Params, x: Tensor) -> Tensor:
     options = (layer.stride, layer.padding, layer.dilation)
     if weight.ndim == 4:
         # examples first: what batch normalisation wants next, and what grouped convolutions leave
-        flat = x.transpose(0, 1).flatten(0, 1)
-        out = F.conv2d(flat, weight, None if bias is None or bias.ndim > 1 else bias, *options, layer.groups)
-        out = out.unflatten(0, (x.shape[1], x.shape[0])).transpose(0, 1)
+        flat = x.squeeze(0) if len(x) == 1 else x.transpose(0, 1).flatten(0, 1)
+        out = conv2d(flat, weight, None if bias is None or bias.ndim > 1 else bias, *options, layer.groups)
+        out = out.unsqueeze(0) if len(x) == 1 else out.unflatten(0, (x.shape[1], x.shape[0])).transpose(0, 1)
         return out if bias is None or bias.ndim == 1 else out + bias[:, None, :, None, None]
     bias = None if bias is None else bias.expand(len(x), weight.shape[1])
     if x.is_cuda and layer.groups == 1 and isinstance(layer.padding, tuple) and _patches(layer, x) <= UNFOLDED:
         return _unfolded(layer, weight, bias, x)
-    # (n, B · channels, …): each task is a group of channels
-    out = F.conv2d(
-        x.transpose(0, 1).flatten(1, 2),
-        weight.flatten(0, 1),
-        None if bias is None else bias.flatten(),
-        *options,
-        len(x) * layer.groups,
-    )
-    return out.unflatten(1, (len(x), -1)).transpose(0, 1)
+    # each task is a group of channels
+    kernels, offsets = _together(weight), None if bias is None else _together(bias)
+    return _apart(conv2d(_grouped(x), kernels, offsets, *options, len(x) * layer.groups), len(x))
+
+
+def _grouped(x: Tensor) -> Tensor:
+    """Return ``(B, n, channels, …)`` as ``(n, B · channels, …)``."""
+    # of one task the view is taken that keeps the strides of axes of size 1, by which a convolution chooses its layout
+    return x.squeeze(0) if len(x) == 1 else x.transpose(0, 1).flatten(1, 2)
+
+
+def _apart(out: Tensor, tasks: int) -> Tensor:
+    """Undo `_grouped`."""
+    return out.unsqueeze(0) if tasks == 1 else out.unflatten(1, (tasks, -1)).transpose(0, 1)
+
+
+def _together(part: Tensor) -> Tensor:
+    return part.squeeze(0) if len(part) == 1 else part.flatten(0, 1)
 
 
 def _patches(layer: nn.Conv2d, x: Tensor) -> int:
@@ -151,12 +171,11 @@ def _unfolded(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None, x: Tensor) 
 
 def _batch_norm(layer: nn.BatchNorm2d, own: Params, x: Tensor) -> Tensor:
     weight, bias = (
-        None if own.get(name) is None else own[name].expand(len(x), x.shape[2]).flatten() for name in ("weight", "bias")
+        None if own.get(name) is None else _together(own[name].expand(len(x), x.shape[2]))
+        for name in ("weight", "bias")
     )
-    # (n, B · channels, …): every task has channels, and so statistics, of its own
-    flat = x.transpose(0, 1).flatten(1, 2)
-    out = F.batch_norm(flat, None, None, weight, bias, training=True, eps=layer.eps)
-    return out.unflatten(1, (len(x), -1)).transpose(0, 1)
+    # every task has channels, and so statistics, of its own
+    return _apart(batch_norm(_grouped(x), weight, bias, layer.eps), len(x))
 
 
 def _layer_norm(layer: nn.LayerNorm, own: Params, x: Tensor) -> Tensor:
@@ -188,6 +207,9 @@ def _scaled(out: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 def _each_example(layer: nn.Module, own: Params, x: Tensor) -> Tensor:
     """Run a layer without weights that takes every example by itself."""
     tasks, examples = x.shape[:2]
+    if tasks == 1:
+        alone: Tensor = layer(x.squeeze(0))
+        return alone.unsqueeze(0)
     if x.stride(0) < x.stride(1):  # as grouped convolutions leave it: examples first
         out: Tensor = layer(x.transpose(0, 1).flatten(0, 1))
         return out.unflatten(0, (examples, tasks)).transpose(0, 1)

@@ -37,35 +37,36 @@ def conjugate_gradient(
 
     Reference: Hestenes, Stiefel 1952, doi:10.6028/jres.049.044.
     """
-    value, left, way = tree.zeros_like(right), right, right
+    value, residual, direction = tree.zeros_like(right), right, right
     start = size = _dot(right, right)
     for _ in range(iterations):
-        image = product(way)
-        image = {name: each + damping * way[name] for name, each in image.items()} if damping else image
-        curved = _dot(way, image)
-        going = (size > tolerance**2 * start) & (curved > 0) & curved.isfinite()
-        length = size / torch.where(going, curved, 1)
-        value = _moved(going, value, length, way)
-        left = _moved(going, left, -length, image)
-        reached = _dot(left, left)
-        way = _chosen(going, _sum(left, reached / torch.where(size > 0, size, 1), way), way)
+        image = product(direction)
+        image = {name: each + damping * direction[name] for name, each in image.items()} if damping else image
+        curvature = _dot(direction, image)
+        going = (size > tolerance**2 * start) & (curvature > 0) & curvature.isfinite()
+        length = size / torch.where(going, curvature, 1)
+        value = _moved(going, value, length, direction)
+        residual = _moved(going, residual, -length, image)
+        reached = _dot(residual, residual)
+        onward = _sum(residual, reached / torch.where(size > 0, size, 1), direction)
+        direction = _chosen(going, onward, direction)
         size = reached
     return Solution(value, _ratio(size, start))
 
 
 def neumann(product: Product, right: Params, *, terms: int, rate: float = 1.0) -> Solution:
-    """Solve A x = right by x = rate Σₖ (I − rate A)ᵏ right, with k from 0 to ``terms``.
+    """Solve A x = right by x = rate Σₖ (I − rate A)ᵏ right, with k from 0 to ``terms``: ``terms`` + 1 terms in all.
 
     The series converges where I − rate A is a contraction; A need not be symmetric. Each task has the partial sum with
     the smallest residual, so that one whose series diverges has what it had reached before.
     """
-    best, value, left = tree.zeros_like(right), tree.zeros_like(right), right
+    best, value, residual = tree.zeros_like(right), tree.zeros_like(right), right
     start = size = _dot(right, right)
     for term in range(terms + 1):
-        value = {name: each + rate * left[name] for name, each in value.items()}
-        image = product(left)
-        left = {name: each - rate * image[name] for name, each in left.items()}
-        reached = _dot(left, left)
+        value = {name: each + rate * residual[name] for name, each in value.items()}
+        image = product(residual)
+        residual = {name: each - rate * image[name] for name, each in residual.items()}
+        reached = _dot(residual, residual)
         # the first term is what there is to go by where even the second leads away
         better = torch.ones_like(reached, dtype=torch.bool) if term == 0 else reached < size
         best, size = _chosen(better, value, best), torch.where(better, reached, size)
@@ -82,9 +83,9 @@ def _sum(one: Params, factor: Tensor, other: Params) -> Params:
     return {name: value + tree.over_tasks(factor, value) * other[name] for name, value in one.items()}
 
 
-def _moved(going: Tensor, value: Params, length: Tensor, way: Params) -> Params:
-    """Return ``value + length · way`` for the tasks that are going."""
-    return _chosen(going, _sum(value, length, way), value)
+def _moved(going: Tensor, value: Params, length: Tensor, direction: Params) -> Params:
+    """Return ``value + length · direction`` for the tasks that are going."""
+    return _chosen(going, _sum(value, length, direction), value)
 
 
 def _chosen(which: Tensor, one: Params, other: Params) -> Params:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from headstart.core.masks import present
-from headstart.core.values import readable
+from headstart.core.values import all_true, in_range, one_hot
 from headstart.errors import ShapeError, UsageError, unknown_name
 from headstart.types import Batch
 
@@ -28,7 +28,7 @@ def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
     y = _labels("cross_entropy", outputs, batch)
     if get_proxy_mode() is None:
         picked = outputs.gather(-1, y.unsqueeze(-1)).squeeze(-1)
-    else:  # compiled, the derivative of gather comes out wrong (PyTorch 2.13)
+    else:  # recorded and then compiled, the derivative of gather comes out wrong (PyTorch 2.13)
         picked = torch.where(y.unsqueeze(-1) == torch.arange(outputs.shape[-1], device=y.device), outputs, 0).sum(-1)
     return masked_mean(outputs.logsumexp(-1) - picked, batch.mask)
 
@@ -43,7 +43,7 @@ def squared_hinge(outputs: Tensor, batch: Batch) -> Tensor:
         batch: ``y`` ``(B, n)`` int64 in ``[0, ways)``.
     """
     y = _labels("squared_hinge", outputs, batch)
-    signs = torch.where(torch.arange(outputs.shape[-1], device=y.device) == y.unsqueeze(-1), 1, -1)
+    signs = 2 * one_hot(y, outputs.shape[-1], outputs) - 1
     return masked_mean((1 - signs * outputs).clamp(min=0).square().sum(-1), batch.mask)
 
 
@@ -55,13 +55,7 @@ def _labels(loss: str, outputs: Tensor, batch: Batch) -> Tensor:
             f"{loss} needs logits (tasks, examples, ways) and integer labels (tasks, examples); "
             f"got outputs {tuple(outputs.shape)} and y {tuple(y.shape)} of {y.dtype}"
         )
-    # elsewhere the kernels check the range themselves
-    if readable(y) and not (0 <= int(y.min()) and int(y.max()) < outputs.shape[-1]):
-        raise ShapeError(
-            f"labels go from {int(y.min())} to {int(y.max())}, but the model has {outputs.shape[-1]} outputs; "
-            f"labels must be 0 to {outputs.shape[-1] - 1}"
-        )
-    return y.long()
+    return in_range(y, outputs.shape[-1], f"the model has {outputs.shape[-1]} outputs")
 
 
 def mse(outputs: Tensor, batch: Batch) -> Tensor:
@@ -112,7 +106,7 @@ def refuse_padding(batch: Batch, batch_normalised: str) -> None:
 
     They would enter its statistics, and so change every prediction.
     """
-    if batch_normalised and batch.mask is not None and not bool(batch.mask.all()):
+    if batch_normalised and batch.mask is not None and not all_true(batch.mask):
         raise UsageError(
             f"tasks have different numbers of examples, and the layer at {batch_normalised!r} normalises by all of "
             f"them, padding included; use another normalisation (--norm group, layer or instance; nn.GroupNorm), "

@@ -1,36 +1,47 @@
 """The meta-gradient as a list of tensor operations, recorded once and run again.
 
 The whole computation, the inner steps with their derivatives and the outer derivative, is recorded for inputs of
-certain shapes. Every derivative is taken while recording, so running the record needs none of the work of finding
-out what to compute, and computes the same, operation by operation.
+certain shapes (`core.tracing`). Every derivative is taken while recording, so running the record needs none of the work
+of finding out what to compute, and computes the same, operation by operation.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx
-from torch._functorch.compile_utils import fx_graph_cse
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
+from headstart.core.differing import differing
+from headstart.core.forms import Form, Forms
 from headstart.core.objective import backprop
+from headstart.core.surroundings import Settings, generators, settings
 from headstart.core.taskmap import first_line
-from headstart.types import Batch, Episodes, Info, Learner, Meta
+from headstart.core.tracing import Record, layout, recorded, simplified, tensors_of, without_notes
+from headstart.core.workload import workload
+from headstart.types import Episodes, Info, Learner, Meta
 
 logger = logging.getLogger("headstart")
 
-#: A learner that changes while it learns is recorded in so many of its forms, and no more.
-FORMS = 4
-#: How far a compiled program may be from the computation that it was made of, in single and in double precision: at
-#: the kink of a ReLU a rounding error may turn a derivative by a hundredth.
-TOLERANCE = {torch.float64: 1e-6}
-LOOSE = 0.05
+#: So many kinds of inputs are remembered.
+REMEMBERED = 32
+#: How far a tensor of a compiled program may be from that of the computation that it was made of, relative to its
+#: length, by the coarsest type of numbers in the program.
+TOLERANCES = {torch.bfloat16: 0.05, torch.float16: 0.01, torch.float32: 1e-3, torch.float64: 1e-6}
+#: At the kink of a ReLU a rounding error may turn a derivative, so a program that is too far off is tried with θ and M
+#: multiplied by these.
+RETRIED = (0.99, 0.97)
+
+#: Why nothing is recorded inside certain modes.
+SEEN = "hooks for saved tensors or a mode of PyTorch are on, which have to see every operation"
 
 Run: TypeAlias = Callable[..., Sequence[Tensor]]
+Key: TypeAlias = tuple[Any, ...]
+
+_kind = attrgetter("shape", "dtype", "device")
 
 
 class Way(NamedTuple):
@@ -42,211 +53,226 @@ class Way(NamedTuple):
     """``(record, tensors like its inputs) -> a function of such tensors``."""
     after: int
     """How often to compute as it is before recording pays."""
+    most: int
+    """Of the operations of a computation that is worth recording."""
     same: bool
     """Whether the function gives the same bits."""
     level: int
     """Of the line of the log that says why it cannot be done."""
 
 
+def replayed(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
+    """Return the record itself."""
+    run: Run = record.forward
+    return run
+
+
 class Program(NamedTuple):
-    """A meta-gradient for inputs of certain shapes."""
+    """A meta-gradient for inputs of certain shapes, ready to run."""
 
     run: Run
-    """``(tensors) -> the gradients of θ and of M, and what there is of `Info```."""
+    """``(*tensors_of) -> what the graph of a `Record` gives``."""
     told: tuple[bool, ...]
-    """Which fields of `Info` there are."""
+    conditional: bool
     operations: int
-    seconds: float
-    """That recording, and compiling if any, took."""
+
+
+class Inputs(NamedTuple):
+    """What a meta-gradient is computed of."""
+
+    meta: Meta
+    episodes: Episodes
+    tensors: list[Tensor]
+    kind: Key
+    """What a program is made for: the names, the shapes, types and devices of all tensors, and their places."""
+
+
+def inputs_of(meta: Meta, episodes: Episodes) -> Inputs:
+    """Return the inputs with what is read off them once a step."""
+    tensors = tensors_of(meta, episodes)
+    support, query = episodes
+    kind = tuple(meta[0]), tuple(meta[1]), layout(support), layout(query), *map(_kind, tensors)
+    return Inputs(meta, episodes, tensors, kind)
+
+
+class _Entry:
+    """What is known of inputs of one kind."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # held by the thread that records
+        self.calls = 0
+        self.done = False
+        self.program: Program | None = None
 
 
 class Recorded:
-    """The `MetaGradient` that records `backprop` for every shape that it meets.
+    """The `MetaGradient` that records `backprop` for every kind of inputs that it meets.
 
-    A record is made with other weights and other examples than those that it is then tried on, and must give for these
-    what `backprop` gives: a model whose computation depends on values does not, and is computed as it is.
+    A record is made of tensors without values, and must give for the first inputs what `backprop` gives; it is
+    computed as it is where it cannot be recorded.
     """
 
     def __init__(self, way: Way) -> None:
         self.way = way
-        self.lock = threading.Lock()  # threads wait for the one that records
-        self.calls: dict[Any, int] = {}
-        self.programs: dict[Any, Program | None] = {}
-        # the learners recorded, so that none is forgotten and another one taken for it
-        self.learners: list[tuple[Any, ...]] = []
+        self.forms = Forms()
+        self.lock = threading.Lock()
+        self.entries: dict[Key, _Entry] = {}
+        self.said: set[str] = set()
+
+    @property
+    def programs(self) -> dict[Key, Program | None]:
+        """The programs by kind of inputs; ``None`` where there is none, and will be none."""
+        return {key: entry.program for key, entry in self.entries.items() if entry.done}
 
     def __call__(self, learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
-        tensors = [leaf.detach().contiguous() for leaf in tensors_of(meta, episodes)]
-        shapes = tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in tensors)
-        with self.lock:
-            form = self._form(learner)
-            key = (form, shapes, *map(tuple, meta), *map(_layout, episodes), torch.get_num_threads())
-            if form is None or key not in self.programs:
-                return self._first(key, learner, meta, episodes, tensors)
-            program = self.programs[key]
-        if program is None:
+        here = settings()
+        if here is None:
+            self.say(SEEN)
             return backprop(learner, meta, episodes)
-        with torch.no_grad():
-            return _named(program, meta, program.run(*tensors))
+        return self.run(self.forms.of(learner), here, learner, inputs_of(meta, episodes))
 
-    def _first(
-        self, key: tuple[Any, ...], learner: Learner, meta: Meta, episodes: Episodes, tensors: list[Tensor]
-    ) -> tuple[Meta, Info]:
-        """Compute as it is, and record when it is time."""
-        before = torch.get_rng_state()
-        found = backprop(learner, meta, episodes)
-        self.calls[key] = self.calls.get(key, 0) + 1
-        if key[0] is not None and self.calls[key] > self.way.after:
-            drawn = not torch.equal(before, torch.get_rng_state())
-            self.programs[key] = None if drawn else self._program(learner, meta, episodes, tensors, found)
-            if drawn:
-                self._say("the model draws from PyTorch's global generator")
-        return found
+    def run(self, form: Form, here: Settings, learner: Learner, given: Inputs) -> tuple[Meta, Info]:
+        """Compute for a learner of that form by these settings."""
+        key = form.number, here, torch.get_num_threads(), given.kind
+        entry = self.entries.get(key)
+        if entry is None:
+            entry = self._new(key)
+        program = entry.program
+        if program is None:
+            if entry.done:
+                return backprop(learner, given.meta, given.episodes)
+            return self._first(entry, form, here, learner, given)
+        found = _ran(program, here, given.tensors)
+        if program.conditional and not found[-1]:
+            return backprop(learner, given.meta, given.episodes)  # which says what is wrong with the values
+        return _named(program, given.meta, found)
+
+    def _new(self, key: Key) -> _Entry:
+        with self.lock:
+            if len(self.entries) >= REMEMBERED:
+                idle = (known for known, entry in self.entries.items() if entry.program is None)
+                del self.entries[next(idle, next(iter(self.entries)))]
+            return self.entries.setdefault(key, _Entry())
+
+    def _first(self, entry: _Entry, form: Form, here: Settings, learner: Learner, given: Inputs) -> tuple[Meta, Info]:
+        """Compute as it is, and record when it is time; what a program gives has its own bits from the start."""
+        if not entry.lock.acquire(blocking=not self.way.same):
+            return backprop(learner, given.meta, given.episodes)
+        try:
+            if entry.done:  # by the thread that was waited for
+                return self.run(form, here, learner, given)
+            before = generators()
+            found = backprop(learner, given.meta, given.episodes)
+            entry.calls += 1
+            if not form.settled:
+                self.say("the learner changes from step to step, so far")
+            elif entry.calls > self.way.after:
+                if generators() != before:
+                    self.say("the model draws from a generator of the process")
+                else:
+                    entry.program, found = self._program(here, learner, given, found)
+                entry.done = True
+            return found
+        finally:
+            entry.lock.release()
 
     def _program(
-        self, learner: Learner, meta: Meta, episodes: Episodes, tensors: list[Tensor], found: tuple[Meta, Info]
-    ) -> Program | None:
-        start = time.perf_counter()
+        self, here: Settings, learner: Learner, given: Inputs, expected: tuple[Meta, Info]
+    ) -> tuple[Program | None, tuple[Meta, Info]]:
+        """Return the program, if there is one, and what it gives where that has bits of its own."""
+        start, (meta, episodes, tensors, _) = time.perf_counter(), given
         try:
-            record, told = recorded(learner, *_others(meta, episodes))
-            operations = sum(node.op == "call_function" for node in record.graph.nodes)
-            program = Program(self.way.translate(record, tensors), told, operations, 0.0)
-            with torch.no_grad():
-                again = _named(program, meta, program.run(*tensors))
+            count = workload(lambda: backprop(learner, meta, episodes)).operations
+            if count > self.way.most:
+                self.say(f"it takes {count} operations, more than {self.way.most}")
+                return None, expected
+            logger.debug("meta-gradient of %d operations: recording", count)
+            record = recorded(learner, meta, episodes)
+            program = self._translated(record, here, tensors)
+            again = _named(program, meta, _ran(program, here, tensors))
+            gap = self._gap(record, again, expected)
+            for factor in () if not gap or self.way.same else RETRIED:
+                other = Meta(*({name: factor * value for name, value in part.items()} for part in meta))
+                ours = _named(program, meta, _ran(program, here, tensors_of(other, episodes)))
+                gap = gap and self._gap(record, ours, backprop(learner, other, episodes))
         except Exception as error:  # whatever PyTorch or a compiler may raise, the usual way is there
-            self._say(f"{type(error).__name__}: {first_line(error)}")
-            return None
-        if not _agree(again, found, self.way.same):
-            self._say("what the model computes depends on more than the shapes of its inputs")
-            return None
+            self.say(f"{type(error).__name__}: {first_line(error)}")
+            return None, expected
+        if gap:
+            self.say(f"it gives something else ({gap}), so that what the model computes depends on more than tensors")
+            return None, expected
         seconds = time.perf_counter() - start
-        logger.info("meta-gradient %s: %d operations in %.1f s", self.way.name, operations, seconds)
-        return program._replace(seconds=seconds)
+        logger.info("meta-gradient %s: %d operations in %.1f s", self.way.name, program.operations, seconds)
+        return program, expected if self.way.same else again
 
-    def _form(self, learner: Learner) -> int | None:
-        """Return the number of this form of the learner; ``None`` where there have been too many."""
-        parts = tuple(part for name, part in learner._asdict().items() if name not in ("gradient", "during"))
-        for number, known in enumerate(self.learners):
-            if known and all(a is b or a == b for a, b in zip(known, parts)):
-                return number
-        if len(self.learners) == FORMS:
-            self._say("the learner changes at every step")
-            self.learners.append(())
-        if len(self.learners) > FORMS:
-            return None
-        self.learners.append(parts)
-        return len(self.learners) - 1
+    def _translated(self, record: Record, here: Settings, tensors: list[Tensor]) -> Program:
+        tensors = _plain(tensors)
+        with torch.no_grad(), here.without_autocast():
+            run = self.way.translate(without_notes(simplified(record.graph, tensors)), tensors)
+            repeated = _repeated(run(*tensors), tensors)
+        if repeated:
+            run = _copying(run, repeated)
+        return Program(run, record.told, record.conditional, record.operations)
 
-    def _say(self, why: str) -> None:
-        logger.log(self.way.level, "meta-gradient not %s, running as it is: %s", self.way.name, why)
+    def _gap(self, record: Record, got: tuple[Meta, Info], expected: tuple[Meta, Info]) -> str:
+        """Return where two results differ by more than they may; nothing where they do not."""
+        if self.way.same:
+            return differing(got, expected, 0.0)
+        return differing(got, expected, max(TOLERANCES.get(dtype, 0.0) for dtype in record.dtypes))
 
-
-def recorded(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[fx.GraphModule, tuple[bool, ...]]:
-    """Return the operations of `backprop` as a function of `tensors_of`, and which fields of `Info` it gives."""
-    told: list[bool] = []
-
-    def flat(*tensors: Tensor) -> list[Tensor]:
-        gradient, info = backprop(learner, *_rebuilt(meta, episodes, tensors))
-        told[:] = [part is not None for part in info]
-        return [*gradient.params.values(), *gradient.structure.values(), *(part for part in info if part is not None)]
-
-    # of copies, since what is recorded is also run, and may write into its inputs
-    copies = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors_of(meta, episodes)]
-    record = make_fx(flat, tracing_mode="real")(*copies)
-    for node in record.graph.nodes:
-        if _sized_by_values(node):
-            raise RuntimeError(f"{node.target} gives as many numbers as its inputs' values say")
-    for node in record.graph.nodes:
-        node.meta.clear()  # what recording found of the copies
-    return record, tuple(told)
+    def say(self, why: str) -> None:
+        """Say once why the meta-gradient runs as it is."""
+        if why not in self.said:
+            self.said.add(why)
+            logger.log(self.way.level, "meta-gradient not %s, running as it is: %s", self.way.name, why)
 
 
-def replayed(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
-    """Return the record itself, without operations that do nothing, or the same once more."""
-    graph = record.graph
-    if not any(_writes(node) for node in graph.nodes):
-        graph = fx_graph_cse(graph)
-        nothing = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
-        for node in list(graph.nodes):
-            if node.target in nothing:
-                node.replace_all_uses_with(node.args[0])
-                graph.erase_node(node)
-        graph.eliminate_dead_code()
-    run: Run = fx.GraphModule(record, graph).forward
-    return run
+def with_gradient(learner: Learner, gradient: Any) -> Learner:
+    """Return the learner with another way to compute `backprop`, throughout meta-training."""
+    during = learner.during
+
+    def own(stage: Learner) -> Learner:
+        return stage._replace(gradient=gradient) if stage.gradient is backprop else stage
+
+    return own(learner)._replace(during=None if during is None else lambda done: own(during(done)))
 
 
-def _sized_by_values(node: fx.Node) -> bool:
-    if (
-        torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
-        and node.target != torch.ops.aten.index.Tensor
-    ):
-        return True
-    places: Any = node.args[1] if node.target == torch.ops.aten.index.Tensor else ()
-    return any(isinstance(place, fx.Node) and place.meta["val"].dtype == torch.bool for place in places)
+def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [(tensor.detach() if tensor.requires_grad else tensor).contiguous() for tensor in tensors]
 
 
-def _writes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
+def _ran(program: Program, here: Settings, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    with torch.no_grad():
+        if here.autocast:
+            with here.without_autocast():
+                return program.run(*_plain(tensors))
+        return program.run(*_plain(tensors))
 
 
-def tensors_of(meta: Meta, episodes: Episodes) -> list[Tensor]:
-    """Return all tensors, those of θ and M first."""
-    leaves = [*meta.params.values(), *meta.structure.values()]
-    for batch in episodes:
-        leaves.extend([batch.x] if isinstance(batch.x, Tensor) else tree_leaves(batch.x))
-        leaves.extend(part for part in batch[1:] if part is not None)
-    return leaves
+def _repeated(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[int]:
+    """Return the places of outputs that lie in the memory of an input or of an output before them."""
+    seen = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+    places = []
+    for place, tensor in enumerate(outputs):
+        where = tensor.untyped_storage().data_ptr()
+        if where and where in seen:
+            places.append(place)
+        seen.add(where)
+    return places
 
 
-def _layout(batch: Batch) -> tuple[Any, ...]:
-    """Return what of a batch is not said by its tensors: which there are, and how the inputs are nested."""
-    nesting = None if isinstance(batch.x, Tensor) else str(tree_flatten(batch.x)[1])
-    return (nesting, *(part is None for part in batch[1:]))
+def _copying(run: Run, places: Sequence[int]) -> Run:
+    def copied(*tensors: Tensor) -> Sequence[Tensor]:
+        found = list(run(*tensors))
+        for place in places:
+            found[place] = found[place].clone()
+        return found
 
-
-def _rebuilt(meta: Meta, episodes: Episodes, tensors: Iterable[Tensor]) -> tuple[Meta, Episodes]:
-    left = iter(tensors)
-
-    def following(_: Any) -> Any:
-        return next(left)
-
-    own = Meta(*({name: next(left) for name in part} for part in meta))
-    batches = []
-    for batch in episodes:
-        x, y = tree_map(following, batch.x), next(left)
-        batches.append(Batch(x, y, *(None if part is None else next(left) for part in batch[2:])))
-    return own, Episodes(*batches)
-
-
-def _others(meta: Meta, episodes: Episodes) -> tuple[Meta, Episodes]:
-    """Return other weights, and other tasks of the same shapes: in reverse, nearer to zero, every example there."""
-
-    def other(leaf: Any) -> Any:
-        if leaf is None:
-            return None
-        turned: Tensor = leaf.flip((0, 1) if leaf.ndim > 1 else 0)
-        return turned * 0.5 if leaf.is_floating_point() else turned
-
-    def batch_of(batch: Batch) -> Batch:
-        mask = None if batch.mask is None else torch.ones_like(batch.mask)
-        return Batch(tree_map(other, batch.x), other(batch.y), mask, other(batch.seed))
-
-    weights = Meta(*({name: 0.9 * value.detach() for name, value in part.items()} for part in meta))
-    return weights, Episodes(*map(batch_of, episodes))
+    return copied
 
 
 def _named(program: Program, meta: Meta, found: Sequence[Tensor]) -> tuple[Meta, Info]:
-    left = iter(found)
-    gradient = Meta(*({name: next(left) for name in part} for part in meta))
-    return gradient, Info(*(next(left) if there else None for there in program.told))  # pyrefly: ignore
-
-
-def _agree(got: tuple[Meta, Info], expected: tuple[Meta, Info], same: bool) -> bool:
-    ours, theirs = ([*gradient.params.values(), *gradient.structure.values()] for gradient, _ in (got, expected))
-    if same:
-        return all(torch.equal(a, b) or bool(b.isnan().any()) for a, b in zip(ours, theirs))
-    length = torch.nn.utils.get_total_norm(theirs)
-    gap = torch.nn.utils.get_total_norm([a - b for a, b in zip(ours, theirs)])
-    return not bool(gap > TOLERANCE.get(length.dtype, LOOSE) * length)
+    first, second = len(meta.params), len(meta.params) + len(meta.structure)
+    left = iter(found[second:])
+    told = [next(left) if there else None for there in program.told]
+    return Meta(dict(zip(meta[0], found)), dict(zip(meta[1], found[first:second]))), Info(*told)  # pyrefly: ignore

@@ -18,11 +18,12 @@ def to_bytes(memory: int | str) -> int:
     1572864
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(memory), re.IGNORECASE)
-    if found is None or found[2].upper() not in _UNITS or not float(found[1]):
+    size = 0 if found is None else int(float(found[1]) * _UNITS.get(found[2].upper(), 0))
+    if size < 1:
         raise UsageError(
-            f"memory must be a number of bytes above 0, or a text such as '2GiB' or '500MB'; got {memory!r}"
+            f"memory must be a number of bytes from 1 up, or a text such as '2GiB' or '500MB'; got {memory!r}"
         )
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    return size
 
 
 def to_text(size: float) -> str:

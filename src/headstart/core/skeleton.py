@@ -14,7 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from headstart.core.dropout import TaskDropout, refuse_unseeded, replace_dropout, task_dropouts
-from headstart.core.layers import chained, entangled, tied
+from headstart.core.layers import chained, entangled, native, tied
 from headstart.core.roles import Stepped
 from headstart.core.statistics import TaskStatistics
 from headstart.errors import DifferentiationError
@@ -44,6 +44,7 @@ class Skeleton:
         changing = bool(self.statistics or self.stepped or (training and self.dropouts))
         whole = tied(self.body) or entangled(self.body)
         self.chain = chained(self.body) and not whole and not changing
+        self.native = self.chain and native(self.body)
 
     def updated_statistics(self) -> Params:
         """Return the buffers that the last forward pass left, by name, and let go of them."""

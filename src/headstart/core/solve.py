@@ -34,4 +34,5 @@ def solve(
 
 def expanded(params: Params, names: Iterable[str], tasks: int) -> Params:
     """Return the named parameters with a task axis, ``(tasks, *shape)``, all tasks starting from the same values."""
-    return {name: params[name].expand(tasks, *params[name].shape) for name in params if name in set(names)}
+    wanted = set(names)
+    return {name: value.expand(tasks, *value.shape) for name, value in params.items() if name in wanted}

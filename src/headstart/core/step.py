@@ -32,6 +32,8 @@ class Given(NamedTuple):
     """The parameters that do not move, with a task axis or shared."""
     support: Any = None
     """What the loss is of: a `headstart.Batch`, or whatever the loss understands."""
+    features: Tree = None
+    """What the layers below all that moves make of the support set, where they are computed once for all steps."""
 
 
 SupportLoss: TypeAlias = Callable[[Given, Params, Params, int], tuple[Tensor, Params]]
@@ -51,23 +53,44 @@ class Step(NamedTuple):
         ``g = ∂(Σᵢ lossᵢ)/∂params`` holds every task's own gradient, since task i's loss depends on task i's tensors
         alone; then ``params ← params − rule(g)``.
         """
-        number += self.first
-        losses, grads, buffers = gradients(self.support_loss, given, inner, number, create_graph)
-        moved, state = self.rule.update(given.structure, inner.rule, grads, inner.params, number)
+        losses, grads, buffers = gradients(self.support_loss, given, inner, number + self.first, create_graph)
+        moved, state = self.displacement(given, inner, number, grads)
         del grads  # as much as all parameters: not to be held while the new ones are made
-        return Inner(tree.subtract(inner.params, moved), state, buffers), losses.detach()
+        params = tree.subtract(inner.params, moved)
+        if create_graph and len(moved) < len(params):
+            # as tensors of their own: the next gradient holds the others still, which depend on those of this step
+            params = {name: value if name in moved else value.view_as(value) for name, value in params.items()}
+        return Inner(params, state, buffers), losses.detach()
+
+    def loss(self, given: Given, inner: Inner, number: int) -> tuple[Tensor, Params]:
+        """Return the support losses ``(B,)`` that the step goes down, and the buffers after the pass."""
+        return self.support_loss(given, inner.params, inner.buffers, number + self.first)
+
+    def displacement(self, given: Given, inner: Inner, number: int, grads: Params) -> tuple[Params, Tree]:
+        """Return what the step subtracts for such gradients, by name, and the rule's next state."""
+        return self.rule.update(given.structure, inner.rule, grads, inner.params, number + self.first)
 
 
 def gradients(
     support_loss: SupportLoss, given: Given, inner: Inner, number: int, create_graph: bool
 ) -> tuple[Tensor, Params, Params]:
-    """Return the support losses ``(B,)``, every task's own gradient of them, and the buffers after the pass."""
+    """Return the support losses ``(B,)``, every task's own gradient of them, and the buffers after the pass.
+
+    Raises:
+        UsageError: the loss has no derivative with respect to any of the parameters.
+    """
     with torch.enable_grad():
         leaves = {
             name: value if create_graph and value.requires_grad else value.detach().requires_grad_()
             for name, value in inner.params.items()
         }
         losses, buffers = support_loss(given, leaves, inner.buffers, number)
+        if not losses.requires_grad:
+            raise UsageError(
+                f"the support loss has no derivative with respect to any parameter that moves: {', '.join(leaves)}; it "
+                f"does not depend on them, or by operations without one (argmax, rounding, comparisons, what is under "
+                f"torch.no_grad()). Adapt by a loss that has one, and keep accuracies for the report"
+            )
         found = torch.autograd.grad(losses.sum(), list(leaves.values()), create_graph=create_graph, allow_unused=True)
     if all(gradient is None for gradient in found):
         raise UsageError(f"the support loss does not depend on any parameter that moves: {', '.join(leaves)}")

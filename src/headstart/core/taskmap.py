@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from headstart.types import Tree
 
@@ -38,6 +38,8 @@ class OneTask:
     function: Callable[..., Tree]
     at_once: Callable[..., Tree]
     """What ``vmap`` of the function gives, of arguments as they are."""
+    sure: bool = False
+    """Whether it needs no trial: it maps nothing by ``vmap``."""
 
     def __call__(self, *args: Tree) -> Tree:
         return self.function(*args)
@@ -54,6 +56,28 @@ def loop(function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> Tre
     """Run ``function`` on one task after another and stack the outputs."""
     outputs = [function(*select(dims, args, task)) for task in range(task_count(dims, args))]
     return tree_map(lambda *leaves: torch.stack(leaves), *outputs)
+
+
+def in_turn(at_once: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> Tree:
+    """Run a function of all tasks at once on one task after another, and join the outputs."""
+    tasks = task_count(dims, args)
+    if tasks == 1:
+        return at_once(*args)
+    # by unbinding, which goes back as one stack; the slope of a slice is as large as what it was cut from
+    parts = [_unbound(dim, arg, tasks) for dim, arg in zip(dims, args)]
+    outputs = [at_once(*(part[task] for part in parts)) for task in range(tasks)]
+    return tree_map(lambda *leaves: torch.cat(leaves), *outputs)
+
+
+def _unbound(dim: Any, arg: Tree, tasks: int) -> list[Tree]:
+    if isinstance(dim, dict):
+        own = {name: _unbound(dim[name], value, tasks) for name, value in arg.items()}
+        return [{name: parts[task] for name, parts in own.items()} for task in range(tasks)]
+    if dim is None:
+        return [arg] * tasks
+    leaves, shape = tree_flatten(arg)
+    pieces = [leaf.unbind() for leaf in leaves]
+    return [tree_unflatten([piece[task].unsqueeze(0) for piece in pieces], shape) for task in range(tasks)]
 
 
 def select(dims: Dims, args: Sequence[Tree], task: int) -> list[Tree]:
@@ -81,7 +105,8 @@ def task_count(dims: Dims, args: Sequence[Tree]) -> int:
 class auto:
     """Try `vmap` and `loop` on the first batch of each shape, keep the faster, and say which.
 
-    A function that `vmap` cannot batch (recurrent kernels, ``.item()``, branches on values) is looped.
+    A function that `vmap` cannot batch (recurrent kernels, ``.item()``, branches on values) is looped; one that is
+    written for all tasks, without any ``vmap``, needs no trial.
     """
 
     #: `loop` must win by this factor, so that noise in a near tie does not change the choice.
@@ -100,7 +125,9 @@ class auto:
         return self.chosen[key](function, dims, args)
 
     def _choose(self, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> TaskMap:
-        if task_count(dims, args) == 1:
+        if isinstance(function, OneTask) and function.sure:
+            return vmap
+        if task_count(dims, args) == 1 and not isinstance(function, OneTask):
             return loop
         try:
             batched = _seconds(vmap, function, dims, args)

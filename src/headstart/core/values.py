@@ -1,22 +1,89 @@
-"""When the values of a tensor may be looked at."""
+"""When the values of a tensor may be looked at, and what is demanded of them."""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from headstart.errors import ShapeError
+
+Conditions: TypeAlias = dict[tuple[int, int], tuple[Tensor, Tensor]]
+"""What must hold, each a scalar, beside the tensor that it is about; by that tensor's identity and the bound."""
+
+_noted: ContextVar[Conditions | None] = ContextVar("noted", default=None)
+
+
+@contextlib.contextmanager
+def conditions() -> Iterator[Conditions]:
+    """Collect what is demanded of values inside, where a computation is recorded."""
+    found: Conditions = {}
+    token = _noted.set(found)
+    try:
+        yield found
+    finally:
+        _noted.reset(token)
+
 
 def readable(tensor: Tensor) -> bool:
     """Return whether a tensor has values that can be read at no cost.
 
-    Reading them back from an accelerator would stall it, and while operations are recorded (see `core.compiled`)
+    Reading them back from an accelerator would stall it, and while operations are recorded (see `core.record`)
     they must not decide anything.
     """
     return tensor.device.type == "cpu" and tensor.numel() > 0 and get_proxy_mode() is None
 
 
+def in_range(y: Tensor, count: int, there_are: str) -> Tensor:
+    """Return labels as int64, checked to be from 0 to ``count − 1``.
+
+    While operations are recorded, the check becomes part of the record (see `conditions`). On an accelerator nothing
+    is read: there `one_hot` gives NaN.
+
+    Args:
+        y: labels, integers of any shape.
+        count: number of classes.
+        there_are: where that number comes from, such as ``"the model has 5 outputs"``.
+
+    Raises:
+        ShapeError: a label is out of range.
+    """
+    if readable(y):
+        low, high = (int(bound) for bound in torch.aminmax(y))
+        if low < 0 or high >= count:
+            raise ShapeError(f"labels go from {low} to {high}, but {there_are}; labels must be 0 to {count - 1}")
+    else:
+        demand(y, count)
+    return y.long()
+
+
+def demand(y: Tensor, count: int) -> None:
+    """Note, where a computation is recorded, that ``y`` must be from 0 to ``count − 1``."""
+    noted = _noted.get()
+    if noted is not None and y.numel() and (id(y), count) not in noted:
+        noted[id(y), count] = y, (y.clamp(0, count - 1) == y).all()
+
+
+def all_true(mask: Tensor) -> bool:
+    """Return whether a mask is true throughout; while operations are recorded, demand it."""
+    noted = _noted.get()
+    if noted is None:
+        return bool(mask.all())
+    noted[id(mask), 0] = mask, mask.all()
+    return True
+
+
 def one_hot(labels: Tensor, ways: int, like: Tensor) -> Tensor:
     """Return ``(…, ways)``, 1 at each label and 0 elsewhere, of the type and on the device of ``like``.
 
-    PyTorch's own looks at the values of the labels, which stalls an accelerator and cannot be recorded.
+    PyTorch's own looks at the values of the labels, which stalls an accelerator and cannot be recorded. Where the
+    values cannot be checked first (see `in_range`), a label out of range gives NaN, so that it is not overlooked.
     """
-    return (labels.to(like.device).unsqueeze(-1) == torch.arange(ways, device=like.device)).to(like)
+    labels = labels.to(like.device).unsqueeze(-1)
+    member = (labels == torch.arange(ways, device=like.device)).to(like)
+    if like.device.type == "cpu":
+        return member
+    return torch.where((labels >= 0) & (labels < ways), member, torch.nan)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from headstart.core.values import demand, readable
 from headstart.errors import ShapeError, UsageError
 
 
@@ -21,9 +22,9 @@ def transformer(
 ) -> nn.Sequential:
     """Return embeddings, pre-norm transformer blocks, the mean over the tokens that are there, and a ``head``.
 
-    It takes token ids ``(n, tokens)`` (int64) and gives ``(n, ways)``. All of its weights are in ``nn.Linear``,
-    ``nn.LayerNorm`` and ``nn.Embedding``, so `headstart.low_rank` can adapt any layer, also inside the attention:
-    ``what="block*"``, or ``what="block*.attention.query"``.
+    It takes token ids ``(n, tokens)`` (int64) and gives ``(n, ways)``. The attention is written with ``nn.Linear``, so
+    `headstart.low_rank` can adapt every linear layer, also inside it: ``what="block*"``, or
+    ``what="block*.attention.query"``. (Embeddings and normalisation take no adapters.)
 
     Args:
         length: the most tokens that a text may have, or the shape of an input, ``(length,)``.
@@ -82,9 +83,27 @@ class Embedded(nn.Module):
                 f"transformer takes token ids (n, tokens) of an integer type, with at most {length} tokens a text; "
                 f"got {tuple(ids.shape)} of {ids.dtype}"
             )
+        _require_known(ids, self.token.num_embeddings)
         places = torch.arange(ids.shape[-1], device=ids.device)
         x = self.token(ids) + self.position(places)
+        if ids.device.type != "cpu":  # where ids are not read, one out of range must not pass for a token
+            x = torch.where(((ids >= 0) & (ids < self.token.num_embeddings))[..., None], x, torch.nan)
         return torch.cat([x, (ids != self.padding).to(x)[..., None]], -1)
+
+
+def _require_known(ids: Tensor, vocabulary: int) -> None:
+    """Refuse ids out of range: mapped over tasks, an embedding would take them for tokens of the next task."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(ids):  # those of all tasks
+        ids = torch._C._functorch.get_unwrapped(ids)
+    if not readable(ids):
+        demand(ids, vocabulary)
+        return
+    low, high = (int(bound) for bound in torch.aminmax(ids))
+    if low < 0 or high >= vocabulary:
+        raise ShapeError(
+            f"token ids go from {low} to {high}, but the vocabulary has {vocabulary}: they must be 0 to "
+            f"{vocabulary - 1}; encode the texts as the model was made for, or make it with a larger vocabulary"
+        )
 
 
 class Block(nn.Module):

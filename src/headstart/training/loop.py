@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from headstart.core.accelerate import accelerate
 from headstart.core.objective import at, meta_gradient
 from headstart.errors import ConfigError, DataError, DivergenceError, UsageError, unknown_name
+from headstart.training.kept_memory import kept_memory
 from headstart.types import Batch, Episodes, Info, Learner, Meta, Params, Tasks
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -123,11 +124,14 @@ def fit(
     """Meta-train: yield a record of every outer step, up to step number ``steps``.
 
     Step s (from 0) takes the tasks ``s·B … s·B + B − 1`` of the split 'train', so what a step does depends on the
-    state and the seed alone, and a run that was cut off goes on exactly by handing its state back in.
+    state and the seed alone, and a run that was cut off goes on exactly by handing its state back in. On Linux the
+    process keeps the memory that it frees until the last step (see `training.kept_memory`).
 
     Args:
         learner: the method. Its tasks are taken in parts, in threads, where that is faster; for more, such as
-            compiling, hand in what `accelerate` returns.
+            compiling, hand in what `accelerate` returns. Its model and losses must be functions of their tensors: small
+            operations are recorded after some steps and then replayed, with whatever Python numbers they had; where
+            such numbers change during training, hand in ``accelerate(learner, replay=False)``.
         tasks: where episodes come from.
         steps: the number of steps after which to stop, those in ``state`` included.
         tasks_per_step: B.
@@ -157,19 +161,20 @@ def fit(
     groups = state.optimizer.param_groups
     rates = [group.setdefault("initial_lr", group["lr"]) for group in groups]
 
-    while state.step < steps:
-        numbers = range(state.step * tasks_per_step, (state.step + 1) * tasks_per_step)
-        episodes = seeded(tasks.sample("train", numbers), seed, numbers)
+    with kept_memory():
+        while state.step < steps:
+            numbers = range(state.step * tasks_per_step, (state.step + 1) * tasks_per_step)
+            episodes = seeded(tasks.sample("train", numbers), seed, numbers)
 
-        with seeded_generator(int(_mixed(seed, np.array([state.step], dtype=np.uint64))[0])):
-            gradient, info = meta_gradient(at(learner, state.step / steps), state.meta, episodes)
-        loss, norm = _finite(gradient, info, episodes, state.step, numbers)
+            with seeded_generator(int(_mixed(seed, np.array([state.step], dtype=np.uint64))[0])):
+                gradient, info = meta_gradient(at(learner, state.step / steps), state.meta, episodes)
+            loss, norm = _finite(gradient, info, episodes, state.step, numbers)
 
-        factor = SCHEDULES[schedule](state.step / steps)
-        for group, rate in zip(groups, rates):
-            group["lr"] = rate * factor
-        _outer_step(state, state.optimizer, gradient)
-        yield StepRecord(state.step, loss, norm, rates[0] * factor, state)
+            factor = SCHEDULES[schedule](state.step / steps)
+            for group, rate in zip(groups, rates):
+                group["lr"] = rate * factor
+            _outer_step(state, state.optimizer, gradient)
+            yield StepRecord(state.step, loss, norm, rates[0] * factor, state)
 
 
 @contextmanager

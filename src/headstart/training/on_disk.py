@@ -1,7 +1,10 @@
 """States of a long inner loop in a file, for adjoints that need not hold them in memory."""
 
+import contextlib
+import errno
 import tempfile
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -14,6 +17,13 @@ from headstart.core.adjoint.leaves import pack
 from headstart.core.step import Inner
 from headstart.errors import FileError
 
+_TOO_MANY = "each adaptation whose derivative is still to be taken has a file: hold fewer, or allow more open files"
+_ADVICE = {
+    errno.ENOSPC: "free some space, keep fewer, or name another folder",
+    errno.EMFILE: _TOO_MANY,
+    errno.ENFILE: _TOO_MANY,
+}
+
 
 @dataclass(frozen=True)
 class OnDisk:
@@ -23,8 +33,11 @@ class OnDisk:
     nothing is left of it however a run ends. The folder should be on a disk: in one that is held in memory, as many
     a ``/tmp``, nothing is gained.
 
+    Each adaptation has a file of its own, open until its derivative is taken or let go.
+
     Raises:
-        FileError: when it is used: a folder that cannot be written to, or that is full.
+        FileError: when it is used: a folder that cannot be written to, or that is full; too many files open; a state
+            that cannot be read back.
     """
 
     folder: str | PathLike[str]
@@ -37,30 +50,27 @@ class _File:
     """A `Keep` with a file of its own, which is gone with it."""
 
     def __init__(self, folder: str | PathLike[str]) -> None:
-        try:
+        with _explained(f"cannot keep states in {folder}", "name another folder"):
             self.file = tempfile.TemporaryFile(dir=folder, buffering=0)
-        except OSError as error:
-            raise FileError(f"cannot keep states in {folder}: {error.strerror}; name another folder") from None
         weakref.finalize(self, self.file.close)
         self.end = 0
 
     def __call__(self, inner: Inner) -> Fetch:
         packed, tensors = pack(inner)
         begin = self.end
-        self.file.seek(begin)
-        try:
+        with _explained("cannot keep states on disk", "keep fewer, or name another folder"):
+            self.file.seek(begin)
             for tensor in tensors:
                 data = memoryview(_bytes(tensor.detach().cpu().contiguous()))
                 while data:
                     data = data[self.file.write(data) :]
-        except OSError as error:
-            raise FileError(f"cannot keep states on disk: {error.strerror}; free some space, or keep fewer") from None
-        self.end = self.file.tell()
+            self.end = self.file.tell()
         kinds = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
 
         def fetch() -> Inner:
-            self.file.seek(begin)
-            return packed.unpack([self._read(*kind) for kind in kinds])
+            with _explained("cannot read a kept state back from disk", "name another folder"):
+                self.file.seek(begin)
+                return packed.unpack([self._read(*kind) for kind in kinds])
 
         return fetch
 
@@ -68,8 +78,20 @@ class _File:
         found = torch.empty(shape, dtype=dtype)
         left = memoryview(_bytes(found))
         while left:
-            left = left[self.file.readinto(left) :]
+            count = self.file.readinto(left)
+            if not count:
+                raise OSError(errno.EIO, f"the file ends {len(left)} bytes too early")
+            left = left[count:]
         return found.to(device)
+
+
+@contextlib.contextmanager
+def _explained(what: str, advice: str) -> Iterator[None]:
+    """Raise `FileError` for what the system refuses inside."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"{what}: {error.strerror}; {_ADVICE.get(error.errno or 0, advice)}") from None
 
 
 def _bytes(tensor: Tensor) -> Any:

@@ -65,7 +65,7 @@ def train(config: TrainConfig, out: str | Path, *, view: View | None = None) -> 
 
     The weights with the best validation score are kept, and judged on the test tasks at the end. A run that was
     killed and goes on ends with the weights, bit for bit, and the metrics of one that was not, on the same kind of
-    machine with the same PyTorch and number of threads.
+    machine with the same PyTorch and number of threads; with ``compile``, to rounding.
 
     Args:
         config: the options; those that are ``None`` are filled in (`headstart.training.defaults.resolve`).

@@ -5,12 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from headstart.algorithms.maml import maml
+from headstart.bench.peers.answers import CLOSE, EXACT, LOOSE, difference
 from headstart.bench.peers.case import Case
+from headstart.bench.peers.contender import Contender
 from headstart.bench.peers.environment import Environment, existing
-from headstart.bench.peers.process import Worker
-from headstart.bench.peers.rounds import Contender, difference
-from headstart.bench.speed_cases import COMPILED, CONTENDERS, LOOP, OURS
+from headstart.bench.peers.process import PeerError, Worker
+from headstart.bench.peers.torch_case import outer_optimizer
+from headstart.bench.speed_cases import COMPILED, CONTENDERS, LOOP, OURS, UNRECORDED, one_thread
+from headstart.training.loop import start
 
 # rates that float32 can hold, in which one peer keeps them
 SINE = Case("sine", "mlp", 3, support=4, query=5, steps=2, rate=0.0625)
@@ -22,14 +27,16 @@ ADAPT = CONV._replace(name="adapt", tasks=1, what="adapt")
 CASES = {
     LOOP: (),
     OURS: (SINE, CONV, ANIL, ADAPTERS, ADAPT),
+    UNRECORDED: (SINE,),
+    COMPILED: (SINE._replace(steps=1),),
     "learn2learn": (SINE, CONV, ANIL),
     "iteryne": (SINE, CONV, ANIL),
     "higher": (SINE, CONV),
     "TorchOpt": (SINE, CONV),
     "parallel-metalearn": (SINE, CONV, ANIL),
-    "JAX": (SINE, CONV),
+    "JAX": (SINE, SINE._replace(name="sine, long", steps=12)),
 }
-PEERS = [each for each in CONTENDERS if each.package]
+PEERS = [each for each in CONTENDERS if each.package and not each.threads]
 
 
 @pytest.fixture(scope="module")
@@ -55,21 +62,54 @@ def answer(worker: Worker, case: Case, folder: Path) -> dict[str, np.ndarray]:
 
 def assert_agrees(worker: Worker, loop: Worker, contender: str, folder: Path) -> None:
     for case in CASES[contender]:
-        for dtype, tolerance in (("float64", 1e-8), ("float32", 1e-4)):
-            if dtype == "float32" and (case is not SINE or contender != OURS):
+        for dtype, tolerance in (("float64", EXACT), ("float32", CLOSE if case.model == "mlp" else LOOSE)):
+            if dtype == "float32" and case not in (SINE, CONV):
                 continue
-            case = case._replace(dtype=dtype)
-            expected = answer(loop, case, folder)
-            found = answer(worker, case, folder)
+            given = case._replace(dtype=dtype)
+            expected = answer(loop, given, folder)
+            found = answer(worker, given, folder)
             assert set(found) == set(expected)
             assert any(np.abs(value).max() > 1e-3 for value in expected.values())
             assert difference(found, expected) < tolerance, (case.name, dtype)
             assert len(worker.ask({"do": "run", "steps": 2})["seconds"]) == 2
 
 
-def test_headstart_agrees_with_the_loop(loop: Worker, tmp_path: Path) -> None:
-    with Worker(next(each.target for each in CONTENDERS if each.name == OURS)) as worker:
-        assert_agrees(worker, loop, OURS, tmp_path)
+@pytest.mark.parametrize("name", [OURS, UNRECORDED, COMPILED])
+def test_headstart_agrees_with_the_loop(name: str, loop: Worker, tmp_path: Path) -> None:
+    with Worker(next(each.target for each in CONTENDERS if each.name == name)) as worker:
+        assert_agrees(worker, loop, name, tmp_path)
+
+
+def test_headstart_says_whether_it_is_replayed() -> None:
+    for name, told in ((OURS, "replayed, as after 50 steps"), (UNRECORDED, "")):
+        with Worker(next(each.target for each in CONTENDERS if each.name == name)) as worker:
+            note = worker.ask({"do": "prepare", "case": SINE._asdict()})["note"]
+        assert note.startswith(told) and bool(note) == bool(told)
+
+
+@pytest.mark.parametrize(("name", "told"), [(OURS, "not replayed"), (COMPILED, "not compiled")])
+def test_headstart_fails_where_it_is_not_what_its_name_says(
+    name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.py").write_text(
+        "from headstart.bench.peers.contenders import ours\n"
+        "from headstart.core import accelerate\n"
+        "def refuse(record, tensors):\n    raise NotImplementedError('no compiler here')\n"
+        "def broken(way):\n    return way._replace(translate=refuse)\n"
+        "accelerate.COMPILED = broken(accelerate.COMPILED)\n"
+        "accelerate.REPLAYED = broken(accelerate.REPLAYED)\n"
+        "prepare, prepare_compiled = ours.prepare, ours.prepare_compiled\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    function = next(each.target for each in CONTENDERS if each.name == name).split(":")[1]
+    with Worker(f"broken:{function}") as worker, pytest.raises(PeerError, match=f"{told}.*no compiler here"):
+        worker.ask({"do": "prepare", "case": SINE._asdict()})
+
+
+def test_every_contenders_outer_optimiser_is_that_of_fit() -> None:
+    ours = outer_optimizer([torch.zeros(2, requires_grad=True)])
+    fits = start(maml(torch.nn.Linear(1, 1), loss="mse", steps=1)).optimizer
+    assert fits is not None and type(ours) is type(fits) and ours.defaults == fits.defaults
 
 
 @pytest.mark.parametrize("contender", PEERS, ids=lambda each: each.name)
@@ -82,5 +122,14 @@ def test_a_peer_agrees_with_the_loop(
         assert_agrees(worker, loop, contender.name, tmp_path)
 
 
+def test_the_comparator_in_jax_refuses_what_it_is_not_written_for(environment: Environment) -> None:
+    if "jax" not in environment.versions:
+        pytest.skip(f"jax is not installed: {environment.failed.get('jax')}")
+    target = next(each.target for each in CONTENDERS if each.name == "JAX")
+    with Worker(target, python=environment.python) as worker, pytest.raises(PeerError, match="for the MLP alone"):
+        worker.ask({"do": "prepare", "case": CONV._asdict()})
+
+
 def test_every_contender_is_checked() -> None:
-    assert set(CASES) == {each.name for each in CONTENDERS} - {COMPILED}
+    same = {one_thread(name) for name in CASES}
+    assert set(CASES) == {each.name for each in CONTENDERS} - same

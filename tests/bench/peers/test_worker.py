@@ -1,13 +1,15 @@
 """The protocol, with the plain loop as the contender."""
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from headstart.bench.peers.case import Case, arrays
-from headstart.bench.peers.process import PeerError, Worker
+from headstart.bench.peers.process import PeerError, Worker, available_cores
 
 LOOP = "headstart.bench.peers.contenders.loop:prepare"
 CASE = Case("sine", "mlp", 2, 3, 3, 1, 0.1)._asdict()
@@ -25,7 +27,6 @@ def test_steps_are_timed_one_by_one_and_memory_is_told(worker: Worker) -> None:
     assert len(seconds) == 3 and all(0 < each < 60 for each in seconds)
     memory = worker.ask({"do": "memory"})
     assert 10e6 < memory["now"] <= memory["peak"] * 1.01
-    assert "torch" in worker.ask({"do": "versions", "of": ["torch", "no such package"]})["versions"]
 
 
 def test_what_fails_is_told_and_the_process_goes_on(worker: Worker) -> None:
@@ -74,6 +75,28 @@ def test_arrays_are_a_function_of_seed_and_number_alone() -> None:
     other = arrays(case._replace(seed=1))
     assert (other["support_x"] != whole["support_x"]).any()
     assert (whole["support_x"][0] != whole["support_x"][1]).any()
+
+
+def test_a_worker_meets_the_others_before_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meeting.py").write_text(
+        "import numpy as np\nfrom headstart.bench.peers.prepared import Prepared\n"
+        "def prepare(values):\n    did = []\n"
+        "    return Prepared(lambda: did.append(1), lambda: {'did': np.array(did)}, meet=lambda: did.append(0))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Worker("meeting:prepare") as meeting:
+        meeting.ask({"do": "prepare", "case": {}})
+        meeting.ask({"do": "run", "steps": 2})
+        meeting.ask({"do": "answer", "answer": str(tmp_path / "did.npz")})
+    assert np.load(tmp_path / "did.npz")["did"].tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system holds no process to cores")
+def test_cores_are_the_first_ones_those_that_are_named_or_all() -> None:
+    every = available_cores()
+    for cores, expected in ((None, every[:1]), ((), every), (every[-1:], every[-1:])):
+        with Worker(LOOP, threads=1, cores=cores) as held:
+            assert sorted(os.sched_getaffinity(held.number)) == expected
 
 
 def test_prints_of_a_contender_do_not_reach_the_replies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from torch import nn
 
 import headstart
 from headstart import FirstOrder, Unrolled, rules
-from headstart.core.adjoint import ConjugateGradient, Implicit, Neumann
+from headstart.core.adjoint import ConjugateGradient, Implicit, Neumann, Truncated
 from headstart.core.linear import Solution
 from headstart.errors import UsageError
 from headstart.testing import random_episodes
@@ -76,8 +76,45 @@ def test_it_takes_the_same_steps_as_others(images, steps):
 
 
 def test_statistics_of_the_task_are_constants(images):
+    learner = headstart.maml(images.module, adjoint=Implicit(), rule=PULL, buffers="task", steps=3)
+    meta = learner.init(None)
+    for value in meta.params.values():
+        value.requires_grad_()
+    adapted, _ = learner.adapt(meta, images.episodes.support)
+    assert adapted.buffers and not any(value.requires_grad for value in adapted.buffers.values())
+    assert all(value.requires_grad for value in adapted.params.values())
     gradient = images.gradient(Implicit(), rule=PULL, buffers="task", steps=3)[0]
-    assert all(bool(value.isfinite().all()) for part in gradient for value in part.values())
+    assert all(bool(value.isfinite().all()) and bool(value.any()) for part in gradient for value in part.values())
+
+
+def test_parameters_that_the_rule_leaves_out_stay_where_they_start(rows):
+    def update(m, state, grads, params, number):
+        moved, state = PULL.update(m, state, grads, params, number)
+        return {name: value for name, value in moved.items() if "weight" in name}, state
+
+    rule = PULL._replace(update=update)
+    got, expected = (
+        rows.gradient(one, rule=rule, steps=200)[0] for one in (Implicit(ConjugateGradient(60)), Unrolled())
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
+    assert all(bool(value.any()) for value in got.params.values())
+
+
+def test_those_that_only_earlier_steps_moved_count_as_constants(rows):
+    def update(m, state, grads, params, number):
+        moved, state = PULL.update(m, state, grads, params, number)
+        return {name: value for name, value in moved.items() if "weight" in name or number == 0}, state
+
+    got = rows.gradient(Implicit(ConjugateGradient(60)), rule=PULL._replace(update=update), steps=9)[0].params
+    assert not got["0.bias"].any() and not got["2.bias"].any() and got["0.weight"].any()
+
+
+@pytest.mark.parametrize("rule", [None, rules.weight_decay(0.1), "nothing"], ids=["scale", "decay", "nothing"])
+def test_a_rest_that_nothing_to_be_learned_has_a_part_in_is_refused(rows, rule):
+    if rule == "nothing":
+        rule = rules.Rule(lambda m, state, grads, params, number: ({} if number else grads, state))
+    with pytest.raises(UsageError, match=r"Implicit would learn nothing: .*rules.proximal\(...\)"):
+        rows.gradient(Implicit(), rule=rule)
 
 
 @pytest.mark.parametrize("rule", [rules.momentum(0.9), rules.adam()], ids=["momentum", "adam"])
@@ -85,6 +122,29 @@ def test_rules_whose_state_changes_are_refused(rows, rule):
     learner = headstart.maml(rows.module, rule=rules.chain(rule, rules.scale(0.1)), adjoint=Implicit())
     with pytest.raises(UsageError, match="the rule's state must not change from step to step, as that of momentum"):
         learner.adapt(learner.init(None), rows.episodes.support)
+
+
+def test_a_state_that_changes_is_refused_whatever_it_is(rows):
+    rule = rules.Rule(
+        lambda m, state, grads, params, number: (grads, {"count": state["count"] + 1}),
+        lambda m, params, seed: {"count": 0},
+    )
+    with pytest.raises(UsageError, match="the rule's state must not change from step to step"):
+        rows.gradient(Implicit(), rule=rule)
+    late = rules.Rule(lambda m, state, grads, params, number: (grads, {"seen": torch.ones(3)}))
+    with pytest.raises(UsageError, match="the rule's state must not change from step to step"):
+        rows.gradient(Implicit(), rule=late)
+
+
+def test_terms_are_counted_from_the_right_side_on(rows):
+    """At the point of rest, K terms after the first are the last K + 1 of many steps."""
+    rule = rules.chain(rules.only("2"), rules.proximal(1.0), rules.scale(0.3))
+    got, same, other = (
+        rows.gradient(one, rule=rule, steps=200)[0].params["0.weight"]
+        for one in (Implicit(Neumann(3)), Truncated(4), Truncated(3))
+    )
+    torch.testing.assert_close(got, same, rtol=1e-6, atol=1e-9)
+    assert (got - other).norm() > 1e-3 * got.norm()
 
 
 def test_a_model_without_second_derivatives_is_refused(generator):

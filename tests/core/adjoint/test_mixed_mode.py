@@ -6,8 +6,10 @@ from torch import nn
 
 import headstart
 from headstart import Checkpointed, Unrolled, rules
+from headstart.core import losses
 from headstart.core.adjoint import MixedMode, mixed_mode
-from headstart.errors import ShapeError, UsageError
+from headstart.core.step import Given, Inner, Step
+from headstart.errors import UsageError
 from headstart.testing import random_episodes
 
 
@@ -122,10 +124,95 @@ def test_an_operation_without_forward_mode_is_differentiated_otherwise_and_a_war
 
 
 def test_errors_of_the_model_are_its_own(rows, caplog):
-    wrong = rows._replace(episodes=random_episodes((9,)))
-    with pytest.raises(ShapeError, match="cannot take a task's inputs"):
-        wrong.gradient(MixedMode())
+    calls = []
+
+    def loss(outputs, batch):
+        calls.append(len(calls))
+        if len(calls) == 5:  # after three steps and the query set: on the way back, without tangents
+            raise RuntimeError("out of luck")
+        return losses.cross_entropy(outputs, batch)
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        rows.gradient(MixedMode(), steps=3, loss=loss)
+    assert len(calls) == 5 and not caplog.records
+
+
+def stopped(outputs, batch):
+    """A loss with a target that is to count as a constant."""
+    with torch.no_grad():
+        target = outputs.softmax(-1).square()
+    return losses.cross_entropy(outputs, batch) + (outputs - target).square().mean((1, 2))
+
+
+@pytest.mark.parametrize("memory", [None, 600_000])
+@pytest.mark.parametrize("rate", [1e-4, 0.1])
+def test_what_is_computed_without_gradients_is_a_constant(rows, caplog, rate, memory):
+    # forward mode alone takes no notice of torch.no_grad()
+    assert rows.gap(MixedMode(memory=memory), Unrolled(), loss=stopped, rate=rate) < 1e-12
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and said[0].endswith(
+        "its derivative differs, as of values computed under torch.no_grad(), or in low precision"
+    )
+
+
+@pytest.mark.parametrize("rate", [1e-4, 0.01, 1.0])
+@pytest.mark.parametrize("name", ["linear", "layer norm", "attention"])
+def test_rounding_in_single_precision_is_no_other_derivative(name, rate, caplog):
+    make, shape = MODELS[name]
+    drawn = random_episodes(shape)
+    drawn = headstart.Episodes(*(batch._replace(x=batch.x.float()) for batch in drawn))
+    found = []
+    for adjoint in (MixedMode(), Unrolled()):
+        torch.manual_seed(0)
+        learner = headstart.maml(make().float(), steps=4, rate=rate, adjoint=adjoint, taskmap="vmap")
+        found.append(headstart.meta_gradient(learner, learner.init(None), drawn)[0])
     assert not caplog.records
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+
+
+def test_a_derivative_that_is_no_number_is_given_as_it_is(rows, caplog):
+    def loss(outputs, batch):
+        return losses.cross_entropy(outputs, batch) * torch.nan
+
+    got = rows.gradient(MixedMode(), loss=loss)[0].params
+    assert all(bool(value.isnan().all()) for value in got.values())
+    assert not caplog.records
+
+
+def partly(m, state, grads, params, number):
+    """Move the biases in every other step only."""
+    return {name: 0.1 * grad for name, grad in grads.items() if number % 2 == 0 or "weight" in name}, state
+
+
+def test_a_rule_may_leave_parameters_out(rows, caplog):
+    assert rows.gap(MixedMode(), Unrolled(), rule=rules.Rule(partly)) < 1e-12
+    assert not caplog.records
+
+
+def test_a_derivative_by_m_alone_needs_none_of_the_start(rows, caplog):
+    found = []
+    for adjoint in (MixedMode(), Unrolled()):
+        options = {**rows.options, "rule": rules.scale(0.3, learn=True)}
+        learner = headstart.maml(rows.module, adjoint=adjoint, **options)
+        meta = learner.init(None)
+        rate = meta.structure["rate"].requires_grad_()
+        loss, _ = headstart.meta_loss(learner, meta, rows.episodes)
+        found += torch.autograd.grad(loss, rate)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+    assert not caplog.records
+
+
+def test_where_all_has_room_no_step_is_taken_again():
+    taken = []
+
+    def loss(given, params, buffers, number):
+        taken.append(number)
+        return (params["w"] * given.structure["m"]).sin().sum(1), buffers
+
+    start = Inner({"w": torch.ones(2, 30, requires_grad=True)}, {}, {})
+    given = Given({"m": torch.ones((), requires_grad=True)})
+    MixedMode(memory="1MB")(Step(loss, rules.scale(0.1)), given, start, 9)[0].params["w"].sum().backward()
+    assert [taken.count(number) for number in range(1, 9)] == [1] * 8  # the first one is measured
 
 
 def test_it_takes_as_little_memory_as_it_is_given(rows, peak_bytes):

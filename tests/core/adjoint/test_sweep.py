@@ -2,11 +2,16 @@ import pytest
 import torch
 
 import headstart
-from headstart import Checkpointed, FirstOrder, Unrolled
+from headstart import Checkpointed, FirstOrder, Unrolled, rules
+from headstart.core import losses
 from headstart.core.adjoint import Implicit, MixedMode
+from headstart.core.rules.rule import Rule
 from headstart.errors import DifferentiationError
 
-SWEPT = [Checkpointed(), Checkpointed(1), Checkpointed(memory=20_000), MixedMode(), MixedMode(memory=20_000)]
+PULL = rules.chain(rules.proximal(0.5), rules.scale(0.1))
+# as much memory as a sweep over the steps of ``noisy`` needs, and less than remembering all of them
+LITTLE = [Checkpointed(memory=7_000), MixedMode(memory=11_000)]
+SWEPT = [Checkpointed(), Checkpointed(1), MixedMode(), *LITTLE]
 
 
 @pytest.mark.parametrize("taskmap", ["vmap", "loop"])
@@ -15,11 +20,28 @@ def test_steps_that_are_taken_again_draw_the_same_random_numbers(noisy, adjoint,
     assert noisy.gap(adjoint, Unrolled(), taskmap=taskmap) < 1e-12
 
 
+@pytest.mark.parametrize("adjoint", LITTLE, ids=str)
+def test_what_memory_allows_is_a_sweep_here(noisy, adjoint):
+    more = type(adjoint)(memory=16_000)
+
+    def passes(one):
+        calls = []
+
+        def loss(outputs, batch):
+            calls.append(1)
+            return losses.cross_entropy(outputs, batch)
+
+        noisy.gradient(one, loss=loss)
+        return len(calls)
+
+    assert passes(adjoint) >= passes(more) + 5
+
+
 @pytest.mark.parametrize("adjoint", [*SWEPT, Implicit()], ids=str)
 def test_the_generator_goes_on_as_if_no_step_had_been_taken_again(noisy, adjoint):
-    noisy.gradient(Unrolled() if adjoint.exact else FirstOrder())
+    noisy.gradient(Unrolled() if adjoint.exact else FirstOrder(), rule=PULL)
     expected = torch.get_rng_state()
-    noisy.gradient(adjoint)
+    noisy.gradient(adjoint, rule=PULL)
     assert torch.equal(torch.get_rng_state(), expected)
 
 
@@ -42,3 +64,36 @@ def test_a_graph_that_is_kept_gives_the_same_derivative_again(rows, adjoint):
     first, second = (torch.autograd.grad(loss, leaves, retain_graph=True) for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert any(bool(slope.any()) for slope in first)
+
+
+def counted(m, state, grads, params, number):
+    """Steps by a rate that falls with a count that is no tensor."""
+    return {name: 0.1 / (1 + state["count"]) * grad for name, grad in grads.items()}, {"count": state["count"] + 1}
+
+
+def late(m, state, grads, params, number):
+    """Momentum whose state is there from the first step on."""
+    total = {name: grad + 0.5 * state[name] if state else grad for name, grad in grads.items()}
+    return {name: 0.1 * value for name, value in total.items()}, total
+
+
+STATES = {"a number": Rule(counted, lambda m, params, seed: {"count": 0}), "none at first": Rule(late)}
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("adjoint", SWEPT, ids=str)
+def test_a_rules_state_may_be_more_than_tensors(noisy, adjoint, name):
+    assert noisy.gap(adjoint, Unrolled(), rule=STATES[name]) < 1e-12
+
+
+@pytest.mark.parametrize("adjoint", [Unrolled(), Checkpointed(), Checkpointed(1), MixedMode(), Implicit()], ids=str)
+def test_a_start_that_is_changed_before_the_derivative_is_taken_is_noticed(rows, adjoint):
+    learner = headstart.maml(rows.module, adjoint=adjoint, **{**rows.options, "rule": PULL})
+    meta = learner.init(None)
+    leaves = [value.requires_grad_() for value in meta.params.values()]
+    loss, _ = headstart.meta_loss(learner, meta, rows.episodes)
+    with torch.no_grad():
+        for value in leaves:
+            value.mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, leaves)

@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional
 
 from headstart.algorithms.forest.boxes import Boxes, memberships, shared, unbounded
 from headstart.algorithms.forest.growth import Kind, Options, number
@@ -15,6 +14,7 @@ from headstart.algorithms.forest.strength import posterior
 from headstart.core import gaussians, losses
 from headstart.core.masks import present
 from headstart.core.objective import backprop, query_losses
+from headstart.core.values import in_range, one_hot
 from headstart.errors import ShapeError, UsageError, unknown_name
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Params, Tasks, Tree
 
@@ -143,7 +143,7 @@ def _classifier(size: Size, options: Options, tasks_read: int | None) -> Learner
 
     def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
         support = present(support)
-        return _conditioned(size, meta, support, _one_hot(support, size).to(meta.params["leaves"]))
+        return _conditioned(size, meta, support, _members(support, size, meta.params["leaves"]))
 
     def predict(adapted: Adapted, x: Tree) -> Tensor:
         scale = adapted.meta.structure["log_scale"].exp()
@@ -202,19 +202,13 @@ def _values(adapted: Adapted, held: Tensor) -> Tensor:
     return shared(adapted.meta.params["leaves"], held) + held @ adapted.params["deviations"]
 
 
-def _one_hot(batch: Batch, size: Size) -> Tensor:
+def _members(batch: Batch, size: Size, like: Tensor) -> Tensor:
     y = batch.y
     if y.is_floating_point() or y.ndim != 2:
         raise ShapeError(
             f"this forest classifies, so labels are (tasks, rows) and integers; got {tuple(y.shape)} of {y.dtype}"
         )
-    # reading values back from an accelerator would stall it
-    if y.device.type == "cpu" and y.numel() and not (0 <= int(y.min()) and int(y.max()) < size.outputs):
-        raise ShapeError(
-            f"labels go from {int(y.min())} to {int(y.max())}, but this forest has {size.outputs} classes; "
-            f"labels must be 0 to {size.outputs - 1}"
-        )
-    return functional.one_hot(y.long(), size.outputs)
+    return one_hot(in_range(y, size.outputs, f"this forest has {size.outputs} classes"), size.outputs, like)
 
 
 def _check(options: Options, inputs: int, outputs: int, tasks_read: int | None) -> None:

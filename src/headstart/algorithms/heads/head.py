@@ -7,12 +7,13 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_map
 
-from headstart.core import losses, values
+from headstart.core import losses
 from headstart.core.functional import Buffers, functional
 from headstart.core.losses import TaskLoss
 from headstart.core.masks import present
 from headstart.core.objective import backprop
 from headstart.core.taskmap import TaskMap
+from headstart.core.values import in_range, one_hot
 from headstart.errors import ShapeError
 from headstart.types import Adapted, Batch, Info, Learner, Meta, Params, Tree
 
@@ -126,7 +127,7 @@ def _double(value: Tensor) -> Tensor:
     return value.to("cpu" if value.device.type == "mps" else value.device, torch.float64)
 
 
-def one_hot(features: Tensor, support: Batch, ways: int | None) -> Tensor:
+def class_members(features: Tensor, support: Batch, ways: int | None) -> Tensor:
     """Return the labels as ``(B, n, ways)``, with the features' type; nothing but 0 where an example is masked out.
 
     Raises:
@@ -140,12 +141,7 @@ def one_hot(features: Tensor, support: Batch, ways: int | None) -> Tensor:
         )
     labels = y.long()
     count = (int(labels.max()) + 1 if labels.numel() else 1) if ways is None else ways
-    if values.readable(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
-        raise ShapeError(
-            f"labels go from {int(labels.min())} to {int(labels.max())}, but there are {count} ways; "
-            f"labels must be 0 to {count - 1}"
-        )
-    member = values.one_hot(labels, count, features)
+    member = one_hot(in_range(labels, count, f"there are {count} ways"), count, features)
     return member if support.mask is None else member * support.mask.unsqueeze(-1).to(features)
 
 

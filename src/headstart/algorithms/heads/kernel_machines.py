@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from headstart.algorithms.heads.head import Head, absent, learner, one_hot
+from headstart.algorithms.heads.head import Head, absent, class_members, learner
 from headstart.core import losses
 from headstart.core.duals import Solved, maximum_entropy, maximum_margin
 from headstart.core.functional import Buffers
@@ -146,7 +146,7 @@ def _machine(
     linear = start.kernel == "linear"
 
     def fit(structure: Params, features: Tensor, support: Batch) -> Params:
-        member = one_hot(features, support, ways)
+        member = class_members(features, support, ways)
         gram = kernel_matrix(structure, features, features) + start.constant
         if support.mask is not None:
             gram = gram * (support.mask.unsqueeze(1) & support.mask.unsqueeze(2)).to(gram)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from headstart.algorithms.heads.head import Head, absent, learner, one_hot
+from headstart.algorithms.heads.head import Head, absent, class_members, learner
 from headstart.core import losses
 from headstart.core.functional import Buffers
 from headstart.core.taskmap import TaskMap
@@ -69,7 +69,7 @@ def ridge(
     structure = {"log_regularisation": math.log(regularisation)}
 
     def fit(structure: Params, features: Tensor, support: Batch) -> Params:
-        targets = one_hot(features, support, ways) if classes else _targets(features, support)
+        targets = class_members(features, support, ways) if classes else _targets(features, support)
         flat = targets.flatten(2) if targets.ndim > 2 else targets.unsqueeze(-1)
         weights, offset = solve(features, flat, support.mask, structure["log_regularisation"].exp(), centred)
         # the shape of what is learned says that of a target

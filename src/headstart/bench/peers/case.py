@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 OUTER_RATE = 1e-3
 
 
+def held(rate: float) -> float:
+    """Return the rate as float32 has it, in which one of the peers keeps it."""
+    return float(np.float32(rate))
+
+
 class Case(NamedTuple):
     """Second-order MAML: one step of Adam (rate 1e-3) on the mean query loss of ``tasks`` tasks, or what differs."""
 

@@ -14,9 +14,12 @@ class Prepared(NamedTuple):
     step: Callable[[], object]
     """Does the work once, all of it before it returns."""
     answer: Callable[[], Arrays] | None = None
-    """What every contender must agree on, such as the meta-gradient; asked for before the first step."""
+    """What every contender must agree on, such as the meta-gradient, computed in the way that ``step`` has it; asked
+    for before the first step."""
     note: str = ""
     """What a reader must know of how this contender does it."""
+    meet: Callable[[], object] | None = None
+    """Called before every step and not timed, such as waiting for other processes."""
 
 
 Prepare: TypeAlias = Callable[[Mapping[str, Any]], Prepared]

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import headstart
+from headstart.bench.peers.groups import end
 from headstart.errors import HeadstartError
 
 
@@ -27,9 +28,13 @@ class Worker:
         target: ``module:function``, a `Prepare`.
         python: the interpreter; by default the one that runs this.
         threads: of the contender, whatever library it uses.
-        cores: numbers of the processor's cores that it may use; by default the first ``threads`` of those that this
-            process may. Where the system cannot hold a process to cores, only the number of threads is set.
+        cores: numbers of the processor's cores that it may use; ``None``: the first ``threads`` of those that this
+            process may; empty: all of those. Where the system cannot hold a process to cores, only the number of
+            threads is set.
         variables: more of the process's environment.
+
+    It has a session of its own, so that it ends with all that it has started, and an interrupt at the terminal reaches
+    only whoever asks it.
     """
 
     def __init__(
@@ -43,7 +48,7 @@ class Worker:
     ) -> None:
         self.target = target
         self._said = tempfile.TemporaryFile()
-        chosen = cores or available_cores()[:threads]
+        chosen = available_cores()[:threads] if cores is None else cores
         self._process = subprocess.Popen(
             [str(python or sys.executable), "-m", "headstart.bench.peers.worker", target],
             stdin=subprocess.PIPE,
@@ -52,6 +57,7 @@ class Worker:
             env={**_environment(threads), **(variables or {})},
             text=True,
             encoding="utf-8",
+            start_new_session=True,
         )
         if chosen and hasattr(os, "sched_setaffinity"):
             # before it has imported anything: libraries make as many threads as they find cores
@@ -106,14 +112,18 @@ class Worker:
         return " ".join(self._said.read().decode(errors="replace")[-characters:].split())
 
     @property
+    def number(self) -> int:
+        """The system's number of the process."""
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
         """Whether the process still runs."""
         return self._process.poll() is None
 
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
+        """End the process, and what it has started."""
+        end(self._process)
         self._listener.join()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:

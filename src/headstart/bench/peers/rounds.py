@@ -1,42 +1,21 @@
 """Contenders in turn: each is checked against the same answer, then timed in rounds, one contender after another."""
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from headstart.bench.figures import Figure
-from headstart.bench.peers.prepared import Arrays
-from headstart.bench.peers.process import PeerError, Worker
-from headstart.bench.plan import Plan
+from headstart.bench.peers.answers import CLOSE, EXACT, check
+from headstart.bench.peers.process import PeerError
+from headstart.bench.peers.stable import Stable
 
-#: How far an answer may be from the first contender's, by the length of that.
-TOLERANCE = 1e-6
-#: Answers are compared in double precision, and for so many tasks: in single precision a rounding error at the kink of
-#: a ReLU, or at the maximum of a pool, may turn a derivative by a hundredth.
-CHECKED: Mapping[str, Any] = {"dtype": "float64", "tasks": 2}
-#: Where that would take too long, the case itself is compared.
-LOOSE = 0.05
+#: Answers are first compared in double precision, and for so many tasks.
+SMALL: Mapping[str, Any] = {"dtype": "float64", "tasks": 2}
 #: Steps of one contender in one round take about so long, where one alone does not take longer.
 ROUND_SECONDS = 0.25
 MOST_STEPS = 200
-#: Where preparing and checking took longer, no step is spent on warming up, unless the first one compiles.
-SLOW = 20.0
-
-
-class Contender(NamedTuple):
-    """Who computes."""
-
-    name: str
-    target: str
-    """``module:function``, a `Prepare`."""
-    package: str = ""
-    """The package that must be there; empty for our own."""
-    compiles: bool = False
-    """Its first step takes much longer than the others."""
 
 
 class Race(NamedTuple):
@@ -45,12 +24,21 @@ class Race(NamedTuple):
     name: str
     case: Mapping[str, Any]
     contenders: tuple[str, ...]
-    """The first one's answer is what the others' are held against."""
     rounds: int = 7
+    least: int = 2
+    """Rounds that there are however late it is."""
     timeout: float = 240.0
     """Seconds that a contender may take to prepare, or for one round."""
-    double: bool = True
-    """Whether to compare answers in double precision."""
+    close: float = CLOSE
+    """How far the answer to the case itself, in its own precision, may be from the reference's."""
+    small: Mapping[str, Any] = {}
+    """What the case that is compared in double precision has otherwise, besides `SMALL`."""
+    checked: bool = True
+    """Whether answers are compared here."""
+    warm: bool = True
+    """Whether other libraries, too, take the case once before they are timed, when that answer is compared."""
+    growth: bool = False
+    """Whether it only shows how time grows: such a case is left out when it is late."""
 
 
 class Result(NamedTuple):
@@ -58,43 +46,6 @@ class Result(NamedTuple):
 
     figures: list[Figure]
     failed: dict[str, str]
-    preparing: dict[str, float]
-    """Seconds of preparing, compilation and the check included, by contender."""
-
-
-class Stable:
-    """The processes of the contenders, each started when it is first asked for."""
-
-    def __init__(self, plan: Plan, contenders: Sequence[Contender], variables: Mapping[str, str] | None = None) -> None:
-        self.plan = plan
-        self.variables = variables
-        self.contenders = {each.name: each for each in contenders}
-        self.workers: dict[str, Worker] = {}
-
-    def worker(self, name: str) -> Worker:
-        """Return the process of a contender, anew where the last one has ended."""
-        if name not in self.workers or not self.workers[name].alive:
-            contender = self.contenders[name]
-            self.workers[name] = Worker(
-                contender.target, python=self.plan.python, threads=self.plan.threads, variables=self.variables
-            )
-        return self.workers[name]
-
-    def missing(self, name: str) -> str:
-        """Return why a contender cannot run, or nothing."""
-        package = self.contenders[name].package
-        if not package or (self.plan.environment and package in self.plan.environment.versions):
-            return ""
-        if self.plan.environment is None:
-            return "left out on request"
-        return self.plan.environment.failed.get(package, "not installed")
-
-    def __enter__(self) -> "Stable":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for worker in self.workers.values():
-            worker.close()
 
 
 def race(stable: Stable, given: Race, until: float | None = None) -> Result:
@@ -103,88 +54,87 @@ def race(stable: Stable, given: Race, until: float | None = None) -> Result:
     Args:
         stable: the processes.
         given: the case.
-        until: the time (of ``time.monotonic``) after which no more rounds than two begin.
+        until: the time (of ``time.monotonic``) after which no more rounds than the least begin.
     """
-    result = Result([], {}, {})
-    notes = _checked(stable, given, result)
-    times: dict[str, list[float]] = {name: [] for name in notes}
-    steps = dict.fromkeys(notes, 1)
+    result = Result([], {})
+    notes = _ready(stable, given, result.failed)
+    times: dict[str, list[list[float]]] = {name: [] for name in notes}
     for number in range(stable.plan.repeats or given.rounds):
-        if number >= 2 and until is not None and time.monotonic() > until:
+        if number >= given.least and until is not None and time.monotonic() > until:
             break
-        for name in [*list(times)[number % max(1, len(times)) :], *list(times)[: number % max(1, len(times))]]:
+        turn = number % max(1, len(times))
+        for name in [*list(times)[turn:], *list(times)[:turn]]:
+            steps = _steps(times[name])
             try:
-                found = stable.worker(name).ask({"do": "run", "steps": steps[name]}, given.timeout)["seconds"]
+                times[name].append(stable.worker(name).ask({"do": "run", "steps": steps}, given.timeout)["seconds"])
             except PeerError as error:
                 result.failed[f"{name}: {given.name}"] = str(error)
                 del times[name]
-                continue
-            times[name] += found
-            steps[name] = int(min(MOST_STEPS, max(1, ROUND_SECONDS / max(1e-9, float(np.median(found))))))
-    for name, seconds in times.items():
-        result.figures.append(figure_of(given.name, name, seconds, notes[name]))
-    for worker in stable.workers.values():
-        if worker.alive:
-            worker.ask({"do": "drop"})
+    result.figures.extend(figure_of(given.name, name, rounds, notes[name]) for name, rounds in times.items())
+    stable.drop()
     return result
 
 
-def figure_of(case: str, contender: str, seconds: Sequence[float], note: str = "") -> Figure:
-    """Return the median and quartiles in milliseconds."""
-    low, middle, high = (float(each) for each in np.percentile(np.asarray(seconds) * 1e3, (25, 50, 75)))
-    return Figure(case, contender, middle, low, high, len(seconds), "ms", note)
+def _steps(rounds: Sequence[Sequence[float]]) -> int:
+    """Return how many steps the next round has."""
+    if not rounds:
+        return 1
+    return int(min(MOST_STEPS, max(1, ROUND_SECONDS / max(1e-9, float(np.median(rounds[-1]))))))
 
 
-def _checked(stable: Stable, given: Race, result: Result) -> dict[str, str]:
-    """Prepare the contenders; return the notes of those that are there and agree with the first one."""
+def figure_of(case: str, contender: str, rounds: Sequence[Sequence[float]], note: str = "") -> Figure:
+    """Return the median and quartiles of the rounds' medians, in milliseconds."""
+    medians = [float(np.median(each)) * 1e3 for each in rounds]
+    low, middle, high = (float(each) for each in np.percentile(medians, (25, 50, 75)))
+    return Figure(case, contender, middle, low, high, sum(map(len, rounds)), "ms", note, tuple(medians))
+
+
+def _ready(stable: Stable, given: Race, failed: dict[str, str]) -> dict[str, str]:
+    """Prepare the contenders; return the notes of those that are there and agree with the reference."""
     notes: dict[str, str] = {}
-    first: Arrays | None = None
-    with tempfile.TemporaryDirectory() as folder:
-        for number, name in enumerate(given.contenders):
-            if missing := stable.missing(name):
-                result.failed[name] = missing
-                continue
-            path = Path(folder) / f"{number}.npz"
-            request = {"do": "prepare", "case": given.case, "answer": None if given.double else str(path)}
-            try:
-                if given.double:
-                    small = {**given.case, **CHECKED, "tasks": min(CHECKED["tasks"], given.case["tasks"])}
-                    stable.worker(name).ask({**request, "case": small, "answer": str(path)}, given.timeout)
-                reply = stable.worker(name).ask(request, given.timeout)
-                if reply["seconds"] < SLOW or stable.contenders[name].compiles:
-                    stable.worker(name).ask({"do": "run", "steps": 1}, given.timeout)  # what is only slow once
-                answer = _read(path)
-                first = first or answer
-                _agree(answer, first, given)
-            except PeerError as error:
-                result.failed[f"{name}: {given.name}"] = str(error)
-                continue
-            notes[name], result.preparing[name] = reply["note"], reply["seconds"]
+    for name in given.contenders:
+        if missing := stable.missing(name):
+            failed[name] = missing
+            continue
+        try:
+            notes[name] = _prepared(stable, given, name)
+        except PeerError as error:
+            failed[f"{name}: {given.name}"] = str(error)
+    if stable.reference.name not in notes and stable.reference.name in stable.workers:
+        stable.worker(stable.reference.name).ask({"do": "drop"})
     return notes
 
 
-def _read(path: Path) -> Arrays:
-    if not path.exists():
-        return {}
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+def _prepared(stable: Stable, given: Race, name: str) -> str:
+    """Prepare a contender, warm and checked, and return its note.
+
+    Raises:
+        PeerError: it failed, or its answer is another one.
+    """
+    if not given.checked:
+        note = str(stable.worker(name).ask({"do": "prepare", "case": given.case}, given.timeout)["note"])
+        stable.worker(name).ask({"do": "run", "steps": 1}, given.timeout)  # what is only slow once
+        return note
+    _check_small(stable, given, name)
+    if stable.contenders[name].package and not given.warm:
+        return str(stable.worker(name).ask({"do": "prepare", "case": given.case}, given.timeout)["note"])
+    right = stable.right(given.case, given.timeout)
+    answer, note = stable.answer(name, given.case, given.timeout)
+    distance = check(answer, right, given.close)
+    if distance <= CLOSE:
+        return note
+    return "; ".join(filter(None, (note, f"{distance:.0e} from the loop's answer in {given.case.get('dtype')}")))
 
 
-def _agree(answer: Arrays, expected: Arrays, given: Race) -> None:
-    if set(answer) != set(expected):
-        raise PeerError(f"its answer has other parts: {', '.join(sorted(set(answer) ^ set(expected)))}")
-    distance = difference(answer, expected)
-    tolerance = TOLERANCE if given.double else LOOSE
-    if not distance <= tolerance:
-        raise PeerError(
-            f"its answer is another one: {distance:.1e} from it, relative, where {tolerance:.0e} is allowed"
-        )
-
-
-def difference(answer: Arrays, expected: Arrays) -> float:
-    """Return the length of the difference by the length of what is expected, over all arrays together."""
-    if not expected:
-        return 0.0
-    pairs = [(answer[name].astype(float).ravel(), value.astype(float).ravel()) for name, value in expected.items()]
-    found, wanted = (np.concatenate(each) for each in zip(*pairs))
-    return float(np.linalg.norm(found - wanted) / max(float(np.linalg.norm(wanted)), 1e-30))
+def _check_small(stable: Stable, given: Race, name: str) -> None:
+    """Compare a contender's answer in double precision, which is done once for cases of the same mathematics."""
+    small = {**given.case, **SMALL, **given.small}
+    small["tasks"] = min(small["tasks"], given.case["tasks"])
+    if stable.remembered(name, small):
+        return
+    try:
+        check(stable.answer(name, small, given.timeout)[0], stable.right(small, given.timeout), EXACT)
+    except PeerError as error:
+        stable.remember(name, small, str(error))
+        raise
+    stable.remember(name, small)

@@ -35,10 +35,15 @@ def loss_of(case: Case) -> Callable[[Tensor, Tensor], Tensor]:
     return F.cross_entropy if case.ways else F.mse_loss
 
 
+def outer_optimizer(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """Return the optimiser of the outer steps, which is `headstart.fit`'s: Adam, in one operation for all tensors."""
+    return torch.optim.Adam(list(parameters), lr=OUTER_RATE, fused=True)
+
+
 def trained(named: Iterable[tuple[str, Tensor]], backward: Callable[[], object], note: str = "") -> Prepared:
     """Return a contender whose ``backward`` adds the meta-gradient to the ``grad`` of the named parameters."""
     parameters = dict(named)
-    optimizer = torch.optim.Adam(parameters.values(), lr=OUTER_RATE)
+    optimizer = outer_optimizer(parameters.values())
 
     def answer() -> Arrays:
         optimizer.zero_grad()

@@ -8,7 +8,6 @@ It speaks JSON, one value a line, on standard input and output; whatever else pr
 ``{"do": "memory"}``                                ``{"now": bytes, "peak": bytes}`` of resident memory
 ``{"do": "forget peak"}``                           starts the peak anew; ``{"done": false}`` where that is impossible
 ``{"do": "drop"}``                                  lets go of the case
-``{"do": "versions", "of": [package, …]}``          ``{"versions": {package: version}}``
 
 What fails is answered by ``{"error": "…"}``, and the process goes on.
 """
@@ -20,7 +19,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,7 +51,6 @@ class _Contender:
             "memory": lambda request: {"now": resident(), "peak": peak()},
             "forget peak": lambda request: {"done": forget_peak()},
             "drop": self.drop,
-            "versions": lambda request: {"versions": versions(request["of"])},
         }
 
     def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -72,6 +69,8 @@ class _Contender:
             raise ValueError("nothing is prepared")
         seconds = []
         for _ in range(request["steps"]):
+            if self.prepared.meet is not None:
+                self.prepared.meet()
             began = time.perf_counter()
             self.prepared.step()
             seconds.append(time.perf_counter() - began)
@@ -132,17 +131,6 @@ def _status(field: str) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), 0)
-
-
-def versions(packages: list[str]) -> dict[str, str]:
-    """Return the versions of those of the packages that this process finds."""
-    found = {}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def main() -> None:

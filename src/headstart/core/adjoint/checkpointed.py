@@ -11,7 +11,7 @@ from headstart.core.adjoint.kept import Place
 from headstart.core.adjoint.leaves import wanted
 from headstart.core.adjoint.needs import Needs, kept_bytes, measured
 from headstart.core.adjoint.schedule import Segment, binomial, periodic
-from headstart.core.adjoint.sweep import reverse, sweep
+from headstart.core.adjoint.sweep import Pullback, reverse, sweep
 from headstart.core.sizes import to_bytes, to_text
 from headstart.core.step import Given, Inner, Step
 from headstart.errors import UsageError
@@ -49,6 +49,11 @@ class Checkpointed:
         name = type(self).__name__
         if self.every != "sqrt" and not (isinstance(self.every, int) and self.every > 0):
             raise UsageError(f"{name}(every=...) must be a positive number of steps or 'sqrt', got {self.every!r}")
+        if self.place is not None and not callable(self.place):
+            raise UsageError(
+                f"{name}(place=...) must say how states are kept, got {self.place!r}; for files in a folder, "
+                f"{name}(every=1, place=headstart.OnDisk(folder))"
+            )
         if self.memory is not None:
             to_bytes(self.memory)
             if self.every != "sqrt":
@@ -60,11 +65,16 @@ class Checkpointed:
         if not wanted((given, start)) or steps == 0:
             return run(step, given, start, range(steps), create_graph=False)
         if self.memory is None:
-            return sweep(step, given, start, self._periodic(steps), reverse, self.place() if self.place else None)
-        needs = measured(step, given, start, reverse)
+            keep = self.place() if self.place else None
+            return sweep(step, given, start, self._periodic(steps), self._pullback(), keep)
+        needs = measured(step, given, start, self._pullback())
         if (steps - 1) * kept_bytes(step, given, start) + needs.backward <= to_bytes(self.memory):
             return run(step, given, start, range(steps), create_graph=True)
-        return sweep(step, given, start, self._binomial(steps, needs), reverse)
+        return sweep(step, given, start, self._binomial(steps, needs), self._pullback())
+
+    def _pullback(self) -> Pullback:
+        """Return what goes back over the steps of a sweep."""
+        return reverse
 
     def _periodic(self, steps: int) -> list[Segment]:
         return periodic(steps, max(1, math.isqrt(steps)) if self.every == "sqrt" else self.every)

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from headstart.core import linear
-from headstart.core.adjoint.leaves import Draws, Packed, draws, leaf, pack, slopes_of, tensors_of, wanted
+from headstart.core.adjoint.leaves import Draws, Packed, Slopes, added, draws, leaf, pack, slopes_of, tensors_of, wanted
+from headstart.core.adjoint.precision import Autocast, autocast
 from headstart.core.adjoint.sweep import refuse_second_derivatives
 from headstart.core.linear import Product, Solution
 from headstart.core.step import Given, Inner, Step, gradients
@@ -56,7 +58,8 @@ class ConjugateGradient:
 class Neumann:
     """The solver by a series, for every rule whose steps are contractions: see `headstart.core.linear.neumann`.
 
-    With K terms it is what remembering the last K of many steps at the point of rest comes to.
+    It adds up ``terms`` + 1 terms, the first of them the right side itself: what remembering the last ``terms`` + 1 of
+    many steps at the point of rest comes to.
     """
 
     terms: int = 20
@@ -79,13 +82,18 @@ class Implicit:
 
     It is the derivative of the point of rest, exact to the accuracy of the solver once adaptation has come to rest
     there, so ``exact`` is False; before that it is off by as much as φ is, roughly. Where the start has no part in the
-    point of rest, as it has none without `proximal`, its derivative is zero.
+    point of rest, as it has none without `proximal`, its derivative is zero; where nothing that is to be differentiated
+    has a part in it, that is refused.
 
     The rule's state must be the same after a step as before it (not so for `momentum` and `adam`). The displacement is
-    that of the last step, with its number. The tasks' own buffers count as constants.
+    that of the last step, with its number; parameters that the rule leaves out of it are where they started, or count
+    as constants if earlier steps moved them. The tasks' own buffers count as constants.
 
     Args:
         solver: `ConjugateGradient`, `Neumann`, or a function with their interface.
+
+    Raises:
+        UsageError: a rule whose state changes; in the backward pass, a point of rest that depends on nothing asked for.
 
     Reference: Rajeswaran, Finn, Kakade, Levine 2019, arXiv:1909.04630; Lorraine, Vicol, Duvenaud 2020,
     arXiv:1911.02590, for `Neumann`.
@@ -102,7 +110,7 @@ class Implicit:
             end, losses, _ = _descended(step, given, start, steps)
             return end, losses
         packed, tensors = pack((given, start))
-        plan = _Plan(step, steps, packed, self.solver, [])
+        plan = _Plan(step, steps, packed, self.solver, autocast(tensors), [])
         *end, losses = _Rest.apply(plan, *tensors)
         params = dict(zip(start.params, end))
         return Inner(params, start.rule, plan.buffers[0].unpack(end[len(params) :])), list(losses.unbind())
@@ -116,6 +124,8 @@ class _Plan(NamedTuple):
     packed: Packed
     """Of (given, start)."""
     solver: Solver
+    autocast: Autocast
+    """What the forward pass found."""
     buffers: list[Packed]
     """Filled by the forward pass: the buffers after the last step."""
 
@@ -128,6 +138,7 @@ class _Rest(torch.autograd.Function):
         packed, buffers = pack(end.buffers)
         plan.buffers.append(packed)
         ctx.plan, ctx.count = plan, len(tensors)
+        ctx.still = {name for name, value in end.params.items() if value is start.params[name]}
         params, told = [end.params[name] for name in start.params], torch.stack(losses)
         ctx.save_for_backward(*tensors, *params, *buffers)
         ctx.mark_non_differentiable(told, *buffers)
@@ -143,22 +154,46 @@ class _Rest(torch.autograd.Function):
         rest = Inner(params, start.rule, plan.buffers[0].unpack(left[len(names) :]))
         before = draws(start)
         ctx.drawn.restore()
-        displacement = _displacement(plan.step, given, rest, plan.steps - 1)
-        before.restore()
-        moved = [displacement[name] for name in names]
-        answer = plan.solver(_product(moved, params), dict(zip(names, slopes)))
-        logger.debug("implicit derivative: relative residuals %s", answer.residual)
-        found = slopes_of(moved, [-answer.value[name] for name in names], tensors_of((given, start.rule)))
+        with plan.autocast.restored():
+            displacement = _displacement(plan.step, given, rest, plan.steps - 1)
+            before.restore()
+            asked = tensors_of((given, start.rule))
+            found, stayed = _solved(plan.solver, displacement, params, dict(zip(names, slopes)), asked)
         held, buffers = len(tensors_of(given)), len(tensors_of(start.buffers))
-        return None, *found[:held], *[None] * len(names), *found[held:], *[None] * buffers
+        own = [stayed[name] if one.requires_grad and name in ctx.still else None for name, one in start.params.items()]
+        _refuse_nothing([*found, *own])
+        return None, *found[:held], *own, *found[held:], *[None] * buffers
+
+
+def _solved(
+    solver: Solver, displacement: Params, params: Params, slopes: Params, asked: list[Tensor]
+) -> tuple[Slopes, dict[str, Tensor | None]]:
+    """Return the slopes of ``asked``, and of the parameters that the rule leaves where they are."""
+    moved, stays = list(displacement.values()), [name for name in params if name not in displacement]
+    if not moved:
+        return [None] * len(asked), {**slopes}
+    right = {name: slopes[name] for name in displacement}
+    answer = solver(_product(moved, {name: params[name] for name in displacement}), right)
+    logger.debug("implicit derivative: relative residuals %s", answer.residual)
+    changes = [-answer.value[name] for name in displacement]
+    found = slopes_of(moved, changes, [*asked, *(params[name] for name in stays)])
+    return found[: len(asked)], dict(zip(stays, added([slopes[name] for name in stays], found[len(asked) :])))
+
+
+def _refuse_nothing(found: Slopes) -> None:
+    if all(slope is None for slope in found):
+        raise UsageError(
+            "the point where these inner steps come to rest depends on nothing that is to be learned, so Implicit "
+            "would learn nothing: a rule such as scale forgets where it started. Pull towards the start with "
+            "rules.chain(rules.proximal(...), rules.scale(...)), as headstart.imaml does, or take another adjoint"
+        )
 
 
 def _displacement(step: Step, given: Given, inner: Inner, number: int) -> Params:
     """Return what the step subtracts, with its history."""
-    number += step.first
     with torch.enable_grad():
-        _, grads, _ = gradients(step.support_loss, given, inner, number, create_graph=True)
-        return step.rule.update(given.structure, inner.rule, grads, inner.params, number)[0]
+        _, grads, _ = gradients(step.support_loss, given, inner, number + step.first, create_graph=True)
+        return step.displacement(given, inner, number, grads)[0]
 
 
 def _product(moved: list[Tensor], params: Params) -> Product:
@@ -186,11 +221,17 @@ def _descended(step: Step, given: Given, start: Inner, steps: int) -> tuple[Inne
 
 
 def _refuse_changing(before: Tree, after: Tree) -> None:
-    for old, new in zip(tensors_of(before), tensors_of(after)):
-        # a rule that keeps its state returns it as it is; only another tensor has to be read back
-        if old is not new and not torch.equal(old, new):
-            raise UsageError(
-                "Implicit differentiates a point where steps come to rest, so the rule's state must not change from "
-                "step to step, as that of momentum and adam does; use rules such as scale, per_weight, proximal and "
-                "clip, or another adjoint"
-            )
+    (old, kind), (new, now) = tree_flatten(before), tree_flatten(after)
+    if kind != now or any(map(_differ, old, new)):
+        raise UsageError(
+            "Implicit differentiates a point where steps come to rest, so the rule's state must not change from "
+            "step to step, as that of momentum and adam does; use rules such as scale, per_weight, proximal and "
+            "clip, or another adjoint"
+        )
+
+
+def _differ(old: Any, new: Any) -> bool:
+    # a rule that keeps its state returns it as it is; only another tensor has to be read back
+    if old is new:
+        return False
+    return not torch.equal(old, new) if isinstance(old, Tensor) and isinstance(new, Tensor) else bool(old != new)

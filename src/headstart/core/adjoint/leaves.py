@@ -43,9 +43,15 @@ def wanted(tree: Any) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_of(tree))
 
 
-def leaf(tensor: Tensor, needed: bool) -> Tensor:
-    """Return the tensor without history, requiring gradients where they are needed and exist."""
-    return tensor.detach().requires_grad_(needed and tensor.is_floating_point())
+def leaf(value: Any, needed: bool | None = None) -> Any:
+    """Return a tensor without history, requiring gradients where they are needed and exist; what is none as it is.
+
+    By default they are needed where the tensor itself requires them.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    needed = value.requires_grad if needed is None else needed
+    return value.detach().requires_grad_(needed and value.is_floating_point())
 
 
 def slopes_of(

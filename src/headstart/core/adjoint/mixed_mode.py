@@ -2,20 +2,22 @@
 
 import functools
 import logging
+import math
 import threading
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._pytree import tree_map
 
-from headstart.core.adjoint.adjoint import run
+from headstart.core import tree
 from headstart.core.adjoint.checkpointed import Checkpointed
-from headstart.core.adjoint.leaves import Slopes, added, draws, slopes_of, tensors_of, wanted
-from headstart.core.adjoint.needs import measured
-from headstart.core.adjoint.sweep import reverse, sweep
+from headstart.core.adjoint.leaves import Slopes, added, draws, leaf, slopes_of, tensors_of
+from headstart.core.adjoint.sweep import Pullback, reverse
 from headstart.core.step import Given, Inner, Step
 from headstart.types import Params
 
@@ -37,27 +39,20 @@ class MixedMode(Checkpointed):
     measure before choosing it.
 
     Where an operation of the model has no forward-mode derivative, the run goes on reverse over reverse, and a
-    warning says so; the derivative is the same.
+    warning says so; the derivative is the same. So it does where forward mode gives another derivative, as it does of
+    values computed under ``torch.no_grad()``, or, by rounding, in bfloat16: to know, the last step of every sweep is
+    differentiated both ways.
 
     Args:
         every: as for `Checkpointed`.
         place: as for `Checkpointed`.
-        memory: as for `Checkpointed`; where there is room for everything, each step is still taken again once, to
-            differentiate it.
+        memory: as for `Checkpointed`.
 
     Reference: Kemaev, Calian, Zintgraf, Farquhar, van Hasselt 2025, arXiv:2505.00793 (MixFlow-MG).
     """
 
-    def __call__(self, step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, list[Tensor]]:
-        if not wanted((given, start)) or steps == 0:
-            return run(step, given, start, range(steps), create_graph=False)
-        if self.memory is None:
-            return sweep(
-                step, given, start, self._periodic(steps), _ForwardOverReverse(), self.place() if self.place else None
-            )
-        pullback = _ForwardOverReverse()
-        segments = self._binomial(steps, measured(step, given, start, pullback))
-        return sweep(step, given, start, segments, pullback)
+    def _pullback(self) -> Pullback:
+        return _ForwardOverReverse()
 
 
 class _ForwardOverReverse:
@@ -65,15 +60,16 @@ class _ForwardOverReverse:
 
     def __init__(self) -> None:
         self.failed = False
+        self.compared = get_proxy_mode() is not None  # what is recorded cannot depend on values
 
     def __call__(self, step: Step, given: Given, inner: Inner, number: int, slopes: Slopes) -> tuple[Slopes, Slopes]:
         if self.failed:
             return reverse(step, given, inner, number, slopes)
         before = draws(inner)
-        grads, totals = _through_update(step, given, inner, number, slopes)
+        grads, through = _through_update(step, given, inner, number, slopes)
         before.restore()
         try:
-            more = _along(step, given, inner, number, grads)
+            along = _along(step, given, inner, number, grads)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -82,31 +78,56 @@ class _ForwardOverReverse:
             self.failed = True
             before.restore()
             return reverse(step, given, inner, number, slopes)
-        totals = added(totals, more)
-        held = len(tensors_of(given))
-        return totals[:held], totals[held:]
+        found, held = added(through, along), len(tensors_of(given))
+        if not self.compared and grads:
+            before.restore()
+            expected = reverse(step, given, inner, number, slopes)
+            if _differ(found, through, [*expected[0], *expected[1]]):
+                _warn("its derivative differs, as of values computed under torch.no_grad(), or in low precision")
+                self.failed = True
+                return expected
+            self.compared = True
+        return found[:held], found[held:]
+
+
+def _differ(found: Slopes, through: Slopes, expected: Slopes) -> bool:
+    """Return whether slopes differ by more than rounding, as a share of what second derivatives add to ``through``."""
+    gap = added = size = precision = 0.0
+    for slopes in zip(found, through, expected):
+        like = next((slope for slope in slopes if slope is not None), None)
+        if like is None or not like.numel():
+            continue
+        ours, first, theirs = (like.new_zeros(()) if slope is None else slope for slope in slopes)
+        largest = torch.stack([each.abs().max() for each in (ours - theirs, theirs - first, theirs)]).tolist()
+        if not math.isfinite(largest[2]):
+            return False  # there is no derivative to differ from
+        gap = max(gap, largest[0] if math.isfinite(largest[0]) else math.inf)
+        added, size = max(added, largest[1]), max(size, largest[2])
+        precision = max(precision, torch.finfo(like.dtype).eps)
+    return gap > precision**0.5 * added + 64 * precision * size
 
 
 def _through_update(step: Step, given: Given, inner: Inner, number: int, slopes: Slopes) -> tuple[Params, Slopes]:
     """Return the slopes of the gradient, and of the leaves of (given, inner) otherwise than through the gradient."""
-    leaves, moving = tensors_of((given, inner)), len(tensors_of(inner.params))
     below = len(slopes) - len(tensors_of(inner.buffers))
     through_buffers = any(slope is not None for slope in slopes[below:])
-    number += step.first
+    used, buffers = (given, inner.buffers) if through_buffers else tree_map(_still, (given, inner.buffers))
     with torch.enable_grad():
-        params = {name: value if value.requires_grad else _leaf(value) for name, value in inner.params.items()}
-        used = (given, inner.buffers) if through_buffers else tree_map(_still, (given, inner.buffers))
-        losses, buffers = step.support_loss(used[0], params, used[1], number)
+        params = {name: value if value.requires_grad else leaf(value, True) for name, value in inner.params.items()}
+        losses, buffers = step.loss(used, Inner(params, inner.rule, buffers), number)
         found = torch.autograd.grad(
             losses.sum(), list(params.values()), retain_graph=through_buffers, materialize_grads=True
         )
-        grads = dict(zip(params, map(_leaf, found)))
-        moved, state = step.rule.update(given.structure, inner.rule, grads, inner.params, number)
-        after = [*({name: value - moved[name] for name, value in inner.params.items()}).values()]
-    ends = [*after[:moving], *tensors_of(state), *tensors_of(buffers)]
-    through = slopes_of(ends, slopes, [*grads.values(), *leaves])
-    named = zip(grads, through[: len(grads)])
-    return {name: slope for name, slope in named if slope is not None}, through[len(grads) :]
+        grads = {name: leaf(slope, True) for name, slope in zip(params, found)}
+        moved, state = step.displacement(given, inner, number, grads)
+        after = Inner(tree.subtract(inner.params, moved), state, buffers)
+    slopes = slopes_of(tensors_of(after), slopes, [*grads.values(), *tensors_of((given, inner))])
+    named = zip(grads, slopes)
+    return {name: slope for name, slope in named if slope is not None}, slopes[len(grads) :]
+
+
+def _still(value: Any) -> Any:
+    return leaf(value, False)
 
 
 def _along(step: Step, given: Given, inner: Inner, number: int, way: Params) -> Slopes:
@@ -115,8 +136,9 @@ def _along(step: Step, given: Given, inner: Inner, number: int, way: Params) -> 
     Since second derivatives commute, these are the slopes of ⟨way, ∂loss/∂params⟩.
     """
     leaves = tensors_of((given, inner))
-    if not way or not any(leaf.requires_grad for leaf in leaves):
-        return [None] * len(leaves)
+    nothing: Slopes = [None] * len(leaves)
+    if not way or not any(one.requires_grad for one in leaves):
+        return nothing
     with _LEVEL:
         _load()
     with torch.enable_grad(), _LEVEL, forward_ad.dual_level():
@@ -125,25 +147,19 @@ def _along(step: Step, given: Given, inner: Inner, number: int, way: Params) -> 
             name: forward_ad.make_dual(value.contiguous(), way[name].contiguous()) if name in way else value
             for name, value in inner.params.items()
         }
-        losses, _ = step.support_loss(given, params, inner.buffers, number + step.first)
+        losses, _ = step.loss(given, inner._replace(params=params), number)
+        if not losses.requires_grad:  # what is asked for, such as a rate, is no part of the loss
+            return nothing
         stands_for = {id(value): params[name] for name, value in inner.params.items()}
-        points = [stands_for.get(id(leaf), leaf) for leaf in leaves]
-        asked = [point for point, leaf in zip(points, leaves) if leaf.requires_grad]
+        points = [stands_for.get(id(one), one) for one in leaves]
+        asked = [point for point, one in zip(points, leaves) if one.requires_grad]
         found = iter(torch.autograd.grad(losses.sum(), asked, allow_unused=True))
-        return [_tangent(next(found)) if leaf.requires_grad else None for leaf in leaves]
+        return [_tangent(next(found)) if one.requires_grad else None for one in leaves]
 
 
 def _tangent(dual: Tensor | None) -> Tensor | None:
     found = None if dual is None else forward_ad.unpack_dual(dual).tangent
     return None if found is None else found.detach()
-
-
-def _leaf(tensor: Tensor) -> Tensor:
-    return tensor.detach().requires_grad_()
-
-
-def _still(value: object) -> object:
-    return value.detach() if isinstance(value, Tensor) else value
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from headstart.core.adjoint.leaves import Slopes, draws, leaf, tensors_of
@@ -24,7 +23,7 @@ class Needs(NamedTuple):
 def measured(step: Step, given: Given, start: Inner, pullback: Pullback) -> Needs:
     """Return what a sweep needs, from going back over the first step."""
     drawn = draws(start)
-    given, start = tree_map(_leaf, (given, start))
+    given, start = tree_map(leaf, (given, start))
     slopes: Slopes = [torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors_of(start)]
     state = sum(slope.nbytes for slope in slopes if slope is not None)
     with LiveBytes() as live:
@@ -42,7 +41,3 @@ def kept_bytes(step: Step, given: Given, start: Inner) -> int:
     del after
     drawn.restore()
     return size
-
-
-def _leaf(value: object) -> object:
-    return leaf(value, value.requires_grad) if isinstance(value, Tensor) else value

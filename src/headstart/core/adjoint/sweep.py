@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_map
 
 from headstart.core.adjoint.kept import Fetch, Keep, in_memory
 from headstart.core.adjoint.leaves import Draws, Packed, Slopes, added, draws, leaf, pack, slopes_of, tensors_of
+from headstart.core.adjoint.precision import Autocast, autocast
 from headstart.core.adjoint.schedule import Segment, split
 from headstart.core.step import Given, Inner, Step
 from headstart.errors import DifferentiationError
@@ -32,6 +33,8 @@ class _Plan(NamedTuple):
     packed: Packed
     """Of (given, start)."""
     keep: Keep
+    autocast: Autocast
+    """What the forward pass found."""
     drawn: list[Draws]
     """Where the generators stood in the state kept last."""
     end: list[Packed]
@@ -51,7 +54,7 @@ def sweep(
 ) -> tuple[Inner, list[Tensor]]:
     """Take the steps of ``segments``; their derivative is a sweep back through them. Second ones are refused."""
     packed, tensors = pack((given, start))
-    plan = _Plan(step, segments, pullback, packed, keep or in_memory(), [], [])
+    plan = _Plan(step, segments, pullback, packed, keep or in_memory(), autocast(tensors), [], [])
     *end, losses = _Sweep.apply(plan, *tensors)
     return plan.end[0].unpack(end), list(losses.unbind())
 
@@ -73,9 +76,8 @@ class _Sweep(torch.autograd.Function):
         ctx.kept, inner, losses = _forward(plan, given, start)
         packed, end = pack(inner)
         plan.end.append(packed)
-        # the start is among the kept states
-        ctx.save_for_backward(*tensors_of(given))
-        ctx.first = ctx.kept[0].inner
+        # PyTorch notices where one of these is changed in place before the backward pass
+        ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         told = torch.stack(losses)
         ctx.mark_non_differentiable(told, *(tensor for tensor in end if not tensor.is_floating_point()))
@@ -84,28 +86,28 @@ class _Sweep(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives()
-        plan, held = ctx.plan, ctx.saved_tensors
-        needed = ctx.needs_input_grad[1:]
-        given = plan.packed.unpack([*map(leaf, held, needed), *[None] * (len(needed) - len(held))])[0]
-        before = draws(given)
-        kept, ctx.kept = ctx.kept, []
-        if not kept:  # a second backward pass through a graph that was retained
-            ctx.drawn.restore()
-            with torch.no_grad():
-                kept = _forward(plan, given, ctx.first())[0]
-        back = _Backward(plan, given, needed[len(held) :], list(slopes[:-1]))
-        for segment in reversed(plan.segments):
-            # popped, so that a state that has been gone past makes room
-            back.through(kept.pop(), segment.end, segment.slots)
+        plan, before = ctx.plan, draws(ctx.saved_tensors)
+        given, start = plan.packed.unpack(map(leaf, ctx.saved_tensors, ctx.needs_input_grad[1:]))
+        first, back = _Kept(0, lambda: start, ctx.drawn), _Backward(plan, given, list(slopes[:-1]))
+        kept, ctx.kept = ctx.kept, None
+        with plan.autocast.restored():
+            if kept is None:  # a second backward pass through a graph that was retained
+                ctx.drawn.restore()
+                with torch.no_grad():
+                    kept = _forward(plan, given, start)[0]
+            for segment in reversed(plan.segments):
+                # popped, so that a state that has been gone past makes room
+                back.through(kept.pop() if segment.start else first, segment.end, segment.slots)
         before.restore()
         return None, *back.totals, *back.slopes
 
 
 def _forward(plan: _Plan, given: Given, start: Inner) -> tuple[list[_Kept], Inner, list[Tensor]]:
-    """Take all steps without history, and return the states to keep, the last one, and the losses."""
+    """Take all steps without history; return the states to keep after the start, the last one, and the losses."""
     kept, inner, losses = [], start, []
     for segment in plan.segments:
-        kept.append(_keep(plan, segment.start, inner))
+        if segment.start:
+            kept.append(_keep(plan, segment.start, inner))
         for number in range(segment.start, segment.end):
             inner, loss = plan.step(given, inner, number, False)
             losses.append(loss)
@@ -115,8 +117,8 @@ def _forward(plan: _Plan, given: Given, start: Inner) -> tuple[list[_Kept], Inne
 class _Backward:
     """The reverse sweep: the slopes of the state that it has come to, and the totals of what all steps are given."""
 
-    def __init__(self, plan: _Plan, given: Given, wanted: Sequence[bool], slopes: Slopes) -> None:
-        self.plan, self.given, self.wanted, self.slopes = plan, given, wanted, slopes
+    def __init__(self, plan: _Plan, given: Given, slopes: Slopes) -> None:
+        self.plan, self.given, self.slopes = plan, given, slopes
         self.totals: Slopes = [None] * len(tensors_of(given))
 
     def through(self, kept: _Kept, end: int, slots: int) -> None:
@@ -140,9 +142,9 @@ class _Backward:
     def _step(self, kept: _Kept) -> None:
         """Go back over the step that begins at ``kept``."""
         kept.draws.restore()
-        leaves, spec = tree_flatten(kept.inner())
-        wanted = self.wanted if kept.number == 0 else [True] * len(leaves)
-        inner = tree_unflatten(list(map(leaf, leaves, wanted)), spec)
+        inner = kept.inner()
+        if kept.number:  # of the start, only what is asked for
+            inner = tree_map(lambda value: leaf(value, True), inner)
         given, self.slopes = self.plan.pullback(self.plan.step, self.given, inner, kept.number, self.slopes)
         self.totals = added(self.totals, given)
 

@@ -8,21 +8,30 @@ import numpy as np
 from headstart.bench.peers.case import OUTER_RATE, Case, arrays, case_of, module
 from headstart.bench.peers.prepared import Arrays, Prepared
 
+#: From so many inner steps on they are a loop in the compiled program, which unrolled would take minutes to compile.
+_LOOP = 10
+
 
 def prepare(values: Mapping[str, Any]) -> Prepared:
-    """Return the jitted outer step, compiled; its parameters and optimiser state are donated."""
+    """Return the jitted outer step; its parameters and optimiser state are donated.
+
+    Raises:
+        ValueError: a model other than the MLP.
+    """
     import jax  # pyrefly: ignore
     import jax.numpy as jnp  # pyrefly: ignore
 
     case = case_of(values)
+    if case.model != "mlp":
+        raise ValueError(f"the comparator in JAX is written for the MLP alone, not for {case.model}")
     jax.config.update("jax_enable_x64", case.dtype == "float64")
     params = {name: jnp.asarray(value.detach().numpy()) for name, value in module(case).named_parameters()}
     data = {name: jnp.asarray(value) for name, value in arrays(case).items()}
-    gradient = jax.value_and_grad(lambda now: _meta_loss(case, now, data))
+    gradient = jax.value_and_grad(lambda now, given: _meta_loss(case, now, given))
 
-    def outer(state: tuple[Any, Any, Any, Any]) -> tuple[Any, Any]:
+    def outer(state: tuple[Any, Any, Any, Any], given: Any) -> tuple[Any, Any]:
         now, first, second, count = state
-        value, slopes = gradient(now)
+        value, slopes = gradient(now, given)
         count = count + 1
         first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, slopes)
         second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, slopes)
@@ -41,25 +50,31 @@ def prepare(values: Mapping[str, Any]) -> Prepared:
     box = [fresh()]
 
     def step() -> None:
-        box[0], value = jitted(box[0])
-        value.block_until_ready()
+        box[0], value = jitted(box[0], data)
+        jax.block_until_ready((box[0], value))
 
     def answer() -> Arrays:
         # after one step from zero, Adam's first moment is a tenth of the gradient
-        (_, first, _, _), _ = jitted(fresh())
+        (_, first, _, _), _ = jitted(fresh(), data)
         return {name: np.asarray(value) * 10 for name, value in first.items()}
 
-    return Prepared(step, answer)
+    return Prepared(step, answer, "inner steps in lax.scan" if case.steps >= _LOOP else "")
 
 
 def _meta_loss(case: Case, params: Any, data: Any) -> Any:
     import jax  # pyrefly: ignore
 
     def task(support_x: Any, support_y: Any, query_x: Any, query_y: Any) -> Any:
-        now = params
-        for _ in range(case.steps):
+        def stepped(now: Any, _: Any) -> tuple[Any, None]:
             slopes = jax.grad(lambda p: _loss(case, p, support_x, support_y))(now)
-            now = {name: value - case.rate * slopes[name] for name, value in now.items()}
+            return {name: value - case.rate * slopes[name] for name, value in now.items()}, None
+
+        now = params
+        if case.steps >= _LOOP:
+            now, _ = jax.lax.scan(stepped, now, None, length=case.steps)
+        else:
+            for _ in range(case.steps):
+                now, _ = stepped(now, None)
         return _loss(case, now, query_x, query_y)
 
     return jax.vmap(task)(data["support_x"], data["support_y"], data["query_x"], data["query_y"]).mean()
@@ -69,30 +84,10 @@ def _loss(case: Case, params: Any, x: Any, y: Any) -> Any:
     import jax  # pyrefly: ignore
     import jax.numpy as jnp  # pyrefly: ignore
 
-    if case.model == "mlp":
-        for layer in ("hidden1", "hidden2"):
-            x = jax.nn.relu(x @ params[f"{layer}.weight"].T + params[f"{layer}.bias"])
-    else:
-        for block in range(1, 5):
-            x = _block(x, *(params[f"block{block}.{name}"] for name in _BLOCK))
-        x = x.reshape(len(x), -1)
+    x = x.reshape(len(x), -1)
+    for layer in range(1, len(case.hidden) + 1):
+        x = jax.nn.relu(x @ params[f"hidden{layer}.weight"].T + params[f"hidden{layer}.bias"])
     outputs = x @ params["head.weight"].T + params["head.bias"]
     if not case.ways:
         return jnp.mean((outputs - y) ** 2)
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(outputs), y[:, None], axis=1))
-
-
-_BLOCK = ("conv.weight", "conv.bias", "norm.weight", "norm.bias")
-
-
-def _block(x: Any, kernel: Any, bias: Any, scale: Any, shift: Any) -> Any:
-    import jax  # pyrefly: ignore
-    import jax.numpy as jnp  # pyrefly: ignore
-
-    channels = (1, -1, 1, 1)
-    x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NCHW", "OIHW", "NCHW"))
-    x = x + bias.reshape(channels)
-    mean, variance = x.mean((0, 2, 3), keepdims=True), x.var((0, 2, 3), keepdims=True)
-    x = (x - mean) / jnp.sqrt(variance + 1e-5) * scale.reshape(channels) + shift.reshape(channels)
-    windows = (1, 1, 2, 2)
-    return jax.lax.reduce_window(jax.nn.relu(x), -jnp.inf, jax.lax.max, windows, windows, "VALID")

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.bench.peers.case import OUTER_RATE, Case, case_of, module
+from headstart.bench.peers.case import Case, case_of, module
 from headstart.bench.peers.prepared import Arrays, Prepared
-from headstart.bench.peers.torch_case import batched, gradients, loss_of
+from headstart.bench.peers.torch_case import batched, gradients, loss_of, outer_optimizer
 
 
 def prepare(values: Mapping[str, Any]) -> Prepared:
@@ -24,7 +24,7 @@ def prepare(values: Mapping[str, Any]) -> Prepared:
     case = case_of(values)
     model = _Wrapped(_own_normalisation(module(case)), case)
     parameters: dict[str, Tensor] = dict(model.module.named_parameters())
-    outer = torch.optim.Adam(parameters.values(), lr=OUTER_RATE)
+    outer = outer_optimizer(parameters.values())
     method = MAML(
         model=model,
         optimizer=outer,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path, PurePath
 from tempfile import gettempdir
 from typing import Any
 
@@ -42,10 +43,35 @@ def _ours(adjoint: Adjoint, values: Mapping[str, Any]) -> Prepared:
 unrolled: Prepare = partial(_ours, Unrolled())
 every_state: Prepare = partial(_ours, Checkpointed(every=1))
 square_root: Prepare = partial(_ours, Checkpointed())
-within_16_mib: Prepare = partial(_ours, Checkpointed(memory="16MiB"))
-within_768_mib: Prepare = partial(_ours, Checkpointed(memory="768MiB"))
-on_disk: Prepare = partial(_ours, Checkpointed(every=1, place=OnDisk(gettempdir())))
 mixed_mode: Prepare = partial(_ours, MixedMode())
+
+
+def on_disk(values: Mapping[str, Any]) -> Prepared:
+    """Keep every state in a file, in the folder of temporary files."""
+    folder = gettempdir()
+    prepared = _ours(Checkpointed(every=1, place=OnDisk(folder)), values)
+    if kind_of(folder, _mounts()) in ("tmpfs", "ramfs"):
+        return prepared._replace(note="its file is in memory, where the folder of temporary files is on this machine")
+    return prepared
+
+
+def kind_of(folder: str, mounts: str) -> str:
+    """Return the kind of file system that a folder is in.
+
+    >>> kind_of("/tmp/here", "/dev/a / ext4 rw 0 0\\ntmpfs /tmp tmpfs rw 0 0")
+    'tmpfs'
+    """
+    path = PurePath(folder)
+    lines = (line.split() for line in mounts.splitlines())
+    found = [(len(words[1]), words[2]) for words in lines if len(words) > 2 and path.is_relative_to(words[1])]
+    return max(found, default=(0, ""))[1]
+
+
+def _mounts() -> str:
+    try:
+        return Path("/proc/mounts").read_text()
+    except OSError:
+        return ""
 
 
 def learn2learn(values: Mapping[str, Any]) -> Prepared:
