@@ -66,6 +66,10 @@ CHAINS = {
         lambda: [nn.Conv2d(2, 3, 3), nn.MaxPool2d(2, stride=1), nn.AvgPool2d(2, ceil_mode=True),
                  nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten(), nn.Linear(6, 2)], (2, 8, 7)
     ),
+    "pools after ReLU": (
+        lambda: [nn.Conv2d(2, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.MaxPool2d(2, stride=1, padding=1), nn.ReLU(),
+                 nn.AvgPool2d(2, stride=1), nn.ReLU()], (2, 8, 7)
+    ),
     "max pool first": (lambda: [nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)], (2, 4, 5)),
     "flatten some axes": (lambda: [nn.Flatten(2, 3), nn.Linear(6, 3), nn.Flatten(-2), nn.Linear(6, 2)], (2, 3, 2)),
     "batch norm of rows": (lambda: [nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)], (4,)),
@@ -132,6 +136,23 @@ def test_outputs_and_derivatives_are_those_of_single_tasks(name, whose, generato
     module, shape = chain_of(name)
     own = [n for n, _ in module.named_parameters()] if whose != "shared" else []
     assert_same(module, inputs(shape, generator), own, generator)
+
+
+def test_a_relu_is_computed_after_the_pooling_that_follows_it_with_the_same_bits(generator):
+    chain = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten())
+    assert [name for name, _ in layers._in_order(chain)] == ["0", "2", "1", "3", "4"]
+    x = torch.randn(4, 2, 8, 8, generator=generator).round()
+    x[0] = 0.0  # ties
+    function, leaf = functional(chain[1:], taskmap="vmap"), torch.relu(x).requires_grad_()
+    out = function.apply({}, {}, leaf[None])[0]
+    slopes = torch.randn(out.shape, generator=generator)
+    (first,) = torch.autograd.grad(out, leaf, slopes)
+    (second,) = torch.autograd.grad(chain[1:](leaf), leaf, slopes[0])
+    assert torch.equal(first, second)
+    chain[1].register_forward_hook(lambda *_: None)
+    assert [name for name, _ in layers._in_order(chain)] == ["0", "1", "2", "3", "4"]
+    chain[2].return_indices = True
+    assert [name for name, _ in layers._in_order(nn.Sequential(*chain[3:], nn.ReLU(), chain[2]))][-1] == "3"
 
 
 @settings(max_examples=60, deadline=None)

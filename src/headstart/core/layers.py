@@ -83,8 +83,7 @@ def over_tasks(module: nn.Module, params: Params, shapes: Mapping[str, tuple[int
         shapes: the shape of each parameter without a task axis; what is not named here is shared.
         x: ``(B, n, *features)``.
     """
-    for name, layer in module._modules.items():  # named_children would skip a layer that comes twice
-        assert layer is not None
+    for name, layer in _in_order(module):
         own = tree.within(params, name)
         inner = {key[len(name) + 1 :]: shape for key, shape in shapes.items() if key.startswith(f"{name}.")}
         if chained(layer):
@@ -96,6 +95,21 @@ def over_tasks(module: nn.Module, params: Params, shapes: Mapping[str, tuple[int
         else:
             x = _mapped(layer, own, inner, x)
     return x
+
+
+def _in_order(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """Return the layers of a chain in the order in which to run them, a ReLU after the pooling that follows it.
+
+    The largest of numbers that are cut off at 0 is the largest of them, cut off at 0, and so are all derivatives: it is
+    the same, on a quarter of the numbers.
+    """
+    ordered: list[tuple[str, nn.Module]] = []
+    for name, layer in module._modules.items():  # named_children would skip a layer that comes twice
+        assert layer is not None
+        pools = type(layer) is nn.MaxPool2d and not layer.return_indices and not _hooked(layer)
+        after_relu = bool(ordered) and type(ordered[-1][1]) is nn.ReLU and not _hooked(ordered[-1][1])
+        ordered.insert(len(ordered) - (pools and after_relu), (name, layer))
+    return ordered
 
 
 def _mapped(layer: nn.Module, own: Params, shapes: Mapping[str, tuple[int, ...]], x: Tensor) -> Tensor:
