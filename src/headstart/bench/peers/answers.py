@@ -12,8 +12,8 @@ EXACT = 1e-8
 #: In single precision.
 CLOSE = 1e-4
 #: In single precision through ReLUs and the maxima of pools. One unit of a support image within a rounding error of its
-#: kink moves the first inner step, and then hundreds of units of the query images: with 25 images and 5 steps the slopes
-#: may be off by a third, in any library. That the mathematics is the same is held to `EXACT` besides.
+#: kink moves the first inner step, and with it hundreds of units of the query images: with 25 images and 5 steps the
+#: gradient may be off by a third, in any library. That the mathematics is the same is held to `EXACT` besides.
 LOOSE = 0.6
 #: What is small beside the whole is held against this share of the whole's length: it may be a sum of zeros.
 _SHARE = 0.01
