@@ -14,7 +14,8 @@ _OURS = "headstart"
 ABOUT = {
     "speed": "One outer step of second-order MAML, the step of Adam included. Every contender has the same tensors, "
     "the same initial weights and the same Adam, its meta-gradient was first found equal to the plain loop's (relative "
-    "1e-8 in float64), and it runs in a process of its own. Rounds are interleaved; a ratio is the median over rounds.",
+    "1e-8 in float64), and it runs in a process of its own. Rounds are interleaved; a ratio is the median over "
+    "rounds. headstart's processes keep the memory that they free, as `fit` does; the others do as they do by default.",
     "compile": "As for speed, with the learner compiled; and the seconds until the first step is done, in a new "
     "process and with nothing cached, imports of the contender's libraries included.",
     "memory": "The most resident memory of a fresh process while it computes one meta-gradient, above what it held "
@@ -22,7 +23,8 @@ ABOUT = {
     "what they free (glibc's MALLOC_ARENA_MAX, MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_), and the targets are "
     "held against that; what it is with the allocator's defaults stands beside it. Those that are timed run as they do "
     "by default.",
-    "sampler": "Episodes made ready for the model, out of the same images.",
+    "sampler": "Episodes made ready for the model, out of the same images. headstart's process keeps the memory that it "
+    "frees, as `fit` does; the others do as they do by default.",
 }
 READING = (
     "Medians and quartiles, of the medians of rounds. The last column is how many times headstart's time or memory it "

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
 
+from headstart.bench.peers.keeping import keep_memory
 from headstart.bench.peers.prepared import Prepared
 from headstart.bench.sampler_contenders.episodes import SamplerCase, Tensors, case_of, prepared, store_of
 from headstart.tasks.fewshot import few_shot
@@ -11,6 +12,7 @@ from headstart.tasks.fewshot import few_shot
 
 def prepare(values: Mapping[str, Any]) -> Prepared:
     """Sample one batch of tasks after the other."""
+    keep_memory()
     return prepared(_batches(case_of(values)))
 
 

@@ -4,8 +4,6 @@ As with every contender, what a training loop does besides (sampling, checks, re
 in its first steps alone, recording and compiling, is done before anything is timed, and a note tells how long it took.
 """
 
-import contextlib
-import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,12 +13,12 @@ import torch
 from headstart.algorithms.maml import anil, maml
 from headstart.bench.peers.case import Case, case_of, module, moved
 from headstart.bench.peers.contenders.recording import TOO_LONG, heard, programs
+from headstart.bench.peers.keeping import keep_memory
 from headstart.bench.peers.prepared import Arrays, Prepared
 from headstart.bench.peers.torch_case import batched, outer_optimizer
 from headstart.core.accelerate import REPLAYED, accelerate
 from headstart.core.objective import meta_gradient
 from headstart.core.rules import chain, only, scale
-from headstart.training.kept_memory import kept_memory
 from headstart.training.loop import copied, tensors_of
 from headstart.types import Batch, Episodes, Learner, Meta
 
@@ -30,31 +28,23 @@ _WARM_SECONDS = 8.0
 
 def prepare(values: Mapping[str, Any]) -> Prepared:
     """Return headstart as `fit` has it, small operations replayed from a record."""
-    _keep_memory()
+    keep_memory()
     case = case_of(values)
     return _prepared(case, accelerate(learner_of(case)), "replayed")
 
 
 def prepare_unrecorded(values: Mapping[str, Any]) -> Prepared:
     """Return headstart as in the first steps of `fit`, before it has a record to replay."""
-    _keep_memory()
+    keep_memory()
     case = case_of(values)
     return _prepared(case, accelerate(learner_of(case), replay=False), "")
 
 
 def prepare_compiled(values: Mapping[str, Any]) -> Prepared:
     """Return headstart compiled."""
-    _keep_memory()
+    keep_memory()
     case = case_of(values)
     return _prepared(case, accelerate(learner_of(case), compile=True), "compiled")
-
-
-@functools.cache
-def _keep_memory() -> contextlib.ExitStack:
-    """Let this process keep the memory that it frees, as `fit` does from its first step to its last."""
-    run = contextlib.ExitStack()
-    run.enter_context(kept_memory())
-    return run
 
 
 def learner_of(case: Case, **options: Any) -> Learner:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from headstart.bench.peers.case import case_of
 from headstart.bench.peers.contenders.ours import episodes_of, learner_of, stepping
+from headstart.bench.peers.keeping import keep_memory
 from headstart.bench.peers.prepared import Prepared
 from headstart.core.accelerate import accelerate
 from headstart.core.objective import meta_gradient
@@ -36,6 +37,7 @@ def part(values: Mapping[str, Any]) -> Prepared:
 
 
 def _prepared(values: Mapping[str, Any], parts: int) -> Prepared:
+    keep_memory()
     case = case_of({name: value for name, value in values.items() if name not in ("rank", "of", "meeting")})
     learner = accelerate(learner_of(case), chunk=-(-case.tasks // parts))
     meta, episodes = copied(learner.init(None)), episodes_of(case)
