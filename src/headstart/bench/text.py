@@ -23,8 +23,8 @@ ABOUT = {
     "what they free (glibc's MALLOC_ARENA_MAX, MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_), and the targets are "
     "held against that; what it is with the allocator's defaults stands beside it. Those that are timed run as they do "
     "by default.",
-    "sampler": "Episodes made ready for the model, out of the same images. headstart's process keeps the memory that it "
-    "frees, as `fit` does; the others do as they do by default.",
+    "sampler": "Episodes made ready for the model, out of the same images. headstart's process keeps the memory that "
+    "it frees, as `fit` does; the others do as they do by default.",
 }
 READING = (
     "Medians and quartiles, of the medians of rounds. The last column is how many times headstart's time or memory it "
