@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from headstart.errors import ShortClassError, UsageError, unknown_name
+from headstart.tasks.ahead import Draw, drawn_ahead
 from headstart.tasks.random import below, bits, check_seed, distinct, streams
 from headstart.tasks.store import ImageStore, check_splits, image_store, long_enough, rotated, scaled
 from headstart.types import Batch, Episodes, Tasks
@@ -69,19 +70,14 @@ def few_shot(
     check_splits(name, stores)
     usable = _usable(name, stores, ways_of, high, queries, on_short)
     held = {split: store.images.to(device) for split, store in usable.items()}
+    words = 2 * max(ways_of.values()) * (high + queries)
+    drawn = drawn_ahead(_draws(usable, ways_of, (low, high), queries, seed), words)
 
     def sample(split: str, numbers: Sequence[int]) -> Episodes:
         if split not in held:
             raise unknown_name("split", split, held)
-        numbers, ways = list(numbers), ways_of[split]
-        per_class = 2 * (high + queries)
-        classes, images = streams(seed, split, numbers, {_CLASSES: 2 * ways, _IMAGES: ways * per_class})
-        support, query = _draw(usable[split], classes, images.reshape(len(numbers), ways, per_class), high)
-        mask = None
-        if low < high:
-            drawn = low + below(bits(seed, split, numbers, _SHOTS, 1), high - low + 1)
-            mask = (torch.arange(high) < drawn).repeat(1, ways).to(device)
-        return _episodes(held[split], support, query, mask)
+        rows, *mask = drawn(split, list(numbers))
+        return _episodes(held[split], rows, high, *mask)
 
     return Tasks(
         name=name,
@@ -103,27 +99,42 @@ def few_shot(
     )
 
 
-def _draw(store: ImageStore, class_words: Tensor, image_words: Tensor, shots: int) -> tuple[Tensor, Tensor]:
-    """Return the rows of the images of support ``(B, ways, shots)`` and query ``(B, ways, queries)``."""
-    tasks, ways, doubled = image_words.shape
-    classes = distinct(class_words, torch.full((tasks,), len(store.names)), ways)
-    rows = store.starts[classes][..., None] + distinct(image_words, store.sizes[classes], doubled // 2)
-    return rows[..., :shots], rows[..., shots:]
+def _draws(
+    stores: Mapping[str, ImageStore], ways_of: Mapping[str, int], shots: tuple[int, int], queries: int, seed: int
+) -> Draw:
+    """Return what draws the rows of the images of tasks, ``(B, ways, high + queries)``, those of the support set first.
+
+    Where the number of shots varies, the support sets' masks ``(B, ways * high)`` come with them.
+    """
+    low, high = shots
+    count = high + queries
+
+    def draw(split: str, numbers: Sequence[int]) -> tuple[Tensor, ...]:
+        store, ways, tasks = stores[split], ways_of[split], len(numbers)
+        class_words, words = streams(seed, split, numbers, {_CLASSES: 2 * ways, _IMAGES: 2 * ways * count})
+        classes = distinct(class_words, torch.full((tasks,), len(store.names)), ways)
+        places = distinct(words.reshape(tasks, ways, 2 * count), store.sizes[classes], count)
+        rows = store.starts[classes][..., None] + places
+        if low == high:
+            return (rows,)
+        drawn = low + below(bits(seed, split, numbers, _SHOTS, 1), high - low + 1)
+        return rows, (torch.arange(high) < drawn).repeat(1, ways)
+
+    return draw
 
 
-def _episodes(images: Tensor, support: Tensor, query: Tensor, mask: Tensor | None) -> Episodes:
+def _episodes(images: Tensor, rows: Tensor, shots: int, mask: Tensor | None = None) -> Episodes:
     """Gather images and labels; indices are computed on the CPU (many small operations) and copied once."""
-    tasks, ways, shots = support.shape
-    queries = query.shape[-1]
-    rows = torch.cat((support.flatten(), query.flatten())).to(images.device, non_blocking=True)
-    chosen = images.index_select(0, rows).split((support.numel(), query.numel()))
-    x_support, x_query = (
-        scaled(part).view(tasks, ways * n, *images.shape[1:]) for part, n in zip(chosen, (shots, queries))
-    )
+    tasks, ways, count = rows.shape
+    sizes = (shots, count - shots)
+    parts = [part.flatten() for part in rows.split(sizes, dim=2)]
+    chosen = images.index_select(0, torch.cat(parts).to(images.device, non_blocking=True)).split([*map(len, parts)])
+    x_support, x_query = (scaled(part).view(tasks, ways * n, *images.shape[1:]) for part, n in zip(chosen, sizes))
     if mask is not None:
+        mask = mask.to(images.device, non_blocking=True, copy=True)
         x_support.mul_(mask.view(tasks, ways * shots, 1, 1, 1))
-    labels = torch.arange(ways, device=images.device)[:, None]
-    y_support, y_query = (labels.expand(tasks, ways, n).reshape(tasks, ways * n) for n in (shots, queries))
+    labels = torch.arange(ways, device=images.device)
+    y_support, y_query = (labels.repeat_interleave(n, output_size=ways * n).repeat(tasks, 1) for n in sizes)
     return Episodes(Batch(x_support, y_support, mask), Batch(x_query, y_query))
 
 
