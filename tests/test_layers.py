@@ -34,7 +34,7 @@ ALLOWED = {
     "models": {"models", "core", "types", "errors"},
 }
 #: What core may import besides: the standard library's modules that do no input or output, and torch.
-CORE_OUTSIDE = {"torch", "collections", "contextlib", "copy", "dataclasses", "difflib", "fnmatch", "functools"}
+CORE_OUTSIDE = {"torch", "collections", "contextlib", "copy", "dataclasses", "difflib", "fnmatch", "functools", "inspect"}
 CORE_OUTSIDE |= {"concurrent", "contextvars", "logging", "math", "operator", "os", "random", "re", "sys", "threading"}
 CORE_OUTSIDE |= {"time", "typing", "warnings", "weakref"}
 

@@ -15,10 +15,11 @@ import torch._inductor
 from torch import Tensor, fx
 
 from headstart.core.record import Run, Way
+from headstart.core.tracing import without_notes
 
 
 def _inductor(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
-    for node in record.graph.nodes:
+    for node in without_notes(record).graph.nodes:
         if node.target is torch.ops.aten.view.default:  # the compiler lays out tensors in its own way
             node.target = torch.ops.aten.reshape.default
     record.recompile()

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, fx
 
 from headstart.core.differing import differing
+from headstart.core.direct import direct
 from headstart.core.forms import Form, Forms
 from headstart.core.objective import backprop
+from headstart.core.shorter import fold
 from headstart.core.surroundings import Settings, generators, settings
 from headstart.core.taskmap import first_line
-from headstart.core.tracing import Record, layout, recorded, simplified, tensors_of, without_notes
+from headstart.core.tracing import Record, layout, recorded, simplified, tensors_of, without_notes, writes
 from headstart.core.workload import workload
 from headstart.types import Episodes, Info, Learner, Meta
 
@@ -62,8 +64,11 @@ class Way(NamedTuple):
 
 
 def replayed(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
-    """Return the record itself."""
-    run: Run = record.forward
+    """Return the record itself, its operations called in the least time."""
+    if not writes(record):
+        fold(record)
+    direct(record.graph)
+    run: Run = without_notes(record).forward
     return run
 
 
@@ -208,7 +213,7 @@ class Recorded:
     def _translated(self, record: Record, here: Settings, tensors: list[Tensor]) -> Program:
         tensors = _plain(tensors)
         with torch.no_grad(), here.without_autocast():
-            run = self.way.translate(without_notes(simplified(record.graph, tensors)), tensors)
+            run = self.way.translate(simplified(record.graph, tensors), tensors)
             repeated = _repeated(run(*tensors), tensors)
         if repeated:
             run = _copying(run, repeated)

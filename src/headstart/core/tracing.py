@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from headstart.core.live_bytes import LiveBytes
 from headstart.core.objective import backprop
+from headstart.core.shorter import shorten
 from headstart.core.values import conditions
 from headstart.types import Batch, Episodes, Info, Learner, Meta
 
@@ -84,7 +85,7 @@ def simplified(record: fx.GraphModule, tensors: list[Tensor]) -> fx.GraphModule:
         record: where it writes into its inputs it is left as it is.
         tensors: to run it on.
     """
-    if any(_writes(node) for node in record.graph.nodes):
+    if writes(record):
         return record
     shorter = _tidied(record, fx_graph_cse(record.graph))
     plain = _tidied(record, record.graph)
@@ -92,12 +93,7 @@ def simplified(record: fx.GraphModule, tensors: list[Tensor]) -> fx.GraphModule:
 
 
 def _tidied(record: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
-    nothing = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
-    for node in list(graph.nodes):
-        if node.target in nothing:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
+    shorten(graph)
     return fx.GraphModule(record, graph)
 
 
@@ -105,6 +101,7 @@ def without_notes(record: fx.GraphModule) -> fx.GraphModule:
     """Return a record that has let go of what recording found of its tensors."""
     for node in record.graph.nodes:
         node.meta.clear()
+    record.recompile()
     return record
 
 
@@ -124,9 +121,10 @@ def _sized_by_values(node: fx.Node) -> bool:
     return any(isinstance(place, fx.Node) and place.meta["val"].dtype == torch.bool for place in places)
 
 
-def _writes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
+def writes(record: fx.GraphModule) -> bool:
+    """Whether any operation of a record writes into a tensor."""
+    schemas = (getattr(node.target, "_schema", None) for node in record.graph.nodes)
+    return any(schema is not None and schema.is_mutable for schema in schemas)
 
 
 def tensors_of(meta: Meta, episodes: Episodes) -> list[Tensor]:
