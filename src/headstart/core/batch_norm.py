@@ -55,7 +55,12 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
-        return *_Slopes.apply(*slopes, *ctx.saved_tensors, ctx.eps, ctx.needs_input_grad[:3]), None
+        needed = ctx.needs_input_grad[:3]
+        if not plain(*slopes):
+            x, weight, *_ = ctx.saved_tensors
+            made = _by_means(*slopes, x, weight, ctx.eps)
+            return *(part if wanted else None for part, wanted in zip(made, needed)), None
+        return *_Slopes.apply(*slopes, *ctx.saved_tensors, ctx.eps, needed), None
 
 
 class _Slopes(torch.autograd.Function):
@@ -71,7 +76,7 @@ class _Slopes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *towards: Tensor | None) -> Any:
         g, *kept = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not plain(*towards):
             found = _differentiable(towards, g, _Inputs(*kept), ctx.eps)
         else:
             found = _second(towards, g, _Inputs(*kept))
@@ -89,17 +94,19 @@ def _second(towards: tuple[Tensor | None, ...], g: Tensor, of: _Inputs) -> tuple
     """Return the slopes for g, x and w of ⟨h, w · r · P g⟩ + ⟨to_w, Σ x̂ · g⟩ + ⟨to_b, Σ g⟩."""
     x, weight, mean, scale = of
     h, to_w, to_b = towards
-    w = torch.ones_like(mean) if weight is None else weight
+    ones = torch.ones_like(mean)
+    w = ones if weight is None else weight
     to_w = torch.zeros_like(mean) if to_w is None else to_w
     to_b = torch.zeros_like(mean) if to_b is None else to_b
-    unweighted, count = of._replace(weight=None), x.numel() / x.shape[1]
+    # on a GPU, the sums over examples come only where there is a weight
+    unweighted, count = of._replace(weight=ones), x.numel() / x.shape[1]
     back_g, along_g, _ = _slopes(g, unweighted)  # r · P g
     to_g = _affine(x, to_w * scale, to_b - to_w * scale * mean)
     if h is None:
         return to_g, back_g.mul_(_facing(to_w, x)), None
     back_h, along_h, _ = _slopes(h, unweighted)
     # Σ h · r · P g in one pass: what comes back to the weight of numbers that are normalised already
-    normalised = _Inputs(back_g, None, torch.zeros_like(mean), torch.ones_like(mean))
+    normalised = _Inputs(back_g, ones, torch.zeros_like(mean), ones)
     along_both = _slopes(h, normalised, (False, True, False))[1]
     to_g.addcmul_(back_h, _facing(w, x))
     slope = -w * scale * scale * along_both / count
@@ -124,13 +131,26 @@ def _differentiable(
 
     PyTorch's own second derivative of batch normalisation takes the statistics for constants when it is differentiated.
     """
-    w, b = torch.ones_like(of.mean) if of.weight is None else of.weight, torch.zeros_like(of.mean)
-    g, x, w, b = (part if part.requires_grad else part.detach().requires_grad_() for part in (g, of.x, w, b))
-    variance, mean = torch.var_mean(x, [axis for axis in range(x.ndim) if axis != 1], correction=0, keepdim=True)
-    out = (x - mean) * torch.rsqrt(variance + eps) * _facing(w, x) + _facing(b, x)
-    slopes = torch.autograd.grad(out, (x, w, b), g, create_graph=True)
-    given = [(slope, way) for slope, way in zip(slopes, towards) if way is not None]
-    to_g, to_x, to_w = torch.autograd.grad(
-        [slope for slope, _ in given], (g, x, w), [way for _, way in given], create_graph=True, allow_unused=True
-    )
-    return to_g, to_x, None if of.weight is None else to_w
+    wanted = [part is not None and part.requires_grad for part in (g, of.x, of.weight)]
+    with torch.enable_grad():
+        # views, since g may have come from x, and a slope of x itself would go through g as well
+        g, x, weight = (part if part is None else part.view_as(part) for part in (g, of.x, of.weight))
+        pairs = zip(_by_means(g, x, weight, eps), towards)
+    given = [(slope, way) for slope, way in pairs if way is not None and slope.requires_grad]
+    if not given:
+        return None, None, None
+    slopes, ways = zip(*given)
+    moved = [part for part, asked in zip((g, x, weight), wanted) if asked]
+    found = iter(torch.autograd.grad(slopes, moved, ways, create_graph=torch.is_grad_enabled(), allow_unused=True))
+    return tuple(next(found) if asked else None for asked in wanted)
+
+
+def _by_means(g: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return w · r · P g, Σ x̂ · g and Σ g from operations that take tangents and axes of ``vmap`` along."""
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    scale = torch.rsqrt(variance + eps)
+    normalised = (x - mean) * scale
+    along = normalised * g
+    back = (g - g.mean(axes, keepdim=True) - normalised * along.mean(axes, keepdim=True)) * scale
+    return back if weight is None else back * _facing(weight, x), along.sum(axes), g.sum(axes)

@@ -26,7 +26,7 @@ def conv2d(
     groups: int,
 ) -> Tensor:
     """Return ``F.conv2d`` of the same arguments, with a faster second derivative."""
-    if isinstance(padding, str) or not plain(x, weight, bias):
+    if x.ndim != 4 or x.is_complex() or isinstance(padding, str) or not plain(x, weight, bias):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
     how = _How(tuple(stride), tuple(padding), tuple(dilation), groups)
     out: Tensor = _Convolved.apply(x, weight, bias, how)
@@ -49,7 +49,8 @@ class _Convolved(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
-        return *_Slopes.apply(*slopes, *ctx.saved_tensors, ctx.how, ctx.needs_input_grad[:3]), None
+        along = _Slopes.apply if plain(*slopes) else _back
+        return *along(*slopes, *ctx.saved_tensors, ctx.how, ctx.needs_input_grad[:3]), None
 
 
 class _Slopes(torch.autograd.Function):

@@ -289,20 +289,25 @@ def _policies(module: nn.Module, buffers: Buffers) -> dict[str, BufferPolicy]:
 def _resolve(taskmap: str | TaskMap, module: nn.Module) -> TaskMap:
     if not isinstance(taskmap, str):
         return taskmap
-    recurrent = next((name for name, m in module.named_modules() if isinstance(m, nn.RNNBase)), None)
+    unmapped = next((name for name, layer in module.named_modules() if _unmappable(layer)), None)
     if taskmap == "vmap":
-        if recurrent is not None:
-            kind = type(module.get_submodule(recurrent)).__name__
+        if unmapped is not None:
+            layer = module.get_submodule(unmapped)
+            kind = type(layer).__name__ + (" with backward hooks" if not isinstance(layer, nn.RNNBase) else "")
             raise DifferentiationError(
-                f"{kind} at {recurrent or 'the top'!r} cannot be mapped over tasks by vmap; "
-                f"use taskmap='loop' or 'auto'"
+                f"{kind} at {unmapped or 'the top'!r} cannot be mapped over tasks by vmap; use taskmap='loop' or 'auto'"
             )
         return vmap
     if taskmap == "loop":
         return loop
     if taskmap == "auto":
-        return loop if recurrent is not None else auto()
+        return loop if unmapped is not None else auto()
     raise unknown_name("task map", taskmap, ("auto", "vmap", "loop"))
+
+
+def _unmappable(layer: nn.Module) -> bool:
+    """Return whether ``vmap`` refuses a layer, or leaves out what its backward hooks do."""
+    return isinstance(layer, nn.RNNBase) or bool(layer._backward_hooks or layer._backward_pre_hooks)
 
 
 def _forward_context(module: nn.Module) -> Callable[[], contextlib.AbstractContextManager[Any]]:
