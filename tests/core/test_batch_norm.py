@@ -73,6 +73,36 @@ def test_finite_differences_agree_up_to_the_third_derivative(generator):
     assert torch.autograd.gradgradcheck(derivative, (*parts, slopes))
 
 
+def by_means(x, weight, bias):
+    variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+    return (x - mean) * torch.rsqrt(variance + EPS) * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)
+
+
+@pytest.mark.parametrize("weigh", [lambda x, weight: weight, lambda x, weight: weight * x.square().mean((0, 2, 3))])
+def test_derivatives_are_right_where_slopes_and_weights_come_from_the_inputs(weigh):
+    found = []
+    for function in (ours, by_means):
+        generator = torch.Generator().manual_seed(0)
+        x, weight, bias = operands((3, 2, 1, 2), generator)
+        out = function(x, weigh(x, weight), bias).sin().square().sum()
+        for _ in range(3):  # each with a graph for the next
+            slopes = torch.autograd.grad(out, (x, weight, bias), create_graph=True)
+            found.append(slopes)
+            out = torch.stack([(part * torch.randn(part.shape, generator=generator)).sum() for part in slopes]).sum()
+    torch.testing.assert_close(found[:3], found[3:], rtol=1e-9, atol=1e-9)
+
+
+def test_slopes_that_are_constant_have_no_slope_in_the_third_derivative(generator):
+    x, weight, bias = operands((3, 2, 1, 2), generator)
+    slopes = torch.randn(3, 2, 1, 2, dtype=torch.float64, generator=generator)
+    first = torch.autograd.grad(ours(x, weight, bias), (x, weight, bias), slopes, create_graph=True)
+    ways = [torch.randn(part.shape, dtype=part.dtype, generator=generator) for part in first]
+    found = torch.autograd.grad(first, (x, weight, bias), ways, create_graph=True, allow_unused=True)
+    again = torch.autograd.grad(by_means(x, weight, bias), (x, weight, bias), slopes, create_graph=True)
+    expected = torch.autograd.grad(again[:2], (x, weight, bias), ways[:2], create_graph=True, allow_unused=True)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_a_weight_of_zero_has_a_second_derivative(generator):
     x, weight, bias = operands((4, 3, 2, 2), generator)
     with torch.no_grad():
@@ -113,6 +143,53 @@ def test_tangents_and_axes_of_vmap_go_through(generator):
         torch.func.vmap(lambda x: ours(x, weight, bias))(both),
         torch.stack([theirs(part, weight, bias) for part in both]),
     )
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_slopes_may_have_tangents(generator):
+    parts = operands((4, 3, 2, 2), generator)
+    slopes, tangent = (torch.randn(4, 3, 2, 2, dtype=torch.float64, generator=generator) for _ in range(2))
+    first = [torch.autograd.grad(f(*parts).sin(), parts, slopes, create_graph=True) for f in (ours, theirs)]
+    ways = [torch.randn(part.shape, dtype=part.dtype, generator=generator) for part in first[0]]
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(slopes, tangent)
+        found = [torch.autograd.grad(f(*parts), parts, dual) for f in (ours, theirs)]
+        duals = [forward_ad.make_dual(way, way.cos()) for way in ways]
+        found += [torch.autograd.grad(slopes, parts, duals) for slopes in first]
+        found = [[forward_ad.unpack_dual(part).tangent for part in parts] for parts in found]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[2][:2], found[3][:2], rtol=1e-9, atol=1e-9)
+
+
+def test_batches_of_slopes_keep_their_graph(generator):
+    parts = operands((4, 3, 2, 2), generator)
+    batch = torch.randn(5, 4, 3, 2, 2, dtype=torch.float64, generator=generator)
+    found = []
+    for function in (ours, theirs):
+        out = function(*parts)
+        slopes = torch.autograd.grad(out, parts, batch, is_grads_batched=True, create_graph=True)
+        found.append((slopes, torch.autograd.grad(slopes[0].pow(3).sum(), parts[:2])))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+def test_slopes_of_a_weight_are_asked_of_kernels_that_are_given_one(generator, monkeypatch):
+    """Those of a GPU have none otherwise."""
+    asked, slopes = [], module._slopes
+
+    def watched(g, of, needed=(True, True, True)):
+        asked.append(of.weight is not None or not any(needed[1:]))
+        return slopes(g, of, needed)
+
+    monkeypatch.setattr(module, "_slopes", watched)
+    for affine in (True, False):
+        parts = operands((4, 3, 2, 2), generator, affine)
+        second(ours, parts, (torch.ones(4, 3, 2, 2, dtype=torch.float64), generator))
+    assert len(asked) == 8 and all(asked)
+
+
+def test_shapes_alone_go_through():
+    x = torch.zeros(4, 3, 2, 2, device="meta")
+    assert ours(x, torch.ones(3, device="meta"), None).shape == x.shape
 
 
 def test_it_is_not_pytorchs_own_derivative(generator, monkeypatch):

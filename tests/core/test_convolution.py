@@ -98,6 +98,35 @@ def test_padding_by_name_tangents_autocast_and_vmap_are_left_to_pytorch(generato
         assert conv2d(x.float(), weight.float(), bias.float(), *rest).dtype == torch.bfloat16
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_slopes_may_have_tangents_and_come_in_batches(generator):
+    parts, rest = [part.requires_grad_() for part in operands("padded", generator)], CASES["padded"][2:]
+    slopes, *batch = (torch.randn(2, 4, 5, 6, dtype=torch.float64, generator=generator) for _ in range(4))
+    found = []
+    for function in (conv2d, F.conv2d):
+        out = function(*parts, *rest)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(slopes, batch[0])
+            duals = torch.autograd.grad(out, parts, dual, retain_graph=True)
+            tangents = [forward_ad.unpack_dual(part).tangent for part in duals]
+        some = torch.autograd.grad(out, parts, torch.stack(batch), is_grads_batched=True, create_graph=True)
+        found.append((tangents, some, torch.autograd.grad(some[0].pow(3).sum(), parts[1])))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("change", [lambda part: part, lambda part: torch.complex(part, part.sin())])
+def test_complex_numbers_and_one_image_alone_are_left_to_pytorch(change, generator):
+    x, weight, bias = (change(part).requires_grad_() for part in operands("padded", generator))
+    image = x[0] if not x.is_complex() else x
+    found = []
+    for function in (conv2d, F.conv2d):
+        out = torch.view_as_real(function(image, weight, bias, *CASES["padded"][2:]) * (1 + 0j))
+        first = torch.autograd.grad(out.pow(3).sum(), (x, weight, bias), create_graph=True)
+        total = sum((part * part.conj()).sum().real for part in first)
+        found.append((out, first, torch.autograd.grad(total, (x, weight, bias))))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
 def test_images_of_which_no_slope_is_wanted_cost_no_pass_back(generator, monkeypatch):
     x, weight, bias = operands("padded", generator)
     asked, back = [], module._back

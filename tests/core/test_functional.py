@@ -7,7 +7,7 @@ from torch.func import functional_call
 
 import headstart
 from headstart.core.functional import functional
-from headstart.errors import ShapeError, UnknownNameError, UsageError
+from headstart.errors import DifferentiationError, ShapeError, UnknownNameError, UsageError
 from headstart.testing.contract import module_state, same_bits
 
 
@@ -34,6 +34,18 @@ def test_the_function_computes_what_the_module_computes(taskmap):
     _, (out, buffers) = batched(module, x, taskmap=taskmap)
     torch.testing.assert_close(out, torch.stack([module(task) for task in x]))
     assert buffers == {}
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_backward_hooks_do_what_they_do_in_the_module(register):
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    getattr(module[0], register)(lambda layer, slopes, *_: tuple(10 * slope for slope in slopes if slope is not None))
+    x = torch.randn(2, 5, 3, requires_grad=True)
+    (expected,) = torch.autograd.grad(torch.stack([module(task) for task in x]).square().sum(), x)
+    _, (out, _) = batched(module, x)
+    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), x), (expected,))
+    with pytest.raises(DifferentiationError, match="Linear with backward hooks at '0' .* taskmap='loop' or 'auto'"):
+        functional(module, taskmap="vmap")
 
 
 def test_tasks_use_their_own_parameters_beside_shared_ones():

@@ -55,12 +55,11 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
-        needed = ctx.needs_input_grad[:3]
-        if not plain(*slopes):
-            x, weight, *_ = ctx.saved_tensors
-            made = _by_means(*slopes, x, weight, ctx.eps)
-            return *(part if wanted else None for part, wanted in zip(made, needed)), None
-        return *_Slopes.apply(*slopes, *ctx.saved_tensors, ctx.eps, needed), None
+        (g,), (x, weight, mean, scale), needed = slopes, ctx.saved_tensors, ctx.needs_input_grad[:3]
+        if plain(g):
+            return *_Slopes.apply(g, x, weight, mean, scale, ctx.eps, needed), None
+        made = _by_means(g, x, weight, ctx.eps)
+        return *(part if wanted else None for part, wanted in zip(made, needed)), None
 
 
 class _Slopes(torch.autograd.Function):
@@ -131,18 +130,18 @@ def _differentiable(
 
     PyTorch's own second derivative of batch normalisation takes the statistics for constants when it is differentiated.
     """
-    wanted = [part is not None and part.requires_grad for part in (g, of.x, of.weight)]
+    parts = (g, of.x, of.weight)
     with torch.enable_grad():
         # views, since g may have come from x, and a slope of x itself would go through g as well
-        g, x, weight = (part if part is None else part.view_as(part) for part in (g, of.x, of.weight))
+        g, x, weight = g.view_as(g), of.x.view_as(of.x), None if of.weight is None else of.weight.view_as(of.weight)
         pairs = zip(_by_means(g, x, weight, eps), towards)
     given = [(slope, way) for slope, way in pairs if way is not None and slope.requires_grad]
     if not given:
         return None, None, None
     slopes, ways = zip(*given)
-    moved = [part for part, asked in zip((g, x, weight), wanted) if asked]
+    moved = [part for part in (g, x, weight) if part is not None and part.requires_grad]
     found = iter(torch.autograd.grad(slopes, moved, ways, create_graph=torch.is_grad_enabled(), allow_unused=True))
-    return tuple(next(found) if asked else None for asked in wanted)
+    return tuple(next(found) if part is not None and part.requires_grad else None for part in parts)
 
 
 def _by_means(g: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -49,8 +49,9 @@ class _Convolved(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
-        along = _Slopes.apply if plain(*slopes) else _back
-        return *along(*slopes, *ctx.saved_tensors, ctx.how, ctx.needs_input_grad[:3]), None
+        (g,), (x, weight), needed = slopes, ctx.saved_tensors, ctx.needs_input_grad[:3]
+        back = _Slopes.apply if plain(g) else _back
+        return *back(g, x, weight, ctx.how, needed), None
 
 
 class _Slopes(torch.autograd.Function):

@@ -117,6 +117,8 @@ class auto:
         self.lock = threading.Lock()  # one thread tries, the others wait for what it finds
 
     def __call__(self, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> Tree:
+        if isinstance(function, OneTask) and function.sure:
+            return function.at_once(*args)
         key = tuple((tuple(leaf.shape), leaf.dtype, leaf.device) for leaf in _tensors(args))
         if key not in self.chosen:
             with self.lock:
@@ -125,8 +127,6 @@ class auto:
         return self.chosen[key](function, dims, args)
 
     def _choose(self, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> TaskMap:
-        if isinstance(function, OneTask) and function.sure:
-            return vmap
         if task_count(dims, args) == 1 and not isinstance(function, OneTask):
             return loop
         try:

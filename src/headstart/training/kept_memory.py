@@ -20,7 +20,8 @@ _LARGEST = 2**25
 
 #: While a run goes on: free memory is kept, in one pool for all threads, which grows by large pieces.
 _KEEPING = {_MMAP_THRESHOLD: _LARGEST, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26, _ARENAS: 1}
-#: Afterwards: where the library's own adjustments end up.
+#: Afterwards: where the library's own adjustments end up. The limit of one pool may outlast the block, since the
+#: library settles on a limit when a thread first asks for a pool: threads that come later then share that pool, too.
 _USUAL = {_MMAP_THRESHOLD: _LARGEST, _TRIM_THRESHOLD: 2 * _LARGEST, _TOP_PAD: 2**17, _ARENAS: 0}
 
 

@@ -1,12 +1,12 @@
 """Trees of tensors as an ``autograd.Function`` takes them, and the random numbers that a step draws."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 Slopes: TypeAlias = list[Tensor | None]
@@ -16,26 +16,48 @@ Slopes: TypeAlias = list[Tensor | None]
 class Packed(NamedTuple):
     """A tree whose tensors have been taken out."""
 
-    leaves: list[Any]
+    tree: Any
     """With ``Tensor`` itself in the place of each tensor."""
-    spec: Any
 
     def unpack(self, tensors: Iterable[Tensor]) -> Any:
         """Return the tree with these tensors in it."""
         left = iter(tensors)
-        return tree_unflatten([next(left) if leaf is Tensor else leaf for leaf in self.leaves], self.spec)
+        return mapped(lambda _: next(left), self.tree)
 
 
 def pack(tree: Any) -> tuple[Packed, list[Tensor]]:
     """Take the tensors out of a tree."""
-    leaves, spec = tree_flatten(tree)
-    marked = [Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    return Packed(marked, spec), [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    tensors: list[Tensor] = []
+
+    def out(tensor: Tensor) -> type[Tensor]:
+        tensors.append(tensor)
+        return Tensor
+
+    return Packed(mapped(out, tree)), tensors
+
+
+def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Return a tree with ``function`` of its tensors in their places.
+
+    It is ``tree_map``, which takes many times longer to find out what it is given: a state has few tensors.
+    """
+    kind = type(tree)
+    if isinstance(tree, Tensor) or tree is Tensor:
+        return function(tree)
+    if tree is None or kind in (int, float, bool, str):
+        return tree
+    if kind is dict:
+        return {name: mapped(function, value) for name, value in tree.items()}
+    if kind is list or kind is tuple:
+        return kind([mapped(function, value) for value in tree])
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return kind(*[mapped(function, value) for value in tree])
+    return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) or leaf is Tensor else leaf, tree)
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
     """Return the tensors of a tree."""
-    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+    return pack(tree)[1]
 
 
 def wanted(tree: Any) -> bool:

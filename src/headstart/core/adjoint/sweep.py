@@ -10,10 +10,9 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
-from torch.utils._pytree import tree_map
 
 from headstart.core.adjoint.kept import Fetch, Keep, in_memory
-from headstart.core.adjoint.leaves import Draws, Packed, Slopes, added, draws, leaf, pack, slopes_of, tensors_of
+from headstart.core.adjoint.leaves import Draws, Packed, Slopes, added, draws, leaf, mapped, pack, slopes_of, tensors_of
 from headstart.core.adjoint.precision import Autocast, autocast
 from headstart.core.adjoint.schedule import Segment, split
 from headstart.core.step import Given, Inner, Step
@@ -144,7 +143,7 @@ class _Backward:
         kept.draws.restore()
         inner = kept.inner()
         if kept.number:  # of the start, only what is asked for
-            inner = tree_map(lambda value: leaf(value, True), inner)
+            inner = mapped(lambda value: leaf(value, True), inner)
         given, self.slopes = self.plan.pullback(self.plan.step, self.given, inner, kept.number, self.slopes)
         self.totals = added(self.totals, given)
 
