@@ -38,6 +38,28 @@ class Residual(nn.Sequential):
         return x + super().forward(x)
 
 
+class Beside(layers.Composed):
+    """Two layers side by side."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def compose(self, run, x):
+        return run("first", x).sigmoid() * run("second", x) + 0.5
+
+
+class Shifted(Beside):
+    """One with a tensor of its own, which it would not find for all tasks at once."""
+
+    def __init__(self, *both):
+        super().__init__(*both)
+        self.shift = nn.Parameter(torch.randn(()))
+
+    def compose(self, run, x):
+        return super().compose(run, x) + self.shift
+
+
 #: Chains by name, with the shape of an example.
 CHAINS = {
     "linear": (lambda: [nn.Linear(4, 3)], (4,)),
@@ -80,13 +102,18 @@ CHAINS = {
         lambda: [nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.Tanh(), nn.LayerNorm(3))), Residual(nn.Linear(3, 3)),
                  nn.Sequential(), nn.Linear(3, 2)], (4,)
     ),
+    "composed": (
+        lambda: [nn.Conv2d(2, 3, 3, padding=1), Beside(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)),
+                 nn.Sequential(Beside(nn.Conv2d(4, 2, 2), nn.Sequential(nn.Conv2d(4, 2, 2), nn.Tanh())))], (2, 4, 5)
+    ),
+    "composed with its own tensor": (lambda: [nn.Linear(4, 3), Shifted(nn.Linear(3, 2), nn.Linear(3, 2))], (4,)),
     "elementwise": (lambda: [nn.Linear(4, 3), *(kind() for kind in layers.ELEMENTWISE), nn.Linear(3, 2)], (4,)),
     "dropout at rest": (lambda: [nn.Linear(4, 3), nn.Dropout(0.5), nn.Tanh(), nn.Linear(3, 2)], (4,)),
 }  # fmt: skip
 
 #: Those of them that have layers which are mapped one by one.
 MAPPED = {"convolution on a torus", "flatten some axes", "batch norm of rows", "instance norm", "other convolutions",
-          "one's own", "nested"}  # fmt: skip
+          "one's own", "nested", "composed with its own tensor"}  # fmt: skip
 
 
 def chain_of(name):

@@ -35,6 +35,21 @@ ELEMENTWISE = (
 UNFOLDED = 2**22
 
 
+class Composed(nn.Module):
+    """A module that runs layers of its own, with elementwise operations on what they return in between.
+
+    `compose` says so once for one task and for all tasks at once. It has no tensors besides those of its layers.
+    """
+
+    def compose(self, run: Callable[[str, Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return the outputs for ``x``, where ``run(name, x)`` is what the layer of that name makes of it."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs ``(n, *outputs)`` for ``(n, *features)``."""
+        return self.compose(lambda name, x: getattr(self, name)(x), x)
+
+
 def chained(module: nn.Module) -> bool:
     """Return whether a module is a chain of layers that does nothing but run them in turn."""
     return type(module) is nn.Sequential and not _hooked(module)
@@ -43,10 +58,15 @@ def chained(module: nn.Module) -> bool:
 def native(module: nn.Module) -> bool:
     """Return whether each layer of a chain is of a type that is written here for all tasks, so that none is mapped."""
     return all(
-        native(layer) if chained(layer) else type(layer) in _KNOWN and not _hooked(layer)
+        native(layer) if chained(layer) or _composed(layer) else type(layer) in _KNOWN and not _hooked(layer)
         for layer in module._modules.values()
         if layer is not None
     )
+
+
+def _composed(module: nn.Module) -> bool:
+    known = isinstance(module, Composed) and type(module).forward is Composed.forward
+    return known and not (_hooked(module) or module._parameters or module._buffers)
 
 
 def entangled(module: nn.Module) -> bool:
@@ -84,17 +104,24 @@ def over_tasks(module: nn.Module, params: Params, shapes: Mapping[str, tuple[int
         x: ``(B, n, *features)``.
     """
     for name, layer in _in_order(module):
-        own = tree.within(params, name)
-        inner = {key[len(name) + 1 :]: shape for key, shape in shapes.items() if key.startswith(f"{name}.")}
-        if chained(layer):
-            x = over_tasks(layer, own, inner, x)
-            continue
-        known = None if _hooked(layer) else _KNOWN.get(type(layer))
-        if known is not None and known[0](layer, x):
-            x = known[1](layer, own, x)
-        else:
-            x = _mapped(layer, own, inner, x)
+        x = _one(layer, tree.within(params, name), tree.within(shapes, name), x)
     return x
+
+
+def _one(layer: nn.Module, own: Params, shapes: Mapping[str, tuple[int, ...]], x: Tensor) -> Tensor:
+    """Run one layer; arguments as for `over_tasks`, by their names in the layer."""
+    if chained(layer):
+        return over_tasks(layer, own, shapes, x)
+    if isinstance(layer, Composed) and _composed(layer):
+
+        def run(name: str, x: Tensor) -> Tensor:
+            return _one(layer.get_submodule(name), tree.within(own, name), tree.within(shapes, name), x)
+
+        return layer.compose(run, x)
+    known = None if _hooked(layer) else _KNOWN.get(type(layer))
+    if known is not None and known[0](layer, x):
+        return known[1](layer, own, x)
+    return _mapped(layer, own, shapes, x)
 
 
 def _in_order(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:

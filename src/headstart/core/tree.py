@@ -1,9 +1,14 @@
 """Arithmetic on `Params`: dictionaries of tensors with the same names."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from headstart.types import Params
+
+Value = TypeVar("Value")
 
 
 def subtract(left: Params, right: Params) -> Params:
@@ -38,8 +43,8 @@ def over_tasks(per_task: Tensor, like: Tensor) -> Tensor:
     return per_task.view(-1, *(1,) * (like.ndim - 1))
 
 
-def within(params: Params, prefix: str) -> Params:
-    """Return the tensors named ``prefix.…``, by the rest of their names.
+def within(params: Mapping[str, Value], prefix: str) -> dict[str, Value]:
+    """Return the values named ``prefix.…``, by the rest of their names.
 
     >>> sorted(within({"rate.a.b": 1, "rate": 2, "rates.c": 3}, "rate"))
     ['a.b']

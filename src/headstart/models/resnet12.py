@@ -1,10 +1,11 @@
 """The residual network of few-shot learning."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from headstart.core.layers import Composed
 from headstart.errors import ShapeError, UsageError
 from headstart.models.conv4 import Norm, image_shape, normalisation
 
@@ -56,7 +57,7 @@ def resnet12(
     return nn.Sequential(layers)
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Composed):
     """Three convolutions beside a shortcut, then the 2×2 maximum: ``(n, channels, h, w) -> (n, filters, h/2, w/2)``."""
 
     def __init__(self, channels: int, filters: int, norm: Norm) -> None:
@@ -73,8 +74,9 @@ class ResidualBlock(nn.Module):
         self.leaky = nn.LeakyReLU(SLOPE)
         self.pool = nn.MaxPool2d(2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pool(self.leaky(self.residual(x) + self.shortcut(x)))
+    def compose(self, run: Callable[[str, Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return the block's outputs; the largest of four is taken before the leaky ReLU, which keeps their order."""
+        return run("leaky", run("pool", run("residual", x) + run("shortcut", x)))
 
 
 def _convolution(channels: int, filters: int, size: int, norm: Norm) -> nn.Conv2d:
