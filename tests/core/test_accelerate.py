@@ -581,7 +581,7 @@ def test_replaying_can_be_switched_off():
         weight[0] = 1.0 + step
         found = meta_gradient(fast, meta, ROWS)
     assert_same(found, meta_gradient(learner, meta, ROWS))
-    assert fast.gradient.small.programs == {}
+    assert fast.gradient.recorded.programs == {}
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -591,7 +591,7 @@ def test_small_operations_are_replayed_with_any_number_of_threads(threads, monke
     fast, meta = accelerate(learner, threads=threads, chunk=2), learner.init(None)
     for _ in range(4):
         found = meta_gradient(fast, meta, ROWS)
-    assert any(program is not None for program in fast.gradient.small.programs.values())
+    assert any(program is not None for program in fast.gradient.recorded.programs.values())
     assert_same(found, meta_gradient(learner, meta, ROWS))
 
 

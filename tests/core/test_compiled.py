@@ -367,7 +367,7 @@ def test_errors_of_the_data_are_those_of_the_uncompiled_gradient():
     fast, meta = compiled(learner), learner.init(None)
     episodes = rows(1)
     meta_gradient(fast, meta, episodes)
-    assert [program is not None for program in fast.gradient.small.programs.values()] == [True]
+    assert [program is not None for program in fast.gradient.recorded.programs.values()] == [True]
     wrong = episodes._replace(support=episodes.support._replace(y=episodes.support.y + 7))
     with pytest.raises(headstart.errors.HeadstartError) as plain:
         backprop(learner, meta, wrong)

@@ -176,7 +176,7 @@ def test_small_operations_are_replayed_by_default():
     meta, episodes = learner.init(None), random_episodes((4,))
     for _ in range(accelerate.REPLAYED.after + 2):
         headstart.meta_gradient(learner, meta, episodes)
-    assert [program is not None for program in learner.gradient.small.programs.values()] == [True]
+    assert [program is not None for program in learner.gradient.recorded.programs.values()] == [True]
 
 
 def labelled(episodes, which, label):

@@ -15,7 +15,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from headstart.core.compiled import COMPILED
-from headstart.core.forms import Forms
+from headstart.core.forms import Form, Forms
 from headstart.core.live_bytes import LiveBytes
 from headstart.core.objective import at, backprop
 from headstart.core.pool import one_thread, pool
@@ -38,6 +38,9 @@ REPLAYED = Way("replayed", replayed, after=50, most=5000, same=True, level=loggi
 #: From so many numbers an operation on, on average, threads pay: below, their operations wait for the interpreter.
 LARGE = 2**14
 
+#: So many times as often large operations are computed as they are before they are recorded, which takes longer.
+PATIENCE = 8
+
 #: Where in meta-training the needs of a learner that changes are looked at, in fractions of the outer steps.
 STAGES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -59,7 +62,7 @@ def accelerate(
     Only learners whose meta-gradient is by back-propagation change; tasks do not see each other in it, so they can be
     taken in parts. What is decided is decided by counting, not by timing, so that every run decides the same.
 
-    On a CPU, small operations are replayed from a record after some steps, with the same bits (see `core.record`). A
+    On a CPU, operations are replayed from a record after some steps, with the same bits (see `core.record`). A
     model that draws random numbers from generators of the process is neither recorded nor threaded, and so is what runs
     inside PyTorch's hooks and modes that see every operation.
 
@@ -113,7 +116,9 @@ class _Plan(NamedTuple):
     workers: int
     """How many parts to work on at the same time."""
     small: bool
-    """Whether operations are so small that what is around them counts: they run in one thread, from a record."""
+    """Whether operations are so small that what is around them counts: they run in one thread."""
+    counted: bool = True
+    """Whether operations were counted, so that a record of them may be replayed."""
 
 
 class _InParts:
@@ -121,7 +126,7 @@ class _InParts:
 
     def __init__(self, learner: Learner, options: _Options) -> None:
         self.options, self.stages = options, _stages(learner)
-        self.small = Recorded(COMPILED if options.compile else REPLAYED)
+        self.recorded = Recorded(COMPILED if options.compile else REPLAYED)
         self.plans: dict[Key, _Plan] = {}
 
     def __call__(self, learner: Learner, meta: Meta, episodes: Episodes) -> Part:
@@ -135,18 +140,22 @@ class _InParts:
             with one_thread(plan.small):
                 return gradient(given)
         parts = (inputs_of(meta, part) for part in _parts(episodes, plan.size))
-        if here is not None and plan.workers > 1:
-            return _joined(_at_once(gradient, parts, plan.workers, here), len(episodes.query.y))
-        with one_thread(plan.small):
+        several = here is not None and plan.workers > 1
+        with one_thread(plan.small or several):  # threads of this one would wait in the way of the others
+            if several:
+                return _joined(_at_once(gradient, parts, plan.workers, here), len(episodes.query.y))
             return _joined(map(gradient, parts), len(episodes.query.y))
 
     def _gradient(self, here: Settings | None, plan: _Plan, learner: Learner) -> Gradient:
         """Return what computes the gradient of a part."""
-        if here is not None and (self.options.compile or (plan.small and self.options.replay)):
-            return functools.partial(self.small.run, self.small.forms.of(learner), here, learner)
+        if here is not None and (self.options.compile or (plan.counted and self.options.replay)):
+            return functools.partial(self._recorded, self.recorded.forms.of(learner), here, learner, plan)
         if self.options.compile:
-            self.small.say(SEEN)
+            self.recorded.say(SEEN)
         return lambda given: backprop(learner, given.meta, given.episodes)
+
+    def _recorded(self, form: Form, here: Settings, learner: Learner, plan: _Plan, given: Inputs) -> Part:
+        return self.recorded.run(form, here, learner, given, 1 if plan.small else PATIENCE)
 
     def _remembered(self, key: Key, plan: _Plan) -> _Plan:
         if len(self.plans) >= REMEMBERED:
@@ -162,10 +171,12 @@ class _InParts:
             room = None if options.room is None else _Room(options.room, self._needed(meta, episodes), _bytes(meta))
             size = min(tasks, options.chunk or tasks) if room is None else room.tasks(tasks, 1)
             if not counted or (options.threads == 1 and not options.replay):
-                return _Plan(size, 1, False)
+                return _Plan(size, 1, False, counted)
             part = next(_parts(episodes, size))
             found = [_looked_at(stage, meta, part) for stage in self.stages]
-        small, draws = all(one.size < LARGE for one, _ in found), any(drawn for _, drawn in found)
+            small, draws = all(one.size < LARGE for one, _ in found), any(drawn for _, drawn in found)
+            if not small and self._large_alone(meta, episodes):
+                size = 1  # nothing is gained by more at a time, which take more memory
         asked = torch.get_num_threads() if options.threads == "auto" else options.threads
         workers = 1 if small and options.threads == "auto" else asked
         if workers > 1 and draws:  # threads would draw from one generator in any order
@@ -174,9 +185,14 @@ class _InParts:
         if room is not None and options.threads == "auto":
             workers = max(count for count in range(1, workers + 1) if count == 1 or room.fits(count))
         if room is not None:
-            size = room.tasks(tasks, workers)
+            size = min(size, room.tasks(tasks, workers))
         size = min(size, -(-tasks // workers))
         return _Plan(size, min(workers, -(-tasks // size)), small)
+
+    def _large_alone(self, meta: Meta, episodes: Episodes) -> bool:
+        """Return whether even the operations of one task are large."""
+        one = next(_parts(episodes, 1))
+        return all(_looked_at(stage, meta, one)[0].size >= LARGE for stage in self.stages)
 
     def _needed(self, meta: Meta, episodes: Episodes) -> int:
         """Return the bytes that the graph of one task takes, at most."""

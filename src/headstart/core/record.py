@@ -136,8 +136,8 @@ class Recorded:
             return backprop(learner, meta, episodes)
         return self.run(self.forms.of(learner), here, learner, inputs_of(meta, episodes))
 
-    def run(self, form: Form, here: Settings, learner: Learner, given: Inputs) -> tuple[Meta, Info]:
-        """Compute for a learner of that form by these settings."""
+    def run(self, form: Form, here: Settings, learner: Learner, given: Inputs, patience: int = 1) -> tuple[Meta, Info]:
+        """Compute for a learner of that form by these settings; ``patience`` times as often as it is at first."""
         key = form.number, here, torch.get_num_threads(), given.kind
         entry = self.entries.get(key)
         if entry is None:
@@ -146,7 +146,7 @@ class Recorded:
         if program is None:
             if entry.done:
                 return backprop(learner, given.meta, given.episodes)
-            return self._first(entry, form, here, learner, given)
+            return self._first(entry, form, here, learner, given, patience)
         found = _ran(program, here, given.tensors)
         if program.conditional and not found[-1]:
             return backprop(learner, given.meta, given.episodes)  # which says what is wrong with the values
@@ -159,7 +159,9 @@ class Recorded:
                 del self.entries[next(idle, next(iter(self.entries)))]
             return self.entries.setdefault(key, _Entry())
 
-    def _first(self, entry: _Entry, form: Form, here: Settings, learner: Learner, given: Inputs) -> tuple[Meta, Info]:
+    def _first(
+        self, entry: _Entry, form: Form, here: Settings, learner: Learner, given: Inputs, patience: int
+    ) -> tuple[Meta, Info]:
         """Compute as it is, and record when it is time; what a program gives has its own bits from the start."""
         if not entry.lock.acquire(blocking=not self.way.same):
             return backprop(learner, given.meta, given.episodes)
@@ -171,7 +173,7 @@ class Recorded:
             entry.calls += 1
             if not form.settled:
                 self.say("the learner changes from step to step, so far")
-            elif entry.calls > self.way.after:
+            elif entry.calls > self.way.after * patience:
                 if generators() != before:
                     self.say("the model draws from a generator of the process")
                 else:

@@ -81,7 +81,7 @@ def test_headstart_agrees_with_the_loop(name: str, loop: Worker, tmp_path: Path)
 
 
 def test_headstart_says_whether_it_is_replayed() -> None:
-    for name, told in ((OURS, "replayed, as after 50 steps"), (UNRECORDED, "")):
+    for name, told in ((OURS, "replayed, as after the first steps of a run"), (UNRECORDED, "")):
         with Worker(next(each.target for each in CONTENDERS if each.name == name)) as worker:
             note = worker.ask({"do": "prepare", "case": SINE._asdict()})["note"]
         assert note.startswith(told) and bool(note) == bool(told)

@@ -12,25 +12,22 @@ import torch
 
 from headstart.algorithms.maml import anil, maml
 from headstart.bench.peers.case import Case, case_of, module, moved
-from headstart.bench.peers.contenders.recording import TOO_LONG, heard, programs
+from headstart.bench.peers.contenders.recording import TOO_LONG, heard, programs, soon
 from headstart.bench.peers.keeping import keep_memory
 from headstart.bench.peers.prepared import Arrays, Prepared
 from headstart.bench.peers.torch_case import batched, outer_optimizer
-from headstart.core.accelerate import REPLAYED, accelerate
+from headstart.core.accelerate import accelerate
 from headstart.core.objective import meta_gradient
 from headstart.core.rules import chain, only, scale
 from headstart.training.loop import copied, tensors_of
 from headstart.types import Batch, Episodes, Learner, Meta
-
-#: Steps are taken until they are replayed where that takes about so long, at the most.
-_WARM_SECONDS = 8.0
 
 
 def prepare(values: Mapping[str, Any]) -> Prepared:
     """Return headstart as `fit` has it, small operations replayed from a record."""
     keep_memory()
     case = case_of(values)
-    return _prepared(case, accelerate(learner_of(case)), "replayed")
+    return _prepared(case, soon(accelerate(learner_of(case))), "replayed")
 
 
 def prepare_unrecorded(values: Mapping[str, Any]) -> Prepared:
@@ -114,18 +111,16 @@ def warmed(learner: Learner, gradient: Callable[[], Meta], becomes: str) -> tupl
     Raises:
         RuntimeError: it did not become what it should.
     """
-    slowest, count = 0.0, REPLAYED.after + 2 if becomes == "replayed" else 2
+    slowest = 0.0
     with heard() as lines:
         found = gradient()
         if not becomes or programs(learner) is None:
-            return found, ""  # there is no record of it, or its operations are large
-        for number in range(1, count):
+            return found, ""
+        for _ in range(2):
             began = time.perf_counter()
             found = gradient()
             slowest = max(slowest, time.perf_counter() - began)
-            if becomes == "replayed" and number == 1 and slowest * REPLAYED.after > _WARM_SECONDS:
-                return found, f"not yet replayed, which begins after {REPLAYED.after} steps"
-        made = programs(learner) or []
+    made = programs(learner) or []
     if not made or None in made:
         why = lines[-1] if lines else "nothing says why"
         if becomes == "replayed" and TOO_LONG in why:
@@ -133,4 +128,4 @@ def warmed(learner: Learner, gradient: Callable[[], Meta], becomes: str) -> tupl
         raise RuntimeError(f"it was not {becomes}: {why}")
     if becomes == "compiled":
         return found, "compiled before it is timed"
-    return found, f"replayed, as after {REPLAYED.after} steps; the one that recorded took {slowest:.1f} s"
+    return found, f"replayed, as after the first steps of a run; the one that recorded took {slowest:.1f} s"

@@ -15,13 +15,20 @@ TOO_LONG = "operations, more than"
 def programs(learner: Learner) -> list[Program | None] | None:
     """Return what an accelerated learner has recorded, ``None`` in place of what could not be.
 
-    It returns ``None`` where nothing is to be recorded, as operations are large. Ask after the first meta-gradient.
+    It returns ``None`` where nothing is to be recorded. Ask after the first meta-gradient.
     """
     engine: Any = learner.gradient
-    small = any(plan.small for plan in engine.plans.values())
-    if not (engine.options.compile or (small and engine.options.replay)):
+    counted = any(plan.counted for plan in engine.plans.values())
+    if not (engine.options.compile or (counted and engine.options.replay)):
         return None
-    return list(engine.small.programs.values())
+    return list(engine.recorded.programs.values())
+
+
+def soon(learner: Learner) -> Learner:
+    """Let an accelerated learner record at its second meta-gradient what it would record later, and return it."""
+    engine: Any = learner.gradient
+    engine.recorded.way = engine.recorded.way._replace(after=0)
+    return learner
 
 
 @contextlib.contextmanager
