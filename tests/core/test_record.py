@@ -254,6 +254,30 @@ def test_gradients_of_a_record_lie_in_memory_of_their_own():
     assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == len(tensors)
 
 
+class Spare(nn.Module):
+    """A layer, and a parameter that nothing depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.spare = nn.Linear(4, 3), nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.layer(x) + self.spare.pow(0.0)
+
+
+def test_what_is_done_to_a_gradient_stays_out_of_the_record():
+    learner = recording(headstart.maml(Spare().double(), steps=1, taskmap="vmap"))
+    meta, episodes = learner.init(None), random_episodes((4,))
+    found = [headstart.meta_gradient(learner, meta, episodes) for _ in range(3)][-1]
+    assert [program is not None for program in learner.gradient.programs.values()] == [True]
+    expected = [value.clone() for value in tensors_of(found[0], episodes)]
+    for _ in range(2):
+        gradient, _ = headstart.meta_gradient(learner, meta, episodes)
+        assert all(map(torch.equal, tensors_of(gradient, episodes), expected))
+        for value in gradient.params.values():
+            value.fill_(7)  # as clipping does in its place
+
+
 def test_outputs_that_lie_in_an_input_are_copied():
     way = SOON._replace(translate=lambda record, tensors: lambda *inputs: [inputs[0], inputs[0].mT, inputs[1] + 1])
     learner = headstart.maml(net(), steps=1)

@@ -22,7 +22,7 @@ from headstart.core.objective import backprop
 from headstart.core.shorter import fold
 from headstart.core.surroundings import Settings, generators, settings
 from headstart.core.taskmap import first_line
-from headstart.core.tracing import Record, layout, recorded, simplified, tensors_of, without_notes, writes
+from headstart.core.tracing import Record, constants, layout, recorded, simplified, tensors_of, without_notes, writes
 from headstart.core.workload import workload
 from headstart.types import Episodes, Info, Learner, Meta
 
@@ -215,8 +215,9 @@ class Recorded:
     def _translated(self, record: Record, here: Settings, tensors: list[Tensor]) -> Program:
         tensors = _plain(tensors)
         with torch.no_grad(), here.without_autocast():
-            run = self.way.translate(simplified(record.graph, tensors), tensors)
-            repeated = _repeated(run(*tensors), tensors)
+            shorter = simplified(record.graph, tensors)
+            run = self.way.translate(shorter, tensors)
+            repeated = _repeated(run(*tensors), [*tensors, *constants(shorter)])
         if repeated:
             run = _copying(run, repeated)
         return Program(run, record.told, record.conditional, record.operations)
@@ -257,7 +258,7 @@ def _ran(program: Program, here: Settings, tensors: Sequence[Tensor]) -> Sequenc
 
 
 def _repeated(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[int]:
-    """Return the places of outputs that lie in the memory of an input or of an output before them."""
+    """Return the places of outputs that lie in the memory of an input, or of an output before them."""
     seen = {tensor.untyped_storage().data_ptr() for tensor in inputs}
     places = []
     for place, tensor in enumerate(outputs):

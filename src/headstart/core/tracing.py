@@ -5,6 +5,7 @@ PyTorch does not see, such as a Python number that changes between two steps, is
 """
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -103,6 +104,12 @@ def without_notes(record: fx.GraphModule) -> fx.GraphModule:
         node.meta.clear()
     record.recompile()
     return record
+
+
+def constants(record: fx.GraphModule) -> list[Tensor]:
+    """Return the tensors that a record holds."""
+    held = (attrgetter(str(node.target))(record) for node in record.graph.nodes if node.op == "get_attr")
+    return [value for value in held if isinstance(value, Tensor)]
 
 
 def _peak(record: fx.GraphModule, tensors: list[Tensor]) -> int:
