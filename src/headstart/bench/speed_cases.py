@@ -64,11 +64,11 @@ def races(with_peers: bool = True) -> list[Race]:
     """Return the cases, those with targets first; without the peers the loop stands in for learn2learn."""
     pair = ("learn2learn", OURS) if with_peers else (LOOP, OURS)
     found = [_race(sine(steps), _SINE, 7) for steps in (1, 5)]
-    found += [_race(ADAPT, (LOOP, OURS), 15), _race(ANIL, (*_FEW, "iteryne"), 5)]
+    found += [_race(ADAPT, (LOOP, OURS), 15), _race(ANIL, _FEW, 5)]
     found += [_race(conv4(1, 8, 1), (*_FEW, "higher", "TorchOpt", "iteryne", "parallel-metalearn"), 5)]
-    found += [_race(conv4(1, 8, 5), (*_FEW, "TorchOpt", "parallel-metalearn"), 4), _race(conv4(5, 8, 1), _FEW, 5)]
-    found += [_race(conv4(1, 32, 1), pair, 5), _race(conv4(5, 8, 5), pair, 4), _race(conv4(5, 32, 1), pair, 4)]
-    found += [_race(conv4(1, 32, 5), pair, 4), _race(conv4(5, 32, 5), pair, 3)._replace(warm=False)]
+    found += [_race(conv4(1, 8, 5), (*_FEW, "TorchOpt"), 4), _race(conv4(5, 8, 1), _FEW, 5)]
+    found += [_race(conv4(1, 32, 1), pair, 5), _race(conv4(5, 8, 5), pair, 3), _race(conv4(5, 32, 1), pair, 3)]
+    found += [_race(conv4(1, 32, 5), pair, 3), _race(conv4(5, 32, 5), pair, 2)._replace(warm=False)]
     found += [_race(conv4(1, tasks, 1), pair, 4) for tasks in (1, 4, 16)]
     return found + [each._replace(growth=True, least=2) for each in _growth(pair)]
 

@@ -111,12 +111,13 @@ def warmed(learner: Learner, gradient: Callable[[], Meta], becomes: str) -> tupl
     Raises:
         RuntimeError: it did not become what it should.
     """
-    slowest = 0.0
     with heard() as lines:
+        began = time.perf_counter()
         found = gradient()
+        slowest = time.perf_counter() - began
         if not becomes or programs(learner) is None:
             return found, ""
-        for _ in range(2):
+        for _ in range(1 if programs(learner) else 2):
             began = time.perf_counter()
             found = gradient()
             slowest = max(slowest, time.perf_counter() - began)
