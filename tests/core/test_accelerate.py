@@ -192,8 +192,21 @@ def test_large_operations_are_threaded_and_small_ones_run_in_one(two_threads):
 
 def test_one_thread_of_pytorch_is_left_as_it_is():
     learner, seen = parts_of(maml_of(perceptron()))
-    meta_gradient(accelerate(learner), learner.init(None), ROWS)
-    assert {size for size, *_ in seen} == {TASKS}
+    fast, meta = accelerate(learner), learner.init(None)
+    meta_gradient(fast, meta, ROWS)
+    seen.clear()
+    meta_gradient(fast, meta, ROWS)
+    assert [size for size, *_ in seen] == [TASKS]
+
+
+@pytest.mark.parametrize("threads", [1, "auto"])
+def test_tasks_that_are_large_alone_are_worked_on_one_by_one_from_the_first_step_on(threads, two_threads):
+    plain = maml_of(nn.Sequential(nn.Linear(600, 500), nn.Tanh(), nn.Linear(500, 3)).double())
+    learner, seen = parts_of(plain)
+    meta, episodes = plain.init(None), random_episodes((600,), tasks=3, support=150, query=150)
+    found = meta_gradient(accelerate(learner, threads=threads), meta, episodes)
+    assert {size for size, *_ in seen} == {1}
+    assert_same(found, meta_gradient(plain, meta, episodes))
 
 
 def test_threads_that_start_later_have_their_number_of_threads(two_threads):

@@ -49,6 +49,17 @@ class Beside(layers.Composed):
         return run("first", x).sigmoid() * run("second", x) + 0.5
 
 
+class Inside(layers.Composed):
+    """It runs the layers of a sequence one by one."""
+
+    def __init__(self, *both):
+        super().__init__()
+        self.both = nn.Sequential(*both)
+
+    def compose(self, run, x):
+        return run("both.0", x) - run("both.1", x)
+
+
 class Shifted(Beside):
     """One with a tensor of its own, which it would not find for all tasks at once."""
 
@@ -106,6 +117,7 @@ CHAINS = {
         lambda: [nn.Conv2d(2, 3, 3, padding=1), Beside(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)),
                  nn.Sequential(Beside(nn.Conv2d(4, 2, 2), nn.Sequential(nn.Conv2d(4, 2, 2), nn.Tanh())))], (2, 4, 5)
     ),
+    "composed of layers of a sequence": (lambda: [nn.Tanh(), Inside(nn.Linear(3, 2), nn.Linear(3, 2))], (3,)),
     "composed with its own tensor": (lambda: [nn.Linear(4, 3), Shifted(nn.Linear(3, 2), nn.Linear(3, 2))], (4,)),
     "elementwise": (lambda: [nn.Linear(4, 3), *(kind() for kind in layers.ELEMENTWISE), nn.Linear(3, 2)], (4,)),
     "dropout at rest": (lambda: [nn.Linear(4, 3), nn.Dropout(0.5), nn.Tanh(), nn.Linear(3, 2)], (4,)),

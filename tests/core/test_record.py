@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import random
 import threading
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 import headstart
 from headstart.core import accelerate, record
@@ -416,3 +418,49 @@ def test_threads_that_wait_for_a_record_compute_meanwhile():
         go.set()
         recorder.join(60)
     assert [program is not None for program in learner.gradient.programs.values()] == [True]
+
+
+def test_one_record_is_made_at_a_time(monkeypatch):
+    """PyTorch's tracing puts functions of its own in the place of modules' own, for all threads."""
+    start, inside, before = threading.Barrier(2), threading.Barrier(2), nn.Module.__call__
+
+    def loss(outputs, batch):
+        if get_proxy_mode() is not None and threading.current_thread() is not threading.main_thread():
+            with contextlib.suppress(threading.BrokenBarrierError):
+                inside.wait(0.5)
+        return outputs.square().mean((1, 2))
+
+    learner = recording(headstart.maml(net(), steps=1, taskmap="vmap", loss=loss))
+    meta = learner.init(None)
+
+    def steps(support, count):
+        for _ in range(count):
+            headstart.meta_gradient(learner, meta, random_episodes((4,), support=support))
+
+    for support, count in ((3, 2), (4, 1), (5, 1)):  # the first one brings what is loaded once
+        steps(support, count)
+    counted = record.workload
+    monkeypatch.setattr(record, "workload", lambda function: start.wait(60) is not None and counted(function))
+    threads = [threading.Thread(target=steps, args=(support, 1)) for support in (4, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [program is not None for program in learner.gradient.programs.values()] == [True] * 3
+    assert inside.broken and nn.Module.__call__ is before
+
+
+def test_images_of_one_channel_are_told_apart_by_its_stride():
+    """Both are contiguous, but a convolution takes one of them for channels-last, which gives other bits."""
+    learner = headstart.maml(
+        nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 3)), steps=1
+    )
+    recorder, meta = recording(learner), learner.init(torch.Generator().manual_seed(0))
+    plain = random_episodes((1, 16, 16), tasks=1, support=80, query=80)
+    plain = headstart.Episodes(*(batch._replace(x=batch.x.float()) for batch in plain))
+    odd = headstart.Episodes(*(b._replace(x=b.x.squeeze(2).unsqueeze(-1).movedim(-1, 2)) for b in plain))
+    assert plain.support.x.is_contiguous() and odd.support.x.is_contiguous()
+    for episodes in (odd, odd, odd, plain, plain, plain):
+        expected = headstart.meta_gradient(learner, meta, episodes)
+        assert equal(headstart.meta_gradient(recorder, meta, episodes), expected)
+    assert [program is not None for program in recorder.gradient.programs.values()] == [True, True]

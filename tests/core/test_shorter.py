@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from headstart.core.live_bytes import LiveBytes
 from headstart.core.shorter import fold, shorten
 
 MATRIX = torch.arange(12.0).reshape(3, 4) - 5
@@ -135,3 +136,54 @@ def test_any_chain_of_operations_keeps_its_bits(names):
         return [found[-1] + 0.5, found[len(found) // 2].sin()]
 
     shortened(chain, torch.linspace(-1, 1, 9, dtype=torch.float64).reshape(3, 3), folded=True)
+
+
+def bits(tensor):
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+COMPLEX = torch.tensor([complex(1, 2), complex(float("inf"), -1), complex(-0.0, -3), complex(-0.0, -0.0), 0j])
+
+
+@pytest.mark.parametrize(
+    ("function", "tensor"),
+    [
+        (lambda x: [-x * 0.5], torch.tensor([0, 3, 200], dtype=torch.uint8)),  # −3 is 253
+        (lambda x: [-x * 0.5], torch.tensor([-128, 3], dtype=torch.int8)),  # −(−128) is −128
+        (lambda z: [-z * 0.5], COMPLEX),
+        (lambda z: [z * 1.0], COMPLEX),  # of infinity, 0 · ∞ is no number
+        (lambda z: [z * torch.ones_like(z)], COMPLEX),
+        (lambda z: [torch.view_as_real(z.conj().clone())], COMPLEX),  # no view of numbers that are to be conjugated
+    ],
+)
+def test_integers_and_complex_numbers_keep_their_bits(function, tensor):
+    record = traced(function, tensor)
+    expected = record(tensor)
+    shorten(record.graph)
+    fold(record)
+    record.recompile()
+    for one, other in zip(record(tensor), expected, strict=True):
+        one, other = bits(one), bits(other)
+        assert torch.equal(one.isnan(), other.isnan()) and torch.equal(torch.signbit(one), torch.signbit(other))
+        assert torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def test_constants_that_are_expanded_are_not_written_out():
+    many = 2**20
+
+    def weighted(x):
+        return [x * (torch.ones_like(x.sum()) / 3).expand(many), x * torch.ones_like(x.sum()).expand(many)]
+
+    record = traced(weighted, torch.empty(many))
+    with LiveBytes() as live:
+        fold(record)
+    assert live.peak < 1000
+    assert operations(record) == ["aten::mul.Tensor"]
+
+
+def test_operations_that_take_tensors_by_name_are_computed_once():
+    def placed(x):
+        places = torch.zeros_like(x, dtype=torch.int64)
+        return [x + torch.searchsorted(torch.zeros_like(x), torch.ones_like(x), sorter=places)]
+
+    assert shortened(placed, MATRIX, folded=True) == ["aten::add.Tensor"]

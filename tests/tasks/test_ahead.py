@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -60,8 +61,9 @@ def test_other_requests_are_drawn_as_they_are(numbers):
 
 def test_the_last_numbers_stay_in_range():
     draw, ahead, asked = counted()
+    assert same(ahead("train", [LAST - 2, LAST - 1]), draw("train", [LAST - 2, LAST - 1]))
+    assert asked[0][1][-1] == LAST and len(asked[0][1]) == 256
     assert same(ahead("train", [LAST - 1, LAST]), draw("train", [LAST - 1, LAST]))
-    assert asked[0][1][-1] == LAST
 
 
 def test_large_tasks_are_drawn_in_small_blocks():
@@ -71,3 +73,14 @@ def test_large_tasks_are_drawn_in_small_blocks():
     _, ahead, asked = counted(words=2**18)
     ahead("train", [6])
     assert asked == [("train", [6])]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int16, np.int64, np.uint64, torch.tensor])
+def test_integers_of_other_kinds_are_task_numbers(kind):
+    draw, ahead, _ = counted()
+    assert same(ahead("train", [kind(5), kind(6)]), draw("train", [5, 6]))
+
+
+def test_numpys_last_numbers_stay_in_range():
+    draw, ahead, _ = counted()
+    assert same(ahead("train", [np.int64(LAST - 2), np.int64(LAST - 1)]), draw("train", [LAST - 2, LAST - 1]))

@@ -69,10 +69,10 @@ def accelerate(
     Args:
         learner: the method.
         compile: whether to compile the record (see `core.compiled`), whatever the size of operations.
-        threads: on a CPU, how many parts of the tasks to work on at the same time, each with one thread; 1: all tasks
-            together, in operations that PyTorch splits among its threads where they are large. ``"auto"``: PyTorch's
-            number of threads (``torch.get_num_threads()``) where operations are large, and one where they are so small
-            that splitting them costs more than it gains; fewer where ``memory`` has no room for so many.
+        threads: on a CPU, how many parts of the tasks to work on at the same time, each with one thread; 1: one part
+            after another, in operations that PyTorch splits among its threads where they are large. ``"auto"``:
+            PyTorch's number of threads (``torch.get_num_threads()``) where operations are large, and one where they are
+            so small that splitting them costs more than it gains; fewer where ``memory`` has no room for so many.
         chunk: the most tasks that are worked on together; parts follow one another.
         memory: in place of ``chunk``: the most that the graphs of the tasks worked on together may take, in bytes or
             as ``"2GiB"``, measured on one task.
@@ -172,11 +172,12 @@ class _InParts:
             size = min(tasks, options.chunk or tasks) if room is None else room.tasks(tasks, 1)
             if not counted or (options.threads == 1 and not options.replay):
                 return _Plan(size, 1, False, counted)
-            part = next(_parts(episodes, size))
-            found = [_looked_at(stage, meta, part) for stage in self.stages]
-            small, draws = all(one.size < LARGE for one, _ in found), any(drawn for _, drawn in found)
-            if not small and self._large_alone(meta, episodes):
+            found = self._looked_at(meta, next(_parts(episodes, 1)))
+            if all(one.size >= LARGE for one, _ in found):
                 size = 1  # nothing is gained by more at a time, which take more memory
+            elif size > 1:
+                found = self._looked_at(meta, next(_parts(episodes, size)))
+            small, draws = all(one.size < LARGE for one, _ in found), any(drawn for _, drawn in found)
         asked = torch.get_num_threads() if options.threads == "auto" else options.threads
         workers = 1 if small and options.threads == "auto" else asked
         if workers > 1 and draws:  # threads would draw from one generator in any order
@@ -189,10 +190,9 @@ class _InParts:
         size = min(size, -(-tasks // workers))
         return _Plan(size, min(workers, -(-tasks // size)), small)
 
-    def _large_alone(self, meta: Meta, episodes: Episodes) -> bool:
-        """Return whether even the operations of one task are large."""
-        one = next(_parts(episodes, 1))
-        return all(_looked_at(stage, meta, one)[0].size >= LARGE for stage in self.stages)
+    def _looked_at(self, meta: Meta, part: Episodes) -> list[tuple[Any, bool]]:
+        """Return the workloads of a part throughout meta-training, and whether they draw random numbers."""
+        return [_looked_at(stage, meta, part) for stage in self.stages]
 
     def _needed(self, meta: Meta, episodes: Episodes) -> int:
         """Return the bytes that the graph of one task takes, at most."""

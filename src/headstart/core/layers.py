@@ -47,7 +47,7 @@ class Composed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs ``(n, *outputs)`` for ``(n, *features)``."""
-        return self.compose(lambda name, x: getattr(self, name)(x), x)
+        return self.compose(lambda name, x: self.get_submodule(name)(x), x)
 
 
 def chained(module: nn.Module) -> bool:

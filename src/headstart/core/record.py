@@ -40,6 +40,9 @@ RETRIED = (0.99, 0.97)
 #: Why nothing is recorded inside certain modes.
 SEEN = "hooks for saved tensors or a mode of PyTorch are on, which have to see every operation"
 
+#: Held while a record is made: PyTorch puts functions in the place of modules' own meanwhile, those of one thread only.
+RECORDING = threading.Lock()
+
 Run: TypeAlias = Callable[..., Sequence[Tensor]]
 Key: TypeAlias = tuple[Any, ...]
 
@@ -138,7 +141,9 @@ class Recorded:
 
     def run(self, form: Form, here: Settings, learner: Learner, given: Inputs, patience: int = 1) -> tuple[Meta, Info]:
         """Compute for a learner of that form by these settings; ``patience`` times as often as it is at first."""
-        key = form.number, here, torch.get_num_threads(), given.kind
+        key: Key = (form.number, here, torch.get_num_threads(), given.kind)
+        if self.way.same:  # even by the strides of axes of size 1 a convolution chooses how it goes on
+            key += (*map(Tensor.stride, given.tensors),)
         entry = self.entries.get(key)
         if entry is None:
             entry = self._new(key)
@@ -194,8 +199,9 @@ class Recorded:
                 self.say(f"it takes {count} operations, more than {self.way.most}")
                 return None, expected
             logger.debug("meta-gradient of %d operations: recording", count)
-            record = recorded(learner, meta, episodes)
-            program = self._translated(record, here, tensors)
+            with RECORDING:
+                record = recorded(learner, meta, episodes)
+                program = self._translated(record, here, tensors)
             again = _named(program, meta, _ran(program, here, tensors))
             gap = self._gap(record, again, expected)
             for factor in () if not gap or self.way.same else RETRIED:

@@ -26,8 +26,8 @@ def shorten(graph: fx.Graph) -> None:
         _negate_the_number(node)
         if _is_view(node):
             roots[node] = roots.get(node.args[0], node.args[0])
-            seen.setdefault((roots[node], *_place(node.args[0])), node.args[0])
-            there = seen.setdefault((roots[node], *_place(node)), node)
+            seen.setdefault((roots[node], *_place(node.args[0].meta["val"])), node.args[0])
+            there = seen.setdefault((roots[node], *_place(node.meta["val"])), node)
         else:
             there = node.args[0] if _changes_nothing(node) else node
         if there is not node:
@@ -41,7 +41,7 @@ def fold(record: fx.GraphModule) -> None:
     for node in list(record.graph.nodes):
         if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
             value = _value(node, values)
-            if value is not None and value.untyped_storage().nbytes() <= _KEPT * value.element_size():
+            if value is not None and _is_kept(value):
                 values[node] = value
             _spare_ones(node, values)
     _hold(record, {node: value for node, value in values.items() if not all(user in values for user in node.users)})
@@ -57,7 +57,8 @@ def _value(node: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor | None:
         like = torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device=one.device)
         return call(like, *args[1:], **node.kwargs)
     if node.all_input_nodes and all(given in values for given in node.all_input_nodes) and _is_settled(node):
-        return call(*fx.map_arg(args, values.__getitem__), **node.kwargs)
+        args, options = fx.map_arg((args, node.kwargs), values.__getitem__)
+        return call(*args, **options)
     return None
 
 
@@ -65,8 +66,8 @@ def _hold(record: fx.GraphModule, values: dict[fx.Node, Tensor]) -> None:
     """Put values in the places of nodes, equal ones once."""
     names: dict[Any, str] = {}
     for node, value in values.items():
-        numbers = value.contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes()
-        name = names.setdefault((*_place(node), numbers), f"constant_{len(names)}")
+        numbers = _in_memory(value).view(torch.uint8).cpu().numpy().tobytes()
+        name = names.setdefault((*_place(value), numbers), f"constant_{len(names)}")
         if not hasattr(record, name):
             record.register_buffer(name, value, persistent=False)
         with record.graph.inserting_before(node):
@@ -81,14 +82,19 @@ def _negate_the_number(node: fx.Node) -> None:
     if node.target not in _TIMES or len(args) < 2 or not isinstance(args[1], float):
         return
     negated, number = args
-    if negated.target == ATEN.neg.default and _like(negated, negated.args[0]):
+    # of integers, −x may be out of their range; with complex ones, zeros would change their signs
+    if (
+        negated.target == ATEN.neg.default
+        and negated.meta["val"].is_floating_point()
+        and _like(negated, negated.args[0])
+    ):
         node.args = (negated.args[0], -number)
 
 
 def _changes_nothing(node: fx.Node) -> bool:
     if node.target == ATEN.clone.default:
         return _like(node, node.args[0])
-    if node.target in _BY_ONE and len(node.args) == 2 and not node.kwargs:
+    if node.target in _BY_ONE and len(node.args) == 2 and not node.kwargs and not node.meta["val"].is_complex():
         return isinstance(node.args[1], int | float) and node.args[1] == 1 and _like(node, node.args[0])
     return False
 
@@ -96,9 +102,9 @@ def _changes_nothing(node: fx.Node) -> bool:
 def _spare_ones(node: fx.Node, values: dict[fx.Node, Tensor]) -> None:
     """Take a product with a constant of ones for what it is a product of."""
     args: Any = node.args
-    if node.target == ATEN.mul.Tensor and node not in values:
+    if node.target == ATEN.mul.Tensor and node not in values and not node.meta["val"].is_complex():
         for one, other in (args, args[::-1]):
-            if one in values and _like(node, other) and bool((values[one] == 1).all()):
+            if one in values and _like(node, other) and bool((_in_memory(values[one]) == 1).all()):
                 node.replace_all_uses_with(other)
                 return
 
@@ -118,15 +124,25 @@ def _is_view(node: fx.Node) -> bool:
     )
 
 
+def _is_kept(value: Tensor) -> bool:
+    """Whether a constant is kept: a small one, whose numbers are those in its memory."""
+    return value.untyped_storage().nbytes() <= _KEPT * value.element_size() and not (value.is_conj() or value.is_neg())
+
+
 def _is_settled(node: fx.Node) -> bool:
     """Whether an operation gives the same whenever it is run."""
     return torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())
 
 
-def _place(node: fx.Node) -> tuple[Any, ...]:
+def _place(value: Tensor) -> tuple[Any, ...]:
     """Return all that tells apart two views of the same memory."""
-    value = node.meta["val"]
-    return value.shape, value.stride(), value.storage_offset(), value.dtype, value.is_conj(), value.is_neg()
+    own = (value.shape, value.stride(), value.storage_offset(), value.dtype, value.device)
+    return *own, value.is_conj(), value.is_neg()
+
+
+def _in_memory(value: Tensor) -> Tensor:
+    """Return all numbers in a tensor's memory, each once: an expanded tensor has a few of them very often."""
+    return value.new_empty(0).set_(value.untyped_storage())
 
 
 def _like(one: fx.Node, other: Any) -> bool:
@@ -136,5 +152,5 @@ def _like(one: fx.Node, other: Any) -> bool:
     first, second = one.meta.get("val"), other.meta.get("val")
     if not isinstance(first, Tensor) or not isinstance(second, Tensor):
         return False
-    own = [(value.shape, value.stride(), value.dtype, value.device) for value in (first, second)]
+    own = [(v.shape, v.stride(), v.dtype, v.device, v.is_conj(), v.is_neg()) for v in (first, second)]
     return own[0] == own[1]

@@ -34,7 +34,7 @@ def drawn_ahead(draw: Draw, words: int) -> Draw:
         return draw(split, range(number * size, min((number + 1) * size, 2**63)))
 
     def cut(split: str, numbers: Sequence[int]) -> tuple[Tensor, ...]:
-        count, first = len(numbers), numbers[0] if numbers else -1
+        count, first = len(numbers), int(numbers[0]) if numbers else -1  # numpy's integers may be too short
         if not 0 <= first < 2**63 - count or count >= size or list(numbers) != list(range(first, first + count)):
             return draw(split, numbers)
         low, high = first // size, (first + count - 1) // size
