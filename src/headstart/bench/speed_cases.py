@@ -55,7 +55,7 @@ def conv4(shots: int, tasks: int, steps: int) -> Case:
 
 ANIL = conv4(1, 8, 5)._replace(name="ANIL conv4 5-shot T=5, 8 tasks", support=25, what="anil")
 LARGE_IMAGES = Case("conv4 84x84 1-shot T=5, 4 tasks", "conv4", 4, 5, 25, 5, held(0.01), 5, 84, 3, 32)
-RESNET = Case("ResNet-12 84x84 1-shot T=1, 2 tasks", "resnet12", 2, 5, 5, 1, held(0.01), 5, 84, 3)
+RESNET = Case("ResNet-12 84x84 1-shot T=1, 1 task", "resnet12", 1, 5, 5, 1, held(0.01), 5, 84, 3)
 TRANSFORMER = Case("transformer, adapters T=3, 8 tasks", "transformer", 8, 10, 10, 3, held(0.1), 5, 24, what="adapters")
 ADAPT = conv4(1, 1, 5)._replace(name="adapt one task, conv4 1-shot T=5", what="adapt")
 
@@ -66,9 +66,9 @@ def races(with_peers: bool = True) -> list[Race]:
     found = [_race(sine(steps), _SINE, 7) for steps in (1, 5)]
     found += [_race(ADAPT, (LOOP, OURS), 15), _race(ANIL, _FEW, 5)]
     found += [_race(conv4(1, 8, 1), (*_FEW, "higher", "TorchOpt", "iteryne", "parallel-metalearn"), 5)]
-    found += [_race(conv4(1, 8, 5), (*_FEW, "TorchOpt"), 4), _race(conv4(5, 8, 1), _FEW, 5)]
-    found += [_race(conv4(1, 32, 1), pair, 5), _race(conv4(5, 8, 5), pair, 3), _race(conv4(5, 32, 1), pair, 3)]
-    found += [_race(conv4(1, 32, 5), pair, 3), _race(conv4(5, 32, 5), pair, 2)._replace(warm=False)]
+    found += [_race(conv4(1, 8, 5), _FEW, 4), _race(conv4(5, 8, 1), _FEW, 5)]
+    found += [_race(conv4(1, 32, 1), pair, 5), _race(conv4(5, 8, 5), pair, 4), _race(conv4(5, 32, 1), pair, 4)]
+    found += [_race(conv4(1, 32, 5), pair, 4), _race(conv4(5, 32, 5), pair, 4)._replace(warm=False)]
     found += [_race(conv4(1, tasks, 1), pair, 4) for tasks in (1, 4, 16)]
     return found + [each._replace(growth=True, least=2) for each in _growth(pair)]
 
@@ -77,10 +77,9 @@ def _growth(pair: tuple[str, ...]) -> list[Race]:
     """Return the cases without targets."""
     found = [_race(LARGE_IMAGES, pair, 3), _race(TRANSFORMER, (LOOP, OURS), 5)]
     found += [_race(sine(5, tasks), pair, 5) for tasks in (1, 16, 256)]
-    found += [_race(sine(10), (*_FEW, "parallel-metalearn", "JAX"), 5)]
+    found += [_race(sine(10), (*_FEW, "parallel-metalearn", "JAX"), 5), _race(sine(100), (*pair, "JAX"), 3)]
     # of 84 x 84 images in double precision the check would take longer than all rounds
-    found += [_race(RESNET, pair, 2)._replace(small={"size": 32}, warm=False)]
-    return [*found, _race(sine(100), (*pair, "JAX"), 3)]
+    return [*found, _race(RESNET, pair, 2)._replace(small={"size": 32}, warm=False)]
 
 
 def _race(case: Case, contenders: tuple[str, ...], rounds: int) -> Race:
