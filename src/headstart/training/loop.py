@@ -129,9 +129,9 @@ def fit(
 
     Args:
         learner: the method. Its tasks are taken in parts, in threads, where that is faster; for more, such as
-            compiling, hand in what `accelerate` returns. Its model and losses must be functions of their tensors: small
-            operations are recorded after some steps and then replayed, with whatever Python numbers they had; where
-            such numbers change during training, hand in ``accelerate(learner, replay=False)``.
+            compiling, hand in what `accelerate` returns. Its model and losses must be functions of their tensors: on a
+            CPU, operations are recorded after some steps and then replayed, with whatever Python numbers they had;
+            where such numbers change during training, hand in ``accelerate(learner, replay=False)``.
         tasks: where episodes come from.
         steps: the number of steps after which to stop, those in ``state`` included.
         tasks_per_step: B.
