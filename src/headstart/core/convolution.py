@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headstart.core.transforms import plain
+from headstart.core.unread import is_unread, without_numbers
 
 
 def conv2d(
@@ -62,7 +63,10 @@ class _Slopes(torch.autograd.Function):
         ctx.how, needed = rest
         ctx.save_for_backward(g, x, weight)
         ctx.set_materialize_grads(False)
-        return _back(g, x, weight, ctx.how, needed)
+        if not (needed[1] and is_unread()):
+            return _back(g, x, weight, ctx.how, needed)
+        to_x, _, to_bias = _back(g, x, weight, ctx.how, (needed[0], False, needed[2]))
+        return to_x, without_numbers(weight), to_bias
 
     @staticmethod
     def backward(ctx: Any, *towards: Tensor | None) -> Any:

@@ -20,6 +20,9 @@ from headstart.core import tree
 from headstart.core.batch_norm import batch_norm
 from headstart.core.convolution import conv2d
 from headstart.core.dropout import TaskDropout
+from headstart.core.product import product
+from headstart.core.transforms import plain
+from headstart.core.unread import is_unread
 from headstart.types import Params
 
 Layer: TypeAlias = Callable[[Any, Params, Tensor], Tensor]
@@ -33,6 +36,10 @@ ELEMENTWISE = (
 
 #: Up to so many patch values a task and layer, a convolution of every task's own weights unfolds its input on a GPU.
 UNFOLDED = 2**22
+
+
+#: From so many weights on, the product that gives their gradient takes longer than the calls that spare it.
+SPARED = 2**14
 
 
 class Composed(nn.Module):
@@ -151,14 +158,21 @@ def _linear(layer: nn.Linear, own: Params, x: Tensor) -> Tensor:
         return F.linear(x, weight, bias)
     if len(x) == 1:  # a product of two matrices is faster than a batch of one
         alone = weight if weight.ndim == 2 else weight.squeeze(0)
-        return F.linear(x.squeeze(0), alone, bias if bias is None else bias.view(-1)).unsqueeze(0)
+        run = product if _is_spared(x, weight, bias) and x.ndim == 3 else F.linear
+        return run(x.squeeze(0), alone, bias if bias is None else bias.view(-1)).unsqueeze(0)
     flat = x if x.ndim == 3 else x.flatten(1, -2) if x.ndim > 3 else x.unsqueeze(1)
     turned = (weight if weight.ndim == 3 else weight.expand(len(x), *weight.shape)).mT
-    if bias is None:
+    if _is_spared(x, weight, bias):
+        out = product(flat, turned.mT, None if bias is None else bias.expand(len(x), -1))
+    elif bias is None:
         out = torch.bmm(flat, turned)
     else:
         out = torch.baddbmm(bias.unsqueeze(-2), flat, turned)
     return out if x.ndim == 3 else out.view(*x.shape[:-1], out.shape[-1])
+
+
+def _is_spared(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    return is_unread() and weight.numel() >= SPARED and plain(x, weight, bias)
 
 
 def _convolution(layer: nn.Conv2d, own: Params, x: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ def check_rule(
     - isolated: a task's steps are the same alone and beside other tasks.
     - exact, where ``rule.exact``: the derivatives of the steps with respect to gradients, parameters and M, through
       the states of all steps, agree with central differences.
+    - affine, where ``rule.affine``: the derivatives of a step are the same without the values of its gradients.
     - zero: where a task's gradients are zero (a dead ReLU, an input of zeros), first and second derivatives are finite.
 
     Args:
@@ -76,6 +77,8 @@ def check_rule(
     _check_isolated(case)
     if rule.exact:
         _check_exact(case, directions, tolerance)
+    if rule.affine:
+        _check_affine(case)
     _check_zero(case)
 
 
@@ -202,6 +205,30 @@ def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
     hold("params", case.params, exact[1])
     for number, gradients_of_step in enumerate(case.gradients):
         hold("gradients", gradients_of_step, exact[2][number], number)
+
+
+def _check_affine(case: _Case) -> None:
+    states = _steps(case)[1]
+    for number, gradients in enumerate(case.gradients):
+        first, second = (
+            _derivatives(case, states[number], given, number)
+            for given in (gradients, mapped(lambda leaf: torch.full_like(leaf, torch.nan), gradients))
+        )
+        same = finite(second) and error(first, second) == 0
+        require(same, "affine", f"the derivatives of step {number} depend on the gradients; say affine=False")
+
+
+def _derivatives(case: _Case, state: Tree, gradients: Params, number: int) -> list[Tensor]:
+    """Return those of a fixed random combination of what a step subtracts and of the state that it leads to."""
+    given = mapped(lambda leaf: leaf.detach().clone().requires_grad_(), (case.structure, state, gradients, case.params))
+    structure, before, slopes, params = given
+    after = tensors(list(case.rule.update(structure, before, slopes, params, number)))
+    generator = torch.Generator().manual_seed(3)
+    ways = [_random(tuple(part.shape), generator) for part in after]
+    # not as a sum, which would read the values: 0 · NaN is none
+    ends = [(part, way) for part, way in zip(after, ways) if part.requires_grad]
+    outputs, slopes = zip(*ends)
+    return list(torch.autograd.grad(outputs, tensors(given), slopes, materialize_grads=True))
 
 
 def _check_zero(case: _Case) -> None:

@@ -1,12 +1,15 @@
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import headstart
 from headstart import Checkpointed, FirstOrder, Unrolled, rules
-from headstart.core import losses
+from headstart.core import layers, losses
 from headstart.core.adjoint import Implicit, MixedMode
 from headstart.core.rules.rule import Rule
 from headstart.errors import DifferentiationError
+from headstart.testing import random_episodes
 
 PULL = rules.chain(rules.proximal(0.5), rules.scale(0.1))
 # as much memory as a sweep over the steps of ``noisy`` needs, and less than remembering all of them
@@ -97,3 +100,48 @@ def test_a_start_that_is_changed_before_the_derivative_is_taken_is_noticed(rows,
             value.mul_(3)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(loss, leaves)
+
+
+class Products(TorchDispatchMode):
+    """Counts the products of matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.count += name in ("mm", "addmm", "bmm", "baddbmm")
+        return func(*args, **kwargs or {})
+
+
+RULES = {
+    "descent": (rules.scale(0.1), True),
+    "momentum": (rules.chain(rules.momentum(0.5), rules.weight_decay(0.01, learn=True), rules.scale(0.1)), True),
+    "a learned rate": (rules.scale(0.1, learn=True), False),
+    "clipped": (rules.chain(rules.clip(norm=0.5), rules.scale(0.1)), False),
+}
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("name", RULES)
+def test_going_back_takes_no_products_for_gradients_that_the_rule_does_not_ask_for(name, tasks, monkeypatch):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(130, 128), nn.Tanh(), nn.Linear(128, 3)).double()
+    episodes = random_episodes((130,), tasks=tasks)
+    rule, spared = RULES[name]
+
+    def gradient(adjoint):
+        learner = headstart.maml(module, rule=rule, steps=3, adjoint=adjoint)
+        with Products() as products:
+            found = headstart.meta_gradient(learner, learner.init(torch.Generator().manual_seed(0)), episodes)[0]
+        return found, products.count
+
+    expected, _ = gradient(Unrolled())
+    found, count = gradient(Checkpointed(1))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    monkeypatch.setattr(layers, "SPARED", 2**20)
+    whole = gradient(Checkpointed(1))
+    # one for the large layer in each step
+    assert whole[1] - count == (3 if spared else 0)
+    torch.testing.assert_close(whole[0], expected, rtol=1e-10, atol=1e-12)

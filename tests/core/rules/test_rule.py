@@ -8,7 +8,20 @@ from torch import nn
 
 from headstart import errors
 from headstart.core.functional import functional
-from headstart.core.rules import adam, chain, exclude, mask, momentum, only, scale, unit_mask, weight_decay
+from headstart.core.rules import (
+    adam,
+    chain,
+    clip,
+    exclude,
+    mask,
+    momentum,
+    only,
+    per_weight,
+    proximal,
+    scale,
+    unit_mask,
+    weight_decay,
+)
 
 
 def model():
@@ -95,6 +108,13 @@ def test_rules_that_learn_under_one_name_clash_unless_named_apart():
     assert apply(both, {"w": torch.ones(1, 2)}, m=both.structure(theta, None))["w"].tolist() == [
         [pytest.approx(0.02)] * 2
     ]
+
+
+def test_a_chain_is_affine_where_all_its_rules_are():
+    assert chain(momentum(nesterov=True), weight_decay(0.1), proximal(0.1, learn=True), scale(0.1)).affine
+    assert chain(only("head"), scale(0.1)).affine
+    for other in (scale(0.1, learn=True), momentum(learn=True), clip(norm=1.0), mask(), adam(), per_weight()):
+        assert not chain(other, scale(0.1)).affine
 
 
 def test_a_chain_is_exact_where_all_its_rules_are():

@@ -41,7 +41,7 @@ def weight_decay(strength: float, *, learn: bool = False, name: str = "weight_de
         pulled = pull.update(m, {}, {k: params[k] for k in grads}, params, step)[0]
         return {k: g + pulled[k] for k, g in grads.items()}, state
 
-    return Rule(update, structure=pull.structure, shown=pull.shown)
+    return Rule(update, structure=pull.structure, shown=pull.shown, affine=True)
 
 
 def proximal(strength: float, *, learn: bool = False, name: str = "proximal") -> Rule:
@@ -64,7 +64,7 @@ def proximal(strength: float, *, learn: bool = False, name: str = "proximal") ->
         pulled = pull.update(m, {}, away, params, step)[0]
         return {k: g + pulled[k] for k, g in grads.items()}, state
 
-    return Rule(update, lambda m, params, seed: dict(params), pull.structure, shown=pull.shown)
+    return Rule(update, lambda m, params, seed: dict(params), pull.structure, shown=pull.shown, affine=True)
 
 
 def _strengths(strength: float, learn: bool, name: str) -> Rule:

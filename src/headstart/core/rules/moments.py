@@ -29,7 +29,7 @@ def momentum(decay: float = 0.9, *, nesterov: bool = False, learn: bool = False,
         state = {k: kept * state[k] + g for k, g in grads.items()}
         return ({k: g + kept * state[k] for k, g in grads.items()} if nesterov else state), state
 
-    rule = Rule(update, lambda m, params, seed: tree.zeros_like(params))
+    rule = Rule(update, lambda m, params, seed: tree.zeros_like(params), affine=not learn)
     if not learn:
         return rule
 

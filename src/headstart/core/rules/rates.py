@@ -24,7 +24,7 @@ def scale(rate: float, *, learn: bool = False, positive: bool = False, name: str
     """
     _check(rate)
     if not learn:
-        return stateless(lambda m, grads, params: {k: rate * g for k, g in grads.items()})
+        return stateless(lambda m, grads, params: {k: rate * g for k, g in grads.items()})._replace(affine=True)
     rates = _Rates(name, positive)
     rule = stateless(lambda m, grads, params: {k: rates.of(m) * g for k, g in grads.items()})
     return rule._replace(

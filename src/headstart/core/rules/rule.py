@@ -45,6 +45,8 @@ class Rule(NamedTuple):
     """``M -> its part of M in the units in which it acts``, for reports: rates as they multiply, masks in [0, 1]."""
     exact: bool = True
     """Whether its derivatives are those of what it computes (a straight-through estimator's are not)."""
+    affine: bool = False
+    """Whether its derivatives do not depend on the gradients' values, so that who goes back need not compute them."""
 
 
 def chain(*rules: Rule) -> Rule:
@@ -75,7 +77,8 @@ def chain(*rules: Rule) -> Rule:
     def shown(m: Params) -> Params:
         return {name: value for rule in rules for name, value in rule.shown(m).items()}
 
-    return Rule(update, state, structure, moves, penalty, shown, all(rule.exact for rule in rules))
+    exact, affine = (all(getattr(rule, name) for rule in rules) for name in ("exact", "affine"))
+    return Rule(update, state, structure, moves, penalty, shown, exact, affine)
 
 
 def merged_structure(parts: Mapping[str, Params]) -> Params:
@@ -104,7 +107,7 @@ def stateless(transform: Callable[[Params, Params, Params], Params]) -> Rule:
 
 def identity() -> Rule:
     """Return the rule that passes gradients on as they are."""
-    return stateless(lambda m, grads, params: grads)
+    return stateless(lambda m, grads, params: grads)._replace(affine=True)
 
 
 def require_positive(name: str, value: float) -> None:

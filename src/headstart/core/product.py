@@ -1,0 +1,68 @@
+"""Linear layers whose weights' gradient is not computed where it is only differentiated (see `core.unread`)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headstart.core.unread import is_unread, without_numbers
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x wᵀ + b.
+
+    Args:
+        x: ``(n, in)`` or ``(B, n, in)``.
+        weight: ``(out, in)`` or ``(B, out, in)``.
+        bias: ``(out,)`` or ``(B, out)``.
+    """
+    out: Tensor = _Product.apply(x, weight, bias)
+    return out
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is None:
+        return x @ weight.mT
+    return torch.addmm(bias, x, weight.mT) if x.ndim == 2 else torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Any:
+        return _Slopes.apply(*slopes, *ctx.saved_tensors, ctx.needs_input_grad[:3])
+
+
+class _Slopes(torch.autograd.Function):
+    """(g w, gᵀ x, Σ g): what comes back to x, w and b."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, ...]) -> Any:  # type: ignore[override]
+        ctx.save_for_backward(g, x, weight)
+        ctx.set_materialize_grads(False)
+        to_x, to_weight, to_bias = needed
+        return (
+            g @ weight if to_x else None,
+            (without_numbers(weight) if is_unread() else g.mT @ x) if to_weight else None,
+            g.sum(-2) if to_bias else None,
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *towards: Tensor | None) -> Any:
+        h, v, to_bias = towards
+        (g, x, weight), (wants_g, wants_x, wants_weight) = ctx.saved_tensors, ctx.needs_input_grad[:3]
+        to_g = None
+        if wants_g:
+            parts = [] if h is None else [_product(h, weight, to_bias)]
+            if v is not None:
+                parts.append(_product(x, v, to_bias if h is None else None))
+            if not parts and to_bias is not None:
+                parts.append(to_bias.unsqueeze(-2).expand_as(g))
+            to_g = sum(parts[1:], parts[0]) if parts else None
+        to_x = g @ v if wants_x and v is not None else None
+        to_weight = g.mT @ h if wants_weight and h is not None else None
+        return to_g, to_x, to_weight, None
