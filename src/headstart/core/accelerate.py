@@ -136,12 +136,14 @@ class _InParts:
         if plan is None:
             plan = self._remembered(key, self._plan(here, meta, episodes))
         gradient = self._gradient(here, plan, learner)
+        # a compiled program splits those of its operations where that pays
+        small = plan.small and not self.options.compile
         if plan.size >= len(episodes.query.y):
-            with one_thread(plan.small):
+            with one_thread(small):
                 return gradient(given)
         parts = (inputs_of(meta, part) for part in _parts(episodes, plan.size))
         several = here is not None and plan.workers > 1
-        with one_thread(plan.small or several):  # threads of this one would wait in the way of the others
+        with one_thread(small or several):  # threads of this one would wait in the way of the others
             if several:
                 return _joined(_at_once(gradient, parts, plan.workers, here), len(episodes.query.y))
             return _joined(map(gradient, parts), len(episodes.query.y))
