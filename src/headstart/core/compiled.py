@@ -14,11 +14,14 @@ import torch._functorch.config
 import torch._inductor
 from torch import Tensor, fx
 
+from headstart.core.merged import merge
 from headstart.core.record import Run, Way
-from headstart.core.tracing import without_notes
+from headstart.core.tracing import without_notes, writes
 
 
 def _inductor(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
+    if not writes(record):
+        merge(record)
     for node in without_notes(record).graph.nodes:
         if node.target is torch.ops.aten.view.default:  # the compiler lays out tensors in its own way
             node.target = torch.ops.aten.reshape.default
