@@ -22,7 +22,7 @@ from headstart.core.convolution import conv2d
 from headstart.core.dropout import TaskDropout
 from headstart.core.product import product
 from headstart.core.transforms import plain
-from headstart.core.unread import is_unread
+from headstart.core.unread import is_unread_later
 from headstart.types import Params
 
 Layer: TypeAlias = Callable[[Any, Params, Tensor], Tensor]
@@ -172,7 +172,7 @@ def _linear(layer: nn.Linear, own: Params, x: Tensor) -> Tensor:
 
 
 def _is_spared(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    return is_unread() and weight.numel() >= SPARED and plain(x, weight, bias)
+    return is_unread_later() and weight.numel() >= SPARED and plain(x, weight, bias)
 
 
 def _convolution(layer: nn.Conv2d, own: Params, x: Tensor) -> Tensor:

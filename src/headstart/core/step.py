@@ -8,6 +8,7 @@ from torch import Tensor
 
 from headstart.core import tree
 from headstart.core.rules import Rule
+from headstart.core.unread import unread, unread_later
 from headstart.errors import UsageError
 from headstart.types import Params, Tree
 
@@ -47,13 +48,16 @@ class Step(NamedTuple):
     rule: Rule
     first: int = 0
 
-    def __call__(self, given: Given, inner: Inner, number: int, create_graph: bool) -> tuple[Inner, Tensor]:
+    def __call__(
+        self, given: Given, inner: Inner, number: int, create_graph: bool, read: bool = True
+    ) -> tuple[Inner, Tensor]:
         """Return what the step leads to, and the support losses ``(B,)`` before it, without history.
 
         ``g = ∂(Σᵢ lossᵢ)/∂params`` holds every task's own gradient, since task i's loss depends on task i's tensors
-        alone; then ``params ← params − rule(g)``.
+        alone; then ``params ← params − rule(g)``. Of what comes out by an affine rule, ``read=False`` leaves the
+        derivatives right, and not always the numbers.
         """
-        losses, grads, buffers = gradients(self.support_loss, given, inner, number + self.first, create_graph)
+        losses, grads, buffers = gradients(self.support_loss, given, inner, number + self.first, create_graph, read)
         moved, state = self.displacement(given, inner, number, grads)
         del grads  # as much as all parameters: not to be held while the new ones are made
         params = tree.subtract(inner.params, moved)
@@ -72,9 +76,11 @@ class Step(NamedTuple):
 
 
 def gradients(
-    support_loss: SupportLoss, given: Given, inner: Inner, number: int, create_graph: bool
+    support_loss: SupportLoss, given: Given, inner: Inner, number: int, create_graph: bool, read: bool = True
 ) -> tuple[Tensor, Params, Params]:
     """Return the support losses ``(B,)``, every task's own gradient of them, and the buffers after the pass.
+
+    Gradients that are not to be ``read`` have derivatives, and not always numbers (see `core.unread`).
 
     Raises:
         UsageError: the loss has no derivative with respect to any of the parameters.
@@ -84,14 +90,17 @@ def gradients(
             name: value if create_graph and value.requires_grad else value.detach().requires_grad_()
             for name, value in inner.params.items()
         }
-        losses, buffers = support_loss(given, leaves, inner.buffers, number)
+        with unread_later(not read):
+            losses, buffers = support_loss(given, leaves, inner.buffers, number)
         if not losses.requires_grad:
             raise UsageError(
                 f"the support loss has no derivative with respect to any parameter that moves: {', '.join(leaves)}; it "
                 f"does not depend on them, or by operations without one (argmax, rounding, comparisons, what is under "
                 f"torch.no_grad()). Adapt by a loss that has one, and keep accuracies for the report"
             )
-        found = torch.autograd.grad(losses.sum(), list(leaves.values()), create_graph=create_graph, allow_unused=True)
+        asked = list(leaves.values())
+        with unread(not read):
+            found = torch.autograd.grad(losses.sum(), asked, create_graph=create_graph, allow_unused=True)
     if all(gradient is None for gradient in found):
         raise UsageError(f"the support loss does not depend on any parameter that moves: {', '.join(leaves)}")
     named = {

@@ -11,20 +11,35 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+_EXPECTED = contextvars.ContextVar("expected", default=False)
 _UNREAD = contextvars.ContextVar("unread", default=False)
 
 
 @contextlib.contextmanager
-def unread(wanted: bool = True) -> Iterator[None]:
-    """Let layers that know how leave out the numbers of the gradients that are computed meanwhile, where ``wanted``.
-
-    Only in this thread: where PyTorch goes back in threads of its own, as on a GPU, they are computed.
-    """
-    token = _UNREAD.set(wanted)
+def _set(flag: contextvars.ContextVar[bool], wanted: bool) -> Iterator[None]:
+    token = flag.set(wanted)
     try:
         yield
     finally:
-        _UNREAD.reset(token)
+        flag.reset(token)
+
+
+def unread_later(wanted: bool) -> contextlib.AbstractContextManager[None]:
+    """Let layers be computed by functions that can leave out numbers, where ``wanted``; none is left out yet."""
+    return _set(_EXPECTED, wanted)
+
+
+def unread(wanted: bool) -> contextlib.AbstractContextManager[None]:
+    """Leave out, where ``wanted``, the numbers of weights' gradients that are computed meanwhile.
+
+    Only in this thread: where PyTorch goes back in threads of its own, as on a GPU, they are computed.
+    """
+    return _set(_UNREAD, wanted)
+
+
+def is_unread_later() -> bool:
+    """Return whether gradients of what is computed now are going to be differentiated only."""
+    return _EXPECTED.get()
 
 
 def is_unread() -> bool:

@@ -5,9 +5,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import headstart
 from headstart import Checkpointed, FirstOrder, Unrolled, rules
-from headstart.core import layers, losses
+from headstart.core import layers, losses, tree
 from headstart.core.adjoint import Implicit, MixedMode
+from headstart.core.adjoint.sweep import reverse
 from headstart.core.rules.rule import Rule
+from headstart.core.step import Given, Inner, Step
+from headstart.core.unread import is_unread_later
 from headstart.errors import DifferentiationError
 from headstart.testing import random_episodes
 
@@ -145,3 +148,74 @@ def test_going_back_takes_no_products_for_gradients_that_the_rule_does_not_ask_f
     # one for the large layer in each step
     assert whole[1] - count == (3 if spared else 0)
     torch.testing.assert_close(whole[0], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer", ["linear", "convolution"])
+def test_a_loss_may_read_gradients_of_its_own(layer):
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Linear(130, 128) if layer == "linear" else nn.Conv2d(2, 3, 3)
+    x = torch.randn((1, 4, 130) if layer == "linear" else (1, 4, 2, 5, 5), generator=generator, dtype=torch.float64)
+    shapes = {name: tuple(value.shape) for name, value in module.named_parameters()}
+    start = {name: torch.randn((1, *shape), generator=generator).double() for name, shape in shapes.items()}
+
+    def steep(given, params, buffers, number):
+        """How steep the outputs are in the weights."""
+        assert is_unread_later() is expected
+        chain = nn.Sequential(module)
+        out = layers.over_tasks(chain, tree.prefixed("0", params), tree.prefixed("0", shapes), x)
+        slopes = torch.autograd.grad(out.sin().sum(), list(params.values()), create_graph=True)
+        return torch.stack([slope.square().mean() for slope in slopes]).sum().view(1), buffers
+
+    def back(rule):
+        inner = Inner(
+            {name: value.clone().requires_grad_() for name, value in start.items()}, rule.state({}, start, None), {}
+        )
+        ways = [torch.ones_like(value) for value in start.values()]
+        return reverse(Step(steep, rule), Given({}), inner, 0, ways)[1]
+
+    expected = True
+    found = back(rules.scale(0.1))
+    expected = False
+    torch.testing.assert_close(found, back(rules.scale(0.1)._replace(affine=False)), rtol=1e-10, atol=1e-12)
+    assert all(slope.isfinite().all() for slope in found)
+
+
+@pytest.mark.parametrize("taskmap", ["vmap", "loop"])
+@pytest.mark.parametrize("kind", ["weight", "hook", "convolution"])
+def test_weights_that_are_made_of_others_keep_their_derivatives(kind, taskmap):
+    torch.manual_seed(0)
+    if kind == "convolution":
+        first = nn.Sequential(cubed(nn.Conv2d(2, 3, 3)), nn.Flatten(), nn.Tanh())
+        module, shape = nn.Sequential(first, nn.Linear(27, 3)), (2, 5, 5)
+    else:
+        made = cubed if kind == "weight" else bent
+        module, shape = nn.Sequential(made(nn.Linear(130, 128)), nn.Tanh(), nn.Linear(128, 3)), (130,)
+    module, episodes = module.double(), random_episodes(shape)
+
+    def gradient(adjoint):
+        learner = headstart.maml(module, rate=0.1, steps=3, taskmap=taskmap, adjoint=adjoint)
+        return headstart.meta_gradient(learner, learner.init(None), episodes)[0]
+
+    torch.testing.assert_close(gradient(Checkpointed(1)), gradient(Unrolled()), rtol=1e-9, atol=1e-11)
+
+
+class Cube(nn.Module):
+    def forward(self, root):
+        return root**3
+
+
+def cubed(layer):
+    nn.utils.parametrize.register_parametrization(layer, "weight", Cube())
+    return layer
+
+
+def bent(layer):
+    """Let a layer compute with the cubes of its weights."""
+    layer.register_parameter("root", nn.Parameter(layer.weight.detach().clone()))
+    del layer.weight
+
+    def cube(module, args):
+        module.weight = module.root**3
+
+    layer.register_forward_pre_hook(cube)
+    return layer

@@ -16,7 +16,6 @@ from headstart.core.adjoint.leaves import Draws, Packed, Slopes, added, draws, l
 from headstart.core.adjoint.precision import Autocast, autocast
 from headstart.core.adjoint.schedule import Segment, split
 from headstart.core.step import Given, Inner, Step
-from headstart.core.unread import unread
 from headstart.errors import DifferentiationError
 
 Pullback: TypeAlias = Callable[[Step, Given, Inner, int, Slopes], tuple[Slopes, Slopes]]
@@ -151,8 +150,8 @@ class _Backward:
 
 def reverse(step: Step, given: Given, inner: Inner, number: int, slopes: Slopes) -> tuple[Slopes, Slopes]:
     """The `Pullback` that differentiates the step's own backward pass: reverse over reverse."""
-    with torch.enable_grad(), unread(step.rule.affine):
-        after, _ = step(given, inner, number, True)
+    with torch.enable_grad():
+        after, _ = step(given, inner, number, True, read=not step.rule.affine)
     # where the state comes from in the graph is all that is needed of it
     ends = [get_gradient_edge(end) if end.requires_grad else None for end in tensors_of(after)]
     del after
