@@ -72,6 +72,16 @@ def test_a_product_that_is_needed_besides_is_made_once():
     assert "mm" not in names
 
 
+def test_what_sums_to_another_type_or_holds_nothing_is_right_too():
+    numbers = torch.arange(24, dtype=torch.int32).view(2, 3, 4)
+    names = merged(lambda x: torch.bmm(x, x.mT).sum(0), numbers)
+    assert "mm" not in names
+    x, weight = tensors((TASKS, 0, 5), (5, 2))
+    merged(lambda x, w: torch.bmm(x, over_tasks(w)), x, weight)
+    merged(lambda x: torch.bmm(x.mT, x).sum(0), x)
+    assert "mm" not in merged(lambda x: torch.bmm(x.mT, x).sum(None), tensors((TASKS, 2, 5))[0])
+
+
 @pytest.mark.parametrize("axes", [(1,), (0, 1), (2,)])
 def test_other_sums_stay(axes):
     g, x = tensors((TASKS, 4, 5), (TASKS, 4, 2))

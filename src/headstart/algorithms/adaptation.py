@@ -61,7 +61,7 @@ class Adaptation:
         # where nobody asks for a derivative, nothing is kept for one
         with torch.set_grad_enabled(wanted):
             inner, given, fixed = self._begin(meta, support)
-            end, info = solve(self.support_loss, inner, given, self.rule, self.adjoint, count)
+            end, info = solve(self.support_loss, inner, given, self.rule, self.adjoint, count, direct=True)
         return Adapted(meta, {**fixed, **end.params}, end.buffers, support.seed, count), info
 
     def path(self, meta: Meta, support: Batch, /, detached: bool = False) -> tuple[list[Adapted], Info]:
@@ -73,7 +73,7 @@ class Adaptation:
             seen = [solve(self.support_loss, inner, given, self.rule, self.adjoint, 0)[1].support_loss]
             for step in range(self.steps):
                 inner = tree_map(Tensor.detach, inner) if detached else inner
-                inner, info = solve(self.support_loss, inner, given, self.rule, self.adjoint, 1, first=step)
+                inner, info = solve(self.support_loss, inner, given, self.rule, self.adjoint, 1, step, direct=True)
                 reached.append(Adapted(meta, {**fixed, **inner.params}, inner.buffers, support.seed, step + 1))
                 seen.append(info.support_loss)
         return reached, Info(torch.cat(seen))

@@ -172,7 +172,7 @@ def _linear(layer: nn.Linear, own: Params, x: Tensor) -> Tensor:
 
 
 def _is_spared(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    return is_unread_later() and weight.numel() >= SPARED and plain(x, weight, bias)
+    return is_unread_later() and weight.numel() >= SPARED and not x.is_complex() and plain(x, weight, bias)
 
 
 def _convolution(layer: nn.Conv2d, own: Params, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def merge(record: fx.GraphModule) -> None:
     """Rewrite a record, as `make_fx` wrote it, that writes into nothing."""
     graph = record.graph
     for node in list(graph.nodes):
-        if node.target == ATEN.sum.dim_IntList and list(node.args[1]) == [0] and not node.kwargs:
+        if node.target == ATEN.sum.dim_IntList and node.args[1] == [0] and not node.kwargs:
             _sum(graph, node)
     graph.eliminate_dead_code()
     for node in list(graph.nodes):
@@ -32,10 +32,10 @@ def _share(graph: fx.Graph, node: fx.Node) -> None:
     *start, left, right = node.args
     if not _is_shared(right) or not _in_rows(left):
         return
-    shape = node.meta["val"].shape
+    shape = tasks, rows, _ = _shape(node)
     with graph.inserting_before(node):
-        rows = _call(graph, ATEN.view.default, left, [-1, _shape(left)[2]])
-        product = _call(graph, ATEN.mm.default, rows, _call(graph, ATEN.select.int, right, 0, 0))
+        flat = _call(graph, ATEN.view.default, left, [tasks * rows, _shape(left)[2]])
+        product = _call(graph, ATEN.mm.default, flat, _call(graph, ATEN.select.int, right, 0, 0))
         whole = _call(graph, ATEN.view.default, product, list(shape))
         if start:
             whole = _call(graph, ATEN.add.Tensor, whole, start[0])
@@ -45,7 +45,7 @@ def _share(graph: fx.Graph, node: fx.Node) -> None:
 def _sum(graph: fx.Graph, node: fx.Node) -> None:
     """Make of a sum over tasks of products one product."""
     summed: Any = node.args[0]
-    if len(_shape(summed)) != 3:
+    if len(_shape(summed)) != 3 or not summed.meta["val"].is_floating_point():
         return
     terms = _terms(summed)
     if not any(_is_product(part) for part, _ in terms):
@@ -75,9 +75,10 @@ def _terms(node: fx.Node, turned: bool = False) -> list[tuple[fx.Node, bool]]:
 def _product(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """Return Σᵢ AᵢBᵢ: the columns of all A beside each other, by the rows of all B."""
     left, right = node.args
-    _, height, width = node.meta["val"].shape
-    columns = _call(graph, ATEN.reshape.default, _call(graph, ATEN.transpose.int, left, 1, 2), [-1, height])
-    rows = _call(graph, ATEN.reshape.default, right, [-1, width])
+    tasks, inner, width = _shape(right)
+    turned = _call(graph, ATEN.transpose.int, left, 1, 2)
+    columns = _call(graph, ATEN.reshape.default, turned, [tasks * inner, _shape(left)[1]])
+    rows = _call(graph, ATEN.reshape.default, right, [tasks * inner, width])
     return _call(graph, ATEN.mm.default, _call(graph, ATEN.t.default, columns), rows)
 
 

@@ -19,15 +19,16 @@ def solve(
     adjoint: Adjoint,
     steps: int,
     first: int = 0,
+    direct: bool = False,
 ) -> tuple[Inner, Info]:
     """Return the state after ``steps`` inner steps (see `Step`) and the support losses before each, ``(steps, B)``.
 
-    Steps are numbered from ``first`` on. The result is differentiable as the adjoint says; where gradients are off,
-    nothing is remembered.
+    Steps are numbered from ``first`` on; ``direct`` as for `Step`. The result is differentiable as the adjoint says;
+    where gradients are off, nothing is remembered.
     """
     if steps < 0:
         raise UsageError(f"the number of inner steps must be 0 or more, got {steps}")
-    end, losses = adjoint(Step(support_loss, rule, first), given, start, steps)
+    end, losses = adjoint(Step(support_loss, rule, first, direct), given, start, steps)
     like = next(iter(start.params.values()))
     return end, Info(torch.stack(losses) if losses else like.new_zeros(0, like.shape[0]))
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from headstart.core import tree
 from headstart.core.rules import Rule
-from headstart.core.unread import unread, unread_later
+from headstart.core.unread import unread
 from headstart.errors import UsageError
 from headstart.types import Params, Tree
 
@@ -47,6 +47,10 @@ class Step(NamedTuple):
     support_loss: SupportLoss
     rule: Rule
     first: int = 0
+    direct: bool = False
+    """Whether no layer of `core.layers` has weights that are a curved function of what moves: they are that itself.
+
+    Then gradients that are differentiated and not read need no numbers (see `core.unread`)."""
 
     def __call__(
         self, given: Given, inner: Inner, number: int, create_graph: bool, read: bool = True
@@ -90,8 +94,7 @@ def gradients(
             name: value if create_graph and value.requires_grad else value.detach().requires_grad_()
             for name, value in inner.params.items()
         }
-        with unread_later(not read):
-            losses, buffers = support_loss(given, leaves, inner.buffers, number)
+        losses, buffers = support_loss(given, leaves, inner.buffers, number)
         if not losses.requires_grad:
             raise UsageError(
                 f"the support loss has no derivative with respect to any parameter that moves: {', '.join(leaves)}; it "

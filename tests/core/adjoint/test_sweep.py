@@ -1,7 +1,10 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import headstart
 from headstart import Checkpointed, FirstOrder, Unrolled, rules
@@ -158,26 +161,58 @@ def test_a_loss_may_read_gradients_of_its_own(layer):
     shapes = {name: tuple(value.shape) for name, value in module.named_parameters()}
     start = {name: torch.randn((1, *shape), generator=generator).double() for name, shape in shapes.items()}
 
+    chain = nn.Sequential(module)
+
+    def outputs(params):
+        return layers.over_tasks(chain, tree.prefixed("0", params), tree.prefixed("0", shapes), x)
+
     def steep(given, params, buffers, number):
         """How steep the outputs are in the weights."""
-        assert is_unread_later() is expected
-        chain = nn.Sequential(module)
-        out = layers.over_tasks(chain, tree.prefixed("0", params), tree.prefixed("0", shapes), x)
-        slopes = torch.autograd.grad(out.sin().sum(), list(params.values()), create_graph=True)
+        seen.append(is_unread_later())
+        out = outputs(params).sin()
+        slopes = torch.autograd.grad(out.sum(), list(params.values()), create_graph=True)
         return torch.stack([slope.square().mean() for slope in slopes]).sum().view(1), buffers
 
-    def back(rule):
-        inner = Inner(
-            {name: value.clone().requires_grad_() for name, value in start.items()}, rule.state({}, start, None), {}
-        )
-        ways = [torch.ones_like(value) for value in start.values()]
-        return reverse(Step(steep, rule), Given({}), inner, 0, ways)[1]
+    def steep_many_ways(given, params, buffers, number):
+        seen.append(is_unread_later())
+        out = outputs(params).sin()
+        ways = torch.randn((2, *out.shape), generator=torch.Generator().manual_seed(1), dtype=out.dtype)
+        slopes = torch.autograd.grad(out, list(params.values()), ways, is_grads_batched=True, create_graph=True)
+        return torch.stack([slope.square().mean() for slope in slopes]).sum().view(1), buffers
 
-    expected = True
-    found = back(rules.scale(0.1))
-    expected = False
-    torch.testing.assert_close(found, back(rules.scale(0.1)._replace(affine=False)), rtol=1e-10, atol=1e-12)
-    assert all(slope.isfinite().all() for slope in found)
+    def again(given, params, buffers, number):
+        seen.append(is_unread_later())
+        keys = list(params)
+        out = checkpoint(lambda *values: outputs(dict(zip(keys, values))), *params.values(), use_reentrant=False)
+        return out.sin().sum().view(1), buffers
+
+    def back(loss, **options):
+        params = {name: value.clone().requires_grad_() for name, value in start.items()}
+        inner = Inner(params, {}, {})
+        ways = [torch.ones_like(value) for value in start.values()]
+        return reverse(Step(loss, rules.scale(0.1), **options), Given({}), inner, 0, ways)[1]
+
+    for loss in (steep, steep_many_ways, again):
+        seen = []
+        found, expected = back(loss, direct=True), back(loss)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        assert set(seen) == {True, False}
+
+
+@pytest.mark.parametrize("adjoint", [Checkpointed(1), MixedMode()], ids=str)
+def test_numbers_are_there_where_anomalies_are_looked_for(adjoint):
+    module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(27, 3)).double()
+    episodes = random_episodes((2, 5, 5))
+
+    def gradient(adjoint):
+        learner = headstart.maml(module, rate=0.1, steps=2, adjoint=adjoint)
+        return headstart.meta_gradient(learner, learner.init(None), episodes)[0]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is slow
+        with torch.autograd.detect_anomaly():
+            found = gradient(adjoint)
+    torch.testing.assert_close(found, gradient(Unrolled()), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("taskmap", ["vmap", "loop"])

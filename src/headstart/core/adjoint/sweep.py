@@ -16,6 +16,7 @@ from headstart.core.adjoint.leaves import Draws, Packed, Slopes, added, draws, l
 from headstart.core.adjoint.precision import Autocast, autocast
 from headstart.core.adjoint.schedule import Segment, split
 from headstart.core.step import Given, Inner, Step
+from headstart.core.unread import unread_later
 from headstart.errors import DifferentiationError
 
 Pullback: TypeAlias = Callable[[Step, Given, Inner, int, Slopes], tuple[Slopes, Slopes]]
@@ -150,13 +151,16 @@ class _Backward:
 
 def reverse(step: Step, given: Given, inner: Inner, number: int, slopes: Slopes) -> tuple[Slopes, Slopes]:
     """The `Pullback` that differentiates the step's own backward pass: reverse over reverse."""
-    with torch.enable_grad():
-        after, _ = step(given, inner, number, True, read=not step.rule.affine)
-    # where the state comes from in the graph is all that is needed of it
-    ends = [get_gradient_edge(end) if end.requires_grad else None for end in tensors_of(after)]
-    del after
-    held, moved = tensors_of(given), tensors_of(inner)
-    found = slopes_of(ends, slopes, [*held, *moved])
+    # detecting anomalies takes what has no numbers for one
+    spared = step.direct and step.rule.affine and not torch.is_anomaly_enabled()
+    with unread_later(spared):  # to the end: a module that computes its activations again has to do the same
+        with torch.enable_grad():
+            after, _ = step(given, inner, number, True, read=not spared)
+        # where the state comes from in the graph is all that is needed of it
+        ends = [get_gradient_edge(end) if end.requires_grad else None for end in tensors_of(after)]
+        del after
+        held, moved = tensors_of(given), tensors_of(inner)
+        found = slopes_of(ends, slopes, [*held, *moved])
     return found[: len(held)], found[len(held) :]
 
 

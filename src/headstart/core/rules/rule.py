@@ -46,7 +46,9 @@ class Rule(NamedTuple):
     exact: bool = True
     """Whether its derivatives are those of what it computes (a straight-through estimator's are not)."""
     affine: bool = False
-    """Whether its derivatives do not depend on the gradients' values, so that who goes back need not compute them."""
+    """Whether its derivatives do not depend on the gradients' values, so that who goes back need not compute them.
+
+    Say False with another ``update`` in place of that of a rule that is."""
 
 
 def chain(*rules: Rule) -> Rule:
