@@ -73,7 +73,7 @@ def cells(with_peers: bool = True) -> list[Cell]:
     peer = PEER if with_peers else LOOP
     quick = (UNROLLED, peer, DISK, LOOP_ROOT)
     long = tuple(dict.fromkeys((LOOP, *quick, EVERY, ROOT)))
-    found = [Cell(steps(1), long, quick, 5), Cell(COMPARED, long, quick, 2)]
+    found = [Cell(steps(1), long, quick, 5), Cell(COMPARED, long, quick, 5)]
     # too long to unroll, or to take twice
     found += [Cell(steps(1000), (DISK,), (), compared=False)]
     found += [Cell(DOUBLE, (*long, MIXED), (*quick, EVERY, ROOT, MIXED), 2)]

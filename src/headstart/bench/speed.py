@@ -12,7 +12,7 @@ from headstart.bench.speed_cases import CONTENDERS, one_thread, races, targets
 from headstart.bench.two_processes import NAME, TARGET, two_processes
 
 #: Rounds that would go beyond so many seconds are left out, and so are cases that only show growth.
-SECONDS = 1000.0
+SECONDS = 970.0
 
 
 def names(plan: Plan) -> list[str]:
