@@ -25,7 +25,7 @@ from headstart.bench.peers.rounds import Race, Result, race
 from headstart.bench.peers.stable import Stable
 from headstart.bench.plan import Plan, check, chosen
 
-SECONDS = 300.0
+SECONDS = 345.0
 _PATIENCE = 300.0
 
 
