@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headstart.core.live_bytes import LiveBytes
 from headstart.errors import (
     DataError,
     LeakageError,
@@ -273,3 +274,18 @@ def test_a_tasks_tensors_share_no_memory():
         batch.y[0].fill_(7)
         assert same([batch], [batch]) and not (batch.x[1] == 7).any() and not (batch.y[1] == 7).any()
         assert not (other.x == 7).any() and not (other.y == 7).any()
+
+
+@pytest.mark.parametrize("width", [7, 8])
+def test_images_whose_channels_lie_last_are_not_moved_at_every_batch(width):
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(0, 256, (3, 200, 8, width, 3), dtype=torch.uint8, generator=generator)
+    last = {f"c{k}": images.permute(0, 3, 1, 2) for k, images in enumerate(drawn)}
+    options = {"ways": 2, "shots": 1, "queries": 1}
+    ours = few_shot("last", {"train": image_store(last)}, **options)
+    first = {name: images.contiguous() for name, images in last.items()}
+    theirs = few_shot("first", {"train": image_store(first)}, **options)
+    assert same(ours.sample("train", range(3)), theirs.sample("train", range(3)))
+    with LiveBytes() as live:
+        ours.sample("train", range(3, 6))
+    assert live.peak < drawn.numel() / 2
