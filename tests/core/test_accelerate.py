@@ -615,3 +615,26 @@ def test_only_so_many_plans_are_remembered(monkeypatch):
     for support in (2, 3, 4):
         meta_gradient(fast, meta, random_episodes((4,), support=support))
     assert len(fast.gradient.plans) == 2
+
+
+def test_a_compiled_program_of_small_operations_has_all_threads_and_a_replayed_one_has_one(two_threads, monkeypatch):
+    seen = {}
+
+    def noting(way):
+        def translate(record, tensors):
+            def run(*inputs):
+                seen[way.name] = torch.get_num_threads()
+                return record(*inputs)
+
+            return run
+
+        return way._replace(translate=translate, after=0)
+
+    for name in ("COMPILED", "REPLAYED"):
+        monkeypatch.setattr(accelerate_module, name, noting(getattr(accelerate_module, name)))
+    for compile in (True, False):
+        fast = accelerate(maml_of(perceptron()), compile=compile)
+        for _ in range(3):
+            meta_gradient(fast, fast.init(None), ROWS)
+    assert seen == {"compiled": 2, "replayed": 1}
+    assert torch.get_num_threads() == 2

@@ -72,7 +72,8 @@ def accelerate(
         threads: on a CPU, how many parts of the tasks to work on at the same time, each with one thread; 1: one part
             after another, in operations that PyTorch splits among its threads where they are large. ``"auto"``:
             PyTorch's number of threads (``torch.get_num_threads()``) where operations are large, and one where they are
-            so small that splitting them costs more than it gains; fewer where ``memory`` has no room for so many.
+            so small that splitting them costs more than it gains; fewer where ``memory`` has no room for so many. A
+            compiled program splits its own operations.
         chunk: the most tasks that are worked on together; parts follow one another.
         memory: in place of ``chunk``: the most that the graphs of the tasks worked on together may take, in bytes or
             as ``"2GiB"``, measured on one task.

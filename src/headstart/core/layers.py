@@ -37,7 +37,6 @@ ELEMENTWISE = (
 #: Up to so many patch values a task and layer, a convolution of every task's own weights unfolds its input on a GPU.
 UNFOLDED = 2**22
 
-
 #: From so many weights on, the product that gives their gradient takes longer than the calls that spare it.
 SPARED = 2**14
 

@@ -143,7 +143,7 @@ def _episodes(images: Tensor, rows: Tensor, shots: int, mask: Tensor | None = No
 
 
 def _gathered(images: Tensor, rows: Tensor) -> Tensor:
-    """Return the images at ``rows``, one after the other; as rows of long words it takes half the time."""
+    """Return the images at ``rows``, one after the other: as rows of long words, of which there are fewer to copy."""
     flat = images.flatten(1)
     if flat.shape[1] % 8 or flat.storage_offset() % 8:
         return flat.index_select(0, rows)
