@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from headstart.core.functional import functional
-from headstart.core.layout import LARGE, channels_last, of_images, one_by_one
+from headstart.core.layout import LARGE, channels_last, of_images, one_by_one, widest
 from headstart.models.conv4 import conv4
 
 
@@ -30,6 +30,14 @@ def test_large_images_are_taken_in_turn_on_a_cpu():
     assert not one_by_one(torch.zeros(2, 3, 1, 16, 16), channels=LARGE // 1024)
     assert not one_by_one(torch.zeros(2, 4, 1, 16, 16, device="meta"), channels=LARGE)
     assert not one_by_one(torch.zeros(2, 4096), channels=LARGE)
+
+
+def test_the_widest_feature_map_is_as_large_as_strides_leave_it():
+    images = torch.zeros(2, 5, 1, 28, 28)
+    assert one_by_one(images, widest(conv4((1, 28, 28), 5, filters=32).modules()))
+    assert not one_by_one(images, widest(conv4((1, 28, 28), 5, filters=32, downsample="stride").modules()))
+    assert widest([nn.ConvTranspose2d(8, 4, 2, stride=2), nn.Conv2d(3, 6, 3)]) == 8
+    assert widest([nn.Linear(2, 3)]) == 1
 
 
 @pytest.mark.parametrize("tasks", [1, 3])

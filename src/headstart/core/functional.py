@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.core import tree, twice
 from headstart.core.layers import over_tasks
-from headstart.core.layout import IMAGES, channels_last, of_images, one_by_one
+from headstart.core.layout import IMAGES, channels_last, of_images, one_by_one, widest
 from headstart.core.patterns import Leaf, matches
 from headstart.core.roles import Role, Structural, role_of
 from headstart.core.shared import PLAIN_ATTENTION, WITHOUT_CUDNN
@@ -118,10 +118,10 @@ def functional(
     leaves = _leaves(module)
     shapes = {name: leaf.shape for name, leaf in leaves.items()}
     images = of_images(type(layer) for layer in module.modules())
-    widest = max((shape[0] for shape in shapes.values() if len(shape) == 4), default=1)
+    channels = widest(module.modules())
 
     def laid_out(params: Params, x: Tree) -> Params:
-        if not (images and one_by_one(x, widest)):
+        if not (images and one_by_one(x, channels)):
             return params
         return {name: channels_last(p) if issubclass(leaves[name].module, IMAGES) else p for name, p in params.items()}
 
@@ -148,7 +148,7 @@ def functional(
         phase: Phase = "support",
     ) -> tuple[Tensor, Params]:
         frame = skeleton(seed is not None, phase == "support")
-        turns = images and one_by_one(x, widest)
+        turns = images and one_by_one(x, channels)
         if turns:
             params, x = laid_out(params, x), tree_map(channels_last, x)
         keys = {} if seed is None else {f"{name}.seed": seed for name in frame.dropouts}

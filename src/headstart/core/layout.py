@@ -5,6 +5,7 @@ beside each other ("channels last"). It changes nothing but the speed, and round
 """
 
 from collections.abc import Iterable
+from math import prod
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -38,10 +39,24 @@ def _is_last(tensor: Tensor) -> bool:
 LARGE = 2**16
 
 
-def one_by_one(x: Tree, channels: int) -> bool:
+def widest(modules: Iterable[nn.Module]) -> float:
+    """Return the most numbers that a convolution makes of a pixel: its channels, by the pixels that its stride skips.
+
+    >>> widest([nn.Conv2d(3, 32, 3, stride=2), nn.ReLU()])
+    8.0
+    """
+    made = (
+        layer.in_channels if isinstance(layer, nn.ConvTranspose2d) else layer.out_channels / prod(layer.stride)
+        for layer in modules
+        if isinstance(layer, IMAGES)
+    )
+    return max(made, default=1.0)
+
+
+def one_by_one(x: Tree, channels: float) -> bool:
     """Return whether tasks of images (B, n, C, H, W) are better taken in turn: on a CPU, where one fills its caches.
 
-    Together they would need grouped convolutions, which leave the channels of a pixel apart.
+    Together they would need grouped convolutions, which leave the channels of a pixel apart. ``channels`` is `widest`.
     """
     image = next((part for part in tree_leaves(x) if isinstance(part, Tensor) and part.ndim == 5), None)
     if image is None or image.device.type != "cpu":
