@@ -83,7 +83,7 @@ class Case(NamedTuple):
 
 def sines() -> Episodes:
     """Return 25 sine curves, 10 support and 10 query points each."""
-    return headstart.tasks.sinusoid(shots=10).sample("train", range(25))
+    return headstart.data.curves.sinusoid(shots=10).sample("train", range(25))
 
 
 def images(tasks: int = 4, ways: int = 5, queries: int = 15) -> Episodes:

@@ -29,8 +29,8 @@ from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 
 import headstart
 from headstart.algorithms.forest.learner import forest
+from headstart.data.curves.plateaus import plateaus
 from headstart.models.soft_forest import soft_forest
-from headstart.tasks.plateaus import plateaus
 from headstart.training.evaluate import evaluate, interval
 from headstart.training.loop import fit, start
 from headstart.types import Episodes, Learner, Meta, Tasks

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 
-from headstart.core.calibration import gaussian_nll
-from headstart.tasks.gp_curves import gp_curves, true_distribution
+from headstart.data.curves.gp_curves import gp_curves, true_distribution
+from headstart.training.calibration import gaussian_nll
 from headstart.training.evaluate import Score, evaluate
 from headstart.training.loop import fit, flat, start
 from headstart.types import Adapted, Batch, Info, Learner, Meta, Tasks

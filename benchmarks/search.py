@@ -28,8 +28,8 @@ from torch import Tensor, nn
 import headstart
 from headstart.algorithms.search.estimators import kind_of, loaded
 from headstart.algorithms.search.learner import search
-from headstart.tasks.icons import icons
-from headstart.tasks.omniglot import omniglot
+from headstart.data.images.icons import icons
+from headstart.data.images.omniglot import omniglot
 from headstart.types import Batch, Episodes, Learner, Meta, Tasks
 
 LOSS = "cross_entropy"

@@ -48,7 +48,7 @@ SAME_HAND = {"Family": "Ben Sperry", "Material Design Authors": "Google", "Cole 
 """Famicons is made from Ionicons, Lucide from Feather, and both Material sets are Google's."""
 DESIGNERS = 12
 TRIES = 4
-FOLDER = Path(__file__).parents[1] / "src/headstart/tasks/icons"
+FOLDER = Path(__file__).parents[1] / "src/headstart/data/images/icons"
 
 Json = dict[str, Any]
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from headstart.algorithms.context import cavia as cavia
     from headstart.algorithms.curvature import meta_curvature as meta_curvature
     from headstart.algorithms.es_maml import es_maml as es_maml
+    from headstart.algorithms.evolution import Evolution as Evolution
     from headstart.algorithms.forest.learner import forest as forest
     from headstart.algorithms.gaussian.bayesian_linear import alpaca as alpaca
     from headstart.algorithms.gaussian.gaussian_process import dkt as dkt
@@ -53,31 +54,30 @@ if TYPE_CHECKING:
     from headstart.algorithms.reptile import reptile as reptile
     from headstart.algorithms.search.learner import search as search
     from headstart.algorithms.step_norm import per_step_norm as per_step_norm
+    from headstart.algorithms.variants import InnerLoss as InnerLoss
+    from headstart.algorithms.variants import Start as Start
     from headstart.algorithms.warp import mt_net as mt_net
     from headstart.algorithms.warp import t_net as t_net
     from headstart.algorithms.warp import warp_grad as warp_grad
-    from headstart.core.accelerate import accelerate as accelerate
-    from headstart.core.adjoint import Checkpointed as Checkpointed
-    from headstart.core.adjoint import ConjugateGradient as ConjugateGradient
-    from headstart.core.adjoint import FirstOrder as FirstOrder
-    from headstart.core.adjoint import Implicit as Implicit
-    from headstart.core.adjoint import MixedMode as MixedMode
-    from headstart.core.adjoint import Neumann as Neumann
-    from headstart.core.adjoint import Truncated as Truncated
-    from headstart.core.adjoint import Unrolled as Unrolled
-    from headstart.core.cost import expected_cost as expected_cost
-    from headstart.core.cost import multiply_adds as multiply_adds
-    from headstart.core.evolution import Evolution as Evolution
-    from headstart.core.functional import functional as functional
-    from headstart.core.mixture import Mixture as Mixture
-    from headstart.core.mixture import Skip as Skip
+    from headstart.core.adjoints import Checkpointed as Checkpointed
+    from headstart.core.adjoints import ConjugateGradient as ConjugateGradient
+    from headstart.core.adjoints import FirstOrder as FirstOrder
+    from headstart.core.adjoints import Implicit as Implicit
+    from headstart.core.adjoints import MixedMode as MixedMode
+    from headstart.core.adjoints import Neumann as Neumann
+    from headstart.core.adjoints import Truncated as Truncated
+    from headstart.core.adjoints import Unrolled as Unrolled
     from headstart.core.objective import meta_gradient as meta_gradient
     from headstart.core.objective import meta_loss as meta_loss
     from headstart.core.roles import Context as Context
     from headstart.core.roles import Stepped as Stepped
     from headstart.core.roles import Structural as Structural
-    from headstart.core.variants import InnerLoss as InnerLoss
-    from headstart.core.variants import Start as Start
+    from headstart.engine.accelerate import accelerate as accelerate
+    from headstart.forward.cost import expected_cost as expected_cost
+    from headstart.forward.cost import multiply_adds as multiply_adds
+    from headstart.forward.functional import functional as functional
+    from headstart.forward.mixture import Mixture as Mixture
+    from headstart.forward.mixture import Skip as Skip
     from headstart.models.conv4 import conv4 as conv4
     from headstart.models.mlp import mlp as mlp
     from headstart.models.resnet12 import resnet12 as resnet12
@@ -166,8 +166,8 @@ _PUBLIC = {
         "t_net",
         "warp_grad",
     ),
-    "headstart.core.accelerate": ("accelerate",),
-    "headstart.core.adjoint": (
+    "headstart.engine.accelerate": ("accelerate",),
+    "headstart.core.adjoints": (
         "Checkpointed",
         "ConjugateGradient",
         "FirstOrder",
@@ -177,13 +177,13 @@ _PUBLIC = {
         "Truncated",
         "Unrolled",
     ),
-    "headstart.core.cost": (
+    "headstart.forward.cost": (
         "expected_cost",
         "multiply_adds",
     ),
-    "headstart.core.evolution": ("Evolution",),
-    "headstart.core.functional": ("functional",),
-    "headstart.core.mixture": (
+    "headstart.algorithms.evolution": ("Evolution",),
+    "headstart.forward.functional": ("functional",),
+    "headstart.forward.mixture": (
         "Mixture",
         "Skip",
     ),
@@ -196,7 +196,7 @@ _PUBLIC = {
         "Stepped",
         "Structural",
     ),
-    "headstart.core.variants": (
+    "headstart.algorithms.variants": (
         "InnerLoss",
         "Start",
     ),
@@ -233,7 +233,7 @@ _MODULES = {
     "errors": "headstart.errors",
     "losses": "headstart.core.losses",
     "rules": "headstart.core.rules",
-    "tasks": "headstart.tasks",
+    "tasks": "headstart.data",
     "testing": "headstart.testing",
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -6,11 +6,11 @@ from torch import nn
 
 from headstart import Batch, Episodes, Tasks, fit, maml, meta_loss, rules
 from headstart.algorithms.architecture import choices, derive, pressed, sharpened
-from headstart.core.cost import expected_cost
-from headstart.core.functional import functional
-from headstart.core.mixture import Gates, Mixture, Skip
 from headstart.core.objective import at
 from headstart.errors import ShapeError, UnknownNameError, UsageError
+from headstart.forward.cost import expected_cost
+from headstart.forward.functional import functional
+from headstart.forward.mixture import Gates, Mixture, Skip
 from headstart.testing import check_learner, random_episodes
 from headstart.types import Meta
 

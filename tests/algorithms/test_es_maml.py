@@ -6,8 +6,8 @@ from torch import nn
 
 import headstart
 from headstart.algorithms.es_maml import es_maml
+from headstart.data.curves.sinusoid import sinusoid
 from headstart.errors import UnknownNameError, UsageError
-from headstart.tasks.sinusoid import sinusoid
 from headstart.testing import check_learner, random_episodes
 from headstart.training.loop import fit, start
 from headstart.types import Batch, Episodes

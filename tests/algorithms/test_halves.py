@@ -10,9 +10,9 @@ from torch import nn
 import headstart
 from headstart import rules
 from headstart.algorithms.adaptation import Adaptation
-from headstart.core.adjoint import Checkpointed, FirstOrder, MixedMode, Truncated, Unrolled
+from headstart.algorithms.variants import InnerLoss
+from headstart.core.adjoints import Checkpointed, FirstOrder, MixedMode, Truncated, Unrolled
 from headstart.core.objective import meta_gradient
-from headstart.core.variants import InnerLoss
 from headstart.testing import random_episodes
 
 ADJOINTS = [Unrolled(), FirstOrder(), Checkpointed(2), Truncated(1), MixedMode(2)]

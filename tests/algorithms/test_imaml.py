@@ -5,9 +5,9 @@ from torch import nn
 import headstart
 from headstart import Batch, Episodes, rules
 from headstart.algorithms.imaml import imaml
-from headstart.core.adjoint import ConjugateGradient, Neumann
+from headstart.core.adjoints import ConjugateGradient, Neumann
+from headstart.data.curves.sinusoid import sinusoid
 from headstart.errors import UsageError
-from headstart.tasks.sinusoid import sinusoid
 from headstart.training.loop import fit, start
 
 TASKS, FEATURES, STRENGTH = 3, 4, 0.5

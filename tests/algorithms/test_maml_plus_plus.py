@@ -9,8 +9,8 @@ from headstart.algorithms.maml_plus_plus import maml_plus_plus
 from headstart.algorithms.objectives import multi_step, step_weights
 from headstart.algorithms.step_norm import per_step_norm
 from headstart.core.objective import at
+from headstart.data.curves.sinusoid import sinusoid
 from headstart.errors import UsageError
-from headstart.tasks.sinusoid import sinusoid
 from headstart.testing import check_learner, random_episodes
 
 

@@ -4,8 +4,8 @@ from torch import nn
 
 import headstart
 from headstart.algorithms.step_norm import StepBatchNorm, has_batch_norm, per_step_norm
-from headstart.core.functional import functional
 from headstart.errors import DifferentiationError, UsageError
+from headstart.forward.functional import functional
 from headstart.testing import check_learner, random_episodes
 
 SHAPES = {nn.BatchNorm1d: (6, 3), nn.BatchNorm2d: (6, 3, 4, 4), nn.BatchNorm3d: (6, 3, 2, 2, 2)}

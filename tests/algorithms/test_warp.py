@@ -9,8 +9,8 @@ import headstart
 from headstart import Checkpointed, FirstOrder, Unrolled, rules
 from headstart.algorithms.warp import mt_net, t_net, warp_grad
 from headstart.core.roles import Structural
+from headstart.data.curves.sinusoid import sinusoid
 from headstart.errors import UnknownNameError, UsageError
-from headstart.tasks.sinusoid import sinusoid
 from headstart.testing import check_learner, random_episodes
 from headstart.training.loop import fit
 from headstart.types import Episodes, Meta

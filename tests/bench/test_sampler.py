@@ -11,8 +11,8 @@ from headstart.bench.peers.process import PeerError, Worker
 from headstart.bench.plan import Plan
 from headstart.bench.sampler_contenders import imports, ours
 from headstart.bench.sampler_contenders.episodes import FIELDS, SamplerCase, fault, omniglot_folder, store_of
+from headstart.data.images.fewshot import few_shot
 from headstart.errors import UsageError
-from headstart.tasks.fewshot import few_shot
 
 CASE = SamplerCase(tasks=4, seed=3)
 

@@ -167,7 +167,7 @@ def test_flags_win_over_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_images_go_through_adapt_and_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
-    from headstart.tasks.icons import load_icons
+    from headstart.data.images.icons import load_icons
 
     store = load_icons()["test"]
     for index in range(3):

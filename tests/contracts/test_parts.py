@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from headstart import Checkpointed, FirstOrder, Unrolled, registry, rules
-from headstart.core.adjoint import MixedMode, Truncated
-from headstart.tasks.fewshot import few_shot, image_store
-from headstart.tasks.sinusoid import sinusoid
+from headstart.core.adjoints import MixedMode, Truncated
+from headstart.data.curves.sinusoid import sinusoid
+from headstart.data.images.fewshot import few_shot, image_store
 from headstart.testing import check_adjoint, check_rule, check_tasks
 
 ADJOINTS = [

@@ -6,8 +6,8 @@ from torch import nn
 
 import headstart
 from headstart import Context, Stepped, Structural, rules
-from headstart.core.functional import functional
 from headstart.errors import UnknownNameError, UsageError
+from headstart.forward.functional import functional
 from headstart.testing import check_learner, random_episodes
 
 

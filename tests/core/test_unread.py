@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from headstart.core.convolution import conv2d
-from headstart.core.product import product
 from headstart.core.unread import is_unread, is_unread_later, unread, unread_later, without_numbers
+from headstart.forward.convolution import conv2d
+from headstart.forward.product import product
 
 
 def convolved(x, weight, bias):

@@ -4,9 +4,9 @@ from torch import nn
 from torch.func import functional_call
 
 import headstart
-from headstart.core.functional import functional
-from headstart.core.trunk import split
 from headstart.errors import ShapeError, UnknownNameError, UsageError
+from headstart.forward.functional import functional
+from headstart.forward.trunk import split
 from headstart.models.resnet12 import resnet12
 from headstart.testing import random_episodes
 

@@ -3,9 +3,9 @@ import torch
 
 from headstart import conv4, maml
 from headstart.algorithms.architecture import derive
-from headstart.core.cost import multiply_adds
-from headstart.core.mixture import mixtures
 from headstart.errors import ShapeError, UnknownNameError, UsageError
+from headstart.forward.cost import multiply_adds
+from headstart.forward.mixture import mixtures
 from headstart.models.searchable4 import searchable4
 
 SHAPE = (1, 28, 28)

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 import headstart
+from headstart.data.curves.plateaus import plateaus
 from headstart.errors import UsageError
 from headstart.models.soft_forest import SoftTrees, soft_forest
-from headstart.tasks.plateaus import plateaus
 from headstart.testing import check_learner, random_episodes
 from headstart.training.evaluate import evaluate
 from headstart.training.loop import fit

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import headstart
 from headstart import Checkpointed, FirstOrder, Unrolled, rules
 from headstart.algorithms.adapters import LowRank, low_rank
-from headstart.core.functional import functional
-from headstart.core.trunk import split
 from headstart.errors import ShapeError, UsageError
+from headstart.forward.functional import functional
+from headstart.forward.trunk import split
 from headstart.models.transformer import transformer
 from headstart.testing import check_learner, random_episodes
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from headstart.data.images.files import SkippedImageWarning
+from headstart.data.images.icons import load_icons
 from headstart.errors import ConfigError, DataError, FileError, HeadstartError
-from headstart.tasks.icons import load_icons
-from headstart.tasks.images import SkippedImageWarning
 from headstart.training.adapted import adapt, open_adapted, predict
 from headstart.training.config import make_config
 from headstart.training.run import train

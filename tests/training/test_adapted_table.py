@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from headstart.cli.app import run as command
+from headstart.data.tables import UnseenValueWarning
 from headstart.errors import ConfigError, DataError, DivergenceError, FileError, HeadstartError
-from headstart.tasks.table import UnseenValueWarning
 from headstart.training.adapted_table import (
     adapt,
     is_table_model,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import headstart
+from headstart.data.curves.sinusoid import sinusoid
 from headstart.errors import FileError
-from headstart.tasks.sinusoid import sinusoid
 from headstart.training import checkpoint as checkpoints
 from headstart.training.checkpoint import Best, find, save, take
 from headstart.training.files import to_json

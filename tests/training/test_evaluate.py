@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import headstart
+from headstart.data.curves.sinusoid import sinusoid
 from headstart.errors import ConfigError, DataError, DivergenceError
-from headstart.tasks.sinusoid import sinusoid
 from headstart.training.evaluate import better, evaluate, interval, student
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Tasks
 

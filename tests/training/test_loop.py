@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import headstart
+from headstart.data.curves.sinusoid import sinusoid
 from headstart.errors import ConfigError, DataError, DivergenceError, UnknownNameError, UsageError
-from headstart.tasks.sinusoid import sinusoid
 from headstart.training.loop import StepRecord, fit, seeded, start, tensors_of
 from headstart.types import Episodes, Info, Learner, Meta, Tasks
 

@@ -16,7 +16,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from headstart.errors import ConfigError, DivergenceError, FileError
-from headstart.training.card import command
 from headstart.training.checkpoint import find
 from headstart.training.config import TrainConfig, make_config
 from headstart.training.config_file import read_config_file
@@ -24,6 +23,7 @@ from headstart.training.defaults import resolve
 from headstart.training.loop import StepRecord
 from headstart.training.named_tasks import default_folder
 from headstart.training.progress import Silent
+from headstart.training.report.card import command
 from headstart.training.run import open_run, read_config, train
 from headstart.training.run import test as judge
 

@@ -11,17 +11,17 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_map
 
+from headstart.algorithms.variants import InnerLoss, Start
 from headstart.core import losses
-from headstart.core.adjoint import Adjoint, FirstOrder
-from headstart.core.functional import Functional, functional
+from headstart.core.adjoints import Adjoint, FirstOrder
 from headstart.core.masks import present
 from headstart.core.rules import Rule
 from headstart.core.rules.rule import merged_structure
 from headstart.core.solve import expanded, solve
 from headstart.core.step import Given, Inner, gradients
-from headstart.core.trunk import split
-from headstart.core.variants import InnerLoss, Start
 from headstart.errors import UsageError
+from headstart.forward.functional import Functional, functional
+from headstart.forward.trunk import split
 from headstart.types import Adapted, Batch, Info, Meta, Params, Tree
 
 #: The dropout pass of the query set; inner step t is pass t.

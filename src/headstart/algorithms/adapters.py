@@ -9,8 +9,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from headstart.algorithms.film import reachable
 from headstart.core.patterns import Leaf, What, choose, matches
-from headstart.core.surgery import replaced
 from headstart.errors import UsageError
+from headstart.forward.surgery import replaced
 
 
 def low_rank(

@@ -10,12 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
-from headstart.core.functional import functional
-from headstart.core.mixture import GATES, Mixture, mixtures
 from headstart.core.objective import at
 from headstart.core.patterns import matches
-from headstart.core.surgery import replaced
 from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.forward.functional import functional
+from headstart.forward.mixture import GATES, Mixture, mixtures
+from headstart.forward.surgery import replaced
 from headstart.types import Adapted, Batch, Info, Learner, Meta, Params, Tree
 
 
@@ -127,7 +127,7 @@ def derive(module: nn.Module, meta: Meta) -> nn.Module:
         UsageError: the module holds no mixture.
         ShapeError: ``meta`` is not of this module.
 
-    >>> from headstart.core.mixture import Skip
+    >>> from headstart.forward.mixture import Skip
     >>> model = nn.Sequential(Mixture({"linear": nn.Linear(4, 4), "skip": Skip()}), nn.Linear(4, 2))
     >>> meta = functional(model)
     >>> derive(model, Meta(meta.params, {"0.gates.logits": torch.tensor([0.0, 3.0])}))

@@ -7,8 +7,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from headstart.algorithms.maml import maml
+from headstart.algorithms.variants import Gradient, Start
 from headstart.core import tree
-from headstart.core.variants import Gradient, Start
 from headstart.errors import UsageError
 from headstart.types import Batch, Learner, Params
 

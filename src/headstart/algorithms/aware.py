@@ -10,14 +10,14 @@ from headstart.algorithms.objectives import first_order_until as until_first_ord
 from headstart.algorithms.objectives import multi_step
 from headstart.algorithms.proposal import Begin, Geometry, Proposal, Rates, propose
 from headstart.algorithms.proto_maml import prototype_start
-from headstart.core.adjoint import Adjoint, Checkpointed, FirstOrder, Unrolled
-from headstart.core.functional import Buffers
+from headstart.algorithms.variants import Start
+from headstart.core.adjoints import Adjoint, Checkpointed, FirstOrder, Unrolled
 from headstart.core.losses import TaskLoss
 from headstart.core.patterns import What
 from headstart.core.rules import Rule, chain, curvature, exclude, only, per_tensor, per_weight, scale
-from headstart.core.taskmap import TaskMap
-from headstart.core.variants import Start
 from headstart.errors import UsageError
+from headstart.forward.functional import Buffers
+from headstart.forward.task_map import TaskMap
 from headstart.types import Learner
 
 

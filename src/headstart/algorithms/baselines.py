@@ -8,7 +8,7 @@ from headstart.algorithms.maml import maml
 from headstart.algorithms.prototypes import class_means, squared_distances
 from headstart.algorithms.reptile import joined
 from headstart.core import losses
-from headstart.core.adjoint import FirstOrder
+from headstart.core.adjoints import FirstOrder
 from headstart.core.masks import present
 from headstart.core.objective import backprop
 from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta, Tree

@@ -12,8 +12,8 @@ from headstart.algorithms.maml import maml
 from headstart.core.patterns import Leaf, What, choose
 from headstart.core.roles import Context
 from headstart.core.rules import chain, only, scale
-from headstart.core.surgery import followed
 from headstart.errors import UsageError, unknown_name
+from headstart.forward.surgery import followed
 from headstart.types import Learner, Meta
 
 Where = Literal["input", "film"]

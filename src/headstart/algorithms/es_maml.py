@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from headstart.algorithms.adaptation import Adaptation
+from headstart.algorithms.evolution import Evolution, Shaping, smoothed_gradient
 from headstart.algorithms.maml import maml
-from headstart.core.adjoint import FirstOrder
-from headstart.core.evolution import Evolution, Shaping, smoothed_gradient
+from headstart.core.adjoints import FirstOrder
 from headstart.core.step import Given
 from headstart.errors import UsageError, unknown_name
 from headstart.types import Learner, Params

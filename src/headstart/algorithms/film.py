@@ -8,8 +8,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from headstart.core.patterns import Leaf, What, choose
-from headstart.core.surgery import replaced
 from headstart.errors import UsageError
+from headstart.forward.surgery import replaced
 
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 

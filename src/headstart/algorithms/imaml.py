@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from headstart.algorithms.maml import maml
-from headstart.core.adjoint.implicit import ConjugateGradient, Implicit, Solver
+from headstart.core.adjoints.implicit import ConjugateGradient, Implicit, Solver
 from headstart.core.rules import chain, proximal, scale
 from headstart.types import Learner
 

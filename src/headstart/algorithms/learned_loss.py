@@ -8,9 +8,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from headstart.algorithms.variants import InnerLoss
 from headstart.core import losses, tree
 from headstart.core.values import in_range, one_hot
-from headstart.core.variants import InnerLoss
 from headstart.errors import ShapeError, UsageError
 from headstart.types import Batch, Params
 

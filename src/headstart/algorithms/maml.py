@@ -10,15 +10,15 @@ from torch import Generator, nn
 
 from headstart.algorithms.adaptation import Adaptation, halves_of, moving
 from headstart.algorithms.reading import read
+from headstart.algorithms.variants import InnerLoss, Start
 from headstart.core import losses
-from headstart.core.adjoint import Adjoint, FirstOrder, Unrolled
-from headstart.core.functional import Buffers, Precision, functional
+from headstart.core.adjoints import Adjoint, FirstOrder, Unrolled
 from headstart.core.objective import backprop
 from headstart.core.patterns import What
 from headstart.core.rules import Rule, chain, exclude, only, per_weight, scale
-from headstart.core.taskmap import TaskMap
-from headstart.core.variants import InnerLoss, Start
 from headstart.errors import UsageError
+from headstart.forward.functional import Buffers, Precision, functional
+from headstart.forward.task_map import TaskMap
 from headstart.types import Batch, Learner
 
 

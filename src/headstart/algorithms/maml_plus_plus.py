@@ -7,7 +7,7 @@ from torch import nn
 from headstart.algorithms import objectives
 from headstart.algorithms.maml import maml
 from headstart.algorithms.step_norm import has_batch_norm, per_step_norm
-from headstart.core.adjoint import Adjoint, FirstOrder, Unrolled
+from headstart.core.adjoints import Adjoint, FirstOrder, Unrolled
 from headstart.core.rules import per_tensor
 from headstart.types import Learner
 

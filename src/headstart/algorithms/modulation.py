@@ -8,13 +8,13 @@ from torch.nn.modules.conv import _ConvNd
 from headstart.algorithms.encoder import Sizes, drawn, embedded, encoder
 from headstart.algorithms.film import Channels, channels_of, film, layers_to_modulate
 from headstart.algorithms.maml import maml
+from headstart.algorithms.variants import Gradient, Start
 from headstart.core import tree
 from headstart.core.patterns import What
 from headstart.core.roles import Context
 from headstart.core.rules import chain, exclude, scale
-from headstart.core.surgery import followed
-from headstart.core.variants import Gradient, Start
 from headstart.errors import UsageError
+from headstart.forward.surgery import followed
 from headstart.types import Batch, Learner, Params
 
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from torch import nn
 
 from headstart.algorithms.reading import NORMS, Reading, read
-from headstart.core.adjoint import Adjoint
+from headstart.core.adjoints import Adjoint
 from headstart.core.losses import TaskLoss
 from headstart.core.patterns import Leaf, What
 from headstart.core.roles import role_of

@@ -8,11 +8,11 @@ from torch import Generator, nn
 from headstart.algorithms.maml import head_of, maml
 from headstart.algorithms.prototypes import class_means
 from headstart.algorithms.reading import why_not_own
-from headstart.core.functional import Buffers, functional
-from headstart.core.surgery import replaced
-from headstart.core.taskmap import TaskMap
-from headstart.core.variants import Gradient, Start
+from headstart.algorithms.variants import Gradient, Start
 from headstart.errors import UsageError, unknown_name
+from headstart.forward.functional import Buffers, functional
+from headstart.forward.surgery import replaced
+from headstart.forward.task_map import TaskMap
 from headstart.types import Batch, Learner, Params
 
 

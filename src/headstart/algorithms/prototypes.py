@@ -6,12 +6,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from headstart.core import losses
-from headstart.core.functional import Buffers, functional
 from headstart.core.masks import present
 from headstart.core.objective import backprop
-from headstart.core.taskmap import TaskMap
 from headstart.core.values import in_range, one_hot
 from headstart.errors import ShapeError, unknown_name
+from headstart.forward.functional import Buffers, functional
+from headstart.forward.task_map import TaskMap
 from headstart.types import Adapted, Batch, Info, Learner, Meta, Params, Tree
 
 Distance = Literal["euclidean", "cosine"]

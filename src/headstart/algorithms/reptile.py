@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from headstart.algorithms.maml import maml
-from headstart.core.adjoint import FirstOrder
+from headstart.core.adjoints import FirstOrder
 from headstart.core.rules import Rule, adam, chain, scale
 from headstart.errors import UsageError
 from headstart.types import Batch, Episodes, Info, Learner, Meta, MetaGradient, Params, Tree

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from headstart.core.roles import Stepped, Structural
-from headstart.core.skeleton import refuse_untwiceable
-from headstart.core.surgery import replaced
 from headstart.errors import UsageError
+from headstart.forward.skeleton import refuse_untwiceable
+from headstart.forward.surgery import replaced
 
 
 class StepBatchNorm(Structural, Stepped):

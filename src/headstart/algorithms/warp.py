@@ -17,8 +17,8 @@ from headstart.core.objective import after_adapting, backprop, query_losses
 from headstart.core.patterns import Leaf, What, choose, matches
 from headstart.core.roles import Structural, role_of
 from headstart.core.rules import chain, scale, unit_mask
-from headstart.core.surgery import followed, replaced
 from headstart.errors import UnknownNameError, UsageError, unknown_name
+from headstart.forward.surgery import followed, replaced
 from headstart.types import Episodes, Info, Learner, Meta
 
 Warpable: TypeAlias = nn.Linear | _ConvNd

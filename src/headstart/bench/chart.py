@@ -11,7 +11,7 @@ from headstart.bench.chart_panels import GAP, WIDTH, Panel, bars, curve
 from headstart.bench.chart_style import HEADING, INK, LINE, OURS, QUIET, SMALL, TEXT, TITLE, lines, styles, wrapped
 from headstart.bench.figures import Figure, Report
 from headstart.bench.text import figure_rows
-from headstart.training.figures import new_figure, png
+from headstart.training.report.figures import new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from headstart.bench.chart_style import INK, LINE, OURS, QUIET, SMALL, TEXT, TITLE, Style, lines, soft, width, wrapped
 from headstart.bench.figures import Figure
 from headstart.bench.text import number
-from headstart.training.figures import BLUE
+from headstart.training.report.figures import BLUE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

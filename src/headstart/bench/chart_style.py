@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from headstart.training.figures import BLUE, GREEN, ORANGE, RED
+from headstart.training.report.figures import BLUE, GREEN, ORANGE, RED
 
 #: Who a picture is about: drawn in blue, before all others.
 OURS = "headstart"

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from headstart.bench.problem import Array, Predict, Predicted, Problem, Sample, joined
+from headstart.data.rows import Rows, row_tasks
 from headstart.errors import DataError
 from headstart.registry import load
-from headstart.tasks.rows import Rows, row_tasks
 from headstart.training.loop import Schedule, copied, fit, start
 from headstart.types import Adapted, Batch, Learner, Meta, Tasks
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headstart.bench.problem import Array, Ids, Problem, Sample, taken
+from headstart.data.random import bits
 from headstart.errors import DataError, FileError, UsageError, unknown_name
-from headstart.tasks.random import bits
 
 FRACTION = 0.25
 """The share of the tasks that a split holds out."""

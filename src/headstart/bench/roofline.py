@@ -13,9 +13,9 @@ from headstart.bench.plan import Plan, check, chosen
 from headstart.bench.roofline_floors import Floors, floors
 from headstart.bench.roofline_work import Traffic, flops, shares, traffic
 from headstart.bench.speed_cases import ANIL, RESNET, conv4, sine
-from headstart.core.accelerate import accelerate
 from headstart.core.objective import meta_gradient
-from headstart.core.taskmap import loop
+from headstart.engine.accelerate import accelerate
+from headstart.forward.task_map import loop
 
 CASES = (sine(1), sine(5), conv4(1, 8, 1), conv4(1, 8, 5), ANIL, RESNET)
 #: A case is timed for about so long, at least `FEWEST` times.

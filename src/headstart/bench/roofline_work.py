@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from headstart.core.workload import computes
+from headstart.engine.workload import computes
 
 
 class Traffic(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from headstart.bench.summary import Row, Table
-from headstart.training.figures import BLUE, GREY, ORANGE, dress, new_figure, png
+from headstart.training.report.figures import BLUE, GREY, ORANGE, dress, new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

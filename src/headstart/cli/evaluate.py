@@ -41,7 +41,7 @@ def evaluate(
         Print the result as JSON.
     """
     from headstart.training.build import make_tasks
-    from headstart.training.report import score_to_json
+    from headstart.training.report.report import score_to_json
     from headstart.training.run import open_run, test
 
     job, checkpoint = open_run(run, device)
@@ -71,7 +71,7 @@ def report(run: Path, /, *, device: Device = "auto", as_json: Json = False) -> N
     as_json
         Print the files' paths as JSON.
     """
-    from headstart.training.report import report
+    from headstart.training.report.report import report
     from headstart.training.run import open_run
 
     job, checkpoint = open_run(run, device)

@@ -30,8 +30,8 @@ def print_table(title: str, headings: Sequence[str], rows: Iterable[tuple[str, .
 
 def score_text(score: "Score") -> str:
     """Return a score as people read it: the mean and interval, then by number of inner steps."""
-    from headstart.training.card import calibration_text
-    from headstart.training.report import shown
+    from headstart.training.report.card import calibration_text
+    from headstart.training.report.report import shown
 
     kind = "classification" if score.metric == "accuracy" else "regression"
     tasks = "tasks (mean and 95 % interval)" if score.episodes > 1 else "task (of one alone no interval can be told)"

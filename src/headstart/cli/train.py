@@ -58,7 +58,7 @@ def train(
 
 
 def _as_json(result: "Result") -> dict[str, Any]:
-    from headstart.training.report import score_to_json
+    from headstart.training.report.report import score_to_json
 
     return {
         "run": str(result.run),

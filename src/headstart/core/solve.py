@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
-from headstart.core.adjoint import Adjoint
+from headstart.core.adjoints import Adjoint
 from headstart.core.rules import Rule
 from headstart.core.step import Given, Inner, Step, SupportLoss
 from headstart.errors import UsageError

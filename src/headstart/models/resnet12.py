@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from headstart.core.layers import Composed
 from headstart.errors import ShapeError, UsageError
+from headstart.forward.over_tasks import Composed
 from headstart.models.conv4 import Norm, image_shape, normalisation
 
 #: The slope of the leaky ReLUs below zero.

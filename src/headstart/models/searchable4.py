@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from headstart.core.mixture import Mixture, Skip
 from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.forward.mixture import Mixture, Skip
 from headstart.models.conv4 import Downsample, Norm, halved, image_shape, normalisation
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from headstart.core.adjoint import Adjoint, Unrolled
+from headstart.core.adjoints import Adjoint, Unrolled
 from headstart.core.rules import chain, momentum, scale
 from headstart.core.solve import solve
 from headstart.core.step import Given, Inner

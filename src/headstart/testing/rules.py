@@ -6,8 +6,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from headstart.core.functional import functional
 from headstart.core.rules import Rule
+from headstart.forward.functional import functional
 from headstart.testing.contract import (
     copied,
     error,

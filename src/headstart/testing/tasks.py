@@ -36,7 +36,7 @@ def check_tasks(
     Raises:
         ContractError: the contract that is broken, by how much, and what that means.
 
-    >>> from headstart.tasks.sinusoid import sinusoid
+    >>> from headstart.data.curves.sinusoid import sinusoid
     >>> check_tasks(lambda seed: sinusoid(seed=seed))
     """
     family = tasks if isinstance(tasks, Tasks) else tasks(0)

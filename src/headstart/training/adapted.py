@@ -78,8 +78,8 @@ def adapt(
         DataError: a class without an image that can be read, or, where ``strict``, one that cannot.
         FileError: no run, or a folder that cannot be read or written.
     """
-    from headstart.tasks.folder import read_class_folder
-    from headstart.tasks.store import scaled
+    from headstart.data.images.folder import read_class_folder
+    from headstart.data.images.store import scaled
 
     job, checkpoint = open_run(run, device)
     config, shape = job.config, job.tasks.input_shape
@@ -166,8 +166,8 @@ def predict(model: AdaptedModel, images: Sequence[str | Path]) -> list[Predictio
         FileError: no such file.
         DataError: a file that is not an image.
     """
-    from headstart.tasks.images import read_image
-    from headstart.tasks.store import scaled
+    from headstart.data.images.files import read_image
+    from headstart.data.images.store import scaled
 
     read_in = [read_image(path, model.input_shape[-1], _channels(model.input_shape)) for path in images]
     x = _as_trained(torch.stack([scaled(image) for image in read_in]), model.config)

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from headstart.errors import ConfigError, DivergenceError, FileError
-from headstart.tasks.table import (
+from headstart.data.tables import (
     Schema,
     Table,
     encode_features,
@@ -23,6 +22,7 @@ from headstart.tasks.table import (
     schema_from_json,
     schema_to_json,
 )
+from headstart.errors import ConfigError, DivergenceError, FileError
 from headstart.training import checkpoint as checkpoints
 from headstart.training.adapted_files import (
     CONFIG,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from headstart.core.adjoint import Checkpointed, MixedMode, Unrolled
+from headstart.core.adjoints import Checkpointed, MixedMode, Unrolled
 from headstart.errors import ConfigError, UsageError
 from headstart.registry import load
 from headstart.training.config import TrainConfig

@@ -11,13 +11,13 @@ import torch
 from headstart.errors import ConfigError, UsageError
 from headstart.registry import find
 from headstart.training.build import make_tasks
-from headstart.training.comparison_plot import draw_comparison
 from headstart.training.config import TrainConfig, flag, make_config
 from headstart.training.defaults import TASKS, compared, resolve, taken_by
 from headstart.training.files import make_folder, to_json, write
 from headstart.training.metrics import write_csv
 from headstart.training.progress import Silent, View
-from headstart.training.report import score_to_json, shown
+from headstart.training.report.comparison_plot import draw_comparison
+from headstart.training.report.report import score_to_json, shown
 from headstart.training.run import Result, train
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from headstart.core import losses
-from headstart.core.calibration import coverage, gaussian_nll, interval_width
 from headstart.errors import ConfigError, DivergenceError
+from headstart.training.calibration import coverage, gaussian_nll, interval_width
 from headstart.training.loop import check_data, named
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Learner, Meta, Tasks
 
@@ -92,7 +92,7 @@ def evaluate(
         DivergenceError: the predictions on some task are not finite.
 
     >>> import headstart, torch
-    >>> from headstart.tasks.sinusoid import sinusoid
+    >>> from headstart.data.curves.sinusoid import sinusoid
     >>> learner = headstart.maml(torch.nn.Linear(1, 1), loss="mse", steps=1, rate=0.01, taskmap="vmap")
     >>> score = evaluate(learner, learner.init(None), sinusoid(shots=5), episodes=50, steps=[0, 5])
     >>> score.metric, score.episodes, sorted(score.by_inner_step)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_leaves
 
-from headstart.core.accelerate import accelerate
 from headstart.core.objective import at, meta_gradient
+from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, DataError, DivergenceError, UsageError, unknown_name
 from headstart.training.kept_memory import kept_memory
 from headstart.types import Batch, Episodes, Info, Learner, Meta, Params, Tasks
@@ -145,7 +145,7 @@ def fit(
         DataError: a task holds numbers that are not finite.
 
     >>> import headstart, torch
-    >>> from headstart.tasks.sinusoid import sinusoid
+    >>> from headstart.data.curves.sinusoid import sinusoid
     >>> learner = headstart.maml(torch.nn.Linear(1, 1), loss="mse", steps=1, taskmap="vmap")
     >>> [record.step for record in fit(learner, sinusoid(shots=5), steps=3)]
     [1, 2, 3]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headstart.core.adjoint.kept import Fetch, Keep
-from headstart.core.adjoint.leaves import pack
+from headstart.core.adjoints.kept import Fetch, Keep
+from headstart.core.adjoints.leaves import pack
 from headstart.core.step import Inner
 from headstart.errors import FileError
 

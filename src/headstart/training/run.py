@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import headstart
-from headstart.core.accelerate import accelerate
+from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, FileError
 from headstart.training import checkpoint as checkpoints
 from headstart.training.build import Job, build, make_optimizer, reproducible
@@ -32,7 +32,7 @@ from headstart.training.files import TEMPORARY, make_folder, read_json, to_json,
 from headstart.training.loop import State, copied, fit, flat, start
 from headstart.training.metrics import MetricsFile, write_csv
 from headstart.training.progress import Silent, View
-from headstart.training.report import by_task, report, score_to_json, shown
+from headstart.training.report.report import by_task, report, score_to_json, shown
 from headstart.training.signals import Stop, only_writer, stop_signals
 from headstart.training.table_schema import refuse_other_table, write_schema
 from headstart.types import Meta

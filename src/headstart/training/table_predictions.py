@@ -5,8 +5,8 @@ import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from headstart.data.tables import Table
 from headstart.errors import DataError
-from headstart.tasks.table import Table
 
 
 class Predictions(NamedTuple):

@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from headstart.data.tables import Schema, schema_from_json, schema_to_json
 from headstart.errors import DataError, FileError
-from headstart.tasks.table import Schema, schema_from_json, schema_to_json
 from headstart.training.files import read_json, to_json, write
 
 SCHEMA = "table.json"

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from headstart.algorithms.forest.growth import Options, grow, number, read
+from headstart.data.curves.plateaus import plateaus
+from headstart.data.rows import Rows, row_tasks
 from headstart.errors import UsageError
-from headstart.tasks.plateaus import plateaus
-from headstart.tasks.rows import Rows, row_tasks
 from headstart.types import Batch
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed")

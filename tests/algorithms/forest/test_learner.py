@@ -5,9 +5,9 @@ import headstart
 from headstart.algorithms.forest.growth import number, read
 from headstart.algorithms.forest.learner import forest
 from headstart.core.objective import meta_loss
+from headstart.data.curves.plateaus import plateaus
+from headstart.data.rows import Rows, row_tasks
 from headstart.errors import ShapeError, UnknownNameError, UsageError
-from headstart.tasks.plateaus import plateaus
-from headstart.tasks.rows import Rows, row_tasks
 from headstart.testing import check_learner, random_episodes
 from headstart.training.evaluate import evaluate
 from headstart.training.loop import fit, start

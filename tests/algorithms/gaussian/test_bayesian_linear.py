@@ -8,9 +8,9 @@ from torch.distributions import MultivariateNormal
 import headstart
 from headstart.algorithms.gaussian.bayesian_linear import alpaca
 from headstart.algorithms.gaussian.gaussian_process import gaussian_process
-from headstart.core.kernels import triangular
+from headstart.algorithms.kernels import triangular
+from headstart.data.rows import Rows, row_tasks
 from headstart.errors import ShapeError, UnknownNameError, UsageError
-from headstart.tasks.rows import Rows, row_tasks
 from headstart.testing import check_learner, random_episodes
 from headstart.training.loop import fit, start
 from headstart.types import Batch, Episodes, Meta

@@ -9,8 +9,8 @@ from torch.distributions import MultivariateNormal
 import headstart
 from headstart.algorithms.gaussian.gaussian_process import dkt, gaussian_process
 from headstart.core.objective import meta_loss
+from headstart.data.rows import Rows, row_tasks
 from headstart.errors import ShapeError, UnknownNameError, UsageError
-from headstart.tasks.rows import Rows, row_tasks
 from headstart.testing import check_learner, random_episodes
 from headstart.training.loop import fit, start
 from headstart.types import Batch, Episodes, Meta

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from headstart.algorithms.gaussian import mean_functions
-from headstart.tasks.rows import Rows, row_tasks
+from headstart.data.rows import Rows, row_tasks
 
 X = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
 

@@ -11,8 +11,8 @@ from torch.distributions import Normal, kl_divergence
 from headstart.algorithms.neural_process.learners import anp, cnp
 from headstart.algorithms.neural_process.networks import CrossAttention
 from headstart.core.objective import meta_loss
+from headstart.data.curves.gp_curves import gp_curves, true_distribution
 from headstart.errors import ShapeError, UsageError
-from headstart.tasks.gp_curves import gp_curves, true_distribution
 from headstart.testing import check_learner, random_episodes
 from headstart.training.loop import fit
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Learner, Meta

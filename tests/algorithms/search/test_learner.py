@@ -13,8 +13,8 @@ from headstart.algorithms.search import estimators, study
 from headstart.algorithms.search.estimators import KINDS, Choice, Integer, LogUniform, Uniform
 from headstart.algorithms.search.learner import search
 from headstart.core import losses
+from headstart.data.rows import Rows, row_tasks
 from headstart.errors import ConfigError, ShapeError, UnknownNameError, UsageError
-from headstart.tasks.rows import Rows, row_tasks
 from headstart.testing import check_learner, random_episodes
 from headstart.types import Batch
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from headstart import errors
-from headstart.core.functional import functional
 from headstart.core.rules import chain, fixed_mask, mask, only, scale, unit_mask
+from headstart.forward.functional import functional
 from headstart.testing import check_rule
 
 KINDS = {

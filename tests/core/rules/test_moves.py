@@ -4,9 +4,9 @@ import pytest
 from torch import nn
 
 from headstart import errors
-from headstart.core.functional import functional
 from headstart.core.patterns import Leaf
 from headstart.core.rules import exclude, only
+from headstart.forward.functional import functional
 
 
 def leaves():

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from headstart import errors
-from headstart.core.functional import functional
 from headstart.core.rules import (
     adam,
     chain,
@@ -22,6 +21,7 @@ from headstart.core.rules import (
     unit_mask,
     weight_decay,
 )
+from headstart.forward.functional import functional
 
 
 def model():

@@ -7,11 +7,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from headstart.algorithms import gaussians
 from headstart.algorithms.forest.boxes import Boxes, memberships, shared, unbounded
 from headstart.algorithms.forest.growth import Kind, Options, number
 from headstart.algorithms.forest.preparation import prepared
 from headstart.algorithms.forest.strength import posterior
-from headstart.core import gaussians, losses
+from headstart.core import losses
 from headstart.core.masks import present
 from headstart.core.objective import backprop, query_losses
 from headstart.core.values import in_range, one_hot

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from headstart.core import gaussians
+from headstart.algorithms import gaussians
 
 #: Bounds of a variance ratio, so that its logarithm is finite.
 SMALLEST, LARGEST = 1e-8, 1e8

@@ -7,15 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from headstart.algorithms import gaussians
 from headstart.algorithms.gaussian import mean_functions
 from headstart.algorithms.gaussian.conditioning import Likelihood, joined_mask, predictive, residual, shown
-from headstart.core import gaussians, losses
-from headstart.core.functional import Buffers, functional
-from headstart.core.kernels import triangular, with_one
+from headstart.algorithms.kernels import triangular, with_one
+from headstart.core import losses
 from headstart.core.masks import present
 from headstart.core.objective import backprop
-from headstart.core.taskmap import TaskMap
 from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.forward.functional import Buffers, functional
+from headstart.forward.task_map import TaskMap
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Objective, Params, Tasks, Tree
 
 #: The standard deviation of the noise to start from, for targets of variance 1.
@@ -69,7 +70,7 @@ def alpaca(
         outputs: number of target values; they are independent and share Λ₀.
         likelihood: ``"predictive"`` as in the paper, or ``"joint"``: −log p(y_support, y_query).
         dtype: of M, where there is no module.
-        taskmap, buffers: as in `headstart.core.functional.functional`, for the module.
+        taskmap, buffers: as in `headstart.forward.functional.functional`, for the module.
 
     Raises:
         UnknownNameError: a likelihood that does not exist.

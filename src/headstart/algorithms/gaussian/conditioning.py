@@ -6,9 +6,10 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Generator, Tensor
 
-from headstart.core import gaussians, losses, tree
-from headstart.core.gaussians import Conditioner
-from headstart.core.kernels import Kernel
+from headstart.algorithms import gaussians
+from headstart.algorithms.gaussians import Conditioner
+from headstart.algorithms.kernels import Kernel
+from headstart.core import losses, tree
 from headstart.core.masks import present
 from headstart.core.objective import backprop
 from headstart.errors import ShapeError, unknown_name

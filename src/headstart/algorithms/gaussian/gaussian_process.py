@@ -8,14 +8,15 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Generator, Tensor, nn
 
+from headstart.algorithms import kernels
 from headstart.algorithms.gaussian import mean_functions
 from headstart.algorithms.gaussian.conditioning import Likelihood, Prior, conditioned
 from headstart.algorithms.gaussian.mean_functions import Mean
-from headstart.core import kernels, tree
-from headstart.core.functional import Buffers, functional
-from headstart.core.kernels import Kernel
-from headstart.core.taskmap import TaskMap
+from headstart.algorithms.kernels import Kernel
+from headstart.core import tree
 from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.forward.functional import Buffers, functional
+from headstart.forward.task_map import TaskMap
 from headstart.types import Learner, Meta, Params, Tasks, Tree
 
 KernelName: TypeAlias = Literal["rbf", "matern", "linear", "spectral"]
@@ -82,7 +83,7 @@ def gaussian_process(
             against the number of target values of the training tasks, which `Learner.prepare` counts (1000 before).
         likelihood: ``"joint"``, or ``"predictive"``: −log p(y_query | y_support), one by one.
         dtype: of θ and M, where there is no module.
-        taskmap, buffers: as in `headstart.core.functional.functional`, for the module.
+        taskmap, buffers: as in `headstart.forward.functional.functional`, for the module.
 
     Raises:
         UnknownNameError: a mean, kernel or likelihood that does not exist.

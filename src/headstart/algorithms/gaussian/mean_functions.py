@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from headstart.algorithms.kernels import with_one
 from headstart.core import tree
-from headstart.core.functional import Buffers, functional
-from headstart.core.kernels import with_one
 from headstart.core.masks import present
-from headstart.core.taskmap import TaskMap
+from headstart.forward.functional import Buffers, functional
+from headstart.forward.task_map import TaskMap
 from headstart.types import Batch, Params, Tasks
 
 #: Most tasks from which starting values are read.

@@ -8,13 +8,13 @@ from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_map
 
 from headstart.core import losses
-from headstart.core.functional import Buffers, functional
 from headstart.core.losses import TaskLoss
 from headstart.core.masks import present
 from headstart.core.objective import backprop
-from headstart.core.taskmap import TaskMap
 from headstart.core.values import in_range, one_hot
 from headstart.errors import ShapeError
+from headstart.forward.functional import Buffers, functional
+from headstart.forward.task_map import TaskMap
 from headstart.types import Adapted, Batch, Info, Learner, Meta, Params, Tree
 
 Fit: TypeAlias = Callable[[Params, Tensor, Batch], Params]

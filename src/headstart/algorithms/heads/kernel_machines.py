@@ -7,14 +7,14 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from headstart.algorithms.heads.duals import Solved, maximum_entropy, maximum_margin
 from headstart.algorithms.heads.head import Head, absent, class_members, learner
+from headstart.algorithms.heads.solution import implicit
+from headstart.algorithms.kernels import squared_distances
 from headstart.core import losses
-from headstart.core.duals import Solved, maximum_entropy, maximum_margin
-from headstart.core.functional import Buffers
-from headstart.core.implicit import implicit
-from headstart.core.kernels import squared_distances
-from headstart.core.taskmap import TaskMap
 from headstart.errors import UsageError, unknown_name
+from headstart.forward.functional import Buffers
+from headstart.forward.task_map import TaskMap
 from headstart.types import Batch, Learner, Params
 
 HeadKernel = Literal["linear", "rbf"]

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from headstart.algorithms.heads.head import Head, absent, class_members, learner
 from headstart.core import losses
-from headstart.core.functional import Buffers
-from headstart.core.taskmap import TaskMap
 from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.forward.functional import Buffers
+from headstart.forward.task_map import TaskMap
 from headstart.types import Batch, Learner, Params
 
 RidgeLoss = Literal["cross_entropy", "mse"]

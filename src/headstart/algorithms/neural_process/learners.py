@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from headstart.algorithms.gaussians import marginal_loss
 from headstart.algorithms.neural_process.networks import (
     CrossAttention,
     Decoder,
@@ -17,12 +18,11 @@ from headstart.algorithms.neural_process.networks import (
 )
 from headstart.algorithms.neural_process.parts import Networks, checked, examples, flat, gaussian, networks, there
 from headstart.core import losses
-from headstart.core.gaussians import marginal_loss
 from headstart.core.masks import present
 from headstart.core.objective import backprop
-from headstart.core.taskmap import TaskMap
+from headstart.core.philox import WORD, philox
 from headstart.errors import UsageError
-from headstart.philox import WORD, philox
+from headstart.forward.task_map import TaskMap
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Tree
 
 
@@ -60,7 +60,7 @@ def cnp(
 
     Reference: Garnelo et al. 2018, arXiv:1807.01613.
 
-    >>> from headstart.tasks.gp_curves import gp_curves
+    >>> from headstart.data.curves.gp_curves import gp_curves
     >>> learner, episodes = cnp(inputs=1), gp_curves().sample("test", range(4))
     >>> adapted, _ = learner.adapt(learner.init(None), episodes.support)
     >>> learner.distribution(adapted, episodes.query.x).variance.shape

@@ -8,11 +8,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from headstart.algorithms.neural_process.networks import Sizes
-from headstart.core.functional import Functional, functional
 from headstart.core.masks import present
-from headstart.core.taskmap import TaskMap
 from headstart.core.tree import prefixed, within
 from headstart.errors import ShapeError, UsageError
+from headstart.forward.functional import Functional, functional
+from headstart.forward.task_map import TaskMap
 from headstart.types import Batch, Gaussian, Meta, Params, Tree
 
 

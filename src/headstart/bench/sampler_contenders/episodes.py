@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from headstart.bench.peers.prepared import Arrays, Prepared
-from headstart.tasks.icons.archive import read_archive
-from headstart.tasks.omniglot_files import ZIPS, read_omniglot
-from headstart.tasks.store import ImageStore, image_store, long_enough, rotated, scaled
+from headstart.data.images.icons.archive import read_archive
+from headstart.data.images.omniglot_files import ZIPS, read_omniglot
+from headstart.data.images.store import ImageStore, image_store, long_enough, rotated, scaled
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 """Support ``x`` and ``y``, query ``x`` and ``y``: of one task, or stacked along a first axis."""

@@ -7,7 +7,7 @@ from typing import Any
 from headstart.bench.peers.keeping import keep_memory
 from headstart.bench.peers.prepared import Prepared
 from headstart.bench.sampler_contenders.episodes import SamplerCase, Tensors, case_of, prepared, store_of
-from headstart.tasks.fewshot import few_shot
+from headstart.data.images.fewshot import few_shot
 
 
 def prepare(values: Mapping[str, Any]) -> Prepared:

@@ -13,9 +13,9 @@ import torch
 from torch import Generator, Tensor
 
 from headstart.core.patterns import Leaf, choose
+from headstart.core.philox import WORD, philox
 from headstart.core.rules.rule import Rule, require_positive, stateless
 from headstart.errors import ShapeError, UsageError, unknown_name
-from headstart.philox import WORD, philox
 from headstart.types import Params
 
 Granularity: TypeAlias = Literal["weight", "unit", "tensor"]

@@ -18,7 +18,7 @@ from headstart.bench.peers.contenders.learn2learn import prepare as learn2learn_
 from headstart.bench.peers.contenders.loop import prepare as loop_prepare
 from headstart.bench.peers.prepared import Arrays, Prepare, Prepared
 from headstart.bench.peers.torch_case import batched, loss_of, tasks_of
-from headstart.core.adjoint import Adjoint, Checkpointed, MixedMode, Unrolled
+from headstart.core.adjoints import Adjoint, Checkpointed, MixedMode, Unrolled
 from headstart.core.objective import meta_gradient
 from headstart.training.on_disk import OnDisk
 from headstart.types import Batch, Episodes

@@ -16,9 +16,9 @@ from headstart.bench.peers.contenders.recording import TOO_LONG, heard, programs
 from headstart.bench.peers.keeping import keep_memory
 from headstart.bench.peers.prepared import Arrays, Prepared
 from headstart.bench.peers.torch_case import batched, outer_optimizer
-from headstart.core.accelerate import accelerate
 from headstart.core.objective import meta_gradient
 from headstart.core.rules import chain, only, scale
+from headstart.engine.accelerate import accelerate
 from headstart.training.loop import copied, tensors_of
 from headstart.types import Batch, Episodes, Learner, Meta
 

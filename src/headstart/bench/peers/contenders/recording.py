@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from headstart.core.record import Program
+from headstart.engine.record import Program
 from headstart.types import Learner
 
 #: What the log says of a computation of so many operations that it is computed as it is, by choice.

@@ -10,8 +10,8 @@ from headstart.bench.peers.case import case_of
 from headstart.bench.peers.contenders.ours import episodes_of, learner_of, stepping
 from headstart.bench.peers.keeping import keep_memory
 from headstart.bench.peers.prepared import Prepared
-from headstart.core.accelerate import accelerate
 from headstart.core.objective import meta_gradient
+from headstart.engine.accelerate import accelerate
 from headstart.training.loop import copied
 from headstart.types import Meta
 

@@ -1,0 +1,197 @@
+"""Gradients without derivatives: losses at randomly perturbed points tell which way is down.
+
+For a function F and ε ~ N(0, I), the smoothed function F_σ(φ) = E F(φ + σε) has the gradient
+
+    ∇F_σ(φ) = E[(F(φ + σε) − F(φ)) ε] / σ = E[(F(φ + σε) − F(φ − σε)) ε] / (2σ),
+
+whatever F is: it may be a step function. For a smooth F it tends to ∇F(φ) as σ → 0.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from headstart.core import tree
+from headstart.core.objective import meta_loss
+from headstart.core.philox import WORD, philox
+from headstart.errors import UsageError, unknown_name
+from headstart.types import Episodes, Info, Learner, Meta, Params
+
+Shaping = Literal["ranks"]
+
+_OUTER, _INNER = 0x45564F00, 0x45564F01
+"""Half of the key of the random words, so that no two uses of a seed (dropout, too) share any."""
+
+_AT_ONCE = 2**18
+"""How many random numbers to compute at once."""
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """The `MetaGradient` of learners that have no gradient, or whose gradient is not to be trusted.
+
+    It estimates the gradient of the meta-loss smoothed by a Gaussian, over θ and M together, from the meta-losses at
+    perturbed values of them alone; nothing is differentiated. Every perturbation is judged by all B tasks, whose
+    random numbers (dropout) are the same for all perturbations. The error of the estimate falls like
+    √(d / ``samples``), with d numbers in θ and M: fit for few numbers, rough for many.
+
+    ``learner._replace(gradient=Evolution(...), exact=False)`` makes a learner that is trained so.
+
+    The directions are a function of the sum of the tasks' seeds (``Batch.seed``, which `headstart.fit` gives to every
+    task) and of the number of the sample. Episodes without seeds are always judged in the same directions. Directions
+    are computed a few at a time, and again where they are needed, so that memory does not grow with ``samples``.
+
+    Args:
+        deviation: σ, the standard deviation of the perturbations, in the units of θ and M.
+        samples: the number of random directions.
+        antithetic: take the losses on both sides of each direction, two evaluations a sample, which cancels the
+            even terms of the loss; else on one side, less the loss in the middle.
+        shaping: ``"ranks"`` puts centred ranks in [−½, ½] in place of the losses (the least is −½; no number is as
+            bad as infinity). It withstands outliers, but its length says nothing of the loss's slope, and it is no
+            unbiased estimate of the gradient any more, not even of the smoothed loss. ``None``: the losses themselves.
+
+    Reference: Salimans, Ho, Chen, Sidor, Sutskever 2017, arXiv:1703.03864; antithetic (mirrored) samples and ranks
+    as there.
+
+    >>> import torch, headstart
+    >>> learner = headstart.maml(torch.nn.Linear(2, 1), loss="mse", steps=1)
+    >>> learner = learner._replace(gradient=Evolution(samples=8), exact=False)
+    >>> batch = headstart.Batch(torch.ones(3, 4, 2), torch.ones(3, 4, 1))
+    >>> gradient, info = headstart.meta_gradient(learner, learner.init(None), headstart.Episodes(batch, batch))
+    >>> gradient.params["weight"].shape
+    torch.Size([1, 2])
+    """
+
+    deviation: float = 0.05
+    samples: int = 32
+    antithetic: bool = True
+    shaping: Shaping | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.deviation > 0 and math.isfinite(self.deviation)):
+            raise UsageError(f"the deviation of Evolution must be greater than 0, got {self.deviation}")
+        if self.samples < 1:
+            raise UsageError(f"the samples of Evolution must be at least 1, got {self.samples}")
+        if self.shaping not in (None, "ranks"):
+            raise unknown_name("shaping", str(self.shaping), ("ranks",))
+
+    @torch.no_grad()
+    def __call__(self, learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
+        """Return the estimate of the gradient of the mean meta-loss, and `Info` of the meta value itself."""
+        here, info = meta_loss(learner, meta, episodes)
+        seed = _seed(episodes, here.device)
+        places = [(part, name) for part, tensors in enumerate(meta) for name in tensors]
+        values = [meta[part][name] for part, name in places]
+
+        def as_meta(tensors: Iterable[Tensor]) -> Meta:
+            parts: tuple[Params, Params] = ({}, {})
+            for (part, name), tensor in zip(places, tensors):
+                parts[part][name] = tensor
+            return Meta(*parts)
+
+        def loss(directions: list[Tensor], distance: float) -> Tensor:
+            moved = as_meta(value + distance * direction for value, direction in zip(values, directions))
+            return meta_loss(learner, moved, episodes)[0]
+
+        weights = self._weights(loss, _directions(values, seed, self.samples), here)
+        sums = [torch.zeros_like(value) for value in values]
+        for weight, directions in zip(weights.unbind(), _directions(values, seed, self.samples)):
+            sums = [total + weight.to(total.dtype) * direction for total, direction in zip(sums, directions)]
+        return as_meta(sums), info
+
+    def _weights(
+        self, loss: Callable[[list[Tensor], float], Tensor], samples: Iterable[list[Tensor]], here: Tensor
+    ) -> Tensor:
+        """Return what to multiply each direction by, ``(samples,)``, for their sum to be the estimate."""
+        sides = (self.deviation, -self.deviation) if self.antithetic else (self.deviation,)
+        values = torch.stack([torch.stack([loss(directions, side) for side in sides]) for directions in samples])
+        if self.shaping == "ranks":
+            values = centred_ranks(values.flatten()).view(values.shape)
+        elif not self.antithetic:
+            values = values - here
+        scale = len(sides) * self.samples * self.deviation
+        return (values[:, 0] - values[:, 1] if self.antithetic else values[:, 0]) / scale
+
+
+def smoothed_gradient(
+    loss: Callable[[Params], Tensor], params: Params, seed: Tensor, deviation: float, samples: int, draw: int = 0
+) -> Params:
+    """Return every task's own estimate of the gradient of its loss, from antithetic samples.
+
+    Args:
+        loss: ``params -> (B,)``, where task i's loss depends on task i's tensors alone.
+        params: each ``(B, *shape)``.
+        seed: ``(B,)`` int64; a task's directions are a function of its own seed, ``draw`` and the sample's number.
+        deviation, samples: as for `Evolution`.
+        draw: which of a task's independent sets of directions.
+    """
+    sums = tree.zeros_like(params)
+    with torch.no_grad():
+        for directions in _directions([value[0] for value in params.values()], seed, samples, (_INNER, draw)):
+            drawn = dict(zip(params, directions))
+            up, down = (
+                loss({name: value + side * drawn[name] for name, value in params.items()})
+                for side in (deviation, -deviation)
+            )
+            slope = (up - down) / (2 * deviation * samples)
+            sums = {name: total + tree.over_tasks(slope, total) * drawn[name] for name, total in sums.items()}
+    return sums
+
+
+def _directions(
+    like: list[Tensor], seed: Tensor, samples: int, key: tuple[int, int] = (_OUTER, 0)
+) -> Iterator[list[Tensor]]:
+    """Yield the directions of one sample after another, each a list of ``(*seed.shape, *shape)`` like ``like``."""
+    sizes = [value.numel() for value in like]
+    dtype = torch.float64 if any(value.dtype == torch.float64 for value in like) else torch.float32
+    each = max(1, _AT_ONCE // max(1, sum(sizes) * seed.numel()))
+    for first in range(0, samples, each):
+        for drawn in normals(sum(sizes), range(first, min(first + each, samples)), seed, key, dtype):
+            parts = zip(drawn.split(sizes, -1), like)
+            yield [part.reshape(seed.shape + value.shape).to(value.dtype) for part, value in parts]
+
+
+def normals(
+    count: int, samples: range, seed: Tensor, key: tuple[int, int], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Return standard normal numbers ``(samples, *seed.shape, count)``, each a function of its place, seed and key.
+
+    Philox words, two by two through the transform of Box and Muller 1958, doi:10.1214/aoms/1177706645.
+
+    Args:
+        count: numbers of a sample.
+        samples: which ones, in ``[0, 2**32)``.
+        seed: int64.
+        key: two words: which of the independent sets of numbers.
+        dtype: float32 or float64.
+    """
+    number = torch.arange(samples.start, samples.stop, device=seed.device).view(-1, *(1,) * seed.ndim, 1)
+    lane = torch.arange(-(-count // 4), device=seed.device)
+    low, high = ((half.unsqueeze(0).unsqueeze(-1)) for half in (seed & WORD, (seed >> 32) & WORD))
+    words = philox(torch.broadcast_tensors(lane, number, low, high), key)
+    # never 0; rounding may make it 1, whose logarithm is 0
+    first, second, third, fourth = ((word.to(dtype) + 0.5) * 2.0**-32 for word in words)
+    found = []
+    for length, turn in ((first, second), (third, fourth)):
+        radius, angle = (-2 * length.log()).clamp(min=0).sqrt(), 2 * math.pi * turn
+        found += [radius * angle.cos(), radius * angle.sin()]
+    return torch.cat(found, -1)[..., :count]
+
+
+def centred_ranks(values: Tensor) -> Tensor:
+    """Return the ranks of ``values`` ``(n,)`` spread evenly over [−½, ½]; equal values share their mean rank."""
+    values = torch.where(values.isnan(), torch.inf, values)
+    less = values.unsqueeze(0) < values.unsqueeze(1)
+    equal = values.unsqueeze(0) == values.unsqueeze(1)
+    ranks = less.sum(1).to(values.dtype) + (equal.sum(1) - 1).to(values.dtype) / 2
+    return ranks / max(len(values) - 1, 1) - 0.5 if len(values) > 1 else torch.zeros_like(values)
+
+
+def _seed(episodes: Episodes, device: torch.device) -> Tensor:
+    """Return one seed of all the tasks' own, whatever their order."""
+    seed = episodes.support.seed if episodes.query.seed is None else episodes.query.seed
+    return torch.zeros((), dtype=torch.int64, device=device) if seed is None else seed.sum().to(device)

@@ -1,0 +1,248 @@
+"""The derivative of adaptation as of the point where it comes to rest, whatever way it took there."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from headstart.core import linear
+from headstart.core.adjoints.leaves import (
+    Draws,
+    Packed,
+    Slopes,
+    added,
+    draws,
+    leaf,
+    pack,
+    slopes_of,
+    tensors_of,
+    wanted,
+)
+from headstart.core.adjoints.precision import Autocast, autocast
+from headstart.core.adjoints.sweep import refuse_second_derivatives
+from headstart.core.linear import Product, Solution
+from headstart.core.step import Given, Inner, Step, gradients
+from headstart.errors import UsageError
+from headstart.types import Params, Tree
+
+logger = logging.getLogger("headstart")
+
+Solver: TypeAlias = Callable[[Product, Params], Solution]
+"""``(v -> A v, right) -> x with A x ≈ right``, for every task's own matrix A."""
+
+
+def _require_count(what: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise UsageError(f"{what} must be a whole number from {least} up, got {value!r}")
+
+
+@dataclass(frozen=True)
+class ConjugateGradient:
+    """The solver for symmetric positive definite matrices: see `headstart.core.linear.conjugate_gradient`.
+
+    For `Implicit` that is gradient descent with one step size, pulled back by `rules.proximal` hard enough. There the
+    matrix is that of a step's displacement, ``rate · (∇²loss + λ I)``, and ``damping`` is added to its diagonal.
+    """
+
+    iterations: int = 5
+    tolerance: float = 0.0
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_count("ConjugateGradient(iterations=...)", self.iterations, 1)
+        if self.tolerance < 0 or self.damping < 0:
+            raise UsageError(
+                f"ConjugateGradient's tolerance and damping must be 0 or more, got {self.tolerance} and {self.damping}"
+            )
+
+    def __call__(self, product: Product, right: Params) -> Solution:
+        return linear.conjugate_gradient(
+            product, right, iterations=self.iterations, tolerance=self.tolerance, damping=self.damping
+        )
+
+
+@dataclass(frozen=True)
+class Neumann:
+    """The solver by a series, for every rule whose steps are contractions: see `headstart.core.linear.neumann`.
+
+    It adds up ``terms`` + 1 terms, the first of them the right side itself: what remembering the last ``terms`` + 1 of
+    many steps at the point of rest comes to.
+    """
+
+    terms: int = 20
+
+    def __post_init__(self) -> None:
+        _require_count("Neumann(terms=...)", self.terms, 0)
+
+    def __call__(self, product: Product, right: Params) -> Solution:
+        return linear.neumann(product, right, terms=self.terms)
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """Differentiate the end of adaptation as the root φ of a step's displacement: d(φ) = rule(∇loss(φ)) = 0.
+
+    By the implicit function theorem dφ = −(∂d/∂φ)⁻¹ ∂d/∂z dz for all z that d depends on: M, the parameters that do
+    not move, the support set, and the rule's state, of which the point that `rules.proximal` pulls towards is one. The
+    steps keep nothing, so memory does not grow with T; the backward pass costs one second derivative for each product
+    of the solver.
+
+    It is the derivative of the point of rest, exact to the accuracy of the solver once adaptation has come to rest
+    there, so ``exact`` is False; before that it is off by as much as φ is, roughly. Where the start has no part in the
+    point of rest, as it has none without `proximal`, its derivative is zero; where nothing that is to be differentiated
+    has a part in it, that is refused.
+
+    The rule's state must be the same after a step as before it (not so for `momentum` and `adam`). The displacement is
+    that of the last step, with its number; parameters that the rule leaves out of it are where they started, or count
+    as constants if earlier steps moved them. The tasks' own buffers count as constants.
+
+    Args:
+        solver: `ConjugateGradient`, `Neumann`, or a function with their interface.
+
+    Raises:
+        UsageError: a rule whose state changes; in the backward pass, a point of rest that depends on nothing asked for.
+
+    Reference: Rajeswaran, Finn, Kakade, Levine 2019, arXiv:1909.04630; Lorraine, Vicol, Duvenaud 2020,
+    arXiv:1911.02590, for `Neumann`.
+    """
+
+    solver: Solver = ConjugateGradient()
+
+    exact = False
+
+    def __call__(self, step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, list[Tensor]]:
+        if steps == 0:
+            return start, []
+        if not wanted((given, start)):
+            end, losses, _ = _descended(step, given, start, steps)
+            return end, losses
+        packed, tensors = pack((given, start))
+        plan = _Plan(step, steps, packed, self.solver, autocast(tensors), [])
+        *end, losses = _Rest.apply(plan, *tensors)
+        params = dict(zip(start.params, end))
+        return Inner(params, start.rule, plan.buffers[0].unpack(end[len(params) :])), list(losses.unbind())
+
+
+class _Plan(NamedTuple):
+    """What the adjoint is told besides its tensors."""
+
+    step: Step
+    steps: int
+    packed: Packed
+    """Of (given, start)."""
+    solver: Solver
+    autocast: Autocast
+    """What the forward pass found."""
+    buffers: list[Packed]
+    """Filled by the forward pass: the buffers after the last step."""
+
+
+class _Rest(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        given, start = plan.packed.unpack(tensors)
+        end, losses, ctx.drawn = _descended(plan.step, given, start, plan.steps)
+        packed, buffers = pack(end.buffers)
+        plan.buffers.append(packed)
+        ctx.plan, ctx.count = plan, len(tensors)
+        ctx.still = {name for name, value in end.params.items() if value is start.params[name]}
+        params, told = [end.params[name] for name in start.params], torch.stack(losses)
+        ctx.save_for_backward(*tensors, *params, *buffers)
+        ctx.mark_non_differentiable(told, *buffers)
+        return *params, *buffers, told
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
+        plan, saved = ctx.plan, ctx.saved_tensors
+        given, start = plan.packed.unpack(map(leaf, saved[: ctx.count], ctx.needs_input_grad[1:]))
+        names, left = list(start.params), saved[ctx.count :]
+        params = {name: leaf(value, True) for name, value in zip(names, left)}
+        rest = Inner(params, start.rule, plan.buffers[0].unpack(left[len(names) :]))
+        before = draws(start)
+        ctx.drawn.restore()
+        with plan.autocast.restored():
+            displacement = _displacement(plan.step, given, rest, plan.steps - 1)
+            before.restore()
+            asked = tensors_of((given, start.rule))
+            found, stayed = _solved(plan.solver, displacement, params, dict(zip(names, slopes)), asked)
+        held, buffers = len(tensors_of(given)), len(tensors_of(start.buffers))
+        own = [stayed[name] if one.requires_grad and name in ctx.still else None for name, one in start.params.items()]
+        _refuse_nothing([*found, *own])
+        return None, *found[:held], *own, *found[held:], *[None] * buffers
+
+
+def _solved(
+    solver: Solver, displacement: Params, params: Params, slopes: Params, asked: list[Tensor]
+) -> tuple[Slopes, dict[str, Tensor | None]]:
+    """Return the slopes of ``asked``, and of the parameters that the rule leaves where they are."""
+    moved, stays = list(displacement.values()), [name for name in params if name not in displacement]
+    if not moved:
+        return [None] * len(asked), {**slopes}
+    right = {name: slopes[name] for name in displacement}
+    answer = solver(_product(moved, {name: params[name] for name in displacement}), right)
+    logger.debug("implicit derivative: relative residuals %s", answer.residual)
+    changes = [-answer.value[name] for name in displacement]
+    found = slopes_of(moved, changes, [*asked, *(params[name] for name in stays)])
+    return found[: len(asked)], dict(zip(stays, added([slopes[name] for name in stays], found[len(asked) :])))
+
+
+def _refuse_nothing(found: Slopes) -> None:
+    if all(slope is None for slope in found):
+        raise UsageError(
+            "the point where these inner steps come to rest depends on nothing that is to be learned, so Implicit "
+            "would learn nothing: a rule such as scale forgets where it started. Pull towards the start with "
+            "rules.chain(rules.proximal(...), rules.scale(...)), as headstart.imaml does, or take another adjoint"
+        )
+
+
+def _displacement(step: Step, given: Given, inner: Inner, number: int) -> Params:
+    """Return what the step subtracts, with its history."""
+    with torch.enable_grad():
+        _, grads, _ = gradients(step.support_loss, given, inner, number + step.first, create_graph=True)
+        return step.displacement(given, inner, number, grads)[0]
+
+
+def _product(moved: list[Tensor], params: Params) -> Product:
+    """Return ``v -> (∂moved/∂params)ᵀ v``, through one graph for all products."""
+
+    def product(value: Params) -> Params:
+        found = slopes_of(moved, list(value.values()), list(params.values()), retain_graph=True)
+        return {
+            name: torch.zeros_like(own) if slope is None else slope for (name, own), slope in zip(params.items(), found)
+        }
+
+    return product
+
+
+def _descended(step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, list[Tensor], Draws]:
+    """Take the steps without history; return also where the generators stood before the last one."""
+    inner, losses, drawn = start, [], draws(start)
+    for number in range(steps):
+        drawn = draws(start)
+        after, loss = step(given, inner, number, False)
+        _refuse_changing(inner.rule, after.rule)
+        inner = after
+        losses.append(loss)
+    return inner, losses, drawn
+
+
+def _refuse_changing(before: Tree, after: Tree) -> None:
+    (old, kind), (new, now) = tree_flatten(before), tree_flatten(after)
+    if kind != now or any(map(_differ, old, new)):
+        raise UsageError(
+            "Implicit differentiates a point where steps come to rest, so the rule's state must not change from "
+            "step to step, as that of momentum and adam does; use rules such as scale, per_weight, proximal and "
+            "clip, or another adjoint"
+        )
+
+
+def _differ(old: Any, new: Any) -> bool:
+    # a rule that keeps its state returns it as it is; only another tensor has to be read back
+    if old is new:
+        return False
+    return not torch.equal(old, new) if isinstance(old, Tensor) and isinstance(new, Tensor) else bool(old != new)

@@ -1,0 +1,136 @@
+"""The curves family: tasks of several kinds, of which the support set alone tells."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from headstart.data.random import check_seed, normal, uniform
+from headstart.errors import UsageError, unknown_name
+from headstart.types import Batch, Episodes, Tasks
+
+KINDS = ("sine", "line", "quadratic")
+"""The kinds of function that there are."""
+
+
+def curves(
+    *,
+    shots: int = 10,
+    queries: int = 10,
+    noise: float = 0.3,
+    kinds: Sequence[str] = KINDS,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tasks:
+    """Regress curves of several kinds from a few noisy points (Vuorio, Sun, Hu, Lim 2019, arXiv:1910.13616).
+
+    Every task is of one of the ``kinds``, each as likely as the others; the learner is not told which. It draws
+
+    - sine: y = A sin(w x + b), with A ~ U[0.1, 5], w ~ U[0.5, 2], b ~ U[0, 2 pi];
+    - line: y = A x + b, with A ~ U[-3, 3], b ~ U[-3, 3];
+    - quadratic: y = A (x - c)² + b, with |A| ~ U[0.02, 0.15] of either sign, c ~ U[-3, 3], b ~ U[-3, 3];
+
+    then x ~ U[-5, 5] for each of its points, and adds Gaussian noise of standard deviation ``noise`` to every y, of
+    the query set too. So no learner has an expected query error below ``noise**2``, 0.09 by default.
+    ``x`` and ``y`` are ``(B, n, 1)``.
+
+    The best answer that does not depend on the support set is 0, for every kind. It costs 4.252 on sines, 28 on
+    lines and 5.514 on quadratics, 12.589 on the three together, each plus ``noise**2``.
+
+    Args:
+        shots: support points of a task.
+        queries: query points of a task.
+        noise: standard deviation of the noise, in units of y; 0 or more.
+        kinds: one or more of 'sine', 'line' and 'quadratic', none of them twice.
+        seed: of the family; in ``[0, 2**32)``.
+        device: where the points are put.
+        dtype: their type.
+
+    Raises:
+        UsageError: ``shots`` or ``queries`` below 1, a noise that is negative or not finite, no kind or one twice,
+            or a seed outside ``[0, 2**32)``.
+        UnknownNameError: a kind that does not exist.
+
+    >>> curves(shots=5, kinds=("sine", "line")).sample("train", range(25)).support.y.shape
+    torch.Size([25, 5, 1])
+    """
+    kinds = tuple(kinds)
+    _check(shots, queries, noise, kinds)
+    check_seed(seed)
+
+    def sample(split: str, numbers: Sequence[int]) -> Episodes:
+        # Many small operations: they are cheaper on the CPU, whatever the device.
+        count = shots + queries
+        drawn = uniform(seed, split, numbers, stream=0, count=4 + count)
+        kind, x = (len(kinds) * drawn[:, 0:1]).long(), 10 * drawn[:, 4:] - 5
+        a, b, c = drawn[:, 1:2], drawn[:, 2:3], drawn[:, 3:4]
+        y = noise * normal(seed, split, numbers, stream=1, count=count)
+        for place, name in enumerate(kinds):
+            y = y + torch.where(kind == place, _FUNCTIONS[name](a, b, c, x), 0.0)
+        x, y = (values[..., None].to(device, dtype) for values in (x, y))
+        return Episodes(_batch(x[:, :shots], y[:, :shots]), _batch(x[:, shots:], y[:, shots:]))
+
+    return Tasks(
+        name="curves",
+        sample=sample,
+        kind="regression",
+        input_shape=(1,),
+        output_size=1,
+        details={
+            "shots": shots,
+            "queries": queries,
+            "seed": seed,
+            "kinds": {name: _RANGES[name] for name in kinds},
+            "task_kind": "drawn uniformly, and not given to the learner",
+            "x": (-5.0, 5.0),
+            "noise": noise,
+            "noise_variance": noise**2,
+            "source": "Vuorio, Sun, Hu, Lim 2019, arXiv:1910.13616",
+            "licence": "none needed, the points are computed",
+        },
+    )
+
+
+def _sine(a: Tensor, b: Tensor, c: Tensor, x: Tensor) -> Tensor:
+    return (0.1 + 4.9 * a) * torch.sin((0.5 + 1.5 * c) * x + 2 * math.pi * b)
+
+
+def _line(a: Tensor, b: Tensor, c: Tensor, x: Tensor) -> Tensor:
+    return (6 * a - 3) * x + (6 * b - 3)
+
+
+def _quadratic(a: Tensor, b: Tensor, c: Tensor, x: Tensor) -> Tensor:
+    signed = 2 * a - 1  # its size and its sign are independent
+    scale = 0.13 * signed + 0.02 * torch.copysign(torch.ones_like(signed), signed)
+    return scale * (x - (6 * c - 3)) ** 2 + (6 * b - 3)
+
+
+#: Each takes a task's three numbers, uniform on [0, 1) and of shape (B, 1), and x of shape (B, n).
+_FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "sine": _sine,
+    "line": _line,
+    "quadratic": _quadratic,
+}
+_RANGES = {
+    "sine": {"function": "A sin(w x + b)", "A": (0.1, 5.0), "w": (0.5, 2.0), "b": (0.0, 2 * math.pi)},
+    "line": {"function": "A x + b", "A": (-3.0, 3.0), "b": (-3.0, 3.0)},
+    "quadratic": {"function": "A (x - c)² + b", "|A|": (0.02, 0.15), "b": (-3.0, 3.0), "c": (-3.0, 3.0)},
+}
+
+
+def _check(shots: int, queries: int, noise: float, kinds: tuple[str, ...]) -> None:
+    if shots < 1 or queries < 1:
+        raise UsageError(f"shots and queries must be at least 1, got {shots} and {queries}")
+    if not 0 <= noise < math.inf:
+        raise UsageError(f"noise must be a standard deviation of 0 or more, got {noise}")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise unknown_name("kind of curve", kind, KINDS)
+    if not kinds or len(set(kinds)) < len(kinds):
+        raise UsageError(f"kinds must be one or more of {', '.join(KINDS)}, none of them twice, got {kinds}")
+
+
+def _batch(x: Tensor, y: Tensor) -> Batch:
+    return Batch(x.contiguous(), y.contiguous())

@@ -1,0 +1,203 @@
+"""Curves drawn from Gaussian processes, with the true process to compare predictions with."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headstart.data.random import below, bits, check_seed, normal, uniform
+from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.types import Batch, Episodes, Gaussian, Tasks
+
+Kernel = Literal["rbf", "matern", "periodic"]
+
+
+class Covariance(NamedTuple):
+    """A kernel k(x, x') that depends on the distance d = |x − x'| alone."""
+
+    formula: str
+    lengthscale: float
+    """ℓ where none is given."""
+    of: Callable[[Tensor, float], Tensor]
+    """``(d, ℓ) -> k``"""
+
+
+def _rbf(distance: Tensor, lengthscale: float) -> Tensor:
+    return torch.exp(-0.5 * (distance / lengthscale) ** 2)
+
+
+def _matern(distance: Tensor, lengthscale: float) -> Tensor:
+    scaled = math.sqrt(5) * distance / lengthscale
+    return (1 + scaled + scaled**2 / 3) * torch.exp(-scaled)
+
+
+def _periodic(distance: Tensor, lengthscale: float) -> Tensor:
+    return torch.exp(-2 * (torch.sin(math.pi * distance) / lengthscale) ** 2)
+
+
+KERNELS: dict[str, Covariance] = {
+    "rbf": Covariance("exp(-d² / 2ℓ²)", 0.4, _rbf),
+    "matern": Covariance("(1 + s + s²/3) exp(-s), s = √5 d / ℓ", 0.4, _matern),
+    "periodic": Covariance("exp(-2 sin²(π d) / ℓ²)", 1.0, _periodic),
+}
+"""The kernels that there are: squared-exponential, Matérn of smoothness 5/2, and periodic with period 1."""
+
+#: A variance beside the noise's, so that curves without noise can be drawn.
+_JITTER = 1e-8
+
+
+def gp_curves(
+    *,
+    kernel: Kernel = "rbf",
+    shots: int | tuple[int, int] = (3, 20),
+    queries: int = 50,
+    noise: float = 0.1,
+    lengthscale: float | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tasks:
+    """Regress curves drawn from one Gaussian process from a few noisy points: what neural processes are judged on.
+
+    Every task draws x ~ U[-2, 2] for each of its points and y ~ N(0, K + noise² I), support and query together, K
+    the kernel's covariance of the points (`KERNELS`; variance 1). Where ``shots`` is a range, every task draws its
+    number of support points from it, each as likely as the others; the sets are padded to the largest and masked.
+
+    `true_distribution` gives the posterior of the process itself, which no learner can beat on average: its
+    log-likelihood is the upper bound, and its intervals cover as often as they say.
+
+    Args:
+        kernel: 'rbf', 'matern' or 'periodic'.
+        shots: support points of a task, or the least and the most of them.
+        queries: query points of a task.
+        noise: standard deviation of the noise in y, of the query set too; 0 or more. The curves' own is 1.
+        lengthscale: ℓ of the kernel, in units of x (a number without unit for 'periodic'); 0.4 by default, 1 for
+            'periodic'.
+        seed: of the family; in ``[0, 2**32)``.
+        device: where the points are put.
+        dtype: their type.
+
+    Raises:
+        UsageError: no support or query points, a range that is empty, a noise or a length that is not a number of
+            its kind, or a seed outside ``[0, 2**32)``.
+        UnknownNameError: a kernel that does not exist.
+
+    Curves from a known process as the test of a learner: Garnelo et al. 2018, arXiv:1807.01613.
+
+    >>> support, query = gp_curves(shots=(3, 5)).sample("train", range(16))
+    >>> support.x.shape, sorted(set(support.mask.sum(1).tolist())), query.y.shape
+    (torch.Size([16, 5, 1]), [3, 4, 5], torch.Size([16, 50, 1]))
+    """
+    if kernel not in KERNELS:
+        raise unknown_name("kernel", kernel, KERNELS)
+    covariance = KERNELS[kernel]
+    length = covariance.lengthscale if lengthscale is None else lengthscale
+    fewest, most = _checked(shots, queries, noise, length)
+    check_seed(seed)
+
+    def sample(split: str, numbers: Sequence[int]) -> Episodes:
+        count = most + queries
+        # support points first, so that they do not depend on the number of queries
+        x = 4 * uniform(seed, split, numbers, stream=0, count=count) - 2
+        white = normal(seed, split, numbers, stream=1, count=count)
+        gram = _gram(x, x, kernel, length) + (noise**2 + _JITTER) * torch.eye(count, dtype=x.dtype)
+        y = (torch.linalg.cholesky(gram) * white.unsqueeze(1)).sum(-1)
+        sizes = fewest + below(bits(seed, split, numbers, stream=2, count=1), most - fewest + 1)
+        there = torch.arange(most) < sizes
+        mask = None if fewest == most else there.to(device)
+        x, y = (values[..., None].to(device, dtype) for values in (x, y))
+        support = Batch(_kept(x[:, :most], mask), _kept(y[:, :most], mask), mask)
+        return Episodes(support, Batch(x[:, most:].contiguous(), y[:, most:].contiguous()))
+
+    return Tasks(
+        name="gp_curves",
+        sample=sample,
+        kind="regression",
+        input_shape=(1,),
+        output_size=1,
+        details={
+            "shots": fewest if fewest == most else (fewest, most),
+            "queries": queries,
+            "seed": seed,
+            "kernel": kernel,
+            "covariance": covariance.formula,
+            "lengthscale": length,
+            "x": (-2.0, 2.0),
+            "noise": noise,
+            "noise_variance": noise**2,
+            "source": "Garnelo et al. 2018, arXiv:1807.01613 (the idea; kernels and numbers of points are options)",
+            "licence": "none needed, the points are computed",
+        },
+    )
+
+
+def true_distribution(tasks: Tasks, support: Batch, x: Tensor) -> Gaussian:
+    """Return the distribution of every target at ``x`` given the support set, under the process that drew both.
+
+    N(k(x, S) A⁻¹ y, 1 + noise² − k(x, S) A⁻¹ k(S, x)), A = K(S, S) + noise² I. Its log-likelihood is the upper bound
+    of any learner's, in expectation over tasks.
+
+    Args:
+        tasks: of `gp_curves`.
+        support: of those tasks; its mask is respected.
+        x: ``(B, n, 1)``.
+
+    Returns:
+        Mean and variance ``(B, n, 1)``, computed in float64 and returned in the type of ``x``.
+
+    Raises:
+        UsageError: tasks of another family.
+        ShapeError: points that are not ``(B, n, 1)``.
+
+    >>> from headstart.data.curves.gp_curves import gp_curves, true_distribution
+    >>> tasks = gp_curves(noise=0.2)
+    >>> support, query = tasks.sample("test", range(4))
+    >>> true_distribution(tasks, support, query.x).variance.min() >= 0.2**2
+    tensor(True)
+    """
+    if tasks.name != "gp_curves":
+        raise UsageError(f"the true process is known of 'gp_curves' tasks, not of {tasks.name!r}")
+    if support.x.ndim != 3 or support.x.shape[2] != 1 or x.ndim != 3 or x.shape[2] != 1:
+        raise ShapeError(f"points must be (tasks, n, 1); got {tuple(support.x.shape)} and {tuple(x.shape)}")
+    kernel, length = tasks.details["kernel"], tasks.details["lengthscale"]
+    variance = tasks.details["noise_variance"] + _JITTER
+    known, asked, y = (values[..., 0].double() for values in (support.x, x, support.y))
+    gram, cross = _gram(known, known, kernel, length), _gram(asked, known, kernel, length)
+    if support.mask is not None:
+        there = support.mask
+        y, cross = torch.where(there, y, 0), torch.where(there.unsqueeze(1), cross, 0)
+        gram = torch.where(there.unsqueeze(1) & there.unsqueeze(2), gram, 0)
+    factor = torch.linalg.cholesky(gram + variance * torch.eye(y.shape[1], dtype=y.dtype, device=y.device))
+    weights = torch.linalg.solve_triangular(factor, cross.transpose(1, 2), upper=False)
+    whitened = torch.linalg.solve_triangular(factor, y.unsqueeze(2), upper=False)
+    left = (1 - weights.square().sum(1)).clamp(min=0) + variance
+    return Gaussian(*((values.unsqueeze(2)).to(x.dtype) for values in ((weights * whitened).sum(1), left)))
+
+
+def _gram(left: Tensor, right: Tensor, kernel: str, lengthscale: float) -> Tensor:
+    """Return the covariances ``(B, n, m)`` of points ``(B, n)`` and ``(B, m)``."""
+    return KERNELS[kernel].of((left.unsqueeze(2) - right.unsqueeze(1)).abs(), lengthscale)
+
+
+def _kept(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return ``(B, n, 1)`` values with zeros where there is no such point."""
+    return values.contiguous() if mask is None else torch.where(mask.unsqueeze(2), values, 0)
+
+
+def _checked(shots: int | tuple[int, int], queries: int, noise: float, lengthscale: float) -> tuple[int, int]:
+    """Return the least and the most support points."""
+    try:
+        fewest, most = (shots, shots) if isinstance(shots, int) else (int(end) for end in shots)
+    except (TypeError, ValueError):
+        fewest, most = 0, 0
+    if not 1 <= fewest <= most:
+        raise UsageError(f"shots must be a number from 1 up, or a pair (least, most) of them, got {shots!r}")
+    if queries < 1:
+        raise UsageError(f"queries must be at least 1, got {queries}")
+    if not 0 <= noise < math.inf:
+        raise UsageError(f"noise must be a standard deviation of 0 or more, got {noise}")
+    if not 0 < lengthscale < math.inf:
+        raise UsageError(f"lengthscale must be a number above 0, got {lengthscale}")
+    return fewest, most

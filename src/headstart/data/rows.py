@@ -1,0 +1,278 @@
+"""Tasks made of rows: one small table a task, each split anew into support and query rows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headstart.data.random import SPLITS, bits, check_seed
+from headstart.errors import DataError, UsageError, unknown_name
+from headstart.types import Batch, Episodes, Tasks
+
+Order = Literal["random", "first"]
+
+
+class Rows(NamedTuple):
+    """Examples of many tasks."""
+
+    x: Tensor
+    """Features ``(N, features)``, floating."""
+    y: Tensor
+    """Targets ``(N, outputs)`` floating, or class ids ``(N,)`` int64."""
+    task: Tensor
+    """``(N,)`` int64, the number of each row's task, a place in ``names``; a task's rows are in their own order."""
+    names: tuple[str, ...]
+    """What the tasks are called."""
+
+
+def row_tasks(
+    rows: Rows,
+    splits: Mapping[str, Sequence[int]],
+    *,
+    support: int = 5,
+    order: Order = "random",
+    queries: int | None = None,
+    on_short: Literal["error", "skip"] = "error",
+    classes: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    name: str = "rows",
+    unit: float = 1.0,
+    details: Mapping[str, Any] | None = None,
+) -> Tasks:
+    """Return the tasks that ``rows`` hold.
+
+    Number t of 'validation' and 'test' is task ``t mod G`` of the split's G tasks in their order; 'train' goes through
+    its tasks in a new random order every G numbers. With ``order="random"`` every number draws support rows anew.
+
+    Args:
+        rows: the examples.
+        splits: which tasks (numbers) each split has; no task may be in two.
+        support: support rows of a task, in classification with random order of every class in it; what is left are
+            query rows. A class with no more rows than that has no query rows.
+        order: draw the support rows at random, or take the ``"first"`` rows, so that what came later is predicted from
+            what came before. In classification, later rows of a class that is not among the first are left out.
+        queries: at most so many query rows, the first that are left; by default all.
+        on_short: refuse a task with too few rows, or ``"skip"`` it.
+        classes: the number of classes, in classification; by default the largest class id plus one.
+        seed, device, name, unit, details: as in `Tasks`; the details tell how many tasks were skipped, and, in
+            ``task_names``, what those of each split are called.
+
+    Raises:
+        UsageError: support or queries below 1, a task in two splits, or tensors that do not fit each other.
+        DataError: a task with too few rows, where ``on_short`` is ``"error"``; a split without tasks; or numbers that
+            are not finite.
+
+    >>> rows = Rows(torch.randn(40, 3), torch.randn(40, 1), torch.arange(40) // 10, ("a", "b", "c", "d"))
+    >>> tasks = row_tasks(rows, {"train": (0, 1), "validation": (2,), "test": (3,)}, support=4)
+    >>> tasks.sample("test", [0]).query.x.shape
+    torch.Size([1, 6, 3])
+    """
+    _check(rows, splits, support, order, queries, on_short, seed)
+    _check_rows(rows, classes)
+    regression = rows.y.is_floating_point()
+    size = rows.y.shape[1] if regression else int(rows.y.max()) + 1 if classes is None else classes
+    index, there = _by_task(rows)
+    ordered = _Ordered(rows.y, index, there, support, order)
+    kept, skipped = _usable(rows, splits, ordered, on_short)
+    rows = rows._replace(x=rows.x.to(device), y=rows.y.to(device))
+
+    most = index.shape[1] if queries is None else queries
+    sizes = {split: _sizes(ordered.split(index[tasks], there[tasks]), most) for split, tasks in kept.items()}
+
+    def batch(numbers: Tensor, chosen: Tensor, counts: Tensor) -> Batch:
+        # as wide as the split's largest task, so that a task does not depend on those beside it
+        width, even = int(counts.max()), bool((counts == counts[0]).all())
+        places = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
+        numbers, mask = numbers.gather(1, places).to(device), chosen.gather(1, places).to(device)
+        x, y = rows.x[numbers], rows.y[numbers]
+        if even:
+            return Batch(x, y)
+        # what is not there is zero, lest a task hold another one's row
+        return Batch(_zeroed(x, mask), _zeroed(y, mask), mask)
+
+    def sample(split: str, numbers: Sequence[int]) -> Episodes:
+        if split not in kept:
+            raise unknown_name("split", split, kept)
+        drawn = ordered.draw(seed, split, numbers, _tasks_of(seed, split, numbers, kept[split]))
+        query = drawn.query & (drawn.query.cumsum(1) <= most)
+        parts = zip((drawn.support, query), sizes[split])
+        return Episodes(*(batch(drawn.rows, chosen, counts) for chosen, counts in parts))
+
+    counts = {split: len(found) for split, found in kept.items()}
+    names = {split: [rows.names[task] for task in found.tolist()] for split, found in kept.items()}
+    told = {**(details or {}), "task_names": names, "tasks": counts, "skipped": skipped}
+    kind: Literal["classification", "regression"] = "regression" if regression else "classification"
+    return Tasks(name, sample, kind, tuple(rows.x.shape[1:]), size, told, counts, unit)
+
+
+class _Drawn(NamedTuple):
+    rows: Tensor
+    """``(B, n)`` numbers of rows."""
+    support: Tensor
+    """``(B, n)`` which of them are support rows."""
+    query: Tensor
+
+
+class _Ordered(NamedTuple):
+    """Puts the rows of tasks in order, and says which are support rows."""
+
+    y: Tensor
+    index: Tensor
+    there: Tensor
+    support: int
+    order: Order
+
+    def draw(self, seed: int, split: str, numbers: Sequence[int], tasks: Tensor) -> _Drawn:
+        index, there = self.index[tasks], self.there[tasks]
+        if self.order == "random":
+            keys = bits(seed, split, numbers, stream=0, count=index.shape[1])
+            # what is not there goes last
+            places = torch.where(there, keys, 2**32).argsort(dim=1, stable=True)
+            index, there = index.gather(1, places), there.gather(1, places)
+        return self.split(index, there)
+
+    def split(self, index: Tensor, there: Tensor) -> _Drawn:
+        rank = torch.arange(index.shape[1]).expand_as(index)
+        if self.y.is_floating_point():
+            return _Drawn(index, there & (rank < self.support), there & (rank >= self.support))
+        labels = torch.where(there, self.y[index], -1)
+        if self.order == "first":
+            taken = there & (rank < self.support)
+            return _Drawn(index, taken, there & ~taken & _seen(labels, taken))
+        rank = _rank_in_class(labels)
+        return _Drawn(index, there & (rank < self.support), there & (rank >= self.support))
+
+
+def _rank_in_class(labels: Tensor) -> Tensor:
+    """Return how many earlier rows of its task have a row's class; ``labels`` are ``(B, n)``."""
+    grouped, places = labels.sort(dim=1, stable=True)
+    here = torch.arange(labels.shape[1]).expand_as(labels)
+    begins = grouped != torch.cat([grouped[:, :1] - 1, grouped[:, :-1]], 1)
+    begun = torch.where(begins, here, 0).cummax(1).values
+    return torch.empty_like(labels).scatter_(1, places, here - begun)
+
+
+def _seen(labels: Tensor, taken: Tensor) -> Tensor:
+    """Return which rows have the class of a row that was taken; ``labels`` are ``(B, n)``, -1 where nothing is."""
+    classes = torch.zeros(len(labels), int(labels.max()) + 2, dtype=torch.int64)
+    classes.scatter_reduce_(1, labels + 1, taken.long(), "amax")
+    return classes.gather(1, labels + 1).bool()
+
+
+def _zeroed(values: Tensor, mask: Tensor) -> Tensor:
+    """Return values ``(B, n, ...)`` with zeros where ``mask`` is false."""
+    return torch.where(mask.view(*mask.shape, *(1,) * (values.ndim - 2)), values, torch.zeros_like(values))
+
+
+def _by_task(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Return the numbers of each task's rows ``(G, n)``, and which of them are there."""
+    sizes = rows.task.bincount(minlength=len(rows.names))
+    there = torch.arange(int(sizes.max())) < sizes.unsqueeze(1)
+    index = torch.zeros(there.shape, dtype=torch.int64)
+    index[there] = rows.task.argsort(stable=True)
+    return index, there
+
+
+def _tasks_of(seed: int, split: str, numbers: Sequence[int], tasks: Tensor) -> Tensor:
+    """Return the task of each number: the split's tasks in turn, those of 'train' in a new order every round."""
+    if split != "train":
+        return tasks[torch.tensor([number % len(tasks) for number in numbers], dtype=torch.int64)]
+    rounds = sorted({number // len(tasks) for number in numbers})
+    orders = dict(zip(rounds, bits(seed, split, rounds, stream=1, count=len(tasks)).argsort(dim=1, stable=True)))
+    return torch.stack([tasks[orders[number // len(tasks)][number % len(tasks)]] for number in numbers])
+
+
+def _sizes(drawn: _Drawn, most: int) -> tuple[Tensor, Tensor]:
+    """Return the number of support and of query rows of each task."""
+    return drawn.support.sum(1), drawn.query.sum(1).clamp(max=most)
+
+
+def _usable(
+    rows: Rows, splits: Mapping[str, Sequence[int]], ordered: _Ordered, on_short: str
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Return the tasks of each split that have support and query rows, and how many have not."""
+    drawn = ordered.split(ordered.index, ordered.there)
+    enough = drawn.query.any(1) & (drawn.support.sum(1) >= (ordered.support if rows.y.is_floating_point() else 1))
+    kept, skipped = {}, {}
+    for split, tasks in splits.items():
+        short = [task for task in tasks if not enough[task]]
+        if short and on_short == "error":
+            raise DataError(
+                f"{_too_small(rows, ordered, short[0])} ({len(short)} of {len(tasks)} tasks of split {split!r} are too "
+                "small); ask for fewer support rows, or skip such tasks (--on-short skip)"
+            )
+        kept[split] = torch.tensor([task for task in tasks if enough[task]], dtype=torch.int64)
+        skipped[split] = len(short)
+        if not len(kept[split]):
+            raise DataError(
+                f"split {split!r} has no task left with {ordered.support} support rows and a query row; "
+                "ask for fewer support rows, or bring more tasks"
+            )
+    return kept, skipped
+
+
+def _too_small(rows: Rows, ordered: _Ordered, task: int) -> str:
+    """Say why a task cannot be split into support and query rows."""
+    count, support = int(ordered.there[task].sum()), ordered.support
+    found = f"task {rows.names[task]!r} has {count} row{'s' * (count != 1)}"
+    if rows.y.is_floating_point() or count <= support:
+        return f"{found}, too few for {support} support rows and a query row"
+    if ordered.order == "first":
+        return f"{found}, but none after its first {support} is of a class that is among these"
+    return f"{found}, but no class with more than {support}, so nothing would be left to judge on"
+
+
+def _check(
+    rows: Rows,
+    splits: Mapping[str, Sequence[int]],
+    support: int,
+    order: str,
+    queries: int | None,
+    on_short: str,
+    seed: int,
+) -> None:
+    check_seed(seed)
+    if order not in ("random", "first"):
+        raise unknown_name("order of rows", order, ("random", "first"))
+    if on_short not in ("error", "skip"):
+        raise unknown_name("on_short", on_short, ("error", "skip"))
+    if support < 1 or (queries is not None and queries < 1):
+        raise UsageError(f"support and queries must be at least 1 row, got {support} and {queries}")
+    unknown = [split for split in splits if split not in SPLITS]
+    if unknown:
+        raise unknown_name("split", unknown[0], SPLITS)
+    seen: dict[int, str] = {}
+    for split, tasks in splits.items():
+        for task in tasks:
+            if not 0 <= task < len(rows.names):
+                raise UsageError(f"split {split!r} names task {task}, but there are {len(rows.names)}")
+            if task in seen:
+                raise UsageError(f"task {rows.names[task]!r} is in split {seen[task]!r} and in {split!r}")
+            seen[task] = split
+
+
+def _check_rows(rows: Rows, classes: int | None) -> None:
+    """Refuse tensors that are not what `Rows` says."""
+    x, y, task = rows.x, rows.y, rows.task
+    if not len(x) == len(y) == len(task) or not len(x):
+        raise UsageError(f"x, y and task must have one row an example; got {len(x)}, {len(y)}, {len(task)}")
+    if not x.is_floating_point() or y.ndim != (2 if y.is_floating_point() else 1) or task.ndim != 1:
+        raise UsageError(
+            "expected x floating, y (N, outputs) floating or (N,) int64, and task (N,) int64; got x "
+            f"{tuple(x.shape)} of {x.dtype}, y {tuple(y.shape)} of {y.dtype}, task {tuple(task.shape)} of {task.dtype}"
+        )
+    if not 0 <= int(task.min()) <= int(task.max()) < len(rows.names):
+        raise UsageError(
+            f"task numbers go from {int(task.min())} to {int(task.max())}, but there are {len(rows.names)} tasks"
+        )
+    if not y.is_floating_point() and not 0 <= int(y.min()) <= int(y.max()) < (classes or int(y.max()) + 1):
+        expected = "0 up" if classes is None else f"0 to {classes - 1}"
+        raise UsageError(f"class ids go from {int(y.min())} to {int(y.max())}; expected {expected}")
+    bad = ~(torch.isfinite(x).flatten(1).all(1) & torch.isfinite(y).reshape(len(y), -1).all(1))
+    if bad.any():
+        row = int(bad.int().argmax())
+        raise DataError(
+            f"row {row}, of task {rows.names[int(task[row])]!r}, holds a number that is not finite; leave it out"
+        )

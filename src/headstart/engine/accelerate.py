@@ -1,0 +1,311 @@
+"""The same meta-gradient in less time or less memory: in parts, in threads, from a record, compiled.
+
+L(θ, M) is a mean over tasks, so its gradient is the mean of those of parts of the tasks. Parts that follow one
+another need the memory of one; parts at the same time, each in a thread of its own, use the cores of a processor
+better than operations that are each split among the cores.
+"""
+
+import functools
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch.utils._pytree import tree_map
+
+from headstart.core.live_bytes import LiveBytes
+from headstart.core.objective import at, backprop
+from headstart.core.sizes import to_bytes, to_text
+from headstart.engine.compiled import COMPILED
+from headstart.engine.forms import Form, Forms
+from headstart.engine.pool import one_thread, pool
+from headstart.engine.record import SEEN, Inputs, Key, Recorded, Way, inputs_of, replayed, with_gradient
+from headstart.engine.surroundings import Settings, generators, put_back, settings
+from headstart.engine.workload import workload
+from headstart.errors import UsageError
+from headstart.types import Batch, Episodes, Info, Learner, Meta
+
+logger = logging.getLogger("headstart")
+
+Threads: TypeAlias = int | Literal["auto"]
+Part: TypeAlias = tuple[Meta, Info]
+Gradient: TypeAlias = Callable[[Inputs], Part]
+
+#: A record is made after so many steps: it costs about a hundred of them.
+REPLAYED = Way("replayed", replayed, after=50, most=5000, same=True, level=logging.INFO)
+
+#: From so many numbers an operation on, on average, threads pay: below, their operations wait for the interpreter.
+LARGE = 2**14
+
+#: So many times as often large operations are computed as they are before they are recorded, which takes longer.
+PATIENCE = 8
+
+#: Where in meta-training the needs of a learner that changes are looked at, in fractions of the outer steps.
+STAGES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+#: So many plans are remembered.
+REMEMBERED = 64
+
+
+def accelerate(
+    learner: Learner,
+    *,
+    compile: bool = False,
+    threads: Threads = "auto",
+    chunk: int | None = None,
+    memory: int | str | None = None,
+    replay: bool = True,
+) -> Learner:
+    """Return the learner with a meta-gradient that is the same to rounding, and computed otherwise.
+
+    Only learners whose meta-gradient is by back-propagation change; tasks do not see each other in it, so they can be
+    taken in parts. What is decided is decided by counting, not by timing, so that every run decides the same.
+
+    On a CPU, operations are replayed from a record after some steps, with the same bits (see `core.record`). A
+    model that draws random numbers from generators of the process is neither recorded nor threaded, and so is what runs
+    inside PyTorch's hooks and modes that see every operation.
+
+    Args:
+        learner: the method.
+        compile: whether to compile the record (see `core.compiled`), whatever the size of operations.
+        threads: on a CPU, how many parts of the tasks to work on at the same time, each with one thread; 1: one part
+            after another, in operations that PyTorch splits among its threads where they are large. ``"auto"``:
+            PyTorch's number of threads (``torch.get_num_threads()``) where operations are large, and one where they are
+            so small that splitting them costs more than it gains; fewer where ``memory`` has no room for so many. A
+            compiled program splits its own operations.
+        chunk: the most tasks that are worked on together; parts follow one another.
+        memory: in place of ``chunk``: the most that the graphs of the tasks worked on together may take, in bytes or
+            as ``"2GiB"``, measured on one task.
+        replay: False computes every step anew: for a model or a loss that goes by more than its tensors and its own
+            random numbers, such as a Python number that something else changes during training.
+
+    Raises:
+        UsageError: an option out of its range, or one task that needs more than ``memory``.
+    """
+    if threads != "auto" and not _is_count(threads):
+        raise UsageError(f"threads must be a whole number from 1 up or 'auto', got {threads!r}")
+    if chunk is not None and not _is_count(chunk):
+        raise UsageError(f"chunk must be a whole number from 1 up, or None, got {chunk!r}")
+    if chunk is not None and memory is not None:
+        raise UsageError(f"accelerate takes chunk= or memory=, not both; got {chunk} and {memory!r}")
+    room = None if memory is None else to_bytes(memory)
+    if learner.gradient is not backprop:
+        if compile:
+            logger.warning("not compiled: this learner's meta-gradient is not by back-propagation")
+        return learner
+    return with_gradient(learner, _InParts(learner, _Options(compile, threads, chunk, room, replay)))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+class _Options(NamedTuple):
+    compile: bool
+    threads: Threads
+    chunk: int | None
+    room: int | None
+    replay: bool
+
+
+class _Plan(NamedTuple):
+    """How to work on a number of tasks."""
+
+    size: int
+    """The most tasks of a part."""
+    workers: int
+    """How many parts to work on at the same time."""
+    small: bool
+    """Whether operations are so small that what is around them counts: they run in one thread."""
+    counted: bool = True
+    """Whether operations were counted, so that a record of them may be replayed."""
+
+
+class _InParts:
+    """The `MetaGradient` that takes the tasks in parts."""
+
+    def __init__(self, learner: Learner, options: _Options) -> None:
+        self.options, self.stages = options, _stages(learner)
+        self.recorded = Recorded(COMPILED if options.compile else REPLAYED)
+        self.plans: dict[Key, _Plan] = {}
+
+    def __call__(self, learner: Learner, meta: Meta, episodes: Episodes) -> Part:
+        here, given = settings(), inputs_of(meta, episodes)
+        key = here, torch.get_num_threads(), given.kind
+        plan = self.plans.get(key)
+        if plan is None:
+            plan = self._remembered(key, self._plan(here, meta, episodes))
+        gradient = self._gradient(here, plan, learner)
+        # a compiled program splits those of its operations where that pays
+        small = plan.small and not self.options.compile
+        if plan.size >= len(episodes.query.y):
+            with one_thread(small):
+                return gradient(given)
+        parts = (inputs_of(meta, part) for part in _parts(episodes, plan.size))
+        several = here is not None and plan.workers > 1
+        with one_thread(small or several):  # threads of this one would wait in the way of the others
+            if several:
+                return _joined(_at_once(gradient, parts, plan.workers, here), len(episodes.query.y))
+            return _joined(map(gradient, parts), len(episodes.query.y))
+
+    def _gradient(self, here: Settings | None, plan: _Plan, learner: Learner) -> Gradient:
+        """Return what computes the gradient of a part."""
+        if here is not None and (self.options.compile or (plan.counted and self.options.replay)):
+            return functools.partial(self._recorded, self.recorded.forms.of(learner), here, learner, plan)
+        if self.options.compile:
+            self.recorded.say(SEEN)
+        return lambda given: backprop(learner, given.meta, given.episodes)
+
+    def _recorded(self, form: Form, here: Settings, learner: Learner, plan: _Plan, given: Inputs) -> Part:
+        return self.recorded.run(form, here, learner, given, 1 if plan.small else PATIENCE)
+
+    def _remembered(self, key: Key, plan: _Plan) -> _Plan:
+        if len(self.plans) >= REMEMBERED:
+            self.plans.pop(next(iter(self.plans)), None)
+        self.plans[key] = plan
+        return plan
+
+    def _plan(self, here: Settings | None, meta: Meta, episodes: Episodes) -> _Plan:
+        """Return a plan that goes by the learner and the shapes alone, not by how far a run is."""
+        options, tasks = self.options, len(episodes.query.y)
+        counted = here is not None and episodes.query.y.device.type == "cpu"
+        with put_back():
+            room = None if options.room is None else _Room(options.room, self._needed(meta, episodes), _bytes(meta))
+            size = min(tasks, options.chunk or tasks) if room is None else room.tasks(tasks, 1)
+            if not counted or (options.threads == 1 and not options.replay):
+                return _Plan(size, 1, False, counted)
+            found = self._looked_at(meta, next(_parts(episodes, 1)))
+            if all(one.size >= LARGE for one, _ in found):
+                size = 1  # nothing is gained by more at a time, which take more memory
+            elif size > 1:
+                found = self._looked_at(meta, next(_parts(episodes, size)))
+            small, draws = all(one.size < LARGE for one, _ in found), any(drawn for _, drawn in found)
+        asked = torch.get_num_threads() if options.threads == "auto" else options.threads
+        workers = 1 if small and options.threads == "auto" else asked
+        if workers > 1 and draws:  # threads would draw from one generator in any order
+            logger.info("one thread: the model draws from a generator of the process")
+            workers = 1
+        if room is not None and options.threads == "auto":
+            workers = max(count for count in range(1, workers + 1) if count == 1 or room.fits(count))
+        if room is not None:
+            size = min(size, room.tasks(tasks, workers))
+        size = min(size, -(-tasks // workers))
+        return _Plan(size, min(workers, -(-tasks // size)), small)
+
+    def _looked_at(self, meta: Meta, part: Episodes) -> list[tuple[Any, bool]]:
+        """Return the workloads of a part throughout meta-training, and whether they draw random numbers."""
+        return [_looked_at(stage, meta, part) for stage in self.stages]
+
+    def _needed(self, meta: Meta, episodes: Episodes) -> int:
+        """Return the bytes that the graph of one task takes, at most."""
+        one, peaks = next(_parts(episodes, 1)), []
+        for stage in self.stages:
+            backprop(stage, meta, one)  # trials of the task map are no part of it
+            with LiveBytes() as live:
+                backprop(stage, meta, one)
+            peaks.append(live.peak)
+        return max(1, *peaks)
+
+
+class _Room(NamedTuple):
+    """A budget of memory."""
+
+    bytes: int
+    needed: int
+    """By one task."""
+    result: int
+    """By a gradient."""
+
+    def left(self, workers: int) -> int:
+        """Return what is left beside the sum of the parts, and a part that waits to be added to it."""
+        return self.bytes - self.result * (1 if workers == 1 else 2)
+
+    def fits(self, workers: int) -> bool:
+        return self.left(workers) >= self.needed * workers
+
+    def tasks(self, tasks: int, workers: int) -> int:
+        """Return the number of tasks of a part."""
+        if workers == 1 and self.needed * tasks <= self.bytes:
+            return tasks
+        if not self.fits(workers):
+            raise UsageError(
+                f"the graph of one task needs about {to_text(self.needed)} of memory, and {workers} at a time with "
+                f"their sum more than {to_text(self.bytes)}; allow more, take threads=1, or an adjoint that remembers "
+                f"less, such as Checkpointed(memory=...)"
+            )
+        return min(tasks, self.left(workers) // (self.needed * workers))
+
+
+def _stages(learner: Learner) -> list[Learner]:
+    """Return the learner as it is at first, later and at last; one that does not change once."""
+    forms, stages = Forms(), [at(learner, done) for done in STAGES]
+    different = {forms.of(stage).number: stage for stage in stages if stage.gradient is backprop}
+    return list(different.values()) or [learner]
+
+
+def _looked_at(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Any, bool]:
+    """Return the workload of a learner, and whether it draws from generators of the process."""
+    before = generators()
+    backprop(learner, meta, episodes)  # the task map's trials, which are no part of the work
+    drawn = generators() != before
+    return workload(lambda: backprop(learner, meta, episodes)), drawn
+
+
+def _bytes(meta: Meta) -> int:
+    return sum(value.numel() * value.element_size() for part in meta for value in part.values())
+
+
+def _parts(episodes: Episodes, size: int) -> Iterator[Episodes]:
+    tasks = len(episodes.query.y)
+    for start in range(0, tasks, size):
+
+        def cut(leaf: Any, start: int = start) -> Any:
+            return leaf if leaf is None else leaf[start : start + size]
+
+        yield Episodes(*(Batch(*(tree_map(cut, part) for part in batch)) for batch in episodes))
+
+
+def _at_once(gradient: Gradient, parts: Iterator[Inputs], workers: int, here: Settings) -> Iterator[Part]:
+    """Yield the gradients of parts in their order, computed in threads; at most one of them waits."""
+
+    def alone(given: Inputs) -> Part:
+        with here.entered():
+            return gradient(given)
+
+    threads, ahead = pool(workers), deque[Any]()
+    try:
+        for part in parts:
+            ahead.append(threads.submit(alone, part))
+            if len(ahead) > workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        for future in ahead:  # after an error
+            future.cancel() or future.exception()
+
+
+def _joined(parts: Iterable[Part], tasks: int) -> Part:
+    """Return the mean over all tasks of means over parts of them, and what is told of the tasks in their order."""
+    total: Meta | None = None
+    told: list[Info] = []
+    for gradient, info in parts:
+        told.append(info)
+        count = info.support_loss.shape[1]
+        if total is None and count == tasks:
+            return gradient, info
+        total = _with(total, gradient, count / tasks)
+    assert total is not None
+    query = [info.query_loss for info in told if info.query_loss is not None]
+    return total, Info(torch.cat([info.support_loss for info in told], 1), torch.cat(query) if query else None)
+
+
+def _with(total: Meta | None, gradient: Meta, share: float) -> Meta:
+    """Return the sum with a share of a gradient added to it, in its place."""
+    if total is None:
+        return Meta(*({name: share * value for name, value in part.items()} for part in gradient))
+    for sums, part in zip(total, gradient):
+        for name, value in part.items():
+            sums[name].add_(share * value)
+    return total

@@ -1,0 +1,292 @@
+"""The meta-gradient as a list of tensor operations, recorded once and run again.
+
+The whole computation, the inner steps with their derivatives and the outer derivative, is recorded for inputs of
+certain shapes (`core.tracing`). Every derivative is taken while recording, so running the record needs none of the work
+of finding out what to compute, and computes the same, operation by operation.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, fx
+
+from headstart.core.objective import backprop
+from headstart.engine.differing import differing
+from headstart.engine.direct import direct
+from headstart.engine.forms import Form, Forms
+from headstart.engine.shorter import fold
+from headstart.engine.surroundings import Settings, generators, settings
+from headstart.engine.tracing import Record, constants, layout, recorded, simplified, tensors_of, without_notes, writes
+from headstart.engine.workload import workload
+from headstart.forward.task_map import first_line
+from headstart.types import Episodes, Info, Learner, Meta
+
+logger = logging.getLogger("headstart")
+
+#: So many kinds of inputs are remembered.
+REMEMBERED = 32
+#: How far a tensor of a compiled program may be from that of the computation that it was made of, relative to its
+#: length, by the coarsest type of numbers in the program.
+TOLERANCES = {torch.bfloat16: 0.05, torch.float16: 0.01, torch.float32: 1e-3, torch.float64: 1e-6}
+#: At the kink of a ReLU a rounding error may turn a derivative, so a program that is too far off is tried with θ and M
+#: multiplied by these.
+RETRIED = (0.99, 0.97)
+
+#: Why nothing is recorded inside certain modes.
+SEEN = "hooks for saved tensors or a mode of PyTorch are on, which have to see every operation"
+
+#: Held while a record is made: PyTorch puts functions in the place of modules' own meanwhile, those of one thread only.
+RECORDING = threading.Lock()
+
+Run: TypeAlias = Callable[..., Sequence[Tensor]]
+Key: TypeAlias = tuple[Any, ...]
+
+_kind = attrgetter("shape", "dtype", "device")
+
+
+class Way(NamedTuple):
+    """What becomes of a record."""
+
+    name: str
+    """As a participle: ``"compiled"``."""
+    translate: Callable[[fx.GraphModule, list[Tensor]], Run]
+    """``(record, tensors like its inputs) -> a function of such tensors``."""
+    after: int
+    """How often to compute as it is before recording pays."""
+    most: int
+    """Of the operations of a computation that is worth recording."""
+    same: bool
+    """Whether the function gives the same bits."""
+    level: int
+    """Of the line of the log that says why it cannot be done."""
+
+
+def replayed(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
+    """Return the record itself, its operations called in the least time."""
+    if not writes(record):
+        fold(record)
+    direct(record.graph)
+    run: Run = without_notes(record).forward
+    return run
+
+
+class Program(NamedTuple):
+    """A meta-gradient for inputs of certain shapes, ready to run."""
+
+    run: Run
+    """``(*tensors_of) -> what the graph of a `Record` gives``."""
+    told: tuple[bool, ...]
+    conditional: bool
+    operations: int
+
+
+class Inputs(NamedTuple):
+    """What a meta-gradient is computed of."""
+
+    meta: Meta
+    episodes: Episodes
+    tensors: list[Tensor]
+    kind: Key
+    """What a program is made for: the names, the shapes, types and devices of all tensors, and their places."""
+
+
+def inputs_of(meta: Meta, episodes: Episodes) -> Inputs:
+    """Return the inputs with what is read off them once a step."""
+    tensors = tensors_of(meta, episodes)
+    support, query = episodes
+    kind = tuple(meta[0]), tuple(meta[1]), layout(support), layout(query), *map(_kind, tensors)
+    return Inputs(meta, episodes, tensors, kind)
+
+
+class _Entry:
+    """What is known of inputs of one kind."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # held by the thread that records
+        self.calls = 0
+        self.done = False
+        self.program: Program | None = None
+
+
+class Recorded:
+    """The `MetaGradient` that records `backprop` for every kind of inputs that it meets.
+
+    A record is made of tensors without values, and must give for the first inputs what `backprop` gives; it is
+    computed as it is where it cannot be recorded.
+    """
+
+    def __init__(self, way: Way) -> None:
+        self.way = way
+        self.forms = Forms()
+        self.lock = threading.Lock()
+        self.entries: dict[Key, _Entry] = {}
+        self.said: set[str] = set()
+
+    @property
+    def programs(self) -> dict[Key, Program | None]:
+        """The programs by kind of inputs; ``None`` where there is none, and will be none."""
+        return {key: entry.program for key, entry in self.entries.items() if entry.done}
+
+    def __call__(self, learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
+        here = settings()
+        if here is None:
+            self.say(SEEN)
+            return backprop(learner, meta, episodes)
+        return self.run(self.forms.of(learner), here, learner, inputs_of(meta, episodes))
+
+    def run(self, form: Form, here: Settings, learner: Learner, given: Inputs, patience: int = 1) -> tuple[Meta, Info]:
+        """Compute for a learner of that form by these settings; ``patience`` times as often as it is at first."""
+        key: Key = (form.number, here, torch.get_num_threads(), given.kind)
+        if self.way.same:  # even by the strides of axes of size 1 a convolution chooses how it goes on
+            key += (*map(Tensor.stride, given.tensors),)
+        entry = self.entries.get(key)
+        if entry is None:
+            entry = self._new(key)
+        program = entry.program
+        if program is None:
+            if entry.done:
+                return backprop(learner, given.meta, given.episodes)
+            return self._first(entry, form, here, learner, given, patience)
+        found = _ran(program, here, given.tensors)
+        if program.conditional and not found[-1]:
+            return backprop(learner, given.meta, given.episodes)  # which says what is wrong with the values
+        return _named(program, given.meta, found)
+
+    def _new(self, key: Key) -> _Entry:
+        with self.lock:
+            if len(self.entries) >= REMEMBERED:
+                idle = (known for known, entry in self.entries.items() if entry.program is None)
+                del self.entries[next(idle, next(iter(self.entries)))]
+            return self.entries.setdefault(key, _Entry())
+
+    def _first(
+        self, entry: _Entry, form: Form, here: Settings, learner: Learner, given: Inputs, patience: int
+    ) -> tuple[Meta, Info]:
+        """Compute as it is, and record when it is time; what a program gives has its own bits from the start."""
+        if not entry.lock.acquire(blocking=not self.way.same):
+            return backprop(learner, given.meta, given.episodes)
+        try:
+            if entry.done:  # by the thread that was waited for
+                return self.run(form, here, learner, given)
+            before = generators()
+            found = backprop(learner, given.meta, given.episodes)
+            entry.calls += 1
+            if not form.settled:
+                self.say("the learner changes from step to step, so far")
+            elif entry.calls > self.way.after * patience:
+                if generators() != before:
+                    self.say("the model draws from a generator of the process")
+                else:
+                    entry.program, found = self._program(here, learner, given, found)
+                entry.done = True
+            return found
+        finally:
+            entry.lock.release()
+
+    def _program(
+        self, here: Settings, learner: Learner, given: Inputs, expected: tuple[Meta, Info]
+    ) -> tuple[Program | None, tuple[Meta, Info]]:
+        """Return the program, if there is one, and what it gives where that has bits of its own."""
+        start, (meta, episodes, tensors, _) = time.perf_counter(), given
+        try:
+            count = workload(lambda: backprop(learner, meta, episodes)).operations
+            if count > self.way.most:
+                self.say(f"it takes {count} operations, more than {self.way.most}")
+                return None, expected
+            logger.debug("meta-gradient of %d operations: recording", count)
+            with RECORDING:
+                record = recorded(learner, meta, episodes)
+                program = self._translated(record, here, tensors)
+            again = _named(program, meta, _ran(program, here, tensors))
+            gap = self._gap(record, again, expected)
+            for factor in () if not gap or self.way.same else RETRIED:
+                other = Meta(*({name: factor * value for name, value in part.items()} for part in meta))
+                ours = _named(program, meta, _ran(program, here, tensors_of(other, episodes)))
+                gap = gap and self._gap(record, ours, backprop(learner, other, episodes))
+        except Exception as error:  # whatever PyTorch or a compiler may raise, the usual way is there
+            self.say(f"{type(error).__name__}: {first_line(error)}")
+            return None, expected
+        if gap:
+            self.say(f"it gives something else ({gap}), so that what the model computes depends on more than tensors")
+            return None, expected
+        seconds = time.perf_counter() - start
+        logger.info("meta-gradient %s: %d operations in %.1f s", self.way.name, program.operations, seconds)
+        return program, expected if self.way.same else again
+
+    def _translated(self, record: Record, here: Settings, tensors: list[Tensor]) -> Program:
+        tensors = _plain(tensors)
+        with torch.no_grad(), here.without_autocast():
+            shorter = simplified(record.graph, tensors)
+            run = self.way.translate(shorter, tensors)
+            repeated = _repeated(run(*tensors), [*tensors, *constants(shorter)])
+        if repeated:
+            run = _copying(run, repeated)
+        return Program(run, record.told, record.conditional, record.operations)
+
+    def _gap(self, record: Record, got: tuple[Meta, Info], expected: tuple[Meta, Info]) -> str:
+        """Return where two results differ by more than they may; nothing where they do not."""
+        if self.way.same:
+            return differing(got, expected, 0.0)
+        return differing(got, expected, max(TOLERANCES.get(dtype, 0.0) for dtype in record.dtypes))
+
+    def say(self, why: str) -> None:
+        """Say once why the meta-gradient runs as it is."""
+        if why not in self.said:
+            self.said.add(why)
+            logger.log(self.way.level, "meta-gradient not %s, running as it is: %s", self.way.name, why)
+
+
+def with_gradient(learner: Learner, gradient: Any) -> Learner:
+    """Return the learner with another way to compute `backprop`, throughout meta-training."""
+    during = learner.during
+
+    def own(stage: Learner) -> Learner:
+        return stage._replace(gradient=gradient) if stage.gradient is backprop else stage
+
+    return own(learner)._replace(during=None if during is None else lambda done: own(during(done)))
+
+
+def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [(tensor.detach() if tensor.requires_grad else tensor).contiguous() for tensor in tensors]
+
+
+def _ran(program: Program, here: Settings, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    with torch.no_grad():
+        if here.autocast:
+            with here.without_autocast():
+                return program.run(*_plain(tensors))
+        return program.run(*_plain(tensors))
+
+
+def _repeated(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[int]:
+    """Return the places of outputs that lie in the memory of an input, or of an output before them."""
+    seen = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+    places = []
+    for place, tensor in enumerate(outputs):
+        where = tensor.untyped_storage().data_ptr()
+        if where and where in seen:
+            places.append(place)
+        seen.add(where)
+    return places
+
+
+def _copying(run: Run, places: Sequence[int]) -> Run:
+    def copied(*tensors: Tensor) -> Sequence[Tensor]:
+        found = list(run(*tensors))
+        for place in places:
+            found[place] = found[place].clone()
+        return found
+
+    return copied
+
+
+def _named(program: Program, meta: Meta, found: Sequence[Tensor]) -> tuple[Meta, Info]:
+    first, second = len(meta.params), len(meta.params) + len(meta.structure)
+    left = iter(found[second:])
+    told = [next(left) if there else None for there in program.told]
+    return Meta(dict(zip(meta[0], found)), dict(zip(meta[1], found[first:second]))), Info(*told)  # pyrefly: ignore

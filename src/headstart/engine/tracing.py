@@ -1,0 +1,167 @@
+"""The operations of a meta-gradient, written down while it is computed for tensors that hold no values.
+
+Since they hold none, a computation that goes by values (a branch, a number read out) cannot be written down; what
+PyTorch does not see, such as a Python number that changes between two steps, is written down as it is.
+"""
+
+from collections.abc import Iterable
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch._functorch.compile_utils import fx_graph_cse
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+
+from headstart.core.live_bytes import LiveBytes
+from headstart.core.objective import backprop
+from headstart.core.values import conditions
+from headstart.engine.shorter import shorten
+from headstart.types import Batch, Episodes, Info, Learner, Meta
+
+#: How much more memory computing nothing twice may need: where steps are taken again to save memory, it needs more.
+SLACK = 1.1
+
+
+class Record(NamedTuple):
+    """A meta-gradient for inputs of certain shapes."""
+
+    graph: fx.GraphModule
+    """``(*tensors_of) -> the gradients of θ and of M, what there is of `Info`, and whether `conditional` holds``."""
+    told: tuple[bool, ...]
+    """Which fields of `Info` there are."""
+    conditional: bool
+    """Whether the last output says if the values of the inputs are as demanded."""
+    operations: int
+    dtypes: frozenset[torch.dtype]
+    """Of all numbers in it."""
+
+
+def recorded(learner: Learner, meta: Meta, episodes: Episodes) -> Record:
+    """Return the operations of `backprop`.
+
+    Raises:
+        RuntimeError: the computation goes by values.
+    """
+    told: list[bool] = []
+    conditional: list[bool] = []
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        with conditions() as noted:
+            gradient, info = backprop(learner, *rebuilt(meta, episodes, tensors))
+        found = [holds for _, holds in noted.values()]
+        if found and found[0].device.type != "cpu":  # reading it would stall an accelerator
+            info, found = _spoiled(info, found), []
+        told[:] = [part is not None for part in info]
+        conditional[:] = [True] if found else []
+        held = [torch.stack(found).all()] if found else []
+        own = [part for part in info if part is not None]
+        return [*gradient.params.values(), *gradient.structure.values(), *own, *held]
+
+    inputs = [tensor.detach().contiguous() for tensor in tensors_of(meta, episodes)]
+    graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    made = [node.meta.get("val") for node in graph.graph.nodes]
+    for node in graph.graph.nodes:
+        if _sized_by_values(node):
+            raise RuntimeError(f"{node.target} gives as many numbers as its inputs' values say")
+    operations = sum(node.op == "call_function" for node in graph.graph.nodes)
+    dtypes = frozenset(value.dtype for value in made if isinstance(value, Tensor))
+    return Record(graph, tuple(told), bool(conditional), operations, dtypes)
+
+
+def _spoiled(info: Info, holds: list[Tensor]) -> Info:
+    """Return losses that are NaN where values are not as demanded."""
+    if info.query_loss is None:
+        return info
+    return info._replace(query_loss=torch.where(torch.stack(holds).all(), info.query_loss, torch.nan))
+
+
+def simplified(record: fx.GraphModule, tensors: list[Tensor]) -> fx.GraphModule:
+    """Return a record of the same bits without operations that do nothing, and in which nothing is computed twice.
+
+    Only where that costs no memory: an adjoint that takes steps again, to remember less, does so on purpose.
+
+    Args:
+        record: where it writes into its inputs it is left as it is.
+        tensors: to run it on.
+    """
+    if writes(record):
+        return record
+    shorter = _tidied(record, fx_graph_cse(record.graph))
+    plain = _tidied(record, record.graph)
+    return shorter if _peak(shorter, tensors) <= SLACK * _peak(plain, tensors) else plain
+
+
+def _tidied(record: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    shorten(graph)
+    return fx.GraphModule(record, graph)
+
+
+def without_notes(record: fx.GraphModule) -> fx.GraphModule:
+    """Return a record that has let go of what recording found of its tensors."""
+    for node in record.graph.nodes:
+        node.meta.clear()
+    record.recompile()
+    return record
+
+
+def constants(record: fx.GraphModule) -> list[Tensor]:
+    """Return the tensors that a record holds."""
+    held = (attrgetter(str(node.target))(record) for node in record.graph.nodes if node.op == "get_attr")
+    return [value for value in held if isinstance(value, Tensor)]
+
+
+def _peak(record: fx.GraphModule, tensors: list[Tensor]) -> int:
+    with torch.no_grad(), LiveBytes() as live:
+        record(*tensors)
+    return live.peak
+
+
+def _sized_by_values(node: fx.Node) -> bool:
+    if (
+        torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
+        and node.target != torch.ops.aten.index.Tensor
+    ):
+        return True
+    places: Any = node.args[1] if node.target == torch.ops.aten.index.Tensor else ()
+    return any(isinstance(place, fx.Node) and place.meta["val"].dtype == torch.bool for place in places)
+
+
+def writes(record: fx.GraphModule) -> bool:
+    """Whether any operation of a record writes into a tensor."""
+    schemas = (getattr(node.target, "_schema", None) for node in record.graph.nodes)
+    return any(schema is not None and schema.is_mutable for schema in schemas)
+
+
+def tensors_of(meta: Meta, episodes: Episodes) -> list[Tensor]:
+    """Return all tensors, those of θ and M first."""
+    leaves = [*meta.params.values(), *meta.structure.values()]
+    for x, *others in episodes:
+        if isinstance(x, Tensor):
+            leaves.append(x)
+        else:
+            leaves += tree_leaves(x)
+        leaves += [part for part in others if part is not None]
+    return leaves
+
+
+def layout(batch: Batch) -> tuple[Any, ...]:
+    """Return what of a batch is not said by its tensors: which there are, and how the inputs are nested."""
+    nesting = None if isinstance(batch.x, Tensor) else str(tree_flatten(batch.x)[1])
+    return nesting, batch.mask is None, batch.seed is None
+
+
+def rebuilt(meta: Meta, episodes: Episodes, tensors: Iterable[Tensor]) -> tuple[Meta, Episodes]:
+    """Return ``tensors``, in the order of `tensors_of`, in the places of those of ``meta`` and ``episodes``."""
+    left = iter(tensors)
+
+    def following(_: Any) -> Any:
+        return next(left)
+
+    own = Meta(*({name: next(left) for name in part} for part in meta))
+    batches = []
+    for batch in episodes:
+        x, y = tree_map(following, batch.x), next(left)
+        batches.append(Batch(x, y, *(None if part is None else next(left) for part in batch[2:])))
+    return own, Episodes(*batches)

@@ -1,0 +1,155 @@
+"""Batch normalisation whose second derivative takes a few passes over the feature maps.
+
+Second-order MAML differentiates the derivative of every layer. For batch normalisation PyTorch does so in more than
+twenty operations as large as the feature maps, and nearly half of the time of conv4 goes into them.
+
+With x̂ = (x − mean) · r and r = 1 / √(variance + eps), the derivative is a projection P: slopes g of the outputs become
+slopes w · r · P g of the inputs, where P g = g − mean(g) − x̂ · mean(x̂ · g) in each channel. P is symmetric, so the
+derivative of that in g is the same function again, and the derivative in x is a sum of x̂, P g and P h, each weighed by
+channel (h: the slopes of w · r · P g).
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from headstart.forward.transforms import plain
+
+
+def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Return ``F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)``, with a faster second derivative.
+
+    Args:
+        x: ``(n, channels, …)``, normalised over all axes but the channels.
+        weight: ``(channels,)``, or None for ones.
+        bias: ``(channels,)``, or None for zeros.
+        eps: what is added to the variance.
+    """
+    if x.numel() <= x.shape[1] or not plain(x, weight, bias):
+        return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+    out: Tensor = _Normalised.apply(x, weight, bias, eps)
+    return out
+
+
+class _Inputs(NamedTuple):
+    """What a forward pass keeps."""
+
+    x: Tensor
+    weight: Tensor | None
+    mean: Tensor
+    scale: Tensor
+    """r."""
+
+
+class _Normalised(torch.autograd.Function):
+    """w · x̂ + b."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, *rest: Any) -> Tensor:  # type: ignore[override]
+        bias, ctx.eps = rest
+        out, mean, scale = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, ctx.eps)
+        ctx.save_for_backward(x, weight, mean, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Any:
+        (g,), (x, weight, mean, scale), needed = slopes, ctx.saved_tensors, ctx.needs_input_grad[:3]
+        if plain(g):
+            return *_Slopes.apply(g, x, weight, mean, scale, ctx.eps, needed), None
+        made = _by_means(g, x, weight, ctx.eps)
+        return *(part if wanted else None for part, wanted in zip(made, needed)), None
+
+
+class _Slopes(torch.autograd.Function):
+    """(w · r · P g, Σ x̂ · g, Σ g): what comes back to x, w and b."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, weight: Tensor | None, *rest: Any) -> Any:  # type: ignore[override]
+        mean, scale, ctx.eps, needed = rest
+        ctx.save_for_backward(g, x, weight, mean, scale)
+        ctx.set_materialize_grads(False)
+        return _slopes(g, _Inputs(x, weight, mean, scale), needed)
+
+    @staticmethod
+    def backward(ctx: Any, *towards: Tensor | None) -> Any:
+        g, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled() or not plain(*towards):
+            found = _differentiable(towards, g, _Inputs(*kept), ctx.eps)
+        else:
+            found = _second(towards, g, _Inputs(*kept))
+        return *found, None, None, None, None
+
+
+def _slopes(g: Tensor, of: _Inputs, needed: tuple[bool, ...] = (True, True, True)) -> Any:
+    x, weight, mean, scale = of
+    # its eps would count with statistics of its own only
+    made = torch.ops.aten.native_batch_norm_backward(g, x, weight, None, None, mean, scale, True, 0.0, list(needed))
+    return tuple(part if wanted else None for part, wanted in zip(made, needed))
+
+
+def _second(towards: tuple[Tensor | None, ...], g: Tensor, of: _Inputs) -> tuple[Tensor | None, ...]:
+    """Return the slopes for g, x and w of ⟨h, w · r · P g⟩ + ⟨to_w, Σ x̂ · g⟩ + ⟨to_b, Σ g⟩."""
+    x, weight, mean, scale = of
+    h, to_w, to_b = towards
+    ones = torch.ones_like(mean)
+    w = ones if weight is None else weight
+    to_w = torch.zeros_like(mean) if to_w is None else to_w
+    to_b = torch.zeros_like(mean) if to_b is None else to_b
+    # on a GPU, the sums over examples come only where there is a weight
+    unweighted, count = of._replace(weight=ones), x.numel() / x.shape[1]
+    back_g, along_g, _ = _slopes(g, unweighted)  # r · P g
+    to_g = _affine(x, to_w * scale, to_b - to_w * scale * mean)
+    if h is None:
+        return to_g, back_g.mul_(_facing(to_w, x)), None
+    back_h, along_h, _ = _slopes(h, unweighted)
+    # Σ h · r · P g in one pass: what comes back to the weight of numbers that are normalised already
+    normalised = _Inputs(back_g, ones, torch.zeros_like(mean), ones)
+    along_both = _slopes(h, normalised, (False, True, False))[1]
+    to_g.addcmul_(back_h, _facing(w, x))
+    slope = -w * scale * scale * along_both / count
+    to_x = _affine(x, slope, -slope * mean)
+    to_x.addcmul_(back_h, _facing(-w * scale * along_g / count, x))
+    to_x.addcmul_(back_g, _facing(to_w - w * scale * along_h / count, x))
+    return to_g, to_x, None if weight is None else along_both
+
+
+def _affine(x: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
+    return torch.addcmul(_facing(constant, x), x, _facing(slope, x))
+
+
+def _facing(channels: Tensor, x: Tensor) -> Tensor:
+    return channels.view(-1, *(1,) * (x.ndim - 2))
+
+
+def _differentiable(
+    towards: tuple[Tensor | None, ...], g: Tensor, of: _Inputs, eps: float
+) -> tuple[Tensor | None, ...]:
+    """Return the same by means and squares, which can be differentiated as often as one likes.
+
+    PyTorch's own second derivative of batch normalisation takes the statistics for constants when it is differentiated.
+    """
+    parts = (g, of.x, of.weight)
+    with torch.enable_grad():
+        # views, since g may have come from x, and a slope of x itself would go through g as well
+        g, x, weight = g.view_as(g), of.x.view_as(of.x), None if of.weight is None else of.weight.view_as(of.weight)
+        pairs = zip(_by_means(g, x, weight, eps), towards)
+    given = [(slope, way) for slope, way in pairs if way is not None and slope.requires_grad]
+    if not given:
+        return None, None, None
+    slopes, ways = zip(*given)
+    moved = [part for part in (g, x, weight) if part is not None and part.requires_grad]
+    found = iter(torch.autograd.grad(slopes, moved, ways, create_graph=torch.is_grad_enabled(), allow_unused=True))
+    return tuple(next(found) if part is not None and part.requires_grad else None for part in parts)
+
+
+def _by_means(g: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return w · r · P g, Σ x̂ · g and Σ g from operations that take tangents and axes of ``vmap`` along."""
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    scale = torch.rsqrt(variance + eps)
+    normalised = (x - mean) * scale
+    along = normalised * g
+    back = (g - g.mean(axes, keepdim=True) - normalised * along.mean(axes, keepdim=True)) * scale
+    return back if weight is None else back * _facing(weight, x), along.sum(axes), g.sum(axes)

@@ -1,0 +1,342 @@
+"""A module as a pure function of its parameters, mapped over tasks.
+
+`functional` reads an ordinary ``nn.Module`` once and returns a `Functional`: the parameters by name, and an
+``apply`` that runs B tasks, each with parameters of its own or shared ones. The module itself is never called or
+changed: ``apply`` runs a private copy of its structure (on the ``meta`` device, so without weights) into which the
+tensors are handed at every call. Tied weights stay one parameter.
+
+Only the forward pass is mapped over tasks; gradients are taken outside, of the sum of the tasks' losses, with
+respect to leaves that have a task axis. Differentiating ``vmap(torch.func.grad(...))`` instead gives silently wrong
+second derivatives through batch, instance and layer normalisation.
+"""
+
+import contextlib
+import functools
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+
+from headstart.core import tree
+from headstart.core.patterns import Leaf, matches
+from headstart.core.roles import Role, Structural, role_of
+from headstart.core.shared import PLAIN_ATTENTION, WITHOUT_CUDNN
+from headstart.errors import DifferentiationError, ShapeError, UsageError, unknown_name
+from headstart.forward import second_derivatives as twice
+from headstart.forward.layout import IMAGES, channels_last, of_images, one_by_one, widest
+from headstart.forward.over_tasks import over_tasks
+from headstart.forward.skeleton import Skeleton, batch_normalised, refuse_untwiceable, statistics_of, without_weights
+from headstart.forward.task_map import OneTask, TaskMap, auto, in_turn, loop, vmap
+from headstart.types import Params, Tree
+
+BufferPolicy: TypeAlias = Literal["batch", "frozen", "task"]
+Buffers: TypeAlias = BufferPolicy | Mapping[str, BufferPolicy]
+Phase: TypeAlias = Literal["support", "query"]
+Precision: TypeAlias = Literal["full", "bf16"]
+
+
+class Functional(NamedTuple):
+    """A module as a pure function."""
+
+    params: Params
+    """θ: the module's trainable tensors, copied; a tied one once."""
+    structure: Params
+    """The module's part of M: the trainable tensors inside `Structural` modules, copied."""
+    context: Params
+    """What every task starts anew from: the trainable tensors inside `Context` modules, copied."""
+    buffers: Params
+    """The buffers of which every task has its own copy (policy ``"task"``), copied."""
+    leaves: dict[str, Leaf]
+    """What is known of each trainable tensor: its shape, and the type of the module that holds it."""
+    apply: "Apply"
+    """The forward pass of B tasks."""
+    batch_statistics: str
+    """The path of a layer that normalises by the examples of a batch together; empty where there is none."""
+    certify: Callable[[Tree], None]
+    """``certify(x)``: check once, on the first task's inputs, that second derivatives exist and are right."""
+    shown: Callable[[Params], Params]
+    """``M -> the module's part of M`` in the units in which it acts."""
+    laid_out: Callable[[Params, Tree], Params]
+    """``(params, x) -> params`` with their numbers in the order in memory that suits passes over ``x``."""
+
+
+#: What PyTorch says where inputs do not fit a model.
+_MISFITS = (
+    r"channels, but got|shapes cannot be multiplied|size mismatch|must match the size|same dtype"
+    r"|dtypes must be the same|Expected size for"
+)
+
+Apply: TypeAlias = Callable[..., tuple[Tensor, Params]]
+"""``apply(params, buffers, x, *, seed=None, draw=0, step=0, phase="support") -> (outputs, buffers)``
+
+``params``: all of the module's trainable tensors (θ, M and context), each ``(*shape)`` (shared) or ``(B, *shape)``;
+``buffers``: each ``(B, *shape)``;
+``x``: ``(B, n, *features)``, a tensor, or a tuple or dict of them (the module's arguments);
+``seed``: ``(B,)`` switches dropout on, ``draw`` counts the passes; ``step``: inner steps taken so far, for modules
+that are `Stepped`; outputs are ``(B, n, *outputs)``.
+"""
+
+
+def functional(
+    module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | TaskMap = "auto", precision: Precision = "full"
+) -> Functional:
+    """Return ``module`` as a pure, task-batched function.
+
+    Args:
+        module: any module; its trainable tensors are θ, and are copied. Those with ``requires_grad=False`` are
+            constants and stay shared with the module, since a frozen trunk may be large: do not change them.
+        buffers: what normalisation layers do with running statistics, for all, or by name pattern:
+            ``"batch"`` normalises by the current batch and keeps nothing (in MAML: transductive);
+            ``"frozen"`` uses the module's own statistics; ``"task"`` gives every task a copy that its support set
+            updates and its query set uses. Buffers of other layers are constants unless a pattern says ``"task"``.
+        taskmap: ``"auto"``, ``"vmap"``, ``"loop"``, or a function with their interface.
+        precision: ``"full"``: that of the parameters; ``"bf16"``: products and convolutions, and their derivatives,
+            in bfloat16, with parameters and outputs as they are (PyTorch's autocast).
+
+    Raises:
+        DifferentiationError: a layer has no second derivative, or cannot be mapped as asked.
+        UsageError: a pattern that matches no buffer.
+    """
+    if precision not in ("full", "bf16"):
+        raise unknown_name("precision", str(precision), ("full", "bf16"))
+    refuse_untwiceable(module)
+    policies = _policies(module, buffers)
+    task_map = _resolve(taskmap, module)
+    trainable = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+    constants = {name: p.detach() for name, p in module.named_parameters() if not p.requires_grad}
+    per_task: Params = {}
+    for name, buffer in module.named_buffers():
+        if policies[name] == "task":
+            per_task[name] = buffer.detach().clone()
+        elif policies[name] == "frozen":
+            constants[name] = buffer.detach().clone()
+    context = _forward_context(module)
+    leaves = _leaves(module)
+    shapes = {name: leaf.shape for name, leaf in leaves.items()}
+    images = of_images(type(layer) for layer in module.modules())
+    channels = widest(module.modules())
+
+    def laid_out(params: Params, x: Tree) -> Params:
+        if not (images and one_by_one(x, channels)):
+            return params
+        return {name: channels_last(p) if issubclass(leaves[name].module, IMAGES) else p for name, p in params.items()}
+
+    own = threading.local()  # one a thread, since a pass puts its tensors into it
+
+    def skeleton(training: bool, support: bool) -> Skeleton:
+        made: dict[tuple[bool, bool], Skeleton] = own.__dict__.setdefault("skeletons", {})
+        if (training, support) not in made:
+            made[training, support] = Skeleton(module_copy, policies, training=training, support=support)
+        return made[training, support]
+
+    # kept so that what happens to the user's module later does not change the function
+    module_copy = without_weights(module)
+    skeleton(False, True)  # refuses now what it cannot do
+
+    def apply(
+        params: Params,
+        buffers: Params,
+        x: Tree,
+        *,
+        seed: Tensor | None = None,
+        draw: int = 0,
+        step: int = 0,
+        phase: Phase = "support",
+    ) -> tuple[Tensor, Params]:
+        frame = skeleton(seed is not None, phase == "support")
+        turns = images and one_by_one(x, channels)
+        if turns:
+            params, x = laid_out(params, x), tree_map(channels_last, x)
+        keys = {} if seed is None else {f"{name}.seed": seed for name in frame.dropouts}
+        x_args, x_kwargs = _arguments(x)
+        dims = [{name: _task_axis(p, leaves[name]) for name, p in params.items()}, 0, 0, 0, 0]
+
+        def one(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
+            # a forward pass may update a buffer in place, so each gets a copy to update
+            own = {name: buffer.clone() for name, buffer in buffers.items()}
+            frame.restart(draw, step)
+            state = {**params, **constants, **own, **keys}
+            outputs = functional_call(frame.body, state, args, kwargs)
+            return outputs, {**own, **frame.updated_statistics()}
+
+        def at_once(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
+            return over_tasks(frame.body, {**params, **constants}, shapes, args[0]), {}
+
+        known = frame.chain and not keys and not buffers and len(x_args) == 1 and not x_kwargs
+        function: Callable[..., Tree] = OneTask(one, at_once, frame.native) if known else one
+        if turns and known:
+            function = OneTask(one, lambda *args: in_turn(at_once, dims, args), frame.native)
+        elif turns:
+            function = OneTask(one, lambda *args: loop(one, dims, args))
+        versions = [tensor._version for tensor in constants.values()]
+        try:
+            with context(), _computing_in(precision, params):
+                outputs, after = task_map(function, dims, [params, buffers, x_args, x_kwargs, keys])
+        except RuntimeError as error:
+            raise _explained(error, x, leaves) from error
+        _refuse_mutation(constants, versions)
+        return (outputs.float() if precision == "bf16" else outputs), after
+
+    unchecked: list[nn.Module] = [] if twice.is_known(module_copy) else [module_copy]
+
+    def certify(x: Tree) -> None:
+        if not unchecked:
+            return
+        args, kwargs = _arguments(tree_map(lambda leaf: leaf[0], x))
+        devices = {leaf.device for leaf in tree_leaves(x) if leaf.is_cuda}
+        # the check must not take random numbers from the passes that count
+        with context(), torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
+            twice.certify(skeleton(False, True).body, {**trainable, **constants, **per_task}, args, kwargs)
+        unchecked.clear()
+
+    def part(role: Role) -> Params:
+        return {name: value for name, value in trainable.items() if leaves[name].role == role}
+
+    return Functional(
+        part("initial"),
+        part("structure"),
+        part("context"),
+        per_task,
+        leaves,
+        apply,
+        batch_normalised(module, policies),
+        certify,
+        functools.partial(_shown, module_copy),
+        laid_out,
+    )
+
+
+def _computing_in(precision: Precision, params: Params) -> contextlib.AbstractContextManager[Any]:
+    if precision == "full":
+        return contextlib.nullcontext()
+    device = next((value.device.type for value in params.values()), "cpu")
+    # without its cache, which would hand the weights of one inner step to the next
+    return torch.autocast(device, torch.bfloat16, cache_enabled=False)
+
+
+def _shown(module: nn.Module, structure: Params) -> Params:
+    seen: Params = {}
+    for path, layer in module.named_modules():
+        if isinstance(layer, Structural):
+            own = tree.within(structure, path) if path else structure
+            if not own:  # all of it is frozen, and so not in M
+                continue
+            seen.update(tree.prefixed(path, layer.shown(own)) if path else layer.shown(own))
+    return seen
+
+
+def _explained(error: RuntimeError, x: Tree, leaves: Mapping[str, Leaf]) -> Exception:
+    """Return what PyTorch says of shapes that do not fit in words that help, or the error itself."""
+    text = str(error)
+    if not re.search(_MISFITS, text):
+        return error
+    got = ", ".join(f"{tuple(leaf.shape[1:])} of {leaf.dtype}" for leaf in tree_leaves(x))
+    first = next(iter(leaves.values()), None)
+    own = f"; its first weight, {first.name}, has shape {first.shape}" if first else ""
+    return ShapeError(
+        f"the model cannot take a task's inputs (examples, *features) = {got}{own}; "
+        f"PyTorch says: {text.splitlines()[0]}"
+    )
+
+
+def _task_axis(tensor: Tensor, leaf: Leaf) -> int | None:
+    return 0 if tensor.ndim == len(leaf.shape) + 1 else None
+
+
+def _arguments(x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(x, Mapping):
+        return (), {str(name): value for name, value in x.items()}
+    return (tuple(x) if isinstance(x, (tuple, list)) else (x,)), {}
+
+
+def _leaves(module: nn.Module) -> dict[str, Leaf]:
+    leaves = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            holder = module.get_submodule(name.rpartition(".")[0])
+            leaves[name] = Leaf(name, tuple(parameter.shape), type(holder), role_of(module, name))
+    return leaves
+
+
+def _policies(module: nn.Module, buffers: Buffers) -> dict[str, BufferPolicy]:
+    """Return the policy of every buffer by name."""
+    default: BufferPolicy = "batch" if isinstance(buffers, Mapping) else buffers
+    chosen = buffers if isinstance(buffers, Mapping) else {}
+    for policy in (default, *chosen.values()):
+        if policy not in ("batch", "frozen", "task"):
+            raise unknown_name("buffer policy", str(policy), ("batch", "frozen", "task"))
+    statistics = statistics_of(module)
+    names = [name for name, _ in module.named_buffers()]
+    policies: dict[str, BufferPolicy] = {name: default if name in statistics else "frozen" for name in names}
+    for pattern, policy in chosen.items():
+        hit = [name for name in names if matches(name, pattern)]
+        if not hit:
+            raise unknown_name("buffer", pattern, names)
+        if policy == "batch" and not set(hit) <= statistics:
+            other = next(name for name in hit if name not in statistics)
+            raise UsageError(
+                f"buffer {other!r} is not a running statistic, so it cannot follow the batch; "
+                f"use 'frozen' (a constant) or 'task' (a copy per task)"
+            )
+        policies.update(dict.fromkeys(hit, policy))
+    return policies
+
+
+def _resolve(taskmap: str | TaskMap, module: nn.Module) -> TaskMap:
+    if not isinstance(taskmap, str):
+        return taskmap
+    unmapped = next((name for name, layer in module.named_modules() if _unmappable(layer)), None)
+    if taskmap == "vmap":
+        if unmapped is not None:
+            layer = module.get_submodule(unmapped)
+            kind = type(layer).__name__ + (" with backward hooks" if not isinstance(layer, nn.RNNBase) else "")
+            raise DifferentiationError(
+                f"{kind} at {unmapped or 'the top'!r} cannot be mapped over tasks by vmap; use taskmap='loop' or 'auto'"
+            )
+        return vmap
+    if taskmap == "loop":
+        return loop
+    if taskmap == "auto":
+        return loop if unmapped is not None else auto()
+    raise unknown_name("task map", taskmap, ("auto", "vmap", "loop"))
+
+
+def _unmappable(layer: nn.Module) -> bool:
+    """Return whether ``vmap`` refuses a layer, or leaves out what its backward hooks do."""
+    return isinstance(layer, nn.RNNBase) or bool(layer._backward_hooks or layer._backward_pre_hooks)
+
+
+def _forward_context(module: nn.Module) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """Return the context in which the forward pass uses kernels that can be differentiated twice."""
+    recurrent = any(isinstance(m, nn.RNNBase) for m in module.modules())
+    # any module that is not torch's own may call attention as a function
+    attention = any(
+        isinstance(m, (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer))
+        or not type(m).__module__.startswith("torch.nn.modules")
+        for m in module.modules()
+    )
+
+    settings = [PLAIN_ATTENTION] * attention + [WITHOUT_CUDNN] * recurrent
+
+    @contextlib.contextmanager
+    def entered() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for setting in settings:
+                stack.enter_context(setting.held())
+            yield
+
+    return entered if settings else contextlib.nullcontext
+
+
+def _refuse_mutation(constants: Params, versions: list[int]) -> None:
+    for (name, tensor), version in zip(constants.items(), versions):
+        if tensor._version != version:
+            raise UsageError(
+                f"the forward pass changed buffer {name!r} in place, which all tasks share; "
+                f"give every task a copy with buffers={{{name!r}: 'task'}}"
+            )

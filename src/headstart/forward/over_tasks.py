@@ -1,0 +1,328 @@
+"""Layers that work on all tasks at once, each with weights of every task or with shared ones.
+
+Mapping a layer over tasks by ``torch.func.vmap`` costs a dispatch and a few views for each operation, and as many
+again in each derivative. Here the layers that most networks are made of are written for tensors with a task axis:
+a linear layer is one batched product, a convolution is one grouped convolution or one batched product of unfolded
+patches, and batch normalisation of B tasks is that of B times as many channels. A chain of layers (``nn.Sequential``)
+runs layer by layer; those that are not known here are mapped by ``vmap``, one by one.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from math import prod
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from headstart.core import tree
+from headstart.core.unread import is_unread_later
+from headstart.forward.batch_norm import batch_norm
+from headstart.forward.convolution import conv2d
+from headstart.forward.dropout import TaskDropout
+from headstart.forward.product import product
+from headstart.forward.transforms import plain
+from headstart.types import Params
+
+Layer: TypeAlias = Callable[[Any, Params, Tensor], Tensor]
+"""``(layer, its tensors by name, x (B, n, *features)) -> (B, n, *outputs)``; tensors have a task axis or are shared."""
+
+#: What works on each number, or on each example's last axes, as it stands.
+ELEMENTWISE = (
+    nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Hardtanh, nn.ReLU6, nn.Mish,
+    nn.Identity,
+)  # fmt: skip
+
+#: Up to so many patch values a task and layer, a convolution of every task's own weights unfolds its input on a GPU.
+UNFOLDED = 2**22
+
+#: From so many weights on, the product that gives their gradient takes longer than the calls that spare it.
+SPARED = 2**14
+
+
+class Composed(nn.Module):
+    """A module that runs layers of its own, with elementwise operations on what they return in between.
+
+    `compose` says so once for one task and for all tasks at once. It has no tensors besides those of its layers.
+    """
+
+    def compose(self, run: Callable[[str, Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return the outputs for ``x``, where ``run(name, x)`` is what the layer of that name makes of it."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs ``(n, *outputs)`` for ``(n, *features)``."""
+        return self.compose(lambda name, x: self.get_submodule(name)(x), x)
+
+
+def chained(module: nn.Module) -> bool:
+    """Return whether a module is a chain of layers that does nothing but run them in turn."""
+    return type(module) is nn.Sequential and not _hooked(module)
+
+
+def native(module: nn.Module) -> bool:
+    """Return whether each layer of a chain is of a type that is written here for all tasks, so that none is mapped."""
+    return all(
+        native(layer) if chained(layer) or _composed(layer) else type(layer) in _KNOWN and not _hooked(layer)
+        for layer in module._modules.values()
+        if layer is not None
+    )
+
+
+def _composed(module: nn.Module) -> bool:
+    known = isinstance(module, Composed) and type(module).forward is Composed.forward
+    return known and not (_hooked(module) or module._parameters or module._buffers)
+
+
+def entangled(module: nn.Module) -> bool:
+    """Return whether a layer holds another one that is no part of it, so that it cannot run without the whole."""
+    return any(
+        isinstance(held, nn.Module)
+        for layer in module.modules()
+        for name, value in vars(layer).items()
+        if name != "_modules"
+        for held in _values(value)
+    )
+
+
+def _values(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, (tuple, list, set)) else (value,)
+
+
+def tied(module: nn.Module) -> bool:
+    """Return whether two layers share a tensor, which then goes by one of its names only."""
+    return any(
+        len(list(named())) < len(list(named(remove_duplicate=False)))
+        for named in (module.named_parameters, module.named_buffers)
+    )
+
+
+def over_tasks(module: nn.Module, params: Params, shapes: Mapping[str, tuple[int, ...]], x: Tensor) -> Tensor:
+    """Return the outputs ``(B, n, *outputs)`` of a chain of layers.
+
+    Args:
+        module: `chained`, on any device; its own tensors are not used.
+        params: its tensors by name, each of its shape in ``shapes``, or with a task axis in front.
+        shapes: the shape of each parameter without a task axis; what is not named here is shared.
+        x: ``(B, n, *features)``.
+    """
+    for name, layer in _in_order(module):
+        x = _one(layer, tree.within(params, name), tree.within(shapes, name), x)
+    return x
+
+
+def _one(layer: nn.Module, own: Params, shapes: Mapping[str, tuple[int, ...]], x: Tensor) -> Tensor:
+    """Run one layer; arguments as for `over_tasks`, by their names in the layer."""
+    if chained(layer):
+        return over_tasks(layer, own, shapes, x)
+    if isinstance(layer, Composed) and _composed(layer):
+
+        def run(name: str, x: Tensor) -> Tensor:
+            return _one(layer.get_submodule(name), tree.within(own, name), tree.within(shapes, name), x)
+
+        return layer.compose(run, x)
+    known = None if _hooked(layer) else _KNOWN.get(type(layer))
+    if known is not None and known[0](layer, x):
+        return known[1](layer, own, x)
+    return _mapped(layer, own, shapes, x)
+
+
+def _in_order(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """Return the layers of a chain in the order in which to run them, a ReLU after the pooling that follows it.
+
+    The largest of numbers that are cut off at 0 is the largest of them, cut off at 0, and so are all derivatives: it is
+    the same, on a quarter of the numbers.
+    """
+    ordered: list[tuple[str, nn.Module]] = []
+    for name, layer in module._modules.items():  # named_children would skip a layer that comes twice
+        assert layer is not None
+        pools = type(layer) is nn.MaxPool2d and not layer.return_indices and not _hooked(layer)
+        after_relu = bool(ordered) and type(ordered[-1][1]) is nn.ReLU and not _hooked(ordered[-1][1])
+        ordered.insert(len(ordered) - (pools and after_relu), (name, layer))
+    return ordered
+
+
+def _mapped(layer: nn.Module, own: Params, shapes: Mapping[str, tuple[int, ...]], x: Tensor) -> Tensor:
+    dims = {name: 0 if name in shapes and value.ndim > len(shapes[name]) else None for name, value in own.items()}
+    one = torch.func.vmap(lambda p, x: functional_call(layer, p, (x,)), in_dims=(dims, 0), randomness="different")
+    return one(own, x)
+
+
+def _linear(layer: nn.Linear, own: Params, x: Tensor) -> Tensor:
+    weight, bias = own["weight"], own.get("bias")
+    if weight.ndim == 2 and (bias is None or bias.ndim == 1):
+        return F.linear(x, weight, bias)
+    if len(x) == 1:  # a product of two matrices is faster than a batch of one
+        alone = weight if weight.ndim == 2 else weight.squeeze(0)
+        run = product if _is_spared(x, weight, bias) and x.ndim == 3 else F.linear
+        return run(x.squeeze(0), alone, bias if bias is None else bias.view(-1)).unsqueeze(0)
+    flat = x if x.ndim == 3 else x.flatten(1, -2) if x.ndim > 3 else x.unsqueeze(1)
+    turned = (weight if weight.ndim == 3 else weight.expand(len(x), *weight.shape)).mT
+    if _is_spared(x, weight, bias):
+        out = product(flat, turned.mT, None if bias is None else bias.expand(len(x), -1))
+    elif bias is None:
+        out = torch.bmm(flat, turned)
+    else:
+        out = torch.baddbmm(bias.unsqueeze(-2), flat, turned)
+    return out if x.ndim == 3 else out.view(*x.shape[:-1], out.shape[-1])
+
+
+def _is_spared(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    return is_unread_later() and weight.numel() >= SPARED and not x.is_complex() and plain(x, weight, bias)
+
+
+def _convolution(layer: nn.Conv2d, own: Params, x: Tensor) -> Tensor:
+    weight, bias = own["weight"], own.get("bias")
+    options = (layer.stride, layer.padding, layer.dilation)
+    if weight.ndim == 4:
+        # examples first: what batch normalisation wants next, and what grouped convolutions leave
+        flat = x.squeeze(0) if len(x) == 1 else x.transpose(0, 1).flatten(0, 1)
+        out = conv2d(flat, weight, None if bias is None or bias.ndim > 1 else bias, *options, layer.groups)
+        out = out.unsqueeze(0) if len(x) == 1 else out.unflatten(0, (x.shape[1], x.shape[0])).transpose(0, 1)
+        return out if bias is None or bias.ndim == 1 else out + bias[:, None, :, None, None]
+    bias = None if bias is None else bias.expand(len(x), weight.shape[1])
+    if x.is_cuda and layer.groups == 1 and isinstance(layer.padding, tuple) and _patches(layer, x) <= UNFOLDED:
+        return _unfolded(layer, weight, bias, x)
+    # each task is a group of channels
+    kernels, offsets = _together(weight), None if bias is None else _together(bias)
+    return _apart(conv2d(_grouped(x), kernels, offsets, *options, len(x) * layer.groups), len(x))
+
+
+def _grouped(x: Tensor) -> Tensor:
+    """Return ``(B, n, channels, …)`` as ``(n, B · channels, …)``."""
+    # of one task the view is taken that keeps the strides of axes of size 1, by which a convolution chooses its layout
+    return x.squeeze(0) if len(x) == 1 else x.transpose(0, 1).flatten(1, 2)
+
+
+def _apart(out: Tensor, tasks: int) -> Tensor:
+    """Undo `_grouped`."""
+    return out.unsqueeze(0) if tasks == 1 else out.unflatten(1, (tasks, -1)).transpose(0, 1)
+
+
+def _together(part: Tensor) -> Tensor:
+    return part.squeeze(0) if len(part) == 1 else part.flatten(0, 1)
+
+
+def _patches(layer: nn.Conv2d, x: Tensor) -> int:
+    return prod(x.shape[1:]) * prod(layer.kernel_size) // prod(layer.stride)
+
+
+def _unfolded(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    size = [
+        (x.shape[3 + axis] + 2 * int(layer.padding[axis]) - layer.dilation[axis] * (layer.kernel_size[axis] - 1) - 1)
+        // layer.stride[axis]
+        + 1
+        for axis in (0, 1)
+    ]
+    padding = tuple(int(width) for width in layer.padding)
+    patches = F.unfold(x.flatten(0, 1), layer.kernel_size, layer.dilation, padding, layer.stride)
+    # (B, channels · kernel, n · places)
+    patches = patches.unflatten(0, x.shape[:2]).transpose(1, 2).flatten(2)
+    kernels = weight.flatten(2)
+    out = torch.bmm(kernels, patches) if bias is None else torch.baddbmm(bias.unsqueeze(-1), kernels, patches)
+    return out.unflatten(2, (x.shape[1], *size)).transpose(1, 2)
+
+
+def _batch_norm(layer: nn.BatchNorm2d, own: Params, x: Tensor) -> Tensor:
+    weight, bias = (
+        None if own.get(name) is None else _together(own[name].expand(len(x), x.shape[2]))
+        for name in ("weight", "bias")
+    )
+    # every task has channels, and so statistics, of its own
+    return _apart(batch_norm(_grouped(x), weight, bias, layer.eps), len(x))
+
+
+def _layer_norm(layer: nn.LayerNorm, own: Params, x: Tensor) -> Tensor:
+    weight, bias, axes = own.get("weight"), own.get("bias"), len(layer.normalized_shape)
+    if all(part is None or part.ndim == axes for part in (weight, bias)):
+        return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+    out = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    return _scaled(out, *(None if p is None else _facing(p, x.ndim, axes, axes) for p in (weight, bias)))
+
+
+def _group_norm(layer: nn.GroupNorm, own: Params, x: Tensor) -> Tensor:
+    out = F.group_norm(x.flatten(0, 1), layer.num_groups, eps=layer.eps).unflatten(0, x.shape[:2])
+    parts = (own.get("weight"), own.get("bias"))
+    return _scaled(out, *(None if p is None else _facing(p, x.ndim, 1, x.ndim - 2) for p in parts))
+
+
+def _facing(part: Tensor, ndim: int, axes: int, last: int) -> Tensor:
+    """Give a tensor ``(*axes)`` or ``(B, *axes)`` axes of size 1 so that it faces ``last`` axes of ``ndim``."""
+    shape = part.shape[part.ndim - axes :]
+    tail = (*shape, *(1,) * (last - axes))
+    return part.view(*(part.shape[0] if part.ndim > axes else 1,), *(1,) * (ndim - 1 - last), *tail)
+
+
+def _scaled(out: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
+
+
+def _each_example(layer: nn.Module, own: Params, x: Tensor) -> Tensor:
+    """Run a layer without weights that takes every example by itself."""
+    tasks, examples = x.shape[:2]
+    if tasks == 1:
+        alone: Tensor = layer(x.squeeze(0))
+        return alone.unsqueeze(0)
+    if x.stride(0) < x.stride(1):  # as grouped convolutions leave it: examples first
+        out: Tensor = layer(x.transpose(0, 1).flatten(0, 1))
+        return out.unflatten(0, (examples, tasks)).transpose(0, 1)
+    out = layer(x.flatten(0, 1))
+    return out.unflatten(0, (tasks, examples))
+
+
+def _as_it_is(layer: nn.Module, own: Params, x: Tensor) -> Tensor:
+    out: Tensor = layer(x)
+    return out
+
+
+def _any(layer: nn.Module, x: Tensor) -> bool:
+    return True
+
+
+def _images(layer: nn.Module, x: Tensor) -> bool:
+    return x.ndim == 5
+
+
+def _plain_convolution(layer: nn.Module, x: Tensor) -> bool:
+    return x.ndim == 5 and getattr(layer, "padding_mode", "") == "zeros"
+
+
+def _own_statistics(layer: nn.Module, x: Tensor) -> bool:
+    return x.ndim == 5 and getattr(layer, "running_mean", 0) is None and _fits(layer, x)
+
+
+def _fits(layer: nn.Module, x: Tensor) -> bool:
+    """Return whether there are as many channels as weights: one weight would be spread over several channels."""
+    return x.ndim >= 3 and x.shape[2] in (getattr(layer, "num_features", 0), getattr(layer, "num_channels", 0))
+
+
+def _of_examples(layer: nn.Module, x: Tensor) -> bool:
+    return getattr(layer, "start_dim", 0) >= 1
+
+
+def _at_rest(layer: nn.Module, x: Tensor) -> bool:
+    return not layer.training
+
+
+_KNOWN: dict[type[nn.Module], tuple[Callable[[nn.Module, Tensor], bool], Layer]] = {
+    **{kind: (_any, _as_it_is) for kind in ELEMENTWISE},
+    nn.Linear: (_any, _linear),
+    nn.Conv2d: (_plain_convolution, _convolution),
+    nn.BatchNorm2d: (_own_statistics, _batch_norm),
+    nn.LayerNorm: (_any, _layer_norm),
+    nn.GroupNorm: (_fits, _group_norm),
+    nn.MaxPool2d: (_images, _each_example),
+    nn.AvgPool2d: (_images, _each_example),
+    nn.AdaptiveAvgPool2d: (_images, _each_example),
+    nn.Flatten: (_of_examples, _each_example),
+    TaskDropout: (_at_rest, _as_it_is),
+}
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Return whether somebody changed what calling this very module does."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))

@@ -1,0 +1,135 @@
+"""A module cut in two: the layers before anything that moves, and the rest.
+
+What does not move gives the same features at every inner step, so it need only be computed once for the support set
+and once for the query set: all of the body where only a head moves, the layers below the first adapter of a frozen
+network.
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
+
+from headstart.core.roles import Context, Stepped, Structural
+from headstart.errors import unknown_name
+from headstart.forward.over_tasks import entangled
+
+#: Layers that draw random numbers at each pass.
+_RANDOM = (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+
+#: What a subclass of `nn.Sequential` must not have of its own to be run layer by layer.
+_FLOW = ("forward", "__call__", "__iter__")
+
+
+class _Layer(NamedTuple):
+    """A layer of a sequence, or of a sequence inside it."""
+
+    path: tuple[str, ...]
+    layer: nn.Module
+
+
+def split(module: nn.Module, moving: Collection[str]) -> tuple[nn.Sequential, nn.Sequential] | None:
+    """Return ``(trunk, rest)`` with ``rest(trunk(x)) = module(x)``, where the trunk holds nothing that moves.
+
+    The trunk is the longest run of first layers, looked for inside nested sequences too, that hold none of ``moving``
+    and give the same features at every pass: a layer that draws random numbers, or is `Stepped`, ends it. Layers of
+    your own kind are taken to be functions of their inputs and tensors. Batch normalisation by the batch's own
+    statistics is one; where running statistics are updated, name them in ``moving``.
+
+    Args:
+        module: it is not changed. The two parts share its layers, so they have no tensors of their own, and every
+            tensor keeps the name that it has in the module.
+        moving: names of parameters or buffers that differ from one pass to the next.
+
+    Returns:
+        The two parts (`torch.func.functional_call` wants each part's own names only), or
+        None where there is nothing to gain or no way to tell: the module is not an `nn.Sequential`, or has a
+        ``forward`` or hooks of its own; or no layer with parameters is in the trunk.
+
+    Raises:
+        UnknownNameError: the module has no tensor of that name.
+
+    >>> net = nn.Sequential(OrderedDict(body=nn.Linear(3, 8), relu=nn.ReLU(), head=nn.Linear(8, 2)))
+    >>> trunk, rest = split(net, {"head.weight", "head.bias"})
+    >>> list(trunk.state_dict()), list(rest.state_dict())
+    (['body.weight', 'body.bias'], ['head.weight', 'head.bias'])
+    """
+    tensors = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+    for name in moving:
+        if name not in tensors:
+            raise unknown_name("tensor", name, tensors)
+    if not _is_plain(module) or entangled(module):
+        return None
+    layers = _flattened(module)
+    # a tied tensor moves under each of its names
+    moved = {id(tensors[name]) for name in moving}
+    drops = any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in module.modules())
+    changing = (i for i, layer in enumerate(layers) if _tensors([layer]) & moved or _changes(layer, drops))
+    count = next(changing, len(layers))
+    # and it is handed in by one name, its first, so both of its layers must be on one side
+    while _tensors(layers[:count]) & _tensors(layers[count:]):
+        count -= 1
+    if not any(True for _, layer in layers[:count] for _ in layer.parameters()):
+        return None
+    return _assembled(layers[:count]), _assembled(layers[count:])
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module runs its children one after the other and does nothing else."""
+    return (
+        isinstance(module, nn.Sequential)
+        # these say what the tensors inside them are
+        and not isinstance(module, (Structural, Context, Stepped))
+        and all(getattr(type(module), name) is getattr(nn.Sequential, name) for name in _FLOW)
+        and "forward" not in vars(module)
+        and not any((module._parameters, module._buffers, module._forward_hooks, module._forward_pre_hooks))
+        and not any((module._backward_hooks, module._backward_pre_hooks))
+    )
+
+
+def _flattened(module: nn.Module, path: tuple[str, ...] = ()) -> list[_Layer]:
+    """Return the layers of a plain sequence in the order in which they run."""
+    layers: list[_Layer] = []
+    for name, child in module._modules.items():  # named_children leaves out those that are used again
+        if child is not None:
+            here = (*path, name)
+            layers += _flattened(child, here) if _is_plain(child) else [_Layer(here, child)]
+    return layers
+
+
+def _changes(layer: _Layer, drops: bool) -> bool:
+    """Whether a layer gives other features for the same inputs and tensors at every pass.
+
+    ``drops``: any dropout counts, also of probability 0, since the masks of others depend on how many are before them.
+    """
+    for inside in layer.layer.modules():
+        dropout = getattr(inside, "dropout", 0.0)
+        if isinstance(inside, (*_RANDOM, Stepped)) or (drops and isinstance(inside, _DropoutNd)):
+            return True
+        if isinstance(dropout, (int, float)) and dropout > 0:
+            return True
+        if any(is_lazy(tensor) for tensor in inside.parameters(recurse=False)):
+            return True
+    return False
+
+
+def _tensors(layers: Sequence[_Layer]) -> set[int]:
+    """Return the identities of the parameters and buffers of some layers."""
+    return {id(t) for _, layer in layers for t in (*layer.parameters(), *layer.buffers())}
+
+
+def _assembled(layers: Sequence[_Layer]) -> nn.Sequential:
+    """Return the sequence of some layers, in which each has the path that it had."""
+    inside: dict[str, list[_Layer]] = {}
+    for path, layer in layers:
+        inside.setdefault(path[0], []).append(_Layer(path[1:], layer))
+    children: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, own in inside.items():
+        children[name] = _assembled(own) if own[0].path else own[0].layer
+    return nn.Sequential(children)

@@ -1,0 +1,87 @@
+"""How well predicted normal distributions fit: the likelihood of what came, how often intervals cover, their width.
+
+Each takes the distributions of the targets of B tasks and gives one number a task, the mean over its examples and
+target values; masked examples count nowhere.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from headstart.algorithms.gaussians import marginal_loss
+from headstart.core.losses import masked_mean
+from headstart.core.masks import present
+from headstart.errors import ShapeError, UsageError
+from headstart.types import Batch, Gaussian
+
+
+def gaussian_nll(distribution: Gaussian, batch: Batch) -> Tensor:
+    """Return −log N(y; mean, variance) in nats per target value, averaged over each task's, ``(B,)``.
+
+    ½ (log 2πσ² + (y − μ)² / σ²): of densities, so it may be negative, and it depends on the unit of y.
+
+    Args:
+        distribution: ``(B, n, *outputs)``.
+        batch: ``y`` of the same shape, floating.
+
+    >>> import torch
+    >>> y = torch.zeros(1, 3, 1)
+    >>> gaussian_nll(Gaussian(y, torch.ones_like(y)), Batch(y, y))
+    tensor([0.9189])
+    """
+    return marginal_loss(distribution, _targets(distribution, batch), batch.mask)
+
+
+def coverage(distribution: Gaussian, batch: Batch, level: float = 0.9) -> Tensor:
+    """Return which fraction of each task's target values lies in the central interval of ``level``, ``(B,)``.
+
+    Where the distributions are right, it is ``level`` on average.
+
+    Args:
+        distribution: ``(B, n, *outputs)``.
+        batch: ``y`` of the same shape, floating.
+        level: in (0, 1).
+    """
+    y = _targets(distribution, batch)
+    mean, variance = distribution
+    inside = (y - mean).abs() <= reach(level) * variance.sqrt()
+    return _mean(inside.to(mean.dtype), batch.mask)
+
+
+def interval_width(distribution: Gaussian, level: float = 0.9, mask: Tensor | None = None) -> Tensor:
+    """Return the mean width of each task's central intervals of ``level``, ``(B,)``, in units of y.
+
+    Args:
+        distribution: ``(B, n, *outputs)``.
+        level: in (0, 1).
+        mask: ``(B, n)``, false where there is no such example.
+    """
+    return _mean(2 * reach(level) * distribution.variance.sqrt(), mask)
+
+
+def reach(level: float) -> float:
+    """Return how many standard deviations a normal distribution's central interval of ``level`` reaches to each side.
+
+    >>> round(reach(0.95), 2)
+    1.96
+    """
+    if not 0 < level < 1:
+        raise UsageError(f"the level of an interval must lie between 0 and 1, got {level}")
+    return math.sqrt(2) * torch.erfinv(torch.tensor(level, dtype=torch.float64)).item()
+
+
+def _targets(distribution: Gaussian, batch: Batch) -> Tensor:
+    y = present(batch).y
+    if not y.is_floating_point() or not distribution.mean.shape == distribution.variance.shape == y.shape:
+        raise ShapeError(
+            f"a distribution needs means, variances and floating targets of one shape; got mean "
+            f"{tuple(distribution.mean.shape)}, variance {tuple(distribution.variance.shape)} and y {tuple(y.shape)} "
+            f"of {y.dtype}"
+        )
+    return y
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean over examples and target values of ``(B, n, *outputs)``."""
+    return masked_mean(values.flatten(2).mean(2), mask)

@@ -1,0 +1,246 @@
+"""The icons data set: what is in the file, and the tasks made of it."""
+
+import hashlib
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from headstart.data.images.icons import archive, icons, load_icons, read_manifest
+from headstart.data.images.icons.archive import read_archive
+from headstart.errors import FileError, ShortClassError
+from headstart.registry import load
+
+FOLDER = Path(str(files("headstart.data.images.icons")))
+PERMISSIVE = {"MIT", "Apache-2.0", "ISC", "CC0-1.0", "BSD-3-Clause"}
+
+
+def test_file_is_small_and_quick_to_read():
+    assert (FOLDER / "icons.zip").stat().st_size <= 5_000_000
+    read_archive.cache_clear()
+    began = time.perf_counter()
+    load_icons()
+    assert time.perf_counter() - began < 2.0  # 0.06 s alone; the margin is for a busy machine
+
+
+def test_importing_reads_nothing_and_brings_no_renderer():
+    code = (
+        "import sys, headstart.data.images.icons\n"
+        "from headstart.data.images.icons.archive import read_archive\n"
+        "assert read_archive.cache_info().currsize == 0\n"
+        "assert not {'matplotlib', 'resvg_py'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_splits_have_enough_classes_and_designers():
+    stores = load_icons()
+    assert list(stores) == ["train", "validation", "test"]
+    counts = {split: len(store.names) for split, store in stores.items()}
+    total = sum(counts.values())
+    assert total >= 450
+    assert all(int(store.sizes.min()) >= 12 for store in stores.values())
+    for split, share in (("train", 0.60), ("validation", 0.15), ("test", 0.25)):
+        assert counts[split] / total == pytest.approx(share, abs=0.03)
+
+
+def test_classes_are_in_one_split_and_sorted():
+    stores = load_icons()
+    names = [name for store in stores.values() for name in store.names]
+    assert len(set(names)) == len(names)
+    assert all(store.names == tuple(sorted(store.names)) for store in stores.values())
+    words = {split: {tuple(sorted(n.split("-"))) for n in store.names} for split, store in stores.items()}
+    assert not words["train"] & (words["validation"] | words["test"])
+    assert not words["validation"] & words["test"]
+
+
+def test_plural_and_direction_variants_share_a_split():
+    where = {name: split for split, store in load_icons().items() for name in store.names}
+    for stem in ("arrow", "chevron", "caret", "thumbs"):
+        family = {split for name, split in where.items() if re.fullmatch(rf"{stem}-(left|right|up|down)", name)}
+        assert len(family) == 1, stem
+    plurals = [(name, f"{name}s") for name in where if f"{name}s" in where]
+    assert plurals
+    assert all(where[one] == where[many] for one, many in plurals)
+
+
+def test_images_are_ink_on_nothing_fitted_to_the_frame():
+    for store in load_icons().values():
+        images = store.images
+        assert images.dtype == torch.uint8
+        assert images.shape[1:] == (1, 28, 28)
+        assert (images % 17 == 0).all()
+        edge = torch.cat((images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]), -1)
+        assert int(edge.max()) == 0
+        drawn = images[:, 0] > 0
+        reach = torch.stack([_reach(drawn.any(2)), _reach(drawn.any(1))]).amax(0)
+        assert int(reach.max()) == 26  # the longer side fills what the margin leaves
+        assert int(reach.min()) >= 24  # or a hairline's end was too faint to keep
+        ink = images.float().mean((1, 2, 3)) / 255
+        assert float(ink.min()) > 0.01
+        assert 0.2 < float(ink.mean()) < 0.4
+
+
+def _reach(occupied):
+    """Return, for each row, the distance from its first to its last true value, both counted."""
+    places = torch.arange(1, 29)
+    return (occupied * places).amax(1) - torch.where(occupied, places, 29).amin(1) + 1
+
+
+def test_no_two_images_are_the_same():
+    flat = torch.cat([store.images for store in load_icons().values()]).flatten(1).numpy()
+    assert len({row.tobytes() for row in flat}) == len(flat)
+
+
+def test_manifest_names_the_source_of_every_image():
+    stores, sources = load_icons(), read_manifest()
+    assert len(sources) == sum(len(store.images) for store in stores.values())
+    assert {source.licence for source in sources} <= PERMISSIVE
+    assert all(re.fullmatch("[0-9a-f]{64}", source.sha256) for source in sources)
+    expected = [
+        (split, name)
+        for split, store in stores.items()
+        for name, size in zip(store.names, store.sizes.tolist())
+        for _ in range(size)
+    ]
+    assert [(source.split, source.class_name) for source in sources] == expected
+
+
+def test_a_designer_draws_a_class_once():
+    sources = read_manifest()
+    assert len({(source.class_name, source.author) for source in sources}) == len(sources)
+
+
+def test_notices_name_every_set_and_carry_the_licences():
+    text = (FOLDER / "NOTICES.md").read_text("utf-8")
+    sources = read_manifest()
+    for prefix, author in {(source.icon_set, source.author) for source in sources}:
+        assert re.search(rf"\(`{re.escape(prefix)}`\) \| {re.escape(author)} \| [^|]+ \| <https?://", text), prefix
+    for needed in ("Permission is hereby granted, free of charge", "Apache License, Version 2.0"):
+        assert needed in text
+    for needed in ("Redistribution and use in source and binary forms", "Permission to use, copy, modify, and/or"):
+        assert needed in text
+
+
+def test_default_tasks_fit_one_and_five_shots():
+    for shots in (1, 5):
+        episodes = icons(shots=shots).sample("test", [0, 1])
+        assert episodes.support.x.shape == (2, 5 * shots, 1, 28, 28)
+        assert episodes.query.x.shape == (2, 35, 1, 28, 28)
+        assert float(episodes.query.x.max()) == 1.0
+
+
+def test_rotations_add_classes_to_training_only():
+    stores, turns = load_icons(), read_archive().turns
+    plain, turned = icons(rotations=False).details, icons().details
+    assert plain["classes"] == {split: len(store.names) for split, store in stores.items()}
+    assert turned["classes"]["train"] == plain["classes"]["train"] + 3 * sum(turns["train"])
+    assert sum(turns["train"]) >= 100
+    for split in ("validation", "test"):
+        assert turned["classes"][split] == plain["classes"][split]
+
+
+def test_directional_and_symmetric_classes_are_not_turned():
+    may_turn = {n: t for split, ts in read_archive().turns.items() for n, t in zip(load_icons()[split].names, ts)}
+    directional = [n for n in may_turn if {"left", "right", "up", "down", "undo", "horizontal"} & set(n.split("-"))]
+    assert directional
+    assert not any(may_turn[name] for name in directional)
+    assert not any(may_turn[name] for name in ("sun", "globe", "grid", "maximize"))
+    assert all(may_turn[name] for name in ("umbrella", "trophy", "key", "home"))
+
+
+def test_more_images_than_a_class_has_is_refused_or_skipped():
+    with pytest.raises(ShortClassError):
+        icons(shots=5, queries=15)
+    assert icons(shots=5, queries=15, on_short="skip").details["skipped_classes"] > 0
+
+
+def test_nearest_class_mean_of_pixels_is_far_from_chance_and_from_perfect():
+    episodes = icons().sample("test", range(500))
+    support, query = episodes.support.x.flatten(2), episodes.query.x.flatten(2)
+    right = (torch.cdist(query, support).argmin(-1) == episodes.query.y).float()
+    assert 0.55 < float(right.mean()) < 0.67  # 0.61 over 1000 tasks; chance is 0.2
+
+
+def test_registry_finds_the_factory():
+    assert load("task", "icons") is icons
+
+
+def test_details_describe_the_data():
+    details = icons().details
+    stores = load_icons()
+    assert sum(details["licences"].values()) == sum(len(store.images) for store in stores.values())
+    assert details["sets"] == len({source.icon_set for source in read_manifest()})
+    assert details["designers"] >= 12
+
+
+def _repacked(change) -> bytes:
+    """Return the data file with its members changed by ``change(members)``."""
+    with zipfile.ZipFile(FOLDER / "icons.zip") as shipped:
+        members = {name: shipped.read(name) for name in shipped.namelist()}
+    change(members)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as out:
+        for name, data in members.items():
+            out.writestr(name, data)
+    return file.getvalue()
+
+
+def _flip_a_pixel(members):
+    members["images.bin"] = bytes([members["images.bin"][0] ^ 1]) + members["images.bin"][1:]
+
+
+def _drop_images(members):
+    del members["images.bin"]
+
+
+def _change_index(**values):
+    def change(members):
+        members["index.json"] = json.dumps(json.loads(members["index.json"]) | values).encode()
+
+    return change
+
+
+def _cut_images(members):
+    images = members["images.bin"][:-1]
+    index = json.loads(members["index.json"])
+    index["sha256"]["images.bin"] = hashlib.sha256(images).hexdigest()
+    members["images.bin"], members["index.json"] = images, json.dumps(index).encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_flip_a_pixel, "checksum of images.bin"),
+        (_drop_images, "images.bin"),
+        (_change_index(format="other"), "format 'other'"),
+        (_change_index(splits={"train": [["a", 1, True]]}), "1 images"),
+        (_cut_images, "bytes"),
+    ],
+)
+def test_a_damaged_file_is_refused(change, said, tmp_path, monkeypatch):
+    (tmp_path / "icons.zip").write_bytes(_repacked(change))
+    monkeypatch.setattr(archive, "files", lambda package: tmp_path)
+    read_archive.cache_clear()
+    with pytest.raises(FileError, match=said):
+        read_archive()
+    read_archive.cache_clear()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no zip file"])
+def test_a_missing_or_foreign_file_is_refused(content, tmp_path, monkeypatch):
+    if content is not None:
+        (tmp_path / "icons.zip").write_bytes(content)
+    monkeypatch.setattr(archive, "files", lambda package: tmp_path)
+    read_archive.cache_clear()
+    with pytest.raises(FileError, match="Reinstall headstart"):
+        read_archive()
+    read_archive.cache_clear()

@@ -1,0 +1,197 @@
+"""Reading CSV and Parquet files as text."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headstart.data.tables.read import available_memory, read_table
+from headstart.errors import DataError, FileError, UsageError
+
+# by its name: headstart.data.tables is the function too
+READ = sys.modules[read_table.__module__]
+
+Write = Any
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def made(content: str | bytes, name: str = "some.csv") -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return made
+
+
+def test_values_are_text_and_what_is_missing_is_empty(write: Write) -> None:
+    table = read_table(write("task,x,y\na, 1 ,NA\nb,,N/A\nc,null,None\nd,nan,NaN\ne,none,na\n"))
+    assert table.header == ("task", "x", "y") and table.size == 5
+    assert table.columns["x"].tolist() == ["1", "", "", "", "none"]
+    assert table.columns["y"].tolist() == ["", "", "", "", "na"]
+    assert table.lines.tolist() == [2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_the_separator_is_found_out(write: Write, separator: str) -> None:
+    text = "\n".join(separator.join(row) for row in (["task", "x", "a text"], ["a", "1", "b"], ["b", "2", "c"]))
+    table = read_table(write(text))
+    assert {name: texts.tolist() for name, texts in table.columns.items()} == {
+        "task": ["a", "b"], "x": ["1", "2"], "a text": ["b", "c"]
+    }  # fmt: skip
+
+
+def test_decimal_commas_do_not_hide_a_semicolon(write: Write) -> None:
+    table = read_table(write("task;x\na;1,5\nb;2,5\n"))
+    assert table.columns["x"].tolist() == ["1,5", "2,5"]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_byte_order_marks_blank_lines_and_quotes_are_understood(write: Write, ending: str) -> None:
+    lines = ['"task","x, y"', '"a ""b""","two', 'lines"', "", "c,3"]
+    table = read_table(write(b"\xef\xbb\xbf" + ending.join(lines).encode()))
+    assert table.columns["task"].tolist() == ['a "b"', "c"]
+    assert table.columns["x, y"].tolist() == [f"two{ending}lines", "3"]
+    assert table.lines.tolist() == [2, 5]
+
+
+@given(
+    st.lists(
+        st.tuples(*[st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), max_size=8)] * 3),
+        min_size=1, max_size=20,
+    )
+)  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_what_csv_writes_is_read_back(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, ...]]) -> None:
+    import csv
+
+    path = tmp_path_factory.mktemp("csv") / "some.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("one", "two", "three"), *rows])
+    table = read_table(path)
+    missing = {"NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None"}
+    for place, name in enumerate(table.header):
+        expected = [row[place].strip() for row in rows]
+        assert table.columns[name].tolist() == ["" if text in missing else text for text in expected]
+
+
+def test_many_chunks_are_one_table(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(READ, "_CHUNK", 7)
+    table = read_table(write("task,x\n" + "".join(f"{n % 3},{n}\n" + "\n" * (n % 2) for n in range(50))))
+    assert table.columns["x"].tolist() == [str(n) for n in range(50)]
+    assert table.lines.tolist() == [2 + n + n // 2 for n in range(50)]
+
+
+def test_only_the_chosen_columns_are_kept_and_asked_for_before_rows_are_read(write: Write) -> None:
+    path = write("task,x,y\na,1,2\nragged\n")
+
+    def refuse(name: str, header: tuple[str, ...]) -> list[str]:
+        raise DataError(f"{Path(name).name} {header}")
+
+    with pytest.raises(DataError, match=r"some.csv \('task', 'x', 'y'\)"):
+        read_table(path, refuse)
+    table = read_table(write("task,x,y\na,1,2\n"), lambda name, header: ["y", "task"])
+    assert list(table.columns) == ["y", "task"] and table.header == ("task", "x", "y")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty; expected a header row"),
+        ("task,x\n", "has a header but no rows"),
+        ("task\na\n", "has one column only, 'task'"),
+        ("task,x,x\na,1,2\n", "more than one column 'x'; rename"),
+        ("task,x\na,1\nb,2,3\n", "line 3: 3 values, but the header has 2 columns"),
+        ("task,x\na,1\n\nb\n", "line 4: 1 values, but the header has 2 columns"),
+        ('task,x\na,"1\nb,2\n', "line 2: .*is a quote not closed"),
+        (b"task,x\na,1\nb\xe9,2\n", "line 3: byte 0xe9 is not UTF-8; save the file as UTF-8"),
+        (b"task,x\n\0\0,1\n", "is not text"),
+        (b"PK\x03\x04rest", "is a zip archive or an Excel workbook; expected CSV in UTF-8, or Parquet"),
+        (b"\x1f\x8brest", "is compressed with gzip"),
+        ("task,x\n".encode("utf-16"), "is UTF-16 text"),
+        (b"PAR1rest", "is not a whole Parquet file"),
+    ],
+)
+def test_what_is_no_table_is_refused(write: Write, content: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read_table(write(content))
+    assert "some.csv" in str(caught.value)
+
+
+def test_a_byte_that_is_not_utf8_is_found_far_down(write: Write) -> None:
+    with pytest.raises(DataError, match="line 40002: byte 0xff"):
+        read_table(write(b"task,x\n" + b"a,1\n" * 40_000 + b"\xff,1\n"))
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="none.csv: there is no such file"):
+        read_table(tmp_path / "none.csv")
+    with pytest.raises(FileError, match="cannot read the table"):
+        read_table(tmp_path)
+
+
+def test_a_file_larger_than_the_memory_is_refused_with_the_numbers(write: Write) -> None:
+    path = write("task,x\n" + "a,1\n" * 1000)
+    with pytest.raises(DataError, match=r"needs about 0.00 GiB of memory, but 0.00 GiB are free; keep fewer rows"):
+        read_table(path, available=1000)
+    assert read_table(path, available=10**9).size == 1000
+    found = available_memory()
+    assert found is None or found > 10**6
+
+
+def test_memory_is_estimated_from_above(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tracemalloc
+
+    monkeypatch.setattr(READ, "_CHUNK", 2048)
+    rows = 40_000
+    path = write("task,x,y\n" + "".join(f"{n % 7},{n * 0.137:.4f},{n * n % 1013}\n" for n in range(rows)))
+    tracemalloc.start()
+    read_table(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 16 * 3 * rows < peak < 10 * path.stat().st_size
+
+
+class TestParquet:
+    def test_columns_of_all_kinds_become_text(self, tmp_path: Path) -> None:
+        pandas = pytest.importorskip("pandas")
+        pytest.importorskip("pyarrow")
+        frame = pandas.DataFrame(
+            {
+                "task": pandas.Categorical(["a", "b", None]),
+                "whole": [1, 2, 3],
+                "number": [0.1, float("nan"), 1e30],
+                "flag": [True, False, True],
+                "day": pandas.to_datetime(["2020-01-31", "2021-02-28", None]),
+                "text": ["x ", None, "NA"],
+            }
+        )
+        frame.to_parquet(tmp_path / "some.parquet")
+        table = read_table(tmp_path / "some.parquet")
+        columns = {name: texts.tolist() for name, texts in table.columns.items()}
+        assert columns["task"] == ["a", "b", ""] and columns["whole"] == ["1", "2", "3"]
+        assert [float(text) if text else None for text in columns["number"]] == [0.1, None, 1e30]
+        assert columns["flag"] == ["true", "false", "true"] and columns["text"] == ["x", "", ""]
+        assert columns["day"][0].startswith("2020-01-31") and columns["day"][2] == ""
+        assert table.unit == "row" and table.lines.tolist() == [1, 2, 3]
+
+    def test_lists_empty_files_and_large_ones_are_refused(self, tmp_path: Path) -> None:
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        path = tmp_path / "some.parquet"
+        parquet.write_table(pyarrow.table({"task": ["a"], "list": [[1, 2]]}), path)
+        with pytest.raises(DataError, match="column 'list': values of type list.* leave it out"):
+            read_table(path)
+        assert read_table(path, lambda name, header: ["task"]).size == 1
+        with pytest.raises(DataError, match="GiB of memory"):
+            read_table(path, available=10)
+        parquet.write_table(pyarrow.table({"task": [], "x": []}), path)
+        with pytest.raises(DataError, match="has no rows"):
+            read_table(path)
+
+    def test_without_pyarrow_the_extra_is_named(self, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+        with pytest.raises(UsageError, match=r"pip install headstart\[tabular\]"):
+            read_table(write(b"PAR1rest"))

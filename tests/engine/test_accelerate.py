@@ -1,0 +1,640 @@
+"""The meta-gradient in parts and threads is the meta-gradient."""
+
+import threading
+import weakref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import headstart
+from headstart.core.adjoints import Checkpointed, MixedMode
+from headstart.core.live_bytes import LiveBytes
+from headstart.core.objective import at, backprop, meta_gradient, meta_loss
+from headstart.engine import accelerate as accelerate_module
+from headstart.engine.accelerate import accelerate
+from headstart.errors import DifferentiationError, UsageError
+from headstart.models.transformer import transformer
+from headstart.testing import random_episodes
+
+TASKS = 5
+
+
+@pytest.fixture
+def two_threads():
+    """PyTorch with two threads, and as it was afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield 2
+    torch.set_num_threads(before)
+
+
+def perceptron(*extra):
+    return nn.Sequential(nn.Linear(4, 6), *extra, nn.Tanh(), nn.Linear(6, 3)).double()
+
+
+def seeded(episodes):
+    seeds = torch.arange(len(episodes.query.y)) + 11
+    return headstart.Episodes(*(batch._replace(seed=seeds) for batch in episodes))
+
+
+def padded(episodes):
+    """Leave the last examples of some tasks out."""
+
+    def masked(batch):
+        tasks, count = batch.y.shape[:2]
+        there = torch.arange(count) < count - torch.arange(tasks)[:, None] % 3
+        return batch._replace(mask=there)
+
+    return headstart.Episodes(*map(masked, episodes))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x, scale):
+        return torch.tanh(self.layer(x)) * scale
+
+
+def structured(kind):
+    def made(batch):
+        scale = batch.x[..., :3] ** 2
+        return batch._replace(x=(batch.x, scale) if kind is tuple else {"x": batch.x, "scale": scale})
+
+    return headstart.Episodes(*map(made, random_episodes((4,), tasks=TASKS)))
+
+
+def with_penalty():
+    learner = headstart.meta_sgd(perceptron(), steps=2, taskmap="vmap")
+    return learner._replace(penalty=lambda meta: sum(value.square().sum() for part in meta for value in part.values()))
+
+
+ROWS = random_episodes((4,), tasks=TASKS)
+IMAGES = random_episodes((1, 5, 5), tasks=TASKS)
+
+
+def convolutional():
+    layers = [nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)]
+    return nn.Sequential(*layers).double()
+
+
+def maml_of(module, **options):
+    return headstart.maml(module, **{"steps": 2, "rate": 0.1, "taskmap": "vmap", **options})
+
+
+#: Learners by name, with their tasks.
+CASES = {
+    "maml": lambda: (maml_of(perceptron()), ROWS),
+    "loop": lambda: (maml_of(perceptron(), taskmap="loop"), ROWS),
+    "auto": lambda: (maml_of(perceptron(), taskmap="auto"), ROWS),
+    "images": lambda: (maml_of(convolutional()), IMAGES),
+    "task statistics": lambda: (maml_of(convolutional(), buffers="task"), IMAGES),
+    "penalty": lambda: (with_penalty(), ROWS),
+    "padded": lambda: (maml_of(perceptron()), padded(ROWS)),
+    "dropout": lambda: (maml_of(perceptron(nn.Dropout(0.4))), seeded(ROWS)),
+    "tuple": lambda: (maml_of(TwoInputs().double()), structured(tuple)),
+    "dict": lambda: (maml_of(TwoInputs().double()), structured(dict)),
+    "prototypes": lambda: (headstart.prototypes(perceptron(), taskmap="vmap"), ROWS),
+    "no steps": lambda: (maml_of(perceptron(), steps=0), ROWS),
+    "checkpointed": lambda: (maml_of(perceptron(), steps=5, adjoint=Checkpointed(2)), ROWS),
+    "mixed mode": lambda: (maml_of(perceptron(), steps=5, adjoint=MixedMode(2)), ROWS),
+    "anil": lambda: (headstart.anil(perceptron(), steps=3, taskmap="vmap"), ROWS),
+    "several losses": lambda: (at(headstart.maml_plus_plus(convolutional(), steps=2, taskmap="vmap"), 0.0), IMAGES),
+}
+
+WAYS = [
+    {"chunk": 1}, {"chunk": 2}, {"chunk": 3}, {"chunk": 9}, {"threads": 1}, {"threads": 2}, {"threads": 3},
+    {"threads": 8}, {"threads": 2, "chunk": 1}, {"threads": 2, "chunk": 2}, {"memory": "1GiB", "threads": 2},
+    {"threads": "auto"},
+]  # fmt: skip
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_gradient_and_what_is_told_of_every_task_stay_the_same(case, two_threads, caplog):
+    learner, episodes = CASES[case]()
+    meta = learner.init(torch.Generator().manual_seed(0))
+    expected = meta_gradient(learner, meta, episodes)
+    assert expected[1].query_loss.unique().numel() == TASKS  # or the order of the tasks would not be seen
+    for way in WAYS:
+        fast = accelerate(learner, **way)
+        found = meta_gradient(fast, meta, episodes)
+        assert_same(found, expected)
+        again = meta_gradient(fast, meta, episodes)
+        assert all(torch.equal(a[n], b[n]) for a, b in zip(found[0], again[0]) for n in a), way
+    assert torch.get_num_threads() == 2
+    assert not caplog.records
+
+
+@settings(max_examples=25, deadline=None)
+@given(tasks=st.integers(1, 7), chunk=st.none() | st.integers(1, 8), threads=st.integers(1, 4), sum_=st.booleans())
+def test_any_number_of_tasks_in_any_parts(tasks, chunk, threads, sum_):
+    torch.manual_seed(0)
+    learner, episodes = maml_of(perceptron()), random_episodes((4,), tasks=tasks)
+    meta, reduction = learner.init(None), "sum" if sum_ else "mean"
+    other = accelerate(learner, chunk=chunk, threads=threads)
+    assert_same(meta_gradient(other, meta, episodes, reduction), meta_gradient(learner, meta, episodes, reduction))
+
+
+def parts_of(learner):
+    """Return the learner, and a list of the numbers of tasks and the threads that worked on them."""
+    seen, plain = [], learner.adapt
+
+    def adapt(meta, support, steps=None):
+        seen.append((len(support.y), threading.current_thread().name, torch.get_num_threads()))
+        return plain(meta, support, steps)
+
+    return learner._replace(adapt=adapt), seen
+
+
+def test_parts_have_at_most_the_tasks_that_were_asked_for():
+    learner, seen = parts_of(maml_of(perceptron()))
+    meta = learner.init(None)
+    meta_gradient(accelerate(learner, chunk=2, threads=1, replay=False), meta, ROWS)
+    assert [size for size, *_ in seen] == [2, 2, 1]
+
+
+def test_threads_share_the_tasks_and_each_runs_operations_alone(two_threads):
+    learner, seen = parts_of(maml_of(perceptron()))
+    meta = learner.init(None)
+    fast, one_each = accelerate(learner, threads=2), accelerate(learner, threads=2, chunk=1)
+    for way in (fast, one_each, fast):
+        seen.clear()
+        meta_gradient(way, meta, ROWS)
+    assert sorted(size for size, *_ in seen) == [2, 3]
+    assert {threads for *_, threads in seen} == {1}
+    assert threading.current_thread().name not in {name for _, name, _ in seen}
+    seen.clear()
+    meta_gradient(one_each, meta, ROWS)
+    assert [size for size, *_ in seen] == [1] * 5 and len({name for _, name, _ in seen}) <= 2
+
+
+def test_large_operations_are_threaded_and_small_ones_run_in_one(two_threads):
+    small, seen_small = parts_of(maml_of(perceptron()))
+    large, seen_large = parts_of(maml_of(nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 3)).double()))
+    wide = random_episodes((300,), tasks=4, support=60, query=60)
+    for learner, seen, episodes in ((small, seen_small, ROWS), (large, seen_large, wide)):
+        fast, meta = accelerate(learner), learner.init(None)
+        assert_same(meta_gradient(fast, meta, episodes), meta_gradient(learner, meta, episodes))
+        seen.clear()
+        meta_gradient(fast, meta, episodes)
+    assert [(size, threads) for size, _, threads in seen_small] == [(TASKS, 1)]
+    assert [(size, threads) for size, _, threads in seen_large] == [(2, 1), (2, 1)]
+    assert torch.get_num_threads() == 2
+
+
+def test_one_thread_of_pytorch_is_left_as_it_is():
+    learner, seen = parts_of(maml_of(perceptron()))
+    fast, meta = accelerate(learner), learner.init(None)
+    meta_gradient(fast, meta, ROWS)
+    seen.clear()
+    meta_gradient(fast, meta, ROWS)
+    assert [size for size, *_ in seen] == [TASKS]
+
+
+@pytest.mark.parametrize("threads", [1, "auto"])
+def test_tasks_that_are_large_alone_are_worked_on_one_by_one_from_the_first_step_on(threads, two_threads):
+    plain = maml_of(nn.Sequential(nn.Linear(600, 500), nn.Tanh(), nn.Linear(500, 3)).double())
+    learner, seen = parts_of(plain)
+    meta, episodes = plain.init(None), random_episodes((600,), tasks=3, support=150, query=150)
+    found = meta_gradient(accelerate(learner, threads=threads), meta, episodes)
+    assert {size for size, *_ in seen} == {1}
+    assert_same(found, meta_gradient(plain, meta, episodes))
+
+
+def test_threads_that_start_later_have_their_number_of_threads(two_threads):
+    learner = maml_of(perceptron())
+    meta = learner.init(None)
+    counts = []
+    for threads in (2, "auto"):
+        meta_gradient(accelerate(learner, threads=threads), meta, ROWS)
+        later = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+    assert counts == [2, 2]
+
+
+class Noisy(nn.Module):
+    """Draws from PyTorch's own generator."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layer = nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.layer(x) * (1 + torch.rand(3, dtype=x.dtype))
+
+
+@pytest.mark.parametrize("options", [{}, {"threads": 2}, {"memory": "1GiB"}, {"threads": 2, "chunk": 2}])
+def test_a_model_that_draws_from_the_global_generator_is_not_threaded(options, two_threads):
+    episodes = random_episodes((500,), tasks=4, support=100, query=100)
+    plain = maml_of(Noisy(500).double(), taskmap="loop", steps=1)
+    learner, seen = parts_of(plain)
+    meta = learner.init(None)
+    meta_gradient(plain, meta, episodes)  # checks of the first call, which draw, too
+    fast = accelerate(learner, **options)
+    states = []
+    for _ in range(2):
+        seen.clear()
+        torch.manual_seed(3)
+        found = meta_gradient(fast, meta, episodes)
+        states.append(torch.get_rng_state())
+        assert {name for _, name, _ in seen} == {threading.current_thread().name}
+        torch.manual_seed(3)
+        if "chunk" not in options:
+            assert_same(found, meta_gradient(plain, meta, episodes))
+            assert torch.equal(states[-1], torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_looking_at_the_work_takes_no_random_numbers():
+    learner = maml_of(Noisy(4).double(), taskmap="loop", steps=1)
+    meta = learner.init(None)
+    meta_gradient(learner, meta, ROWS)
+    results = []
+    for options in ({}, {"memory": "1GiB"}, {"memory": "1GiB", "threads": 1}, {"threads": 1}):
+        torch.manual_seed(3)
+        results.append(meta_gradient(accelerate(learner, **options), meta, ROWS))
+        assert_same(results[-1], results[0])
+
+
+def needed(learner, meta, tasks):
+    part = headstart.Episodes(*(batch._replace(x=batch.x[:tasks], y=batch.y[:tasks]) for batch in ROWS))
+    with LiveBytes() as live:
+        backprop(learner, meta, part)
+    return live.peak
+
+
+def size_of(meta):
+    return sum(value.nbytes for part in meta for value in part.values())
+
+
+def test_a_budget_of_memory_makes_the_parts_as_small_as_they_must_be():
+    plain = maml_of(perceptron(), steps=5)
+    learner, seen = parts_of(plain)
+    meta = plain.init(None)
+    one, result = needed(plain, meta, 1), size_of(meta)
+    expected = meta_gradient(plain, meta, ROWS)
+    budgets = ((one, [1] * 5), (2 * one, [2, 2, 1]), (3 * one + 1, [3, 2]))
+    for room, sizes in (*((room + result, sizes) for room, sizes in budgets), (100 * one, [5])):
+        fast = accelerate(learner, memory=room, threads=1)
+        assert_same(meta_gradient(fast, meta, ROWS), expected)
+        seen.clear()
+        meta_gradient(fast, meta, ROWS)
+        assert [size for size, *_ in seen] == sizes
+    with LiveBytes() as live:
+        meta_gradient(accelerate(plain, memory=2 * one + result, threads=1), meta, ROWS)
+    assert live.peak <= 2.2 * one + result < needed(plain, meta, TASKS)
+
+
+@pytest.mark.parametrize("limit", ["memory", "chunk"])
+def test_no_part_is_larger_than_the_budget_allows_not_even_in_the_first_step(limit, two_threads):
+    plain = maml_of(perceptron(), steps=5)
+    learner, seen = parts_of(plain)
+    meta = plain.init(None)
+    options = {"memory": 2 * needed(plain, meta, 1) + size_of(meta)} if limit == "memory" else {"chunk": 2}
+    assert_same(meta_gradient(accelerate(learner, **options), meta, ROWS), meta_gradient(plain, meta, ROWS))
+    assert max(size for size, *_ in seen) == 2
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_sum_of_the_parts_takes_no_more_than_a_few_gradients(threads):
+    learner = maml_of(nn.Sequential(nn.Linear(500, 400), nn.Linear(400, 3)).double(), steps=0)
+    meta, episodes = learner.init(None), random_episodes((500,), tasks=24, support=1, query=1)
+    fast = accelerate(learner, chunk=1, threads=threads, replay=False)
+    expected = meta_gradient(fast, meta, episodes)
+    tracked = Alive()
+    gradients = fast.gradient._gradient
+
+    def watched(here, plan, learner):
+        compute = gradients(here, plan, learner)
+        return lambda given: tracked.seen(compute(given))
+
+    fast.gradient._gradient = watched
+    assert_same(meta_gradient(fast, meta, episodes), expected)
+    assert tracked.most <= 1 + 2 * threads
+
+
+class Alive:
+    """Counts how many gradients of parts are alive at once."""
+
+    def __init__(self):
+        self.now, self.most, self.lock = 0, 0, threading.Lock()
+
+    def seen(self, found):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        weakref.finalize(next(iter(found[0].params.values())), self.gone)
+        return found
+
+    def gone(self):
+        self.now -= 1
+
+
+def test_threads_share_the_budget(two_threads):
+    plain = maml_of(perceptron(), steps=5)
+    learner, seen = parts_of(plain)
+    meta = plain.init(None)
+    one, result = needed(plain, meta, 1), size_of(meta)
+    fast = accelerate(learner, memory=2 * one + 2 * result, threads=2)
+    meta_gradient(fast, meta, ROWS)
+    seen.clear()
+    meta_gradient(fast, meta, ROWS)
+    assert [size for size, *_ in seen] == [1] * 5
+    with pytest.raises(UsageError, match="3 at a time"):
+        meta_gradient(accelerate(learner, memory=2 * one + 2 * result, threads=3), meta, ROWS)
+
+
+def test_as_many_threads_as_there_is_room_for(two_threads):
+    plain = maml_of(nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 3)).double())
+    learner, seen = parts_of(plain)
+    meta, episodes = plain.init(None), random_episodes((300,), tasks=4, support=60, query=60)
+    one = headstart.Episodes(*(batch._replace(x=batch.x[:1], y=batch.y[:1]) for batch in episodes))
+    with LiveBytes() as live:
+        backprop(plain, meta, one)
+    fast = accelerate(learner, memory=int(1.5 * live.peak) + size_of(meta))
+    for _ in range(2):
+        seen.clear()
+        assert_same(meta_gradient(fast, meta, episodes), meta_gradient(plain, meta, episodes))
+    assert [size for size, *_ in seen] == [1] * 4
+    assert {name for _, name, _ in seen} == {threading.current_thread().name}
+
+
+def test_one_task_that_is_too_large_is_refused_with_what_helps():
+    learner = maml_of(perceptron(), steps=20)
+    meta = learner.init(None)
+    with pytest.raises(UsageError, match=r"one task needs about .*KiB of memory.* more than 1 KiB; .*Checkpointed"):
+        meta_gradient(accelerate(learner, memory="1KiB"), meta, ROWS)
+
+
+def test_what_the_refusal_proposes_helps():
+    module, meta = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double(), None
+    episodes = random_episodes((4,), tasks=2, support=200)
+    for adjoint, fits in ((headstart.Unrolled(), False), (Checkpointed(), True), (MixedMode(), True)):
+        learner = maml_of(module, steps=20, adjoint=adjoint)
+        meta = learner.init(None)
+        fast = accelerate(learner, memory=200_000, threads=1, replay=False)
+        if fits:
+            assert_same(meta_gradient(fast, meta, episodes), meta_gradient(learner, meta, episodes))
+        else:
+            with pytest.raises(UsageError, match="graph of one task"):
+                meta_gradient(fast, meta, episodes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"threads": 0}, {"threads": 1.5}, {"threads": "many"}, {"chunk": 0}, {"chunk": -1}, {"memory": "much"},
+     {"memory": 0}, {"memory": "0.4"}, {"chunk": 2, "memory": "1GiB"}, {"threads": None}, {"threads": True},
+     {"chunk": "auto"}, {"chunk": True}],
+)  # fmt: skip
+def test_options_out_of_their_range_are_refused(options):
+    with pytest.raises(UsageError, match=r"threads|chunk|memory"):
+        accelerate(maml_of(perceptron()), **options)
+
+
+@pytest.mark.parametrize("method", ["reptile", "es_maml"])
+@pytest.mark.parametrize("options", [{"threads": 2}, {"chunk": 1}, {"memory": 1}, {"compile": True}])
+def test_learners_of_another_gradient_stay_as_they_are(method, options):
+    learner = getattr(headstart, method)(perceptron(), steps=2)
+    assert accelerate(learner, **options) is learner
+
+
+def test_a_learner_is_accelerated_once():
+    fast = accelerate(maml_of(perceptron()), chunk=2)
+    assert accelerate(fast) is fast
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_learner_that_changes_while_it_learns_is_accelerated_throughout(threads):
+    learner = headstart.maml_plus_plus(convolutional(), steps=2, taskmap="vmap", first_order_until=0.3)
+    fast, meta = accelerate(learner, chunk=2, threads=threads), learner.init(None)
+    found = {}
+    for done in (0.0, 0.5, 1.0):
+        now, plain = at(fast, done), at(learner, done)
+        assert now.gradient is not backprop
+        found[done] = meta_gradient(now, meta, IMAGES)
+        assert_same(found[done], meta_gradient(plain, meta, IMAGES))
+    assert not torch.allclose(found[0.0][0].params["0.weight"], found[1.0][0].params["0.weight"])
+
+
+def test_a_stage_of_another_gradient_keeps_it():
+    learner = maml_of(perceptron())
+    other = headstart.reptile(perceptron(), steps=2)
+    changing = learner._replace(during=lambda done: other if done > 0.5 else learner)
+    fast = accelerate(changing, chunk=2)
+    assert at(fast, 1.0).gradient is other.gradient
+    assert at(fast, 0.0).gradient is fast.gradient
+
+
+def test_an_aware_learner():
+    learner = headstart.aware(perceptron(), steps=2, explain=None, taskmap="vmap")
+    meta = learner.init(torch.Generator().manual_seed(0))
+    for done in (0.0, 1.0):
+        found = meta_gradient(at(accelerate(learner, threads=2), done), meta, ROWS)
+        assert_same(found, meta_gradient(at(learner, done), meta, ROWS))
+
+
+class Bad(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        if x[0, 0] > 100:
+            raise ValueError("these are no measurements")
+        return self.layer(x)
+
+
+def test_an_error_in_a_thread_reaches_the_caller(two_threads):
+    learner = maml_of(Bad().double(), taskmap="loop")
+    fast, meta = accelerate(learner, threads=2), learner.init(None)
+    spoiled = ROWS.support.x.clone()
+    spoiled[4, 0, 0] = 1000
+    with pytest.raises(ValueError, match="these are no measurements"):
+        meta_gradient(fast, meta, ROWS._replace(support=ROWS.support._replace(x=spoiled)))
+    assert torch.get_num_threads() == 2
+    assert_same(meta_gradient(fast, meta, ROWS), meta_gradient(learner, meta, ROWS))
+
+
+def test_an_error_in_a_thread_is_explained():
+    def task_loss(outputs, batch):
+        return torch.cdist(outputs, torch.ones_like(outputs), p=3.0).mean((1, 2))
+
+    learner = headstart.maml(perceptron(), loss=task_loss, steps=1, taskmap="vmap")
+    with pytest.raises(DifferentiationError, match="no second derivative"):
+        meta_gradient(accelerate(learner, threads=2), learner.init(None), ROWS)
+
+
+class Attentive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+@pytest.mark.parametrize("taskmap", ["vmap", "loop"])
+def test_attention_in_threads_uses_kernels_with_second_derivatives(chunk, taskmap):
+    episodes = random_episodes((3, 4), tasks=6)
+    learner = maml_of(Attentive().double(), taskmap=taskmap)
+    fast, meta = accelerate(learner, threads=3, chunk=chunk), learner.init(None)
+    expected = meta_gradient(learner, meta, episodes)
+    for _ in range(5):
+        assert_same(meta_gradient(fast, meta, episodes), expected)
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_a_transformer_in_threads():
+    module = transformer(5, ways=3, vocabulary=20, width=8, depth=1, heads=2).double()
+    episodes = random_episodes((5,), tasks=4, tokens=20)
+    learner = maml_of(module)
+    meta = learner.init(None)
+    assert_same(meta_gradient(accelerate(learner, threads=3), meta, episodes), meta_gradient(learner, meta, episodes))
+
+
+def test_forward_mode_in_threads_is_forward_mode(caplog):
+    """PyTorch has one level of it for all threads."""
+    learner = maml_of(perceptron(), steps=8, adjoint=MixedMode(2))
+    episodes = random_episodes((4,), tasks=12)
+    meta = learner.init(None)
+    expected = meta_gradient(learner, meta, episodes)
+    for _ in range(5):
+        assert_same(meta_gradient(accelerate(learner, threads=3, chunk=1), meta, episodes), expected)
+    assert not caplog.records
+
+
+def test_the_gradient_is_of_the_meta_loss():
+    learner = with_penalty()
+    meta = learner.init(torch.Generator().manual_seed(0))
+    leaves = headstart.Meta(*({n: v.clone().requires_grad_() for n, v in part.items()} for part in meta))
+    meta_loss(learner, leaves, ROWS)[0].backward()
+    found, _ = meta_gradient(accelerate(learner, threads=2, chunk=2), meta, ROWS)
+    assert_same(found, headstart.Meta(*({n: v.grad for n, v in part.items()} for part in leaves)))
+
+
+def as_floats(episodes):
+    return headstart.Episodes(*(batch._replace(x=batch.x.float()) for batch in episodes))
+
+
+def test_autocast_holds_in_threads(two_threads):
+    learner = headstart.maml(perceptron().float(), steps=2, taskmap="vmap")
+    meta, episodes = learner.init(torch.Generator().manual_seed(0)), as_floats(ROWS)
+    fast = accelerate(learner, threads=2, chunk=1)
+    alone = accelerate(learner, threads=1, chunk=1, replay=False)
+    for _ in range(2):
+        results = []
+        for on in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=on, cache_enabled=False):
+                results.append(meta_gradient(alone, meta, episodes)[0].params)
+                found = meta_gradient(fast, meta, episodes)[0].params
+            assert all(torch.equal(found[name], results[-1][name]) for name in found)
+        assert not torch.equal(results[0]["0.weight"], results[1]["0.weight"])
+
+
+def test_inside_hooks_the_tasks_are_worked_on_in_this_thread(two_threads):
+    learner, seen = parts_of(maml_of(perceptron()))
+    fast, meta = accelerate(learner, threads=2), learner.init(None)
+    meta_gradient(fast, meta, ROWS)
+    seen.clear()
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, keep):
+        found = meta_gradient(fast, meta, ROWS)
+    assert kept and {name for _, name, _ in seen} == {threading.current_thread().name}
+    assert_same(found, meta_gradient(learner, meta, ROWS))
+
+
+def test_what_is_decided_does_not_go_by_how_far_a_run_is(two_threads):
+    """A run that goes on must work as one that was not broken off."""
+    wide = nn.Sequential(nn.Linear(300, 200), nn.Tanh(), nn.Linear(200, 3)).double()
+    learner, cheap = maml_of(wide, steps=3), maml_of(wide, steps=3, adjoint=headstart.FirstOrder())
+    changing = learner._replace(during=lambda done: cheap if done < 0.5 else learner)
+    meta, episodes = learner.init(None), random_episodes((300,), tasks=4, support=60, query=60)
+    plans = []
+    for order in ((0.0, 1.0), (1.0,)):
+        fast = accelerate(changing, memory="5MB")
+        for done in order:
+            meta_gradient(at(fast, done), meta, episodes)
+        plans.append(list(fast.gradient.plans.values()))
+    assert plans[0] == plans[1] and len(plans[0]) == 1
+    with LiveBytes() as live:
+        backprop(learner, meta, headstart.Episodes(*(b._replace(x=b.x[:1], y=b.y[:1]) for b in episodes)))
+    assert plans[0][0].size * live.peak * plans[0][0].workers <= 5_000_000
+
+
+def test_trials_of_the_task_map_are_no_part_of_the_work():
+    for _ in range(2):
+        learner = maml_of(perceptron(), taskmap="auto")
+        found = accelerate_module._looked_at(learner, learner.init(None), ROWS)
+        again = accelerate_module._looked_at(learner, learner.init(None), ROWS)
+        assert found == again
+
+
+def test_replaying_can_be_switched_off():
+    weight = [1.0]
+    learner = maml_of(perceptron(), loss=lambda outputs, batch: weight[0] * outputs.square().mean((1, 2)))
+    fast, meta = accelerate(learner, replay=False), learner.init(None)
+    for step in range(accelerate_module.REPLAYED.after + 3):
+        weight[0] = 1.0 + step
+        found = meta_gradient(fast, meta, ROWS)
+    assert_same(found, meta_gradient(learner, meta, ROWS))
+    assert fast.gradient.recorded.programs == {}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_small_operations_are_replayed_with_any_number_of_threads(threads, monkeypatch, two_threads):
+    monkeypatch.setattr(accelerate_module, "REPLAYED", accelerate_module.REPLAYED._replace(after=1))
+    learner = maml_of(perceptron())
+    fast, meta = accelerate(learner, threads=threads, chunk=2), learner.init(None)
+    for _ in range(4):
+        found = meta_gradient(fast, meta, ROWS)
+    assert any(program is not None for program in fast.gradient.recorded.programs.values())
+    assert_same(found, meta_gradient(learner, meta, ROWS))
+
+
+def test_only_so_many_plans_are_remembered(monkeypatch):
+    monkeypatch.setattr(accelerate_module, "REMEMBERED", 2)
+    learner = maml_of(perceptron())
+    fast, meta = accelerate(learner), learner.init(None)
+    for support in (2, 3, 4):
+        meta_gradient(fast, meta, random_episodes((4,), support=support))
+    assert len(fast.gradient.plans) == 2
+
+
+def test_a_compiled_program_of_small_operations_has_all_threads_and_a_replayed_one_has_one(two_threads, monkeypatch):
+    seen = {}
+
+    def noting(way):
+        def translate(record, tensors):
+            def run(*inputs):
+                seen[way.name] = torch.get_num_threads()
+                return record(*inputs)
+
+            return run
+
+        return way._replace(translate=translate, after=0)
+
+    for name in ("COMPILED", "REPLAYED"):
+        monkeypatch.setattr(accelerate_module, name, noting(getattr(accelerate_module, name)))
+    for compile in (True, False):
+        fast = accelerate(maml_of(perceptron()), compile=compile)
+        for _ in range(3):
+            meta_gradient(fast, fast.init(None), ROWS)
+    assert seen == {"compiled": 2, "replayed": 1}
+    assert torch.get_num_threads() == 2

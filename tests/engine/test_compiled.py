@@ -1,0 +1,383 @@
+"""The compiled meta-gradient is the meta-gradient, and where it cannot be compiled, the uncompiled one runs."""
+
+import contextlib
+import functools
+import logging
+
+import pytest
+import torch
+import torch._inductor
+from torch import nn
+from torch._inductor import cpp_builder
+from torch._inductor.utils import fresh_cache
+
+import headstart
+from headstart.core.adjoints import Checkpointed
+from headstart.core.live_bytes import LiveBytes
+from headstart.core.objective import at, backprop, meta_gradient
+from headstart.engine import compiled as compilation
+from headstart.engine import record
+from headstart.engine.accelerate import accelerate
+from headstart.testing import random_episodes
+from headstart.types import Meta
+
+
+@functools.cache
+def _compiler():
+    try:
+        return cpp_builder.get_cpp_compiler()
+    except Exception:
+        return ""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(request, tmp_path_factory):
+    """Compile anew, into a folder of the test's own."""
+    with fresh_cache(dir=str(tmp_path_factory.mktemp("inductor"))):
+        yield
+
+
+compiled = functools.partial(accelerate, compile=True)
+
+needs_compiler = pytest.mark.skipif(not _compiler(), reason="no C++ compiler is found, which TorchInductor needs")
+
+
+def perceptron(*extra):
+    return nn.Sequential(nn.Linear(3, 4), *extra, nn.Tanh(), nn.Linear(4, 2)).double()
+
+
+def convolutional():
+    layers = [nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)]
+    return nn.Sequential(*layers).double()
+
+
+def rows(seed, **options):
+    return random_episodes((3,), outputs=2, tasks=2, seed=seed, **options)
+
+
+def images(seed):
+    return random_episodes((1, 5, 5), outputs=2, tasks=2, seed=seed)
+
+
+def seeded(seed):
+    return headstart.Episodes(*(batch._replace(seed=torch.tensor([seed, seed + 5])) for batch in rows(seed)))
+
+
+def padded(seed):
+    def masked(batch):
+        count = batch.y.shape[1]
+        return batch._replace(mask=torch.arange(count) < count - torch.tensor([seed, 1])[:, None])
+
+    return headstart.Episodes(*map(masked, rows(seed)))
+
+
+def frozen():
+    module = perceptron(nn.LayerNorm(4))
+    return module.requires_grad_(False).get_submodule("3").requires_grad_(True) and module
+
+
+def maml_of(module, **options):
+    return headstart.maml(module, **{"steps": 2, "rate": 0.1, "taskmap": "vmap", **options})
+
+
+#: Learners by name, with what makes tasks from a seed.
+CASES = {
+    "convolutions": (lambda: maml_of(convolutional()), images),
+    "learned rates": (lambda: headstart.meta_sgd(perceptron(nn.LayerNorm(4)), steps=1, taskmap="vmap"), rows),
+    "prototypes": (lambda: headstart.prototypes(perceptron(), ways=2, taskmap="vmap"), rows),
+    "checkpointed": (lambda: maml_of(perceptron(), steps=3, adjoint=Checkpointed(2)), rows),
+    "dropout": (lambda: maml_of(perceptron(nn.Dropout(0.4)), steps=1), seeded),
+    "frozen, padded": (lambda: maml_of(frozen(), steps=1), padded),
+}
+
+
+def shaken(meta):
+    generator = torch.Generator().manual_seed(9)
+    return Meta(
+        *(
+            {n: v + 0.1 * torch.randn(v.shape, dtype=v.dtype, generator=generator) for n, v in part.items()}
+            for part in meta
+        )
+    )
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@contextlib.contextmanager
+def compilations(caplog, count):
+    """Check that so many programs are compiled inside, and nothing else is said."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "headstart"):
+        yield
+    said = [r.message for r in caplog.records if r.name == "headstart" and not r.message.startswith("task map")]
+    assert len(said) == count and all(line.startswith("meta-gradient compiled: ") for line in said), said
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", CASES)
+def test_the_gradient_stays_the_same(case, caplog):
+    make, tasks = CASES[case]
+    learner = make()
+    fast, meta = compiled(learner), learner.init(torch.Generator().manual_seed(0))
+    with compilations(caplog, 1):
+        meta_gradient(fast, meta, tasks(3))  # compiles
+        first = meta_gradient(fast, meta, tasks(1))
+        kept = [{n: v.clone() for n, v in part.items()} for part in first[0]]
+        second = meta_gradient(fast, shaken(meta), tasks(2))
+    assert_same(first, backprop(learner, meta, tasks(1)))
+    assert_same(second, backprop(learner, shaken(meta), tasks(2)))
+    again = meta_gradient(fast, meta, tasks(1))
+    for part, other, copy in zip(first[0], again[0], kept):
+        assert all(torch.equal(part[n], other[n]) and torch.equal(part[n], copy[n]) for n in part)
+
+
+@needs_compiler
+def test_other_shapes_types_and_layouts_are_compiled_anew(caplog):
+    learner = maml_of(nn.Sequential(nn.Linear(3, 2)).double(), steps=1, loss="mse")
+    fast, meta = compiled(learner), learner.init(None)
+    small, large = (random_episodes((3,), outputs=2, regression=True, support=n, tasks=2) for n in (3, 4))
+    for episodes, count in ((small, 1), (large, 1), (small, 0), (large, 0)):
+        with compilations(caplog, count):
+            found = meta_gradient(fast, meta, episodes)
+        assert_same(found, backprop(learner, meta, episodes))
+    # inputs that lie otherwise in memory need no program of their own
+    turned = [batch._replace(x=batch.x.mT.contiguous().mT, y=batch.y.mT.contiguous().mT) for batch in small]
+    turned = headstart.Episodes(*turned)
+    assert not turned.support.x.is_contiguous()
+    strided = Meta({name: value.repeat_interleave(2, -1)[..., ::2] for name, value in meta.params.items()}, {})
+    assert not strided.params["0.weight"].is_contiguous()
+    with compilations(caplog, 0):
+        assert_same(meta_gradient(fast, strided, turned), backprop(learner, meta, small))
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x, scale):
+        return self.layer(x) * scale
+
+
+@needs_compiler
+def test_inputs_that_are_dicts_and_what_the_loss_is_given(caplog):
+    learner = maml_of(Pair().double(), steps=1)
+    fast, meta = compiled(learner), learner.init(None)
+
+    def tasks(seed):
+        return headstart.Episodes(*(b._replace(x={"scale": b.x[..., :2] ** 2, "x": b.x}) for b in rows(seed)))
+
+    with compilations(caplog, 1):
+        for seed in (1, 2):
+            assert_same(meta_gradient(fast, meta, tasks(seed)), backprop(learner, meta, tasks(seed)))
+
+
+@needs_compiler
+def test_inputs_are_left_as_they_are():
+    learner = maml_of(perceptron(), steps=1)
+    meta, episodes = learner.init(None), rows(1)
+    tensors = [*meta.params.values(), *(leaf for batch in episodes for leaf in batch if leaf is not None)]
+    before = [tensor.clone() for tensor in tensors]
+    fast = compiled(learner)
+    for _ in range(2):
+        found = meta_gradient(fast, meta, episodes)
+        for gradient in found[0].params.values():
+            gradient.zero_()  # as an optimiser may
+    assert all(map(torch.equal, tensors, before))
+    assert any(value.abs().max() > 0 for value in meta_gradient(fast, meta, episodes)[0].params.values())
+
+
+@needs_compiler
+def test_compiled_in_parts_and_threads(caplog):
+    learner = maml_of(perceptron(), steps=1)
+    episodes = random_episodes((3,), outputs=2, tasks=4)
+    meta = learner.init(None)
+    with compilations(caplog, 1):
+        found = meta_gradient(accelerate(learner, compile=True, threads=2), meta, episodes)
+    assert_same(found, backprop(learner, meta, episodes))
+
+
+@needs_compiler
+def test_the_forms_of_a_learner_that_changes_are_compiled_each(caplog):
+    learner = headstart.maml_plus_plus(perceptron(), steps=1, taskmap="vmap", multi_step_until=0.0)
+    fast, meta = accelerate(learner, compile=True, threads=1), learner.init(None)
+    for done, count in ((0.0, 1), (0.1, 0), (0.9, 1), (1.0, 0)):
+        with compilations(caplog, count):
+            found = meta_gradient(at(fast, done), meta, rows(1))
+        assert_same(found, meta_gradient(at(learner, done), meta, rows(1)))
+
+
+def test_a_learner_of_ever_new_forms_is_compiled_only_when_it_settles(monkeypatch, caplog):
+    asked = []
+
+    def kept(self, here, learner, given, expected):
+        asked.append(learner)
+        return None, expected
+
+    monkeypatch.setattr(record.Recorded, "_program", kept)
+    learner = maml_of(perceptron(), steps=1)
+    changing = compiled(learner._replace(during=lambda done: learner._replace(penalty=lambda meta: done)))
+    meta = learner.init(None)
+    with caplog.at_level(logging.WARNING, "headstart"):
+        for number in range(9):
+            now = at(changing, number / 10)
+            assert_same(meta_gradient(now, meta, rows(1)), backprop(now, meta, rows(1)))
+        for _ in range(3):
+            meta_gradient(now, meta, rows(1))
+    assert len(asked) == 2
+    assert warnings_of(caplog) == [
+        "meta-gradient not compiled, running as it is: the learner changes from step to step, so far"
+    ]
+
+
+@needs_compiler
+def test_the_first_step_has_the_bits_of_those_that_follow():
+    learner = headstart.maml(perceptron().float(), steps=1, taskmap="vmap")
+    fast, meta = compiled(learner), learner.init(None)
+    episodes = headstart.Episodes(*(batch._replace(x=batch.x.float()) for batch in rows(1)))
+    first, again = (meta_gradient(fast, meta, episodes)[0].params for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def wrong_by(factor, monkeypatch):
+    def translated(graph, tensors):
+        return lambda *inputs: [factor * output if output.is_floating_point() else output for output in graph(*inputs)]
+
+    way = compilation.COMPILED._replace(translate=translated)
+    monkeypatch.setattr("headstart.engine.accelerate.COMPILED", way)
+
+
+@pytest.mark.parametrize("factor", [1.04, float("nan")])
+def test_a_program_that_is_wrong_is_not_used(factor, monkeypatch, caplog):
+    wrong_by(factor, monkeypatch)
+    learner = headstart.maml(headstart.mlp(3, 2, (4,)), steps=1, taskmap="vmap")
+    fast, meta = compiled(learner), learner.init(None)
+    episodes = headstart.Episodes(*(batch._replace(x=batch.x.float()) for batch in rows(1)))
+    for _ in range(2):
+        assert_same(meta_gradient(fast, meta, episodes), backprop(learner, meta, episodes))
+    (line,) = warnings_of(caplog)
+    assert "it gives something else (θ." in line
+
+
+def test_a_rounding_error_at_a_kink_is_no_reason_not_to_compile(monkeypatch, caplog):
+    calls = []
+
+    def translated(graph, tensors):
+        def run(*inputs):
+            calls.append(None)
+            factor = 1.04 if len(calls) == 2 else 1.0  # the first that is compared
+            return [factor * output if output.is_floating_point() else output for output in graph(*inputs)]
+
+        return run
+
+    monkeypatch.setattr("headstart.engine.accelerate.COMPILED", compilation.COMPILED._replace(translate=translated))
+    learner = maml_of(perceptron(), steps=1)
+    fast, meta = compiled(learner), learner.init(None)
+    with compilations(caplog, 1):
+        meta_gradient(fast, meta, rows(1))
+
+
+def test_inside_a_mode_nothing_is_compiled_and_one_line_says_so(caplog):
+    learner = maml_of(perceptron(), steps=1)
+    fast, meta = compiled(learner), learner.init(None)
+    for _ in range(2):
+        with LiveBytes():
+            assert_same(meta_gradient(fast, meta, rows(1)), backprop(learner, meta, rows(1)))
+    (line,) = warnings_of(caplog)
+    assert "hooks for saved tensors or a mode of PyTorch are on" in line
+
+
+class Noisy(nn.Module):
+    """Draws from PyTorch's own generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.layer(x) * (1 + torch.rand(2, dtype=x.dtype))
+
+
+def warnings_of(caplog):
+    return [r.message for r in caplog.records if r.name == "headstart" and r.levelno >= logging.WARNING]
+
+
+def test_a_model_that_draws_from_the_global_generator_runs_as_it_is(caplog):
+    learner = maml_of(Noisy().double(), taskmap="loop")
+    fast, meta = compiled(learner), learner.init(None)
+    backprop(learner, meta, rows(1))  # checks of the first call, which draw too
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found = meta_gradient(fast, meta, rows(1))
+        after = torch.get_rng_state()
+        torch.manual_seed(seed)
+        assert_same(found, backprop(learner, meta, rows(1)))
+        assert torch.equal(after, torch.get_rng_state())  # also where it was looked at first
+    assert warnings_of(caplog) == [
+        "meta-gradient not compiled, running as it is: the model draws from a generator of the process"
+    ]
+
+
+def test_what_the_compiler_raises_is_said_once_and_the_run_goes_on(caplog, monkeypatch):
+    def broken(*_, **__):
+        raise OSError("no room left\nat line 3")
+
+    monkeypatch.setattr(torch._inductor, "compile", broken)
+    learner = maml_of(perceptron(), steps=1)
+    fast, meta = compiled(learner), learner.init(None)
+    for seed in (1, 2):
+        assert_same(meta_gradient(fast, meta, rows(seed)), backprop(learner, meta, rows(seed)))
+    assert warnings_of(caplog) == ["meta-gradient not compiled, running as it is: OSError: no room left"]
+
+
+def test_without_a_compiler_the_run_goes_on(caplog):
+    learner = maml_of(perceptron(), steps=1)
+    fast, meta = compiled(learner), learner.init(None)
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler-here")}):
+        for seed in (1, 2):
+            assert_same(meta_gradient(fast, meta, rows(seed)), backprop(learner, meta, rows(seed)))
+    (line,) = warnings_of(caplog)
+    assert line.startswith("meta-gradient not compiled, running as it is: ") and "compiler" in line.lower()
+
+
+class Branching(nn.Module):
+    """Looks at values."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum().item() > 0 else self.layer(-x)
+
+
+def test_a_model_that_branches_on_values_runs_as_it_is(caplog):
+    learner = maml_of(Branching().double(), taskmap="loop", steps=1)
+    fast, meta = compiled(learner), learner.init(None)
+    for seed in range(4):
+        assert_same(meta_gradient(fast, meta, rows(seed)), backprop(learner, meta, rows(seed)))
+    assert len(warnings_of(caplog)) == 1
+
+
+@needs_compiler
+def test_errors_of_the_data_are_those_of_the_uncompiled_gradient():
+    learner = maml_of(perceptron(), steps=1)
+    fast, meta = compiled(learner), learner.init(None)
+    episodes = rows(1)
+    meta_gradient(fast, meta, episodes)
+    assert [program is not None for program in fast.gradient.recorded.programs.values()] == [True]
+    wrong = episodes._replace(support=episodes.support._replace(y=episodes.support.y + 7))
+    with pytest.raises(headstart.errors.HeadstartError) as plain:
+        backprop(learner, meta, wrong)
+    with pytest.raises(headstart.errors.HeadstartError) as error:
+        meta_gradient(fast, meta, wrong)
+    assert str(error.value) == str(plain.value)
+
+
+def test_other_gradients_are_not_compiled(caplog):
+    learner = headstart.reptile(perceptron(), steps=1)
+    with caplog.at_level(logging.INFO, "headstart"):
+        assert compiled(learner) is learner
+    assert "not by back-propagation" in caplog.text

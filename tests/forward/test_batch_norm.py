@@ -1,0 +1,200 @@
+"""Batch normalisation with its own second derivative is PyTorch's, and so are all its derivatives."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import forward_ad
+
+from headstart.forward import batch_norm as module
+from headstart.forward.batch_norm import batch_norm
+
+EPS = 1e-3
+SHAPES = [(4, 3, 2, 3), (2, 1, 1, 2), (5, 2, 1, 1), (6, 3), (3, 2, 4)]
+
+
+def theirs(x, weight, bias):
+    return F.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)
+
+
+def ours(x, weight, bias):
+    return batch_norm(x, weight, bias, EPS)
+
+
+def operands(shape, generator, affine=True):
+    x = torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
+    if not affine:
+        return x, None, None
+    weight, bias = (torch.randn(shape[1], dtype=torch.float64, generator=generator) for _ in range(2))
+    return x, weight.requires_grad_(), bias.requires_grad_()
+
+
+def second(function, parts, given):
+    """Return the derivatives of the derivatives in random directions."""
+    leaves = [part for part in parts if part is not None and part.requires_grad]
+    slopes = given[0].clone().requires_grad_()
+    first = torch.autograd.grad(function(*parts), leaves, slopes, create_graph=True)
+    ways = [torch.randn(part.shape, dtype=part.dtype, generator=given[1]) for part in first]
+    return first, torch.autograd.grad(first, [slopes, *leaves], ways, allow_unused=True)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("affine", [True, False])
+def test_outputs_and_both_derivatives_are_those_of_pytorch(shape, affine):
+    found = []
+    for function in (ours, theirs):
+        generator = torch.Generator().manual_seed(0)
+        parts = operands(shape, generator, affine)
+        given = torch.randn(shape, dtype=torch.float64, generator=generator), generator
+        found.append((function(*parts), *second(function, parts, given)))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "moves", [(True, False, False), (False, True, False), (False, True, True), (True, False, True)]
+)
+def test_what_needs_no_gradient_gets_none(moves, generator):
+    parts = [part.detach().requires_grad_(moved) for part, moved in zip(operands((4, 3, 2, 2), generator), moves)]
+    slopes = torch.randn(4, 3, 2, 2, dtype=torch.float64, generator=generator)
+    state = generator.get_state()
+    found = second(ours, parts, (slopes, generator))
+    expected = second(theirs, parts, (slopes, generator.set_state(state)))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_finite_differences_agree_up_to_the_third_derivative(generator):
+    parts = operands((3, 2, 1, 2), generator)
+    assert torch.autograd.gradcheck(ours, parts)
+    assert torch.autograd.gradgradcheck(ours, parts)
+
+    def derivative(x, weight, bias, slopes):
+        return torch.autograd.grad(ours(x, weight, bias), (x, weight), slopes, create_graph=True)
+
+    slopes = torch.randn(3, 2, 1, 2, dtype=torch.float64, generator=generator, requires_grad=True)
+    assert torch.autograd.gradgradcheck(derivative, (*parts, slopes))
+
+
+def by_means(x, weight, bias):
+    variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+    return (x - mean) * torch.rsqrt(variance + EPS) * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)
+
+
+@pytest.mark.parametrize("weigh", [lambda x, weight: weight, lambda x, weight: weight * x.square().mean((0, 2, 3))])
+def test_derivatives_are_right_where_slopes_and_weights_come_from_the_inputs(weigh):
+    found = []
+    for function in (ours, by_means):
+        generator = torch.Generator().manual_seed(0)
+        x, weight, bias = operands((3, 2, 1, 2), generator)
+        out = function(x, weigh(x, weight), bias).sin().square().sum()
+        for _ in range(3):  # each with a graph for the next
+            slopes = torch.autograd.grad(out, (x, weight, bias), create_graph=True)
+            found.append(slopes)
+            out = torch.stack([(part * torch.randn(part.shape, generator=generator)).sum() for part in slopes]).sum()
+    torch.testing.assert_close(found[:3], found[3:], rtol=1e-9, atol=1e-9)
+
+
+def test_slopes_that_are_constant_have_no_slope_in_the_third_derivative(generator):
+    x, weight, bias = operands((3, 2, 1, 2), generator)
+    slopes = torch.randn(3, 2, 1, 2, dtype=torch.float64, generator=generator)
+    first = torch.autograd.grad(ours(x, weight, bias), (x, weight, bias), slopes, create_graph=True)
+    ways = [torch.randn(part.shape, dtype=part.dtype, generator=generator) for part in first]
+    found = torch.autograd.grad(first, (x, weight, bias), ways, create_graph=True, allow_unused=True)
+    again = torch.autograd.grad(by_means(x, weight, bias), (x, weight, bias), slopes, create_graph=True)
+    expected = torch.autograd.grad(again[:2], (x, weight, bias), ways[:2], create_graph=True, allow_unused=True)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_weight_of_zero_has_a_second_derivative(generator):
+    x, weight, bias = operands((4, 3, 2, 2), generator)
+    with torch.no_grad():
+        weight[1] = 0.0
+    slopes, state = torch.randn(4, 3, 2, 2, dtype=torch.float64, generator=generator), generator.get_state()
+    found = second(ours, (x, weight, bias), (slopes, generator))
+    expected = second(theirs, (x, weight, bias), (slopes, generator.set_state(state)))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_the_order_in_memory_stays(order, generator):
+    x = torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=order).requires_grad_()
+    weight = torch.randn(3, generator=generator, requires_grad=True)
+    slopes = torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=order).requires_grad_()
+    (first,) = torch.autograd.grad(ours(x, weight, None), x, slopes, create_graph=True)
+    way = torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=order)
+    to_g, to_x = torch.autograd.grad(first, (slopes, x), way)
+    assert all(part.is_contiguous(memory_format=order) for part in (first, to_g, to_x))
+
+
+def test_one_number_a_channel_is_refused_as_by_pytorch():
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        batch_norm(torch.zeros(1, 3, 1, 1), None, None, EPS)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_tangents_and_axes_of_vmap_go_through(generator):
+    x, weight, bias = (part.detach() for part in operands((4, 3, 2, 2), generator))
+    tangent = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+    expected = torch.func.jvp(lambda x: theirs(x, weight, bias), (x,), (tangent,))
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(ours(forward_ad.make_dual(x, tangent), weight, bias))
+        torch.testing.assert_close((found.primal, found.tangent), expected)
+    torch.testing.assert_close(torch.func.jvp(lambda x: ours(x, weight, bias), (x,), (tangent,)), expected)
+    both = torch.stack([x, tangent])
+    torch.testing.assert_close(
+        torch.func.vmap(lambda x: ours(x, weight, bias))(both),
+        torch.stack([theirs(part, weight, bias) for part in both]),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_slopes_may_have_tangents(generator):
+    parts = operands((4, 3, 2, 2), generator)
+    slopes, tangent = (torch.randn(4, 3, 2, 2, dtype=torch.float64, generator=generator) for _ in range(2))
+    first = [torch.autograd.grad(f(*parts).sin(), parts, slopes, create_graph=True) for f in (ours, theirs)]
+    ways = [torch.randn(part.shape, dtype=part.dtype, generator=generator) for part in first[0]]
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(slopes, tangent)
+        found = [torch.autograd.grad(f(*parts), parts, dual) for f in (ours, theirs)]
+        duals = [forward_ad.make_dual(way, way.cos()) for way in ways]
+        found += [torch.autograd.grad(slopes, parts, duals) for slopes in first]
+        found = [[forward_ad.unpack_dual(part).tangent for part in parts] for parts in found]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[2][:2], found[3][:2], rtol=1e-9, atol=1e-9)
+
+
+def test_batches_of_slopes_keep_their_graph(generator):
+    parts = operands((4, 3, 2, 2), generator)
+    batch = torch.randn(5, 4, 3, 2, 2, dtype=torch.float64, generator=generator)
+    found = []
+    for function in (ours, theirs):
+        out = function(*parts)
+        slopes = torch.autograd.grad(out, parts, batch, is_grads_batched=True, create_graph=True)
+        found.append((slopes, torch.autograd.grad(slopes[0].pow(3).sum(), parts[:2])))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+def test_slopes_of_a_weight_are_asked_of_kernels_that_are_given_one(generator, monkeypatch):
+    """Those of a GPU have none otherwise."""
+    asked, slopes = [], module._slopes
+
+    def watched(g, of, needed=(True, True, True)):
+        asked.append(of.weight is not None or not any(needed[1:]))
+        return slopes(g, of, needed)
+
+    monkeypatch.setattr(module, "_slopes", watched)
+    for affine in (True, False):
+        parts = operands((4, 3, 2, 2), generator, affine)
+        second(ours, parts, (torch.ones(4, 3, 2, 2, dtype=torch.float64), generator))
+    assert len(asked) == 8 and all(asked)
+
+
+def test_shapes_alone_go_through():
+    x = torch.zeros(4, 3, 2, 2, device="meta")
+    assert ours(x, torch.ones(3, device="meta"), None).shape == x.shape
+
+
+def test_it_is_not_pytorchs_own_derivative(generator, monkeypatch):
+    called = []
+    monkeypatch.setattr(module, "_second", lambda *args: called.append(args) or (None, None, None))
+    parts = operands((4, 3, 2, 2), generator)
+    second(ours, parts, (torch.ones(4, 3, 2, 2, dtype=torch.float64), generator))
+    assert len(called) == 1
