@@ -11,6 +11,7 @@ FLOORS = {
     "types": 0,
     "errors": 0,
     "registry": 0,
+    "schema": 0,
     "core": 1,
     "forward": 2,
     "engine": 3,
@@ -29,11 +30,12 @@ ALLOWED = {
     "types": set(),
     "errors": set(),
     "registry": {"errors"},
-    "core": {"core", "types", "errors"},
-    "forward": {"forward", "core", "types", "errors"},
-    "engine": {"engine", "forward", "core", "types", "errors"},
-    "data": {"data", "core", "types", "errors"},
-    "models": {"models", "forward", "core", "types", "errors"},
+    "schema": {"errors"},
+    "core": {"core", "types", "errors", "schema"},
+    "forward": {"forward", "core", "types", "errors", "schema"},
+    "engine": {"engine", "forward", "core", "types", "errors", "schema"},
+    "data": {"data", "core", "types", "errors", "schema", "registry"},
+    "models": {"models", "forward", "core", "types", "errors", "schema"},
 }
 #: What core may import besides: the standard library's modules that do no input or output, and torch.
 CORE_OUTSIDE = {"torch", "collections", "contextlib", "copy", "dataclasses", "difflib", "fnmatch", "functools"}

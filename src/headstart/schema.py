@@ -1,0 +1,214 @@
+"""The options of a factory, read off it: names, types, ranges and defaults from its signature, help from its ``Args``.
+
+A parameter is an option where a part of its type is plain: numbers, strings, booleans, paths, choices, and tuples of
+them. What is left (modules, rules, functions) is for Python alone. Nothing here imports torch.
+
+>>> def factory(module, *, steps: Count = 5, kernel: Literal["linear", "rbf"] = "linear", rule: object = None) -> None:
+...     '''Make something.
+...
+...     Args:
+...         steps: how many.
+...         kernel: which one.
+...     '''
+>>> [(option.name, option.default, option.help, allowed(option.type)) for option in options_of(factory).values()]
+[('steps', 5, 'how many.', 'a whole number from 1 up'), ('kernel', 'linear', 'which one.', 'one of linear, rbf')]
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cache, reduce
+from operator import or_
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from headstart.errors import ConfigError
+
+Count: TypeAlias = Annotated[int, Ge(1)]
+Whole: TypeAlias = Annotated[int, Ge(0)]
+Positive: TypeAlias = Annotated[float, Gt(0)]
+NotNegative: TypeAlias = Annotated[float, Ge(0)]
+Share: TypeAlias = Annotated[float, Gt(0), Le(0.9)]
+Probability: TypeAlias = Annotated[float, Ge(0), Le(1)]
+
+REQUIRED = inspect.Parameter.empty
+_PLAIN = (bool, int, float, str, Path)
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+class Option(NamedTuple):
+    """Something that can be chosen."""
+
+    name: str
+    type: Any
+    """Its plain part: what a command line or a file can say, ranges included."""
+    default: Any
+    """`REQUIRED` where there is none."""
+    help: str
+
+
+def extends(parent: Callable[..., Any], *, without: Collection[str] = ()) -> Callable[[Factory], Factory]:
+    """Say that a factory hands its ``**options`` on to ``parent``, which then are options, and parameters, of its own.
+
+    Args:
+        parent: who takes them.
+        without: what the factory decides itself.
+    """
+
+    def mark(factory: Factory) -> Factory:
+        own = inspect.signature(factory)
+        named = {name: value for name, value in own.parameters.items() if value.kind is not value.VAR_KEYWORD}
+        theirs = [
+            value
+            for name, value in inspect.signature(parent).parameters.items()
+            if value.kind is value.KEYWORD_ONLY and name not in named and name not in without
+        ]
+        marked: Any = factory
+        marked.__signature__ = own.replace(parameters=[*named.values(), *theirs])
+        marked.__parent__ = parent
+        return factory
+
+    return mark
+
+
+@cache
+def options_of(factory: Callable[..., Any]) -> dict[str, Option]:
+    """Return what can be chosen of a factory, by name, in its order."""
+    hints, texts = _hints(factory), _arguments(factory)
+    found = {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        plain = _plain(hints.get(name, Any))
+        if plain is not None and parameter.kind is not parameter.VAR_KEYWORD:
+            default = parameter.default
+            if default is REQUIRED or default is None or _is_plain(default):
+                found[name] = Option(name, plain, default, texts.get(name, ""))
+    return found
+
+
+def _line(factory: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Yield a factory, and whom it hands its options on to."""
+    while factory is not None:
+        yield factory
+        factory = getattr(factory, "__parent__", None)  # type: ignore[assignment]
+
+
+def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for one in _line(factory):
+        target = one.__init__ if isinstance(one, type) and not hasattr(one, "_fields") else one
+        found = get_type_hints(target, include_extras=True) | found
+    return found
+
+
+def _arguments(factory: Callable[..., Any]) -> dict[str, str]:
+    """Return what the ``Args`` (or ``Attributes``) of a docstring say of each name."""
+    found: dict[str, str] = {}
+    for one in _line(factory):
+        section = re.search(r"^(?:Args|Attributes):\n((?:[ \t]+.*\n?|\n)*)", inspect.getdoc(one) or "", re.MULTILINE)
+        text = inspect.cleandoc(section[1]) if section else ""
+        for names, told in re.findall(r"^([\w, ]+): (.*(?:\n[ \t]+.*)*)", text, re.MULTILINE):
+            for name in names.split(","):
+                found.setdefault(name.strip(), " ".join(told.replace("``", "").replace("`", "").split()))
+    return found
+
+
+def _plain(hint: Any) -> Any:
+    """Return the part of a type that a command line can say; ``None`` where there is none."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        inner = _plain(parts[0])
+        return None if inner is None else Annotated[(inner, *hint.__metadata__)]
+    if origin in (Union, UnionType):
+        plain = [one for one in map(_plain, parts) if one is not None]
+        return reduce(or_, plain) if plain else None
+    if origin is Literal or hint in _PLAIN:
+        return hint
+    if origin is tuple and all(part is Ellipsis or _plain(part) is not None for part in parts):
+        return hint
+    if origin is Sequence and _plain(parts[0]) in (int, float, str):
+        return tuple[parts[0], ...]
+    return None
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
+
+
+def checked(option: Option, value: Any) -> Any:
+    """Return a value as the option's type has it: ``"5"`` as 5, ``"1-5"`` as a range, ``[40, 40]`` as a tuple.
+
+    Raises:
+        ConfigError: what must be instead, without the option's name.
+    """
+    if isinstance(value, str) and not isinstance(value, bool):
+        value = _from_text(option.type, value.strip())
+    try:
+        return _adapter(option.type).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"is {value!r}, but must be {allowed(option.type)}") from error
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
+
+
+def _from_text(hint: Any, text: str) -> Any:
+    """Return words as the tuples that they stand for, where the type has some."""
+    for part in _parts(hint):
+        if get_origin(part) is not tuple:
+            continue
+        if get_args(part)[-1] is Ellipsis:
+            return tuple(word.strip() for word in text.split(",") if word.strip())
+        ends = re.fullmatch(rf"({_NUMBER})\s*-\s*({_NUMBER})", text)
+        if ends:
+            return tuple(ends.groups())
+        if not any(get_origin(other) is not tuple for other in _parts(hint)):
+            return (text, text)
+    return text
+
+
+def _parts(hint: Any) -> list[Any]:
+    """Return the members of a union, ranges left out."""
+    if get_origin(hint) is Annotated:
+        return _parts(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return [part for member in get_args(hint) for part in _parts(member) if part is not NoneType]
+    return [hint]
+
+
+def allowed(hint: Any) -> str:
+    """Return what a value of a type may be, in words.
+
+    >>> allowed(Count), allowed(Literal["a", "b"] | None), allowed(int | tuple[int, int])
+    ('a whole number from 1 up', 'one of a, b', 'a whole number or a range such as 1-5')
+    """
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return f"{allowed(parts[0])} {_range(hint.__metadata__)}".strip()
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(allowed(part) for part in parts if part is not NoneType))
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, parts))
+    if origin is tuple:
+        several = parts[-1] is Ellipsis
+        return "values joined by commas, such as 40,40" if several else "a range such as 1-5"
+    return _WORDS.get(hint, "given otherwise")
+
+
+def _range(limits: Sequence[Any]) -> str:
+    words = []
+    for limit in limits:
+        if isinstance(limit, Ge):
+            words.append(f"from {limit.ge}")
+        elif isinstance(limit, Gt):
+            words.append(f"above {limit.gt}")
+        elif isinstance(limit, Le):
+            words.append(f"to {limit.le}" if words else f"of at most {limit.le}")
+    return " ".join(words) + (" up" if words and not any(isinstance(limit, Le) for limit in limits) else "")
