@@ -1,7 +1,7 @@
 """What learning an architecture as part of M finds, on tasks whose architecture is known and on icons.
 
-python benchmarks/architecture.py known     # tasks made by a network of the search space: is it found?
-python benchmarks/architecture.py icons     # search, derive, train anew; accuracy and multiply-adds beside conv4
+python -m benchmarks.architecture known     # tasks made by a network of the search space: is it found?
+python -m benchmarks.architecture icons     # search, derive, train anew; accuracy and multiply-adds beside conv4
 """
 
 import json

@@ -8,8 +8,8 @@ above what was held before it, at its peak: counted, and so without noise.
 Methods that change in the course of meta-training (maml_plus_plus, aware) have two figures: `end`, how training ends,
 and `course`, the mean time and the highest peak over the course. For the others the two are the same.
 
-    python benchmarks/cost.py                     # all suites and methods: some minutes on a quiet machine
-    python benchmarks/cost.py --suite sine-1 --methods maml,meta_sgd --repeats 5 --out runs/cost
+    python -m benchmarks.cost                     # all suites and methods: some minutes on a quiet machine
+    python -m benchmarks.cost --suite sine-1 --methods maml,meta_sgd --repeats 5 --out runs/cost
 """
 
 import argparse
@@ -83,7 +83,7 @@ class Case(NamedTuple):
 
 def sines() -> Episodes:
     """Return 25 sine curves, 10 support and 10 query points each."""
-    return headstart.data.curves.sinusoid(shots=10).sample("train", range(25))
+    return headstart.tasks.sinusoid(shots=10).sample("train", range(25))
 
 
 def images(tasks: int = 4, ways: int = 5, queries: int = 15) -> Episodes:
@@ -214,7 +214,7 @@ def circumstances(repeats: int) -> dict[str, Any]:
     lines = info.read_text().splitlines() if info.exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return {
-        "command": shlex.join(["python", "benchmarks/cost.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.cost", *sys.argv[1:]]),
         "device": f"{model or platform.machine()}, one thread",
         "versions": {
             "headstart": headstart.__version__,

@@ -4,7 +4,7 @@ A method's cost per outer step is measured first (process time, the mean over it
 and its number of steps is the budget divided by it. Then each is trained and judged as by `headstart train`; killed,
 the same command goes on where it was. Prints a table and writes it to OUT as JSON.
 
-    python benchmarks/equal_time.py icons --shots 1 --seconds 240 --out runs/equal-1
+    python -m benchmarks.equal_time icons --shots 1 --seconds 240 --out runs/equal-1
 """
 
 import argparse
@@ -17,23 +17,22 @@ import torch
 
 from headstart.core.objective import at, meta_gradient
 from headstart.training.build import build, reproducible
-from headstart.training.config import TrainConfig
-from headstart.training.defaults import resolve
+from headstart.training.config import Config, Outer, resolve
 from headstart.training.loop import seeded
 from headstart.training.run import train
 
 METHODS = "maml,meta_sgd,maml_plus_plus,meta_curvature,warp_grad,aware"
 
 
-def seconds_per_step(config: TrainConfig, points: int = 12) -> float:
+def seconds_per_step(config: Config, points: int = 12) -> float:
     """Return the process time of an outer step, the mean over the course of meta-training."""
     with reproducible(config):
         job = build(config)
-        meta, size = job.learner.init(torch.Generator().manual_seed(0)), config.tasks_per_step or 1
+        meta, size = job.learner.init(torch.Generator().manual_seed(0)), (config.outer or Outer()).tasks_per_step
         found = []
         for point in range(-2, points):  # the first two warm up
             numbers = range(size)
-            episodes = seeded(job.tasks.sample("train", numbers), config.seed, numbers)
+            episodes = seeded(job.tasks.sample("train", numbers), config.run.seed, numbers)
             start = time.process_time()
             meta_gradient(at(job.learner, max(point, 0) / points), meta, episodes)
             found.append(time.process_time() - start)
@@ -53,15 +52,12 @@ def main() -> None:
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for method in given.methods.split(","):
-        plain = TrainConfig(
-            tasks=given.tasks,
-            method=method,
-            shots=given.shots,
-            seed=given.seed,
-            schedule=given.schedule,
-            outer_rate=given.outer_rate,
-            threads=1,
-        )
+        plain = {
+            "tasks": {"name": given.tasks} | ({} if given.shots is None else {"shots": given.shots}),
+            "method": method,
+            "outer": {"schedule": given.schedule, "rate": given.outer_rate},
+            "run": {"seed": given.seed, "threads": 1},
+        }
         plan = given.out / f"{method}.json"
         if plan.exists():
             cost = json.loads(plan.read_text())["seconds_per_step"]
@@ -71,7 +67,9 @@ def main() -> None:
             plan.write_text(json.dumps({"seconds_per_step": cost}))
         steps = max(1, round(given.seconds / cost))
         every = {"evaluate_every": max(1, steps // 8), "save_every": max(1, steps // 8)}
-        result = train(plain.model_copy(update={"steps": steps, **every}), given.out / method)
+        result = train(
+            {**plain, "outer": {**plain["outer"], "steps": steps}, "run": {**plain["run"], **every}}, given.out / method
+        )
         if result.score is None:
             return
         score = result.score

@@ -5,8 +5,8 @@ Tasks are `plateaus`: where targets jump is the same in all tasks, how far is ea
 query rows of the same test tasks. Options of scikit-learn's forests are chosen by the error on validation tasks, from
 the grids below; "pooled forest + offset" adds the mean residual of the task's support rows, shrunk.
 
-    python benchmarks/forest.py                       # some minutes on one core
-    python benchmarks/forest.py --tasks 100 --steps 100 --out runs/forest
+    python -m benchmarks.forest                       # some minutes on one core
+    python -m benchmarks.forest --tasks 100 --steps 100 --out runs/forest
 """
 
 import argparse
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
 
 import headstart
-from headstart.algorithms.forest.learner import forest
+from headstart.algorithms.forest import forest
 from headstart.data.curves.plateaus import plateaus
 from headstart.models.soft_forest import soft_forest
 from headstart.training.evaluate import evaluate, interval
@@ -187,7 +187,7 @@ def main(words: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     versions = {"headstart": headstart.__version__, "torch": torch.__version__, "scikit-learn": sklearn.__version__}
     found: dict[str, Any] = {
-        "command": shlex.join(["python", "benchmarks/forest.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.forest", *sys.argv[1:]]),
         "versions": versions | {"python": platform.python_version()},
         "metric": f"mean squared error on the query rows of {given.tasks} test tasks, 10 support rows each",
         "noise_variance": plateaus().details["noise_variance"],

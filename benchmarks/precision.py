@@ -1,6 +1,6 @@
 """What bfloat16 products cost in accuracy: MAML on sine curves and on icons, everything else in single precision.
 
-python benchmarks/precision.py
+python -m benchmarks.precision
 """
 
 import time

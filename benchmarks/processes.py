@@ -5,7 +5,7 @@ the least negative log-likelihood on validation tasks, and it is judged on the s
 whose log-likelihood is the upper bound. Prints a table and writes it to OUT as JSON; weights that are in OUT already
 are not trained again.
 
-    python benchmarks/processes.py --out runs/processes
+    python -m benchmarks.processes --out runs/processes
 """
 
 import argparse
@@ -35,9 +35,9 @@ class Method(NamedTuple):
 
 def methods() -> dict[str, Method]:
     """Return the methods by name, with settings chosen on validation tasks."""
-    from headstart.algorithms.gaussian.bayesian_linear import alpaca
-    from headstart.algorithms.gaussian.gaussian_process import dkt, gaussian_process
-    from headstart.algorithms.neural_process.learners import anp, cnp
+    from headstart.algorithms.bayesian_linear import alpaca
+    from headstart.algorithms.gaussian_process import dkt, gaussian_process
+    from headstart.algorithms.neural_process import anp, cnp
     from headstart.models.mlp import mlp
 
     def network(outputs: int) -> torch.nn.Module:

@@ -5,9 +5,9 @@ then fitted on the support set of the same test tasks, whose classes no training
 sets. The defaults are scikit-learn's own, asked without any part of headstart. ± is 1.96 · standard deviation / √tasks;
 the difference is paired, task by task.
 
-    python benchmarks/search.py                             # some minutes on a quiet machine
-    python benchmarks/search.py --estimators svm --trials 5 --tasks 20 --out runs/search
-    python benchmarks/search.py --suite omniglot-5 --data FOLDER
+    python -m benchmarks.search                             # some minutes on a quiet machine
+    python -m benchmarks.search --estimators svm --trials 5 --tasks 20 --out runs/search
+    python -m benchmarks.search --suite omniglot-5 --data FOLDER
 """
 
 import argparse
@@ -26,8 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import headstart
-from headstart.algorithms.search.estimators import kind_of, loaded
-from headstart.algorithms.search.learner import search
+from headstart.algorithms.search import kind_of, loaded, search
 from headstart.data.images.icons import icons
 from headstart.data.images.omniglot import omniglot
 from headstart.types import Batch, Episodes, Learner, Meta, Tasks
@@ -178,7 +177,7 @@ def main(words: list[str] | None = None) -> None:
     if given.tasks < 2 or min(given.trials or 1, given.tasks_per_trial or 1) < 1:
         parser.error("--tasks must be at least 2, --trials and --tasks-per-trial at least 1")
     found: dict[str, Any] = {
-        "command": shlex.join(["python", "benchmarks/search.py", *(sys.argv[1:] if words is None else words)]),
+        "command": shlex.join(["python", "-m", "benchmarks.search", *(sys.argv[1:] if words is None else words)]),
         "versions": {
             "headstart": headstart.__version__,
             "scikit-learn": metadata.version("scikit-learn"),

@@ -9,7 +9,7 @@ import torch
 import headstart
 
 torch.manual_seed(0)  # of the model's first weights
-tasks = headstart.data.curves.sinusoid(shots=10)
+tasks = headstart.tasks.sinusoid(shots=10)
 model = headstart.mlp(inputs=1, outputs=1)
 learner = headstart.maml(model, loss="mse", steps=1, rate=0.01)
 

@@ -26,7 +26,7 @@ check_rule(rule)
 print("the rule is sound")
 
 learner = headstart.maml(headstart.mlp(1, 1), loss="mse", steps=2, rule=rule)
-tasks = headstart.data.curves.sinusoid(shots=10)
+tasks = headstart.tasks.sinusoid(shots=10)
 gradient, info = headstart.meta_gradient(learner, learner.init(None), tasks.sample("train", range(8)))
 length = torch.stack([g.square().sum() for g in gradient.params.values()]).sum().sqrt()
 print(f"meta-gradient of length {length:.2f} at query loss {info.query_loss.mean():.2f}")

@@ -6,7 +6,7 @@ Expected: the trained one is better by at least 10 points.
 
 import headstart
 
-tasks = headstart.data.images.icons(ways=5, shots=1)
+tasks = headstart.tasks.icons(ways=5, shots=1)
 model = headstart.conv4(tasks.input_shape, ways=None, filters=16, downsample="stride")
 learner = headstart.prototypes(model, ways=5)
 

@@ -13,7 +13,7 @@ import headstart
 
 STEPS = 300
 
-tasks = headstart.data.curves.sinusoid(shots=10)
+tasks = headstart.tasks.sinusoid(shots=10)
 torch.manual_seed(0)
 model = headstart.mlp(inputs=1, outputs=1)
 plain = headstart.maml(model, loss="mse", steps=1, rate=0.01)

@@ -17,11 +17,11 @@ FLOORS = {
     "engine": 3,
     "algorithms": 4,
     "data": 4,
+    "tasks": 4,
     "models": 4,
     "testing": 5,
     "training": 6,
     "integrations": 7,
-    "bench": 8,
     "cli": 8,
     "serve": 8,
 }
@@ -34,6 +34,7 @@ ALLOWED = {
     "core": {"core", "types", "errors", "schema"},
     "forward": {"forward", "core", "types", "errors", "schema"},
     "engine": {"engine", "forward", "core", "types", "errors", "schema"},
+    "tasks": {"registry"},
     "data": {"data", "core", "types", "errors", "schema", "registry"},
     "models": {"models", "forward", "core", "types", "errors", "schema"},
 }

@@ -1,18 +1,28 @@
-"""The names that the command line, configurations and contract tests know.
+"""What the command line, configurations and contract tests know: one row a method, a model, a family, a kind of data.
 
-One row a thing. Rows are plain data, so that listing them imports nothing heavy; `load` imports the target.
+A row declares all that anything above has to know of what it names; every list elsewhere is derived from the rows.
+Rows are plain data, so that listing them imports nothing heavy; `load` imports the target. Other packages add rows
+by the entry points ``headstart.methods``, ``headstart.models``, ``headstart.tasks`` and ``headstart.data``; each names
+one row.
 """
 
+from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
-from typing import Any, Literal, NamedTuple, TypeAlias
+from importlib.metadata import entry_points
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, overload
 
-from headstart.errors import unknown_name
+from headstart.errors import ConfigError, unknown_name
 
-Kind: TypeAlias = Literal["method", "task", "model"]
+Values: TypeAlias = Mapping[str, Any]
+Target: TypeAlias = Literal["classification", "regression"]
+
+CLASSES: tuple[Target, ...] = ("classification",)
+NUMBERS: tuple[Target, ...] = ("regression",)
 
 
-class Row(NamedTuple):
-    """One registered thing."""
+class Method(NamedTuple):
+    """A meta-learning method, or a baseline."""
 
     name: str
     summary: str
@@ -20,287 +30,497 @@ class Row(NamedTuple):
     reference: str
     """Authors, year and arXiv id, or the source of the data; empty where there is none."""
     target: str
-    """``module:attribute`` of its factory."""
+    """``module:attribute`` of its factory, which returns a `headstart.types.Learner`."""
+    targets: tuple[Target, ...] = (*CLASSES, *NUMBERS)
+    """What it can predict."""
+    model: Literal["predictor", "embedding", "none"] = "predictor"
+    """How it uses a network: with a head, without one, or not at all."""
+    classes: Literal["trained", "any"] = "trained"
+    """Whether a new task has the number of classes that was trained with, or any."""
+    outer: bool = True
+    """Whether outer steps are taken."""
+    annealed: bool = False
+    """Whether steps depend on how many there are to be, so that none can be added to a run."""
+    defaults: Mapping[str, Values] = {}
+    """Defaults such as ``{"method.steps": 5}`` by kind of data; those of all kinds under ``""``."""
 
+
+class Model(NamedTuple):
+    """A network."""
+
+    name: str
+    summary: str
+    reference: str
+    target: str
+    """Its factory takes the shape of an input, and the number of outputs: ``None`` for an embedding."""
+    defaults: Values = {}
+    """Where runs start from something else than the factory's own defaults."""
+
+
+class Family(NamedTuple):
+    """A family of tasks."""
+
+    name: str
+    summary: str
+    reference: str
+    target: str
+    """Its factory returns `headstart.types.Tasks`."""
+    kind: str
+    """The kind of its data."""
+    defaults: Values = {}
+
+
+class Kind(NamedTuple):
+    """A kind of data."""
+
+    name: str
+    summary: str
+    target: str
+    """``module:attribute`` of its `headstart.data.kind.DataKind`."""
+    family: str | None = None
+    """The family that reads a user's own source of this kind."""
+    method: str = "maml"
+    """What is trained where nobody names a method."""
+    model: str = "mlp"
+    compared: tuple[str, ...] = ("maml", "joint", "scratch")
+    """What is compared where nobody names methods, as far as they can predict such targets."""
+    defaults: Values = {}
+    reference: str = ""
+
+
+Row: TypeAlias = Method | Model | Family | Kind
+What: TypeAlias = Literal["method", "model", "task", "data"]
+
+# chosen on other splits of the panels than are reported; all tasks of a table at once
+_ALL_TASKS_AT_ONCE = {
+    "outer.steps": 300,
+    "outer.rate": 0.02,
+    "outer.schedule": "cosine",
+    "outer.tasks_per_step": 128,
+}
+
+#: What every run starts from where nothing else is said.
+DEFAULTS: Values = {"method.taskmap": "vmap"}
+
+KINDS = (
+    Kind(
+        "curves",
+        "numbers in, numbers out: functions that are seen at a few points",
+        "headstart.data.curves.kind:CURVES",
+        defaults={"outer.steps": 10_000, "outer.tasks_per_step": 25, "method.steps": 1, "method.rate": 0.01},
+    ),
+    Kind(
+        "images",
+        "pictures in folders of classes",
+        "headstart.data.images.kind:IMAGES",
+        family="folder",
+        model="conv4",
+        compared=("maml", "prototypes", "joint", "scratch", "nearest"),
+        defaults={"outer.steps": 1000, "outer.tasks_per_step": 4, "method.steps": 5, "method.rate": 0.1},
+    ),
+    Kind(
+        "tables",
+        "rows of a CSV or Parquet file, with a column that names each row's task",
+        "headstart.data.tables.kind:TABLES",
+        family="table",
+        method="gaussian_process",
+        compared=("gaussian_process", "prototypes", "forest", "maml", "joint", "scratch"),
+        defaults={"outer.steps": 500, "outer.tasks_per_step": 16, "method.steps": 5, "method.rate": 0.05},
+    ),
+)
 
 METHODS = (
-    Row(
+    Method(
         "maml",
         "learn initial weights from which a few gradient steps adapt; exact second-order gradient",
         "Finn, Abbeel, Levine 2017, arXiv:1703.03400",
         "headstart.algorithms.maml:maml",
     ),
-    Row(
+    Method(
         "fomaml",
         "MAML with the inner gradients taken as constants: cheaper, not exact",
         "Finn, Abbeel, Levine 2017, arXiv:1703.03400",
         "headstart.algorithms.maml:fomaml",
     ),
-    Row(
+    Method(
         "imaml",
         "MAML that stays near the start, differentiated where it comes to rest: memory does not grow with the steps",
         "Rajeswaran, Finn, Kakade, Levine 2019, arXiv:1909.04630",
         "headstart.algorithms.imaml:imaml",
+        defaults={"": {"method.steps": 16}},
     ),
-    Row(
+    Method(
         "anil",
         "MAML whose inner loop moves the head only",
         "Raghu, Raghu, Bengio, Vinyals 2019, arXiv:1909.09157",
         "headstart.algorithms.maml:anil",
     ),
-    Row(
+    Method(
         "boil",
         "MAML whose inner loop moves the body only",
         "Oh, Yoo, Kim, Yun 2020, arXiv:2008.08882",
         "headstart.algorithms.maml:boil",
     ),
-    Row(
+    Method(
         "meta_sgd",
         "MAML that also learns a step size, with sign, for every weight",
         "Li, Zhou, Chen, Li 2017, arXiv:1707.09835",
         "headstart.algorithms.maml:meta_sgd",
     ),
-    Row(
+    Method(
         "meta_curvature",
         "MAML that also learns the metric in which gradients are followed",
         "Park, Oliva 2019, arXiv:1902.03356",
-        "headstart.algorithms.curvature:meta_curvature",
+        "headstart.algorithms.maml:meta_curvature",
     ),
-    Row(
+    Method(
         "maml_plus_plus",
         "MAML made stable: rates by layer and step, losses after every step, normalisation by step",
         "Antoniou, Edwards, Storkey 2018, arXiv:1810.09502",
         "headstart.algorithms.maml_plus_plus:maml_plus_plus",
+        annealed=True,
+        # rates by step mean nothing with a single one
+        defaults={"": {"outer.schedule": "cosine"}, "curves": {"method.steps": 5}},
     ),
-    Row(
+    Method(
         "alfa",
         "MAML with rates and weight decay generated from the task's own gradients and weights",
         "Baik, Choi, Choi, Kim, Lee 2020, arXiv:2011.00209",
-        "headstart.algorithms.alfa:alfa",
+        "headstart.algorithms.maml:alfa",
     ),
-    Row(
+    Method(
         "t_net",
         "MAML in a learned metric: linear maps behind the layers, which only the outer loop moves",
         "Lee, Choi 2018, arXiv:1801.05558",
         "headstart.algorithms.warp:t_net",
     ),
-    Row(
+    Method(
         "mt_net",
         "T-net that also learns which units adaptation may move",
         "Lee, Choi 2018, arXiv:1801.05558",
         "headstart.algorithms.warp:mt_net",
     ),
-    Row(
+    Method(
         "warp_grad",
         "MAML through warp layers, learned along the way of adaptation by the outer loop alone",
         "Flennerhag, Rusu, Pascanu, Visin, Yin, Hadsell 2019, arXiv:1909.00025",
         "headstart.algorithms.warp:warp_grad",
     ),
-    Row(
+    Method(
         "cavia",
         "a task moves a few context parameters only; the network is learned across tasks",
         "Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson 2018, arXiv:1810.03642",
         "headstart.algorithms.context:cavia",
+        # what moves is not weights, so the rate is of another kind
+        defaults={"curves": {"method.rate": 0.1}, "tables": {"method.rate": 0.1}, "images": {"method.rate": 1.0}},
     ),
-    Row(
+    Method(
         "mmaml",
         "a task's examples modulate the layers before MAML's steps, for families of several kinds of task",
         "Vuorio, Sun, Hu, Lim 2019, arXiv:1910.13616",
         "headstart.algorithms.modulation:mmaml",
     ),
-    Row(
+    Method(
         "l2f",
         "MAML from initial weights that are attenuated for each task, layer by layer",
         "Baik, Hong, Lee 2019, arXiv:1906.05895",
         "headstart.algorithms.attenuation:l2f",
     ),
-    Row(
+    Method(
         "proto_maml",
         "MAML whose head starts as the prototype classifier of the task",
         "Triantafillou et al. 2019, arXiv:1903.03096",
         "headstart.algorithms.proto_maml:proto_maml",
+        targets=CLASSES,
     ),
-    Row(
+    Method(
         "aware",
         "reads the model and proposes what to learn about it: start, rates, geometry, objective",
         "",
         "headstart.algorithms.aware:aware",
+        annealed=True,
+        defaults={"": {"outer.schedule": "cosine"}},
     ),
-    Row(
+    Method(
         "reptile",
         "move the initial weights towards each task's adapted weights; no second derivatives",
         "Nichol, Achiam, Schulman 2018, arXiv:1803.02999",
         "headstart.algorithms.reptile:reptile",
+        defaults={
+            "": {"outer.optimizer": "sgd", "outer.rate": 1.0, "outer.schedule": "linear"},
+            "curves": {"method.steps": 10, "method.rate": 0.02},
+            "tables": {"method.steps": 10, "method.rate": 0.02},
+            "images": {"method.rate": 0.001},
+        },
     ),
-    Row(
+    Method(
         "prototypes",
         "learn an embedding in which the nearest class mean is right (prototypical networks)",
         "Snell, Swersky, Zemel 2017, arXiv:1703.05175",
         "headstart.algorithms.prototypes:prototypes",
+        targets=CLASSES,
+        model="embedding",
+        classes="any",
     ),
-    Row(
+    Method(
         "es_maml",
         "MAML by an evolution strategy: no outer derivative, so nothing needs to have one",
         "Song, Gao, Yang, Choromanski, Pacchiano, Tang 2019, arXiv:1910.01215",
-        "headstart.algorithms.es_maml:es_maml",
+        "headstart.algorithms.evolution:es_maml",
     ),
-    Row(
+    Method(
         "ridge",
         "learn an embedding for ridge regression solved in closed form; classes or target values",
         "Bertinetto, Henriques, Torr, Vedaldi 2018, arXiv:1805.08136",
         "headstart.algorithms.heads.ridge:ridge",
+        model="embedding",
+        classes="any",
     ),
-    Row(
+    Method(
         "logistic",
         "learn an embedding for logistic regression solved to the optimum",
         "",
         "headstart.algorithms.heads.kernel_machines:logistic",
+        targets=CLASSES,
+        model="embedding",
+        classes="any",
     ),
-    Row(
+    Method(
         "svm",
         "learn an embedding for a support vector machine solved to the optimum, linear or with a kernel",
         "Lee, Maji, Ravichandran, Soatto 2019, arXiv:1904.03758",
         "headstart.algorithms.heads.kernel_machines:svm",
+        targets=CLASSES,
+        model="embedding",
+        classes="any",
     ),
-    Row(
+    Method(
         "gaussian_process",
         "learn the mean and kernel of a Gaussian process: a mixed-effects model and more, with intervals",
         "Fortuin, Rätsch 2019, arXiv:1901.08098",
-        "headstart.algorithms.gaussian.gaussian_process:gaussian_process",
+        "headstart.algorithms.gaussian_process:gaussian_process",
+        targets=NUMBERS,
+        model="none",
+        defaults={
+            "curves": {"outer.steps": 1000, "outer.rate": 0.01, "outer.schedule": "cosine"},
+            "tables": _ALL_TASKS_AT_ONCE,
+        },
     ),
-    Row(
+    Method(
         "dkt",
         "learn a kernel on a network's features for a Gaussian process: deep kernel transfer, with intervals",
         "Patacchiola, Turner, Crowley, O'Boyle, Storkey 2020, arXiv:1910.05199",
-        "headstart.algorithms.gaussian.gaussian_process:dkt",
+        "headstart.algorithms.gaussian_process:dkt",
+        targets=NUMBERS,
+        model="embedding",
     ),
-    Row(
+    Method(
         "alpaca",
         "learn a prior of Bayesian linear regression on a network's features, with intervals",
         "Harrison, Sharma, Pavone 2018, arXiv:1807.08912",
-        "headstart.algorithms.gaussian.bayesian_linear:alpaca",
+        "headstart.algorithms.bayesian_linear:alpaca",
+        targets=NUMBERS,
+        model="embedding",
+        defaults={"tables": _ALL_TASKS_AT_ONCE},
     ),
-    Row(
+    Method(
         "cnp",
         "a network reads the support set and answers with a distribution: conditional neural process",
         "Garnelo et al. 2018, arXiv:1807.01613",
-        "headstart.algorithms.neural_process.learners:cnp",
+        "headstart.algorithms.neural_process:cnp",
+        targets=NUMBERS,
+        model="none",
+        defaults={"": {"outer.schedule": "cosine"}, "curves": {"outer.steps": 20_000}, "tables": {"outer.steps": 500}},
     ),
-    Row(
+    Method(
         "anp",
         "a neural process whose queries attend to the support set, with a latent variable",
         "Kim et al. 2019, arXiv:1901.05761",
-        "headstart.algorithms.neural_process.learners:anp",
+        "headstart.algorithms.neural_process:anp",
+        targets=NUMBERS,
+        model="none",
+        defaults={"": {"outer.schedule": "cosine"}, "curves": {"outer.steps": 10_000}, "tables": {"outer.steps": 500}},
     ),
-    Row(
+    Method(
         "forest",
         "a random forest: where its trees split is learned across tasks, what its nodes say task by task",
         "after Breiman 2001, doi:10.1023/A:1010933404324; Agarwal et al. 2022, arXiv:2202.00858",
-        "headstart.algorithms.forest.learner:forest",
+        "headstart.algorithms.forest:forest",
+        model="none",
+        defaults={
+            "curves": {"outer.steps": 200, "outer.rate": 0.01},
+            "tables": {"outer.steps": 100, "outer.rate": 0.01},
+        },
     ),
-    Row(
+    Method(
         "search",
         "any estimator with fit and predict: its hyper-parameters are chosen for the family of tasks",
         "",
-        "headstart.algorithms.search.learner:search",
+        "headstart.algorithms.search:search",
+        model="none",
+        outer=False,
     ),
-    Row(
+    Method(
+        "mixed_effects",
+        "linear mixed-effects model of a table: an intercept and a trend of its own for each task, with intervals",
+        "Laird, Ware 1982, doi:10.2307/2529876",
+        "headstart.algorithms.table_baselines.mixed_effects:mixed_effects",
+        targets=NUMBERS,
+        model="none",
+        outer=False,
+    ),
+    Method(
+        "boosted_trees",
+        "gradient-boosted trees on the features and what a task's support rows come to",
+        "Friedman 2001, doi:10.1214/aos/1013203451",
+        "headstart.algorithms.table_baselines.pooled:boosted_trees",
+        model="none",
+        outer=False,
+    ),
+    Method(
+        "task_category",
+        "baseline: one model of all rows, with the task as a category, fitted anew for every new task",
+        "",
+        "headstart.algorithms.table_baselines.pooled:task_category",
+        model="none",
+        outer=False,
+    ),
+    Method(
+        "pooled",
+        "baseline: one model of all training tasks' rows, the same for every new task",
+        "",
+        "headstart.algorithms.table_baselines.pooled:pooled",
+        model="none",
+        outer=False,
+    ),
+    Method(
+        "one_model_per_task",
+        "baseline: a model of each task's own rows alone",
+        "",
+        "headstart.algorithms.table_baselines.per_task:one_model_per_task",
+        targets=NUMBERS,
+        model="none",
+        outer=False,
+    ),
+    Method(
         "joint",
         "baseline: train on all tasks pooled, then fine-tune; what a loop of SGD over tasks really does",
         "",
         "headstart.algorithms.baselines:joint",
+        # the best of a small grid on validation tasks of icons, so that the baseline is not made to look weak
+        defaults={"images": {"method.steps": 20, "method.rate": 0.5}},
     ),
-    Row(
+    Method(
         "scratch",
         "baseline: fine-tune from random weights, no meta-learning",
         "",
         "headstart.algorithms.baselines:scratch",
+        outer=False,
+        defaults={"images": {"method.steps": 20, "method.rate": 0.5}},  # as for joint
     ),
-    Row(
+    Method(
         "nearest",
         "baseline: nearest class mean of the raw inputs, no learning at all",
         "",
-        "headstart.algorithms.baselines:nearest",
+        "headstart.algorithms.prototypes:nearest",
+        targets=CLASSES,
+        model="none",
+        classes="any",
+        outer=False,
     ),
 )
 
 TASKS = (
-    Row(
+    Family(
         "sinusoid",
-        "regress a sine curve y = A sin(x - p) from K points; A, p and, with --frequency, its frequency differ by task",
+        "regress a sine curve y = A sin(x - p) from K points; A, p and, if asked, its frequency differ by task",
         "Finn, Abbeel, Levine 2017, arXiv:1703.03400",
         "headstart.data.curves.sinusoid:sinusoid",
+        kind="curves",
     ),
-    Row(
+    Family(
         "curves",
         "regress a sine curve, a line or a quadratic from K noisy points; which of them it is differs by task",
         "Vuorio, Sun, Hu, Lim 2019, arXiv:1910.13616",
         "headstart.data.curves.curves:curves",
+        kind="curves",
+        # the best rate for maml and mmaml alike, of four on validation tasks
+        defaults={"method.steps": 5, "method.rate": 0.005},
     ),
-    Row(
+    Family(
         "gp_curves",
         "regress curves drawn from a Gaussian process from a few noisy points; the best possible answer is known",
         "Garnelo et al. 2018, arXiv:1807.01613",
         "headstart.data.curves.gp_curves:gp_curves",
+        kind="curves",
+        defaults={"method.steps": 5, "outer.tasks_per_step": 16},
     ),
-    Row(
+    Family(
         "plateaus",
         "regress functions of several features that are constant on the cells of shared trees",
         "",
         "headstart.data.curves.plateaus:plateaus",
+        kind="curves",
+        defaults={"outer.steps": 2000},
     ),
-    Row(
+    Family(
         "icons",
         "tell icons apart: a class is what an icon shows, an image one designer's drawing of it; built in",
         "permissively licensed icon sets, named in the manifest",
         "headstart.data.images.icons:icons",
+        kind="images",
     ),
-    Row(
+    Family(
         "omniglot",
         "tell handwritten characters of 50 alphabets apart",
         "Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050",
         "headstart.data.images.omniglot:omniglot",
+        kind="images",
+        defaults={"tasks.queries": 5},
     ),
-    Row(
+    Family(
         "table",
         "your own table: a CSV or Parquet file with a column that names each row's task",
         "",
-        "headstart.data.tables:table",
+        "headstart.data.tables.table:table",
+        kind="tables",
     ),
-    Row(
+    Family(
         "folder",
         "your own images: any folder of class folders",
         "",
         "headstart.data.images.folder:folder",
+        kind="images",
     ),
 )
 
 MODELS = (
-    Row(
+    Model(
         "mlp",
         "fully connected layers with ReLU",
         "",
         "headstart.models.mlp:mlp",
     ),
-    Row(
+    Model(
         "conv4",
         "four 3x3 convolution blocks and a linear head, the field's standard small network",
         "Vinyals et al. 2016, arXiv:1606.04080; Finn, Abbeel, Levine 2017, arXiv:1703.03400",
         "headstart.models.conv4:conv4",
+        defaults={"filters": 32, "downsample": "stride"},
     ),
-    Row(
+    Model(
         "resnet12",
         "twelve-layer residual network, larger than conv4",
         "Oreshkin et al. 2018, arXiv:1805.10123; Lee et al. 2019, arXiv:1904.03758",
         "headstart.models.resnet12:resnet12",
     ),
-    Row(
+    Model(
         "soft_forest",
         "soft oblivious decision trees, differentiable",
         "after Popov, Morozov, Babenko 2019, arXiv:1909.06312",
         "headstart.models.soft_forest:soft_forest",
     ),
-    Row(
+    Model(
         "identity",
         "no network, for heads on the inputs themselves",
         "",
@@ -308,23 +528,70 @@ MODELS = (
     ),
 )
 
-_ROWS: dict[Kind, tuple[Row, ...]] = {"method": METHODS, "task": TASKS, "model": MODELS}
+_ROWS: dict[What, tuple[Row, ...]] = {"method": METHODS, "model": MODELS, "task": TASKS, "data": KINDS}
+_GROUPS: dict[What, str] = {
+    "method": "headstart.methods",
+    "model": "headstart.models",
+    "task": "headstart.tasks",
+    "data": "headstart.data",
+}
 
 
-def rows(kind: Kind) -> tuple[Row, ...]:
-    """Return the registered methods, tasks or models."""
-    return _ROWS[kind]
+@overload
+def rows(what: Literal["method"]) -> tuple[Method, ...]: ...
+@overload
+def rows(what: Literal["model"]) -> tuple[Model, ...]: ...
+@overload
+def rows(what: Literal["task"]) -> tuple[Family, ...]: ...
+@overload
+def rows(what: Literal["data"]) -> tuple[Kind, ...]: ...
+@overload
+def rows(what: What) -> tuple[Row, ...]: ...
+@cache
+def rows(what: What) -> Any:
+    """Return the registered methods, models, families of tasks or kinds of data; those of other packages last.
+
+    Raises:
+        ConfigError: an entry point of another package does not name such a row, or one of a name that is taken.
+    """
+    own, found = _ROWS[what], list(_ROWS[what])
+    for point in sorted(entry_points(group=_GROUPS[what]), key=lambda point: point.name):
+        try:
+            row = point.load()
+        except Exception as error:  # whatever another package does when it is imported
+            raise ConfigError(
+                f"the entry point {point.name!r} of {_GROUPS[what]} cannot be loaded: {error!r}"
+            ) from error
+        if not isinstance(row, type(own[0])):
+            raise ConfigError(
+                f"the entry point {point.name!r} of {_GROUPS[what]} gives {type(row).__name__}; expected a"
+                f" headstart.registry.{type(own[0]).__name__}"
+            )
+        if any(other.name == row.name and other != row for other in found):
+            raise ConfigError(f"the entry point {point.name!r} of {_GROUPS[what]} takes the name {row.name!r} again")
+        found += [] if row in found else [row]
+    return tuple(found)
 
 
-def find(kind: Kind, name: str) -> Row:
+@overload
+def find(what: Literal["method"], name: str) -> Method: ...
+@overload
+def find(what: Literal["model"], name: str) -> Model: ...
+@overload
+def find(what: Literal["task"], name: str) -> Family: ...
+@overload
+def find(what: Literal["data"], name: str) -> Kind: ...
+@overload
+def find(what: What, name: str) -> Row: ...
+def find(what: What, name: str) -> Row:
     """Return the row called ``name``, or raise `UnknownNameError` with the nearest names."""
-    by_name = {row.name: row for row in _ROWS[kind]}
+    by_name = {row.name: row for row in rows(what)}
     if name not in by_name:
-        raise unknown_name(kind, name, by_name)
-    return by_name[name]
+        raise unknown_name({"task": "tasks", "data": "kind of data"}.get(what, what), name, by_name)
+    return cast(Row, by_name[name])
 
 
-def load(kind: Kind, name: str) -> Any:
-    """Import and return the factory called ``name``."""
-    module, attribute = find(kind, name).target.split(":")
+def load(what: What, name: str) -> Any:
+    """Import and return what the row called ``name`` stands for."""
+    module, attribute = find(what, name).target.split(":")
     return getattr(import_module(module), attribute)

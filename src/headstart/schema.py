@@ -23,12 +23,12 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Le
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from annotated_types import Ge, Gt, Le, Lt
 
 from headstart.errors import ConfigError
 
 Count: TypeAlias = Annotated[int, Ge(1)]
+Size: TypeAlias = Annotated[int, Ge(1), Le(100_000)]
 Whole: TypeAlias = Annotated[int, Ge(0)]
 Positive: TypeAlias = Annotated[float, Gt(0)]
 NotNegative: TypeAlias = Annotated[float, Ge(0)]
@@ -131,8 +131,9 @@ def _plain(hint: Any) -> Any:
         return hint
     if origin is tuple and all(part is Ellipsis or _plain(part) is not None for part in parts):
         return hint
-    if origin is Sequence and _plain(parts[0]) in (int, float, str):
-        return tuple[parts[0], ...]
+    if origin is Sequence:
+        each: Any = _plain(parts[0])
+        return None if each is None else tuple[each, ...]
     return None
 
 
@@ -145,33 +146,45 @@ def checked(option: Option, value: Any) -> Any:
 
     Raises:
         ConfigError: what must be instead, without the option's name.
+
+    >>> checked(Option("shots", int | tuple[int, int], 1, ""), "1-5")
+    (1, 5)
     """
-    if isinstance(value, str) and not isinstance(value, bool):
-        value = _from_text(option.type, value.strip())
+    read = _from_text(option.type, value.strip() if isinstance(value, str) else value)
     try:
-        return _adapter(option.type).validate_python(value)
-    except ValidationError as error:
+        if isinstance(value, bool) and bool not in _parts(option.type):
+            raise ValueError("a boolean is no number")
+        found = _adapter(option.type).validate_python(read)
+        if isinstance(found, tuple) and is_range(option.type) and len(found) == 2 and found[0] > found[1]:
+            raise ValueError("a range goes from less to more")
+    except ValueError as error:
         raise ConfigError(f"is {value!r}, but must be {allowed(option.type)}") from error
+    return found
 
 
 @cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
+def _adapter(hint: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter  # what makes a learner without a command line has no need of it
+
     return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
 
 
-def _from_text(hint: Any, text: str) -> Any:
-    """Return words as the tuples that they stand for, where the type has some."""
-    for part in _parts(hint):
-        if get_origin(part) is not tuple:
-            continue
-        if get_args(part)[-1] is Ellipsis:
-            return tuple(word.strip() for word in text.split(",") if word.strip())
-        ends = re.fullmatch(rf"({_NUMBER})\s*-\s*({_NUMBER})", text)
-        if ends:
-            return tuple(ends.groups())
-        if not any(get_origin(other) is not tuple for other in _parts(hint)):
-            return (text, text)
-    return text
+def _from_text(hint: Any, value: Any) -> Any:
+    """Return words as the choices and tuples that they stand for, and a single number as a range, where need be."""
+    parts = _parts(hint)
+    ranges = [part for part in parts if get_origin(part) is tuple and get_args(part)[-1] is not Ellipsis]
+    if len(ranges) == len(parts) and isinstance(value, (int, float)):
+        return (value, value)
+    if not isinstance(value, str):
+        return value
+    for part in parts:
+        named = {str(choice): choice for choice in get_args(part)} if get_origin(part) is Literal else {}
+        if value in named:
+            return named[value]
+        if get_origin(part) is tuple and part not in ranges:
+            return tuple(word.strip() for word in value.split(",") if word.strip())
+    ends = re.fullmatch(rf"({_NUMBER})\s*-\s*({_NUMBER})", value) if ranges else None
+    return ends.groups() if ends else (value, value) if ranges and len(ranges) == len(parts) else value
 
 
 def _parts(hint: Any) -> list[Any]:
@@ -181,6 +194,11 @@ def _parts(hint: Any) -> list[Any]:
     if get_origin(hint) in (Union, UnionType):
         return [part for member in get_args(hint) for part in _parts(member) if part is not NoneType]
     return [hint]
+
+
+def is_range(hint: Any) -> bool:
+    """Return whether a type takes a range of two ends."""
+    return any(get_origin(part) is tuple and get_args(part)[-1] is not Ellipsis for part in _parts(hint))
 
 
 def allowed(hint: Any) -> str:
@@ -210,5 +228,7 @@ def _range(limits: Sequence[Any]) -> str:
         elif isinstance(limit, Gt):
             words.append(f"above {limit.gt}")
         elif isinstance(limit, Le):
-            words.append(f"to {limit.le}" if words else f"of at most {limit.le}")
-    return " ".join(words) + (" up" if words and not any(isinstance(limit, Le) for limit in limits) else "")
+            words.append(f"up to {limit.le}" if words else f"of at most {limit.le}")
+        elif isinstance(limit, Lt):
+            words.append(f"and below {limit.lt}" if words else f"below {limit.lt}")
+    return " ".join(words) + (" up" if words and not any(isinstance(limit, (Le, Lt)) for limit in limits) else "")

@@ -141,7 +141,8 @@ MetaGradient: TypeAlias = Callable[[Learner, Meta, Episodes], tuple[Meta, Info]]
 class Prepare(Protocol):
     """``(meta, tasks, seed, folder=None) -> meta``, of the same names, shapes and types.
 
-    ``folder`` is where a long search may keep what it can go on from.
+    A tensor that was without rows, ``(0, …)``, may have any number of them. ``folder`` is where a long search may keep
+    what it can go on from.
     """
 
     def __call__(self, meta: Meta, tasks: "Tasks", seed: int, folder: PathLike[str] | None = None, /) -> Meta: ...
@@ -172,3 +173,6 @@ class Tasks(NamedTuple):
     """How many different tasks each split has; ``None``: no end of them."""
     unit: float = 1.0
     """What a difference of 1 between targets is in the data's own units, in which errors are reported."""
+    names: Callable[[str, int], tuple[str, ...]] | None = None
+    """``names(split, number)``: what the classes of a task are called, in the order of their labels; ``None``: they
+    have no names."""

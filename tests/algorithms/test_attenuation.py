@@ -3,39 +3,14 @@ import torch
 from torch import nn
 
 import headstart
-from headstart import Checkpointed, FirstOrder, Unrolled, rules
+from headstart import rules
 from headstart.algorithms.attenuation import l2f
 from headstart.errors import UsageError
-from headstart.testing import ContractError, check_learner, random_episodes
-from headstart.types import Batch
+from headstart.testing import random_episodes
 
 
 def net():
     return headstart.mlp(2, 3, hidden=(5, 4)).double()
-
-
-def images():
-    layers = [nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)]
-    return nn.Sequential(*layers).double()
-
-
-@pytest.mark.parametrize("adjoint", [Unrolled(), Checkpointed(2), FirstOrder()], ids=["all", "some", "first order"])
-@pytest.mark.parametrize(("make", "shape"), [(net, (2,)), (images, (1, 4, 4))], ids=["mlp", "convolutions"])
-def test_attenuation_keeps_the_contract(make, shape, adjoint):
-    module = make()
-    check_learner(
-        lambda taskmap: l2f(module, steps=2, rate=0.1, adjoint=adjoint, taskmap=taskmap),
-        random_episodes(shape),
-        module=module,
-        directions=2,
-        order=True,
-        initial=False,
-    )
-
-
-def test_the_kit_sees_that_the_start_depends_on_the_support_set():
-    with pytest.raises(ContractError, match="with steps=0 the prediction depends on the support set"):
-        check_learner(l2f(net(), steps=2), random_episodes((2,)))
 
 
 def test_every_tensor_is_multiplied_by_what_the_network_says_of_the_mean_gradients():
@@ -90,18 +65,6 @@ def test_a_context_that_does_not_move_is_left_as_it_is():
     learner = l2f(nn.Sequential(net(), Own()), rule=rules.chain(rules.exclude(Own), rules.scale(0.1)), steps=1)
     adapted, _ = learner.adapt(learner.init(None), random_episodes((2,)).support)
     assert torch.equal(adapted.params["1.bias"], torch.ones(3, 3).double())
-
-
-def test_masked_examples_do_not_count():
-    learner, support = l2f(net(), steps=2), random_episodes((2,), support=6).support
-    meta = learner.init(torch.Generator().manual_seed(0))
-    mask = torch.arange(6).expand(3, 6) < torch.tensor([[6], [4], [3]])
-    adapted, _ = learner.adapt(meta, support._replace(mask=mask))
-    for task, count in enumerate((6, 4, 3)):
-        alone = Batch(support.x[task : task + 1, :count], support.y[task : task + 1, :count])
-        expected = learner.adapt(meta, alone)[0].params
-        for name, value in adapted.params.items():
-            assert torch.allclose(value[task], expected[name][0], rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("keep", [0.0, 1.0, -1.0])

@@ -6,10 +6,9 @@ from torch import nn
 
 import headstart
 from headstart import Context, FirstOrder, rules
-from headstart.algorithms.proposal import propose
+from headstart.algorithms.aware import propose
 from headstart.algorithms.reading import read
 from headstart.errors import UnknownNameError, UsageError
-from headstart.testing import check_learner, random_episodes
 
 
 class Words(nn.Module):
@@ -121,17 +120,6 @@ def test_unknown_names_are_refused_with_the_nearest(options, words):
 def test_prototypes_without_a_head_are_refused():
     with pytest.raises(UsageError, match="the head found here: none apart from the body"):
         headstart.aware(nn.Linear(2, 3), start="prototypes", explain=None)
-
-
-def test_it_keeps_the_contract_with_everything_on():
-    model = small()
-    check_learner(
-        lambda taskmap: headstart.aware(model, steps=2, geometry="curvature", explain=None, taskmap=taskmap),
-        random_episodes((2,)),
-        module=model,
-        initial=False,
-        order=True,
-    )
 
 
 def test_a_tied_head_starts_from_what_was_learned():

@@ -4,12 +4,11 @@ from torch import nn
 from torch.func import functional_call
 
 import headstart
-from headstart import Checkpointed, FirstOrder, Unrolled
+from headstart import FirstOrder, Unrolled
 from headstart.algorithms.context import cavia
-from headstart.core.roles import Context, Structural
+from headstart.core.parameters import Context, Structural
 from headstart.errors import UnknownNameError, UsageError
 from headstart.testing import check_learner, random_episodes
-from headstart.types import Batch
 
 PHI = "hidden1.after.context.values"
 V = "hidden1.after.weight"
@@ -26,32 +25,6 @@ def images(norm=True):
 
 
 MODELS = {"input": (net, (2,)), "film": (net, (2,)), "convolutions": (images, (1, 4, 4))}
-
-
-@pytest.mark.parametrize("adjoint", [Unrolled(), Checkpointed(2), FirstOrder()], ids=["all", "some", "first order"])
-@pytest.mark.parametrize("model", MODELS)
-def test_context_keeps_the_contract(model, adjoint):
-    make, shape = MODELS[model]
-    module, where = make(), "film" if model == "film" else None
-    check_learner(
-        lambda taskmap: cavia(module, where=where, size=3, steps=3, rate=0.5, adjoint=adjoint, taskmap=taskmap),
-        random_episodes(shape),
-        module=module,
-        directions=2,
-        order=True,
-    )
-
-
-def test_context_keeps_the_contract_with_batch_normalisation():
-    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)).double()
-    for buffers in ("batch", "task"):
-        check_learner(
-            lambda taskmap, buffers=buffers: cavia(module, size=2, steps=2, buffers=buffers, taskmap=taskmap),
-            random_episodes((1, 4, 4)),
-            module=module,
-            masks=False,
-            directions=2,
-        )
 
 
 def test_an_inner_loop_moves_the_context_and_nothing_else():
@@ -148,17 +121,6 @@ def test_context_modules_of_the_model_itself_move_too():
     learner, episodes = cavia(nn.Sequential(net(), Own())), random_episodes((2,))
     adapted, _ = learner.adapt(learner.init(None), episodes.support)
     assert adapted.params.keys() == {"0.hidden1.after.context.values", "1.bias"}
-
-
-def test_masked_examples_do_not_move_the_context():
-    learner, support = cavia(net(), steps=2), random_episodes((2,), support=6).support
-    meta = learner.init(torch.Generator().manual_seed(0))
-    mask = torch.arange(6).expand(3, 6) < torch.tensor([[6], [4], [3]])
-    adapted, _ = learner.adapt(meta, support._replace(mask=mask))
-    for task, count in enumerate((6, 4, 3)):
-        alone = Batch(support.x[task : task + 1, :count], support.y[task : task + 1, :count])
-        expected = learner.adapt(meta, alone)[0].params[PHI][0]
-        assert torch.allclose(adapted.params[PHI][task], expected, rtol=1e-10, atol=1e-14)
 
 
 def test_first_order_leaves_out_what_goes_through_the_context():

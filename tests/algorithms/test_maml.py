@@ -3,10 +3,10 @@ import torch
 from torch import nn
 
 import headstart
-from headstart import rules
-from headstart.algorithms.maml import head_of
+from headstart import maml, meta_gradient, rules
+from headstart.algorithms.maml import alfa, head_of
 from headstart.errors import UsageError
-from headstart.testing import random_episodes
+from headstart.testing import check_learner, random_episodes
 from headstart.types import Batch, Episodes
 
 RATE = 0.05
@@ -147,17 +147,6 @@ def test_a_loss_of_your_own_and_a_rule_that_moves_nothing():
         headstart.maml(net(), rule=rules.exclude("*"))
 
 
-def test_masks_leave_examples_out_of_adaptation_and_judgement():
-    learner = headstart.maml(net(), steps=2, rate=0.1)
-    meta, (support, query) = learner.init(None), random_episodes((2,), support=6, query=6)
-    mask = torch.ones(3, 6, dtype=torch.bool)
-    mask[:, 4:] = False
-    masked = Episodes(*(Batch(b.x.masked_fill(~mask[..., None], torch.nan), b.y, mask) for b in (support, query)))
-    short = Episodes(*(Batch(b.x[:, :4], b.y[:, :4]) for b in (support, query)))
-    got, expected = (headstart.meta_gradient(learner, meta, one) for one in (masked, short))
-    torch.testing.assert_close(got, expected)
-
-
 def test_adaptation_lowers_the_support_loss():
     learner = headstart.maml(net(), steps=30, rate=0.5)
     _, info = learner.adapt(learner.init(None), random_episodes((2,)).support)
@@ -174,3 +163,79 @@ def test_prediction_draws_other_dropout_masks_than_any_inner_step():
     one_step = headstart.functional(module)
     first, _ = one_step.apply(one_step.params, {}, support.x, seed=support.seed, draw=0)
     assert not torch.equal(first, out)
+
+
+def linear_net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+def test_it_starts_as_maml_and_learns_all_of_its_part_of_m(generator):
+    episodes = random_episodes((3,))
+    ours, plain = (
+        alfa(linear_net(), rate=0.1, steps=3, taskmap="vmap"),
+        maml(linear_net(), rate=0.1, steps=3, taskmap="vmap"),
+    )
+    meta = ours.init(generator)
+    theirs = plain.init(None)
+    torch.testing.assert_close(
+        ours.adapt(meta, episodes.support)[0].params, plain.adapt(theirs, episodes.support)[0].params
+    )
+    torch.testing.assert_close(
+        meta_gradient(ours, meta, episodes)[0].params, meta_gradient(plain, theirs, episodes)[0].params
+    )
+    assert {k for k in ours.shown(meta)} == {k for k in meta.structure if "rate" in k or "decay" in k}
+    # a step along the gradient opens the way to the hidden layer, behind weights that start at zero
+    structure = {k: meta.structure[k] - 0.1 * g for k, g in meta_gradient(ours, meta, episodes)[0].structure.items()}
+    gradient = meta_gradient(ours, meta._replace(structure=structure), episodes)[0].structure
+    assert all(bool(g.any()) for g in gradient.values())
+
+
+def machine(features=3, ways=3):
+    torch.manual_seed(0)
+    return nn.Linear(features, ways).double()
+
+
+def test_the_contract_of_a_learner():
+    module, episodes = machine(), random_episodes((3,))
+    check_learner(
+        lambda taskmap: headstart.maml(module, loss="squared_hinge", steps=3, rate=0.1, taskmap=taskmap),
+        episodes,
+        module=module,
+    )
+
+
+def test_adaptation_separates_the_classes_of_a_task():
+    support, _ = random_episodes((30,), support=9)
+    learner = headstart.maml(machine(30), loss="squared_hinge", steps=200, rate=0.02)
+    adapted, info = learner.adapt(learner.init(None), support)
+    scores = learner.predict(adapted, support.x)
+    assert (info.support_loss.diff(dim=0) < 0).all()
+    assert torch.equal(scores.argmax(-1), support.y)
+    signs = 2 * nn.functional.one_hot(support.y, 3) - 1
+    assert (signs * scores > 0.5).all()
+
+
+def test_meta_training_finds_a_start_from_which_few_steps_do():
+    """Classes lie at the same places in all tasks, up to a turn of the labels."""
+    generator = torch.Generator().manual_seed(1)
+    centres = 2 * torch.randn(3, 4, generator=generator, dtype=torch.float64)
+
+    def sample():
+        y = torch.stack([torch.arange(9) % 3 for _ in range(8)])
+        turn = torch.randint(0, 2, (8, 1), generator=generator)
+        x = centres[y] + 0.3 * torch.randn(8, 9, 4, generator=generator, dtype=torch.float64)
+        labels = torch.where(y < 2, (y + turn) % 2, y)
+        return Episodes(Batch(x[:, :3], labels[:, :3]), Batch(x[:, 3:], labels[:, 3:]))
+
+    learner = headstart.maml(machine(4), loss="squared_hinge", steps=2, rate=0.1)
+    meta = learner.init(None)
+    optimizer = torch.optim.Adam([value.requires_grad_() for value in meta.params.values()], 0.03)
+    losses = []
+    for _ in range(80):
+        loss, _ = headstart.meta_loss(learner, meta, sample())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])

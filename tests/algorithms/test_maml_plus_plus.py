@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 import headstart
-from headstart.algorithms.maml_plus_plus import maml_plus_plus
+from headstart.algorithms.maml_plus_plus import StepBatchNorm, has_batch_norm, maml_plus_plus, per_step_norm
 from headstart.algorithms.objectives import multi_step, step_weights
-from headstart.algorithms.step_norm import per_step_norm
 from headstart.core.objective import at
 from headstart.data.curves.sinusoid import sinusoid
-from headstart.errors import UsageError
+from headstart.errors import DifferentiationError, UsageError
+from headstart.forward.functional import functional
 from headstart.testing import check_learner, random_episodes
 
 
@@ -108,3 +108,133 @@ def test_it_learns_sine_curves():
     assert after < 0.6 * before and after < 0.8 * at_first
     rates = torch.stack([value for name, value in meta.structure.items() if name.startswith("rate")])
     assert (rates - 0.1).abs().max() > 0.01
+
+
+SHAPES = {nn.BatchNorm1d: (6, 3), nn.BatchNorm2d: (6, 3, 4, 4), nn.BatchNorm3d: (6, 3, 2, 2, 2)}
+
+
+def random_affine(norm):
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+    return norm.double()
+
+
+def normed(momentum=0.7):
+    norm = random_affine(nn.BatchNorm2d(4, momentum=momentum))
+    module = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).double()
+    with torch.no_grad():
+        module(2 * torch.randn(20, 1, 4, 4).double() + 0.5)
+    return module
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_it_equals_batch_normalisation_at_equal_weights_and_biases(kind):
+    norm = random_affine(kind(3))
+    stepped = StepBatchNorm(norm, steps=4)
+    x = torch.randn(SHAPES[kind]).double()
+    for step in (0, 3, 4, 9):
+        stepped.step = step
+        torch.testing.assert_close(stepped(x), norm(x))
+    norm.eval()
+    stepped.eval()
+    # both have seen x four times
+    torch.testing.assert_close(stepped(x), norm(x))
+
+
+def test_a_pass_goes_by_its_own_row_and_later_ones_by_the_last():
+    stepped = StepBatchNorm(nn.BatchNorm1d(2), steps=2)
+    with torch.no_grad():
+        stepped.bias.copy_(torch.arange(3.0)[:, None].expand(3, 2))
+    x = torch.randn(5, 2)
+    for step, row in ((0, 0.0), (1, 1.0), (2, 2.0), (3, 2.0), (50, 2.0)):
+        stepped.step = step
+        torch.testing.assert_close(stepped(x).mean(0), torch.full((2,), row), atol=1e-6, rtol=0)
+
+
+def test_rows_get_gradient_from_their_own_step_only():
+    model = functional(StepBatchNorm(nn.BatchNorm1d(2).double(), steps=3), taskmap="vmap")
+    x = torch.randn(2, 5, 2).double()
+    for step in range(4):
+        leaves = {name: value.clone().requires_grad_() for name, value in model.structure.items()}
+        outputs, _ = model.apply(leaves, model.buffers, x, step=step)
+        outputs.pow(3).sum().backward()
+        for leaf in leaves.values():
+            assert leaf.grad.abs().sum(1).nonzero().flatten().tolist() == [step]
+
+
+@pytest.mark.parametrize("buffers", ["batch", "task", "frozen"])
+def test_the_contract_holds_with_every_buffer_policy(buffers):
+    module = per_step_norm(normed(), steps=2)
+    check_learner(
+        lambda taskmap: headstart.maml(module, steps=2, rate=0.1, buffers=buffers, taskmap=taskmap),
+        random_episodes((1, 4, 4), seed=1),
+        module=module,
+        masks=buffers == "frozen",
+        order=True,
+        directions=2,
+    )
+
+
+@pytest.mark.parametrize("buffers", ["batch", "task", "frozen"])
+def test_adaptation_is_that_of_a_module_whose_norm_does_not_move(buffers):
+    module = normed()
+    still = headstart.rules.chain(headstart.rules.exclude(nn.BatchNorm2d), headstart.rules.scale(0.1))
+    plain = headstart.maml(module, steps=2, rule=still, buffers=buffers)
+    stepped = headstart.maml(per_step_norm(module, 2), steps=2, rate=0.1, buffers=buffers)
+    episodes = random_episodes((1, 4, 4))
+    outputs = []
+    for learner in (plain, stepped):
+        adapted, _ = learner.adapt(learner.init(None), episodes.support)
+        outputs.append(learner.predict(adapted, episodes.query.x))
+    torch.testing.assert_close(*outputs)
+
+
+def test_with_statistics_of_the_task_a_query_is_judged_on_its_own():
+    learner = headstart.maml(per_step_norm(normed(momentum=1.0), 2), steps=2, rate=0.1, buffers="task")
+    episodes = random_episodes((1, 4, 4))
+    adapted, _ = learner.adapt(learner.init(None), episodes.support)
+    together = learner.predict(adapted, episodes.query.x)
+    alone = torch.cat([learner.predict(adapted, x) for x in episodes.query.x.split(1, 1)], 1)
+    torch.testing.assert_close(alone, together)
+
+
+def test_every_batch_norm_is_replaced_and_the_module_left_alone():
+    module = headstart.conv4((1, 16, 16), ways=5, filters=4)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    body = per_step_norm(module, steps=3)
+    assert [name for name, layer in body.named_modules() if isinstance(layer, StepBatchNorm)] == [
+        f"block{i}.norm" for i in range(1, 5)
+    ]
+    assert module.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    learner = headstart.maml(body, steps=3)
+    meta = learner.init(None)
+    assert meta.structure.keys() == {f"block{i}.norm.{part}" for i in range(1, 5) for part in ("weight", "bias")}
+    assert learner.shown(meta).keys() == meta.structure.keys()
+    again = per_step_norm(body, steps=9)
+    assert {name: value.shape for name, value in again.state_dict().items()} == {
+        name: value.shape for name, value in body.state_dict().items()
+    }
+
+
+def test_layers_without_weights_or_statistics_and_frozen_ones():
+    bare = StepBatchNorm(nn.BatchNorm1d(3, affine=False, track_running_stats=False), steps=1)
+    assert torch.equal(bare.weight, torch.ones(2, 3)) and torch.equal(bare.bias, torch.zeros(2, 3))
+    assert bare.weight.requires_grad
+    frozen = StepBatchNorm(nn.BatchNorm1d(3).requires_grad_(False), steps=1)
+    assert not frozen.weight.requires_grad and not frozen.bias.requires_grad
+    assert StepBatchNorm(nn.BatchNorm1d(3, affine=False).double(), steps=1).weight.dtype == torch.float64
+
+
+def test_a_module_without_batch_norm_is_refused_with_the_norms_it_has():
+    module = headstart.conv4((1, 16, 16), ways=5, filters=8, norm="group")
+    assert not has_batch_norm(module) and has_batch_norm(normed())
+    with pytest.raises(UsageError, match=r"no BatchNorm1d.*block1.norm \(GroupNorm\)"):
+        per_step_norm(module, 3)
+    with pytest.raises(UsageError, match="its normalisation layers are: none"):
+        per_step_norm(nn.Linear(2, 2), 3)
+    with pytest.raises(UsageError, match="steps must be at least 1, got 0"):
+        per_step_norm(normed(), 0)
+    with pytest.raises(DifferentiationError, match="has no parameters yet"):
+        per_step_norm(nn.Sequential(nn.LazyBatchNorm1d()), 1)

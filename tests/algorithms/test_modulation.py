@@ -3,10 +3,9 @@ import torch
 from torch import nn
 
 import headstart
-from headstart import Checkpointed, FirstOrder, Unrolled
-from headstart.algorithms.modulation import mmaml
+from headstart.algorithms.modulation import Sizes, drawn, embedded, encoder, mmaml
 from headstart.errors import ShapeError, UsageError
-from headstart.testing import ContractError, check_learner, random_episodes
+from headstart.testing import check_learner, random_episodes
 from headstart.types import Batch, Meta
 
 SMALL = {"embedding": 3, "hidden": 4, "steps": 2}
@@ -21,18 +20,6 @@ def images():
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(3, 3)).double()
 
 
-def tokens():
-    return nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6, 3)).double()
-
-
-MODELS = {
-    "mlp": (net, random_episodes((2,))),
-    "regression": (net, random_episodes((2,), regression=True)),
-    "convolutions": (images, random_episodes((1, 4, 4))),
-    "tokens": (tokens, random_episodes((2,), tokens=8)),
-}
-
-
 def stirred(learner):
     """Return the learner with generators that have left zero, so that the encoder counts."""
 
@@ -43,26 +30,6 @@ def stirred(learner):
         return Meta(meta.params, moved)
 
     return learner._replace(init=init)
-
-
-@pytest.mark.parametrize("adjoint", [Unrolled(), Checkpointed(1), FirstOrder()], ids=["all", "some", "first order"])
-@pytest.mark.parametrize("model", MODELS)
-def test_modulation_keeps_the_contract(model, adjoint):
-    make, episodes = MODELS[model]
-    module, loss = make(), "mse" if model == "regression" else "cross_entropy"
-    check_learner(
-        lambda taskmap: stirred(mmaml(module, **SMALL, rate=0.1, adjoint=adjoint, taskmap=taskmap, loss=loss)),
-        episodes,
-        module=module,
-        directions=2,
-        order=True,
-        initial=False,
-    )
-
-
-def test_the_kit_sees_that_the_start_depends_on_the_support_set():
-    with pytest.raises(ContractError, match="with steps=0 the prediction depends on the support set"):
-        check_learner(stirred(mmaml(net(), **SMALL)), random_episodes((2,)))
 
 
 @pytest.mark.parametrize(("make", "shape"), [(net, (2,)), (images, (1, 4, 4))])
@@ -104,18 +71,6 @@ def test_targets_are_read():
     assert not torch.allclose(learner.adapt(meta, other, steps=0)[0].params["hidden1.after.scale"], first)
 
 
-def test_masked_examples_are_not_read():
-    learner, support = stirred(mmaml(net(), **SMALL)), random_episodes((2,), support=6).support
-    meta = learner.init(torch.Generator().manual_seed(0))
-    mask = torch.arange(6).expand(3, 6) < torch.tensor([[6], [4], [3]])
-    adapted, _ = learner.adapt(meta, support._replace(mask=mask))
-    for task, count in enumerate((6, 4, 3)):
-        alone = Batch(support.x[task : task + 1, :count], support.y[task : task + 1, :count])
-        expected = learner.adapt(meta, alone)[0].params
-        for name, value in adapted.params.items():
-            assert torch.allclose(value[task], expected[name][0], rtol=1e-10, atol=1e-14)
-
-
 def test_layers_can_be_chosen():
     meta = mmaml(net(), what="hidden2").init(None)
     generators = {name for name in meta.structure if name.startswith("generator")}
@@ -141,3 +96,59 @@ def test_what_cannot_be_done_is_refused():
     learner = mmaml(net(), outputs=2, loss="mse")
     with pytest.raises(ShapeError, match="outputs="):
         learner.adapt(learner.init(None), random_episodes((2,), regression=True).support)
+
+
+READS = {
+    "linear": (nn.Linear(6, 2), (6,)),
+    "flattened": (nn.Linear(6, 2), (2, 3)),
+    "vectors": (nn.Linear(3, 2), (2, 3)),
+    "sequence": (nn.GRU(3, 4), (5, 3)),
+    "attention": (nn.MultiheadAttention(4, 2), (3, 4)),
+    "signal": (nn.Conv1d(2, 3, 3), (2, 9)),
+    "image": (nn.Conv2d(1, 3, 3), (1, 5, 5)),
+    "volume": (nn.Conv3d(1, 3, 3), (1, 3, 4, 3)),
+}
+
+
+def made(reads, outputs=3):
+    network = encoder(Sizes(reads, outputs, hidden=6, embedding=5))
+    return network, drawn(network, torch.zeros((), dtype=torch.float64), torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", READS)
+def test_a_support_set_of_any_kind_has_an_embedding(kind, generator):
+    reads, shape = READS[kind]
+    network, weights = made(reads)
+    x = torch.randn((4, 7, *shape), generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (4, 7), generator=generator)
+    embedding = embedded(network, weights, Batch(x, y))
+    assert embedding.shape == (4, 5)
+    assert len(embedding.unique(dim=0)) == 4
+    order = torch.randperm(7, generator=generator)
+    assert torch.allclose(embedded(network, weights, Batch(x[:, order], y[:, order])), embedding, rtol=1e-12)
+    # which label an example has matters
+    assert not torch.allclose(embedded(network, weights, Batch(x, y[:, order])), embedding)
+
+
+def test_tokens_are_embedded(generator):
+    network, weights = made(nn.Embedding(9, 4))
+    x, y = torch.randint(9, (2, 4, 6), generator=generator), torch.randint(3, (2, 4), generator=generator)
+    assert embedded(network, weights, Batch(x, y)).shape == (2, 5)
+
+
+def test_class_ids_are_read_as_one_hot_targets(generator):
+    network, weights = made(nn.Linear(2, 2))
+    x, y = torch.randn(2, 4, 2, generator=generator, dtype=torch.float64), torch.randint(3, (2, 4), generator=generator)
+    one_hot = nn.functional.one_hot(y, 3).double()
+    assert torch.equal(embedded(network, weights, Batch(x, y)), embedded(network, weights, Batch(x, one_hot)))
+
+
+def test_what_it_cannot_read_is_refused():
+    with pytest.raises(UsageError, match="LayerNorm does not tell"):
+        encoder(Sizes(nn.LayerNorm(3), 3, 6, 5))
+    network, weights = made(nn.Linear(4, 2))
+    y = torch.zeros(2, 3, dtype=torch.int64)
+    with pytest.raises(ShapeError, match="vectors of 4 values"):
+        embedded(network, weights, Batch(torch.zeros(2, 3, 6, dtype=torch.float64), y))
+    with pytest.raises(ShapeError, match="one tensor x, got tuple"):
+        embedded(network, weights, Batch((torch.zeros(2, 3, 4),), y))

@@ -5,7 +5,6 @@ from torch import nn
 import headstart
 from headstart.errors import ShapeError, UnknownNameError
 from headstart.testing import random_episodes
-from headstart.types import Batch
 
 
 def case(**options):
@@ -52,16 +51,6 @@ def test_the_gradient_is_that_of_the_loss_by_hand():
     torch.testing.assert_close(gradient.params, {name: p.grad for name, p in module.named_parameters()})
 
 
-def test_masked_examples_are_no_part_of_the_means():
-    module, learner, meta, (support, _) = case()
-    mask = torch.ones(3, 7, dtype=torch.bool)
-    mask[0, :2] = False
-    masked = Batch(support.x.masked_fill(~mask[..., None], torch.nan), support.y, mask)
-    got = learner.adapt(meta, masked)[0].params["prototypes"][0]
-    short = Batch(support.x[:, 2:], support.y[:, 2:])
-    torch.testing.assert_close(got, learner.adapt(meta, short)[0].params["prototypes"][0])
-
-
 def test_the_number_of_ways_can_be_said():
     _, learner, meta, (support, query) = case(ways=6)
     assert learner.predict(learner.adapt(meta, support)[0], query.x).shape == (3, 5, 6)
@@ -80,15 +69,3 @@ def test_what_does_not_fit_is_refused():
         learner.adapt(meta, support._replace(y=support.y.double()))
     with pytest.raises(UnknownNameError, match="unknown distance 'cosin'; did you mean 'cosine'"):
         headstart.prototypes(nn.Linear(2, 2), distance="cosin")
-
-
-def test_a_class_without_a_support_example_is_never_predicted():
-    """And a task's loss is the same whether or not other tasks of its batch have more classes."""
-    module, learner, meta, (support, query) = case(ways=6)
-    few = support._replace(y=support.y % 2), query._replace(y=query.y % 2)
-    logits = learner.predict(learner.adapt(meta, few[0])[0], few[1].x)
-    assert (logits[..., 2:] == -torch.inf).all() and logits[..., :2].isfinite().all()
-    two = headstart.prototypes(module, ways=2)
-    gradients = [headstart.meta_gradient(one, meta, headstart.Episodes(*few))[0].params for one in (learner, two)]
-    for name, value in gradients[0].items():
-        torch.testing.assert_close(value, gradients[1][name])

@@ -8,7 +8,7 @@ from torch.func import functional_call
 import headstart
 from headstart import Checkpointed, FirstOrder, Unrolled, rules
 from headstart.algorithms.warp import mt_net, t_net, warp_grad
-from headstart.core.roles import Structural
+from headstart.core.parameters import Structural
 from headstart.data.curves.sinusoid import sinusoid
 from headstart.errors import UnknownNameError, UsageError
 from headstart.testing import check_learner, random_episodes
@@ -41,22 +41,6 @@ def stirred(meta, scale=0.2):
     generator = torch.Generator().manual_seed(5)
     noise = {k: torch.randn(v.shape, generator=generator, dtype=v.dtype) for k, v in meta.structure.items()}
     return Meta(meta.params, {k: v + scale * noise[k] for k, v in meta.structure.items()})
-
-
-@pytest.mark.parametrize("adjoint", [Unrolled(), Checkpointed(2), FirstOrder()], ids=["all", "some", "first order"])
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "mt_net"])
-def test_warps_keep_the_contract(method, model, adjoint):
-    make, shape = MODELS[model]
-    module, episodes = make(), random_episodes(shape)
-
-    def learner(taskmap):
-        made = METHODS[method](module, steps=3, rate=RATE, adjoint=adjoint, taskmap=taskmap)
-        # a start at which every part of M does something
-        return made._replace(init=lambda generator: stirred(made.init(generator)))
-
-    check_learner(learner, episodes, module=module, directions=2, order=True)
-    assert learner("vmap").exact == (adjoint.exact and method != "warp_grad")
 
 
 @pytest.mark.parametrize("steps", [0, 3])

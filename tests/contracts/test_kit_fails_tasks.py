@@ -100,7 +100,10 @@ def test_shapes_and_values_that_are_not_as_announced_are_found():
         return Episodes(Batch(e.support.x, support), Batch(e.query.x, query))
 
     ways = {"kind": "classification", "output_size": 3}
-    check_tasks(altered(lambda e, s, n: labelled(e, 0, 0))._replace(**ways))
+    good = altered(lambda e, s, n: labelled(e, 0, 0))._replace(**ways)
+    check_tasks(good._replace(names=lambda split, number: ("ant", "bee", "cat")))
+    for names in (("ant", "bee"), ("ant", "bee", "bee")):
+        tasks_break("shapes: the classes of .* are called", good._replace(names=lambda *task, told=names: told))
     tasks_break("shapes: class ids .* go from 0 to 3", altered(lambda e, s, n: labelled(e, 0, 3))._replace(**ways))
     tasks_break(
         "shapes: the query set of 'train' task 0 asks for \\[3\\]",

@@ -1,13 +1,18 @@
 """Every registered method keeps the contract of a learner with every kind of layer."""
 
-from typing import NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple, get_args, get_origin
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from headstart import Checkpointed, registry, rules
-from headstart.testing import check_learner, random_episodes
+from headstart import Checkpointed, maml, meta_gradient, registry, reptile, rules
+from headstart.errors import UsageError
+from headstart.models.soft_forest import soft_forest
+from headstart.schema import options_of
+from headstart.testing import ContractError, check_learner, check_method, random_episodes
+from headstart.testing.methods import made
 from headstart.types import Episodes, Meta
 
 
@@ -108,6 +113,7 @@ def zoo() -> dict[str, Zoo]:
         "group norm": Zoo(_normed(nn.GroupNorm(2, 4)), image),
         "embedding": Zoo(nn.Sequential(nn.Embedding(8, 3), nn.Flatten(), nn.Linear(6, 3)), (2,), tokens=8),
         "tied": Zoo(Tied(), (3,)),
+        "soft trees": Zoo(soft_forest(3, 3, trees=2, depth=2), (3,)),
         "dropout": Zoo(
             nn.Sequential(nn.Linear(3, 6), nn.Dropout(0.3), nn.Tanh(), nn.Linear(6, 3)), (3,), seeded=True, masks=False
         ),
@@ -120,103 +126,126 @@ def zoo() -> dict[str, Zoo]:
     return {name: one._replace(module=one.module.double()) for name, one in made.items()}
 
 
-METHODS = {row.name: registry.load("method", row.name) for row in registry.METHODS}
-#: Those that take no inner steps.
-STEPLESS = ("prototypes", "nearest", "ridge", "logistic", "svm", "dkt", "alpaca")
-#: Those that predict numbers on a network's features.
-REGRESSORS = ("dkt", "alpaca")
-#: Those that take no network, with what they are made of and the episodes that they do.
-OWN = {
-    "gaussian_process": ({"dtype": torch.float64}, True),
-    "cnp": ({"dtype": torch.float64, "hidden": 6, "depth": 2}, True),
-    "anp": ({"dtype": torch.float64, "hidden": 6, "depth": 2, "heads": 2}, True),
-    "forest": ({"trees": 3, "leaves": 4}, True),
-    "search": ({"estimator": "random_forest", "dtype": torch.float64}, True),
+#: Smaller than by default; or what it takes on these modules, some of which have no other linear layer than the head.
+OPTIONS = {
+    "anp": {"hidden": 6, "depth": 2, "heads": 2},
+    "cnp": {"hidden": 6, "depth": 2},
+    "es_maml": {"samples": 4, "inner_samples": 4},
+    "forest": {"trees": 3, "leaves": 4},
+    "meta_sgd": {"rate": (0.005, 0.1)},
+    "mmaml": {"what": lambda leaf: issubclass(leaf.module, (nn.Linear, nn.Conv2d))},
+    # a larger epsilon: a bias before a normalisation has no gradient but rounding, and Adam would magnify that
+    "reptile": {"rule": rules.chain(rules.adam(decay=0.0, epsilon=1e-3), rules.scale(0.01))},
+    "warp_grad": {"warps": nn.Linear},
 }
 #: Those whose tasks start from something that is read off their support sets.
 READ_OFF = ("aware", "l2f", "mmaml", "proto_maml")
-
-
-def options(name, one, taskmap):
-    if name == "nearest":
-        return {}
-    shared = {"taskmap": taskmap, "buffers": one.buffers}
-    if name == "alpaca":
-        shared["features"] = 3
-    if name in REGRESSORS:
-        shared["outputs"] = 3
-    if name in STEPLESS:
-        return shared
-    if name == "es_maml":
-        shared["samples"] = 4
-    shared["steps"] = 2
-    if name == "reptile":
-        # a larger epsilon: a bias before a normalisation has no gradient but rounding, and Adam would magnify that
-        return shared | {"rule": rules.chain(rules.adam(decay=0.0, epsilon=1e-3), rules.scale(0.01))}
-    if name == "aware":
-        shared["explain"] = None
-    if name == "warp_grad":
-        # the head, too, since some of these modules have no other linear layer
-        shared["warps"] = nn.Linear
-    if name == "mmaml" and not any(isinstance(layer, nn.Conv2d) for layer in one.module.modules()):
-        shared["what"] = nn.Linear  # likewise
-    return shared if name == "meta_sgd" else shared | {"rate": 0.1}
-
-
-#: The methods that differ from these by what they learn about the model; they meet one layer of each kind.
-PLAIN = ("maml", "fomaml", "anil", "boil", "meta_sgd", "reptile", "prototypes", "joint", "scratch")
+#: Those that look at the order of the examples: for their minibatches, or by how an estimator is solved.
+IN_ORDER = ("reptile", "search")
+#: Those that meet all layers; those that are `maml` with another rule, adjoint or outer gradient meet few; the others,
+#: which differ in what they learn about the model, meet one of each kind.
+EVERYWHERE = ("maml", "anil", "prototypes")
+AS_MAML = ("fomaml", "boil", "meta_sgd", "imaml", "joint", "scratch", "reptile", "es_maml")
+FEW = ("linear", "conv", "batch norm, task", "dropout")
 KINDS = ("linear", "conv", "batch norm", "batch norm, task", "embedding", "tied", "dropout", "transformer", "lstm")
 
 
 def pairs():
-    for name in METHODS:
-        if name != "nearest" and name not in OWN:
-            yield from ((name, layer) for layer in (zoo() if name in PLAIN else KINDS))
+    for row in registry.METHODS:
+        layers = ("linear",) if row.model == "none" else zoo() if row.name in EVERYWHERE else KINDS
+        layers = FEW if row.name in AS_MAML else layers
+        yield from ((row.name, layer) for layer in layers)
 
 
-@pytest.mark.parametrize(("name", "layer"), list(pairs()))
-def test_methods_keep_the_contract(name, layer):
-    one = zoo()[layer]
+def check(name, one, target, **chosen):
+    """Check a method on a module of the zoo, from a θ and M that differ from where they start, which is often zero."""
+    row = registry.find("method", name)
+    options = OPTIONS.get(name, {}) | ({} if row.model == "none" else {"buffers": one.buffers}) | chosen
+    episodes = one.episodes(regression=target == "regression")
+
+    def stirred(taskmap):
+        learner = made(name, one.module, episodes, taskmap, **options)
+
+        def init(generator):
+            draw = torch.Generator().manual_seed(3)
+            noise = partial(torch.randn, generator=draw, dtype=torch.float64)
+            return Meta(*({k: v + 0.1 * noise(v.shape) for k, v in part.items()} for part in learner.init(generator)))
+
+        return learner._replace(init=init)
+
     check_learner(
-        lambda taskmap: METHODS[name](one.module, **options(name, one, taskmap)),
-        one.episodes(regression=name in REGRESSORS),
+        stirred,
+        episodes,
         module=one.module,
         masks=one.masks,
         directions=2,
         taskmaps=one.taskmaps,
-        order=not one.seeded and name != "reptile",
+        order=not one.seeded and name not in IN_ORDER,
         initial=name not in READ_OFF,
     )
 
 
-def test_the_nearest_baseline_keeps_the_contract():
-    check_learner(METHODS["nearest"](), random_episodes((3,)), order=True)
+@pytest.mark.parametrize(("name", "layer"), list(pairs()))
+def test_methods_keep_the_contract(name, layer):
+    targets = registry.find("method", name).targets
+    for target in targets if layer == "linear" else targets[:1]:
+        check(name, zoo()[layer], target)
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_methods_without_a_network_keep_the_contract(name):
-    made, regression = OWN[name]
-    learner = METHODS[name](inputs=3, outputs=2, **made)
+def choices():
+    """Yield each option's choices, but for those that are as they are by default."""
+    for row in registry.METHODS:
+        for name, option in options_of(registry.load("method", row.name)).items():
+            kinds = [hint for hint in (option.type, *get_args(option.type)) if get_origin(hint) is Literal]
+            values = [value for hint in kinds for value in get_args(hint)] + [True, False] * (option.type is bool)
+            if name not in ("taskmap", "buffers", "precision", "loss", "device", "estimator"):
+                yield from ((row.name, name, value) for value in values if value != option.default)
 
-    def init(generator):
-        return Meta(*({key: value.double() for key, value in part.items()} for part in learner.init(generator)))
 
-    check_learner(learner._replace(init=init), random_episodes((3,), outputs=2, regression=regression))
+@pytest.mark.parametrize(("name", "option", "value"), list(choices()))
+def test_methods_keep_the_contract_with_each_choice(name, option, value):
+    check(name, zoo()["linear"], registry.find("method", name).targets[0], **{option: value})
 
 
-def test_every_registered_method_is_checked():
-    assert METHODS.keys() >= {"maml", "fomaml", "anil", "boil", "meta_sgd", "reptile", "prototypes"}
-    assert METHODS.keys() >= {"joint", "scratch", "nearest"}
-    assert METHODS.keys() >= {"meta_curvature", "maml_plus_plus", "alfa", "t_net", "mt_net", "warp_grad", "cavia"}
-    assert METHODS.keys() >= {"mmaml", "l2f", "proto_maml", "aware"}
-    assert METHODS.keys() >= {"ridge", "logistic", "svm", "es_maml", *REGRESSORS, *OWN}
+def test_a_registered_method_is_checked_by_its_name():
+    check_method("ridge", order=True)
+    with pytest.raises(ContractError, match="^steps"):
+        check_method("l2f")
+
+
+CLASSIFIERS = [row.name for row in registry.METHODS if row.classes == "any"]
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_class_without_a_support_example_is_never_predicted_and_changes_nothing(name):
+    episodes = Zoo(zoo()["linear"].module, (3,), examples=6).episodes()
+    there = Episodes(*(batch._replace(y=batch.y.clamp(max=1)) for batch in episodes))
+    few, many = (made(name, zoo()["linear"].module, there, ways=ways) for ways in (2, 4))
+    meta = few.init(None)
+    outputs = [one.predict(one.adapt(meta, there.support)[0], there.query.x) for one in (few, many)]
+    assert (outputs[1][..., 2:] == -torch.inf).all()
+    torch.testing.assert_close(outputs[1][..., :2], outputs[0])
+    if few.gradient is not None:
+        ours, theirs = (meta_gradient(one, meta, there)[0] for one in (few, many))
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("row", [row for row in registry.METHODS if row.model != "none"], ids=lambda row: row.name)
+def test_padding_is_refused_where_a_layer_normalises_by_the_batch(row):
+    one = zoo()["batch norm"]
+    support, query = one.episodes(regression=row.targets[0] == "regression")
+    mask = torch.ones(support.y.shape[:2], dtype=torch.bool)
+    mask[0, -1] = False
+    learner = made(row.name, one.module, Episodes(support, query), **OPTIONS.get(row.name, {}))
+    with pytest.raises(UsageError, match="normalises by all of them, padding included"):
+        learner.adapt(learner.init(None), support._replace(mask=mask))
 
 
 @pytest.mark.parametrize("layer", ["batch norm, task", "dropout", "lstm", "transformer"])
 def test_maml_is_exact_with_checkpoints_a_learned_rule_and_momentum(layer):
     one = zoo()[layer]
     check_learner(
-        lambda taskmap: METHODS["maml"](
+        lambda taskmap: maml(
             one.module,
             steps=3,
             rule=rules.chain(rules.clip(norm=0.5), rules.momentum(0.8), rules.per_tensor(0.1)),
@@ -236,31 +265,8 @@ def test_maml_is_exact_with_checkpoints_a_learned_rule_and_momentum(layer):
 def test_reptile_keeps_the_contract_with_minibatches(serial):
     one = zoo()["linear"]
     check_learner(
-        lambda taskmap: METHODS["reptile"](
-            one.module, steps=3, rate=0.05, inner_batch=3, serial=serial, taskmap=taskmap
-        ),
+        lambda taskmap: reptile(one.module, steps=3, rate=0.05, inner_batch=3, serial=serial, taskmap=taskmap),
         one.episodes(),
         module=one.module,
         masks=False,
-    )
-
-
-@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
-def test_prototypes_keep_the_contract_with_either_distance(distance):
-    one = zoo()["linear"]
-    check_learner(
-        lambda taskmap: METHODS["prototypes"](one.module, distance=distance, taskmap=taskmap),
-        one.episodes(),
-        module=one.module,
-        order=True,
-    )
-
-
-def test_maml_keeps_the_contract_in_regression():
-    one = zoo()["linear"]
-    check_learner(
-        lambda taskmap: METHODS["maml"](one.module, loss="mse", steps=2, rate=0.1, taskmap=taskmap),
-        random_episodes((3,), regression=True),
-        module=one.module,
-        order=True,
     )

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from headstart import Checkpointed, FirstOrder, Unrolled, registry, rules
-from headstart.core.adjoints import MixedMode, Truncated
+from headstart.core.adjoints import Truncated
 from headstart.data.curves.sinusoid import sinusoid
 from headstart.data.images.fewshot import few_shot, image_store
 from headstart.testing import check_adjoint, check_rule, check_tasks
@@ -21,10 +21,6 @@ ADJOINTS = [
     Checkpointed(100),
     Checkpointed(memory=10_000),
     Checkpointed(memory="1 MB"),
-    MixedMode(),
-    MixedMode(1),
-    MixedMode(3),
-    MixedMode(memory=20_000),
 ]
 
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headstart.core.linear import conjugate_gradient, neumann
+from headstart.core.linear import ConjugateGradient, Neumann
 
 TASKS, SIZE = 4, 6
 
@@ -38,14 +38,14 @@ def right(generator):
 
 def test_as_many_iterations_as_unknowns_solve_exactly(generator, right):
     matrix = matrices(generator)
-    found = conjugate_gradient(product_of(matrix), right, iterations=SIZE)
+    found = ConjugateGradient(iterations=SIZE)(product_of(matrix), right)
     torch.testing.assert_close(joined(found.value), torch.linalg.solve(matrix, joined(right)), rtol=1e-7, atol=1e-9)
     assert found.residual.shape == (TASKS,) and found.residual.max() < 1e-7
 
 
 def test_damping_adds_to_the_diagonal(generator, right):
     matrix = matrices(generator)
-    found = conjugate_gradient(product_of(matrix), right, iterations=SIZE, damping=3.0)
+    found = ConjugateGradient(iterations=SIZE, damping=3.0)(product_of(matrix), right)
     expected = torch.linalg.solve(matrix + 3 * torch.eye(SIZE), joined(right))
     torch.testing.assert_close(joined(found.value), expected, rtol=1e-7, atol=1e-9)
 
@@ -58,8 +58,8 @@ def test_the_residual_is_that_of_the_value(seed, iterations):
     right = split(torch.randn(TASKS, SIZE, generator=generator, dtype=torch.float64))
     series = matrix / torch.linalg.matrix_norm(matrix, 2).view(-1, 1, 1)
     for solver, own in (
-        (lambda a: conjugate_gradient(product_of(a), right, iterations=iterations), matrix),
-        (lambda a: neumann(product_of(a), right, terms=iterations), series),
+        (lambda a: ConjugateGradient(iterations=iterations)(product_of(a), right), matrix),
+        (lambda a: Neumann(terms=iterations)(product_of(a), right), series),
     ):
         found = solver(own)
         torch.testing.assert_close(found.residual, residual_of(own, right, found.value), rtol=1e-6, atol=1e-9)
@@ -67,10 +67,10 @@ def test_the_residual_is_that_of_the_value(seed, iterations):
 
 def test_every_task_is_solved_as_if_it_were_alone(generator, right):
     matrix = matrices(generator)
-    together = conjugate_gradient(product_of(matrix), right, iterations=4, tolerance=0.05)
+    together = ConjugateGradient(iterations=4, tolerance=0.05)(product_of(matrix), right)
     for task in range(TASKS):
         own = {name: value[task : task + 1] for name, value in right.items()}
-        alone = conjugate_gradient(product_of(matrix[task : task + 1]), own, iterations=4, tolerance=0.05)
+        alone = ConjugateGradient(iterations=4, tolerance=0.05)(product_of(matrix[task : task + 1]), own)
         torch.testing.assert_close(joined(alone.value)[0], joined(together.value)[task], rtol=1e-12, atol=1e-12)
 
 
@@ -78,19 +78,19 @@ def test_a_task_that_is_done_stands_still(generator, right):
     matrix = matrices(generator)
     matrix[1] = torch.eye(SIZE)  # done after one iteration
     matrix[0] = torch.diag_embed(torch.linspace(1, 9, SIZE))
-    once, often = (conjugate_gradient(product_of(matrix), right, iterations=n, tolerance=1e-1) for n in (1, SIZE))
+    once, often = (ConjugateGradient(iterations=n, tolerance=1e-1)(product_of(matrix), right) for n in (1, SIZE))
     assert torch.equal(joined(once.value)[1], joined(often.value)[1])
     # with a lower tolerance the others go further than they need
-    further = conjugate_gradient(product_of(matrix), right, iterations=SIZE, tolerance=1e-7)
+    further = ConjugateGradient(iterations=SIZE, tolerance=1e-7)(product_of(matrix), right)
     assert further.residual[0] < 1e-7 < often.residual[0] <= 1e-1
 
 
 @pytest.mark.parametrize("bad", [-1.0, 0.0, float("nan"), float("inf")])
 def test_a_task_that_breaks_down_stops_and_disturbs_no_other(generator, right, bad):
     matrix = matrices(generator)
-    expected = conjugate_gradient(product_of(matrix), right, iterations=SIZE)
+    expected = ConjugateGradient(iterations=SIZE)(product_of(matrix), right)
     matrix[2] = bad * torch.eye(SIZE)
-    found = conjugate_gradient(product_of(matrix), right, iterations=SIZE)
+    found = ConjugateGradient(iterations=SIZE)(product_of(matrix), right)
     others = [0, 1, 3]
     torch.testing.assert_close(joined(found.value)[others], joined(expected.value)[others])
     assert torch.equal(joined(found.value)[2], torch.zeros(SIZE, dtype=torch.float64)) and found.residual[2] == 1
@@ -99,43 +99,34 @@ def test_a_task_that_breaks_down_stops_and_disturbs_no_other(generator, right, b
 def test_a_task_stops_at_the_first_direction_of_negative_curvature(right):
     diagonal = torch.tensor([[4.0, 3, 2, 1, 1, -0.5]], dtype=torch.float64)
     one = {name: torch.ones_like(value[:1]) for name, value in right.items()}
-    states = [conjugate_gradient(product_of(torch.diag_embed(diagonal)), one, iterations=n) for n in range(1, 9)]
+    states = [ConjugateGradient(iterations=n)(product_of(torch.diag_embed(diagonal)), one) for n in range(1, 9)]
     values = torch.cat([joined(state.value) for state in states])
     assert values.isfinite().all() and torch.equal(values[-1], values[-2]) and values[0].any()
 
 
 def test_a_right_side_that_is_no_number_has_no_residual(generator, right):
     right["a"][1, 0] = float("nan")
-    matrix = matrices(generator) / 100
-    for found in (
-        conjugate_gradient(product_of(matrix), right, iterations=9),
-        neumann(product_of(matrix), right, terms=9),
-    ):
+    for solver in (ConjugateGradient(9), Neumann(9)):
+        found = solver(product_of(matrices(generator) / 100), right)
         assert found.residual.isnan().tolist() == [False, True, False, False]
 
 
-@pytest.mark.parametrize("solver", ["conjugate_gradient", "neumann"])
+@pytest.mark.parametrize("solver", [ConjugateGradient(9), Neumann(9)], ids=str)
 def test_a_right_side_of_zeros_has_zeros_as_its_solution(generator, right, solver):
-    matrix = matrices(generator) / 100
     right = {name: value * (torch.arange(TASKS) != 1).view(-1, 1, 1) for name, value in right.items()}
-    run = {
-        "conjugate_gradient": lambda: conjugate_gradient(product_of(matrix), right, iterations=9),
-        "neumann": lambda: neumann(product_of(matrix), right, terms=9),
-    }[solver]
-    found = run()
+    found = solver(product_of(matrices(generator) / 100), right)
     assert not joined(found.value)[1].any() and found.residual[1] == 0
     assert all(bool(value.isfinite().all()) for value in (*found.value.values(), found.residual))
 
 
 def test_the_series_is_a_series(generator, right):
-    matrix = torch.eye(SIZE) - 0.1 * torch.randn(TASKS, SIZE, SIZE, generator=generator, dtype=torch.float64)
-    step = torch.eye(SIZE) - 0.7 * matrix
+    matrix = 0.7 * (torch.eye(SIZE) - 0.1 * torch.randn(TASKS, SIZE, SIZE, generator=generator, dtype=torch.float64))
     expected, power = 0, joined(right).unsqueeze(-1)
     for _ in range(4):
-        expected, power = expected + 0.7 * power, step @ power
-    found = neumann(product_of(matrix), right, terms=3, rate=0.7)
+        expected, power = expected + power, (torch.eye(SIZE) - matrix) @ power
+    found = Neumann(3)(product_of(matrix), right)
     torch.testing.assert_close(joined(found.value), expected.squeeze(-1))
-    far = neumann(product_of(matrix), right, terms=60, rate=0.7)
+    far = Neumann(60)(product_of(matrix), right)
     # not symmetric, and solved all the same
     torch.testing.assert_close(joined(far.value), torch.linalg.solve(matrix, joined(right)))
 
@@ -143,7 +134,7 @@ def test_the_series_is_a_series(generator, right):
 def test_a_series_that_diverges_gives_its_best_partial_sum(generator, right):
     matrix = torch.eye(SIZE, dtype=torch.float64).repeat(TASKS, 1, 1)
     matrix[0], matrix[1, 0, 0] = 3 * matrix[0], 2.5
-    found = neumann(product_of(matrix), right, terms=2000)
+    found = Neumann(terms=2000)(product_of(matrix), right)
     # from the start away: the first term
     assert torch.equal(joined(found.value)[0], joined(right)[0])
     assert found.residual[1] <= 1.5 and joined(found.value).isfinite().all()
@@ -153,5 +144,5 @@ def test_a_series_that_diverges_gives_its_best_partial_sum(generator, right):
 def test_no_value_is_read_back_from_the_device():
     # tensors of the meta device have no values to read
     right = {"a": torch.zeros(TASKS, SIZE, device="meta")}
-    assert conjugate_gradient(lambda v: v, right, iterations=3, tolerance=0.1).residual.shape == (TASKS,)
-    assert neumann(lambda v: v, right, terms=3).residual.shape == (TASKS,)
+    assert ConjugateGradient(iterations=3, tolerance=0.1)(lambda v: v, right).residual.shape == (TASKS,)
+    assert Neumann(terms=3)(lambda v: v, right).residual.shape == (TASKS,)

@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from headstart.core import losses
+from headstart.core.losses import present
 from headstart.errors import ShapeError, UnknownNameError, UsageError
 from headstart.types import Batch
 
@@ -104,3 +105,21 @@ def test_losses_by_name():
     assert losses.resolve("mse") is losses.mse and losses.resolve(losses.mse) is losses.mse
     with pytest.raises(UnknownNameError, match="unknown loss 'mes'; did you mean 'mse'"):
         losses.resolve("mes")
+
+
+THERE = torch.tensor([[True, False], [True, True]])
+
+
+def test_what_is_not_there_becomes_zero_and_the_rest_stays():
+    x = torch.tensor([[[1.0, 2.0], [torch.nan, torch.inf]], [[3.0, 4.0], [torch.nan, 6.0]]])
+    batch = present(Batch({"x": x, "tokens": torch.full((2, 2), 7)}, torch.tensor([[3, -1], [1, 2]]), THERE))
+    torch.testing.assert_close(
+        batch.x["x"], torch.tensor([[[1.0, 2.0], [0.0, 0.0]], [[3.0, 4.0], [torch.nan, 6.0]]]), equal_nan=True
+    )
+    assert batch.x["tokens"].tolist() == [[7, 0], [7, 7]] and batch.x["tokens"].dtype == torch.int64
+    assert batch.y.tolist() == [[3, 0], [1, 2]] and batch.mask is THERE
+
+
+def test_without_a_mask_nothing_is_copied():
+    batch = Batch(torch.ones(1, 2), torch.ones(1, 2))
+    assert present(batch) is batch

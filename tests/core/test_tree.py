@@ -31,3 +31,12 @@ def test_detached_leaves_are_copies():
 
 def test_a_number_a_task_is_broadcast_over_the_rest():
     assert tree.over_tasks(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4)).shape == (2, 1, 1)
+
+
+def test_a_tree_comes_back_as_it_was_with_what_is_no_tensor():
+    whole = {"a": (torch.ones(2), 3, None), "b": [torch.zeros(1, dtype=torch.int64), "text"]}
+    packed, tensors = tree.pack(whole)
+    assert len(tensors) == 2 and tree.tensors_of(whole) == tensors
+    found = packed.unpack(tensor + 1 for tensor in tensors)
+    assert found["a"][1:] == (3, None) and found["b"][1] == "text"
+    assert found["a"][0].tolist() == [2, 2] and found["b"][0].tolist() == [1]

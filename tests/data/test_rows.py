@@ -158,8 +158,8 @@ def test_what_is_too_small_in_classification_is_said() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"support": 0}, "support and queries must be at least 1 row, got 0 and None"),
-        ({"queries": 0}, "got 5 and 0"),
+        ({"support": 0}, "support must be at least 1, got 0"),
+        ({"queries": 0}, "queries must be at least 1, got 0"),
         ({"order": "last"}, "unknown order of rows 'last'. Known: first, random"),
         ({"on_short": "keep"}, "unknown on_short 'keep'"),
         ({"splits": {"train": (0, 1), "test": (1,)}}, "task 'task 1' is in split 'train' and in 'test'"),

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import headstart
-from headstart.core.adjoints import Checkpointed, MixedMode
-from headstart.core.live_bytes import LiveBytes
-from headstart.core.objective import at, backprop, meta_gradient, meta_loss
+from headstart.core.adjoints import Checkpointed
+from headstart.core.counting import Counted
+from headstart.core.objective import at, backprop, meta_gradient
 from headstart.engine import accelerate as accelerate_module
 from headstart.engine.accelerate import accelerate
 from headstart.errors import DifferentiationError, UsageError
-from headstart.models.transformer import transformer
 from headstart.testing import random_episodes
 
 TASKS = 5
@@ -101,7 +100,6 @@ CASES = {
     "prototypes": lambda: (headstart.prototypes(perceptron(), taskmap="vmap"), ROWS),
     "no steps": lambda: (maml_of(perceptron(), steps=0), ROWS),
     "checkpointed": lambda: (maml_of(perceptron(), steps=5, adjoint=Checkpointed(2)), ROWS),
-    "mixed mode": lambda: (maml_of(perceptron(), steps=5, adjoint=MixedMode(2)), ROWS),
     "anil": lambda: (headstart.anil(perceptron(), steps=3, taskmap="vmap"), ROWS),
     "several losses": lambda: (at(headstart.maml_plus_plus(convolutional(), steps=2, taskmap="vmap"), 0.0), IMAGES),
 }
@@ -190,15 +188,6 @@ def test_large_operations_are_threaded_and_small_ones_run_in_one(two_threads):
     assert torch.get_num_threads() == 2
 
 
-def test_one_thread_of_pytorch_is_left_as_it_is():
-    learner, seen = parts_of(maml_of(perceptron()))
-    fast, meta = accelerate(learner), learner.init(None)
-    meta_gradient(fast, meta, ROWS)
-    seen.clear()
-    meta_gradient(fast, meta, ROWS)
-    assert [size for size, *_ in seen] == [TASKS]
-
-
 @pytest.mark.parametrize("threads", [1, "auto"])
 def test_tasks_that_are_large_alone_are_worked_on_one_by_one_from_the_first_step_on(threads, two_threads):
     plain = maml_of(nn.Sequential(nn.Linear(600, 500), nn.Tanh(), nn.Linear(500, 3)).double())
@@ -207,18 +196,6 @@ def test_tasks_that_are_large_alone_are_worked_on_one_by_one_from_the_first_step
     found = meta_gradient(accelerate(learner, threads=threads), meta, episodes)
     assert {size for size, *_ in seen} == {1}
     assert_same(found, meta_gradient(plain, meta, episodes))
-
-
-def test_threads_that_start_later_have_their_number_of_threads(two_threads):
-    learner = maml_of(perceptron())
-    meta = learner.init(None)
-    counts = []
-    for threads in (2, "auto"):
-        meta_gradient(accelerate(learner, threads=threads), meta, ROWS)
-        later = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
-        later.start()
-        later.join()
-    assert counts == [2, 2]
 
 
 class Noisy(nn.Module):
@@ -267,7 +244,7 @@ def test_looking_at_the_work_takes_no_random_numbers():
 
 def needed(learner, meta, tasks):
     part = headstart.Episodes(*(batch._replace(x=batch.x[:tasks], y=batch.y[:tasks]) for batch in ROWS))
-    with LiveBytes() as live:
+    with Counted() as live:
         backprop(learner, meta, part)
     return live.peak
 
@@ -289,7 +266,7 @@ def test_a_budget_of_memory_makes_the_parts_as_small_as_they_must_be():
         seen.clear()
         meta_gradient(fast, meta, ROWS)
         assert [size for size, *_ in seen] == sizes
-    with LiveBytes() as live:
+    with Counted() as live:
         meta_gradient(accelerate(plain, memory=2 * one + result, threads=1), meta, ROWS)
     assert live.peak <= 2.2 * one + result < needed(plain, meta, TASKS)
 
@@ -358,7 +335,7 @@ def test_as_many_threads_as_there_is_room_for(two_threads):
     learner, seen = parts_of(plain)
     meta, episodes = plain.init(None), random_episodes((300,), tasks=4, support=60, query=60)
     one = headstart.Episodes(*(batch._replace(x=batch.x[:1], y=batch.y[:1]) for batch in episodes))
-    with LiveBytes() as live:
+    with Counted() as live:
         backprop(plain, meta, one)
     fast = accelerate(learner, memory=int(1.5 * live.peak) + size_of(meta))
     for _ in range(2):
@@ -378,7 +355,7 @@ def test_one_task_that_is_too_large_is_refused_with_what_helps():
 def test_what_the_refusal_proposes_helps():
     module, meta = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double(), None
     episodes = random_episodes((4,), tasks=2, support=200)
-    for adjoint, fits in ((headstart.Unrolled(), False), (Checkpointed(), True), (MixedMode(), True)):
+    for adjoint, fits in ((headstart.Unrolled(), False), (Checkpointed(), True)):
         learner = maml_of(module, steps=20, adjoint=adjoint)
         meta = learner.init(None)
         fast = accelerate(learner, memory=200_000, threads=1, replay=False)
@@ -402,9 +379,10 @@ def test_options_out_of_their_range_are_refused(options):
 
 @pytest.mark.parametrize("method", ["reptile", "es_maml"])
 @pytest.mark.parametrize("options", [{"threads": 2}, {"chunk": 1}, {"memory": 1}, {"compile": True}])
-def test_learners_of_another_gradient_stay_as_they_are(method, options):
+def test_learners_of_another_gradient_stay_as_they_are(method, options, caplog):
     learner = getattr(headstart, method)(perceptron(), steps=2)
     assert accelerate(learner, **options) is learner
+    assert ("not by back-propagation" in caplog.text) == ("compile" in options)
 
 
 def test_a_learner_is_accelerated_once():
@@ -432,14 +410,6 @@ def test_a_stage_of_another_gradient_keeps_it():
     fast = accelerate(changing, chunk=2)
     assert at(fast, 1.0).gradient is other.gradient
     assert at(fast, 0.0).gradient is fast.gradient
-
-
-def test_an_aware_learner():
-    learner = headstart.aware(perceptron(), steps=2, explain=None, taskmap="vmap")
-    meta = learner.init(torch.Generator().manual_seed(0))
-    for done in (0.0, 1.0):
-        found = meta_gradient(at(accelerate(learner, threads=2), done), meta, ROWS)
-        assert_same(found, meta_gradient(at(learner, done), meta, ROWS))
 
 
 class Bad(nn.Module):
@@ -496,34 +466,6 @@ def test_attention_in_threads_uses_kernels_with_second_derivatives(chunk, taskma
     assert torch.backends.cuda.flash_sdp_enabled()
 
 
-def test_a_transformer_in_threads():
-    module = transformer(5, ways=3, vocabulary=20, width=8, depth=1, heads=2).double()
-    episodes = random_episodes((5,), tasks=4, tokens=20)
-    learner = maml_of(module)
-    meta = learner.init(None)
-    assert_same(meta_gradient(accelerate(learner, threads=3), meta, episodes), meta_gradient(learner, meta, episodes))
-
-
-def test_forward_mode_in_threads_is_forward_mode(caplog):
-    """PyTorch has one level of it for all threads."""
-    learner = maml_of(perceptron(), steps=8, adjoint=MixedMode(2))
-    episodes = random_episodes((4,), tasks=12)
-    meta = learner.init(None)
-    expected = meta_gradient(learner, meta, episodes)
-    for _ in range(5):
-        assert_same(meta_gradient(accelerate(learner, threads=3, chunk=1), meta, episodes), expected)
-    assert not caplog.records
-
-
-def test_the_gradient_is_of_the_meta_loss():
-    learner = with_penalty()
-    meta = learner.init(torch.Generator().manual_seed(0))
-    leaves = headstart.Meta(*({n: v.clone().requires_grad_() for n, v in part.items()} for part in meta))
-    meta_loss(learner, leaves, ROWS)[0].backward()
-    found, _ = meta_gradient(accelerate(learner, threads=2, chunk=2), meta, ROWS)
-    assert_same(found, headstart.Meta(*({n: v.grad for n, v in part.items()} for part in leaves)))
-
-
 def as_floats(episodes):
     return headstart.Episodes(*(batch._replace(x=batch.x.float()) for batch in episodes))
 
@@ -573,7 +515,7 @@ def test_what_is_decided_does_not_go_by_how_far_a_run_is(two_threads):
             meta_gradient(at(fast, done), meta, episodes)
         plans.append(list(fast.gradient.plans.values()))
     assert plans[0] == plans[1] and len(plans[0]) == 1
-    with LiveBytes() as live:
+    with Counted() as live:
         backprop(learner, meta, headstart.Episodes(*(b._replace(x=b.x[:1], y=b.y[:1]) for b in episodes)))
     assert plans[0][0].size * live.peak * plans[0][0].workers <= 5_000_000
 

@@ -13,10 +13,8 @@ from torch._inductor.utils import fresh_cache
 
 import headstart
 from headstart.core.adjoints import Checkpointed
-from headstart.core.live_bytes import LiveBytes
 from headstart.core.objective import at, backprop, meta_gradient
 from headstart.engine import compiled as compilation
-from headstart.engine import record
 from headstart.engine.accelerate import accelerate
 from headstart.testing import random_episodes
 from headstart.types import Meta
@@ -209,29 +207,6 @@ def test_the_forms_of_a_learner_that_changes_are_compiled_each(caplog):
         assert_same(found, meta_gradient(at(learner, done), meta, rows(1)))
 
 
-def test_a_learner_of_ever_new_forms_is_compiled_only_when_it_settles(monkeypatch, caplog):
-    asked = []
-
-    def kept(self, here, learner, given, expected):
-        asked.append(learner)
-        return None, expected
-
-    monkeypatch.setattr(record.Recorded, "_program", kept)
-    learner = maml_of(perceptron(), steps=1)
-    changing = compiled(learner._replace(during=lambda done: learner._replace(penalty=lambda meta: done)))
-    meta = learner.init(None)
-    with caplog.at_level(logging.WARNING, "headstart"):
-        for number in range(9):
-            now = at(changing, number / 10)
-            assert_same(meta_gradient(now, meta, rows(1)), backprop(now, meta, rows(1)))
-        for _ in range(3):
-            meta_gradient(now, meta, rows(1))
-    assert len(asked) == 2
-    assert warnings_of(caplog) == [
-        "meta-gradient not compiled, running as it is: the learner changes from step to step, so far"
-    ]
-
-
 @needs_compiler
 def test_the_first_step_has_the_bits_of_those_that_follow():
     learner = headstart.maml(perceptron().float(), steps=1, taskmap="vmap")
@@ -279,45 +254,8 @@ def test_a_rounding_error_at_a_kink_is_no_reason_not_to_compile(monkeypatch, cap
         meta_gradient(fast, meta, rows(1))
 
 
-def test_inside_a_mode_nothing_is_compiled_and_one_line_says_so(caplog):
-    learner = maml_of(perceptron(), steps=1)
-    fast, meta = compiled(learner), learner.init(None)
-    for _ in range(2):
-        with LiveBytes():
-            assert_same(meta_gradient(fast, meta, rows(1)), backprop(learner, meta, rows(1)))
-    (line,) = warnings_of(caplog)
-    assert "hooks for saved tensors or a mode of PyTorch are on" in line
-
-
-class Noisy(nn.Module):
-    """Draws from PyTorch's own generator."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-
-    def forward(self, x):
-        return self.layer(x) * (1 + torch.rand(2, dtype=x.dtype))
-
-
 def warnings_of(caplog):
     return [r.message for r in caplog.records if r.name == "headstart" and r.levelno >= logging.WARNING]
-
-
-def test_a_model_that_draws_from_the_global_generator_runs_as_it_is(caplog):
-    learner = maml_of(Noisy().double(), taskmap="loop")
-    fast, meta = compiled(learner), learner.init(None)
-    backprop(learner, meta, rows(1))  # checks of the first call, which draw too
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        found = meta_gradient(fast, meta, rows(1))
-        after = torch.get_rng_state()
-        torch.manual_seed(seed)
-        assert_same(found, backprop(learner, meta, rows(1)))
-        assert torch.equal(after, torch.get_rng_state())  # also where it was looked at first
-    assert warnings_of(caplog) == [
-        "meta-gradient not compiled, running as it is: the model draws from a generator of the process"
-    ]
 
 
 def test_what_the_compiler_raises_is_said_once_and_the_run_goes_on(caplog, monkeypatch):
@@ -340,44 +278,3 @@ def test_without_a_compiler_the_run_goes_on(caplog):
             assert_same(meta_gradient(fast, meta, rows(seed)), backprop(learner, meta, rows(seed)))
     (line,) = warnings_of(caplog)
     assert line.startswith("meta-gradient not compiled, running as it is: ") and "compiler" in line.lower()
-
-
-class Branching(nn.Module):
-    """Looks at values."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-
-    def forward(self, x):
-        return self.layer(x) if x.sum().item() > 0 else self.layer(-x)
-
-
-def test_a_model_that_branches_on_values_runs_as_it_is(caplog):
-    learner = maml_of(Branching().double(), taskmap="loop", steps=1)
-    fast, meta = compiled(learner), learner.init(None)
-    for seed in range(4):
-        assert_same(meta_gradient(fast, meta, rows(seed)), backprop(learner, meta, rows(seed)))
-    assert len(warnings_of(caplog)) == 1
-
-
-@needs_compiler
-def test_errors_of_the_data_are_those_of_the_uncompiled_gradient():
-    learner = maml_of(perceptron(), steps=1)
-    fast, meta = compiled(learner), learner.init(None)
-    episodes = rows(1)
-    meta_gradient(fast, meta, episodes)
-    assert [program is not None for program in fast.gradient.recorded.programs.values()] == [True]
-    wrong = episodes._replace(support=episodes.support._replace(y=episodes.support.y + 7))
-    with pytest.raises(headstart.errors.HeadstartError) as plain:
-        backprop(learner, meta, wrong)
-    with pytest.raises(headstart.errors.HeadstartError) as error:
-        meta_gradient(fast, meta, wrong)
-    assert str(error.value) == str(plain.value)
-
-
-def test_other_gradients_are_not_compiled(caplog):
-    learner = headstart.reptile(perceptron(), steps=1)
-    with caplog.at_level(logging.INFO, "headstart"):
-        assert compiled(learner) is learner
-    assert "not by back-propagation" in caplog.text

@@ -10,13 +10,13 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 import headstart
-from headstart.core.live_bytes import LiveBytes
+from headstart.core.counting import Counted
 from headstart.core.objective import backprop
-from headstart.engine import accelerate, record
-from headstart.engine.differing import differing
-from headstart.engine.record import Recorded, Way, replayed
-from headstart.engine.surroundings import settings
-from headstart.engine.tracing import recorded, simplified, tensors_of
+from headstart.core.process import settings
+from headstart.engine import record
+from headstart.engine.record import FORMS, Forms, Recorded, Way, differing, replayed
+from headstart.engine.rewrite import shorten
+from headstart.engine.tracing import recorded, tensors_of
 from headstart.errors import ShapeError
 from headstart.testing import random_episodes
 from headstart.types import Info, Meta
@@ -173,14 +173,6 @@ def test_a_record_is_a_list_of_operations():
     assert all(torch.equal(a, b) for a, b in zip(found, expected.values()))
 
 
-def test_small_operations_are_replayed_by_default():
-    learner = accelerate.accelerate(headstart.maml(net(), steps=1, taskmap="vmap"))
-    meta, episodes = learner.init(None), random_episodes((4,))
-    for _ in range(accelerate.REPLAYED.after + 2):
-        headstart.meta_gradient(learner, meta, episodes)
-    assert [program is not None for program in learner.gradient.recorded.programs.values()] == [True]
-
-
 def labelled(episodes, which, label):
     part = getattr(episodes, which)
     y = part.y.clone()
@@ -324,20 +316,14 @@ def test_a_record_remembers_as_little_as_the_adjoint():
     learner = headstart.maml(net(), steps=9, taskmap="vmap", adjoint=headstart.Checkpointed())
     meta, episodes = learner.init(None), random_episodes((4,), support=40)
     tensors = tensors_of(meta, episodes)
-    with LiveBytes() as live:
+    with Counted() as live:
         backprop(learner, meta, episodes)
-    record = simplified(recorded(learner, meta, episodes).graph, tensors)
-    with torch.no_grad(), LiveBytes() as replay:
+    record = recorded(learner, meta, episodes).graph
+    shorten(record.graph)
+    record.recompile()
+    with torch.no_grad(), Counted() as replay:
         record(*tensors)
     assert replay.peak < 1.15 * live.peak
-
-
-def test_what_is_computed_twice_for_nothing_is_computed_once():
-    learner = headstart.maml(net(), steps=2)
-    meta, episodes = learner.init(None), random_episodes((4,))
-    own = recorded(learner, meta, episodes)
-    shorter = simplified(own.graph, tensors_of(meta, episodes))
-    assert sum(node.op == "call_function" for node in shorter.graph.nodes) < 0.85 * own.operations
 
 
 def test_what_has_too_many_operations_is_not_recorded(caplog):
@@ -383,7 +369,7 @@ def test_results_inside_hooks_and_modes_are_computed_as_they_are():
     with torch.autograd.graph.saved_tensors_hooks(keep, keep):
         headstart.meta_gradient(learner, meta, episodes)
     assert seen
-    with LiveBytes() as live:
+    with Counted() as live:
         headstart.meta_gradient(learner, meta, episodes)
     assert live.peak
 
@@ -439,8 +425,13 @@ def test_one_record_is_made_at_a_time(monkeypatch):
 
     for support, count in ((3, 2), (4, 1), (5, 1)):  # the first one brings what is loaded once
         steps(support, count)
-    counted = record.workload
-    monkeypatch.setattr(record, "workload", lambda function: start.wait(60) is not None and counted(function))
+
+    class Together(Counted):
+        def __enter__(self):
+            start.wait(60)
+            return super().__enter__()
+
+    monkeypatch.setattr(record, "Counted", Together)
     threads = [threading.Thread(target=steps, args=(support, 1)) for support in (4, 5)]
     for thread in threads:
         thread.start()
@@ -464,3 +455,42 @@ def test_images_of_one_channel_are_told_apart_by_its_stride():
         expected = headstart.meta_gradient(learner, meta, episodes)
         assert equal(headstart.meta_gradient(recorder, meta, episodes), expected)
     assert [program is not None for program in recorder.gradient.programs.values()] == [True, True]
+
+
+def linear():
+    return headstart.maml(nn.Linear(2, 1), loss="mse", steps=1)
+
+
+def test_a_learner_of_the_same_functions_is_the_same_form():
+    forms, learner = Forms(), linear()
+    number = forms.of(learner).number
+    assert forms.of(learner._replace(gradient=None, during=lambda done: learner)).number == number
+    assert forms.of(learner._replace(steps=learner.steps)).number == number
+    assert forms.of(linear()).number != number
+
+
+def test_numbers_are_compared_and_other_objects_are_not():
+    class Unequal:
+        def __eq__(self, other):
+            raise RuntimeError("these cannot be compared")
+
+    forms, learner = Forms(), linear()
+    number = forms.of(learner._replace(penalty=Unequal())).number
+    assert forms.of(learner._replace(penalty=Unequal())).number != number
+    assert forms.of(learner._replace(penalty=0.1)).number == forms.of(learner._replace(penalty=0.1)).number
+    assert forms.of(learner._replace(penalty=1)).number != forms.of(learner._replace(penalty=True)).number
+
+
+def test_what_comes_once_each_is_not_settled():
+    forms, learners = Forms(), [linear() for _ in range(3)]
+    assert [forms.of(learner).settled for learner in learners] == [True, False, False]
+    assert forms.of(learners[2]).settled
+    assert forms.of(linear()).settled  # what came before it came more than once
+
+
+def test_forms_that_came_long_ago_are_forgotten_and_their_numbers_not_given_again():
+    forms, learners = Forms(), [linear() for _ in range(2 * FORMS)]
+    numbers = [forms.of(learner).number for learner in learners]
+    assert len(forms.known) == FORMS
+    assert forms.of(learners[-1]).number == numbers[-1]
+    assert forms.of(learners[0]).number not in numbers

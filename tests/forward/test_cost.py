@@ -27,7 +27,7 @@ def test_multiply_adds_are_those_counted_by_hand(module, shape, expected):
 
 def test_the_network_of_the_demo():
     blocks = 14 * 14 * 32 * 9 + (7 * 7 + 4 * 4 + 2 * 2) * 32 * 32 * 9
-    assert multiply_adds(conv4((1, 28, 28), 5, 32, "stride"), (1, 28, 28)) == blocks + 2 * 2 * 32 * 5
+    assert multiply_adds(conv4((1, 28, 28), 5, filters=32, downsample="stride"), (1, 28, 28)) == blocks + 2 * 2 * 32 * 5
 
 
 def test_counting_leaves_the_module_alone():

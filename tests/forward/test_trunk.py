@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from headstart import conv4
-from headstart.core.roles import Context, Stepped, Structural
+from headstart.core.parameters import Context, Stepped, Structural
 from headstart.errors import UnknownNameError
 from headstart.forward.functional import functional
 from headstart.forward.trunk import split
@@ -130,21 +130,6 @@ def test_the_two_parts_do_what_the_whole_does_with_the_same_tensors(tree, data):
     assert torch.equal(call(rest, call(trunk, x)), call(module, x))
 
 
-def test_the_trunk_of_a_head_that_moves_is_all_before_it():
-    model = conv4((1, 16, 16), 5, filters=4)
-    trunk, rest = split(model, {"head.bias"})
-    assert list(dict(rest.named_children())) == ["head"]
-    assert list(dict(trunk.named_children())) == ["block1", "block2", "block3", "block4", "flatten"]
-
-
-def test_a_block_is_cut_where_its_first_layer_moves():
-    model = conv4((1, 16, 16), 5, filters=4)
-    trunk, rest = split(model, {"block2.norm.weight", "head.bias"})
-    assert list(dict(trunk.block2.named_children())) == ["conv"]
-    assert list(dict(rest.block2.named_children())) == ["norm", "relu", "pool"]
-    assert "block2.norm.running_mean" in rest.state_dict()
-
-
 def test_the_parts_are_functions_of_tasks_like_the_whole():
     model = conv4((1, 16, 16), 5, filters=4).double()
     trunk, rest = split(model, {"block3.conv.weight", "head.bias"})
@@ -241,19 +226,6 @@ def test_a_dropout_layer_of_probability_0_before_one_that_drops_ends_the_trunk()
     expected = whole.apply(whole.params, {}, x, seed=seed)[0]
     assert expected.eq(0).any()
     assert torch.equal(second.apply(second.params, {}, features, seed=seed)[0], expected)
-
-
-def test_there_is_no_trunk_without_weights():
-    model = nn.Sequential(nn.Flatten(), linear(), linear())
-    assert split(model, {"1.bias"}) is None
-    assert split(nn.Sequential(), set()) is None
-    assert list(split(model, {"2.bias"})[0]._modules) == ["0", "1"]
-
-
-def test_where_nothing_moves_all_is_trunk():
-    model = nn.Sequential(linear(), nn.ReLU())
-    trunk, rest = split(model, set())
-    assert len(trunk) == 2 and len(rest) == 0
 
 
 class Doubled(nn.Sequential):

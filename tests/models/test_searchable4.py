@@ -35,7 +35,7 @@ def test_every_candidate_can_be_chosen_in_every_block_that_it_fits(downsample, n
 
 @pytest.mark.parametrize("downsample", ["pool", "stride"])
 def test_conv4_is_one_of_the_choices(downsample):
-    module, known = searchable4(SHAPE, 5, 8, downsample), conv4(SHAPE, 5, 8, downsample)
+    module, known = (make(SHAPE, 5, filters=8, downsample=downsample) for make in (searchable4, conv4))
     plain = derive(module, gates(module, "conv3"))
     assert multiply_adds(plain, SHAPE) == multiply_adds(known, SHAPE)
     for ours, theirs in zip(plain.parameters(), known.parameters(), strict=True):
@@ -46,7 +46,7 @@ def test_conv4_is_one_of_the_choices(downsample):
 
 
 def test_candidates_can_be_named():
-    module = searchable4(SHAPE, None, 4, "pool", "layer", candidates=("conv3", "pointwise", "skip"))
+    module = searchable4(SHAPE, None, filters=4, norm="layer", candidates=("conv3", "pointwise", "skip"))
     assert [m.gates.names for m in mixtures(module).values()] == [("conv3", "pointwise")] + [
         ("conv3", "pointwise", "skip")
     ] * 3

@@ -6,7 +6,6 @@ import headstart
 from headstart.data.curves.plateaus import plateaus
 from headstart.errors import UsageError
 from headstart.models.soft_forest import SoftTrees, soft_forest
-from headstart.testing import check_learner, random_episodes
 from headstart.training.evaluate import evaluate
 from headstart.training.loop import fit
 
@@ -43,26 +42,10 @@ def test_shapes_names_and_inputs_of_several_axes():
     assert isinstance(model[0], nn.Flatten)
 
 
-@pytest.mark.parametrize("arguments", [(0, 1), (1, 0), (1, 1, 0), (1, 1, 4, 0)])
+@pytest.mark.parametrize("arguments", [(0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 0, 1), (1, 1, 4, 0)])
 def test_sizes_must_be_positive(arguments):
     with pytest.raises(UsageError, match="soft_forest needs positive sizes"):
-        soft_forest(*arguments)
-
-
-@pytest.mark.parametrize("method", ["maml", "anil", "meta_sgd", "cavia"])
-def test_gradient_methods_take_it(method):
-    torch.manual_seed(0)
-    module = soft_forest(2, 3, trees=2, depth=2).double()
-    make = getattr(headstart, method)
-    check_learner(lambda taskmap: make(module, steps=2, taskmap=taskmap), random_episodes((2,)), module=module)
-
-
-def test_prototypes_take_it_as_an_embedding():
-    torch.manual_seed(0)
-    module = soft_forest(2, None, trees=2, depth=2).double()
-    check_learner(
-        lambda taskmap: headstart.prototypes(module, taskmap=taskmap), random_episodes((2,)), module=module, order=True
-    )
+        soft_forest(*arguments[:2], trees=arguments[2], depth=arguments[3])
 
 
 def test_it_learns():

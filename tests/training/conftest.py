@@ -1,32 +1,29 @@
 """Small learners and tasks with answers known by hand."""
 
-from collections.abc import Callable, Sequence
-
 import pytest
 import torch
-from torch import Tensor
 
 from headstart.core.losses import mse
 from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta, Tasks
 
 
-def _mean_learner(steps: int | None = 1) -> Learner:
+def _mean_learner(steps=1):
     """Predict ``w + d``; each of ``steps`` steps moves d by half of what is left to the support targets' mean."""
 
-    def init(generator: torch.Generator | None) -> Meta:
+    def init(generator):
         return Meta({"w": torch.zeros(1)}, {"s": torch.ones(2)})
 
-    def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
+    def adapt(meta, support, /, steps=None):
         count = (default if steps is None else steps) or 0
         mean = support.y.mean(1)
         shift = (mean - meta.params["w"]) * (1 - 0.5**count)
         return Adapted(meta, {"d": shift}, {}, support.seed), Info(torch.zeros(count, len(mean)))
 
-    def predict(adapted: Adapted, x: Tensor) -> Tensor:
+    def predict(adapted, x):
         value = adapted.meta.params["w"] + adapted.params["d"]
         return value.unsqueeze(1).expand(x.shape)
 
-    def gradient(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
+    def gradient(learner, meta, episodes):
         leaves = Meta(*({n: v.detach().requires_grad_() for n, v in part.items()} for part in meta))
         adapted, info = learner.adapt(leaves, episodes.support)
         losses = learner.loss(learner.predict(adapted, episodes.query.x), episodes.query)
@@ -37,10 +34,10 @@ def _mean_learner(steps: int | None = 1) -> Learner:
     return Learner(init, adapt, predict, mse, gradient, steps)
 
 
-def _line_tasks(spoil: Callable[[Sequence[int], Tensor], None] | None = None) -> Tasks:
+def _line_tasks(spoil=None):
     """Task t of a split has all its targets at t, and x = 1."""
 
-    def sample(split: str, numbers: Sequence[int]) -> Episodes:
+    def sample(split, numbers):
         y = torch.tensor([float(number) for number in numbers]).view(-1, 1, 1).expand(-1, 3, 1).clone()
         if spoil is not None:
             spoil(numbers, y)
@@ -51,10 +48,10 @@ def _line_tasks(spoil: Callable[[Sequence[int], Tensor], None] | None = None) ->
 
 
 @pytest.fixture
-def mean_learner() -> Callable[..., Learner]:
+def mean_learner():
     return _mean_learner
 
 
 @pytest.fixture
-def line_tasks() -> Callable[..., Tasks]:
+def line_tasks():
     return _line_tasks

@@ -1,153 +1,265 @@
-"""Learning new classes from a folder, and predicting with the result."""
+"""Learning new tasks from images, tables and curves, and predicting with the result."""
 
+import csv
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
+from torch import Tensor
 
-from headstart.data.images.files import SkippedImageWarning
+from headstart.cli.app import run as command
+from headstart.data.images.folder import SkippedImageWarning
 from headstart.data.images.icons import load_icons
-from headstart.errors import ConfigError, DataError, FileError, HeadstartError
-from headstart.training.adapted import adapt, open_adapted, predict
-from headstart.training.config import make_config
+from headstart.data.tables.schema import UnseenValueWarning, schema_from_json
+from headstart.errors import ConfigError, DataError, DivergenceError, FileError, HeadstartError, UnknownNameError
+from headstart.training import adapted as module
+from headstart.training.adapted import AdaptedModel, adapt, open_adapted, predict
+from headstart.training.files import read_json
 from headstart.training.run import train
+from headstart.types import Adapted, Gaussian, Tree
+from tests.short import tree
 
-BASE: dict[str, Any] = {
-    "tasks": "icons", "ways": 3, "filters": 4, "steps": 2, "tasks_per_step": 2, "threads": 1, "rotations": False,
-    "evaluate_tasks": 2, "test_tasks": 2,
-}  # fmt: skip
+BASE: dict[str, Any] = {"steps": 2, "tasks_per_step": 2, "threads": 1, "evaluate_tasks": 2, "test_tasks": 2}
+IMAGES = {"tasks": "icons", "ways": 3, "filters": 4, "rotations": False}
+TABLE = {"tasks": "pigs.csv", "task_column": "pig", "columns": "week,food", "target": "weight", "shots": 3}
+CLASSES = {**TABLE, "target": "ill", "shots": 1}
+NOTHING = {"steps": None, "tasks_per_step": None, "filters": None}
+RUNS: dict[str, dict[str, Any]] = {
+    "images maml": {**IMAGES, "method": "maml"},
+    "images maml_plus_plus": {**IMAGES, "method": "maml_plus_plus", "inner_steps": 2, "outer_rate": 0.1},
+    "images prototypes": {**IMAGES, "method": "prototypes"},
+    "images nearest": {**IMAGES, "method": "nearest", **NOTHING},
+    "table maml": {**TABLE, "method": "maml"},
+    "table maml of classes": {**CLASSES, "method": "maml"},
+    "table prototypes": {**CLASSES, "method": "prototypes"},
+    "table nearest": {**CLASSES, "method": "nearest", **NOTHING},
+    # what it has learned of a task is as large as its support set, and it knows what it does not know
+    "table gaussian_process": {**TABLE, "method": "gaussian_process"},
+    "table mixed_effects": {**TABLE, "method": "mixed_effects", **NOTHING},
+    # it keeps the training tasks' rows, however many there are
+    "table boosted_trees": {**TABLE, "method": "boosted_trees", "trees": 5, **NOTHING},
+    "curves maml": {"tasks": "sinusoid", "method": "maml"},
+    "curves gaussian_process": {"tasks": "gp_curves", "method": "gaussian_process"},
+    "plateaus ridge": {"tasks": "plateaus", "method": "ridge"},
+}
+Columns = dict[str, list[Any]]
+
+
+def pigs(count: int = 9) -> Columns:
+    rows = range(8 * count)
+    return {
+        "pig": [f"p{row // 8}" for row in rows],
+        "week": [row % 8 + row // 8 * 0.01 for row in rows],
+        "food": [("corn", "oats", "rye")[row * 7 // 5 % 3] for row in rows],
+        "weight": [20 + 6 * (row % 8) + row // 8 for row in rows],
+        "ill": ["yes" if row % 3 else "no" for row in rows],
+    }
+
+
+def write(path: Path, columns: Columns) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([list(columns), *zip(*columns.values())])
+    return path
+
+
+def without(columns: Columns, *names: str) -> Columns:
+    return {name: values for name, values in columns.items() if name not in names}
+
+
+def changed(**columns: list[Any]) -> Columns:
+    return {name: values[:4] for name, values in pigs(1).items()} | {"pig": ["new"] * 4} | columns
+
+
+def draw(folder: Path, tasks: list[str | None], classes: int = 3, shots: int = 2, dark: bool = True) -> list[str]:
+    """Save drawings of test classes as people would, and return the paths of some others."""
+    store, others = load_icons()["test"], []
+    for number, task in enumerate(tasks):
+        for index in range(number, number + classes):
+            name, start = store.names[index], int(store.starts[index])
+            places = [folder / "support" / (task or "") / name / f"{shot}.png" for shot in range(shots)]
+            others.append(folder / "queries" / (task or "") / f"{name}.png")
+            for offset, path in enumerate([*places, others[-1]]):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                drawn = store.images[start + offset, 0].numpy()
+                Image.fromarray(255 - drawn if dark else drawn).save(path)
+    return [str(path) for path in others]
+
+
+def give(case: str, folder: Path, tasks: list[str | None]) -> tuple[Path, list[str]]:
+    """Write examples of new tasks to learn from, and others to predict; tasks of a list differ."""
+    if case.startswith("images"):
+        return folder / "support", draw(folder, tasks)
+    rows: list[dict[str, Any]] = []
+    for number, task in enumerate(tasks):
+        for row in range(8):
+            week, one = row + number / 8, number + row / 4
+            values = {"week": week, "food": ("corn", "oats")[row % 2], "weight": 20 + week * (6 + number)}
+            values |= {"ill": "yes" if row % 3 else "no", "y": one**2, "x": one}
+            values |= {f"x{place + 1}": one - place / 4 for place in range(8)}
+            column = "pig" if case.startswith("table") else "task"
+            rows.append(values | ({} if task is None else {column: task}))
+    folder.mkdir(parents=True, exist_ok=True)
+    halves = ([row for place, row in enumerate(rows) if (place % 8 < 4) is first] for first in (True, False))
+    paths = [
+        write(folder / name, {key: [row[key] for row in half] for key in half[0]})
+        for name, half in zip(("support.csv", "queries.csv"), halves)
+    ]
+    return paths[0], [str(paths[1])]
+
+
+def only(name: str, source: Path, queries: list[str], folder: Path) -> tuple[Path, list[str]]:
+    """Return what `give` has written of one of its tasks."""
+    if source.is_dir():
+        return source / name, [path for path in queries if f"/{name}/" in path]
+    paths = []
+    for path in (source, *map(Path, queries)):
+        header, *lines = path.read_text().splitlines()
+        paths.append(folder / f"{name} {path.name}")
+        paths[-1].write_text("\n".join([header, *(line for line in lines if line.endswith(f",{name}"))]) + "\n")
+    return paths[0], [str(path) for path in paths[1:]]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {}
-    taught: dict[str, Any] = {"maml": {}, "maml_plus_plus": {"inner_steps": 2, "outer_rate": 0.1}, "prototypes": {}}
-    for method, options in {**taught, "nearest": {"steps": None, "tasks_per_step": None}}.items():
-        made[method] = tmp_path_factory.mktemp("runs") / method
-        values = {**BASE, **options, "method": method} | ({"filters": None} if method == "nearest" else {})
-        train(make_config(values), made[method])
-    made["sinusoid"] = tmp_path_factory.mktemp("runs") / "sinusoid"
-    train(make_config({"tasks": "sinusoid", "steps": 0, "test_tasks": 2, "evaluate_tasks": 2}), made["sinusoid"])
-    return made
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder, made = tmp_path_factory.mktemp("runs"), {}
+
+    def trained(case: str) -> Path:
+        if case not in made:
+            data = write(folder / "pigs.csv", pigs())
+            values = BASE | RUNS[case]
+            values["tasks"] = str(data) if values["tasks"] == "pigs.csv" else values["tasks"]
+            made[case] = folder / case.replace(" ", "-")
+            train(tree(values), made[case])
+            data.unlink()  # adapting must not need it
+        return made[case]
+
+    return trained
 
 
-def _images(folder: Path, classes: int, images: int, dark_on_light: bool = True) -> list[Path]:
-    """Save drawings of the test classes as people would, and return the paths of some others."""
-    store, others = load_icons()["test"], []
-    for index in range(classes):
-        name = store.names[index]
-        (folder / "support" / name).mkdir(parents=True)
-        for place in range(images + 1):
-            drawn = store.images[store.starts[index] + place, 0].numpy()
-            picture = Image.fromarray(255 - drawn if dark_on_light else drawn)
-            path = folder / f"{name}.png" if place == images else folder / "support" / name / f"{place}.png"
-            picture.save(path)
-            others += [path] if place == images else []
-    return others
+Run = Callable[[str], Path]
 
 
-@pytest.mark.parametrize(
-    ("method", "classes"),
-    [("maml", 3), ("maml_plus_plus", 3), ("prototypes", 2), ("prototypes", 7), ("nearest", 4)],
-)
-def test_what_was_adapted_predicts_the_same_when_read_back(
-    runs: dict[str, Path], tmp_path: Path, method: str, classes: int
-) -> None:
-    queries = _images(tmp_path, classes, 2)
-    model = adapt(runs[method], tmp_path / "support", tmp_path / "out")
+def numbers(rows: list[dict[str, Any]]) -> list[float]:
+    """Return all that is predicted as numbers."""
+    return [
+        value
+        for row in rows
+        for answer in (row.get("probabilities") or {key: row.get(key) for key in ("prediction", "low", "high")},)
+        for value in answer.values()
+        if value is not None
+    ]
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_what_was_adapted_predicts_the_same_when_read_back(run_of: Run, tmp_path: Path, case: str) -> None:
+    source, queries = give(case, tmp_path, [None])
+    model = adapt(run_of(case), source, tmp_path / "out")
     found, again = predict(model, queries), predict(open_adapted(tmp_path / "out"), queries)
-    assert [p.label for p in found] == [p.label for p in again]
-    for one, other in zip(found, again):
-        assert list(one.probabilities.values()) == pytest.approx(list(other.probabilities.values()), abs=1e-6)
-        assert sum(one.probabilities.values()) == pytest.approx(1)
-        assert one.probability == max(one.probabilities.values()) == one.probabilities[one.label]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "README.md", "adapted.safetensors", "config.json"
-    ]  # fmt: skip
+    assert numbers(found) == pytest.approx(numbers(again), rel=1e-5, abs=1e-6) and len(found) in (3, 4)
+    assert [set(row) for row in found] == [set(row) for row in again]
+    for row in found:
+        if "probabilities" in row:
+            assert sum(row["probabilities"].values()) == pytest.approx(1)
+            assert row["probability"] == max(row["probabilities"].values()) == row["probabilities"][row["prediction"]]
+            assert tuple(row["probabilities"]) == model.tasks[0].labels
+        else:
+            assert ("low" in row) == ("gaussian" in case or "mixed" in case) and not {"probability"} & row.keys()
+    files = ["README.md", "adapted.safetensors", "config.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
     card = (tmp_path / "out" / "README.md").read_text()
-    assert all(name in card for name in model.classes) and "None" not in card
+    assert "None" not in card and all(label in card for label in model.tasks[0].labels)
 
 
-@pytest.mark.parametrize("method", ["maml", "prototypes", "nearest"])
-def test_a_support_image_is_known_again_and_company_does_not_matter(
-    runs: dict[str, Path], tmp_path: Path, method: str
-) -> None:
-    queries = _images(tmp_path, 3, 1)
-    model = adapt(runs[method], tmp_path / "support", tmp_path / "out")
-    known = [tmp_path / "support" / name / "0.png" for name in model.classes]
-    if method != "maml":  # the class means are the images themselves
-        assert [p.label for p in predict(model, known)] == list(model.classes)
-    alone = predict(model, queries[:1])[0].probabilities
-    together = predict(model, [*queries, *known])[0].probabilities
-    assert list(alone.values()) == pytest.approx(list(together.values()), abs=1e-5)
+@pytest.mark.parametrize("case", [case for case in RUNS if case != "images maml_plus_plus"])
+def test_tasks_learned_together_are_what_each_is_alone(run_of: Run, tmp_path: Path, case: str) -> None:
+    names: list[str | None] = ["a", "b", "c"]
+    source, queries = give(case, tmp_path / "all", names)
+    model = adapt(run_of(case), source, tmp_path / "out")
+    assert [task.name for task in model.tasks] == names
+    for opened in (model, open_adapted(tmp_path / "out")):
+        found = predict(opened, queries)
+        tasks = [row.get("task", row.get("pig")) for row in found]
+        assert sorted(set(tasks)) == names
+    for name in names:
+        own, asked = only(str(name), source, queries, tmp_path)
+        alone = predict(adapt(run_of(case), own, tmp_path / f"out {name}"), asked)
+        expected = [row for row, task in zip(found, tasks) if task == name]
+        assert numbers(alone) == pytest.approx(numbers(expected), rel=1e-4, abs=1e-5)
+    with pytest.raises(UnknownNameError, match="unknown task 'd'.* Known: a, b, c"):
+        predict(model, queries, task="d")
 
 
-def test_dark_on_light_is_turned_as_the_tasks_have_it(runs: dict[str, Path], tmp_path: Path) -> None:
-    found = []
-    for dark in (True, False):
-        folder = tmp_path / str(dark)
-        queries = _images(folder, 3, 1, dark_on_light=dark)
-        model = adapt(runs["prototypes"], folder / "support", folder / "out")
-        found.append(torch.tensor([list(p.probabilities.values()) for p in predict(model, queries)]))
-    assert torch.allclose(found[0], found[1], atol=1e-5)
+@pytest.mark.parametrize("case", ["images maml", "images prototypes", "table maml", "curves maml"])
+def test_company_does_not_matter(run_of: Run, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, queries = give(case, tmp_path, [None])
+    model = adapt(run_of(case), source, tmp_path / "out")
+    together = numbers(predict(model, queries))
+    monkeypatch.setattr(module, "_CHUNK", 1)
+    monkeypatch.setattr("headstart.data.images.kind._CHUNK", 2)
+    assert numbers(predict(model, queries)) == pytest.approx(together, rel=1e-4, abs=1e-5)
 
 
-def test_a_fixed_number_of_classes_is_kept_to(runs: dict[str, Path], tmp_path: Path) -> None:
-    _images(tmp_path, 4, 1)
-    with pytest.raises(ConfigError, match="maml for 3 classes, but the folder has 4"):
-        adapt(runs["maml"], tmp_path / "support", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("case", ["images maml", "table maml", "curves maml"])
+def test_files_folders_and_globs_are_predicted(run_of: Run, tmp_path: Path, case: str) -> None:
+    source, queries = give(case, tmp_path, [None])
+    model = adapt(run_of(case), source, tmp_path / "out")
+    folder = tmp_path / "queries" if case.startswith("images") else tmp_path / "more"
+    folder.mkdir(exist_ok=True)
+    if not case.startswith("images"):
+        queries = [str(Path(queries[0]).rename(folder / "queries.csv"))]
+    (folder / "note.md").write_text("not an example")
+    (folder / ".hidden").mkdir()
+    expected = numbers(predict(model, sorted(queries)))
+    assert numbers(predict(model, folder)) == expected
+    assert numbers(predict(model, f"{folder}/*{Path(queries[0]).suffix}")) == expected
+    assert numbers(predict(model, [folder, *sorted(queries)])) == expected * 2
+    with pytest.raises(FileError, match="no file is matched by"):
+        predict(model, str(tmp_path / "*.none"))
+    with pytest.raises(FileError, match="none"):
+        predict(model, tmp_path / "none")
+    with pytest.raises(DataError, match="holds no file of these"):
+        predict(model, folder / ".hidden")
 
 
-def test_curves_and_filled_folders_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
-    _images(tmp_path, 3, 1)
-    with pytest.raises(ConfigError, match=r"is of sinusoid \(regression\); adapt takes runs on images"):
-        adapt(runs["sinusoid"], tmp_path / "support", tmp_path / "out")
-    with pytest.raises(ConfigError, match="is not empty"):
-        adapt(runs["maml"], tmp_path / "support", tmp_path / "support")
-
-
-def test_an_image_that_cannot_be_read_is_named(runs: dict[str, Path], tmp_path: Path) -> None:
-    queries = _images(tmp_path, 3, 1)
-    model = adapt(runs["maml"], tmp_path / "support", tmp_path / "out")
-    (tmp_path / "bad.png").write_text("no image")
-    with pytest.raises(DataError, match="bad.png"):
-        predict(model, [*queries, tmp_path / "bad.png"])
-    with pytest.raises(FileError, match="none.png"):
-        predict(model, [tmp_path / "none.png"])
-    broken = next((tmp_path / "support").iterdir()) / "1.png"
-    broken.write_text("no image")
-    with pytest.raises(DataError, match="1.png"):
-        adapt(runs["maml"], tmp_path / "support", tmp_path / "other", strict=True)
-    assert not (tmp_path / "other").exists()
-    with pytest.warns(SkippedImageWarning, match="1.png"):
-        adapt(runs["maml"], tmp_path / "support", tmp_path / "other")
-    assert (tmp_path / "other").is_dir()
-
-
-def test_a_photograph_of_any_shape_is_taken(runs: dict[str, Path], tmp_path: Path) -> None:
-    _images(tmp_path, 3, 1)
-    model = adapt(runs["prototypes"], tmp_path / "support", tmp_path / "out")
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 160, 3), dtype=np.uint8))
-    ImageDraw.Draw(photo).line((0, 0, 100, 80), fill="red", width=9)
-    photo.save(tmp_path / "photo.jpg")
-    assert predict(model, [tmp_path / "photo.jpg"])[0].label in model.classes
-
-
-def test_damaged_folders_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
-    _images(tmp_path, 3, 1)
+@pytest.mark.parametrize("case", ["images maml", "table gaussian_process", "curves maml"])
+def test_damaged_folders_are_refused(run_of: Run, tmp_path: Path, case: str) -> None:
+    source, _ = give(case, tmp_path, ["a", "b"])
     out = tmp_path / "out"
-    adapt(runs["maml"], tmp_path / "support", out)
-    described = json.loads((out / "config.json").read_text())
+    adapt(run_of(case), source, out)
+    described = read_json(out / "config.json")
     weights = (out / "adapted.safetensors").read_bytes()
+    prepared, (one, other) = described["preparation"], described["tasks"]
+    wrong: list[dict[str, Any]] = [
+        {"format": "other"},
+        {"kind": "sounds"},
+        {"config": {"method": "maml"}},
+        {"config": 1},
+    ]
+    wrong += [
+        {"preparation": {}},
+        {"tasks": []},
+        {"tasks": [one, one]},
+        {"tasks": 3},
+        {"tasks": [one]},
+        {"tasks": [{}]},
+    ]
+    if case.startswith("images"):
+        wrong += [{"preparation": {**prepared, "input_shape": s}} for s in ([1], [1, 10**9, 10**9], [3, 28, 28], "abc")]
+        wrong += [{"preparation": {**prepared, "classes": 1}}]
+    else:
+        extra = [*prepared["features"], {**prepared["features"][0], "column": "other"}]
+        wrong += [{"preparation": {**prepared, "features": extra}}, {"preparation": {**prepared, "mean": "a"}}]
     for change in (
-        {"format": "other"}, {"classes": ["a"]}, {"classes": ["a", "b"]}, {"classes": 3}, {"input_shape": [1]},
-        {"input_shape": [1, 10**9, 10**9]}, {"input_shape": [3, 28, 28]}, {"base": {"method": "maml"}}, {"base": 1},
+        {"labels": ["a"]}, {"labels": ["a", "a", "b"]}, {"labels": 3}, {"labels": [1, 2, 3]}, {"counts": [1, 2]},
+        {"counts": [0] * len(one["counts"])}, {"counts": [10**9] * len(one["counts"])}, {"counts": "many"}, {"name": 1},
     ):  # fmt: skip
+        wrong.append({"tasks": [{**one, **change}, other]})
+    for change in wrong:
         (out / "config.json").write_text(json.dumps({**described, **change}))
         with pytest.raises(HeadstartError):
             open_adapted(out)
@@ -158,3 +270,245 @@ def test_damaged_folders_are_refused(runs: dict[str, Path], tmp_path: Path) -> N
             open_adapted(out)
     with pytest.raises(FileError, match="holds no adapted model"):
         open_adapted(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("case", ["images maml", "table maml", "curves maml"])
+def test_what_is_not_finite_is_refused(run_of: Run, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, queries = give(case, tmp_path, [None])
+    model = adapt(run_of(case), source, tmp_path / "out")
+    task = model.tasks[0]
+
+    def spoiled(adapted: Adapted, x: Tree) -> Tensor:
+        found = task.learner.predict(adapted, x).clone()
+        found[0, 2] = torch.nan
+        return found
+
+    where = re.escape(sorted(queries)[2] if case.startswith("images") else f"{queries[0]}, line 4")
+    with pytest.raises(DivergenceError, match=f"{where}: the prediction is not finite"):
+        predict(_with(model, predict=spoiled), sorted(queries))
+    nothing = Adapted(task.adapted.meta, {"w": torch.full((1, 2), torch.nan)}, {}, None)
+    learner = task.learner._replace(adapt=lambda meta, support, /, steps=None: (nothing, None))
+    monkeypatch.setattr(module, "_learners", lambda *_: lambda classes: learner)
+    with pytest.raises(DivergenceError, match=r"adapting gives numbers that are not finite \(adapted.0.w\)"):
+        adapt(run_of(case), source, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def _with(model: AdaptedModel, **changes: Any) -> AdaptedModel:
+    task = model.tasks[0]
+    return model._replace(tasks=(task._replace(learner=task.learner._replace(**changes)),))
+
+
+def test_other_runs_and_filled_folders_are_refused(run_of: Run, tmp_path: Path) -> None:
+    source, _ = give("images", tmp_path, [None])
+    with pytest.raises(ConfigError, match="is not empty"):
+        adapt(run_of("images maml"), source, source)
+    with pytest.raises(FileError, match="holds no run"):
+        adapt(tmp_path, source, tmp_path / "out")
+    with pytest.raises(FileError, match="cannot read the table"):
+        adapt(run_of("curves maml"), source, tmp_path / "out")
+    (run_of("images nearest") / "preparation.json").rename(tmp_path / "kept")
+    with pytest.raises(ConfigError, match="no file can hold a new task of: there is no preparation.json"):
+        adapt(run_of("images nearest"), source, tmp_path / "out")
+    (tmp_path / "kept").rename(run_of("images nearest") / "preparation.json")
+    assert not (tmp_path / "out").exists()
+
+
+class TestImages:
+    def test_the_number_of_classes_is_kept_to_unless_any_will_do(self, run_of: Run, tmp_path: Path) -> None:
+        draw(tmp_path, [None], classes=4)
+        with pytest.raises(ConfigError, match=r"with maml for 3 classes, but .*support has 4; give 3, or train with"):
+            adapt(run_of("images maml"), tmp_path / "support", tmp_path / "out")
+        draw(tmp_path / "two", ["a"], classes=3)
+        draw(tmp_path / "two", ["b"], classes=2)
+        with pytest.raises(ConfigError, match="for 3 classes, but task 'b' of .*support has 2; give 3"):
+            adapt(run_of("images maml"), tmp_path / "two" / "support", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        model = adapt(run_of("images prototypes"), tmp_path / "two" / "support", tmp_path / "out")
+        assert [len(task.labels) for task in model.tasks] == [3, 2]
+        found = predict(open_adapted(tmp_path / "out"), tmp_path / "two" / "queries")
+        assert [len(row["probabilities"]) for row in found] == [3, 3, 3, 2, 2]
+
+    @pytest.mark.parametrize("method", ["prototypes", "nearest"])
+    def test_a_support_image_is_known_again(self, run_of: Run, tmp_path: Path, method: str) -> None:
+        draw(tmp_path, [None], classes=4, shots=1)
+        model = adapt(run_of(f"images {method}"), tmp_path / "support", tmp_path / "out")
+        found = predict(model, tmp_path / "support")
+        assert [row["prediction"] for row in found] == [Path(row["image"]).parent.name for row in found]
+
+    def test_dark_on_light_is_turned_as_the_tasks_have_it(self, run_of: Run, tmp_path: Path) -> None:
+        found = []
+        for dark in (True, False):
+            queries = draw(tmp_path / str(dark), [None], dark=dark)
+            model = adapt(run_of("images prototypes"), tmp_path / str(dark) / "support", tmp_path / f"out {dark}")
+            found.append(numbers(predict(model, queries)))
+        assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+    def test_an_image_that_cannot_be_read_is_named(self, run_of: Run, tmp_path: Path) -> None:
+        queries = draw(tmp_path, [None])
+        model = adapt(run_of("images maml"), tmp_path / "support", tmp_path / "out")
+        (tmp_path / "bad.png").write_text("no image")
+        with pytest.raises(DataError, match="bad.png"):
+            predict(model, [*queries, tmp_path / "bad.png"])
+        broken = next((tmp_path / "support").iterdir()) / "1.png"
+        broken.write_text("no image")
+        with pytest.raises(DataError, match="1.png"):
+            adapt(run_of("images maml"), tmp_path / "support", tmp_path / "other", strict=True)
+        assert not (tmp_path / "other").exists()
+        with pytest.warns(SkippedImageWarning, match="1.png"):
+            model = adapt(run_of("images maml"), tmp_path / "support", tmp_path / "other")
+        assert sum(model.tasks[0].counts) == 5
+
+    def test_an_image_that_names_no_task_needs_one(self, run_of: Run, tmp_path: Path) -> None:
+        queries = draw(tmp_path, ["a", "b"])
+        model = adapt(run_of("images maml"), tmp_path / "support", tmp_path / "out")
+        plain = str(Path(queries[0]).rename(tmp_path / "photo.png"))
+        with pytest.raises(DataError, match="photo.png: it does not say of which task it is.*: 'a', 'b'"):
+            predict(model, plain)
+        assert set(predict(model, plain, task="b")[0]["probabilities"]) == set(model.tasks[1].labels)
+
+
+class TestTables:
+    def test_predictions_are_in_the_targets_own_units(self, run_of: Run, tmp_path: Path) -> None:
+        model = adapt(run_of("table maml"), write(tmp_path / "s.csv", changed()), tmp_path / "out")
+        schema = schema_from_json(model.preparation, "the run")
+        inputs = torch.zeros(1, 2, len(schema.inputs))
+        for row, (week, food) in enumerate([(4.0, "corn"), (5.0, "rye")]):
+            inputs[0, row, 0] = (week - schema.features[0].mean) / schema.features[0].scale
+            inputs[0, row, schema.inputs.index(f"food={food}")] = 1
+        task = model.tasks[0]
+        with torch.no_grad():
+            outputs = task.learner.predict(task.adapted, inputs)[0, :, 0].double()
+        path = write(tmp_path / "two.csv", {"food": ["corn", "rye"], "other": [1, 2], "week": [4, 5]})
+        found = predict(model, path)
+        assert [row["prediction"] for row in found] == pytest.approx(
+            (outputs * schema.scale + schema.mean).tolist(), rel=1e-5
+        )
+        assert [row["other"] for row in found] == ["1", "2"]
+
+    def test_an_interval_holds_nine_tenths_of_a_normal_distribution(self, run_of: Run, tmp_path: Path) -> None:
+        source, queries = give("table", tmp_path, [None])
+        model = adapt(run_of("table maml"), source, tmp_path / "out")
+        learner = model.tasks[0].learner
+
+        def distribution(adapted: Adapted, x: Tree) -> Gaussian:
+            return Gaussian(learner.predict(adapted, x), torch.full((*x.shape[:2], 1), 4.0))
+
+        normal = torch.distributions.Normal(0.0, 2.0 * schema_from_json(model.preparation, "the run").scale)
+        for row in predict(_with(model, distribution=distribution), queries):
+            ends = normal.cdf(torch.tensor([row[end] - row["prediction"] for end in ("low", "high")]))
+            assert ends.tolist() == pytest.approx([0.05, 0.95], abs=1e-4)
+
+    def test_a_process_is_surer_where_it_has_seen_rows(self, run_of: Run, tmp_path: Path) -> None:
+        source, queries = give("table", tmp_path, [None])
+        found = predict(adapt(run_of("table gaussian_process"), source, tmp_path / "out"), queries)
+        widths = [row["high"] - row["low"] for row in found]
+        assert 0 < widths[0] < widths[3]
+
+    def test_a_class_may_be_absent_from_the_support(self, run_of: Run, tmp_path: Path) -> None:
+        support = write(tmp_path / "support.csv", changed(ill=["yes"] * 4))
+        model = adapt(run_of("table prototypes"), support, tmp_path / "out")
+        assert model.tasks[0].counts == (0, 4)
+        for opened in (model, open_adapted(tmp_path / "out")):
+            found = predict(opened, write(tmp_path / "rows.csv", changed()))
+            assert [(row["prediction"], row["probabilities"]["no"]) for row in found] == [("yes", 0)] * 4
+
+    @pytest.mark.parametrize(
+        ("columns", "message"),
+        [
+            (changed(pig=["a", "a", "", "b"]), "line 4, column 'pig': the task is missing"),
+            (without(changed(), "food"), r"no column 'food' \(a feature of the run\)"),
+            (without(changed(), "weight"), r"no column 'weight' \(the target of the run\)"),
+            (changed(weight=[1, "", 3, 4]), "line 3, column 'weight': the target is missing"),
+            (changed(weight=[1, 2, "x", 4]), "line 4, column 'weight': 'x' is not a number"),
+            (changed(week=[1, 2, "x", 4]), "line 4, column 'week': 'x' is not a number; the column's other values are"),
+        ],
+    )
+    def test_rows_that_do_not_fit_are_refused(
+        self, run_of: Run, tmp_path: Path, columns: Columns, message: str
+    ) -> None:
+        with pytest.raises(DataError, match=message):
+            adapt(run_of("table maml"), write(tmp_path / "support.csv", columns), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_unknown_categories_warn_and_unknown_classes_are_refused(self, run_of: Run, tmp_path: Path) -> None:
+        hay, maybe = changed(food=["corn", "hay", "rye", "rye"]), changed(ill=["maybe", "no", "no", "yes"])
+        with pytest.warns(UnseenValueWarning, match="column 'food': 'hay' in line 3 is in no training task"):
+            adapt(run_of("table maml"), write(tmp_path / "a.csv", hay), tmp_path / "a")
+        with pytest.raises(DataError, match="line 2, column 'ill': class 'maybe' is not among those learned: no, yes"):
+            adapt(run_of("table nearest"), write(tmp_path / "b.csv", maybe), tmp_path / "b")
+
+    def test_rows_go_to_their_own_task_and_to_no_other(self, run_of: Run, tmp_path: Path) -> None:
+        def rows(*names: str) -> Path:
+            return write(tmp_path / "rows.csv", changed(pig=list(names)))
+
+        named = adapt(run_of("table maml"), write(tmp_path / "named.csv", changed()), tmp_path / "named")
+        with pytest.raises(DataError, match="rows.csv, line 4: 'b' is another task than 'new', from which was learned"):
+            predict(named, rows("new", "", "b", "b"))
+        unnamed = without(changed(), "pig")
+        model = adapt(run_of("table maml"), write(tmp_path / "unnamed.csv", unnamed), tmp_path / "unnamed")
+        assert numbers(predict(model, rows("a", "a", "", "a"))) == numbers(predict(named, rows(*[""] * 4)))
+        with pytest.raises(DataError, match="line 5: 'b' is another task than 'a' before it"):
+            predict(model, rows("a", "a", "a", "b"))
+        two = adapt(run_of("table maml"), rows("a", "a", "b", "b"), tmp_path / "two")
+        with pytest.raises(DataError, match="line 3: 'c' is none of the tasks that were learned: 'a', 'b'"):
+            predict(two, rows("a", "c", "a", "b"))
+        with pytest.raises(DataError, match="line 3: it does not say of which task it is"):
+            predict(two, rows("a", "", "a", "b"))
+        with pytest.raises(DataError, match="line 2: 'a' is another task than 'b'"):
+            predict(two, rows("a", "", "a", "b"), task="b")
+        assert len(predict(two, rows("", "", "b", "b"), task="b")) == 4
+
+    @pytest.mark.parametrize("name", ["prediction", "probabilities"])
+    def test_a_column_that_is_called_as_the_predictions_is_refused(
+        self, run_of: Run, tmp_path: Path, name: str
+    ) -> None:
+        model = adapt(run_of("table maml"), write(tmp_path / "support.csv", changed()), tmp_path / "out")
+        with pytest.raises(DataError, match=f"there is a column '{name}', as the predictions are called; rename it"):
+            predict(model, write(tmp_path / "named.csv", changed(**{name: [1, 2, 3, 4]})))
+
+
+def test_the_inputs_alone_are_enough_to_predict_a_curve(run_of: Run, tmp_path: Path) -> None:
+    points = write(tmp_path / "points.csv", {"x": [-1, 0, 2], "y": [1, 0, 2]})
+    model = adapt(run_of("curves maml"), points, tmp_path / "out")
+    found = predict(model, write(tmp_path / "x.csv", {"x": [-1, 0, 2]}))
+    assert [set(row) for row in found] == [{"x", "prediction"}] * 3 and numbers(found) == numbers(
+        predict(model, points)
+    )
+
+
+class TestCommands:
+    def test_adapt_and_predict(self, run_of: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        source, (queries,) = give("table", tmp_path, ["a", "b"])
+        out, found, lines = tmp_path / "out", tmp_path / "found.csv", tmp_path / "found.jsonl"
+        assert command(["adapt", str(run_of("table maml")), str(source), "--out", str(out)]) == 0
+        assert capsys.readouterr().out == f"learned 2 tasks from 8 rows: {out}\n"
+        assert command(["predict", str(out), queries]) == 0
+        printed = capsys.readouterr().out
+        rows = list(csv.DictReader(printed.splitlines()))
+        assert [row["week"] for row in rows[:4]] == ["4.0", "5.0", "6.0", "7.0"] and len(rows) == 8
+        assert command(["predict", str(out), queries, "--out", str(found)]) == 0
+        assert capsys.readouterr().out == f"predicted 8: {found}\n" and found.read_text() == printed
+        assert command(["predict", str(out), queries, "--json", "--out", str(lines)]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told == [json.loads(line) for line in lines.read_text().splitlines()]
+        assert [f"{row['prediction']:.9g}" for row in told] == [row["prediction"] for row in rows]
+        assert command(["predict", str(out), queries, "--out", "found.txt"]) == 2
+        assert "a .csv or a .jsonl file" in capsys.readouterr().err
+        assert command(["predict", str(out), queries, "--task", "c"]) == 2
+
+    def test_classes_are_told_and_have_a_column_each(
+        self, run_of: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        queries, out = draw(tmp_path, [None]), str(tmp_path / "out")
+        adapting = ["adapt", str(run_of("images maml")), str(tmp_path / "support"), "--out"]
+        assert command([*adapting, out]) == 0
+        labels = sorted(Path(path).stem for path in queries)
+        assert capsys.readouterr().out == f"learned 1 task of 3 classes ({', '.join(labels)}) from 6 images: {out}\n"
+        assert command([*adapting, out + "2", "--json"]) == 0
+        task = {"name": None, "labels": labels, "counts": [2, 2, 2]}
+        assert json.loads(capsys.readouterr().out) == {"out": out + "2", "kind": "images", "tasks": [task]}
+        assert command(["predict", out, *queries]) == 0
+        rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+        assert [row["image"] for row in rows] == queries
+        assert list(rows[0])[1:] == ["prediction", "probability", *(f"probability of {label}" for label in labels)]

@@ -7,28 +7,29 @@ import pytest
 import torch
 
 from headstart.errors import ConfigError, ShapeError, UsageError
+from headstart.registry import find, rows
 from headstart.training import build as module
-from headstart.training.build import build, find_device, make_model, make_optimizer, reproducible
-from headstart.training.config import TrainConfig
-from headstart.training.defaults import METHODS, resolve
+from headstart.training.build import build, find_device, make_learner, make_optimizer, reproducible
+from headstart.training.config import resolve
 from headstart.training.loop import start
 
 
-def _job(**options: Any) -> module.Job:
-    return build(resolve(TrainConfig(device="cpu", **options)))
+def _job(tasks: str, method: str = "maml", **parts: Any) -> module.Job:
+    """Build a run; options of a part as a dictionary, ``name`` and all."""
+    tree = {"tasks": {"name": tasks, **parts.pop("options", {})}, "method": {"name": method, **parts.pop("inner", {})}}
+    return build(resolve({**tree, "run": {"device": "cpu"}, **parts}))
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", [row.name for row in rows("method")])
 @pytest.mark.parametrize("tasks", ["sinusoid", "curves", "icons"])
 def test_every_method_is_built_for_tasks_that_it_can_do(tasks: str, method: str) -> None:
-    only = {"prototypes": "icons", "nearest": "icons", "proto_maml": "icons", "svm": "icons", "logistic": "icons"}
-    only |= dict.fromkeys(("gaussian_process", "dkt", "alpaca", "cnp", "anp"), "curves")
-    if method in only and (only[method] == "icons") != (tasks == "icons"):
+    row = find("method", method)
+    if ("classification" if tasks == "icons" else "regression") not in row.targets:
         does = f"{method!r} (classifies|predicts numbers), but the tasks {tasks!r} are (regression|classification)"
         with pytest.raises(ConfigError, match=does):
-            _job(tasks=tasks, method=method)
+            _job(tasks, method)
         return
-    job = _job(tasks=tasks, method=method)
+    job = _job(tasks, method)
     meta = job.learner.init(torch.Generator())
     # cavia adds maps of the context to θ, and maml_plus_plus has what batch normalisation learns in M
     if method not in ("cavia", "maml_plus_plus"):
@@ -40,27 +41,32 @@ def test_every_method_is_built_for_tasks_that_it_can_do(tasks: str, method: str)
 
 
 def test_options_reach_what_they_are_of() -> None:
-    job = _job(tasks="icons", ways=3, shots="1-2", queries=4, filters=5, norm="none", inner_steps=2, rotations=False)
+    job = _job(
+        "icons",
+        options={"ways": 3, "shots": "1-2", "queries": 4, "rotations": False},
+        inner={"steps": 2},
+        model={"filters": 5, "norm": "none"},
+    )
     episodes = job.tasks.sample("train", range(8))
     assert episodes.support.y.shape == (8, 6) and episodes.query.y.shape == (8, 12)
     assert episodes.support.mask is not None and job.learner.steps == 2
     assert job.learner.init(None).params["head.weight"].shape[0] == 3
     assert not any("norm" in name for name in job.learner.init(None).params)
-    assert _job(tasks="sinusoid", hidden="7,9").parameters == 2 * 7 + 8 * 9 + 10
+    assert _job("sinusoid", model={"hidden": "7,9"}).parameters == 2 * 7 + 8 * 9 + 10
 
 
 def test_frequency_and_noise_reach_the_curves() -> None:
-    assert _job(tasks="sinusoid").tasks.details["frequency"] == (1, 1)
-    assert _job(tasks="sinusoid", frequency="0.8-1.2").tasks.details["frequency"] == (0.8, 1.2)
-    assert _job(tasks="sinusoid", frequency=2.0).tasks.details["frequency"] == (2, 2)
-    assert _job(tasks="curves").tasks.details["noise"] == 0.3
-    assert _job(tasks="curves", noise=0.0).tasks.details["noise"] == 0
+    assert _job("sinusoid").tasks.details["frequency"] == (1, 1)
+    assert _job("sinusoid", options={"frequency": "0.8-1.2"}).tasks.details["frequency"] == (0.8, 1.2)
+    assert _job("sinusoid", options={"frequency": 2.0}).tasks.details["frequency"] == (2, 2)
+    assert _job("curves").tasks.details["noise"] == 0.3
+    assert _job("curves", options={"noise": 0.0}).tasks.details["noise"] == 0
 
 
 def test_rate_and_adjoint_are_the_learners() -> None:
     losses = []
-    for options in ({}, {"inner_rate": 0.1}, {"adjoint": "checkpointed"}):
-        job = _job(tasks="sinusoid", inner_steps=3, **options)
+    for options in ({}, {"rate": 0.1}, {"adjoint": "checkpointed"}):
+        job = _job("sinusoid", inner={"steps": 3, **options})
         meta, episodes = job.learner.init(None), job.tasks.sample("train", range(3))
         gradient, info = job.learner.gradient(job.learner, meta, episodes)  # type: ignore[misc]
         assert info.query_loss is not None
@@ -70,20 +76,20 @@ def test_rate_and_adjoint_are_the_learners() -> None:
 
 
 def test_images_are_flattened_for_an_mlp_and_curves_refused_by_conv4() -> None:
-    assert _job(tasks="icons", model="mlp", hidden="4").parameters == 784 * 4 + 4 + 5 * 4 + 5
+    assert _job("icons", model={"name": "mlp", "hidden": "4"}).parameters == 784 * 4 + 4 + 5 * 4 + 5
     with pytest.raises(ShapeError, match=r"got inputs of shape \(1,\)"):
-        _job(tasks="sinusoid", model="conv4")
+        _job("sinusoid", model="conv4")
 
 
 def test_weights_depend_on_the_seed_alone_and_leave_the_global_generator() -> None:
-    job = _job(tasks="sinusoid")
+    job = _job("sinusoid")
     state = torch.get_rng_state()
-    first = make_model(job.config, job.tasks)
+    first, again, other = (
+        make_learner(job.config._replace(run=job.config.run._replace(seed=seed)), job.tasks, job.device)[0]
+        for seed in (0, 0, 1)
+    )
     assert torch.equal(state, torch.get_rng_state())
-    torch.rand(3)
-    again, other = (make_model(job.config.model_copy(update={"seed": seed}), job.tasks) for seed in (0, 1))
-    assert first is not None and again is not None and other is not None
-    weights = [model.state_dict()["head.weight"] for model in (first, again, other)]
+    weights = [learner.init(None).params["head.weight"] for learner in (first, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
@@ -106,14 +112,14 @@ def threads() -> Iterator[int]:
 
 
 def test_settings_are_put_back(threads: int) -> None:
-    with reproducible(TrainConfig(tasks="sinusoid", threads=threads + 1)):
+    with reproducible(resolve({"tasks": "sinusoid", "run": {"threads": threads + 1}})):
         assert torch.get_num_threads() == threads + 1 and torch.backends.cudnn.deterministic
     assert torch.get_num_threads() == threads and not torch.backends.cudnn.deterministic
 
 
 def test_the_outer_optimiser_has_its_rate() -> None:
     for name, kind in (("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)):
-        config = TrainConfig(tasks="sinusoid", optimizer=name, outer_rate=0.25)  # type: ignore[arg-type]
+        config = resolve({"tasks": "sinusoid", "outer": {"optimizer": name, "rate": 0.25}})
         made = make_optimizer(config)([torch.zeros(1)])
         assert type(made) is kind and made.param_groups[0]["lr"] == 0.25
 
@@ -121,15 +127,25 @@ def test_the_outer_optimiser_has_its_rate() -> None:
 def test_heads_take_inputs_as_they_are_where_there_is_no_network() -> None:
     """With the model 'identity' they have what they have without a module: an intercept, alpaca its start."""
     for method in ("svm", "logistic", "ridge"):
-        job = _job(tasks="icons", method=method, model="identity")
+        job = _job("icons", method, model="identity")
         adapted, _ = job.learner.adapt(job.learner.init(None), job.tasks.sample("test", [0]).support)
         assert adapted.params["offset"].any(), method
-    job = _job(tasks="plateaus", method="alpaca", model="identity")
+    job = _job("plateaus", "alpaca", model="identity")
     assert start(job.learner, tasks=job.tasks).meta.structure["mean"].all()
-    assert _job(tasks="plateaus", method="dkt", model="identity").parameters == 0
+    assert _job("plateaus", "dkt", model="identity").parameters == 0
 
 
 def test_a_head_with_nothing_to_learn_is_refused() -> None:
-    job = _job(tasks="icons", method="prototypes", model="identity")
+    job = _job("icons", "prototypes", model="identity")
     with pytest.raises(UsageError, match="nothing to learn"):
         start(job.learner)
+
+
+def test_shots_that_vary_are_refused_under_batch_statistics() -> None:
+    with pytest.raises(ConfigError, match="--norm batch would count the padding"):
+        _job("icons", options={"shots": "1-3"})
+    assert (
+        _job("icons", options={"shots": "1-3"}, model={"norm": "group"}).tasks.sample("train", [0, 1]).support.mask
+        is not None
+    )
+    assert _job("icons", "nearest", options={"shots": "1-3"}).config.model is None

@@ -13,19 +13,19 @@ from headstart.training.calibration import coverage, gaussian_nll, interval_widt
 from headstart.types import Batch, Gaussian
 
 
-def drawn(*shape: int) -> tuple[Gaussian, torch.Tensor]:
+def drawn(*shape):
     generator = torch.Generator().manual_seed(0)
     mean, raw, y = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
     return Gaussian(mean, raw.exp()), y
 
 
-def test_the_likelihood_is_that_of_torch() -> None:
+def test_the_likelihood_is_that_of_torch():
     distribution, y = drawn(3, 5, 2)
     expected = -Normal(distribution.mean, distribution.variance.sqrt()).log_prob(y).mean((1, 2))
     torch.testing.assert_close(gaussian_nll(distribution, Batch(y, y)), expected)
 
 
-def test_masked_examples_count_nowhere_even_where_they_are_not_numbers() -> None:
+def test_masked_examples_count_nowhere_even_where_they_are_not_numbers():
     distribution, y = drawn(3, 5, 2)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 0, 0, 1, 0]]).bool()
     y = torch.where(mask[..., None], y, math.nan)
@@ -39,7 +39,7 @@ def test_masked_examples_count_nowhere_even_where_they_are_not_numbers() -> None
             torch.testing.assert_close(values[task : task + 1], one)
 
 
-def test_coverage_counts_what_lies_inside() -> None:
+def test_coverage_counts_what_lies_inside():
     # 90 % of a normal distribution lie within 1.6449 standard deviations
     y = torch.tensor([[1.6, -1.6, 1.7, -1.7], [3.2, 3.4, -100.0, 0.0]]).unsqueeze(-1)
     distribution = Gaussian(torch.zeros(2, 4, 1), torch.tensor([1.0, 4.0]).view(2, 1, 1).expand(2, 4, 1))
@@ -49,7 +49,7 @@ def test_coverage_counts_what_lies_inside() -> None:
 
 
 @given(st.floats(0.01, 0.99))
-def test_the_right_distribution_covers_as_often_as_it_says(level: float) -> None:
+def test_the_right_distribution_covers_as_often_as_it_says(level):
     distribution, _ = drawn(1, 4000, 1)
     noise = torch.randn(1, 4000, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     y = distribution.mean + distribution.variance.sqrt() * noise
@@ -57,7 +57,7 @@ def test_the_right_distribution_covers_as_often_as_it_says(level: float) -> None
     assert abs(found - level) < 4.5 * (level * (1 - level) / 4000) ** 0.5
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_what_does_not_fit_is_refused():
     distribution, y = drawn(2, 3, 1)
     with pytest.raises(ShapeError, match=r"mean \(2, 3, 1\), variance \(2, 3, 1\) and y \(2, 3\)"):
         gaussian_nll(distribution, Batch(y, y[..., 0]))

@@ -1,113 +1,198 @@
-"""The schema: what it takes, what it refuses, and in which words."""
+"""Configurations: what they take, what they refuse and in which words, and how they go to files and back."""
+
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from headstart.errors import ConfigError
-from headstart.training.config import TrainConfig, diff, make_config
-from headstart.training.options import Options, frequency_range
-
-
-@pytest.mark.parametrize(
-    ("value", "kept"), [(5, 5), ("5", 5), ("1-5", "1-5"), ((1, 5), "1-5"), ([2, 2], 2), ("3-3", 3)]
+from headstart.errors import ConfigError, FileError, UnknownNameError
+from headstart.registry import rows
+from headstart.training.config import (
+    Config,
+    command,
+    default_folder,
+    diff,
+    flag,
+    flags,
+    merged,
+    normal,
+    read_config_file,
+    resolve,
+    schema_of,
 )
-def test_shots_are_a_number_or_a_range(value: object, kept: object) -> None:
-    assert make_config({"tasks": "icons", "shots": value}).shots == kept
+
+OWN = {"folder": {"data": "/"}, "table": {"data": "/a.csv", "task_column": "who", "target": "y"}}
+PAIRS = [
+    (family.name, method.name) for family in rows("task") for method in rows("method") if family.name != "table"
+] + [("table", "maml"), ("table", "gaussian_process")]
+
+
+@pytest.mark.parametrize(("tasks", "method"), PAIRS)
+def test_resolving_twice_is_resolving_once_also_by_a_file_and_by_the_command_line(tasks: str, method: str) -> None:
+    once = resolve({"tasks": {"name": tasks, **OWN.get(tasks, {})}, "method": method})
+    tree = json.loads(json.dumps(once.tree()))
+    assert resolve(tree) == once
+    assert None not in [value for part in tree.values() for value in part.values()]
+
+
+def test_defaults_are_those_of_the_kind_of_data_the_family_and_the_method() -> None:
+    def chosen(tasks: str, method: str, *names: str) -> list[Any]:
+        config = resolve({"tasks": {"name": tasks, **OWN.get(tasks, {})}, "method": method})
+        return [config.option(name) for name in names]
+
+    inner = "method.steps", "method.rate"
+    assert chosen("sinusoid", "maml", *inner, "outer.steps", "model.name") == [1, 0.01, 10_000, "mlp"]
+    assert chosen("curves", "maml", *inner) == [5, 0.005]
+    assert chosen("curves", "reptile", *inner, "outer.optimizer") == [10, 0.02, "sgd"]
+    assert chosen("icons", "joint", *inner, "model.filters", "model.downsample") == [20, 0.5, 32, "stride"]
+    assert chosen("icons", "imaml", *inner) == [16, 0.1]
+    assert chosen("omniglot", "maml", "tasks.queries", "outer.tasks_per_step") == [5, 4]
+    assert chosen("table", "alpaca", "outer.steps", "outer.rate", "outer.schedule") == [300, 0.02, "cosine"]
+    assert chosen("table", "cnp", "outer.steps", "outer.schedule") == [500, "cosine"]
+    assert chosen("icons", "nearest", "model.name", "outer.steps") == [None, None]
+    assert resolve({"tasks": {"name": "table", **OWN["table"]}}).method.name == "gaussian_process"
+
+
+def test_what_is_given_wins() -> None:
+    tree = {"tasks": {"name": "sinusoid", "shots": "5"}, "method": {"rate": 0.5}, "model": {"hidden": "8"}}
+    config = resolve(tree | {"outer": {"steps": 7}})
+    assert (config.method.name, config.method.options["rate"], config.outer and config.outer.steps) == ("maml", 0.5, 7)
+    assert config.tasks.options["shots"] == 5 and config.model and config.model.options["hidden"] == (8,)
 
 
 @pytest.mark.parametrize(
-    ("value", "kept", "ends"),
+    ("tree", "words"),
     [
-        (1, 1.0, (1, 1)),
-        ("1", 1.0, (1, 1)),
-        (2.5, 2.5, (2.5, 2.5)),
-        ("0.8-1.2", "0.8-1.2", (0.8, 1.2)),
-        (" .8 - 1.2 ", "0.8-1.2", (0.8, 1.2)),
-        ((0.8, 1.2), "0.8-1.2", (0.8, 1.2)),
-        ([1, 2], "1.0-2.0", (1, 2)),
-        ("3-3", 3.0, (3, 3)),
-        ("1e-5-2e-5", "1e-05-2e-05", (1e-5, 2e-5)),
+        ({"tasks": {"name": "sinusoid", "ways": 3}}, "unknown option --tasks.ways for the tasks 'sinusoid'"),
+        ({"tasks": "sinusoid", "model": {"filters": 3}}, "; it belongs to the model conv4"),
+        ({"tasks": "icons", "method": {"name": "fomaml", "adjoint": "unrolled"}}, "unknown option --method.adjoint"),
+        ({"tasks": "icons", "method": {"name": "prototypes", "rate": 0.1}}, "unknown option --method.rate for"),
+        ({"tasks": "icons", "method": "nearest", "model": "mlp"}, "--model does not apply to the method 'nearest'"),
+        ({"tasks": "icons", "method": "scratch", "outer": {"steps": 5}}, "--steps does not apply to the method"),
+        ({"tasks": "sinusoid", "outer": {"stpes": 3}}, "unknown option --outer.stpes; did you mean --steps?"),
+        ({"tasks": "sinusoid", "ways": 3}, "unknown part 'ways' of a configuration; did you mean tasks: {ways: …}"),
+        ({"tasks": "sinusoid", "steps": 3}, "did you mean outer: {steps: …}"),
+        ({"tasks": "folder"}, "--data is missing, which the tasks 'folder' need: "),
+        ({"tasks": {"name": "table", "data": "/a.csv", "target": "y"}}, "--task-column is missing"),
+        ({"tasks": "./no/such"}, "there is no such folder or file"),
+        ({"method": "maml"}, "TASKS is missing"),
+        ([1], "a configuration has the parts tasks, method, model, outer, run; got list"),
+        ({"tasks": "icons", "run": {"memory": "much"}}, "--memory "),
+        ({"tasks": "sinusoid", "outer": "sgd"}, "outer is 'sgd', but must be options by name"),
+        ({"tasks": "sinusoid", "run": {"name": "mine"}}, "unknown option --run.name"),
+        ({"tasks": "sinusoid", "outer": {"stpes": None}}, "unknown option --outer.stpes; did you mean --steps?"),
+        ({"tasks": "sinusoid", "modle": None}, "unknown part 'modle'"),
+        ({"tasks": "sinusoid", "outer": {"threads": 1}}, "unknown option --outer.threads; did you mean --threads?"),
+        ({"tasks": "sinusoid", "method": {"name": 5}}, "the name of method is 5, but must be a text"),
     ],
 )
-def test_frequencies_are_a_number_or_a_range(value: object, kept: object, ends: tuple[float, float]) -> None:
-    found = make_config({"tasks": "sinusoid", "frequency": value}).frequency
-    assert found == kept and type(found) is type(kept)
-    assert make_config({"tasks": "sinusoid", "frequency": found}).frequency == kept
-    assert found is not None and frequency_range(found) == ends
-
-
-@given(st.lists(st.floats(min_value=1e-300, max_value=1e300), min_size=1, max_size=2).map(sorted))
-def test_a_frequency_is_kept_to_the_last_bit(ends: list[float]) -> None:
-    found = make_config({"tasks": "sinusoid", "frequency": ends}).frequency
-    assert found is not None and frequency_range(found) == (ends[0], ends[-1])
-    assert make_config({"tasks": "sinusoid", "frequency": str(found)}).frequency == found
-
-
-@pytest.mark.parametrize("value", [(64, 32), [64, 32], "64, 32", "64,32"])
-def test_hidden_widths_come_in_any_form(value: object) -> None:
-    assert make_config({"tasks": "icons", "hidden": value}).hidden == "64,32"
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "words"),
-    [
-        ("inner_rate", -1, "--inner-rate is -1, but must be a number above 0 up to 100"),
-        ("inner_rate", "fast", "--inner-rate is 'fast', but must be a number above 0"),
-        ("inner_rate", float("nan"), "--inner-rate is nan"),
-        ("inner_rate", float("inf"), "--inner-rate is inf"),
-        ("ways", 1, "--ways is 1, but must be a whole number from 2 to 1000"),
-        ("seed", 2**32, "from 0 to 4294967295"),
-        ("seed", -1, "--seed is -1"),
-        ("steps", 1.5, "--steps is 1.5, but must be a whole number"),
-        ("shots", "5-1", "--shots is '5-1', but must be a number of at least 1, or a range"),
-        ("shots", 0, "--shots is 0"),
-        ("frequency", 0, "--frequency is 0, but must be a number above 0, or a range low-high such as 0.8-1.2"),
-        ("frequency", "1.2-0.8", "--frequency is '1.2-0.8', but must be a number above 0, or a range"),
-        ("frequency", "-1", "--frequency is '-1'"),
-        ("frequency", "fast", "--frequency is 'fast'"),
-        ("frequency", "1-2-3", "--frequency is '1-2-3'"),
-        ("frequency", "1e999", "--frequency is '1e999'"),
-        ("frequency", True, "--frequency is True"),
-        ("frequency", float("nan"), "--frequency is nan"),
-        ("noise", -0.1, "--noise is -0.1, but must be a number from 0 up"),
-        ("noise", float("inf"), "--noise is inf"),
-        ("hidden", "40,x", "--hidden is '40,x'"),
-        ("norm", "bach", "--norm is 'bach', but must be one of batch, instance, layer, group, none"),
-        ("channels", 2, "--channels is 2, but must be one of 1, 3"),
-        ("stpes", 3, "unknown option --stpes; did you mean --steps?"),
-    ],
-)
-def test_a_bad_value_is_named_with_what_is_allowed(option: str, value: object, words: str) -> None:
+def test_what_cannot_be_is_refused(tree: Any, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        make_config({"tasks": "sinusoid", option: value})
-    assert words in str(caught.value)
-    assert "pydantic" not in str(caught.value) and "\n" not in str(caught.value)
+        resolve(tree)
+    assert words in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("part", ["tasks", "method", "model"])
+def test_an_unknown_name_is_refused_with_the_nearest(part: str) -> None:
+    with pytest.raises(UnknownNameError, match="unknown"):
+        resolve({"tasks": "icons", part: "maamll"})
 
 
 def test_every_bad_option_gets_a_line_with_its_file() -> None:
     with pytest.raises(ConfigError) as caught:
-        make_config({"tasks": "sinusoid", "ways": 1, "seed": -1}, "my.yaml")
+        resolve({"tasks": {"name": "icons", "ways": 1}, "run": {"seed": -1}}, "my.yaml")
     assert [line.split()[0] for line in str(caught.value).splitlines()] == ["--ways", "--seed"]
     assert str(caught.value).count("(in my.yaml)") == 2
 
 
-def test_missing_tasks_are_asked_for() -> None:
-    with pytest.raises(ConfigError, match="TASKS is missing"):
-        make_config({})
+def test_a_folder_or_a_file_in_place_of_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "birds").mkdir()
+    (tmp_path / "visits.csv").write_text("who,y\n")
+    (tmp_path / "notes.odt").write_text("")
+    monkeypatch.chdir(tmp_path)
+    config = resolve("./birds")
+    assert (config.tasks.name, config.tasks.options["data"]) == ("folder", str(tmp_path / "birds"))
+    assert str(default_folder(config)) == "runs/birds-maml"
+    found = normal({"tasks": {"name": "visits.csv", "target": "y"}})["tasks"]
+    assert found == {"name": "table", "target": "y", "data": str(tmp_path / "visits.csv")}
+    with pytest.raises(ConfigError, match="leave out --data"):
+        resolve({"tasks": {"name": "./birds", "data": "x"}})
+    with pytest.raises(ConfigError, match="no kind of data that can be read"):
+        resolve("notes.odt")
 
 
-def test_every_option_is_described_with_its_range() -> None:
-    for name, field in Options.model_fields.items():
-        assert field.description, name
-        if any(hasattr(limit, "ge") or hasattr(limit, "gt") for limit in field.metadata):
-            assert "Range: " in field.description, name
+def test_options_are_called_by_the_shortest_name_that_is_theirs_alone() -> None:
+    options = schema_of(normal({"tasks": "gp_curves", "method": {"name": "dkt"}})).options
+    assert flags("method.kernel", options) == ("--method.kernel",)  # the tasks have one, too
+    assert flags("tasks.lengthscale", options) == ("--lengthscale", "--tasks.lengthscale")
+    assert flags("outer.steps", options) == ("--steps", "--outer.steps")
+    assert flag("method.steps") == "--inner-steps" and flag("outer.rate") == "--outer-rate"
+
+
+def _changed(config: Config, **parts: dict[str, Any]) -> Config:
+    tree = config.tree()
+    return resolve({**tree, **{owner: {**tree[owner], **part} for owner, part in parts.items()}})
 
 
 def test_diff_lists_what_changed_but_for_more_steps_and_what_is_free() -> None:
-    old = TrainConfig(tasks="icons", steps=10, ways=5, device="cpu", save_every=1)
+    old = resolve({"tasks": "icons", "outer": {"steps": 10}, "run": {"device": "cpu", "save_every": 1}})
     assert diff(old, old) == []
-    assert diff(old, old.model_copy(update={"steps": 20, "device": "cuda", "save_every": 9, "threads": 2})) == []
-    assert diff(old, old.model_copy(update={"steps": 5})) == ["--steps: 10 -> 5"]
-    changed = old.model_copy(update={"ways": 20, "inner_rate": 0.5, "tasks": "omniglot"})
-    assert diff(old, changed) == ["--ways: 5 -> 20", "--inner-rate: not set -> 0.5", "TASKS: icons -> omniglot"]
+    assert diff(old, _changed(old, outer={"steps": 20}, run={"device": "cuda", "save_every": 9, "threads": 2})) == []
+    assert diff(old, _changed(old, outer={"steps": 5})) == ["--steps: 10 -> 5"]
+    other = _changed(old, tasks={"ways": 20}, method={"rate": 0.5}, run={"seed": 3})
+    assert diff(old, other) == ["--ways: 5 -> 20", "--inner-rate: 0.1 -> 0.5", "--seed: 0 -> 3"]
+    assert diff(old, _changed(old, outer={"schedule": "cosine", "steps": 20}))[0] == "--steps: 10 -> 20"
+    annealed = resolve({"tasks": "icons", "method": "aware", "outer": {"steps": 10, "schedule": "constant"}})
+    assert diff(annealed, _changed(annealed, outer={"steps": 20})) == ["--steps: 10 -> 20"]
+
+
+def test_the_command_says_what_is_not_default() -> None:
+    tree = {"tasks": {"name": "icons", "shots": "1-3", "rotations": False}, "model": {"norm": "group"}}
+    config = resolve(tree | {"method": {"name": "svm", "kernel": "rbf"}, "run": {"seed": 4}})
+    told = "headstart train icons --method svm --shots 1-3 --no-rotations --kernel rbf --norm group --seed 4 --out RUN"
+    assert command(config) == told
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", '{"tasks": {"name": "sinusoid"}, "method": {"rate": 1e-3}}'),
+        ("a.yaml", "tasks: sinusoid\nmethod:\n  rate: 1e-3\n"),
+        ("a.yml", "tasks: {name: sinusoid}\nmethod: {rate: 0.001}\n"),
+        ("a.toml", 'tasks = "sinusoid"\nmethod.rate = 1e-3\n'),
+    ],
+)
+def test_flags_win_over_a_file_and_a_file_over_defaults(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    file = read_config_file(tmp_path / name)
+    config = resolve(merged(file, {"outer": {"steps": "9"}}))
+    assert (config.tasks.name, config.option("method.rate"), config.option("outer.steps")) == ("sinusoid", 0.001, 9)
+    assert resolve(merged(file, {"method": {"rate": "0.5"}})).option("method.rate") == 0.5
+
+
+def test_what_a_file_says_of_a_part_goes_with_the_name_that_a_flag_replaces() -> None:
+    file = {"tasks": {"name": "omniglot", "data": "x"}, "method": "maml"}
+    assert merged(file, {"tasks": {"name": "icons"}})["tasks"] == {"name": "icons"}
+    assert merged(file, {"tasks": {"name": "omniglot", "ways": 3}})["tasks"] == {**file["tasks"], "ways": 3}
+    assert merged(file, {"method": {"rate": 1}})["method"] == {"name": "maml", "rate": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error", "words"),
+    [
+        ("a.json", '{"ways": 5, "ways": 6}', FileError, "a key is there twice"),
+        ("a.json", "[1]", FileError, "does not hold a configuration"),
+        ("a.yaml", "a: [", FileError, "not valid YAML"),
+        ("a.yaml", "!!python/object/apply:os.system [exit]", FileError, "not valid YAML"),
+        ("a.toml", "a = ", FileError, "not valid TOML"),
+        ("a.txt", "", ConfigError, "expected a .json, .yaml, .yml or .toml file"),
+    ],
+)
+def test_a_bad_file_is_explained(tmp_path: Path, name: str, text: str, error: type[Exception], words: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(error) as caught:
+        read_config_file(tmp_path / name)
+    assert words in str(caught.value)
+    with pytest.raises(FileError, match="no such file"):
+        read_config_file(tmp_path / "none.yaml")

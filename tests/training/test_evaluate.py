@@ -1,23 +1,19 @@
 """Scores on fixed tasks."""
 
 import math
-from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import headstart
 from headstart.data.curves.sinusoid import sinusoid
 from headstart.errors import ConfigError, DataError, DivergenceError
-from headstart.training.evaluate import better, evaluate, interval, student
+from headstart.training.evaluate import evaluate, interval, student
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Tasks
 
 
-def test_mean_interval_and_steps_against_numbers_by_hand(
-    mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks]
-) -> None:
+def test_mean_interval_and_steps_against_numbers_by_hand(mean_learner, line_tasks):
     learner = mean_learner(steps=1)
     score = evaluate(learner, learner.init(None), line_tasks(), episodes=7, steps=[0, 2], batch=3)
     targets = np.arange(7.0)
@@ -34,7 +30,7 @@ def test_mean_interval_and_steps_against_numbers_by_hand(
     )
 
 
-def test_evaluation_changes_nothing_and_gives_the_same_twice() -> None:
+def test_evaluation_changes_nothing_and_gives_the_same_twice():
     learner = headstart.maml(headstart.mlp(1, 1), loss="mse", steps=1, taskmap="vmap")
     meta = learner.init(None)
     before = {name: value.clone() for name, value in meta.params.items()}
@@ -44,26 +40,26 @@ def test_evaluation_changes_nothing_and_gives_the_same_twice() -> None:
     assert all(value.grad is None for value in meta.params.values())
 
 
-def test_the_batch_size_matters_by_rounding_only() -> None:
+def test_the_batch_size_matters_by_rounding_only():
     learner = headstart.maml(headstart.mlp(1, 1), loss="mse", steps=1, taskmap="vmap")
     scores = [evaluate(learner, learner.init(None), sinusoid(shots=5), episodes=10, batch=b) for b in (1, 10)]
     assert scores[0].values == pytest.approx(scores[1].values, rel=1e-5)
 
 
-def _constant_classifier() -> Learner:
+def _constant_classifier():
     """Always say class 0."""
 
-    def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
+    def adapt(meta, support, /, steps=None):
         return Adapted(meta, {}, {}, None), Info(torch.zeros(0, 1))
 
-    def predict(adapted: Adapted, x: Tensor) -> Tensor:
+    def predict(adapted, x):
         return torch.tensor([1.0, 0.0]).expand(*x.shape[:2], 2)
 
     return Learner(lambda generator: Meta({}, {}), adapt, predict, lambda outputs, batch: outputs.sum((1, 2)), None)
 
 
-def test_accuracy_counts_only_examples_that_are_there() -> None:
-    def sample(split: str, numbers: Sequence[int]) -> Episodes:
+def test_accuracy_counts_only_examples_that_are_there():
+    def sample(split, numbers):
         y = torch.tensor([[0, 1, 1, 1], [0, 0, 0, 1]])[[n % 2 for n in numbers]]
         mask = torch.tensor([[True, True, False, False], [True, True, True, False]])[[n % 2 for n in numbers]]
         batch = Batch(torch.zeros(len(numbers), 4, 1), y, mask)
@@ -74,10 +70,8 @@ def test_accuracy_counts_only_examples_that_are_there() -> None:
     assert score.values == (0.5, 1.0, 0.5, 1.0) and score.metric == "accuracy" and score.by_inner_step == {}
 
 
-def test_data_that_are_not_finite_are_named(
-    mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks]
-) -> None:
-    def spoil(numbers: Sequence[int], y: Tensor) -> None:
+def test_data_that_are_not_finite_are_named(mean_learner, line_tasks):
+    def spoil(numbers, y):
         if 4 in numbers:
             y[list(numbers).index(4)] = math.nan
 
@@ -85,7 +79,7 @@ def test_data_that_are_not_finite_are_named(
         evaluate(mean_learner(), mean_learner().init(None), line_tasks(spoil), episodes=6)
 
 
-def test_divergence_is_an_error_for_the_score_and_a_gap_for_more_steps() -> None:
+def test_divergence_is_an_error_for_the_score_and_a_gap_for_more_steps():
     tasks = sinusoid(shots=5)
     wild = headstart.maml(headstart.mlp(1, 1), loss="mse", steps=20, rate=50.0, taskmap="vmap")
     with pytest.raises(DivergenceError, match="split 'test'.*not finite.*--inner-rate"):
@@ -95,21 +89,15 @@ def test_divergence_is_an_error_for_the_score_and_a_gap_for_more_steps() -> None
     assert math.isfinite(score.mean) and not math.isfinite(score.by_inner_step[20].mean)
 
 
-def test_too_few_episodes_are_refused(mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks]) -> None:
+def test_too_few_episodes_are_refused(mean_learner, line_tasks):
     with pytest.raises(ConfigError, match="at least 2"):
         evaluate(mean_learner(), mean_learner().init(None), line_tasks(), episodes=1)
 
 
-def test_better_goes_by_the_metric() -> None:
-    assert better("accuracy", 0.6, 0.5) and not better("accuracy", 0.5, 0.5)
-    assert better("mse", 0.4, 0.5) and not better("mse", 0.5, 0.5)
-    assert better("mse", 9.0, None)
-
-
-def _said(variance: float) -> Learner:
+def _said(variance):
     """Say N(0, variance) of everything."""
 
-    def distribution(adapted: Adapted, x: Tensor) -> Gaussian:
+    def distribution(adapted, x):
         return Gaussian(torch.zeros_like(x), torch.full_like(x, variance))
 
     return _constant_classifier()._replace(
@@ -117,10 +105,10 @@ def _said(variance: float) -> Learner:
     )
 
 
-def _ragged(unit: float = 1.0, counts: dict[str, int] | None = None) -> Tasks:
+def _ragged(unit=1.0, counts=None):
     """Task t has t + 1 query values, of which t are 0 and one is 2; what is masked is NaN."""
 
-    def sample(split: str, numbers: Sequence[int]) -> Episodes:
+    def sample(split, numbers):
         place, sizes = torch.arange(4), torch.tensor(list(numbers))[:, None]
         y = torch.where(place == sizes, 2.0, torch.where(place < sizes, 0.0, math.nan))[..., None]
         query = Batch(torch.ones_like(y), y, place <= sizes)
@@ -129,7 +117,7 @@ def _ragged(unit: float = 1.0, counts: dict[str, int] | None = None) -> Tasks:
     return Tasks("ragged", sample, "regression", (1,), 1, {}, counts, unit)
 
 
-def test_calibration_is_over_all_query_values_that_are_there() -> None:
+def test_calibration_is_over_all_query_values_that_are_there():
     score = evaluate(_said(1.0), Meta({}, {}), _ragged(), episodes=4)
     found = score.calibration
     assert found is not None and found.level == 0.9
@@ -143,7 +131,7 @@ def test_calibration_is_over_all_query_values_that_are_there() -> None:
     assert score.values == pytest.approx(errors)
 
 
-def test_errors_are_in_the_datas_own_unit() -> None:
+def test_errors_are_in_the_datas_own_unit():
     plain, metres = (evaluate(_said(1.0), Meta({}, {}), _ragged(unit), episodes=4) for unit in (1.0, 100.0))
     assert metres.mean == pytest.approx(1e4 * plain.mean) and metres.ci95 == pytest.approx(1e4 * plain.ci95)
     assert metres.values == pytest.approx([1e4 * value for value in plain.values])
@@ -155,9 +143,7 @@ def test_errors_are_in_the_datas_own_unit() -> None:
     assert metres.calibration.nll.ci95 == pytest.approx(plain.calibration.nll.ci95)
 
 
-def test_units_apply_to_every_number_of_steps(
-    mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks]
-) -> None:
+def test_units_apply_to_every_number_of_steps(mean_learner, line_tasks):
     learner = mean_learner(steps=1)
     plain, scaled = (
         evaluate(learner, learner.init(None), line_tasks()._replace(unit=unit), episodes=7, steps=[0])
@@ -168,8 +154,8 @@ def test_units_apply_to_every_number_of_steps(
     assert plain.calibration is None
 
 
-def test_accuracy_has_no_unit() -> None:
-    def sample(split: str, numbers: Sequence[int]) -> Episodes:
+def test_accuracy_has_no_unit():
+    def sample(split, numbers):
         batch = Batch(torch.zeros(len(numbers), 4, 1), torch.zeros(len(numbers), 4, dtype=torch.int64))
         return Episodes(batch, batch)
 
@@ -177,8 +163,8 @@ def test_accuracy_has_no_unit() -> None:
     assert evaluate(_constant_classifier(), Meta({}, {}), tasks, episodes=4).mean == 1
 
 
-def test_no_more_tasks_are_looked_at_than_there_are() -> None:
-    asked: list[int] = []
+def test_no_more_tasks_are_looked_at_than_there_are():
+    asked = []
     counts = {"train": 0, "validation": 1, "test": 3}
     score = evaluate(_said(1.0), Meta({}, {}), _ragged(counts=counts), batch=2, on_batch=asked.append)
     assert (score.episodes, len(score.values), asked) == (3, 3, [2, 3])
@@ -191,20 +177,20 @@ def test_no_more_tasks_are_looked_at_than_there_are() -> None:
         evaluate(_said(1.0), Meta({}, {}), _ragged(counts=counts), split="train")
 
 
-def test_an_interval_needs_two_values() -> None:
+def test_an_interval_needs_two_values():
     assert interval([1.0, 3.0]) == pytest.approx((2.0, 12.7062047))
     mean, half = interval([5.0])
     assert mean == 5 and math.isnan(half)
 
 
-def test_intervals_hold_as_much_as_they_say_where_tasks_are_few() -> None:
+def test_intervals_hold_as_much_as_they_say_where_tasks_are_few():
     values = torch.randn(4000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     held = [abs(mean) <= half for mean, half in (interval(row) for row in values.tolist())]
     assert sum(held) / len(held) == pytest.approx(0.95, abs=0.012)
     assert [student(count) for count in (2, 30, 599, 20_000)] == pytest.approx([4.302653, 2.042272, 1.963932, 1.96])
 
 
-def test_a_distribution_that_is_none_is_an_error() -> None:
+def test_a_distribution_that_is_none_is_an_error():
     for variance in (0.0, math.nan):
         with pytest.raises(DivergenceError, match="not finite"):
             evaluate(_said(variance), Meta({}, {}), _ragged(), episodes=4)

@@ -6,7 +6,6 @@ import os
 import pickle
 import resource
 import struct
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from headstart.training.files import from_safetensors, read, read_json, to_json,
 GOOD = to_safetensors({"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(4, dtype=torch.int64)})
 
 
-def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path):
     for text in (b"one", b"two"):
         write(tmp_path / "f", text)
         assert read(tmp_path / "f") == text
@@ -30,12 +29,10 @@ def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> No
     ("number", "words"),
     [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "permission denied")],
 )
-def test_a_failed_write_keeps_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
-) -> None:
+def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch, number, words):
     write(tmp_path / "f", b"old")
 
-    def fail(handle: int) -> None:
+    def fail(handle):
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patched:
@@ -45,7 +42,7 @@ def test_a_failed_write_keeps_what_was_there(
     assert read(tmp_path / "f") == b"old" and os.listdir(tmp_path) == ["f"]
 
 
-def test_a_file_over_the_systems_limit_is_not_half_written(tmp_path: Path) -> None:
+def test_a_file_over_the_systems_limit_is_not_half_written(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
@@ -56,13 +53,13 @@ def test_a_file_over_the_systems_limit_is_not_half_written(tmp_path: Path) -> No
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_that_is_a_file_cannot_be_written_to(tmp_path: Path) -> None:
+def test_a_folder_that_is_a_file_cannot_be_written_to(tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(FileError, match="a part of the path is a file"):
         write(tmp_path / "f" / "g", b"")
 
 
-def test_only_ordinary_files_are_read(tmp_path: Path) -> None:
+def test_only_ordinary_files_are_read(tmp_path):
     (tmp_path / "f").write_bytes(b"x")
     (tmp_path / "link").symlink_to(tmp_path / "f")
     os.mkfifo(tmp_path / "pipe")
@@ -74,27 +71,27 @@ def test_only_ordinary_files_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": NaN}', '{"a": Infinity}', "{", "[" * 100_000, "\ud800"])
-def test_json_is_strict(tmp_path: Path, text: str) -> None:
+def test_json_is_strict(tmp_path, text):
     (tmp_path / "f").write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(FileError, match="not valid JSON"):
         read_json(tmp_path / "f")
 
 
-def test_no_nan_is_written() -> None:
+def test_no_nan_is_written():
     with pytest.raises(ValueError):
         to_json({"a": float("nan")})
 
 
-def test_tensors_come_back_bit_for_bit() -> None:
+def test_tensors_come_back_bit_for_bit():
     tensors = {"a": torch.randn(3, 4), "b": torch.randn(2).double(), "c": torch.tensor(3), "e": torch.zeros(0, 2)}
     back = from_safetensors(to_safetensors(tensors), "f")
     assert all(torch.equal(back[name], value) and back[name].dtype == value.dtype for name, value in tensors.items())
     assert from_safetensors(to_safetensors({}), "f") == {}
 
 
-def test_a_pickle_is_not_run(tmp_path: Path) -> None:
+def test_a_pickle_is_not_run(tmp_path):
     class Payload:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
+        def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"a": Payload()}, tmp_path / "f.pt")
@@ -104,7 +101,7 @@ def test_a_pickle_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def _with_header(header: object, rest: bytes = b"") -> bytes:
+def _with_header(header, rest=b""):
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + rest
 
@@ -126,7 +123,7 @@ def _with_header(header: object, rest: bytes = b"") -> bytes:
         (to_safetensors({"a": torch.tensor([1.0, float("nan")])}), "not finite"),
     ],
 )
-def test_what_no_file_of_ours_looks_like_is_refused(data: bytes, words: str) -> None:
+def test_what_no_file_of_ours_looks_like_is_refused(data, words):
     with pytest.raises(FileError, match=words):
         from_safetensors(data, "f")
 
@@ -135,7 +132,7 @@ def test_what_no_file_of_ours_looks_like_is_refused(data: bytes, words: str) -> 
 @given(
     st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=8), st.integers(0, 40)
 )
-def test_damaged_files_give_tensors_or_a_file_error(changes: list[tuple[int, int]], cut: int) -> None:
+def test_damaged_files_give_tensors_or_a_file_error(changes, cut):
     data = bytearray(GOOD)
     for place, value in changes:
         data[place] = value

@@ -1,25 +1,21 @@
 """The outer loop."""
 
 import math
-from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
 import headstart
 from headstart.data.curves.sinusoid import sinusoid
 from headstart.errors import ConfigError, DataError, DivergenceError, UnknownNameError, UsageError
-from headstart.training.loop import StepRecord, fit, seeded, start, tensors_of
-from headstart.types import Episodes, Info, Learner, Meta, Tasks
+from headstart.training.loop import fit, seeded, start, tensors_of
+from headstart.types import Meta
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 
 
-def test_a_step_is_the_optimisers_on_the_meta_gradient(
-    mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks]
-) -> None:
+def test_a_step_is_the_optimisers_on_the_meta_gradient(mean_learner, line_tasks):
     # one inner step from w predicts (w + t) / 2, so the loss is mean (w - t)² / 4 and its gradient mean (w - t) / 2
     records = list(fit(mean_learner(), line_tasks(), steps=2, tasks_per_step=2, optimizer=SGD))
     w1 = 0.0 - 0.1 * (0 - 0.5) / 2
@@ -30,7 +26,7 @@ def test_a_step_is_the_optimisers_on_the_meta_gradient(
     assert records[1].state.meta.params["w"].item() == pytest.approx(w2)
 
 
-def test_a_run_in_two_parts_is_bit_equal_to_one_in_one() -> None:
+def test_a_run_in_two_parts_is_bit_equal_to_one_in_one():
     learner = headstart.maml(headstart.mlp(1, 1), loss="mse", steps=1, taskmap="vmap")
     tasks = sinusoid(shots=5, seed=3)
     options = {"tasks_per_step": 4, "schedule": "cosine", "seed": 3}
@@ -43,12 +39,10 @@ def test_a_run_in_two_parts_is_bit_equal_to_one_in_one() -> None:
     assert all(map(torch.equal, tensors_of(whole.state.meta), tensors_of(rest.state.meta)))
 
 
-def test_a_learner_reads_the_training_tasks_before_its_first_step(
-    mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks]
-) -> None:
-    asked: list[object] = []
+def test_a_learner_reads_the_training_tasks_before_its_first_step(mean_learner, line_tasks):
+    asked = []
 
-    def prepare(meta: Meta, tasks: Tasks, seed: int, folder: object = None) -> Meta:
+    def prepare(meta, tasks, seed, folder=None):
         asked.append((tasks.name, seed, folder))
         return Meta({"w": torch.full_like(meta.params["w"], 2.5)}, meta.structure)
 
@@ -66,15 +60,13 @@ def test_a_learner_reads_the_training_tasks_before_its_first_step(
 @pytest.mark.parametrize(
     ("schedule", "rates"), [("constant", [0.1] * 4), ("linear", [0.1, 0.075, 0.05, 0.025]), ("cosine", None)]
 )
-def test_the_schedule_goes_from_the_rate_towards_zero(
-    mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks], schedule: str, rates: list[float] | None
-) -> None:
-    records = fit(mean_learner(), line_tasks(), steps=4, optimizer=SGD, schedule=schedule)  # type: ignore[arg-type]
+def test_the_schedule_goes_from_the_rate_towards_zero(mean_learner, line_tasks, schedule, rates):
+    records = fit(mean_learner(), line_tasks(), steps=4, optimizer=SGD, schedule=schedule)
     expected = rates or [0.05 * (1 + math.cos(math.pi * done / 4)) for done in range(4)]
     assert [r.rate for r in records] == pytest.approx(expected)
 
 
-def _run_until(error: type[Exception], learner: Learner, tasks: Tasks) -> tuple[Exception, list[StepRecord], Tensor]:
+def _run_until(error, learner, tasks):
     state, records = start(learner, optimizer=SGD), []
     with pytest.raises(error) as caught:
         for record in fit(learner, tasks, steps=9, tasks_per_step=4, state=state):
@@ -84,10 +76,8 @@ def _run_until(error: type[Exception], learner: Learner, tasks: Tasks) -> tuple[
     return caught.value, records, before
 
 
-def test_divergence_names_step_and_tasks_and_leaves_the_weights(
-    mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks]
-) -> None:
-    def spoil(numbers: Sequence[int], y: Tensor) -> None:
+def test_divergence_names_step_and_tasks_and_leaves_the_weights(mean_learner, line_tasks):
+    def spoil(numbers, y):
         if 9 in numbers:
             y[numbers.index(9)] = 1e30  # its square is infinite in float32
 
@@ -96,14 +86,11 @@ def test_divergence_names_step_and_tasks_and_leaves_the_weights(
     assert "the loss of task 9 " in str(error) and "in step 3" in str(error)
 
 
-def test_a_meta_gradient_that_is_not_finite_is_divergence(
-    mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks]
-) -> None:
+def test_a_meta_gradient_that_is_not_finite_is_divergence(mean_learner, line_tasks):
     whole = mean_learner()
-    assert whole.gradient is not None
     inner = whole.gradient
 
-    def broken(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
+    def broken(learner, meta, episodes):
         gradient, info = inner(learner, meta, episodes)
         return (gradient if float(meta.params["w"]) < 0.1 else Meta({"w": torch.tensor([math.inf])}, {})), info
 
@@ -112,10 +99,8 @@ def test_a_meta_gradient_that_is_not_finite_is_divergence(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_data_that_are_not_finite_name_split_and_task(
-    mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks], value: float
-) -> None:
-    def spoil(numbers: Sequence[int], y: Tensor) -> None:
+def test_data_that_are_not_finite_name_split_and_task(mean_learner, line_tasks, value):
+    def spoil(numbers, y):
         for row, number in enumerate(numbers):
             if number in (5, 7):
                 y[row, 1] = value
@@ -125,15 +110,15 @@ def test_data_that_are_not_finite_name_split_and_task(
     assert "split 'train', tasks 5, 7," in str(error)
 
 
-def test_tasks_have_seeds_of_their_own() -> None:
+def test_tasks_have_seeds_of_their_own():
     episodes = sinusoid(shots=2).sample("train", [0, 1, 2])
     first, again, other = seeded(episodes, 0, [0, 1, 2]), seeded(episodes, 0, [0, 1, 2]), seeded(episodes, 1, [0, 1, 2])
     assert first.support.seed is not None and other.support.seed is not None
-    assert torch.equal(first.support.seed, again.query.seed)  # type: ignore[arg-type]
+    assert torch.equal(first.support.seed, again.query.seed)
     assert len(set(first.support.seed.tolist() + other.support.seed.tolist())) == 6
 
 
-def test_dropout_is_on_in_training_and_off_in_evaluation() -> None:
+def test_dropout_is_on_in_training_and_off_in_evaluation():
     from headstart.training.evaluate import evaluate
 
     body = torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Dropout(0.5), torch.nn.Linear(20, 1))
@@ -148,11 +133,11 @@ def test_dropout_is_on_in_training_and_off_in_evaluation() -> None:
     assert scores[0] == pytest.approx(scores[1])
 
 
-def test_wrong_calls_are_refused(mean_learner: Callable[..., Learner], line_tasks: Callable[..., Tasks]) -> None:
+def test_wrong_calls_are_refused(mean_learner, line_tasks):
     with pytest.raises(UsageError, match="nothing to fit"):
         next(fit(mean_learner()._replace(gradient=None), line_tasks(), steps=1))
     with pytest.raises(UnknownNameError, match="unknown schedule"):
-        next(fit(mean_learner(), line_tasks(), steps=1, schedule="cosin"))  # type: ignore[arg-type]
+        next(fit(mean_learner(), line_tasks(), steps=1, schedule="cosin"))
     with pytest.raises(ConfigError, match="tasks_per_step"):
         next(fit(mean_learner(), line_tasks(), steps=1, tasks_per_step=0))
 

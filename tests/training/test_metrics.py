@@ -1,14 +1,12 @@
 """The file of a run's numbers."""
 
-from pathlib import Path
-
 import pytest
 
 from headstart.errors import FileError
 from headstart.training.metrics import MetricsFile, read_lines, validations, write_csv
 
 
-def _write(run: Path, after: int, steps: range) -> None:
+def _write(run, after, steps):
     metrics = MetricsFile(run, after)
     for step in steps:
         metrics.add({"step": step, "loss": 1 / (step + 3)})
@@ -16,7 +14,7 @@ def _write(run: Path, after: int, steps: range) -> None:
     metrics.close()
 
 
-def test_going_on_gives_the_file_of_one_run(tmp_path: Path) -> None:
+def test_going_on_gives_the_file_of_one_run(tmp_path):
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     _write(tmp_path / "whole", -1, range(9))
@@ -28,7 +26,7 @@ def test_going_on_gives_the_file_of_one_run(tmp_path: Path) -> None:
     assert texts[0] == texts[1]
 
 
-def test_rows_hold_the_mean_loss_since_the_row_before(tmp_path: Path) -> None:
+def test_rows_hold_the_mean_loss_since_the_row_before(tmp_path):
     lines = [
         {"step": 0, "validation": {"mse": 4.0, "ci95": 1.0}},
         {"step": 1, "loss": 2.0},
@@ -41,7 +39,7 @@ def test_rows_hold_the_mean_loss_since_the_row_before(tmp_path: Path) -> None:
     assert (tmp_path / "r.csv").read_text() == "step,train_loss,mse,ci95\n0,,4.0,1.0\n2,3.0,3.0,1.0\n"
 
 
-def test_a_link_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_is_not_followed(tmp_path):
     (tmp_path / "other").write_text("precious")
     (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "other")
     with pytest.raises(FileError, match="is a link"):

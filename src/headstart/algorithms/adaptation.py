@@ -3,26 +3,64 @@
 θᵢ = the start, then T times θᵢ ← θᵢ − rule(∇ loss on the support set Sᵢ), for B tasks at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_map
 
-from headstart.algorithms.variants import InnerLoss, Start
 from headstart.core import losses
 from headstart.core.adjoints import Adjoint, FirstOrder
-from headstart.core.masks import present
+from headstart.core.inner import Given, Inner, expanded, gradients, solve
+from headstart.core.losses import present
 from headstart.core.rules import Rule
 from headstart.core.rules.rule import merged_structure
-from headstart.core.solve import expanded, solve
-from headstart.core.step import Given, Inner, gradients
 from headstart.errors import UsageError
 from headstart.forward.functional import Functional, functional
 from headstart.forward.trunk import split
 from headstart.types import Adapted, Batch, Info, Meta, Params, Tree
+
+
+def _nothing(m: Params) -> Params:
+    return {}
+
+
+Gradient: TypeAlias = Callable[[Params], Params]
+"""``params (B, *shape) -> every task's gradient of its support loss`` with respect to those that move."""
+
+
+def uniform(shape: Sequence[int], bound: float, like: Tensor, generator: Generator | None) -> Tensor:
+    """Return numbers from −``bound`` to ``bound``, of the type of ``like`` and where it is.
+
+    They are drawn on the CPU, so that a seed means the same numbers on every device.
+    """
+    draw = torch.rand(tuple(shape), generator=generator, dtype=torch.float64)
+    return ((2 * draw - 1) * bound).to(like)
+
+
+class Start(NamedTuple):
+    """Changes the parameters of a task before the first inner step."""
+
+    values: Callable[[Params, Params, Params, Batch, Gradient], Params]
+    """``(M, params, shared, support, gradient) -> params``: those that move and the context, each ``(B, *shape)``, by
+    name; ``shared`` are the other parameters of the model, which have no task axis. Names of these that are returned
+    become each task's own."""
+    structure: Callable[[Params, Generator | None], Params]
+    """``(params, generator) -> the part of M that it learns``, from parameters without a task axis."""
+    shown: Callable[[Params], Params] = _nothing
+    """``M -> its part of M in the units in which it acts``, for reports."""
+
+
+class InnerLoss(NamedTuple):
+    """What adaptation lowers on the support set, where that is not the learner's own loss."""
+
+    loss: Callable[[Params, Tensor, Batch, int], Tensor]
+    """``(M, outputs, support, step) -> (B,)``."""
+    structure: Callable[[Params, Generator | None], Params]
+    """``(params, generator) -> the part of M that it learns``."""
+
 
 #: The dropout pass of the query set; inner step t is pass t.
 QUERY_DRAW = 2**31
@@ -61,7 +99,7 @@ class Adaptation:
         # where nobody asks for a derivative, nothing is kept for one
         with torch.set_grad_enabled(wanted):
             inner, given, fixed = self._begin(meta, support)
-            end, info = solve(self.support_loss, inner, given, self.rule, self.adjoint, count, direct=True)
+            end, info = solve(self.support_loss, inner, given, self.rule, self.adjoint, count)
         return Adapted(meta, {**fixed, **end.params}, end.buffers, support.seed, count), info
 
     def path(self, meta: Meta, support: Batch, /, detached: bool = False) -> tuple[list[Adapted], Info]:
@@ -73,7 +111,7 @@ class Adaptation:
             seen = [solve(self.support_loss, inner, given, self.rule, self.adjoint, 0)[1].support_loss]
             for step in range(self.steps):
                 inner = tree_map(Tensor.detach, inner) if detached else inner
-                inner, info = solve(self.support_loss, inner, given, self.rule, self.adjoint, 1, step, direct=True)
+                inner, info = solve(self.support_loss, inner, given, self.rule, self.adjoint, 1, step)
                 reached.append(Adapted(meta, {**fixed, **inner.params}, inner.buffers, support.seed, step + 1))
                 seen.append(info.support_loss)
         return reached, Info(torch.cat(seen))

@@ -7,8 +7,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from headstart.algorithms.adaptation import uniform
 from headstart.algorithms.film import reachable
-from headstart.core.patterns import Leaf, What, choose, matches
+from headstart.core.parameters import Leaf, What, choose, matches
 from headstart.errors import UsageError
 from headstart.forward.surgery import replaced
 
@@ -76,8 +77,7 @@ class LowRank(nn.Module):
         rank = min(rank, outputs, inputs)
         self.layer = layer
         self.strength = strength
-        draw = torch.rand((rank, *weight.shape[1:]), generator=generator, dtype=torch.float64)
-        self.down = nn.Parameter(((2 * draw - 1) / sqrt(inputs)).to(weight))
+        self.down = nn.Parameter(uniform((rank, *weight.shape[1:]), 1 / sqrt(inputs), weight, generator))
         self.up = nn.Parameter(weight.new_zeros(outputs, rank))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from headstart.core.objective import at
-from headstart.core.patterns import matches
+from headstart.core.parameters import matches
 from headstart.errors import ShapeError, UsageError, unknown_name
 from headstart.forward.functional import functional
 from headstart.forward.mixture import GATES, Mixture, mixtures

@@ -1,21 +1,24 @@
 """L2F: forget some of the initial weights before adapting, as much as the support set's gradient says."""
 
 from math import log, sqrt
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt, Lt
 from torch import Generator, Tensor, nn
 
+from headstart.algorithms.adaptation import Gradient, Start, uniform
 from headstart.algorithms.maml import maml
-from headstart.algorithms.variants import Gradient, Start
 from headstart.core import tree
 from headstart.errors import UsageError
+from headstart.schema import extends
 from headstart.types import Batch, Learner, Params
 
 _LAYERS = ("first", "middle", "last")
 
 
-def l2f(module: nn.Module, *, keep: float = 0.5, **options: Any) -> Learner:
+@extends(maml, without=("start",))
+def l2f(module: nn.Module, *, keep: Annotated[float, Gt(0), Lt(1)] = 0.5, **options: Any) -> Learner:
     """L2F, learning to forget: `maml` from weights attenuated task by task, θᵢ⁰ = γ_w θ_w for every tensor w.
 
     γ = g(mean of ∂loss(θ, Sᵢ)/∂θ_w, for every w), with g three linear layers as wide as there are tensors, ReLU
@@ -27,7 +30,7 @@ def l2f(module: nn.Module, *, keep: float = 0.5, **options: Any) -> Learner:
 
     Args:
         module: the model.
-        keep: about where every γ starts, in (0, 1); 0.5 is what a sigmoid gives without more ado.
+        keep: about where every attenuation γ starts, between 0 and 1; 0.5 is what a sigmoid gives without more ado.
         options: those of `maml`.
 
     Raises:
@@ -53,9 +56,7 @@ def attenuated(keep: float = 0.5, *, name: str = "attenuator") -> Start:
         parts: Params = {}
         for layer in _LAYERS:
             for part, shape in (("weight", (width, width)), ("bias", (width,))):
-                # drawn on the CPU, so that a seed means the same numbers on every device
-                draw = torch.rand(shape, generator=generator, dtype=torch.float64)
-                parts[f"{name}.{layer}.{part}"] = ((2 * draw - 1) / sqrt(width)).to(like)
+                parts[f"{name}.{layer}.{part}"] = uniform(shape, 1 / sqrt(width), like, generator)
         parts[f"{name}.last.bias"] += log(keep / (1 - keep))
         return parts
 

@@ -3,29 +3,30 @@
 from math import sqrt
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from headstart.algorithms.adaptation import uniform
 from headstart.algorithms.film import film, layers_to_modulate, reachable
-from headstart.algorithms.maml import maml
-from headstart.core.patterns import Leaf, What, choose
-from headstart.core.roles import Context
+from headstart.algorithms.maml import Rate, maml
+from headstart.core.parameters import Context, Leaf, What, choose
 from headstart.core.rules import chain, only, scale
 from headstart.errors import UsageError, unknown_name
 from headstart.forward.surgery import followed
+from headstart.schema import Size, extends
 from headstart.types import Learner, Meta
 
 Where = Literal["input", "film"]
 
 
+@extends(maml, without=("rule",))
 def cavia(
     module: nn.Module,
     *,
-    size: int = 5,
+    size: Size = 5,
     where: Where | None = None,
     what: What | None = None,
-    rate: float = 1.0,
+    rate: Rate = 1.0,
     **options: Any,
 ) -> Learner:
     """CAVIA: adaptation moves context parameters φ alone; θ is learned by the outer loop and shared by all tasks.
@@ -43,8 +44,9 @@ def cavia(
     Args:
         module: the model.
         size: how many context parameters there are. The paper takes 4 or 5 for sine curves and 100 for images.
-        where: ``"input"`` or ``"film"``; by default ``"film"`` where the module has convolutions, else ``"input"``.
-        what: the layers that read φ: names, a type or a predicate. By default the first linear layer, or for FiLM
+        where: how the network reads them: ``"input"`` or ``"film"``; by default ``"film"`` where the module has
+            convolutions, else ``"input"``.
+        what: the layers that read φ: names, a type or a predicate; by default the first linear layer, or for FiLM
             every hidden one (behind its normalisation, where it has one).
         rate: the inner step size; the paper's is 1.
         options: those of `maml`.
@@ -70,7 +72,7 @@ def cavia(
         meta = learner.init(generator)
         # a map behind a layer in M is in M itself; no inner step moves it, here or there
         like = {**meta.params, **meta.structure}
-        drawn = {name: _uniform(like[name], bound, generator) for name, bound in maps.items()}
+        drawn = {name: uniform(like[name].shape, bound, like[name], generator) for name, bound in maps.items()}
         return Meta(*({name: drawn.get(name, value) for name, value in part.items()} for part in meta))
 
     return learner._replace(init=init)
@@ -168,9 +170,3 @@ def _linear_layers(module: nn.Module, what: What | None) -> dict[str, nn.Linear]
         return {first: linear[first]}
     leaves = {path: Leaf(path, tuple(layer.weight.shape), type(layer)) for path, layer in linear.items()}
     return {path: linear[path] for path in choose(leaves, what)}
-
-
-def _uniform(like: Tensor, bound: float, generator: Generator | None) -> Tensor:
-    # drawn on the CPU, so that a seed means the same numbers on every device
-    draw = torch.rand(like.shape, generator=generator, dtype=torch.float64)
-    return (bound * (2 * draw - 1)).to(like)

@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from headstart.core.patterns import Leaf, What, choose
+from headstart.core.parameters import Leaf, What, choose
 from headstart.errors import UsageError
 from headstart.forward.surgery import replaced
 

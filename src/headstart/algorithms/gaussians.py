@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from headstart.core.losses import masked_mean
-from headstart.types import Gaussian
+from headstart.core.losses import masked_mean, present
+from headstart.types import Episodes, Gaussian, Info, Learner, Meta
 
 LOG_TWO_PI = math.log(2 * math.pi)
 #: What is added to the diagonal of a covariance at first, relative to its mean; each further try multiplies it by 100.
@@ -121,6 +121,16 @@ def marginal_loss(gaussian: Gaussian, y: Tensor, mask: Tensor | None = None) -> 
     square = (y - gaussian.mean).square() / gaussian.variance
     losses = 0.5 * (square + gaussian.variance.log() + LOG_TWO_PI)
     return masked_mean(losses.flatten(2).mean(2), mask)
+
+
+def predictive(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
+    """The `Objective` −log p(y | support set), averaged over the query set's target values one by one."""
+    adapted, info = learner.adapt(meta, episodes.support)
+    query = present(episodes.query)
+    assert learner.distribution is not None
+    predicted = learner.distribution(adapted, query.x)
+    errors = learner.loss(predicted.mean.detach(), query)
+    return marginal_loss(predicted, query.y, query.mask), info._replace(query_loss=errors)
 
 
 def count(values: Tensor, mask: Tensor | None) -> Tensor:

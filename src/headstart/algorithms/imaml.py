@@ -4,20 +4,23 @@ from typing import Any
 
 from torch import nn
 
-from headstart.algorithms.maml import maml
-from headstart.core.adjoints.implicit import ConjugateGradient, Implicit, Solver
+from headstart.algorithms.maml import Rate, Steps, maml
+from headstart.core.adjoints.implicit import Implicit
+from headstart.core.linear import ConjugateGradient, Solver
 from headstart.core.rules import chain, proximal, scale
+from headstart.schema import Count, NotNegative, Positive, extends
 from headstart.types import Learner
 
 
+@extends(maml, without=("rule", "adjoint"))
 def imaml(
     module: nn.Module,
     *,
-    strength: float = 2.0,
-    rate: float = 0.1,
-    steps: int = 16,
-    iterations: int = 5,
-    damping: float = 1.0,
+    strength: Positive = 2.0,
+    rate: Rate = 0.1,
+    steps: Steps = 16,
+    iterations: Count = 5,
+    damping: NotNegative = 1.0,
     solver: Solver | None = None,
     learn: bool = False,
     **options: Any,
@@ -38,15 +41,16 @@ def imaml(
         module: the model.
         strength: λ, how hard tasks are pulled back to θ.
         rate: the inner step size.
-        steps: T, enough to come near the minimum. The defaults are those that the authors' code names for Omniglot.
-        iterations: of conjugate gradients on the linear system.
-        damping: added to λ in it, at least 0; 0 is the paper's formula. (The authors' code solves with
-            ``2 I + ∇²loss / (λ + 10)``, which is damped harder.)
+        steps: T, the gradient steps of an adaptation, enough to come near the minimum; the defaults are those that the
+            authors' code names for Omniglot.
+        iterations: steps of conjugate gradients on the linear system of the backward pass.
+        damping: what is added to λ in the linear system; 0 is the paper's formula (the authors' code solves with
+            ``2 I + ∇²loss / (λ + 10)``, which is damped harder).
         solver: in place of conjugate gradients, of the system of a step, that is ``rate · (∇²loss + λ I)``: such as
             `Neumann`; ``iterations`` and ``damping`` then count for nothing.
         learn: whether the outer loop learns a λ for each parameter tensor, from ``strength`` on; M then holds their
             logarithms.
-        options: those of `maml`, but for ``rule`` and ``adjoint``.
+        options: those of `maml`.
 
     Reference: Rajeswaran, Finn, Kakade, Levine 2019, arXiv:1909.04630.
 

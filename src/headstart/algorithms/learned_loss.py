@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from headstart.algorithms.variants import InnerLoss
+from headstart.algorithms.adaptation import InnerLoss, uniform
 from headstart.core import losses, tree
 from headstart.core.values import in_range, one_hot
 from headstart.errors import ShapeError, UsageError
@@ -56,9 +56,9 @@ def learned_loss(
         last = len(widths) - 2
         found: Params = {}
         for index, (width_in, width_out) in enumerate(pairwise(widths)):
-            drawn = _glorot(width_out, width_in, generator)
-            zero = known is not None and index == last
-            found[f"{name}.{index}.weight"] = (torch.zeros_like(drawn) if zero else drawn).to(like)
+            # the numbers are drawn even where they count for nothing, so that what follows is the same
+            bound = 0 if known is not None and index == last else math.sqrt(6 / (width_out + width_in))
+            found[f"{name}.{index}.weight"] = uniform((width_out, width_in), bound, like, generator)
             if index < last:
                 found[f"{name}.{index}.bias"] = like.new_zeros(width_out)
         return found
@@ -69,12 +69,6 @@ def learned_loss(
         return learned if known is None else known(predicted, batch) + learned - math.log(2)
 
     return InnerLoss(loss, structure)
-
-
-def _glorot(rows: int, columns: int, generator: Generator | None) -> Tensor:
-    # drawn on the CPU, so that a seed means the same numbers on every device
-    draw = torch.rand(rows, columns, generator=generator, dtype=torch.float64)
-    return (2 * draw - 1) * math.sqrt(6 / (rows + columns))
 
 
 def _network(phi: Params, x: Tensor, layers: int) -> Tensor:

@@ -4,33 +4,37 @@ Lᵢ(θ) = loss on the query set Qᵢ of θᵢ, with θᵢ = the result of T ste
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
+from annotated_types import Ge, Gt, Le
 from torch import Generator, nn
 
-from headstart.algorithms.adaptation import Adaptation, halves_of, moving
+from headstart.algorithms.adaptation import Adaptation, InnerLoss, Start, halves_of, moving
 from headstart.algorithms.reading import read
-from headstart.algorithms.variants import InnerLoss, Start
-from headstart.core import losses
-from headstart.core.adjoints import Adjoint, FirstOrder, Unrolled
+from headstart.core import adjoints, losses
+from headstart.core.adjoints import Adjoint, AdjointName, FirstOrder
 from headstart.core.objective import backprop
-from headstart.core.patterns import What
-from headstart.core.rules import Rule, chain, exclude, only, per_weight, scale
+from headstart.core.parameters import What
+from headstart.core.rules import Rule, chain, curvature, exclude, generated_rates, only, per_weight, scale
 from headstart.errors import UsageError
 from headstart.forward.functional import Buffers, Precision, functional
-from headstart.forward.task_map import TaskMap
+from headstart.forward.task_map import TaskMap, TaskMapName
+from headstart.schema import NotNegative, Size, extends
 from headstart.types import Batch, Learner
+
+Steps: TypeAlias = Annotated[int, Ge(0), Le(1000)]
+Rate: TypeAlias = Annotated[float, Gt(0), Le(100)]
 
 
 def maml(
     module: nn.Module,
     *,
     loss: str | losses.TaskLoss = "cross_entropy",
-    steps: int = 5,
-    rate: float = 0.01,
+    steps: Steps = 5,
+    rate: Rate = 0.01,
     rule: Rule | None = None,
-    adjoint: Adjoint = Unrolled(),
-    taskmap: str | TaskMap = "auto",
+    adjoint: AdjointName | Adjoint = "unrolled",
+    taskmap: TaskMapName | TaskMap = "auto",
     buffers: Buffers = "batch",
     precision: Precision = "full",
     examples: Callable[[Batch, int], Batch] | None = None,
@@ -47,15 +51,17 @@ def maml(
     Args:
         module: the model; its trainable weights are where θ starts. It is read, never changed.
         loss: ``"cross_entropy"``, ``"mse"`` or ``(outputs, batch) -> (B,)``.
-        steps: T, at least 0.
-        rate: the inner step size α; not used where ``rule`` is given.
-        rule: the inner update, by default `scale` (rate).
-        adjoint: how to differentiate through the steps: `Unrolled`, `Checkpointed`, `MixedMode`, `Truncated`,
-            `FirstOrder` or `Implicit`.
-        taskmap: ``"auto"``, ``"vmap"`` or ``"loop"``.
-        buffers: what normalisation does with running statistics: ``"batch"``, ``"frozen"`` or ``"task"``. With
-            ``"batch"`` the query set is normalised by its own statistics (transductive, as in the paper).
-        precision: ``"full"``, or ``"bf16"``: products and convolutions in bfloat16, parameters as they are.
+        steps: T, the gradient steps of an adaptation.
+        rate: the inner step size α, by which a task's loss, a mean over its examples, moves the weights.
+        rule: the inner update, by default `scale` (rate), which it takes the place of.
+        adjoint: how to differentiate through the steps: ``"unrolled"``, ``"checkpointed"`` (less memory, more time) or
+            ``"first_order"`` (inner gradients as constants, not exact); or an `Adjoint` with settings of its own.
+        taskmap: how the tasks of a step go through the model: at once (``"vmap"``), one by one (``"loop"``), or as is
+            measured to be faster (``"auto"``: two runs may then differ in rounding).
+        buffers: what normalisation goes by: the batch at hand (``"batch"``: the query set by its own statistics, as in
+            the paper), the model's statistics (``"frozen"``), or those of each task's support set (``"task"``).
+        precision: how numbers are rounded: ``"full"``, or ``"bf16"``: products and convolutions in bfloat16,
+            parameters as they are.
         examples: ``(support, step) -> the batch that this inner step uses``; by default all of the support set.
         start: where each task starts from, by default θ.
         inner_loss: what adaptation lowers, by default ``loss``.
@@ -71,12 +77,12 @@ def maml(
     torch.Size([3, 7, 1])
     """
     model = functional(module, buffers=buffers, taskmap=taskmap, precision=precision)
-    inner_rule = scale(rate) if rule is None else rule
+    inner_rule, through = scale(rate) if rule is None else rule, adjoints.resolve(adjoint)
     task_loss = losses.without_padding(losses.resolve(loss), model.batch_statistics)
     names, halves = moving(inner_rule, model), None
     if examples is None and start is None and isinstance(buffers, str):  # these may look into the whole of it
         halves = halves_of(module, model, names, buffers=buffers, taskmap=taskmap, precision=precision)
-    inner = Adaptation(model, names, inner_rule, task_loss, adjoint, steps, examples, start, inner_loss, halves)
+    inner = Adaptation(model, names, inner_rule, task_loss, through, steps, examples, start, inner_loss, halves)
     inner.init(Generator().manual_seed(0))  # refuses now parts of M that clash
     return Learner(
         inner.init,
@@ -85,13 +91,14 @@ def maml(
         task_loss,
         backprop,
         steps,
-        adjoint.exact and inner_rule.exact,
+        through.exact and inner_rule.exact,
         inner.path,
         penalty=lambda meta: inner_rule.penalty(meta.structure),
         shown=inner.shown,
     )
 
 
+@extends(maml, without=("adjoint",))
 def fomaml(module: nn.Module, **options: Any) -> Learner:
     """First-order MAML: `maml` with the inner gradients taken as constants (`FirstOrder`).
 
@@ -100,27 +107,44 @@ def fomaml(module: nn.Module, **options: Any) -> Learner:
     return maml(module, adjoint=FirstOrder(), **options)
 
 
-def anil(module: nn.Module, *, head: What | None = None, rate: float = 0.01, **options: Any) -> Learner:
-    """Almost no inner loop: `maml` whose inner loop moves the ``head`` only (by default the last layer).
+@extends(maml, without=("rule",))
+def anil(module: nn.Module, *, head: What | None = None, rate: Rate = 0.01, **options: Any) -> Learner:
+    """Almost no inner loop: `maml` whose inner loop moves the ``head`` only.
+
+    Args:
+        module: the model.
+        head: which parameters are the head, by name (such as ``"block4*"``) or type; by default the last layer.
+        rate: the inner step size α.
+        options: those of `maml`.
 
     Reference: Raghu, Raghu, Bengio, Vinyals 2019, arXiv:1909.09157.
     """
     return maml(module, rule=chain(only(head or head_of(module)), scale(rate)), **options)
 
 
-def boil(module: nn.Module, *, head: What | None = None, rate: float = 0.01, **options: Any) -> Learner:
+@extends(maml, without=("rule",))
+def boil(module: nn.Module, *, head: What | None = None, rate: Rate = 0.01, **options: Any) -> Learner:
     """Body only inner loop: `maml` whose inner loop moves everything but the ``head``.
+
+    Args:
+        module: the model.
+        head: which parameters are the head, by name (such as ``"block4*"``) or type; by default the last layer.
+        rate: the inner step size α.
+        options: those of `maml`.
 
     Reference: Oh, Yoo, Kim, Yun 2020, arXiv:2008.08882.
     """
     return maml(module, rule=chain(exclude(head or head_of(module)), scale(rate)), **options)
 
 
-def meta_sgd(module: nn.Module, *, rate: float | tuple[float, float] = (0.005, 0.1), **options: Any) -> Learner:
+@extends(maml, without=("rule",))
+def meta_sgd(module: nn.Module, *, rate: Rate | tuple[Rate, Rate] = (0.005, 0.1), **options: Any) -> Learner:
     """Meta-SGD: `maml` with a learned step size for every weight, θᵢ = θ − α ∘ ∇loss(θ, Sᵢ); M = α.
 
     Args:
+        module: the model.
         rate: where each α starts: a number, or a range to draw it from uniformly (the paper's, by default).
+        options: those of `maml`.
 
     Reference: Li, Zhou, Chen, Li 2017, arXiv:1707.09835 (one inner step there; ``steps`` says how many here).
     """
@@ -136,3 +160,47 @@ def head_of(module: nn.Module) -> str:
             f"weights; name the parameters with head="
         )
     return head
+
+
+@extends(maml, without=("rule",))
+def alfa(
+    module: nn.Module,
+    *,
+    rate: Rate = 0.01,
+    decay: NotNegative = 0.0,
+    hidden: Size | None = None,
+    steps: Steps = 5,
+    **options: Any,
+) -> Learner:
+    """ALFA: `maml` whose inner steps go by generated learning rates and weight decays, ``θᵢ ← β θᵢ − α ∇loss``.
+
+    α and β, one of each for every parameter tensor, come of the task's own mean gradients and weights at every step
+    through a network in M, times learned base values of each tensor and step; see `generated_rates`, which also says
+    how it starts.
+
+    Args:
+        module: the model.
+        rate: where the base learning rates start.
+        decay: where the base weight decays start, the part of a weight that a step takes away.
+        hidden: the size of the network's hidden layer, by default two for each parameter tensor.
+        steps: T, the gradient steps of an adaptation.
+        options: those of `maml`.
+
+    Reference: Baik, Choi, Choi, Kim, Lee 2020, arXiv:2011.00209.
+    """
+    rule = generated_rates(rate, steps=max(steps, 1), decay=decay, hidden=hidden)
+    return maml(module, rule=rule, steps=steps, **options)
+
+
+@extends(maml, without=("rule",))
+def meta_curvature(module: nn.Module, *, rate: Rate = 0.01, **options: Any) -> Learner:
+    """Meta-Curvature: `maml` whose gradients go through learned matrices, θᵢ ← θᵢ − α MC(∇loss); M = the matrices.
+
+    Args:
+        module: the model.
+        rate: the inner step size α, the same for all weights.
+        options: those of `maml`.
+
+    Reference: Park, Oliva 2019, arXiv:1902.03356 (MC1: an output, an input and a filter factor for every weight).
+    """
+    return maml(module, rule=chain(curvature(), scale(rate)), **options)

@@ -5,22 +5,24 @@ from typing import Any
 
 from torch import Generator, nn
 
+from headstart.algorithms.adaptation import Gradient, Start
 from headstart.algorithms.maml import head_of, maml
 from headstart.algorithms.prototypes import class_means
 from headstart.algorithms.reading import why_not_own
-from headstart.algorithms.variants import Gradient, Start
 from headstart.errors import UsageError, unknown_name
 from headstart.forward.functional import Buffers, functional
 from headstart.forward.surgery import replaced
-from headstart.forward.task_map import TaskMap
+from headstart.forward.task_map import TaskMap, TaskMapName
+from headstart.schema import extends
 from headstart.types import Batch, Learner, Params
 
 
+@extends(maml, without=("start",))
 def proto_maml(
     module: nn.Module,
     *,
     head: str | None = None,
-    taskmap: str | TaskMap = "auto",
+    taskmap: TaskMapName | TaskMap = "auto",
     buffers: Buffers = "batch",
     **options: Any,
 ) -> Learner:
@@ -33,8 +35,8 @@ def proto_maml(
 
     Args:
         module: the model; its last layer must be an ``nn.Linear``, whose own weights are not used.
-        head: the name of that layer, by default as `anil` finds it.
-        taskmap, buffers, options: those of `maml`.
+        head: the name of the last layer; by default ``head``, or the last one with weights of its own.
+        options: those of `maml`.
 
     Reference: Triantafillou et al. 2019, arXiv:1903.03096, section 3 (first order there; pass
     ``adjoint=FirstOrder()`` for that).
@@ -48,7 +50,7 @@ def prototype_start(
     *,
     head: str | None = None,
     blend: bool = False,
-    taskmap: str | TaskMap = "auto",
+    taskmap: TaskMapName | TaskMap = "auto",
     buffers: Buffers = "batch",
     name: str = "prototypes",
 ) -> Start:

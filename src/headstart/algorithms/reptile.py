@@ -7,21 +7,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from headstart.algorithms.maml import maml
+from headstart.algorithms.maml import Rate, Steps, maml
 from headstart.core.adjoints import FirstOrder
 from headstart.core.rules import Rule, adam, chain, scale
 from headstart.errors import UsageError
+from headstart.schema import Count, Positive, extends
 from headstart.types import Batch, Episodes, Info, Learner, Meta, MetaGradient, Params, Tree
 
 
+@extends(maml, without=("adjoint", "examples"))
 def reptile(
     module: nn.Module,
     *,
-    steps: int = 5,
-    rate: float = 0.001,
+    steps: Steps = 5,
+    rate: Rate = 0.001,
     rule: Rule | None = None,
-    inner_batch: int | None = None,
-    serial: float | None = None,
+    inner_batch: Count | None = None,
+    serial: Positive | None = None,
     **options: Any,
 ) -> Learner:
     """Move θ towards the weights that each task adapts to: θ ← θ + ε · meanᵢ (θᵢ − θ).
@@ -31,15 +33,15 @@ def reptile(
 
     Args:
         module: the model; its trainable weights are where θ starts.
-        steps: inner steps, each on one minibatch.
-        rate: the inner step size; not used where ``rule`` is given.
+        steps: the inner steps of an adaptation, each on one minibatch.
+        rate: the inner step size, of Adam unless ``rule`` is given.
         rule: the inner update; by default Adam without momentum (β₁ = 0), as in the paper. Its moments start anew at
             every task, where the authors' code carries them from task to task.
-        inner_batch: examples of a minibatch; by default all of them.
-        serial: ``None`` adapts the B tasks from the same θ and averages (the paper's Algorithm 2). A number ε takes
-            them one after another, each from the θ that the one before it left (Algorithm 1); follow it by
+        inner_batch: examples of a minibatch of an inner step; by default all of the task's.
+        serial: by default the B tasks adapt from the same θ and are averaged (the paper's Algorithm 2); a number ε
+            takes them one after another, each from the θ that the one before it left (Algorithm 1), to be followed by
             plain SGD with learning rate ε, which then ends at exactly that θ.
-        options: as for `maml`: ``loss``, ``taskmap``, ``buffers``.
+        options: those of `maml`.
 
     Reference: Nichol, Achiam, Schulman 2018, arXiv:1803.02999.
     """

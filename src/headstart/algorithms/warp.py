@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from headstart.algorithms.maml import maml
+from headstart.algorithms.maml import Rate, maml
 from headstart.algorithms.reading import read
 from headstart.core.objective import after_adapting, backprop, query_losses
-from headstart.core.patterns import Leaf, What, choose, matches
-from headstart.core.roles import Structural, role_of
+from headstart.core.parameters import Leaf, Structural, What, choose, matches, role_of
 from headstart.core.rules import chain, scale, unit_mask
 from headstart.errors import UnknownNameError, UsageError, unknown_name
 from headstart.forward.surgery import followed, replaced
+from headstart.schema import Positive, extends
 from headstart.types import Episodes, Info, Learner, Meta
 
 Warpable: TypeAlias = nn.Linear | _ConvNd
@@ -35,7 +35,8 @@ class Warp(Structural):
         return x + self.layer(x)
 
 
-def t_net(module: nn.Module, *, rate: float = 0.01, **options: Any) -> Learner:
+@extends(maml)
+def t_net(module: nn.Module, *, rate: Rate = 0.01, **options: Any) -> Learner:
     """T-net: `maml` with a learned linear map T behind every layer, f(x) = T^L W^L σ(… σ(T¹ W¹ x)); M = the T.
 
     The inner loop moves W and bias alone; T starts as the identity and only the outer loop learns it. The last layer
@@ -62,8 +63,9 @@ def t_net(module: nn.Module, *, rate: float = 0.01, **options: Any) -> Learner:
     return maml(_transformed(module), rate=rate, **options)
 
 
+@extends(maml, without=("rule",))
 def mt_net(
-    module: nn.Module, *, rate: float = 0.01, temperature: float = 1.0, hard: bool = False, **options: Any
+    module: nn.Module, *, rate: Rate = 0.01, temperature: Positive = 1.0, hard: bool = False, **options: Any
 ) -> Learner:
     """MT-net: `t_net` that also learns which units move, θᵢ ← θᵢ − α mask ∘ ∇loss; M = the T and the masks' logits.
 
@@ -75,10 +77,10 @@ def mt_net(
     Args:
         module: the model, with at least one linear or convolution layer.
         rate: the inner step size α.
-        temperature: of the Gumbel-softmax.
-        hard: gates of 0 and 1, as in the authors' code, with the derivatives of soft ones; the learner is then not
-            ``exact``.
-        options: those of `maml` but ``rule``.
+        temperature: how softly the Gumbel-softmax draws the gates: a low one near 0 and 1.
+        hard: whether gates are 0 and 1, as in the authors' code, with the derivatives of soft ones; the learner is
+            then not ``exact``.
+        options: those of `maml`.
 
     Raises:
         UsageError: the model has no layer to put T behind.
@@ -93,11 +95,12 @@ def mt_net(
     return maml(_transformed(module), rule=chain(gates, scale(rate)), **options)
 
 
+@extends(maml)
 def warp_grad(
     module: nn.Module,
     *,
     warps: What | None = None,
-    rate: float = 0.01,
+    rate: Rate = 0.01,
     objective: Literal["trajectory", "meta"] = "trajectory",
     **options: Any,
 ) -> Learner:
@@ -122,9 +125,11 @@ def warp_grad(
 
     Args:
         module: the model.
-        warps: the linear and convolution layers to put warp layers behind; by default all but those of the head.
+        warps: the linear and convolution layers to put warp layers behind, by name or type; by default all but those
+            of the head.
         rate: the inner step size α.
-        objective: what the warp layers descend.
+        objective: what the warp layers descend: the mean loss after single steps along the way (``"trajectory"``), or
+            the loss after all of them (``"meta"``).
         options: those of `maml`.
 
     Raises:

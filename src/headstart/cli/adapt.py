@@ -5,13 +5,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from headstart.cli.evaluate import Device, Json
-from headstart.cli.output import print_json
+from headstart.cli.output import Device, Json, print_json
 
 
 def adapt(
     run: Path,
-    support: Path,
+    source: Path,
     /,
     *,
     out: Path,
@@ -19,105 +18,78 @@ def adapt(
     strict: Annotated[bool, Parameter(negative="")] = False,
     as_json: Json = False,
 ) -> None:
-    """Learn a new task: new classes from a folder of class folders of images, or a table's new task from its rows.
+    """Learn new tasks from a few examples each: classes of images, tasks of a table, curves.
 
     Parameters
     ----------
     run
-        A run's folder, of tasks on images or of a table.
-    support
-        Images: a folder that holds one folder of images for each class; the folders' names are the labels. A table: a
-        CSV or Parquet file of one task's rows, with the run's features and target.
+        A run's folder.
+    source
+        Images: a folder that holds one folder of images for each class, whose names are the labels; or a folder of such
+        folders, one a task. A table: a CSV or Parquet file with the run's features and target; each value of the task
+        column is a task. Curves: a CSV or Parquet file of columns x and y, and maybe task.
     out
         The folder to write; new or empty.
     device
         Where to compute; auto takes cuda, then mps, then cpu.
     strict
-        Images: refuse a folder that holds an unreadable image, rather than skip that image.
+        Refuse an image that cannot be read, rather than skip it.
     as_json
         Print the result as JSON.
     """
-    from headstart.training.table_schema import is_table_run
-
-    if is_table_run(run):
-        _adapt_table(run, support, out, device, strict, as_json)
-        return
     from headstart.training.adapted import adapt
 
-    model = adapt(run, support, out, device, strict)
+    model = adapt(run, source, out, device, strict)
+    tasks = [{"name": task.name, "labels": list(task.labels), "counts": list(task.counts)} for task in model.tasks]
     if as_json:
-        print_json({"out": str(out), "classes": list(model.classes)})
-    else:
-        print(f"learned {len(model.classes)} classes ({', '.join(model.classes)}): {out}")
-
-
-def _adapt_table(run: Path, support: Path, out: Path, device: Device, strict: bool, as_json: bool) -> None:
-    from headstart.errors import UsageError
-    from headstart.training.adapted_table import adapt
-
-    if strict:
-        raise UsageError("--strict is for folders of images; a table is always refused where a value does not fit")
-    model = adapt(run, support, out, device)
-    if as_json:
-        described = {"out": str(out), "target": model.schema.target, "rows": sum(model.counts)}
-        print_json(described | ({"classes": list(model.schema.classes)} if model.schema.classes else {}))
-    else:
-        print(f"learned {model.schema.target!r} from {sum(model.counts)} rows: {out}")
+        print_json({"out": str(out), "kind": model.kind.name, "tasks": tasks})
+        return
+    labels = {task.labels for task in model.tasks}
+    of = (
+        "".join(f" of {len(names)} classes ({', '.join(names)})" for names in labels if names)
+        if len(labels) == 1
+        else ""
+    )
+    total = sum(sum(task.counts) for task in model.tasks)
+    print(f"learned {len(tasks)} task{'s' * (len(tasks) != 1)}{of} from {total} {model.kind.examples}: {out}")
 
 
 def predict(
     model: Path,
-    inputs: Annotated[list[Path], Parameter(negative="")],
+    inputs: Annotated[list[str], Parameter(negative="")],
     /,
     *,
+    task: str | None = None,
     out: Path | None = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Print each image's label and the probability that the model gives it, or a table's rows with predictions.
+    """Predict with what adapt has learned: each image's label and probabilities, or a table's rows with predictions.
 
     Parameters
     ----------
     model
         A folder that headstart adapt has written.
     inputs
-        Image files; or a CSV or Parquet file with the rows of a table.
+        Images, or CSV or Parquet files with rows; folders of them; or globs.
+    task
+        Which of the learned tasks to predict by. Default: the one that a row's task column names, or a folder around an
+        image.
     out
-        A table: the CSV file to write. Default: print it.
+        A .csv file to write, or a .jsonl file of one JSON object a line. Default: print CSV.
     device
         Where to compute; auto takes cuda, then mps, then cpu.
     as_json
-        Print the result as JSON: the probabilities of all labels, or one object a row.
+        Print the result as JSON.
     """
-    from headstart.errors import UsageError
-    from headstart.training.adapted_table import is_table_model
+    from headstart.training.adapted import open_adapted, predict, to_csv, writer_of
+    from headstart.training.files import write
 
-    if is_table_model(model):
-        _predict_table(model, inputs, out, device, as_json)
-        return
-    from headstart.training.adapted import open_adapted, predict
-
+    text_of = to_csv if out is None else writer_of(out)
+    found = predict(open_adapted(model, device), inputs, task)
     if out is not None:
-        raise UsageError(f"--out is for tables, but {model} has learned from images; leave it out, or take --json")
-    found = predict(open_adapted(model, device), inputs)
+        write(out, text_of(found).encode())
     if as_json:
-        print_json([prediction._asdict() for prediction in found])
+        print_json(found)
     else:
-        for prediction in found:
-            print(f"{prediction.image}\t{prediction.label}\t{prediction.probability:.3f}")
-
-
-def _predict_table(model: Path, inputs: list[Path], out: Path | None, device: Device, as_json: bool) -> None:
-    from headstart.errors import UsageError
-    from headstart.training.adapted_table import open_adapted, predict
-
-    if len(inputs) != 1:
-        raise UsageError(f"{model} has learned from a table and takes one file of rows; got {len(inputs)}")
-    found = predict(open_adapted(model, device), inputs[0], out)
-    if as_json:
-        columns = found.columns()
-        print_json([dict(zip(columns, row)) for row in zip(*columns.values())])
-    elif out is None:
-        print(found.to_csv(), end="")
-    else:
-        print(f"predicted {len(found.prediction)} rows: {out}")
+        print(text_of(found) if out is None else f"predicted {len(found)}: {out}\n", end="")

@@ -16,15 +16,17 @@ COMMANDS = {
     "train": ("headstart.cli.train:train", "Meta-train on a family of tasks, or go on with a run."),
     "evaluate": ("headstart.cli.evaluate:evaluate", "Judge a run on fixed tasks: mean and 95 % interval."),
     "compare": ("headstart.cli.compare:compare", "Train several methods on the same tasks, and compare them."),
-    "bench": ("headstart.cli.bench:app", "Compare with other libraries and methods: speed, memory, samplers, tables."),
     "adapt": ("headstart.cli.adapt:adapt", "Learn new classes from a folder, or a new task from a table."),
     "predict": (
         "headstart.cli.adapt:predict",
         "Predict with what adapt has learned: labels of images, or rows of a table.",
     ),
     "report": ("headstart.cli.evaluate:report", "Draw a run's pictures and write its model card again."),
-    "list": ("headstart.cli.listing:listing", "List methods, tasks or models."),
+    "list": ("headstart.cli.listing:listing", "List methods, tasks, models or kinds of data."),
 }
+
+#: Commands whose options, and so whose help, depend on their words.
+_READ_THEMSELVES = ("train", "compare")
 
 USAGE = 2
 
@@ -39,7 +41,8 @@ def make_app() -> App:
         help_epilogue="Every command takes --help, and --traceback, which shows where an error comes from.",
     )
     for name, (target, help_text) in COMMANDS.items():
-        app.command(target, name=name, help=help_text)
+        own: dict[str, Any] = {"help_flags": []} if name in _READ_THEMSELVES else {}
+        app.command(target, name=name, help=help_text, **own)
     return app
 
 
@@ -82,12 +85,6 @@ def run(words: Sequence[str], show_traceback: bool = False) -> int:
 
 
 def _message(error: Exception) -> str:
-    """Return an error's text; what pydantic finds wrong with flags is said in our words."""
-    cause = error.__cause__
-    if isinstance(error, CycloptsError) and type(cause).__name__ == "ValidationError":
-        from headstart.training.config import explain
-
-        return explain(cause)  # type: ignore[arg-type]
     return " ".join(str(error).split()) if isinstance(error, CycloptsError) else str(error)
 
 

@@ -7,10 +7,7 @@ from cyclopts import Parameter
 from cyclopts.types import UInt32
 from cyclopts.validators import Number
 
-from headstart.cli.output import print_json, score_text
-
-Device = Literal["auto", "cpu", "cuda", "mps"]
-Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
+from headstart.cli.output import Device, Json, print_json, score_text
 
 
 def evaluate(
@@ -49,9 +46,8 @@ def evaluate(
         job = job._replace(tasks=make_tasks(job.config, job.device, seed))
     score = test(job, checkpoint.best.meta, episodes=episodes, split=split)
     if as_json:
-        print_json(
-            {**score_to_json(score), "seed": job.config.seed if seed is None else seed, "step": checkpoint.best.step}
-        )
+        drawn = job.config.run.seed if seed is None else seed
+        print_json({**score_to_json(score), "seed": drawn, "step": checkpoint.best.step})
     else:
         print(score_text(score))
 

@@ -2,15 +2,14 @@
 
 from typing import Literal
 
-from headstart.cli.evaluate import Json
-from headstart.cli.output import print_json
-from headstart.registry import Kind, rows
+from headstart.cli.output import Json, print_json
+from headstart.registry import What, rows
 
-_KINDS: dict[str, Kind] = {"methods": "method", "tasks": "task", "models": "model"}
+_KINDS: dict[str, What] = {"methods": "method", "tasks": "task", "models": "model", "data": "data"}
 
 
-def listing(kind: Literal["methods", "tasks", "models"], /, *, as_json: Json = False) -> None:
-    """List methods, tasks or models, with where they come from.
+def listing(kind: Literal["methods", "tasks", "models", "data"], /, *, as_json: Json = False) -> None:
+    """List methods, families of tasks, models or kinds of data, with where they come from.
 
     Parameters
     ----------

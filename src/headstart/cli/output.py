@@ -3,10 +3,17 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from headstart.training.evaluate import Score
+
+Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
+Json: TypeAlias = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
+#: Words that a command reads itself.
+Raw: TypeAlias = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
 
 def print_json(value: Any) -> None:

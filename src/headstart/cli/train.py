@@ -1,26 +1,51 @@
 """``headstart train``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
-from headstart.cli.output import print_json
-from headstart.training.options import Options
+from headstart.cli.output import Json, Raw, print_json, score_text
 
 if TYPE_CHECKING:
     from headstart.training.run import Result
 
+_MORE = "Tasks, method and model have options of their own: `headstart train icons --method svm --help` shows them."
 
-def train(
+
+def train(*words: Raw) -> int:
+    """Meta-train on a family of tasks, or go on with a run."""
+    from headstart.cli.options import call, first_look
+    from headstart.training.config import default_folder, merged, normal, read_config_file, resolve, schema_of
+
+    look = first_look(words)
+    file = read_config_file(Path(look.names["config"])) if "config" in look.names else {}
+    named = {"tasks": look.source, "method": look.names.get("method"), "model": look.names.get("model")}
+    base = merged(file, {owner: {"name": name} for owner, name in named.items() if name})
+    called = call(_train, words, [schema_of(normal(base))] if "tasks" in base else [], "" if "tasks" in base else _MORE)
+    if called is None:
+        return 0
+    from headstart.training.progress import view
+    from headstart.training.run import train
+
+    config = resolve(merged(base, called.tree), look.names.get("config", ""))
+    out = called.own.get("out")
+    result = train(config, default_folder(config) if out is None else out, view=view())
+    if called.own.get("as_json"):
+        print_json(_as_json(result))
+    else:
+        print(_as_text(result))
+    return 0 if result.stopped is None else 128 + result.stopped
+
+
+def _train(
     tasks: str | None = None,
     /,
     *,
-    options: Annotated[Options, Parameter(name="*")] = Options(),
+    method: str | None = None,
+    model: str | None = None,
     out: Path | None = None,
     config: Path | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
-) -> int:
+    as_json: Json = False,
+) -> None:
     """Meta-train on a family of tasks, or go on with a run.
 
     The same command again goes on where the run was stopped, at the same weights bit for bit. Options that are not
@@ -29,32 +54,22 @@ def train(
     Parameters
     ----------
     tasks
-        A task family's name (headstart list tasks), a folder of class folders, or a CSV or Parquet file.
-        Default: from --config.
+        A task family's name (headstart list tasks), or a folder or file of your own: a folder of class folders of
+        images, a CSV or Parquet file. Default: from --config.
+    method
+        How to meta-learn (headstart list methods). Default: maml; for tables gaussian_process.
+    model
+        The network (headstart list models). Default: conv4 for images, else mlp.
     out
         The run's folder. Default: runs/TASKS-METHOD.
     config
-        A .json, .yaml or .toml file of options by name, such as a run's config.json; flags win over it.
+        A .json, .yaml or .toml file with such options, nested as in a run's config.json; flags win over it.
     as_json
         Print the result as JSON.
     """
-    from headstart.training.config_file import merged, read_config_file
-    from headstart.training.defaults import resolve
-    from headstart.training.named_tasks import default_folder
-    from headstart.training.progress import view
-    from headstart.training.run import train
 
-    flags = options.model_dump(exclude_unset=True) | ({} if tasks is None else {"tasks": tasks})
-    file = {} if config is None else read_config_file(config)
-    if tasks is not None and file.get("tasks", tasks) != tasks and "data" not in flags:
-        file.pop("data", None)  # it is of the file's own tasks
-    chosen = resolve(merged(file, flags))
-    result = train(chosen, default_folder(chosen) if out is None else out, view=view())
-    if as_json:
-        print_json(_as_json(result))
-    else:
-        print(_as_text(result))
-    return 0 if result.stopped is None else 128 + result.stopped
+
+_train.__name__ = "train"
 
 
 def _as_json(result: "Result") -> dict[str, Any]:
@@ -70,8 +85,6 @@ def _as_json(result: "Result") -> dict[str, Any]:
 
 
 def _as_text(result: "Result") -> str:
-    from headstart.cli.output import score_text
-
     if result.stopped is not None:
         return f"stopped by {result.stopped.name} after step {result.step}; the same command goes on from there"
     scored = f"{score_text(result.score)}\n" if result.score is not None else ""

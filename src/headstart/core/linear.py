@@ -5,12 +5,14 @@ others go on, without any value being read back from the device. All right sides
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from headstart.core import tree
+from headstart.errors import UsageError
 from headstart.types import Params
 
 Product: TypeAlias = Callable[[Params], Params]
@@ -26,51 +28,85 @@ class Solution(NamedTuple):
     """‖right − A x‖ / ‖right‖ of every task, ``(B,)``; 0 where the right side is 0."""
 
 
-def conjugate_gradient(
-    product: Product, right: Params, *, iterations: int, tolerance: float = 0.0, damping: float = 0.0
-) -> Solution:
+Solver: TypeAlias = Callable[[Product, Params], Solution]
+"""``(v -> A v, right) -> x with A x ≈ right``, for every task's own matrix A."""
+
+
+@dataclass(frozen=True)
+class ConjugateGradient:
     """Solve (A + damping I) x = right by conjugate gradients, for symmetric positive definite A.
 
     Without rounding, as many iterations as A has distinct eigenvalues give the solution. A task stops where its
     relative residual falls to ``tolerance``, and where a direction has no positive curvature, since A is then not
     positive definite; one that meets such a direction first has x = 0.
 
+    For `Implicit` A is that of gradient descent with one step size, pulled back by `rules.proximal` hard enough: of a
+    step's displacement, ``rate · (∇²loss + λ I)``.
+
     Reference: Hestenes, Stiefel 1952, doi:10.6028/jres.049.044.
     """
-    value, residual, direction = tree.zeros_like(right), right, right
-    start = size = _dot(right, right)
-    for _ in range(iterations):
-        image = product(direction)
-        image = {name: each + damping * direction[name] for name, each in image.items()} if damping else image
-        curvature = _dot(direction, image)
-        going = (size > tolerance**2 * start) & (curvature > 0) & curvature.isfinite()
-        length = size / torch.where(going, curvature, 1)
-        value = _moved(going, value, length, direction)
-        residual = _moved(going, residual, -length, image)
-        reached = _dot(residual, residual)
-        onward = _sum(residual, reached / torch.where(size > 0, size, 1), direction)
-        direction = _chosen(going, onward, direction)
-        size = reached
-    return Solution(value, _ratio(size, start))
+
+    iterations: int = 5
+    tolerance: float = 0.0
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_count("ConjugateGradient(iterations=...)", self.iterations, 1)
+        if self.tolerance < 0 or self.damping < 0:
+            raise UsageError(
+                f"ConjugateGradient's tolerance and damping must be 0 or more, got {self.tolerance} and {self.damping}"
+            )
+
+    def __call__(self, product: Product, right: Params) -> Solution:
+        value, residual, direction = tree.zeros_like(right), right, right
+        start = size = _dot(right, right)
+        for _ in range(self.iterations):
+            image = product(direction)
+            if self.damping:
+                image = {name: each + self.damping * direction[name] for name, each in image.items()}
+            curvature = _dot(direction, image)
+            going = (size > self.tolerance**2 * start) & (curvature > 0) & curvature.isfinite()
+            length = size / torch.where(going, curvature, 1)
+            value = _moved(going, value, length, direction)
+            residual = _moved(going, residual, -length, image)
+            reached = _dot(residual, residual)
+            onward = _sum(residual, reached / torch.where(size > 0, size, 1), direction)
+            direction = _chosen(going, onward, direction)
+            size = reached
+        return Solution(value, _ratio(size, start))
 
 
-def neumann(product: Product, right: Params, *, terms: int, rate: float = 1.0) -> Solution:
-    """Solve A x = right by x = rate Σₖ (I − rate A)ᵏ right, with k from 0 to ``terms``: ``terms`` + 1 terms in all.
+@dataclass(frozen=True)
+class Neumann:
+    """Solve A x = right by x = Σₖ (I − A)ᵏ right, with k from 0 to ``terms``: ``terms`` + 1 terms in all.
 
-    The series converges where I − rate A is a contraction; A need not be symmetric. Each task has the partial sum with
-    the smallest residual, so that one whose series diverges has what it had reached before.
+    The series converges where I − A is a contraction, as the steps of a rule for `Implicit`; A need not be symmetric.
+    Each task has the partial sum with the smallest residual, so that one whose series diverges has what it had reached
+    before. It is what remembering the last ``terms`` + 1 of many steps at the point of rest comes to.
     """
-    best, value, residual = tree.zeros_like(right), tree.zeros_like(right), right
-    start = size = _dot(right, right)
-    for term in range(terms + 1):
-        value = {name: each + rate * residual[name] for name, each in value.items()}
-        image = product(residual)
-        residual = {name: each - rate * image[name] for name, each in residual.items()}
-        reached = _dot(residual, residual)
-        # the first term is what there is to go by where even the second leads away
-        better = torch.ones_like(reached, dtype=torch.bool) if term == 0 else reached < size
-        best, size = _chosen(better, value, best), torch.where(better, reached, size)
-    return Solution(best, _ratio(size, start))
+
+    terms: int = 20
+
+    def __post_init__(self) -> None:
+        _require_count("Neumann(terms=...)", self.terms, 0)
+
+    def __call__(self, product: Product, right: Params) -> Solution:
+        best, value, residual = tree.zeros_like(right), tree.zeros_like(right), right
+        start = size = _dot(right, right)
+        for term in range(self.terms + 1):
+            value = {name: each + residual[name] for name, each in value.items()}
+            image = product(residual)
+            residual = {name: each - image[name] for name, each in residual.items()}
+            reached = _dot(residual, residual)
+            # the first term is what there is to go by where even the second leads away
+            better = torch.ones_like(reached, dtype=torch.bool) if term == 0 else reached < size
+            best, size = _chosen(better, value, best), torch.where(better, reached, size)
+        return Solution(best, _ratio(size, start))
+
+
+def _require_count(what: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise UsageError(f"{what} must be a whole number from {least} up, got {value!r}")
 
 
 def _dot(left: Params, right: Params) -> Tensor:

@@ -1,4 +1,4 @@
-"""Losses of B tasks at once: ``(outputs, batch) -> (B,)``, the mean over a task's examples.
+"""Losses of B tasks at once: ``(outputs, batch) -> (B,)``, the mean over a task's examples that are there.
 
 They are written from operations that can be differentiated any number of times, forwards and backwards.
 """
@@ -9,8 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils._pytree import tree_map
 
-from headstart.core.masks import present
 from headstart.core.values import all_true, in_range, one_hot
 from headstart.errors import ShapeError, UsageError, unknown_name
 from headstart.types import Batch
@@ -112,6 +112,22 @@ def refuse_padding(batch: Batch, batch_normalised: str) -> None:
             f"them, padding included; use another normalisation (--norm group, layer or instance; nn.GroupNorm), "
             f"buffers='frozen', or as many examples in every task"
         )
+
+
+def present(batch: Batch) -> Batch:
+    """Return the batch with zeros in place of the inputs and targets that its mask leaves out.
+
+    Leaving them out of the loss is not enough: a derivative of zero times an input of NaN is NaN.
+    """
+    mask = batch.mask
+    if mask is None:
+        return batch
+
+    def filled(leaf: Tensor) -> Tensor:
+        return torch.where(mask.view(*mask.shape, *(1,) * (leaf.ndim - 2)), leaf, leaf.new_zeros(()))
+
+    x, y = tree_map(filled, (batch.x, batch.y))
+    return batch._replace(x=x, y=y)
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

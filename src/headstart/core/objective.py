@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from headstart.core import tree
-from headstart.core.masks import present
+from headstart.core.losses import present
 from headstart.errors import DifferentiationError, UsageError, unknown_name
 from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta
 

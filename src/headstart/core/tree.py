@@ -1,10 +1,11 @@
-"""Arithmetic on `Params`: dictionaries of tensors with the same names."""
+"""Trees of tensors: arithmetic on `Params`, dictionaries with the same names, and taking any tree apart."""
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from headstart.types import Params
 
@@ -55,3 +56,50 @@ def within(params: Mapping[str, Value], prefix: str) -> dict[str, Value]:
 def prefixed(prefix: str, params: Params) -> Params:
     """Return the tensors under the names ``prefix.…``; `within` undoes it."""
     return {f"{prefix}.{name}": value for name, value in params.items()}
+
+
+class Packed(NamedTuple):
+    """A tree whose tensors have been taken out."""
+
+    tree: Any
+    """With ``Tensor`` itself in the place of each tensor."""
+
+    def unpack(self, tensors: Iterable[Tensor]) -> Any:
+        """Return the tree with these tensors in it."""
+        left = iter(tensors)
+        return mapped(lambda _: next(left), self.tree)
+
+
+def pack(tree: Any) -> tuple[Packed, list[Tensor]]:
+    """Take the tensors out of a tree."""
+    tensors: list[Tensor] = []
+
+    def out(tensor: Tensor) -> type[Tensor]:
+        tensors.append(tensor)
+        return Tensor
+
+    return Packed(mapped(out, tree)), tensors
+
+
+def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Return a tree with ``function`` of its tensors in their places.
+
+    It is ``tree_map``, which takes many times longer to find out what it is given: a state has few tensors.
+    """
+    kind = type(tree)
+    if isinstance(tree, Tensor) or tree is Tensor:
+        return function(tree)
+    if tree is None or kind in (int, float, bool, str):
+        return tree
+    if kind is dict:
+        return {name: mapped(function, value) for name, value in tree.items()}
+    if kind is list or kind is tuple:
+        return kind([mapped(function, value) for value in tree])
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return kind(*[mapped(function, value) for value in tree])
+    return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) or leaf is Tensor else leaf, tree)
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """Return the tensors of a tree."""
+    return pack(tree)[1]

@@ -31,7 +31,7 @@ def conditions() -> Iterator[Conditions]:
 def readable(tensor: Tensor) -> bool:
     """Return whether a tensor has values that can be read at no cost.
 
-    Reading them back from an accelerator would stall it, and while operations are recorded (see `core.record`)
+    Reading them back from an accelerator would stall it, and while operations are recorded (see `engine.record`)
     they must not decide anything.
     """
     return tensor.device.type == "cpu" and tensor.numel() > 0 and get_proxy_mode() is None

@@ -55,7 +55,10 @@ def streams(seed: int, split: str, numbers: Sequence[int], counts: Mapping[int, 
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     check_seed(seed)
-    task = _task_numbers(numbers)[:, None]
+    numbers = list(numbers)
+    if numbers and not (0 <= min(numbers) and max(numbers) < 2**63):
+        raise UsageError(f"task numbers must be from 0 to 2**63 - 1, got {min(numbers)} to {max(numbers)}")
+    task = np.array(numbers, dtype=np.uint64)[:, None]
     lanes = [-(-count // 4) for count in counts.values()]
     lane = np.concatenate([np.arange(n, dtype=np.uint64) for n in lanes])
     stream = np.repeat(np.array(list(counts), dtype=np.uint64), lanes)
@@ -123,8 +126,26 @@ def check_seed(seed: int) -> None:
         raise UsageError(f"seed must be an integer from 0 to 2**32 - 1, got {seed}")
 
 
-def _task_numbers(numbers: Sequence[int]) -> NDArray[np.uint64]:
-    numbers = list(numbers)
-    if numbers and not (0 <= min(numbers) and max(numbers) < 2**63):
-        raise UsageError(f"task numbers must be from 0 to 2**63 - 1, got {min(numbers)} to {max(numbers)}")
-    return np.array(numbers, dtype=np.uint64)
+def check_sizes(**sizes: int) -> None:
+    """Raise `UsageError` unless each is at least 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise UsageError(f"{name} must be at least 1, got {size}")
+
+
+def check_deviations(**deviations: float) -> None:
+    """Raise `UsageError` unless each is a standard deviation: a finite number of 0 or more."""
+    for name, deviation in deviations.items():
+        if not 0 <= deviation < math.inf:
+            raise UsageError(f"{name} must be a standard deviation of 0 or more, got {deviation}")
+
+
+def size_range(name: str, given: int | tuple[int, int]) -> tuple[int, int]:
+    """Return the least and the most of a size that is a number or a pair, or raise `UsageError`."""
+    try:
+        low, high = (given, given) if isinstance(given, int) else (int(end) for end in given)
+    except (TypeError, ValueError):
+        low, high = 0, 0
+    if not 1 <= low <= high:
+        raise UsageError(f"{name} must be a number from 1 up, or a pair (least, most) of them, got {given!r}")
+    return low, high

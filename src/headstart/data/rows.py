@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from headstart.data.random import SPLITS, bits, check_seed
+from headstart.data.random import SPLITS, bits, check_seed, check_sizes
 from headstart.errors import DataError, UsageError, unknown_name
 from headstart.types import Batch, Episodes, Tasks
 
@@ -69,17 +69,26 @@ def row_tasks(
     >>> tasks.sample("test", [0]).query.x.shape
     torch.Size([1, 6, 3])
     """
-    _check(rows, splits, support, order, queries, on_short, seed)
+    check_seed(seed)
+    check_sizes(support=support, queries=1 if queries is None else queries)
+    known = {"order of rows": (order, ("random", "first")), "on_short": (on_short, ("error", "skip"))}
+    for what, (chosen, choices) in known.items():
+        if chosen not in choices:
+            raise unknown_name(what, chosen, choices)
+    _check_splits(rows, splits)
     _check_rows(rows, classes)
     regression = rows.y.is_floating_point()
     size = rows.y.shape[1] if regression else int(rows.y.max()) + 1 if classes is None else classes
-    index, there = _by_task(rows)
+    numbered = rows.task.bincount(minlength=len(rows.names))
+    there = torch.arange(int(numbered.max())) < numbered.unsqueeze(1)
+    index = torch.zeros(there.shape, dtype=torch.int64)
+    index[there] = rows.task.argsort(stable=True)
     ordered = _Ordered(rows.y, index, there, support, order)
     kept, skipped = _usable(rows, splits, ordered, on_short)
     rows = rows._replace(x=rows.x.to(device), y=rows.y.to(device))
 
     most = index.shape[1] if queries is None else queries
-    sizes = {split: _sizes(ordered.split(index[tasks], there[tasks]), most) for split, tasks in kept.items()}
+    sizes = {split: ordered.split(index[tasks], there[tasks]) for split, tasks in kept.items()}
 
     def batch(numbers: Tensor, chosen: Tensor, counts: Tensor) -> Batch:
         # as wide as the split's largest task, so that a task does not depend on those beside it
@@ -97,8 +106,8 @@ def row_tasks(
             raise unknown_name("split", split, kept)
         drawn = ordered.draw(seed, split, numbers, _tasks_of(seed, split, numbers, kept[split]))
         query = drawn.query & (drawn.query.cumsum(1) <= most)
-        parts = zip((drawn.support, query), sizes[split])
-        return Episodes(*(batch(drawn.rows, chosen, counts) for chosen, counts in parts))
+        counts = (sizes[split].support.sum(1), sizes[split].query.sum(1).clamp(max=most))
+        return Episodes(*(batch(drawn.rows, *part) for part in zip((drawn.support, query), counts)))
 
     counts = {split: len(found) for split, found in kept.items()}
     names = {split: [rows.names[task] for task in found.tolist()] for split, found in kept.items()}
@@ -108,10 +117,10 @@ def row_tasks(
 
 
 class _Drawn(NamedTuple):
+    """``(B, n)`` numbers of rows, and which of them are support rows and query rows."""
+
     rows: Tensor
-    """``(B, n)`` numbers of rows."""
     support: Tensor
-    """``(B, n)`` which of them are support rows."""
     query: Tensor
 
 
@@ -120,6 +129,7 @@ class _Ordered(NamedTuple):
 
     y: Tensor
     index: Tensor
+    """``(G, n)`` the numbers of each task's rows, where they are there."""
     there: Tensor
     support: int
     order: Order
@@ -140,39 +150,21 @@ class _Ordered(NamedTuple):
         labels = torch.where(there, self.y[index], -1)
         if self.order == "first":
             taken = there & (rank < self.support)
-            return _Drawn(index, taken, there & ~taken & _seen(labels, taken))
-        rank = _rank_in_class(labels)
+            # a query row is of the class of some row that was taken
+            seen = torch.zeros(len(labels), int(labels.max()) + 2, dtype=torch.int64)
+            seen.scatter_reduce_(1, labels + 1, taken.long(), "amax")
+            return _Drawn(index, taken, there & ~taken & seen.gather(1, labels + 1).bool())
+        # how many earlier rows of its task have a row's class
+        grouped, places = labels.sort(dim=1, stable=True)
+        begins = grouped != torch.cat([grouped[:, :1] - 1, grouped[:, :-1]], 1)
+        begun = torch.where(begins, rank, 0).cummax(1).values
+        rank = torch.empty_like(labels).scatter_(1, places, rank - begun)
         return _Drawn(index, there & (rank < self.support), there & (rank >= self.support))
-
-
-def _rank_in_class(labels: Tensor) -> Tensor:
-    """Return how many earlier rows of its task have a row's class; ``labels`` are ``(B, n)``."""
-    grouped, places = labels.sort(dim=1, stable=True)
-    here = torch.arange(labels.shape[1]).expand_as(labels)
-    begins = grouped != torch.cat([grouped[:, :1] - 1, grouped[:, :-1]], 1)
-    begun = torch.where(begins, here, 0).cummax(1).values
-    return torch.empty_like(labels).scatter_(1, places, here - begun)
-
-
-def _seen(labels: Tensor, taken: Tensor) -> Tensor:
-    """Return which rows have the class of a row that was taken; ``labels`` are ``(B, n)``, -1 where nothing is."""
-    classes = torch.zeros(len(labels), int(labels.max()) + 2, dtype=torch.int64)
-    classes.scatter_reduce_(1, labels + 1, taken.long(), "amax")
-    return classes.gather(1, labels + 1).bool()
 
 
 def _zeroed(values: Tensor, mask: Tensor) -> Tensor:
     """Return values ``(B, n, ...)`` with zeros where ``mask`` is false."""
     return torch.where(mask.view(*mask.shape, *(1,) * (values.ndim - 2)), values, torch.zeros_like(values))
-
-
-def _by_task(rows: Rows) -> tuple[Tensor, Tensor]:
-    """Return the numbers of each task's rows ``(G, n)``, and which of them are there."""
-    sizes = rows.task.bincount(minlength=len(rows.names))
-    there = torch.arange(int(sizes.max())) < sizes.unsqueeze(1)
-    index = torch.zeros(there.shape, dtype=torch.int64)
-    index[there] = rows.task.argsort(stable=True)
-    return index, there
 
 
 def _tasks_of(seed: int, split: str, numbers: Sequence[int], tasks: Tensor) -> Tensor:
@@ -182,11 +174,6 @@ def _tasks_of(seed: int, split: str, numbers: Sequence[int], tasks: Tensor) -> T
     rounds = sorted({number // len(tasks) for number in numbers})
     orders = dict(zip(rounds, bits(seed, split, rounds, stream=1, count=len(tasks)).argsort(dim=1, stable=True)))
     return torch.stack([tasks[orders[number // len(tasks)][number % len(tasks)]] for number in numbers])
-
-
-def _sizes(drawn: _Drawn, most: int) -> tuple[Tensor, Tensor]:
-    """Return the number of support and of query rows of each task."""
-    return drawn.support.sum(1), drawn.query.sum(1).clamp(max=most)
 
 
 def _usable(
@@ -224,27 +211,12 @@ def _too_small(rows: Rows, ordered: _Ordered, task: int) -> str:
     return f"{found}, but no class with more than {support}, so nothing would be left to judge on"
 
 
-def _check(
-    rows: Rows,
-    splits: Mapping[str, Sequence[int]],
-    support: int,
-    order: str,
-    queries: int | None,
-    on_short: str,
-    seed: int,
-) -> None:
-    check_seed(seed)
-    if order not in ("random", "first"):
-        raise unknown_name("order of rows", order, ("random", "first"))
-    if on_short not in ("error", "skip"):
-        raise unknown_name("on_short", on_short, ("error", "skip"))
-    if support < 1 or (queries is not None and queries < 1):
-        raise UsageError(f"support and queries must be at least 1 row, got {support} and {queries}")
-    unknown = [split for split in splits if split not in SPLITS]
-    if unknown:
-        raise unknown_name("split", unknown[0], SPLITS)
+def _check_splits(rows: Rows, splits: Mapping[str, Sequence[int]]) -> None:
+    """Refuse splits that do not exist, tasks that do not, and a task in two splits."""
     seen: dict[int, str] = {}
     for split, tasks in splits.items():
+        if split not in SPLITS:
+            raise unknown_name("split", split, SPLITS)
         for task in tasks:
             if not 0 <= task < len(rows.names):
                 raise UsageError(f"split {split!r} names task {task}, but there are {len(rows.names)}")
@@ -264,15 +236,13 @@ def _check_rows(rows: Rows, classes: int | None) -> None:
             f"{tuple(x.shape)} of {x.dtype}, y {tuple(y.shape)} of {y.dtype}, task {tuple(task.shape)} of {task.dtype}"
         )
     if not 0 <= int(task.min()) <= int(task.max()) < len(rows.names):
-        raise UsageError(
-            f"task numbers go from {int(task.min())} to {int(task.max())}, but there are {len(rows.names)} tasks"
-        )
+        ends = f"{int(task.min())} to {int(task.max())}"
+        raise UsageError(f"task numbers go from {ends}, but there are {len(rows.names)} tasks")
     if not y.is_floating_point() and not 0 <= int(y.min()) <= int(y.max()) < (classes or int(y.max()) + 1):
         expected = "0 up" if classes is None else f"0 to {classes - 1}"
         raise UsageError(f"class ids go from {int(y.min())} to {int(y.max())}; expected {expected}")
     bad = ~(torch.isfinite(x).flatten(1).all(1) & torch.isfinite(y).reshape(len(y), -1).all(1))
     if bad.any():
         row = int(bad.int().argmax())
-        raise DataError(
-            f"row {row}, of task {rows.names[int(task[row])]!r}, holds a number that is not finite; leave it out"
-        )
+        name = rows.names[int(task[row])]
+        raise DataError(f"row {row}, of task {name!r}, holds a number that is not finite; leave it out")

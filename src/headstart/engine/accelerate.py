@@ -14,15 +14,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch.utils._pytree import tree_map
 
-from headstart.core.live_bytes import LiveBytes
+from headstart.core.counting import Counted, to_bytes, to_text
 from headstart.core.objective import at, backprop
-from headstart.core.sizes import to_bytes, to_text
+from headstart.core.process import Settings, generators, one_thread, pool, put_back, settings
 from headstart.engine.compiled import COMPILED
-from headstart.engine.forms import Form, Forms
-from headstart.engine.pool import one_thread, pool
-from headstart.engine.record import SEEN, Inputs, Key, Recorded, Way, inputs_of, replayed, with_gradient
-from headstart.engine.surroundings import Settings, generators, put_back, settings
-from headstart.engine.workload import workload
+from headstart.engine.record import SEEN, Form, Forms, Inputs, Key, Recorded, Way, inputs_of, replayed, with_gradient
 from headstart.errors import UsageError
 from headstart.types import Batch, Episodes, Info, Learner, Meta
 
@@ -62,13 +58,13 @@ def accelerate(
     Only learners whose meta-gradient is by back-propagation change; tasks do not see each other in it, so they can be
     taken in parts. What is decided is decided by counting, not by timing, so that every run decides the same.
 
-    On a CPU, operations are replayed from a record after some steps, with the same bits (see `core.record`). A
+    On a CPU, operations are replayed from a record after some steps, with the same bits (see `engine.record`). A
     model that draws random numbers from generators of the process is neither recorded nor threaded, and so is what runs
     inside PyTorch's hooks and modes that see every operation.
 
     Args:
         learner: the method.
-        compile: whether to compile the record (see `core.compiled`), whatever the size of operations.
+        compile: whether to compile the record (see `engine.compiled`), whatever the size of operations.
         threads: on a CPU, how many parts of the tasks to work on at the same time, each with one thread; 1: one part
             after another, in operations that PyTorch splits among its threads where they are large. ``"auto"``:
             PyTorch's number of threads (``torch.get_num_threads()``) where operations are large, and one where they are
@@ -176,11 +172,11 @@ class _InParts:
             if not counted or (options.threads == 1 and not options.replay):
                 return _Plan(size, 1, False, counted)
             found = self._looked_at(meta, next(_parts(episodes, 1)))
-            if all(one.size >= LARGE for one, _ in found):
+            if all(each >= LARGE for each, _ in found):
                 size = 1  # nothing is gained by more at a time, which take more memory
             elif size > 1:
                 found = self._looked_at(meta, next(_parts(episodes, size)))
-            small, draws = all(one.size < LARGE for one, _ in found), any(drawn for _, drawn in found)
+            small, draws = all(each < LARGE for each, _ in found), any(drawn for _, drawn in found)
         asked = torch.get_num_threads() if options.threads == "auto" else options.threads
         workers = 1 if small and options.threads == "auto" else asked
         if workers > 1 and draws:  # threads would draw from one generator in any order
@@ -193,8 +189,8 @@ class _InParts:
         size = min(size, -(-tasks // workers))
         return _Plan(size, min(workers, -(-tasks // size)), small)
 
-    def _looked_at(self, meta: Meta, part: Episodes) -> list[tuple[Any, bool]]:
-        """Return the workloads of a part throughout meta-training, and whether they draw random numbers."""
+    def _looked_at(self, meta: Meta, part: Episodes) -> list[tuple[float, bool]]:
+        """Return what `_looked_at` finds throughout meta-training."""
         return [_looked_at(stage, meta, part) for stage in self.stages]
 
     def _needed(self, meta: Meta, episodes: Episodes) -> int:
@@ -202,9 +198,9 @@ class _InParts:
         one, peaks = next(_parts(episodes, 1)), []
         for stage in self.stages:
             backprop(stage, meta, one)  # trials of the task map are no part of it
-            with LiveBytes() as live:
+            with Counted() as counted:
                 backprop(stage, meta, one)
-            peaks.append(live.peak)
+            peaks.append(counted.peak)
         return max(1, *peaks)
 
 
@@ -244,12 +240,14 @@ def _stages(learner: Learner) -> list[Learner]:
     return list(different.values()) or [learner]
 
 
-def _looked_at(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Any, bool]:
-    """Return the workload of a learner, and whether it draws from generators of the process."""
+def _looked_at(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[float, bool]:
+    """Return the numbers that an operation gives on average, and whether any draws from generators of the process."""
     before = generators()
     backprop(learner, meta, episodes)  # the task map's trials, which are no part of the work
     drawn = generators() != before
-    return workload(lambda: backprop(learner, meta, episodes)), drawn
+    with Counted() as counted:
+        backprop(learner, meta, episodes)
+    return counted.size, drawn
 
 
 def _bytes(meta: Meta) -> int:

@@ -1,6 +1,6 @@
 """The meta-gradient as one compiled program.
 
-What is compiled is the record of the whole computation (`core.record`), so the program holds no function that is
+What is compiled is the record of the whole computation (`engine.record`), so the program holds no function that is
 differentiated from outside, which ``torch.compile`` refuses for second derivatives. It is worth it where operations are
 small and steps many: compiling takes seconds for a small network and minutes for a convolutional one (it is kept on
 disk between runs).
@@ -14,14 +14,11 @@ import torch._functorch.config
 import torch._inductor
 from torch import Tensor, fx
 
-from headstart.engine.merged import merge
 from headstart.engine.record import Run, Way
-from headstart.engine.tracing import without_notes, writes
+from headstart.engine.tracing import without_notes
 
 
 def _inductor(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
-    if not writes(record):
-        merge(record)
     for node in without_notes(record).graph.nodes:
         if node.target is torch.ops.aten.view.default:  # the compiler lays out tensors in its own way
             node.target = torch.ops.aten.reshape.default

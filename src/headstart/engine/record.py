@@ -1,11 +1,12 @@
 """The meta-gradient as a list of tensor operations, recorded once and run again.
 
 The whole computation, the inner steps with their derivatives and the outer derivative, is recorded for inputs of
-certain shapes (`core.tracing`). Every derivative is taken while recording, so running the record needs none of the work
-of finding out what to compute, and computes the same, operation by operation.
+certain shapes (`engine.tracing`). Every derivative is taken while recording, so running the record needs none of the
+work of finding out what to compute, and computes the same, operation by operation.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,14 +16,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, fx
 
+from headstart.core.counting import Counted
 from headstart.core.objective import backprop
-from headstart.engine.differing import differing
-from headstart.engine.direct import direct
-from headstart.engine.forms import Form, Forms
-from headstart.engine.shorter import fold
-from headstart.engine.surroundings import Settings, generators, settings
-from headstart.engine.tracing import Record, constants, layout, recorded, simplified, tensors_of, without_notes, writes
-from headstart.engine.workload import workload
+from headstart.core.process import Settings, generators, settings
+from headstart.engine.rewrite import call_directly, fold, shorten
+from headstart.engine.tracing import Record, constants, layout, recorded, tensors_of, without_notes, writes
 from headstart.forward.task_map import first_line
 from headstart.types import Episodes, Info, Learner, Meta
 
@@ -30,9 +28,15 @@ logger = logging.getLogger("headstart")
 
 #: So many kinds of inputs are remembered.
 REMEMBERED = 32
+#: So many forms of a learner are remembered, those that came last.
+FORMS = 8
+#: What is not computed in a meta-gradient, by its name in a learner.
+_NOT_COMPUTED = ("gradient", "during")
 #: How far a tensor of a compiled program may be from that of the computation that it was made of, relative to its
 #: length, by the coarsest type of numbers in the program.
 TOLERANCES = {torch.bfloat16: 0.05, torch.float16: 0.01, torch.float32: 1e-3, torch.float64: 1e-6}
+#: What counts as the length of a tensor that is nearly zero, relative to that of all together.
+LEAST = 0.01
 #: At the kink of a ReLU a rounding error may turn a derivative, so a program that is too far off is tried with θ and M
 #: multiplied by these.
 RETRIED = (0.99, 0.97)
@@ -70,7 +74,7 @@ def replayed(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
     """Return the record itself, its operations called in the least time."""
     if not writes(record):
         fold(record)
-    direct(record.graph)
+    call_directly(record.graph)
     run: Run = without_notes(record).forward
     return run
 
@@ -101,6 +105,56 @@ def inputs_of(meta: Meta, episodes: Episodes) -> Inputs:
     support, query = episodes
     kind = tuple(meta[0]), tuple(meta[1]), layout(support), layout(query), *map(_kind, tensors)
     return Inputs(meta, episodes, tensors, kind)
+
+
+class Form(NamedTuple):
+    """A learner as one of those that were met."""
+
+    number: int
+    """The same for learners of the same functions; never given again to others."""
+    settled: bool
+    """Whether it may be here to stay: a learner that is annealed has another form at every step."""
+
+
+class Forms:
+    """Tells the forms apart that a learner goes through while it learns."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.count = 0
+        # last used first: number, parts, how often it came; what is here is not freed, so that nothing takes its place
+        self.known: list[tuple[int, tuple[Any, ...], int]] = []
+        self.last: tuple[Learner, Form] | None = None
+
+    def of(self, learner: Learner) -> Form:
+        """Return the form of a learner, a new one where none of those remembered has the same functions."""
+        last = self.last
+        if last is not None and last[0] is learner:
+            return last[1]
+        parts = tuple(part for name, part in zip(Learner._fields, learner) if name not in _NOT_COMPUTED)
+        with self.lock:
+            form, again = self._met(parts)
+            self.last = (learner, form) if again else None
+        return form
+
+    def _met(self, parts: tuple[Any, ...]) -> tuple[Form, bool]:
+        """Return the form, and whether it was there before."""
+        alone = bool(self.known) and self.known[0][2] == 1
+        for place, (number, own, times) in enumerate(self.known):
+            if all(_alike(a, b) for a, b in zip(own, parts)):
+                self.known.insert(0, (number, own, times + 1))
+                del self.known[place + 1]
+                return Form(number, True), True
+        self.count += 1
+        self.known.insert(0, (self.count, parts, 1))
+        del self.known[FORMS:]
+        return Form(self.count, not alone), False
+
+
+def _alike(one: Any, other: Any) -> bool:
+    # of other objects, being equal may mean anything, or raise
+    plain = isinstance(one, (int, float, str)) or hasattr(one, "__func__")
+    return one is other or (plain and type(one) is type(other) and bool(one == other))
 
 
 class _Entry:
@@ -194,11 +248,12 @@ class Recorded:
         """Return the program, if there is one, and what it gives where that has bits of its own."""
         start, (meta, episodes, tensors, _) = time.perf_counter(), given
         try:
-            count = workload(lambda: backprop(learner, meta, episodes)).operations
-            if count > self.way.most:
-                self.say(f"it takes {count} operations, more than {self.way.most}")
+            with Counted() as counted:
+                backprop(learner, meta, episodes)
+            if counted.operations > self.way.most:
+                self.say(f"it takes {counted.operations} operations, more than {self.way.most}")
                 return None, expected
-            logger.debug("meta-gradient of %d operations: recording", count)
+            logger.debug("meta-gradient of %d operations: recording", counted.operations)
             with RECORDING:
                 record = recorded(learner, meta, episodes)
                 program = self._translated(record, here, tensors)
@@ -221,9 +276,10 @@ class Recorded:
     def _translated(self, record: Record, here: Settings, tensors: list[Tensor]) -> Program:
         tensors = _plain(tensors)
         with torch.no_grad(), here.without_autocast():
-            shorter = simplified(record.graph, tensors)
-            run = self.way.translate(shorter, tensors)
-            repeated = _repeated(run(*tensors), [*tensors, *constants(shorter)])
+            if not writes(record.graph):
+                shorten(record.graph.graph)
+            run = self.way.translate(record.graph, tensors)
+            repeated = _repeated(run(*tensors), [*tensors, *constants(record.graph)])
         if repeated:
             run = _copying(run, repeated)
         return Program(run, record.told, record.conditional, record.operations)
@@ -290,3 +346,31 @@ def _named(program: Program, meta: Meta, found: Sequence[Tensor]) -> tuple[Meta,
     left = iter(found[second:])
     told = [next(left) if there else None for there in program.told]
     return Meta(dict(zip(meta[0], found)), dict(zip(meta[1], found[first:second]))), Info(*told)  # pyrefly: ignore
+
+
+def differing(got: tuple[Meta, Info], expected: tuple[Meta, Info], tolerance: float) -> str:
+    """Return the tensor in which two results differ by more than ``tolerance`` of its length, and by how much.
+
+    Numbers that are not finite have to be the same in both.
+    """
+    ours, theirs = (
+        {**{f"θ.{n}": v for n, v in meta[0].items()}, **{f"M.{n}": v for n, v in meta[1].items()}, **_told(info)}
+        for (meta, info) in (got, expected)
+    )
+    whole = math.hypot(*(float(torch.linalg.vector_norm(v[v.isfinite()])) for v in theirs.values()))
+    for name, value in theirs.items():
+        own = ours[name]
+        finite = value.isfinite()
+        if own.shape != value.shape or own.dtype != value.dtype:
+            return f"{name}: {tuple(own.shape)} of {own.dtype}"
+        if not torch.allclose(own[~finite], value[~finite], equal_nan=True) or not own[finite].isfinite().all():
+            return f"{name}: other numbers are not finite"
+        length = max(float(torch.linalg.vector_norm(value[finite])), LEAST * whole)
+        gap = float(torch.linalg.vector_norm(own[finite] - value[finite]))
+        if gap > tolerance * length:
+            return f"{name}: off by {gap / length if length else math.inf:.1e} of its length"
+    return ""
+
+
+def _told(info: Info) -> dict[str, Tensor]:
+    return {name: value for name, value in info._asdict().items() if value is not None}

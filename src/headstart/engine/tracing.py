@@ -4,24 +4,18 @@ Since they hold none, a computation that goes by values (a branch, a number read
 PyTorch does not see, such as a Python number that changes between two steps, is written down as it is.
 """
 
-from collections.abc import Iterable
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves
 
-from headstart.core.live_bytes import LiveBytes
 from headstart.core.objective import backprop
+from headstart.core.tree import pack
 from headstart.core.values import conditions
-from headstart.engine.shorter import shorten
 from headstart.types import Batch, Episodes, Info, Learner, Meta
-
-#: How much more memory computing nothing twice may need: where steps are taken again to save memory, it needs more.
-SLACK = 1.1
 
 
 class Record(NamedTuple):
@@ -44,12 +38,13 @@ def recorded(learner: Learner, meta: Meta, episodes: Episodes) -> Record:
     Raises:
         RuntimeError: the computation goes by values.
     """
+    packed, given = pack((meta, episodes))
     told: list[bool] = []
     conditional: list[bool] = []
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         with conditions() as noted:
-            gradient, info = backprop(learner, *rebuilt(meta, episodes, tensors))
+            gradient, info = backprop(learner, *packed.unpack(tensors))
         found = [holds for _, holds in noted.values()]
         if found and found[0].device.type != "cpu":  # reading it would stall an accelerator
             info, found = _spoiled(info, found), []
@@ -59,7 +54,7 @@ def recorded(learner: Learner, meta: Meta, episodes: Episodes) -> Record:
         own = [part for part in info if part is not None]
         return [*gradient.params.values(), *gradient.structure.values(), *own, *held]
 
-    inputs = [tensor.detach().contiguous() for tensor in tensors_of(meta, episodes)]
+    inputs = [tensor.detach().contiguous() for tensor in given]
     graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     made = [node.meta.get("val") for node in graph.graph.nodes]
     for node in graph.graph.nodes:
@@ -77,27 +72,6 @@ def _spoiled(info: Info, holds: list[Tensor]) -> Info:
     return info._replace(query_loss=torch.where(torch.stack(holds).all(), info.query_loss, torch.nan))
 
 
-def simplified(record: fx.GraphModule, tensors: list[Tensor]) -> fx.GraphModule:
-    """Return a record of the same bits without operations that do nothing, and in which nothing is computed twice.
-
-    Only where that costs no memory: an adjoint that takes steps again, to remember less, does so on purpose.
-
-    Args:
-        record: where it writes into its inputs it is left as it is.
-        tensors: to run it on.
-    """
-    if writes(record):
-        return record
-    shorter = _tidied(record, fx_graph_cse(record.graph))
-    plain = _tidied(record, record.graph)
-    return shorter if _peak(shorter, tensors) <= SLACK * _peak(plain, tensors) else plain
-
-
-def _tidied(record: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
-    shorten(graph)
-    return fx.GraphModule(record, graph)
-
-
 def without_notes(record: fx.GraphModule) -> fx.GraphModule:
     """Return a record that has let go of what recording found of its tensors."""
     for node in record.graph.nodes:
@@ -110,12 +84,6 @@ def constants(record: fx.GraphModule) -> list[Tensor]:
     """Return the tensors that a record holds."""
     held = (attrgetter(str(node.target))(record) for node in record.graph.nodes if node.op == "get_attr")
     return [value for value in held if isinstance(value, Tensor)]
-
-
-def _peak(record: fx.GraphModule, tensors: list[Tensor]) -> int:
-    with torch.no_grad(), LiveBytes() as live:
-        record(*tensors)
-    return live.peak
 
 
 def _sized_by_values(node: fx.Node) -> bool:
@@ -135,7 +103,7 @@ def writes(record: fx.GraphModule) -> bool:
 
 
 def tensors_of(meta: Meta, episodes: Episodes) -> list[Tensor]:
-    """Return all tensors, those of θ and M first."""
+    """Return all tensors, those of θ and M first: what `pack` finds, at each step, in less time."""
     leaves = [*meta.params.values(), *meta.structure.values()]
     for x, *others in episodes:
         if isinstance(x, Tensor):
@@ -150,18 +118,3 @@ def layout(batch: Batch) -> tuple[Any, ...]:
     """Return what of a batch is not said by its tensors: which there are, and how the inputs are nested."""
     nesting = None if isinstance(batch.x, Tensor) else str(tree_flatten(batch.x)[1])
     return nesting, batch.mask is None, batch.seed is None
-
-
-def rebuilt(meta: Meta, episodes: Episodes, tensors: Iterable[Tensor]) -> tuple[Meta, Episodes]:
-    """Return ``tensors``, in the order of `tensors_of`, in the places of those of ``meta`` and ``episodes``."""
-    left = iter(tensors)
-
-    def following(_: Any) -> Any:
-        return next(left)
-
-    own = Meta(*({name: next(left) for name in part} for part in meta))
-    batches = []
-    for batch in episodes:
-        x, y = tree_map(following, batch.x), next(left)
-        batches.append(Batch(x, y, *(None if part is None else next(left) for part in batch[2:])))
-    return own, Episodes(*batches)

@@ -7,15 +7,22 @@ With x̂ = (x − mean) · r and r = 1 / √(variance + eps), the derivative is 
 slopes w · r · P g of the inputs, where P g = g − mean(g) − x̂ · mean(x̂ · g) in each channel. P is symmetric, so the
 derivative of that in g is the same function again, and the derivative in x is a sum of x̂, P g and P h, each weighed by
 channel (h: the slopes of w · r · P g).
+
+`TaskStatistics` is batch normalisation whose running statistics belong to the task and can be differentiated:
+``nn.BatchNorm`` updates its own in place and without gradients. A query set that is normalised by what the support set
+left behind depends on θ through them, so leaving that path out would make the meta-gradient wrong.
 """
 
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C._functorch import is_legacy_batchedtensor
+from torch.autograd import forward_ad
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from headstart.forward.transforms import plain
+from headstart.errors import DifferentiationError
 
 
 def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -27,7 +34,7 @@ def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
         bias: ``(channels,)``, or None for zeros.
         eps: what is added to the variance.
     """
-    if x.numel() <= x.shape[1] or not plain(x, weight, bias):
+    if x.numel() <= x.shape[1] or not _plain(x, weight, bias):
         return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
     out: Tensor = _Normalised.apply(x, weight, bias, eps)
     return out
@@ -56,7 +63,7 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
         (g,), (x, weight, mean, scale), needed = slopes, ctx.saved_tensors, ctx.needs_input_grad[:3]
-        if plain(g):
+        if _plain(g):
             return *_Slopes.apply(g, x, weight, mean, scale, ctx.eps, needed), None
         made = _by_means(g, x, weight, ctx.eps)
         return *(part if wanted else None for part, wanted in zip(made, needed)), None
@@ -75,7 +82,7 @@ class _Slopes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *towards: Tensor | None) -> Any:
         g, *kept = ctx.saved_tensors
-        if torch.is_grad_enabled() or not plain(*towards):
+        if torch.is_grad_enabled() or not _plain(*towards):
             found = _differentiable(towards, g, _Inputs(*kept), ctx.eps)
         else:
             found = _second(towards, g, _Inputs(*kept))
@@ -153,3 +160,73 @@ def _by_means(g: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> tuple[
     along = normalised * g
     back = (g - g.mean(axes, keepdim=True) - normalised * along.mean(axes, keepdim=True)) * scale
     return back if weight is None else back * _facing(weight, x), along.sum(axes), g.sum(axes)
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    """Return whether tensors are of one type and go through nothing but passes forward and back.
+
+    A tangent, an axis of ``vmap`` (or of batched slopes), autocast and devices without numbers are known to PyTorch's
+    own functions only.
+    """
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not given:
+        return True
+    first = given[0]
+    if first.is_meta or torch.is_autocast_enabled(first.device.type):  # which knows no device "meta"
+        return False
+    if torch._C._are_functorch_transforms_active():  # also where none of these tensors goes through them
+        return False
+    tangents = forward_ad._current_level >= 0
+    for tensor in given:
+        if tensor.dtype != first.dtype or is_legacy_batchedtensor(tensor):
+            return False
+        if tangents and forward_ad.unpack_dual(tensor).tangent is not None:
+            return False
+    return True
+
+
+class TaskStatistics(nn.Module):
+    """Stands in for a batch normalisation layer whose statistics every task has a copy of.
+
+    In training mode (the support set) it normalises by the batch, and leaves
+    ``running ← (1 − momentum) · running + momentum · batch``; otherwise (the query set) it normalises by ``running``.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, layer: _BatchNorm) -> None:
+        super().__init__()
+        if layer.momentum is None:
+            raise DifferentiationError(
+                "buffers='task' needs a momentum; use momentum=1.0 for the support set's own statistics"
+            )
+        self.momentum = float(layer.momentum)
+        self.eps = layer.eps
+        self.weight, self.bias = layer.weight, layer.bias
+        self.register_buffer("running_mean", layer.running_mean)
+        self.register_buffer("running_var", layer.running_var)
+        #: The statistics after the last pass, for the caller to take.
+        self.updated: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` ``(n, channels, *space)``."""
+        if self.training:
+            axes = [axis for axis in range(x.ndim) if axis != 1]
+            count = x.numel() // x.shape[1]
+            var, mean = torch.var_mean(x, axes, correction=0)
+            self._update("running_mean", mean)
+            # as nn.BatchNorm: normalise by the biased variance, remember the unbiased one
+            self._update("running_var", var * count / max(count - 1, 1))
+        else:
+            mean, var = self.running_mean, self.running_var
+        shape = (1, -1, *(1,) * (x.ndim - 2))
+        normal = (x - mean.view(shape)) * (var.view(shape) + self.eps).rsqrt()
+        if self.weight is None:
+            return normal
+        return normal * self.weight.view(shape) + self.bias.view(shape)
+
+    def _update(self, name: str, value: Tensor) -> None:
+        # a layer that is used twice in a pass updates twice
+        before = self.updated.get(name, getattr(self, name))
+        self.updated[name] = (1 - self.momentum) * before + self.momentum * value

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from headstart.core.roles import Structural
+from headstart.core.parameters import Structural
 from headstart.errors import ShapeError, UsageError
 from headstart.types import Params
 

@@ -9,7 +9,7 @@ runs layer by layer; those that are not known here are mapped by ``vmap``, one b
 
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +17,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from headstart.core import tree
-from headstart.core.unread import is_unread_later
 from headstart.forward.batch_norm import batch_norm
-from headstart.forward.convolution import conv2d
 from headstart.forward.dropout import TaskDropout
-from headstart.forward.product import product
-from headstart.forward.transforms import plain
 from headstart.types import Params
 
+Value = TypeVar("Value")
 Layer: TypeAlias = Callable[[Any, Params, Tensor], Tensor]
 """``(layer, its tensors by name, x (B, n, *features)) -> (B, n, *outputs)``; tensors have a task axis or are shared."""
 
@@ -36,9 +33,6 @@ ELEMENTWISE = (
 
 #: Up to so many patch values a task and layer, a convolution of every task's own weights unfolds its input on a GPU.
 UNFOLDED = 2**22
-
-#: From so many weights on, the product that gives their gradient takes longer than the calls that spare it.
-SPARED = 2**14
 
 
 class Composed(nn.Module):
@@ -109,9 +103,20 @@ def over_tasks(module: nn.Module, params: Params, shapes: Mapping[str, tuple[int
         shapes: the shape of each parameter without a task axis; what is not named here is shared.
         x: ``(B, n, *features)``.
     """
-    for name, layer in _in_order(module):
-        x = _one(layer, tree.within(params, name), tree.within(shapes, name), x)
+    own, bare = _by_layer(params), _by_layer(shapes)
+    for name, layer in module._modules.items():  # named_children would skip a layer that comes twice
+        assert layer is not None
+        x = _one(layer, own.get(name, {}), bare.get(name, {}), x)
     return x
+
+
+def _by_layer(named: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
+    """Return what is named ``layer.…`` by layer, and by the rest of its name."""
+    found: dict[str, dict[str, Value]] = {}
+    for name, value in named.items():
+        layer, _, rest = name.partition(".")
+        found.setdefault(layer, {})[rest] = value
+    return found
 
 
 def _one(layer: nn.Module, own: Params, shapes: Mapping[str, tuple[int, ...]], x: Tensor) -> Tensor:
@@ -130,21 +135,6 @@ def _one(layer: nn.Module, own: Params, shapes: Mapping[str, tuple[int, ...]], x
     return _mapped(layer, own, shapes, x)
 
 
-def _in_order(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """Return the layers of a chain in the order in which to run them, a ReLU after the pooling that follows it.
-
-    The largest of numbers that are cut off at 0 is the largest of them, cut off at 0, and so are all derivatives: it is
-    the same, on a quarter of the numbers.
-    """
-    ordered: list[tuple[str, nn.Module]] = []
-    for name, layer in module._modules.items():  # named_children would skip a layer that comes twice
-        assert layer is not None
-        pools = type(layer) is nn.MaxPool2d and not layer.return_indices and not _hooked(layer)
-        after_relu = bool(ordered) and type(ordered[-1][1]) is nn.ReLU and not _hooked(ordered[-1][1])
-        ordered.insert(len(ordered) - (pools and after_relu), (name, layer))
-    return ordered
-
-
 def _mapped(layer: nn.Module, own: Params, shapes: Mapping[str, tuple[int, ...]], x: Tensor) -> Tensor:
     dims = {name: 0 if name in shapes and value.ndim > len(shapes[name]) else None for name, value in own.items()}
     one = torch.func.vmap(lambda p, x: functional_call(layer, p, (x,)), in_dims=(dims, 0), randomness="different")
@@ -157,21 +147,11 @@ def _linear(layer: nn.Linear, own: Params, x: Tensor) -> Tensor:
         return F.linear(x, weight, bias)
     if len(x) == 1:  # a product of two matrices is faster than a batch of one
         alone = weight if weight.ndim == 2 else weight.squeeze(0)
-        run = product if _is_spared(x, weight, bias) and x.ndim == 3 else F.linear
-        return run(x.squeeze(0), alone, bias if bias is None else bias.view(-1)).unsqueeze(0)
+        return F.linear(x.squeeze(0), alone, bias if bias is None else bias.view(-1)).unsqueeze(0)
     flat = x if x.ndim == 3 else x.flatten(1, -2) if x.ndim > 3 else x.unsqueeze(1)
     turned = (weight if weight.ndim == 3 else weight.expand(len(x), *weight.shape)).mT
-    if _is_spared(x, weight, bias):
-        out = product(flat, turned.mT, None if bias is None else bias.expand(len(x), -1))
-    elif bias is None:
-        out = torch.bmm(flat, turned)
-    else:
-        out = torch.baddbmm(bias.unsqueeze(-2), flat, turned)
+    out = torch.bmm(flat, turned) if bias is None else torch.baddbmm(bias.unsqueeze(-2), flat, turned)
     return out if x.ndim == 3 else out.view(*x.shape[:-1], out.shape[-1])
-
-
-def _is_spared(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    return is_unread_later() and weight.numel() >= SPARED and not x.is_complex() and plain(x, weight, bias)
 
 
 def _convolution(layer: nn.Conv2d, own: Params, x: Tensor) -> Tensor:
@@ -180,7 +160,7 @@ def _convolution(layer: nn.Conv2d, own: Params, x: Tensor) -> Tensor:
     if weight.ndim == 4:
         # examples first: what batch normalisation wants next, and what grouped convolutions leave
         flat = x.squeeze(0) if len(x) == 1 else x.transpose(0, 1).flatten(0, 1)
-        out = conv2d(flat, weight, None if bias is None or bias.ndim > 1 else bias, *options, layer.groups)
+        out = F.conv2d(flat, weight, None if bias is None or bias.ndim > 1 else bias, *options, layer.groups)
         out = out.unsqueeze(0) if len(x) == 1 else out.unflatten(0, (x.shape[1], x.shape[0])).transpose(0, 1)
         return out if bias is None or bias.ndim == 1 else out + bias[:, None, :, None, None]
     bias = None if bias is None else bias.expand(len(x), weight.shape[1])
@@ -188,7 +168,7 @@ def _convolution(layer: nn.Conv2d, own: Params, x: Tensor) -> Tensor:
         return _unfolded(layer, weight, bias, x)
     # each task is a group of channels
     kernels, offsets = _together(weight), None if bias is None else _together(bias)
-    return _apart(conv2d(_grouped(x), kernels, offsets, *options, len(x) * layer.groups), len(x))
+    return _apart(F.conv2d(_grouped(x), kernels, offsets, *options, len(x) * layer.groups), len(x))
 
 
 def _grouped(x: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from headstart.core.roles import Stepped
+from headstart.core.parameters import Stepped
 from headstart.errors import DifferentiationError
+from headstart.forward.batch_norm import TaskStatistics
 from headstart.forward.dropout import TaskDropout, refuse_unseeded, replace_dropout, task_dropouts
 from headstart.forward.over_tasks import chained, entangled, native, tied
-from headstart.forward.statistics import TaskStatistics
 from headstart.types import Params
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

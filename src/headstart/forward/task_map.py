@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from headstart.types import Tree
 
 logger = logging.getLogger("headstart")
 
+TaskMapName: TypeAlias = Literal["auto", "vmap", "loop"]
 Dims: TypeAlias = Sequence[Any]
 """For each argument a tree prefix of ``0`` (has a task axis) and ``None`` (shared by all tasks)."""
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
-from headstart.core.roles import Context, Stepped, Structural
+from headstart.core.parameters import Context, Stepped, Structural
 from headstart.errors import unknown_name
 from headstart.forward.over_tasks import entangled
 

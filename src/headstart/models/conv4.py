@@ -1,33 +1,37 @@
 """The field's standard small image network."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, TypeAlias
 
+from annotated_types import Ge, Le
 from torch import nn
 
 from headstart.errors import ShapeError, UsageError, unknown_name
 
+Filters: TypeAlias = Annotated[int, Ge(1), Le(1024)]
 Downsample = Literal["pool", "stride"]
 Norm = Literal["batch", "instance", "layer", "group", "none"]
 
 
 def conv4(
-    input_shape: Sequence[int],
+    inputs: Sequence[int],
     ways: int | None,
-    filters: int = 64,
+    *,
+    filters: Filters = 64,
     downsample: Downsample = "pool",
     norm: Norm = "batch",
 ) -> nn.Sequential:
     """Return four blocks of 3×3 convolution, normalisation, ReLU and halving, and a linear ``head``.
 
     Args:
-        input_shape: ``(channels, height, width)``.
+        inputs: the shape of an image, ``(channels, height, width)``.
         ways: number of classes; ``None`` leaves the head out, for an embedding.
-        filters: channels of every block; 64 for Omniglot and 32 for miniImageNet in MAML, 64 in ProtoNet.
+        filters: channels of every convolution; 64 for Omniglot and 32 for miniImageNet in MAML, 64 in ProtoNet.
         downsample: how a block halves the image: ``"pool"`` (2×2 maximum) or ``"stride"`` (convolution with
             stride 2, as in MAML's Omniglot network: about four times fewer operations).
-        norm: ``"batch"``, ``"instance"``, ``"layer"``, ``"group"`` (8 channels a group, or all) or ``"none"``.
+        norm: what normalises behind each convolution: ``"batch"``, ``"instance"``, ``"layer"``, ``"group"`` (8 channels
+            a group, or all) or ``"none"``.
 
     Reference: Vinyals et al. 2016, arXiv:1606.04080; Finn, Abbeel, Levine 2017, arXiv:1703.03400.
 
@@ -35,25 +39,41 @@ def conv4(
     >>> conv4((1, 28, 28), ways=5, filters=8)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 5])
     """
-    channels, height, width = image_shape(input_shape, "conv4")
+
+    def convolution(channels: int) -> dict[str, nn.Module]:
+        stride = 2 if downsample == "stride" else 1
+        return {
+            "conv": nn.Conv2d(channels, filters, 3, stride=stride, padding=1),
+            "norm": normalisation(norm, filters),
+        }
+
+    return four_blocks("conv4", inputs, ways, filters, downsample, convolution)
+
+
+def four_blocks(
+    model: str,
+    inputs: Sequence[int],
+    ways: int | None,
+    filters: int,
+    downsample: Downsample,
+    convolution: Callable[[int], dict[str, nn.Module]],
+) -> nn.Sequential:
+    """Return four blocks of what ``convolution(channels)`` makes, ReLU and halving, and a linear ``head``."""
+    channels, height, width = image_shape(inputs, model)
     if downsample not in ("pool", "stride"):
         raise unknown_name("downsample", downsample, ("pool", "stride"))
     if filters < 1 or (ways is not None and ways < 1):
-        raise UsageError(f"conv4 needs positive filters and ways, got filters {filters}, ways {ways}")
+        raise UsageError(f"{model} needs positive filters and ways, got filters {filters}, ways {ways}")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for index in range(1, 5):
-        stride = 2 if downsample == "stride" else 1
-        block: OrderedDict[str, nn.Module] = OrderedDict()
-        block["conv"] = nn.Conv2d(channels, filters, 3, stride=stride, padding=1)
-        block["norm"] = normalisation(norm, filters)
-        block["relu"] = nn.ReLU()
+        block = OrderedDict(convolution(channels), relu=nn.ReLU())
         if downsample == "pool":
             block["pool"] = nn.MaxPool2d(2)
-        height, width = halved(height, downsample), halved(width, downsample)
+        height, width = (size // 2 if downsample == "pool" else -(-size // 2) for size in (height, width))
         layers[f"block{index}"] = nn.Sequential(block)
         channels = filters
     if min(height, width) < 1:
-        raise ShapeError(f"conv4 halves an image four times, so it needs 16 x 16 or more; got {tuple(input_shape)}")
+        raise ShapeError(f"{model} halves an image four times, so it needs 16 x 16 or more; got {tuple(inputs)}")
     layers["flatten"] = nn.Flatten()
     if ways is not None:
         layers["head"] = nn.Linear(filters * height * width, ways)
@@ -66,11 +86,6 @@ def image_shape(input_shape: Sequence[int], model: str) -> tuple[int, int, int]:
         raise ShapeError(f"{model} takes images (channels, height, width); got inputs of shape {tuple(input_shape)}")
     channels, height, width = input_shape
     return channels, height, width
-
-
-def halved(size: int, downsample: Downsample) -> int:
-    """Return the height or width that a block leaves."""
-    return size // 2 if downsample == "pool" else -(-size // 2)
 
 
 def normalisation(norm: Norm, filters: int) -> nn.Module:

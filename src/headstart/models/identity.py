@@ -11,7 +11,7 @@ def identity(inputs: int | Sequence[int], outputs: int | None = None) -> nn.Flat
     """Return the inputs themselves, flattened: the embedding of a head on raw features.
 
     Args:
-        inputs: not used; it is accepted so that all models are made alike.
+        inputs: the shape of an input; not used, but accepted so that all models are made alike.
         outputs: must be ``None``, for there are no weights to make a number of outputs with.
 
     >>> import torch

@@ -7,16 +7,17 @@ from torch import Tensor, nn
 
 from headstart.errors import ShapeError, UsageError
 from headstart.forward.over_tasks import Composed
-from headstart.models.conv4 import Norm, image_shape, normalisation
+from headstart.models.conv4 import Filters, Norm, image_shape, normalisation
 
 #: The slope of the leaky ReLUs below zero.
 SLOPE = 0.1
 
 
 def resnet12(
-    input_shape: Sequence[int],
+    inputs: Sequence[int],
     ways: int | None,
-    widths: Sequence[int] = (64, 160, 320, 640),
+    *,
+    widths: Sequence[Filters] = (64, 160, 320, 640),
     norm: Norm = "batch",
     pooled: bool = True,
 ) -> nn.Sequential:
@@ -26,11 +27,13 @@ def resnet12(
     of slope 0.1 between them, beside a 1×1 convolution and normalisation; then the 2×2 maximum.
 
     Args:
-        input_shape: ``(channels, height, width)``.
+        inputs: the shape of an image, ``(channels, height, width)``.
         ways: number of classes; ``None`` leaves the head out, for an embedding.
         widths: channels of the four blocks; (64, 160, 320, 640) in Lee et al., (64, 128, 256, 512) in Oreshkin et al.
-        norm: as in `conv4`.
-        pooled: take the mean over places; Lee et al. leave it out, and so keep ``widths[-1]`` values for each place.
+        norm: what normalises behind each convolution: ``"batch"``, ``"instance"``, ``"layer"``, ``"group"`` (8 channels
+            a group, or all) or ``"none"``.
+        pooled: whether the mean over places is taken; Lee et al. leave it out, and so keep ``widths[-1]`` values for
+            each place.
 
     References: Oreshkin, Rodriguez, Lacoste 2018, arXiv:1805.10123; Lee, Maji, Ravichandran, Soatto 2019,
     arXiv:1904.03758. Their networks also drop features in training (DropBlock); this one does not.
@@ -39,11 +42,11 @@ def resnet12(
     >>> resnet12((3, 32, 32), ways=5, widths=(4, 8, 8, 8))(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 5])
     """
-    channels, height, width = image_shape(input_shape, "resnet12")
+    channels, height, width = image_shape(inputs, "resnet12")
     if len(widths) != 4 or min(widths) < 1 or (ways is not None and ways < 1):
         raise UsageError(f"resnet12 needs four positive widths and positive ways, got {tuple(widths)}, ways {ways}")
     if min(height, width) < 16:
-        raise ShapeError(f"resnet12 halves an image four times, so it needs 16 x 16 or more; got {tuple(input_shape)}")
+        raise ShapeError(f"resnet12 halves an image four times, so it needs 16 x 16 or more; got {tuple(inputs)}")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for index, filters in enumerate(widths, start=1):
         layers[f"block{index}"] = ResidualBlock(channels, filters, norm)

@@ -5,15 +5,16 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.errors import unknown_name
 from headstart.forward.mixture import Mixture, Skip
-from headstart.models.conv4 import Downsample, Norm, halved, image_shape, normalisation
+from headstart.models.conv4 import Downsample, Filters, Norm, four_blocks, normalisation
 
 
 def searchable4(
-    input_shape: Sequence[int],
+    inputs: Sequence[int],
     ways: int | None,
-    filters: int = 64,
+    *,
+    filters: Filters = 64,
     downsample: Downsample = "pool",
     norm: Norm = "batch",
     candidates: Sequence[str] | None = None,
@@ -31,7 +32,7 @@ def searchable4(
       ``downsample="pool"``, where the shape does too, ``skip``.
 
     Args:
-        input_shape: ``(channels, height, width)``.
+        inputs: the shape of an image, ``(channels, height, width)``.
         ways: number of classes; ``None`` leaves the head out, for an embedding.
         filters, downsample, norm: as in `conv4`; whatever is chosen has the stride.
         candidates: the names to choose from, by default all; those that do not fit a block are left out there.
@@ -42,27 +43,11 @@ def searchable4(
     >>> searchable4((1, 28, 28), ways=5, filters=8)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 5])
     """
-    channels, height, width = image_shape(input_shape, "searchable4")
-    if downsample not in ("pool", "stride"):
-        raise unknown_name("downsample", downsample, ("pool", "stride"))
-    if filters < 1 or (ways is not None and ways < 1):
-        raise UsageError(f"searchable4 needs positive filters and ways, got filters {filters}, ways {ways}")
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for index in range(1, 5):
-        block: OrderedDict[str, nn.Module] = OrderedDict()
-        block["mixture"] = Mixture(_chosen(_candidates(channels, filters, downsample, norm), candidates))
-        block["relu"] = nn.ReLU()
-        if downsample == "pool":
-            block["pool"] = nn.MaxPool2d(2)
-        height, width = halved(height, downsample), halved(width, downsample)
-        layers[f"block{index}"] = nn.Sequential(block)
-        channels = filters
-    if min(height, width) < 1:
-        raise ShapeError(f"searchable4 halves an image four times, so it needs 16 x 16 or more; got {input_shape}")
-    layers["flatten"] = nn.Flatten()
-    if ways is not None:
-        layers["head"] = nn.Linear(filters * height * width, ways)
-    return nn.Sequential(layers)
+
+    def mixture(channels: int) -> dict[str, nn.Module]:
+        return {"mixture": Mixture(_chosen(_candidates(channels, filters, downsample, norm), candidates))}
+
+    return four_blocks("searchable4", inputs, ways, filters, downsample, mixture)
 
 
 #: Those that fit every block, and those that need as many channels as there are filters.

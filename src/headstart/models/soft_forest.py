@@ -3,8 +3,10 @@
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from headstart.errors import UsageError
@@ -37,7 +39,13 @@ class SoftTrees(nn.Module):
         return shares.flatten(-2)
 
 
-def soft_forest(inputs: int | Sequence[int], outputs: int | None, trees: int = 16, depth: int = 4) -> nn.Sequential:
+def soft_forest(
+    inputs: int | Sequence[int],
+    outputs: int | None,
+    *,
+    trees: Annotated[int, Ge(1), Le(10_000)] = 16,
+    depth: Annotated[int, Ge(1), Le(12)] = 4,
+) -> nn.Sequential:
     """Return soft oblivious decision trees whose leaves are a linear layer, called ``head``, on the leaves' shares.
 
     Everything is differentiable any number of times, so every method that takes a module takes this one; those that
@@ -48,7 +56,7 @@ def soft_forest(inputs: int | Sequence[int], outputs: int | None, trees: int = 1
         inputs: number of input values, or the shape of an input, which is flattened.
         outputs: number of output values; ``None`` leaves the head out, for an embedding.
         trees: number of trees, which are added up.
-        depth: of each, which has ``2**depth`` leaves.
+        depth: levels of each tree, which has ``2**depth`` leaves.
 
     After the oblivious trees of Popov, Morozov, Babenko 2019, arXiv:1909.06312 (NODE), but softmax where they have
     entmax, a logistic function where they have entmoid, no stacking of layers, and no start from the data.

@@ -8,17 +8,19 @@ from torch import Tensor, nn
 
 from headstart.core.values import demand, readable
 from headstart.errors import ShapeError, UsageError
+from headstart.schema import Count, Probability, Size, Whole
 
 
 def transformer(
-    length: int | Sequence[int],
+    inputs: int | Sequence[int],
     ways: int | None,
-    vocabulary: int = 256,
-    width: int = 64,
-    depth: int = 2,
-    heads: int = 4,
-    padding: int = 0,
-    dropout: float = 0.0,
+    *,
+    vocabulary: Count = 256,
+    width: Size = 64,
+    depth: Count = 2,
+    heads: Count = 4,
+    padding: Whole = 0,
+    dropout: Probability = 0.0,
 ) -> nn.Sequential:
     """Return embeddings, pre-norm transformer blocks, the mean over the tokens that are there, and a ``head``.
 
@@ -27,12 +29,12 @@ def transformer(
     ``what="block*.attention.query"``. (Embeddings and normalisation take no adapters.)
 
     Args:
-        length: the most tokens that a text may have, or the shape of an input, ``(length,)``.
+        inputs: the most tokens that a text may have, or the shape of an input, ``(length,)``.
         ways: number of classes, or of target values; ``None`` leaves the head out, for an embedding.
         vocabulary: number of token ids; by default those of bytes.
         width: values of each token between the blocks.
         depth: number of blocks.
-        heads: of the attention; they share the width.
+        heads: heads of the attention, which share the width.
         padding: the token id that stands for no token; it counts nowhere.
         dropout: probability behind the attention and the feed-forward part of each block.
 
@@ -43,7 +45,7 @@ def transformer(
     >>> transformer(12, ways=5, width=16)(torch.randint(256, (3, 12))).shape
     torch.Size([3, 5])
     """
-    shape = (length,) if isinstance(length, int) else tuple(length)
+    shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
     if len(shape) != 1:
         raise ShapeError(f"transformer takes texts as token ids (length,); got inputs of shape {shape}")
     if min(*shape, vocabulary, width, depth, heads, 1 if ways is None else ways) < 1 or width % heads:

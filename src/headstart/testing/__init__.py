@@ -9,6 +9,7 @@ from headstart.testing.contract import ContractError
 from headstart.testing.differences import check_derivative
 from headstart.testing.episodes import random_episodes
 from headstart.testing.learners import check_learner
+from headstart.testing.methods import check_method
 from headstart.testing.rules import check_rule
 from headstart.testing.tasks import check_tasks
 
@@ -17,6 +18,7 @@ __all__ = [
     "check_adjoint",
     "check_derivative",
     "check_learner",
+    "check_method",
     "check_rule",
     "check_tasks",
     "random_episodes",

@@ -19,6 +19,12 @@ def require(holds: bool, contract: str, otherwise: str) -> None:
         raise ContractError(f"{contract}: {otherwise}")
 
 
+def require_close(left: Tree, right: Tree, contract: str, otherwise: str, within: float = 1e-10) -> None:
+    """Raise `ContractError` unless two trees' `error` is that of rounding."""
+    gap = error(left, right)
+    require(gap <= within, contract, f"{otherwise} (off by {gap:.2g}, relative)")
+
+
 def tensors(tree: Tree) -> list[Tensor]:
     """Return the tensors of a tree."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

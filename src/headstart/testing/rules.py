@@ -1,6 +1,7 @@
 """The contract of an inner update `Rule`."""
 
-from typing import NamedTuple
+from collections import OrderedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -10,11 +11,11 @@ from headstart.core.rules import Rule
 from headstart.forward.functional import functional
 from headstart.testing.contract import (
     copied,
-    error,
     finite,
     generator_state,
     mapped,
     require,
+    require_close,
     same_bits,
     take,
     tensors,
@@ -55,7 +56,6 @@ def check_rule(
     - isolated: a task's steps are the same alone and beside other tasks.
     - exact, where ``rule.exact``: the derivatives of the steps with respect to gradients, parameters and M, through
       the states of all steps, agree with central differences.
-    - affine, where ``rule.affine``: the derivatives of a step are the same without the values of its gradients.
     - zero: where a task's gradients are zero (a dead ReLU, an input of zeros), first and second derivatives are finite.
 
     Args:
@@ -77,17 +77,12 @@ def check_rule(
     _check_isolated(case)
     if rule.exact:
         _check_exact(case, directions, tolerance)
-    if rule.affine:
-        _check_affine(case)
     _check_zero(case)
 
 
 def _small() -> nn.Module:
-    layers = {"body": nn.Linear(3, 4), "norm": nn.LayerNorm(4), "head": nn.Linear(4, 2)}
-    module = nn.Sequential()
-    for name, layer in layers.items():
-        module.add_module(name, layer)
-    return module
+    layers: OrderedDict[str, nn.Module] = OrderedDict(body=nn.Linear(3, 4), norm=nn.LayerNorm(4), head=nn.Linear(4, 2))
+    return nn.Sequential(layers)
 
 
 def _case(rule: Rule, module: nn.Module, steps: int) -> _Case:
@@ -157,8 +152,8 @@ def _check_isolated(case: _Case) -> None:
         alone = case._replace(
             params=take(case.params, [task]), gradients=take(case.gradients, [task]), seed=case.seed[[task]]
         )
-        gap = error(_steps(alone), take(together, [task]))
-        require(gap <= 1e-12, "isolated", f"task {task} moves differently by {gap:.2g} (relative) when it is alone")
+        claim = f"task {task} moves differently when it is alone"
+        require_close(_steps(alone), take(together, [task]), "isolated", claim, 1e-12)
 
 
 def _total(case: _Case) -> Tensor:
@@ -170,12 +165,9 @@ def _total(case: _Case) -> Tensor:
 
 
 def _leaves(case: _Case) -> _Case:
-    return case._replace(
-        **{
-            field: mapped(lambda leaf: leaf.detach().clone().requires_grad_(), getattr(case, field))
-            for field in ("structure", "params", "gradients")
-        }
-    )
+    given = (case.structure, case.params, case.gradients)
+    structure, params, gradients = mapped(lambda leaf: leaf.detach().clone().requires_grad_(), given)
+    return _Case(case.rule, structure, params, gradients, case.seed)
 
 
 def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
@@ -188,14 +180,12 @@ def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
 
     def hold(what: str, point: Params, gradient: Params, place: int | None = None) -> None:
         def value(values: Params) -> float:
-            if what == "structure":
-                changed = case._replace(structure=values)
-            elif what == "params":
-                changed = case._replace(params=values)
-            else:
-                changed = case._replace(gradients=[values if n == place else g for n, g in enumerate(case.gradients)])
+            part: Any = values
+            if place is not None:
+                part = [values if number == place else one for number, one in enumerate(case.gradients)]
+            changed: dict[str, Any] = {what: part}
             with torch.no_grad():
-                return _total(changed).item()
+                return _total(case._replace(**changed)).item()
 
         name = f"exact in {what}" if place is None else f"exact in the gradients of step {place}"
         check_derivative(value, point, gradient, contract=name, directions=directions, tolerance=tolerance)
@@ -205,30 +195,6 @@ def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
     hold("params", case.params, exact[1])
     for number, gradients_of_step in enumerate(case.gradients):
         hold("gradients", gradients_of_step, exact[2][number], number)
-
-
-def _check_affine(case: _Case) -> None:
-    states = _steps(case)[1]
-    for number, gradients in enumerate(case.gradients):
-        first, second = (
-            _derivatives(case, states[number], given, number)
-            for given in (gradients, mapped(lambda leaf: torch.full_like(leaf, torch.nan), gradients))
-        )
-        same = finite(second) and error(first, second) == 0
-        require(same, "affine", f"the derivatives of step {number} depend on the gradients; say affine=False")
-
-
-def _derivatives(case: _Case, state: Tree, gradients: Params, number: int) -> list[Tensor]:
-    """Return those of a fixed random combination of what a step subtracts and of the state that it leads to."""
-    given = mapped(lambda leaf: leaf.detach().clone().requires_grad_(), (case.structure, state, gradients, case.params))
-    structure, before, slopes, params = given
-    after = tensors(list(case.rule.update(structure, before, slopes, params, number)))
-    generator = torch.Generator().manual_seed(3)
-    ways = [_random(tuple(part.shape), generator) for part in after]
-    # not as a sum, which would read the values: 0 · NaN is none
-    ends = [(part, way) for part, way in zip(after, ways) if part.requires_grad]
-    outputs, slopes = zip(*ends)
-    return list(torch.autograd.grad(outputs, tensors(given), slopes, materialize_grads=True))
 
 
 def _check_zero(case: _Case) -> None:

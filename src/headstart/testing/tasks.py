@@ -1,6 +1,7 @@
 """The contract of a family of `Tasks`."""
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ def check_tasks(
     """Check that a family of tasks keeps its promises.
 
     - shapes: ``x`` is ``(B, n, *input_shape)``; class ids are int64, within the ways, and the support set has
-      an example of every class that the query set asks for; targets are ``(B, n, output_size)``; nothing is NaN.
+      an example of every class that the query set asks for; where classes have names, each has one of its own;
+      targets are ``(B, n, output_size)``; nothing is NaN.
     - determined: task t of a split is the same alone, in any batch, in any order, and whatever the state of the
       global generators, which are left alone.
     - different: other numbers, splits and (where a factory is given) seeds give other tasks.
@@ -45,17 +47,14 @@ def check_tasks(
         for name, batch in zip(("support", "query"), episodes):
             _check_batch(family, batch, len(numbers), f"{name} set of {split!r}")
         if family.kind == "classification":
-            _check_classes(episodes, split)
+            _check_classes(family, episodes, split, numbers)
         _check_determined(family, split, numbers, episodes)
         _check_leakage(episodes, split, duplicates)
     _check_different(sampled)
     if not isinstance(tasks, Tasks):
         for split, episodes in sampled.items():
-            require(
-                same_bits(tasks(0).sample(split, numbers), episodes),
-                "determined",
-                "one seed makes two families",
-            )
+            again = tasks(0).sample(split, numbers)
+            require(same_bits(again, episodes), "determined", "one seed makes two families")
             other = tasks(1).sample(split, numbers)
             require(not same_bits(other, episodes), "different", f"seeds 0 and 1 give the same tasks of {split!r}")
 
@@ -68,10 +67,8 @@ def _check_batch(family: Tasks, batch: Batch, count: int, where: str) -> None:
             f"x of the {where} is {tuple(leaf.shape)} and y {tuple(batch.y.shape)} for {count} tasks",
         )
     if isinstance(batch.x, Tensor):
-        got = tuple(batch.x.shape[2:])
-        require(
-            got == tuple(family.input_shape), "shapes", f"inputs of the {where} are {got}, not {family.input_shape}"
-        )
+        got, expected = tuple(batch.x.shape[2:]), tuple(family.input_shape)
+        require(got == expected, "shapes", f"inputs of the {where} are {got}, not {expected}")
     require(finite(batch), "shapes", f"the {where} holds NaN or infinity")
     y = batch.y
     if family.kind == "classification":
@@ -92,11 +89,15 @@ def _there(batch: Batch) -> Tensor:
     return torch.ones(batch.y.shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask.cpu()
 
 
-def _check_classes(episodes: Episodes, split: str) -> None:
+def _check_classes(family: Tasks, episodes: Episodes, split: str, numbers: Sequence[int]) -> None:
     support, query = ([set(y[there].tolist()) for y, there in zip(batch.y.cpu(), _there(batch))] for batch in episodes)
     for number, (known, asked) in enumerate(zip(support, query)):
         unseen = sorted(asked - known)
         require(not unseen, "shapes", f"the query set of {split!r} task {number} asks for {unseen}, not in its support")
+        if family.names is not None:
+            names = family.names(split, numbers[number])
+            fits = len(set(names)) == len(names) > max(known)
+            require(fits, "shapes", f"the classes of {split!r} task {number} are called {names}, not one name a class")
 
 
 def _check_determined(family: Tasks, split: str, numbers: Sequence[int], episodes: Episodes) -> None:
@@ -129,12 +130,8 @@ def _check_leakage(episodes: Episodes, split: str, duplicates: float) -> None:
             asked += 1
             if row in known:
                 shared += 1
-                require(
-                    known[row] == label,
-                    "leakage",
-                    f"in {split!r} task {number} one example is in the support set as {known[row]} and in the "
-                    f"query set as {label}",
-                )
+                said = f"in the support set as {known[row]} and in the query set as {label}"
+                require(known[row] == label, "leakage", f"in {split!r} task {number} one example is {said}")
     require(
         shared <= duplicates * asked,
         "leakage",
@@ -155,8 +152,6 @@ def _check_different(sampled: dict[str, Episodes]) -> None:
     for split, episodes in sampled.items():
         first, second = (take(episodes, [place]) for place in (0, 1))
         require(not same_bits(first, second), "different", f"two numbers of {split!r} give the same task")
-    names = list(sampled)
-    for place, name in enumerate(names):
-        for other in names[place + 1 :]:
-            same = same_bits(sampled[name], sampled[other])
-            require(not same, "different", f"the splits {name!r} and {other!r} give the same tasks")
+    for name, other in combinations(sampled, 2):
+        same = same_bits(sampled[name], sampled[other])
+        require(not same, "different", f"the splits {name!r} and {other!r} give the same tasks")

@@ -1,136 +1,231 @@
-"""A learner that has learned a new task from a folder of images: a small folder of its own, which predicts labels.
+"""Learners that have learned new tasks from a user's own data: a small folder, which predicts.
 
 ::
 
     ADAPTED/
-      config.json            the base's options and the class names
-      adapted.safetensors    what adaptation changed, and what it left but prediction needs
+      config.json            the run's options, how data are read, and the tasks: names, labels, numbers of examples
+      adapted.safetensors    what adaptation changed for each task, and once what prediction needs besides
       README.md              what this is, and how to use it
+
+The run keeps how its data became numbers (``preparation.json``), so that adapting does not need them again.
 """
 
-from collections.abc import Sequence
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from headstart.errors import ConfigError, FileError
-from headstart.training.adapted_files import (
-    fitted,
-    inductive_learner,
-    read_description,
-    refuse_filled,
-    tasks_like,
-    write_adapted,
-)
-from headstart.training.build import find_device
-from headstart.training.config import TrainConfig, make_config
-from headstart.training.defaults import resolve
-from headstart.training.run import open_run
-from headstart.types import Adapted, Batch, Learner
+from headstart.data.kind import DataKind, Inputs, NewTask, Row, find_kind, kind_of_family
+from headstart.errors import ConfigError, DataError, DivergenceError, FileError, UsageError, unknown_name
+from headstart.registry import find, rows
+from headstart.training import checkpoint as checkpoints
+from headstart.training.build import find_device, make_learner
+from headstart.training.checkpoint import alike
+from headstart.training.config import Config, resolve
+from headstart.training.files import from_safetensors, make_folder, read, read_json, to_json, to_safetensors, write
+from headstart.training.loop import start
+from headstart.training.preparation import PREPARATION, read_preparation
+from headstart.training.run import read_config
+from headstart.types import Adapted, Batch, Learner, Meta, Params, Tasks
 
 FORMAT = "headstart-adapted-1"
+WEIGHTS, CONFIG = "adapted.safetensors", "config.json"
 
-#: Methods that make their classifier of the support set, whatever classes it has.
-ANY_WAYS = frozenset({"prototypes", "nearest", "ridge", "logistic", "svm"})
-#: Tasks whose images are light on dark; a support image is turned that way when it is dark on light.
-_LIGHT_ON_DARK = frozenset({"omniglot", "icons"})
+#: Examples that are predicted at a time.
+_CHUNK = 8192
+#: What there may be of a task: examples, and numbers in them.
+_MOST_EXAMPLES, _MOST_NUMBERS = 10_000_000, 2**29
+_SMALLER = "train with a lower --inner-rate, or fewer --inner-steps"
+
+
+class AdaptedTask(NamedTuple):
+    """A task that was learned."""
+
+    name: str | None
+    labels: tuple[str, ...]
+    counts: tuple[int, ...]
+    """As in `headstart.data.kind.NewTask`."""
+    learner: Learner
+    adapted: Adapted
+    """Of this task alone."""
 
 
 class AdaptedModel(NamedTuple):
     """What an adapted folder holds."""
 
-    classes: tuple[str, ...]
-    learner: Learner
-    adapted: Adapted
-    config: TrainConfig
-    input_shape: tuple[int, ...]
+    kind: DataKind
+    preparation: Any
+    """How data are read, as JSON."""
+    config: Config
+    """Of the run."""
+    tasks: tuple[AdaptedTask, ...]
     device: torch.device
 
 
-class Prediction(NamedTuple):
-    """What an image was taken for."""
-
-    image: str
-    label: str
-    probability: float
-    probabilities: dict[str, float]
-
-
 def adapt(
-    run: str | Path, support: str | Path, out: str | Path, device: str = "auto", strict: bool = False
+    run: str | Path, source: str | Path, out: str | Path, device: str = "auto", strict: bool = False
 ) -> AdaptedModel:
-    """Learn new classes from a folder of class folders, and write the result.
+    """Learn the new tasks that a file or folder holds, and write the result.
 
-    Where the run normalised by batches (``--buffers batch``), normalisation now goes by the support set, so that an
-    image's prediction does not depend on which others are asked for.
+    Where the run normalised by batches (``--buffers batch``), normalisation now goes by the support set, so that the
+    prediction for an example does not depend on which others are asked for.
 
     Args:
         run: a run folder.
-        support: a folder that holds one folder of images a class.
+        source: images: a folder that holds one folder of images for each class, or a folder of such folders, one a
+            task. Tables: a CSV or Parquet file with the features and the target that the run was trained with; each
+            value of its task column is a task, and without such a column all rows are one task. Curves: a CSV or
+            Parquet file of columns x and y, and maybe task.
         out: the folder to write; it must be new or empty.
         device: where to compute.
-        strict: refuse a folder with an image that cannot be read; else that image is left out with a warning.
+        strict: refuse an image that cannot be read, which else is left out with a warning.
 
     Raises:
-        ConfigError: the method cannot do that many classes, or the run is not of images.
-        DataError: a class without an image that can be read, or, where ``strict``, one that cannot.
-        FileError: no run, or a folder that cannot be read or written.
+        ConfigError: the method cannot do that many classes, new tasks of the run's kind cannot be read from files, or
+            ``out`` is not empty.
+        DataError: data that do not fit the run's, or that cannot be read.
+        DivergenceError: adapting gives numbers that are not finite.
+        FileError: no run, or a file or folder that cannot be read or written.
     """
-    from headstart.data.images.folder import read_class_folder
-    from headstart.data.images.store import scaled
-
-    job, checkpoint = open_run(run, device)
-    config, shape = job.config, job.tasks.input_shape
-    if job.tasks.kind != "classification" or len(shape) != 3:
-        raise ConfigError(f"the run in {run} is of {config.tasks} ({job.tasks.kind}); adapt takes runs on images")
-    refuse_filled(Path(out))
-    found = read_class_folder(support, size=shape[-1], channels=_channels(shape), strict=strict)
-    _refuse_ways(config, len(found.names))
-    x = _as_trained(torch.cat([scaled(images) for images in found.images]), config)
-    y = torch.arange(len(found.names)).repeat_interleave(torch.tensor([len(images) for images in found.images]))
-    learner = _learner(config, shape, len(found.names), job.device)
-    with torch.no_grad():
-        batch = Batch(x.unsqueeze(0).to(job.device), y.unsqueeze(0).to(job.device))
-        adapted, _ = learner.adapt(checkpoint.best.meta, batch)
-    model = AdaptedModel(tuple(found.names), learner, adapted, config, shape, job.device)
-    _save(Path(out), model, [len(images) for images in found.images])
+    run, out, where = Path(run), Path(out), find_device(device)
+    config = read_config(run)
+    kind = kind_of_family(config.tasks.name)
+    preparation = read_preparation(run, kind)
+    prepared = kind.read(preparation, str(run / PREPARATION))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out} is not empty; choose a new folder")
+    learner_of = _learners(config, kind, prepared, where)
+    meta = _best(run, learner_of(0))
+    supports = kind.support(prepared, Path(source), strict)
+    _refuse_ways(config, kind.like(prepared, 0), str(source), [task for task, _ in supports])
+    _check_sizes(kind, prepared, [task for task, _ in supports], str(source))
+    # as many at once as in training, whose derivatives took more memory
+    tasks = _learned(supports, meta, learner_of, where, config.outer.tasks_per_step if config.outer else 16)
+    model = AdaptedModel(kind, preparation, config, tasks, where)
+    _save(out, model)
     return model
 
 
-def _as_trained(x: Tensor, config: TrainConfig) -> Tensor:
-    """Return images with the polarity of the run's tasks: an image's border tells its background."""
-    if config.tasks not in _LIGHT_ON_DARK:
-        return x
-    border = torch.cat([x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]], -1)
-    light = border.mean((1, 2), keepdim=True).unsqueeze(-1) > 0.5
-    return torch.where(light, 1 - x, x)
+def _learners(config: Config, kind: DataKind, prepared: Any, device: torch.device) -> Callable[[int], Learner]:
+    """Return what makes the run's learner, once for each number of classes; 0 stands for the number as trained.
+
+    Normalisation by batches goes by the support set, whatever else is asked for.
+    """
+    if config.option("method.buffers") == "batch":
+        own = config.method
+        config = config._replace(method=own._replace(options={**own.options, "buffers": "task"}))
+    return cache(lambda classes: make_learner(config, kind.like(prepared, classes), device)[0])
 
 
-def _refuse_ways(config: TrainConfig, classes: int) -> None:
-    if config.method in ANY_WAYS or classes == config.ways:
+def _best(run: Path, learner: Learner) -> Meta:
+    """Return the best weights of a run, without making its tasks, whose data may be elsewhere."""
+    found = checkpoints.find(run, start(learner).meta)
+    if found.checkpoint is None:
+        raise FileError(f"the run in {run} has no checkpoint yet")
+    return found.checkpoint.best.meta
+
+
+def _refuse_ways(config: Config, like: Tasks, source: str, tasks: Sequence[NewTask]) -> None:
+    """Refuse tasks of another number of classes than was trained, where the method cannot do that."""
+    if like.kind != "classification" or find("method", config.method.name).classes == "any":
         return
-    raise ConfigError(
-        f"the run was trained with {config.method} for {config.ways} classes, but the folder has {classes};"
-        f" give {config.ways} class folders, or train with --ways {classes}, or with a method that"
-        f" takes any number: {', '.join(sorted(ANY_WAYS))}"
-    )
+    others = [row.name for row in rows("method") if row.classes == "any" and like.kind in row.targets]
+    for task in tasks:
+        classes, trained = len(task.labels), like.output_size
+        if classes != trained:
+            whose = source if task.name is None else f"task {task.name!r} of {source}"
+            raise ConfigError(
+                f"the run was trained with {config.method.name} for {trained} classes, but {whose} has {classes}; give"
+                f" {trained}, or train with --ways {classes}, or with a method that takes any number:"
+                f" {', '.join(others)}"
+            )
 
 
-def _learner(config: TrainConfig, shape: tuple[int, ...], classes: int, device: torch.device) -> Learner:
-    return inductive_learner(config, tasks_like(config.tasks, "classification", shape, classes), device)
+def _learned(
+    supports: Sequence[tuple[NewTask, Batch]],
+    meta: Meta,
+    learner_of: Callable[[int], Learner],
+    device: torch.device,
+    together: int,
+) -> tuple[AdaptedTask, ...]:
+    """Adapt to each support set, to those of the same size together."""
+    found: dict[int, AdaptedTask] = {}
+    for (classes, _), group in _groups([task for task, _ in supports]):
+        for first in range(0, len(group), together):
+            places = group[first : first + together]
+            batches = [supports[place][1] for place in places]
+            x, y = torch.cat([batch.x for batch in batches]), torch.cat([batch.y for batch in batches])
+            with torch.no_grad():
+                adapted, _ = learner_of(classes).adapt(meta, Batch(x.to(device), y.to(device)))
+            for row, place in enumerate(places):
+                found[place] = AdaptedTask(*supports[place][0], learner_of(classes), _alone(adapted, row))
+    return tuple(found[place] for place in range(len(supports)))
 
 
-def _save(out: Path, model: AdaptedModel, counts: list[int]) -> None:
+def _groups(tasks: Sequence[NewTask | AdaptedTask]) -> list[tuple[tuple[int, int], list[int]]]:
+    """Return the places of the tasks of each number of classes and of examples."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, task in enumerate(tasks):
+        groups.setdefault((len(task.labels), sum(task.counts)), []).append(place)
+    return list(groups.items())
+
+
+def _alone(adapted: Adapted, row: int) -> Adapted:
+    """Return one of the tasks of an adaptation."""
+
+    def own(values: Params) -> Params:
+        return {name: value[row : row + 1] for name, value in values.items()}
+
+    return adapted._replace(params=own(adapted.params), buffers=own(adapted.buffers))
+
+
+def _parts(tasks: Sequence[Adapted], group: int) -> dict[str, Params]:
+    """Return the tensors that prediction needs: what all share, and what each task of a group changed."""
+    one = tasks[0]
+
+    def joined(part: Literal["params", "buffers"]) -> Params:
+        return {name: _finite(torch.cat([getattr(task, part)[name] for task in tasks])) for name in getattr(one, part)}
+
+    return {
+        "params": {name: value for name, value in one.meta.params.items() if name not in one.params},
+        "structure": one.meta.structure,
+        f"adapted.{group}": joined("params"),
+        f"buffers.{group}": joined("buffers"),
+    }
+
+
+def _finite(value: Tensor) -> Tensor:
+    """Minus infinity is what a class without a support example starts from; files hold finite numbers only."""
+    return value.masked_fill(value == -torch.inf, torch.finfo(value.dtype).min) if value.is_floating_point() else value
+
+
+def _save(out: Path, model: AdaptedModel) -> None:
+    """Write the folder, or nothing where a number is not finite."""
+    weights: Params = {}
+    for number, (_, group) in enumerate(_groups(model.tasks)):
+        for part, values in _parts([model.tasks[place].adapted for place in group], number).items():
+            weights |= {f"{part}.{name}": value for name, value in values.items()}
+    bad = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise DivergenceError(f"adapting gives numbers that are not finite ({bad[0]}); {_SMALLER}")
     described = {
         "format": FORMAT,
-        "classes": list(model.classes),
-        "images": counts,
-        "input_shape": list(model.input_shape),
-        "base": model.config.model_dump(),
+        "kind": model.kind.name,
+        "config": model.config.tree(),
+        "preparation": model.preparation,
+        "tasks": [NewTask(*task[:3])._asdict() for task in model.tasks],
     }
-    write_adapted(out, model.adapted, described, _card(model, counts))
+    make_folder(out)
+    write(out / WEIGHTS, to_safetensors(weights))
+    write(out / "README.md", _card(model).encode())
+    write(out / CONFIG, to_json(described))  # last: without it the folder is not a model
 
 
 def open_adapted(folder: str | Path, device: str = "auto") -> AdaptedModel:
@@ -139,65 +234,245 @@ def open_adapted(folder: str | Path, device: str = "auto") -> AdaptedModel:
     Raises:
         FileError: no such folder, or its files are not what they should be.
     """
-    folder = Path(folder)
-    described, where = read_description(folder, FORMAT), folder / "config.json"
+    folder, where = Path(folder), find_device(device)
+    path = folder / CONFIG
+    if not path.exists():
+        raise FileError(f"{folder} holds no adapted model; make one with `headstart adapt RUN SOURCE --out {folder}`")
+    described = read_json(path)
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise FileError(f"{path} does not describe an adapted model of format {FORMAT}")
     try:
-        classes = tuple(str(name) for name in described["classes"])
-        counts = [int(count) for count in described["images"]]
-        shape = tuple(int(size) for size in described["input_shape"])
-        base = dict(described["base"])
+        kind, options = find_kind(str(described["kind"])), dict(described["config"])
+        prepared = kind.read(described["preparation"], str(path))
+        tasks = [_new_task(task) for task in described["tasks"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{where} does not describe an adapted model") from error
-    if len(classes) < 2 or len(shape) != 3 or not all(0 < size <= 4096 for size in shape):
-        raise FileError(f"{where} has {len(classes)} classes and inputs of shape {shape}")
-    if len(counts) != len(classes) or not all(0 < count <= 1_000_000 for count in counts):
-        raise FileError(f"{where} has {len(classes)} classes of {counts} images")
-    config, device_found = resolve(make_config(base, str(where))), find_device(device)
-    learner = _learner(config, shape, len(classes), device_found)
-    y = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts)).unsqueeze(0)
-    blank = Batch(torch.zeros(1, y.shape[1], *shape), y)
-    return AdaptedModel(classes, learner, fitted(folder, learner, blank, device_found), config, shape, device_found)
+        raise FileError(f"{path} does not describe an adapted model: {error}") from error
+    _check_sizes(kind, prepared, tasks, str(path))
+    config = resolve(options, str(path))
+    learner_of = _learners(config, kind, prepared, where)
+    adapted = _read_weights(folder / WEIGHTS, kind, prepared, tasks, learner_of, where)
+    found = (AdaptedTask(*task, learner_of(len(task.labels)), own) for task, own in zip(tasks, adapted))
+    return AdaptedModel(kind, described["preparation"], config, tuple(found), where)
 
 
-def predict(model: AdaptedModel, images: Sequence[str | Path]) -> list[Prediction]:
-    """Predict the label of image files.
+def _new_task(value: Mapping[str, Any]) -> NewTask:
+    task = NewTask(value["name"], tuple(value["labels"]), tuple(value["counts"]))
+    if not (
+        isinstance(task.name, str | None)
+        and all(isinstance(label, str) for label in task.labels)
+        and all(type(count) is int and count >= 0 for count in task.counts)
+    ):
+        raise TypeError(f"a task is {value}")
+    return task
+
+
+def _check_sizes(kind: DataKind, prepared: Any, tasks: Sequence[NewTask], where: str) -> None:
+    """Refuse what is not whole, or would take more memory than anybody has, before anything is made of it."""
+    if not tasks or len({task.name for task in tasks}) < len(tasks):
+        raise FileError(f"{where} has {len(tasks)} tasks; expected at least one, and none of them twice")
+    for task in tasks:
+        like, total = kind.like(prepared, len(task.labels)), sum(task.counts)
+        labels = like.output_size if like.kind == "classification" else 0
+        if not len(task.labels) == len(set(task.labels)) == labels != 1 or len(task.counts) != (labels or 1):
+            raise FileError(f"{where} has a task of {len(task.labels)} classes, and {len(task.counts)} counts of them")
+        if not 0 < total <= _MOST_EXAMPLES or total * prod(like.input_shape) > _MOST_NUMBERS:
+            raise FileError(f"{where} has a task of {total} examples of shape {like.input_shape}")
+
+
+def _read_weights(
+    path: Path,
+    kind: DataKind,
+    prepared: Any,
+    tasks: Sequence[NewTask],
+    learner_of: Callable[[int], Learner],
+    device: torch.device,
+) -> list[Adapted]:
+    """Read what was learned, each tensor of the shape that adapting anew would give it."""
+    found, used = from_safetensors(read(path), str(path)), set[str]()
+    adapted: dict[int, Adapted] = {}
+    for number, ((classes, size), group) in enumerate(_groups(tasks)):
+        like = kind.like(prepared, classes)
+        y = torch.zeros(size, like.output_size)
+        if classes:
+            y = torch.arange(classes).repeat_interleave(torch.tensor(tasks[group[0]].counts))
+        blank = Batch(torch.zeros(1, size, *like.input_shape).to(device), y.unsqueeze(0).to(device))
+        with torch.no_grad():
+            start_value = learner_of(classes).init(torch.Generator().manual_seed(0))
+            one, _ = learner_of(classes).adapt(start_value, blank)
+        parts = _parts([one], number)
+        for part, values in parts.items():
+            for name, value in values.items():
+                key = f"{part}.{name}"
+                like_this = value.expand(len(group), *value.shape[1:]) if "." in part else value
+                if key not in found or not alike(found[key], like_this):
+                    raise FileError(f"{path} does not hold the tensors of its model ({key}); adapt again")
+                values[name] = found[key].to(device)
+                used.add(key)
+        shared, structure, changed, buffers = parts.values()
+        params = {name: shared[name] if name in shared else changed[name][0] for name in one.meta.params}
+        every = Adapted(Meta(params, structure), changed, buffers, None, one.step)
+        adapted |= {place: _alone(every, row) for row, place in enumerate(group)}
+    if found.keys() - used:
+        raise FileError(f"{path} holds more than the tensors of its model; adapt again")
+    return [adapted[place] for place in range(len(tasks))]
+
+
+def predict(
+    model: AdaptedModel, sources: str | Path | Iterable[str | Path], task: str | None = None
+) -> list[dict[str, Any]]:
+    """Predict what files, folders of files and globs hold.
+
+    Args:
+        model: what was learned.
+        sources: images, or CSV or Parquet files of rows with the run's features.
+        task: by which of the model's tasks to predict. By default each example's own: a row's is in the task column,
+            an image's is the folder around it that is called as a task.
+
+    Returns:
+        A dict for each example, in order: the file's own columns, or the ``image``; the ``prediction``; in
+        classification its ``probability``, and the ``probabilities`` of all labels; and where the method knows what it
+        does not know, ``low`` and ``high``, between which 90 % of observations are to lie.
 
     Raises:
+        DataError: data that do not fit the run's, that cannot be read, or that are of a task that was not learned.
+        DivergenceError: predictions that are not finite.
         FileError: no such file.
-        DataError: a file that is not an image.
+        UnknownNameError: a ``task`` that was not learned.
     """
-    from headstart.data.images.files import read_image
-    from headstart.data.images.store import scaled
-
-    read_in = [read_image(path, model.input_shape[-1], _channels(model.input_shape)) for path in images]
-    x = _as_trained(torch.stack([scaled(image) for image in read_in]), model.config)
-    with torch.no_grad():
-        logits = model.learner.predict(model.adapted, x.unsqueeze(0).to(model.device))[0]
-    found = []
-    for path, row in zip(images, logits.softmax(-1).tolist()):
-        best = max(range(len(row)), key=row.__getitem__)
-        found.append(Prediction(str(path), model.classes[best], row[best], dict(zip(model.classes, row))))
+    learned = {one.name: one for one in model.tasks}
+    names = [name for name in learned if name is not None]
+    if task is not None and task not in names:
+        raise unknown_name("task", task, names)
+    alone = learned[task] if task is not None else model.tasks[0] if len(learned) == 1 else None
+    prepared = model.kind.read(model.preparation, "the adapted model")
+    given = [str(one) for one in ([sources] if isinstance(sources, str | Path) else sources)]
+    found: list[Row] = []
+    for inputs in model.kind.inputs(prepared, given, () if alone else names):
+        answers: dict[int, Row] = {}
+        for one, places in _by_task(inputs, model, alone):
+            for first in range(0, len(places), _CHUNK):
+                some = places[first : first + _CHUNK]
+                answers |= zip(some, _answers(model, prepared, one, inputs, some))
+        found += [_beside(row, answers[place], inputs.where(place)) for place, row in enumerate(inputs.rows)]
     return found
 
 
-def _channels(shape: tuple[int, ...]) -> Literal[1, 3]:
-    return cast(Literal[1, 3], shape[0])
+def _by_task(inputs: Inputs, model: AdaptedModel, alone: AdaptedTask | None) -> list[tuple[AdaptedTask, list[int]]]:
+    """Return the places of the examples that are predicted by each task; where ``alone`` is given, by that one."""
+    learned: dict[str | None, AdaptedTask] = {}
+    places: dict[str | None, list[int]] = {}
+    for place, own in enumerate(inputs.tasks):
+        if own not in learned:
+            before = next((name for name in learned if name is not None), None) if own is not None else None
+            learned[own] = _task_of(own, before, inputs.where(place), model, alone)
+        places.setdefault(learned[own].name, []).append(place)
+    by_name = {task.name: task for task in learned.values()}
+    return [(by_name[name], found) for name, found in places.items()]
 
 
-def _card(model: AdaptedModel, counts: list[int]) -> str:
-    config = model.config
-    rows = "\n".join(f"| {name} | {count} |" for name, count in zip(model.classes, counts))
-    how: dict[str, Any] = {"prototypes": "class means of the learned embedding", "nearest": "class means of the images"}
-    what = how.get(config.method, f"{config.inner_steps} gradient steps of size {config.inner_rate}")
-    return f"""# {len(model.classes)} classes learned from {sum(counts)} images
+def _task_of(
+    own: str | None, before: str | None, where: str, model: AdaptedModel, alone: AdaptedTask | None
+) -> AdaptedTask:
+    """Return the task by which an example of the task ``own`` is predicted, or refuse one of no task that was learned.
 
-Learned by {config.method} ({what}) from weights meta-learned on {config.tasks}; made with headstart.
+    ``before`` is another task that an earlier example is of, which one task without a name cannot be as well.
+    """
+    if alone is not None and (own is None or own == alone.name or alone.name is before is None):
+        return alone
+    if alone is not None:
+        known = f"{before!r} before it" if alone.name is None else f"{alone.name!r}, from which was learned"
+        raise DataError(f"{where}: {own!r} is another task than {known}; adapt to that task, or do not name it")
+    by_name = {task.name: task for task in model.tasks}
+    if own in by_name:
+        return by_name[own]
+    named = ", ".join(repr(name) for name in list(by_name)[:20])
+    if own is None:
+        raise DataError(f"{where}: it does not say of which task it is, and several were learned; take --task: {named}")
+    raise DataError(f"{where}: {own!r} is none of the tasks that were learned: {named}; adapt to that task, too")
 
-| class | images |
+
+def _answers(model: AdaptedModel, prepared: Any, task: AdaptedTask, inputs: Inputs, places: Sequence[int]) -> list[Row]:
+    x = inputs.x[list(places)].unsqueeze(0).to(model.device)
+    with torch.no_grad():
+        outputs = task.learner.predict(task.adapted, x)[0].cpu().double()
+        deviations = None
+        if task.learner.distribution is not None:
+            deviations = task.learner.distribution(task.adapted, x).variance[0].cpu().double().sqrt()
+    sound = outputs.isfinite() | (outputs == -torch.inf) if task.labels else outputs.isfinite()
+    if deviations is not None:
+        sound = sound & deviations.isfinite()
+    bad = (~sound).reshape(len(sound), -1).any(1)
+    if bad.any():
+        where = inputs.where(places[int(bad.int().argmax())])
+        raise DivergenceError(f"{where}: the prediction is not finite; {_SMALLER}")
+    return model.kind.answers(prepared, task.labels, outputs, deviations)
+
+
+def _beside(row: Row, answer: Row, where: str) -> Row:
+    taken = [name for name in ("probabilities", *flattened(answer)) if name in row]
+    if taken:
+        raise DataError(f"{where}: there is a column {taken[0]!r}, as the predictions are called; rename it")
+    return row | answer
+
+
+def flattened(row: Row) -> Row:
+    """Return a prediction with a column for each label's probability in place of all in one."""
+    plain = {name: value for name, value in row.items() if name != "probabilities"}
+    return plain | {f"probability of {label}": value for label, value in row.get("probabilities", {}).items()}
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Return predictions as CSV, with every column that one of them has."""
+    flat = [flattened(row) for row in rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n")
+    writer.writeheader()
+    for row in flat:
+        writer.writerow({name: f"{v:.9g}" if isinstance(v, float) else v for name, v in row.items()})
+    return text.getvalue()
+
+
+def to_json_lines(rows: Sequence[Row]) -> str:
+    """Return predictions as one JSON object a line."""
+    return "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
+
+
+def writer_of(out: Path) -> Callable[[Sequence[Row]], str]:
+    """Return what makes of predictions the text of a file of that name.
+
+    Raises:
+        UsageError: a file that is neither ``.csv`` nor ``.jsonl``.
+    """
+    writers = {".csv": to_csv, ".jsonl": to_json_lines}
+    if out.suffix not in writers:
+        raise UsageError(f"--out {out}: predictions are written to a .csv or a .jsonl file")
+    return writers[out.suffix]
+
+
+def _card(model: AdaptedModel) -> str:
+    config, kind, tasks = model.config, model.kind, model.tasks
+    total = sum(sum(task.counts) for task in tasks)
+    inner = config.option("method.steps")
+    steps = "" if inner is None else f" ({inner} inner step{'s' * (inner != 1)})"
+    if len(tasks) > 1:
+        head, rows = "task", [(str(task.name), sum(task.counts)) for task in tasks[:100]]
+        rows += [(f"and {len(tasks) - 100} more", total - sum(count for _, count in rows))] * (len(tasks) > 100)
+    else:
+        head = "class" if tasks[0].labels else ""
+        rows = list(zip(tasks[0].labels or (kind.examples,), tasks[0].counts))
+    table = "\n".join(f"| {name} | {count} |" for name, count in rows)
+    what = f"{len(tasks)} tasks" if len(tasks) > 1 else "a task" if tasks[0].name is None else f"`{tasks[0].name}`"
+    return f"""# {what} learned from {total} {kind.examples}
+
+Predicts {kind.predicts(kind.read(model.preparation, "the run"))}. Learned by {config.method.name}{steps}, from weights
+meta-learned on {config.tasks.name}; made with headstart.
+
+| {head} | {kind.examples} |
 |---|---|
-{rows}
+{table}
 
-    headstart predict FOLDER IMAGE
+    headstart predict FOLDER {kind.usage[1]}
 
-Probabilities are the model's own and were not calibrated.
+It gives the `prediction`, and in classification the probability of each label; where the method knows what it does not
+know, `low` and `high`, between which 90 % of observations are to lie. They are the model's own, and not calibrated.
 """

@@ -10,19 +10,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from headstart.core.adjoints import Checkpointed, MixedMode, Unrolled
 from headstart.errors import ConfigError, UsageError
-from headstart.registry import load
-from headstart.training.config import TrainConfig
+from headstart.registry import Method, Target, find, load, rows
+from headstart.training.config import Config, Outer, Part
 from headstart.training.loop import MakeOptimizer, fused
-from headstart.training.options import frequency_range
 from headstart.types import Learner, Meta, Tasks
 
 
 class Job(NamedTuple):
-    """What a resolved configuration describes."""
+    """What a configuration describes."""
 
-    config: TrainConfig
+    config: Config
     device: torch.device
     tasks: Tasks
     learner: Learner
@@ -32,44 +30,15 @@ class Job(NamedTuple):
     """What the method says of the model."""
 
 
-#: By which argument a factory takes an option, where the names differ.
-_ARGUMENTS = {
-    "inner_steps": "steps",
-    "inner_rate": "rate",
-    "task_map": "taskmap",
-    "image_size": "size",
-    "validation_share": "validation",
-    "test_share": "test",
-    "curve_kernel": "kernel",
-    "soft_trees": "trees",
-}
-_TASK_OPTIONS = (
-    "data", "ways", "shots", "queries", "noise", "curve_kernel", "seed", "split", "rotations", "image_size", "channels",
-    "on_short", "strict", "task_column", "target", "time_column", "target_kind", "on_duplicates", "validation_share",
-    "test_share",
-)  # fmt: skip
-_METHOD_OPTIONS = (
-    "inner_steps", "inner_rate", "task_map", "buffers", "adjoint", "kernel", "mean", "trees", "leaves", "estimator",
-    "trials", "samples", "deviation", "strength", "damping", "iterations",
-)  # fmt: skip
-_MODEL_OPTIONS = ("hidden", "filters", "downsample", "norm", "soft_trees", "depth", "widths")
-_ADJOINTS = {"unrolled": Unrolled(), "checkpointed": Checkpointed(), "mixed_mode": MixedMode()}
-
-#: Methods that need classes, and methods that need target values.
-_CLASSIFIERS = frozenset({"proto_maml", "prototypes", "nearest", "svm", "logistic"})
-_REGRESSORS = frozenset({"gaussian_process", "dkt", "alpaca", "cnp", "anp"})
-#: Methods with a head of their own, for which the model is an embedding.
-_EMBEDDINGS = frozenset({"prototypes", "ridge", "logistic", "svm", "dkt", "alpaca"})
-
-
-def build(config: TrainConfig) -> Job:
-    """Make what a resolved configuration (`headstart.training.defaults.resolve`) describes.
+def build(config: Config) -> Job:
+    """Make what a configuration describes.
 
     Raises:
         UsageError: a device that is not there, or a method that cannot do the tasks.
         ShapeError: a model that cannot take the tasks' inputs.
     """
-    device = find_device(config.device)
+    device = find_device(config.run.device)
+    _refuse_padding(config)
     tasks = make_tasks(config, device)
     notes: list[str] = []
     learner, parameters = make_learner(config, tasks, device, notes.append)
@@ -91,80 +60,127 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def make_tasks(config: TrainConfig, device: torch.device, seed: int | None = None) -> Tasks:
-    """Make the tasks that a resolved configuration names; ``seed`` draws others, of the same split."""
-    options = _chosen(config, _TASK_OPTIONS)
-    options["seed"] = config.seed if seed is None else seed
-    if isinstance(config.shots, str):
-        low, _, high = config.shots.partition("-")
-        options["shots"] = (int(low), int(high))
-    if config.tasks == "table":
-        options["split_seed"] = config.seed
-        options["support"] = options.pop("shots", config.support_first)
-        options["order"] = "random" if config.support_first is None else "first"
-        options["columns"] = config.columns
-    if config.frequency is not None:
-        options["frequency"] = frequency_range(config.frequency)
-    if config.train_ways is not None:
-        options["train_ways"] = config.train_ways
-    return load("task", config.tasks)(**options, device=device)
+def make_tasks(config: Config, device: torch.device, seed: int | None = None) -> Tasks:
+    """Make the tasks of a configuration; ``seed`` draws others, of the same split."""
+    factory = load("task", config.tasks.name)
+    own = config.run.seed
+    given = {"seed": own if seed is None else seed, "split_seed": own, "device": device}
+    accepted = inspect.signature(factory).parameters
+    return factory(**config.tasks.options, **{name: value for name, value in given.items() if name in accepted})
 
 
 def make_learner(
-    config: TrainConfig, tasks: Tasks, device: torch.device, explain: Callable[[str], None] | None = None
+    config: Config, tasks: Tasks, device: torch.device, explain: Callable[[str], None] | None = None
 ) -> tuple[Learner, int]:
-    """Make the learner of a resolved configuration for tasks like these, and count its model's parameters.
+    """Make the learner of a configuration for tasks like these, and count its model's parameters.
 
     ``explain`` is told what the method chooses by itself, line by line.
     """
-    _refuse_kind(config, tasks)
-    factory = load("method", config.method)
-    module = make_model(config, tasks)
-    options = _chosen(config, _METHOD_OPTIONS)
+    ways = None if config.tasks.options.get("train_ways") is not None else tasks.output_size
+    return assembled(
+        config.method, config.model, tasks, ways=ways, seed=config.run.seed, device=device, explain=explain
+    )
+
+
+def assembled(
+    method: Part,
+    model: Part | None,
+    tasks: Tasks,
+    *,
+    ways: int | None,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    explain: Callable[[str], None] | None = None,
+) -> tuple[Learner, int]:
+    """Make a learner for tasks like these, and count its parameters.
+
+    A method's factory is given what its signature asks for: the model, the loss, sizes, device and type.
+
+    Args:
+        method: its name and options.
+        model: the network's; ``None`` for methods that use none.
+        tasks: what is known of the tasks; none is sampled.
+        ways: number of classes; ``None``: the learner counts those of each batch.
+        seed: decides the network's initial weights.
+        device, dtype: where and in what precision to compute.
+        explain: told what the method chooses by itself, line by line.
+
+    Raises:
+        ConfigError: a method that does not predict such targets.
+        ShapeError: a model that cannot take the tasks' inputs.
+    """
+    row, factory = find("method", method.name), load("method", method.name)
+    refuse_target(row, tasks.kind, tasks.name)
     accepted = inspect.signature(factory).parameters
-    if config.model == "identity" and accepted["module"].default is None:
-        module = None  # heads have intercepts, and alpaca a start, of their own for inputs as they are
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    if ("loss" in accepted or takes_any) and config.method != "proto_maml":
-        options["loss"] = "cross_entropy" if tasks.kind == "classification" else "mse"
-    if "ways" in accepted:
-        # without a number of its own, the learner counts the classes of each batch
-        options["ways"] = None if config.train_ways is not None or tasks.kind == "regression" else tasks.output_size
-    sizes = {"inputs": prod(tasks.input_shape), "outputs": tasks.output_size}
-    if module is not None and {"inputs", "features"} <= accepted.keys():
-        sizes = {"features": _features(module, tasks.input_shape), "outputs": tasks.output_size}
-    options |= {name: size for name, size in sizes.items() if name in accepted}
-    if "device" in accepted:
-        options["device"] = device
-    if "explain" in accepted:
-        options["explain"] = explain
-    if "adjoint" in options:
-        options["adjoint"] = _ADJOINTS[options["adjoint"]]
-    if module is None:
-        learner = _placed(factory(**options), device)
-        return learner, sum(value.numel() for value in learner.init(None).params.values())
-    parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return factory(module.to(device), **options), parameters
+    given: dict[str, Any] = {
+        "loss": "cross_entropy" if tasks.kind == "classification" else "mse",
+        "ways": ways if tasks.kind == "classification" else None,
+        "inputs": prod(tasks.input_shape),
+        "outputs": tasks.output_size,
+        "device": device,
+        "dtype": dtype,
+        "explain": explain,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = None if model is None else make_model(row, model, tasks)
+        if module is not None and model is not None and model.name == "identity" and _takes_none(accepted):
+            module = None  # heads have intercepts, and alpaca a start, of their own for inputs as they are
+        if module is not None:
+            module = module.to(device=device, dtype=dtype)
+            given["module"] = module
+            if {"inputs", "features"} <= accepted.keys():
+                given["features"] = _features(module, tasks.input_shape)
+                del given["inputs"]
+        learner = factory(**method.options, **{name: value for name, value in given.items() if name in accepted})
+    if module is not None:
+        return learner, sum(p.numel() for p in module.parameters() if p.requires_grad)
+    learner = _placed(learner, device)
+    return learner, sum(value.numel() for value in learner.init(None).params.values())
 
 
-def _refuse_kind(config: TrainConfig, tasks: Tasks) -> None:
-    """Refuse a method that does not do this kind of tasks."""
-    if config.method in (_REGRESSORS if tasks.kind == "classification" else _CLASSIFIERS):
-        does, others = (
-            ("predicts numbers", "ridge, prototypes or maml")
-            if tasks.kind == "classification"
-            else ("classifies", "gaussian_process, ridge or maml")
-        )
+def _takes_none(accepted: Any) -> bool:
+    return "module" in accepted and accepted["module"].default is None
+
+
+def make_model(row: Method, model: Part, tasks: Tasks) -> nn.Module:
+    """Make a network for tasks like these, without a head where the method has one of its own."""
+    outputs = None if row.model == "embedding" else tasks.output_size
+    return load("model", model.name)(tasks.input_shape, outputs, **model.options)
+
+
+def refuse_target(row: Method, target: Target, tasks: str) -> None:
+    """Refuse a method that does not predict such targets.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if target not in row.targets:
+        others = [other.name for other in rows("method") if target in other.targets]
+        does = "classifies" if row.targets == ("classification",) else "predicts numbers"
         raise ConfigError(
-            f"the method {config.method!r} {does}, but the tasks {tasks.name!r} are {tasks.kind};"
-            f" take another --method, such as {others}"
+            f"the method {row.name!r} {does}, but the tasks {tasks!r} are {target}; take another one:"
+            f" {', '.join(others)}"
+        )
+
+
+def _refuse_padding(config: Config) -> None:
+    """Refuse tasks with different numbers of examples where normalisation would count the padding of the smaller."""
+    shots = config.tasks.options.get("shots")
+    by_batch = config.model is not None and config.model.options.get("norm") == "batch"
+    if isinstance(shots, tuple) and by_batch and config.method.options.get("buffers") != "frozen":
+        raise ConfigError(
+            f"--shots is {shots[0]}-{shots[1]}, so tasks have different numbers of examples, and --norm batch would "
+            "count the padding of the smaller ones; take --norm group, layer or instance, or one number of shots"
         )
 
 
 def _features(module: nn.Module, shape: tuple[int, ...]) -> int:
     """Return how many values a module makes of an input."""
+    like = next(module.parameters(), torch.zeros(()))
     with torch.no_grad():
-        return copy.deepcopy(module).eval()(torch.zeros(1, *shape)).numel()
+        return copy.deepcopy(module).eval()(torch.zeros(1, *shape, device=like.device, dtype=like.dtype)).numel()
 
 
 def _placed(learner: Learner, device: torch.device) -> Learner:
@@ -176,38 +192,20 @@ def _placed(learner: Learner, device: torch.device) -> Learner:
     return learner._replace(init=init)
 
 
-def make_model(config: TrainConfig, tasks: Tasks) -> nn.Module | None:
-    """Make the model of a resolved configuration; its weights depend on the seed alone."""
-    if config.model is None:
-        return None
-    options = _chosen(config, _MODEL_OPTIONS)
-    for name in {"hidden", "widths"} & options.keys():
-        options[name] = tuple(int(width) for width in options[name].split(","))
-    outputs = None if config.method in _EMBEDDINGS else tasks.output_size
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return load("model", config.model)(tasks.input_shape, outputs, **options)
-
-
-def _chosen(config: TrainConfig, names: tuple[str, ...]) -> dict[str, Any]:
-    """Return the options that apply, by the factories' names for them."""
-    values = {_ARGUMENTS.get(name, name): getattr(config, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def make_optimizer(config: TrainConfig) -> MakeOptimizer:
-    """Return what makes the outer optimiser of a resolved configuration."""
+def make_optimizer(config: Config) -> MakeOptimizer:
+    """Return what makes the outer optimiser of a configuration."""
+    outer = config.outer or Outer()
     kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    return fused(kinds[config.optimizer or "adam"], lr=config.outer_rate)
+    return fused(kinds[outer.optimizer], lr=outer.rate)
 
 
 @contextlib.contextmanager
-def reproducible(config: TrainConfig) -> Iterator[None]:
+def reproducible(config: Config) -> Iterator[None]:
     """Within it, the same computation gives the same bits where PyTorch can; settings are put back afterwards."""
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
     before = (cudnn.deterministic, cudnn.benchmark)
     cudnn.deterministic, cudnn.benchmark = True, False
-    torch.set_num_threads(config.threads or threads)
+    torch.set_num_threads(config.run.threads or threads)
     try:
         yield
     finally:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from headstart.algorithms.gaussians import marginal_loss
-from headstart.core.losses import masked_mean
-from headstart.core.masks import present
+from headstart.core.losses import masked_mean, present
 from headstart.errors import ShapeError, UsageError
 from headstart.types import Batch, Gaussian
 

@@ -38,6 +38,7 @@ from headstart.training.files import (
     to_safetensors,
     write_synced,
 )
+from headstart.training.fit_best import Best
 from headstart.training.loop import State, flat, tensors_of
 from headstart.types import Meta, Params
 
@@ -45,14 +46,6 @@ FOLDER = "checkpoints"
 KEPT = 2
 _NAME = re.compile(r"step-(\d{9,12})")
 _FILES = ("last.safetensors", "best.safetensors", "optimizer.safetensors", "state.json")
-
-
-class Best(NamedTuple):
-    """The best weights so far, by the validation metric."""
-
-    step: int
-    value: float
-    meta: Meta
 
 
 class Checkpoint(NamedTuple):
@@ -86,7 +79,7 @@ def restore(state: State, checkpoint: Checkpoint) -> None:
         FileError: the optimiser's tensors do not fit the weights.
     """
     for own, saved in zip(tensors_of(state.meta), tensors_of(checkpoint.meta)):
-        own.copy_(saved)
+        own.resize_(saved.shape).copy_(saved)
     state.step = checkpoint.step
     if state.optimizer is None:
         return
@@ -160,7 +153,7 @@ def set_aside(damaged: list[tuple[Path, str]]) -> None:
 
 
 def load_weights(data: bytes, where: str, like: Meta) -> Meta:
-    """Read θ and M from safetensors bytes; names, shapes and types must be those of ``like``.
+    """Read θ and M from safetensors bytes; names, shapes and types must be those of ``like`` (`alike`).
 
     Raises:
         FileError: bytes that are no such file.
@@ -169,13 +162,24 @@ def load_weights(data: bytes, where: str, like: Meta) -> Meta:
     for name in sorted(found.keys() ^ wanted.keys()):
         raise FileError(f"{where} {'has' if name in found else 'lacks'} the tensor {name!r}; it is of another model")
     for name, value in wanted.items():
-        if found[name].shape != value.shape or found[name].dtype != value.dtype:
+        if not alike(found[name], value):
             raise FileError(
                 f"{where}: tensor {name!r} is {tuple(found[name].shape)} of {found[name].dtype}; the model has"
                 f" {tuple(value.shape)} of {value.dtype}"
             )
     moved = {name: found[name].to(value.device) for name, value in wanted.items()}
     return Meta(*({name: moved[f"{part}.{name}"] for name in names} for part, names in like._asdict().items()))
+
+
+def alike(found: Tensor, wanted: Tensor) -> bool:
+    """Return whether a tensor is of the type and shape of another; of one without rows, it may have any number.
+
+    >>> alike(torch.zeros(5, 3), torch.zeros(0, 3)), alike(torch.zeros(5, 3), torch.zeros(4, 3))
+    (True, False)
+    """
+    open_ended = wanted.ndim > 0 and not len(wanted) and found.ndim == wanted.ndim
+    same = found.shape[1:] == wanted.shape[1:] if open_ended else found.shape == wanted.shape
+    return same and found.dtype == wanted.dtype
 
 
 def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:

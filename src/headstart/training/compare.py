@@ -1,7 +1,7 @@
 """Several methods on the same tasks: train each in a folder of its own, and put their test scores in one table."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -9,36 +9,34 @@ from typing import Any, NamedTuple
 import torch
 
 from headstart.errors import ConfigError, UsageError
-from headstart.registry import find
-from headstart.training.build import make_tasks
-from headstart.training.config import TrainConfig, flag, make_config
-from headstart.training.defaults import TASKS, compared, resolve, taken_by
+from headstart.registry import Target, find
+from headstart.training.build import make_tasks, refuse_target
+from headstart.training.config import Config, Tree, flag, flat, nested, normal, resolve, schema_of
 from headstart.training.files import make_folder, to_json, write
 from headstart.training.metrics import write_csv
-from headstart.training.progress import Silent, View
-from headstart.training.report.comparison_plot import draw_comparison
+from headstart.training.progress import View
 from headstart.training.report.report import score_to_json, shown
+from headstart.training.report.score_plots import draw_comparison
 from headstart.training.run import Result, train
 
 
-def default_methods(config: TrainConfig) -> tuple[str, ...]:
-    """Return the methods that are compared on the tasks of ``config`` where nobody names any; a table is read for it.
+def default_methods(tree: Tree | str) -> tuple[str, ...]:
+    """Return the methods that are compared on tasks where nobody names any: those of the kind that can do them.
 
     Raises:
         HeadstartError: tasks that cannot be made.
     """
-    given = {name: value for name, value in config.model_dump(exclude_unset=True).items() if name in TASKS["table"]}
-    plain = make_config({**given, "tasks": config.tasks, "seed": config.seed}) if _is_table(config) else None
-    if plain is None:
-        return compared(config)
+    parts = normal(tree)
+    kind, target = find("data", find("task", parts["tasks"]["name"]).kind), _target(parts)
+    return tuple(name for name in kind.compared if target in find("method", name).targets)
+
+
+def _target(parts: dict[str, dict[str, Any]]) -> Target:
+    """Return what the tasks are to be predicted; they are made for it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # training reads the table again, and warns then
-        kind = make_tasks(resolve(plain), torch.device("cpu")).kind
-    return compared(config, classes=kind == "classification")
-
-
-def _is_table(config: TrainConfig) -> bool:
-    return "task_column" in taken_by(config)
+        warnings.simplefilter("ignore")  # training makes the tasks again, and warns then
+        own = resolve({owner: part for owner, part in parts.items() if owner in ("tasks", "run")})
+        return make_tasks(own, torch.device("cpu")).kind
 
 
 class Entry(NamedTuple):
@@ -50,11 +48,19 @@ class Entry(NamedTuple):
     """Wall-clock time of this call: training, or what was left of it, and testing."""
 
 
-def compare(config: TrainConfig, methods: Sequence[str], out: str | Path, *, view: View | None = None) -> list[Entry]:
-    """Train every one of ``methods`` on the tasks of ``config``, each in the folder ``out/method``.
+def compare(
+    tree: Tree | str, methods: Sequence[str] | None, out: str | Path, *, view: View | None = None
+) -> list[Entry]:
+    """Train several methods on the same tasks, each in the folder ``out/method``.
 
     All are judged on the same test tasks. An option that a method does not take is left out for that method, and
     defaults are each method's own. Killed, the same call goes on where it was.
+
+    Args:
+        tree: a configuration (`headstart.training.config`) without a method's name; a text is the tasks alone.
+        methods: their names; by default those of `default_methods`.
+        out: the folder; made where it does not exist.
+        view: where to report progress to; by default nowhere.
 
     Returns:
         One entry a method, in the order given; ``out`` holds ``comparison.csv``, ``.json`` and ``.png``. Where a signal
@@ -65,8 +71,12 @@ def compare(config: TrainConfig, methods: Sequence[str], out: str | Path, *, vie
         UsageError: no methods, or one of them twice.
         ConfigError: an option that none of the methods takes.
     """
-    out, view = Path(out), view or Silent()
-    configs = _configs(config, methods)
+    out, view = Path(out), view or View()
+    parts = normal(tree)
+    configs = _configs(parts, default_methods(tree) if methods is None else methods)
+    target = _target(parts)
+    for method in configs:
+        refuse_target(find("method", method), target, parts["tasks"]["name"])
     make_folder(out)
     entries: list[Entry] = []
     for method, own in configs.items():
@@ -80,22 +90,30 @@ def compare(config: TrainConfig, methods: Sequence[str], out: str | Path, *, vie
     return entries
 
 
-def _configs(config: TrainConfig, methods: Sequence[str]) -> dict[str, TrainConfig]:
+def _configs(parts: dict[str, dict[str, Any]], methods: Sequence[str]) -> dict[str, Config]:
     """Return the methods' configurations, resolved before any of them is trained."""
     if not methods or len(set(methods)) < len(methods):
         raise UsageError(f"compare needs one or more different methods, got {', '.join(methods) or 'none'}")
-    given = {name: value for name, value in config.model_dump().items() if value is not None}
-    configs, used = {}, set[str]()
-    for method in methods:
-        find("method", method)
-        refused = given.keys() - taken_by(config.model_copy(update={"method": method}))
-        own = {name: None if name in refused else value for name, value in given.items()}
-        configs[method] = resolve(config.model_copy(update={**own, "method": method}))
-        used |= given.keys() - refused
-    lost = given.keys() - used
+    given = {name: value for name, value in flat(parts).items() if value is not None and name != "method.name"}
+    own = {method: taken(given, method) for method in methods}
+    lost = given.keys() - {name for values in own.values() for name in values}
     if lost:
         raise ConfigError(f"none of {', '.join(methods)} takes {', '.join(map(flag, sorted(lost)))}; leave it out")
-    return configs
+    return {method: resolve(nested({"method.name": method, **values})) for method, values in own.items()}
+
+
+def taken(given: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Return which of the options, by owner and name, a method, its model and its tasks take.
+
+    Raises:
+        UnknownNameError: tasks, a method or a model that do not exist.
+    """
+    row = find("method", method)
+    owners = {"tasks", "method", "run", *(["outer"] if row.outer else []), *(["model"] if row.model != "none" else [])}
+    own = {name: value for name, value in given.items() if name.partition(".")[0] in owners}
+    names = {name: value for name, value in own.items() if name.endswith(".name")}
+    schema = schema_of(nested({**names, "method.name": method}))
+    return {name: value for name, value in own.items() if name in names or name in schema.options}
 
 
 def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:

@@ -1,118 +1,524 @@
-"""The one schema of a training run: flags, configuration files and Python calls all become a `TrainConfig`.
+"""The configuration of a training run: options nested as their owners are, each with its default for this very run.
 
-Nothing here imports torch, so that ``headstart train --help`` is quick.
+::
+
+    {"tasks":  {"name": "icons", "ways": 5, "shots": 1, …},     a family, or a path of the user's own
+     "method": {"name": "svm", "kernel": "linear", …},
+     "model":  {"name": "conv4", "filters": 32, …},             where the method uses one
+     "outer":  {"steps": 1000, "rate": 0.001, …},               where the method takes outer steps
+     "run":    {"seed": 0, "test_tasks": 600, …}}
+
+The command line, files and Python give such trees, of which all but the tasks may be left out. What there is to choose,
+its range and its help are read off the factories (`headstart.schema`); defaults are those of the rows of the registry,
+over the factories' own. Nothing here imports torch.
 """
 
-import re
+import os
+import shlex
+import tomllib
+from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import Field, ValidationError
-from pydantic.fields import FieldInfo
+import yaml
+from annotated_types import Ge, Gt, Le
 
-from headstart.errors import ConfigError
-from headstart.training.options import Options, limits_text
+from headstart.errors import ConfigError, FileError, UsageError
+from headstart.registry import DEFAULTS, Family, Kind, Method, Model, find, load, rows
+from headstart.schema import REQUIRED, Count, Option, allowed, checked, is_range, options_of
 
-Setting: TypeAlias = int | float | str | bool | None
+Tree: TypeAlias = Mapping[str, Any]
+"""A configuration as files hold it; a part may be its name alone."""
 
+#: Marks an option that may differ when a run goes on: it leaves the result as it is, up to rounding.
+FREE = object()
 
-class TrainConfig(Options):
-    """A training run."""
-
-    tasks: str = Field(
-        ...,
-        description="A task family's name (headstart list tasks), a folder of class folders, or a CSV or Parquet file.",
-    )
-
-
-#: What may differ when a run goes on: these leave the result as it is, up to rounding.
-FREE_TO_CHANGE = frozenset({"save_every", "device", "threads", "compile", "memory"})
-#: Methods whose steps depend on how many there are to be.
-ANNEALED = frozenset({"maml_plus_plus", "aware"})
+_BYTES = 1 << 20
 
 
-def make_config(values: dict[str, Any], source: str = "") -> TrainConfig:
-    """Validate ``values``; the error names every option that is wrong, one line each.
+class Outer(NamedTuple):
+    """The outer loop.
+
+    Attributes:
+        steps: outer steps.
+        tasks_per_step: tasks of an outer step; no more than there are for training.
+        optimizer: the outer optimiser.
+        rate: its step size.
+        schedule: how the outer rate goes over the steps: constant, or down to 0.
+    """
+
+    steps: Annotated[int, Ge(0), Le(100_000_000)] = 1000
+    tasks_per_step: Annotated[int, Ge(1), Le(100_000)] = 4
+    optimizer: Literal["adam", "sgd"] = "adam"
+    rate: Annotated[float, Gt(0), Le(100)] = 0.001
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+
+
+class Run(NamedTuple):
+    """What every run has.
+
+    Attributes:
+        evaluate_every: outer steps between two looks at the validation tasks.
+        evaluate_tasks: validation tasks of such a look.
+        test_tasks: test tasks of the final score.
+        save_every: outer steps between two checkpoints.
+        seed: seed of the weights, the tasks and dropout.
+        device: where to compute; auto takes cuda, then mps, then cpu.
+        threads: CPU threads; by default what PyTorch takes.
+        compile: compile the meta-gradient: many times faster for small networks and long runs, after seconds to
+            minutes of compiling. Needs a C++ compiler; where it cannot be done, one line says why.
+        memory: most memory for what a step remembers for its derivatives, such as 2GiB; tasks are taken in as many
+            parts as that needs. By default all tasks of a step together.
+    """
+
+    evaluate_every: Count = 250
+    evaluate_tasks: Annotated[int, Ge(2), Le(1_000_000)] = 100
+    test_tasks: Annotated[int, Ge(2), Le(1_000_000)] = 600
+    save_every: Annotated[int, Ge(1), FREE] = 100
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], FREE] = "auto"
+    threads: Annotated[Annotated[int, Ge(1), Le(4096)] | None, FREE] = None
+    compile: Annotated[bool, FREE] = False
+    memory: Annotated[str | None, FREE] = None
+
+
+class Part(NamedTuple):
+    """Tasks, a method or a model: its name, and its options by their factory's names."""
+
+    name: str
+    options: dict[str, Any]
+
+
+class Config(NamedTuple):
+    """A training run, every option that applies filled in."""
+
+    tasks: Part
+    method: Part
+    model: Part | None
+    """``None`` for a method that uses none."""
+    outer: Outer | None
+    """``None`` for a method that takes no outer steps."""
+    run: Run
+
+    def option(self, name: str) -> Any:
+        """Return an option by owner and name, as in ``"tasks.ways"``; ``None`` where it is not set, or not there."""
+        return flat(self.tree()).get(name)
+
+    def tree(self) -> dict[str, dict[str, Any]]:
+        """Return it as files hold it: plain values, and no option that is not set."""
+        parts = {owner: part for owner, part in self._asdict().items() if part is not None}
+        named = {
+            owner: {"name": part.name, **part.options} if isinstance(part, Part) else part._asdict()
+            for owner, part in parts.items()
+        }
+        return {
+            owner: {name: _plain(value) for name, value in values.items() if value is not None}
+            for owner, values in named.items()
+        }
+
+
+class Schema(NamedTuple):
+    """What there is to choose for some tasks, method and model."""
+
+    family: Family
+    kind: Kind
+    method: Method
+    model: Model | None
+    options: dict[str, Option]
+    """By owner and name, as in ``"method.kernel"``; defaults are those of this run."""
+
+    def owners(self) -> dict[str, str]:
+        """Return the owners, each as people say it."""
+        told = {"tasks": f"tasks {self.family.name!r}", "method": f"method {self.method.name!r}"}
+        told |= {} if self.model is None else {"model": f"model {self.model.name!r}"}
+        return told | ({"outer": "outer loop"} if self.method.outer else {}) | {"run": "run"}
+
+
+#: What the shell gives to factories, and nobody chooses.
+_GIVEN = {
+    "tasks": {"seed", "split_seed", "device", "dtype"},
+    "method": {"module", "loss", "ways", "inputs", "outputs", "features", "device", "dtype", "explain"},
+    "model": {"inputs", "input_shape", "outputs", "ways"},
+}
+#: The field's own words for options that several owners call alike.
+WORDS = {
+    "method.steps": "inner-steps",
+    "method.rate": "inner-rate",
+    "outer.steps": "steps",
+    "outer.rate": "outer-rate",
+}
+_NAMES = ("tasks.name", "method.name", "model.name")
+_FACTORIES: dict[str, Any] = {"outer": Outer, "run": Run}
+
+
+def resolve(tree: Tree | str, source: str = "") -> Config:
+    """Return the configuration that a tree stands for, every option that applies filled in.
 
     Args:
-        values: options by name.
-        source: the file they came from, for the message.
+        tree: the options, by owner; a text is the tasks alone.
+        source: the file that they came from, for messages.
 
     Raises:
-        ConfigError: an unknown option, or a value out of its range.
+        UnknownNameError: tasks, a method or a model that do not exist.
+        ConfigError: what is wrong, one line each: an option that there is not for these tasks, method and model, a
+            value out of its range, one that is missing.
 
-    >>> make_config({"tasks": "sinusoid", "stpes": 5})
+    >>> resolve({"tasks": {"name": "sinusoid", "shots": 5}, "method": "fomaml"}).method
+    Part(name='fomaml', options={'steps': 1, 'rate': 0.01, 'taskmap': 'vmap', 'buffers': 'batch', 'precision': 'full'})
+    >>> resolve({"tasks": "sinusoid", "outer": {"stpes": 5}})
     Traceback (most recent call last):
-    headstart.errors.ConfigError: unknown option --stpes; did you mean --steps?
+    headstart.errors.ConfigError: unknown option --outer.stpes; did you mean --steps?
     """
-    try:
-        return TrainConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(explain(error, source)) from error
-
-
-def explain(error: ValidationError, source: str = "") -> str:
-    """Say what a pydantic error means: the flag, the value that came, what is allowed; one line each."""
-    lines = {}
-    for problem in error.errors(include_url=False):
-        name = str(problem["loc"][0]) if problem["loc"] else ""
-        lines.setdefault(name, _explain_one(name, problem))
     where = f" (in {source})" if source else ""
-    return "\n".join(line + where for line in lines.values())
+    try:
+        parts = normal(tree)
+        schema = schema_of(parts)
+    except UsageError as error:
+        raise type(error)(f"{error}{where}") from error
+    values, wrong = {}, []
+    for name, value in flat(parts).items():
+        if name in _NAMES:
+            continue
+        option = schema.options.get(name)
+        try:
+            if option is None:
+                raise ConfigError(unknown(name, schema))
+            if value is None:
+                continue
+            values[name] = _absolute(option, _checked(name, option, value, schema))
+        except ConfigError as error:
+            wrong.append(str(error))
+    for name, option in schema.options.items():
+        if name not in values and option.default is REQUIRED:
+            owner = schema.owners()[name.partition(".")[0]]
+            wrong.append(f"{flag(name, schema)} is missing, which the {owner} need: {option.help}")
+        values.setdefault(name, option.default)
+    if wrong:
+        raise ConfigError("\n".join(line + where for line in wrong))
+    return _assembled(schema, values)
 
 
-def _explain_one(name: str, problem: Any) -> str:
-    if problem["type"] == "missing":
-        return f"{flag(name)} is missing: {TrainConfig.model_fields[name].description}"
-    if problem["type"] == "extra_forbidden":
-        near = get_close_matches(name, TrainConfig.model_fields, n=1)
-        hint = f"; did you mean {flag(near[0])}?" if near else ""
-        return f"unknown option {flag(name)}{hint}"
-    field = TrainConfig.model_fields.get(name)
-    allowed = allowed_values(field) if field else ""
-    if problem["type"] == "value_error":
-        allowed = str(problem["ctx"]["error"]).removeprefix("must be ")
-    elif not allowed:
-        allowed = problem["msg"].removeprefix("Input should be ")
-    return f"{flag(name)} is {problem['input']!r}, but must be {allowed}"
-
-
-def allowed_values(field: FieldInfo) -> str:
-    """Return the range of a field in words."""
-    limits = {key: getattr(m, key) for m in field.metadata for key in ("gt", "ge", "le") if hasattr(m, key)}
-    choices = re.findall(r"Literal\[(.*?)\]", str(field.annotation))
-    if choices:
-        return "one of " + choices[0].replace("'", "")
-    kind = (
-        "a whole number" if "int" in str(field.annotation) else "a number" if "float" in str(field.annotation) else ""
+def _assembled(schema: Schema, values: Mapping[str, Any]) -> Config:
+    by_owner: dict[str, dict[str, Any]] = {owner: {} for owner in ("tasks", "method", "model", "outer", "run")}
+    for name in schema.options:
+        owner, _, own = name.partition(".")
+        by_owner[owner][own] = values[name]
+    return Config(
+        Part(schema.family.name, by_owner["tasks"]),
+        Part(schema.method.name, by_owner["method"]),
+        None if schema.model is None else Part(schema.model.name, by_owner["model"]),
+        Outer(**by_owner["outer"]) if schema.method.outer else None,
+        Run(**by_owner["run"]),
     )
-    return " ".join(part for part in (kind, limits_text(limits)) if part)
 
 
-def flag(name: str) -> str:
-    """Return the command line's name of an option.
+def normal(tree: Tree | str) -> dict[str, dict[str, Any]]:
+    """Return a tree whose parts are all dictionaries, and whose tasks are a family: a path becomes its ``data``.
 
-    >>> flag("inner_rate")
-    '--inner-rate'
+    Raises:
+        ConfigError: no tasks, a part that there is not, or tasks that are neither a family nor a path that is there.
     """
-    return "TASKS" if name == "tasks" else "--" + name.replace("_", "-")
+    whole: Any = {"tasks": tree} if isinstance(tree, str) else tree
+    if not isinstance(whole, Mapping):
+        raise ConfigError(f"a configuration has the parts {', '.join(Config._fields)}; got {type(whole).__name__}")
+    parts = {str(owner): _part(str(owner), part) for owner, part in whole.items()}
+    if not parts.get("tasks", {}).get("name"):
+        raise ConfigError("TASKS is missing: a family's name (headstart list tasks), or a folder or file of your own")
+    return {**parts, "tasks": _own_source(parts["tasks"])}
 
 
-def diff(old: TrainConfig, new: TrainConfig) -> list[str]:
+def _part(owner: str, part: Any) -> dict[str, Any]:
+    """Return what a tree says of an owner as a dictionary."""
+    if owner not in Config._fields:
+        near = [f"{own}: {{{owner}: …}}" for own in _owners_of(owner)] or [", ".join(Config._fields)]
+        raise ConfigError(f"unknown part {owner!r} of a configuration; did you mean {' or '.join(near)}?")
+    named = f"{owner}.name" in _NAMES
+    if isinstance(part, str) and named:
+        return {"name": part}
+    if not isinstance(part, Mapping) and part is not None:
+        raise ConfigError(f"{owner} is {part!r}, but must be options by name{', or a name alone' if named else ''}")
+    values = {str(name).replace("-", "_"): value for name, value in (part or {}).items()}
+    if named and not isinstance(values.get("name", ""), str):
+        raise ConfigError(f"the name of {owner} is {values['name']!r}, but must be a text")
+    return values
+
+
+def _owners_of(name: str) -> list[str]:
+    return [owner for owner, factory in _FACTORIES.items() if name in factory._fields] or [
+        owner for owner in ("tasks",) if name in ("ways", "shots", "queries", "data")
+    ]
+
+
+def _own_source(tasks: dict[str, Any]) -> dict[str, Any]:
+    """Return a folder or file that is given as tasks as the family that reads it, with that ``data``."""
+    name, known = str(tasks["name"]), [row.name for row in rows("task")]
+    path = os.path.abspath(os.path.expanduser(name))
+    if name in known or not (os.path.exists(path) or os.sep in name or os.path.splitext(name)[1]):
+        return tasks
+    if not os.path.exists(path):
+        raise ConfigError(
+            f"TASKS is {name!r}, but there is no such folder or file; give one, or one of {', '.join(known)}"
+        )
+    if tasks.get("data") is not None:
+        raise ConfigError(f"TASKS is {name!r} itself, so leave out --data")
+    for row in rows("data"):
+        if row.family is not None and load("data", row.name).recognises(Path(path)):
+            return {**tasks, "name": row.family, "data": path}
+    read = "; ".join(f"{row.name}: {row.summary}" for row in rows("data") if row.family is not None)
+    raise ConfigError(f"TASKS is {name!r}, which is of no kind of data that can be read ({read})")
+
+
+def schema_of(parts: Mapping[str, Mapping[str, Any]]) -> Schema:
+    """Return what there is to choose for the tasks, the method and the model of a `normal` tree.
+
+    Raises:
+        UnknownNameError: tasks, a method or a model that do not exist.
+        ConfigError: a model for a method that uses none, or outer steps for one that takes none.
+    """
+    family = find("task", parts["tasks"]["name"])
+    kind = find("data", family.kind)
+    method = find("method", parts.get("method", {}).get("name") or kind.method)
+    model = None
+    if method.model != "none":
+        model = find("model", parts.get("model", {}).get("name") or kind.model)
+    for owner, there, what in (
+        ("model", model is not None, "uses no model"),
+        ("outer", method.outer, "takes no steps"),
+    ):
+        if parts.get(owner) and not there:
+            first = next(iter(parts[owner]))
+            told = "--model" if first == "name" else flag(f"{owner}.{first}")
+            raise ConfigError(f"{told} does not apply to the method {method.name!r}, which {what} there; leave it out")
+    defaults = {
+        **DEFAULTS,
+        **kind.defaults,
+        **family.defaults,
+        **method.defaults.get("", {}),
+        **method.defaults.get(kind.name, {}),
+        **({} if model is None else {f"model.{name}": value for name, value in model.defaults.items()}),
+    }
+    factories = {"tasks": load("task", family.name), "method": load("method", method.name)}
+    factories |= {} if model is None else {"model": load("model", model.name)}
+    factories |= {"outer": Outer} if method.outer else {}
+    options = {}
+    for owner, factory in (factories | {"run": Run}).items():
+        for name, option in options_of(factory).items():
+            if name not in _GIVEN.get(owner, ()):
+                place = f"{owner}.{name}"
+                options[place] = option._replace(default=defaults.get(place, option.default))
+    return Schema(family, kind, method, model, options)
+
+
+def flat(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the options of a tree by owner and name."""
+    return {f"{owner}.{name}": value for owner, part in parts.items() for name, value in part.items()}
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the tree of options by owner and name: the opposite of `flat`."""
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        owner, _, own = name.partition(".")
+        parts.setdefault(owner, {})[own] = value
+    return parts
+
+
+def _checked(name: str, option: Option, value: Any, schema: Schema) -> Any:
+    try:
+        found = checked(option, value)
+        if name == "run.memory":
+            from headstart.core.counting import to_bytes
+
+            to_bytes(found)
+    except ValueError as error:
+        raise ConfigError(f"{flag(name, schema)} {error}") from error
+    return found
+
+
+def _absolute(option: Option, value: Any) -> Any:
+    if isinstance(value, Path) or (option.name == "data" and isinstance(value, str)):
+        return os.path.abspath(os.path.expanduser(value))
+    return value
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+
+
+def flag(name: str, schema: Schema | None = None) -> str:
+    """Return the shortest name of an option on the command line.
+
+    >>> flag("method.steps"), flag("tasks.ways")
+    ('--inner-steps', '--tasks.ways')
+    >>> flag("tasks.ways", schema_of(normal("icons")))
+    '--ways'
+    """
+    return flags(name, () if schema is None else schema.options)[0]
+
+
+def flags(name: str, options: Any = ()) -> tuple[str, ...]:
+    """Return all names of an option on the command line, the shortest first, where these ``options`` are there."""
+    own = name.partition(".")[2]
+    alone = (
+        sum(other.partition(".")[2] == own for other in options) == 1 and own.replace("_", "-") not in WORDS.values()
+    )
+    short = WORDS.get(name) or (own.replace("_", "-") if alone else None)
+    return tuple(f"--{word}" for word in (short, name.replace("_", "-")) if word)
+
+
+def unknown(name: str, schema: Schema) -> str:
+    """Say that there is no such option for a run, which option is near, or what would take it."""
+    owner, _, own = name.partition(".")
+    told = f"unknown option --{(name if owner else own).replace('_', '-')}"
+    flagged = {flag(place, schema)[2:].replace("-", "_"): place for place in schema.options}
+    own_names = {place.partition(".")[2]: place for place in schema.options if place.startswith(f"{owner}.")}
+    names, takers = own_names if owner else flagged, _takers(own, owner)
+    near = get_close_matches(own, names, n=1, cutoff=0.9 if takers else 0.5)
+    if takers and not near:
+        return f"{told} for the {', the '.join(list(schema.owners().values())[:3])}; it belongs to {takers}"
+    meant = names[near[0]] if near else flagged.get(own)
+    return told + (f"; did you mean {flag(meant, schema)}?" if meant else "; --help names those that there are")
+
+
+def _takers(own: str, owner: str) -> str:
+    """Return which tasks, methods and models take an option of that name; empty where none does."""
+    found = []
+    for part, what in (("tasks", "task"), ("method", "method"), ("model", "model")):
+        if owner in ("", part) and own not in _GIVEN[part]:
+            names = [row.name for row in rows(what) if own in options_of(load(what, row.name))]
+            found += [f"the {part} {', '.join(names)}"] if names else []
+    return " and ".join(found)
+
+
+def diff(old: Config, new: Config) -> list[str]:
     """Return what keeps a run with ``old`` from going on with ``new``: one line an option, none if it may.
 
-    More steps than before are allowed where the outer rate is constant and the method does not anneal (elsewhere they
-    would change the steps that are taken already), and so is what leaves the result as it is (`FREE_TO_CHANGE`).
+    More outer steps than before are allowed where the outer rate is constant and the method does not anneal (elsewhere
+    they would change the steps that are taken already), and so is what leaves the result as it is (`FREE`).
     """
-    lines = []
-    for name in TrainConfig.model_fields:
-        before, after = getattr(old, name), getattr(new, name)
-        raised = name == "steps" and before is not None and after is not None and after > before
-        raised = raised and new.schedule in (None, "constant") and new.method not in ANNEALED
-        if before != after and name not in FREE_TO_CHANGE and not raised:
-            lines.append(f"{flag(name)}: {_shown(before)} -> {_shown(after)}")
+    before, after = flat(old.tree()), flat(new.tree())
+    schema, lines = schema_of(new.tree()), []
+    for name in dict.fromkeys([*before, *after]):
+        was, now = before.get(name), after.get(name)
+        raised = name == "outer.steps" and was is not None and now is not None and now > was
+        raised = raised and after["outer.schedule"] == "constant" and not find("method", new.method.name).annealed
+        if was != now and not raised and not _is_free(name):
+            lines.append(f"{_part_flag(name, schema)}: {_shown(was)} -> {_shown(now)}")
     return lines
 
 
-def _shown(value: Setting) -> str:
-    return "not set" if value is None else str(value)
+def _is_free(name: str) -> bool:
+    owner, _, own = name.partition(".")
+    return owner == "run" and FREE in getattr(Run.__annotations__[own], "__metadata__", ())
+
+
+def _part_flag(name: str, schema: Schema) -> str:
+    named = {"tasks.name": "TASKS", "method.name": "--method", "model.name": "--model"}
+    return named.get(name) or flag(name, schema)
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def command(config: Config, out: str = "RUN") -> str:
+    """Return the command that makes a run again: what differs from the defaults, and the seed.
+
+    >>> command(resolve({"tasks": "sinusoid", "method": {"name": "maml", "steps": 5}, "outer": {"steps": 100}}))
+    'headstart train sinusoid --method maml --inner-steps 5 --steps 100 --seed 0 --out RUN'
+    """
+    parts = config.tree()
+    schema = schema_of(parts)
+    kind = schema.kind
+    words = ["headstart", "train", config.tasks.name, "--method", config.method.name]
+    if config.model is not None and config.model.name != kind.model:
+        words += ["--model", config.model.name]
+    for name, value in flat(parts).items():
+        if name.endswith(".name"):
+            continue
+        option = schema.options[name]
+        if name == "run.seed" or value != _plain(option.default):
+            best = flag(name, schema)
+            if isinstance(value, bool):
+                words.append(best if value else f"--no-{best[2:]}")
+            else:
+                words += [best, text(value, option)]
+    return shlex.join([*words, "--out", out])
+
+
+def text(value: Any, option: Option) -> str:
+    """Return a value as the command line takes it."""
+    if isinstance(value, (list, tuple)):
+        return ("-" if is_range(option.type) else ",").join(map(str, value))
+    return str(value)
+
+
+def default_folder(config: Config) -> Path:
+    """Return where a run goes by default: ``runs/TASKS-METHOD``."""
+    data = config.tasks.options.get("data")
+    own = data is not None and any(row.family == config.tasks.name for row in rows("data"))
+    return Path("runs") / f"{Path(data).stem if own else config.tasks.name}-{config.method.name}"
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Return the tree that a JSON, YAML or TOML file holds.
+
+    Raises:
+        FileError: a file that cannot be read, or is not such a file.
+        ConfigError: another ending.
+    """
+    from headstart.training.files import read_json
+
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        found = read_json(path.resolve())
+    elif suffix in (".yaml", ".yml", ".toml"):
+        found = _parsed(path, suffix)
+    else:
+        raise ConfigError(f"--config {path}: expected a .json, .yaml, .yml or .toml file")
+    if not isinstance(found, dict):
+        raise FileError(f"{path} does not hold a configuration, such as tasks: sinusoid")
+    return found
+
+
+def _parsed(path: Path, suffix: str) -> Any:
+    from headstart.training.files import explained
+
+    with explained("read", path):
+        data = path.read_bytes()
+    if len(data) > _BYTES:
+        raise FileError(f"{path} has {len(data)} bytes; expected a configuration")
+    try:
+        return tomllib.loads(data.decode()) if suffix == ".toml" else yaml.safe_load(data)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise FileError(f"{path} is not valid {suffix[1:].upper()}: {reason}") from error
+
+
+def merged(file: Tree, given: Tree) -> dict[str, dict[str, Any]]:
+    """Return the tree of a file and of flags; flags win, and what belongs to a name that they replace goes.
+
+    >>> merged({"tasks": {"name": "icons", "ways": 3}}, {"tasks": {"name": "omniglot"}, "run": {"seed": 1}})
+    {'tasks': {'name': 'omniglot'}, 'run': {'seed': 1}}
+    """
+    parts = {owner: _part(owner, part) for owner, part in file.items()}
+    for owner, part in given.items():
+        new, old = _part(owner, part), parts.get(owner, {})
+        replaced = "name" in new and new["name"] != old.get("name", new["name"])
+        parts[owner] = new if replaced else {**old, **new}
+    return parts
+
+
+def help_of(option: Option) -> str:
+    """Return an option's help, with its range and its default."""
+    limits, default = allowed(option.type), option.default
+    words = [option.help.rstrip(".")]
+    words += [limits] if limits not in ("a text", "true or false", "a path") else []
+    if default is REQUIRED:
+        words.append("required")
+    elif default is True:
+        words.append("default: on")
+    elif default is not None and default is not False:
+        words.append(f"default: {text(default, option)}")
+    return " ".join(f"{word[:1].upper()}{word[1:]}." for word in words if word)

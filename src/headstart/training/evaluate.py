@@ -1,7 +1,7 @@
 """How well a learner adapts to tasks that it was not trained on: the mean over fixed tasks and its interval."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -12,7 +12,7 @@ from headstart.core import losses
 from headstart.errors import ConfigError, DivergenceError
 from headstart.training.calibration import coverage, gaussian_nll, interval_width
 from headstart.training.loop import check_data, named
-from headstart.types import Adapted, Batch, Episodes, Gaussian, Learner, Meta, Tasks
+from headstart.types import Adapted, Batch, Episodes, Gaussian, Learner, Meta, Tasks, Tree
 
 Metric = Literal["accuracy", "mse"]
 
@@ -106,9 +106,13 @@ def evaluate(
     own, listed = _step_counts(learner, steps)
     values: dict[int | None, list[float]] = {count: [] for count in listed}
     looks: list[_Look] = []
-    for numbers in _batches(episodes, batch):
+    for first in range(0, episodes, batch):
+        numbers = range(first, min(first + batch, episodes))
         sampled = tasks.sample(split, numbers)
-        for count, (outputs, distribution) in _answers(learner, meta, sampled, listed):
+        for count in listed:
+            with torch.no_grad():
+                adapted, _ = learner.adapt(meta, sampled.support, steps=count)
+                outputs, distribution = answer(learner, adapted, sampled.query.x)
             found = [scale * value for value in _measured(metric, outputs, sampled.query)]
             values[count] += found
             if count == own:
@@ -142,25 +146,11 @@ def _step_counts(learner: Learner, steps: int | Sequence[int] | None) -> tuple[i
     return learner.steps, list(sorted({learner.steps, *(steps or ())}))
 
 
-def _batches(episodes: int, batch: int) -> Iterator[range]:
-    for first in range(0, episodes, batch):
-        yield range(first, min(first + batch, episodes))
-
-
-@torch.no_grad()
-def _answers(
-    learner: Learner, meta: Meta, sampled: Episodes, counts: Sequence[int | None]
-) -> list[tuple[int | None, tuple[Tensor, Gaussian | None]]]:
-    """Return the predictions for the query set after each number of steps, and their distributions if there are."""
-    return [
-        (count, _answer(learner, learner.adapt(meta, sampled.support, steps=count)[0], sampled)) for count in counts
-    ]
-
-
-def _answer(learner: Learner, adapted: Adapted, sampled: Episodes) -> tuple[Tensor, Gaussian | None]:
+def answer(learner: Learner, adapted: Adapted, x: Tree) -> tuple[Tensor, Gaussian | None]:
+    """Return the outputs for inputs, and the distribution of the targets where the learner has one."""
     if learner.distribution is None:
-        return learner.predict(adapted, sampled.query.x), None
-    distribution = learner.distribution(adapted, sampled.query.x)
+        return learner.predict(adapted, x), None
+    distribution = learner.distribution(adapted, x)
     return distribution.mean, distribution
 
 
@@ -253,8 +243,3 @@ def _within(reach: float, degrees: int) -> float:
         total += term
         term *= math.cos(angle) ** 2 * (place - 1) / place
     return 2 / math.pi * (angle + total) if odd else total
-
-
-def better(metric: Metric, new: float, old: float | None) -> bool:
-    """Return whether ``new`` is a better value of the metric than ``old``."""
-    return old is None or (new > old if metric == "accuracy" else new < old)

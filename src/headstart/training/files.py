@@ -7,6 +7,7 @@ brought to the disk, and renamed, so that a crash or a full disk leaves what was
 import contextlib
 import errno
 import json
+import math
 import os
 import stat
 import struct
@@ -100,6 +101,17 @@ def read(path: Path, most: int | None = None) -> bytes:
 def to_json(value: Any) -> bytes:
     """Return ``value`` as indented JSON; numbers that JSON has no name for are an error."""
     return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def finite(value: Any) -> Any:
+    """Return a JSON value with null in place of the numbers that JSON has no name for.
+
+    >>> finite({"mean": 1.5, "ci95": float("nan")})
+    {'mean': 1.5, 'ci95': None}
+    """
+    if isinstance(value, dict):
+        return {name: finite(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Any:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headstart.core.adjoints.kept import Fetch, Keep
-from headstart.core.adjoints.leaves import pack
-from headstart.core.step import Inner
+from headstart.core.adjoints.checkpointed import Fetch, Keep
+from headstart.core.inner import Inner
+from headstart.core.tree import pack
 from headstart.errors import FileError
 
 _TOO_MANY = "each adaptation whose derivative is still to be taken has a file: hold fewer, or allow more open files"

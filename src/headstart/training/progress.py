@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from headstart.training.loop import StepRecord
 
@@ -10,14 +10,16 @@ LIVE_SECONDS = 0.25
 PLAIN_SECONDS = 10.0
 
 
-class View(Protocol):
-    """Where a run reports to."""
+class View:
+    """Where a run reports to; this one reports nothing."""
 
     def note(self, text: str) -> None:
         """Say something that matters once."""
 
     def begin(self, done: int, steps: int, tasks_per_step: int) -> None:
         """Begin to count steps."""
+        self.first, self.steps, self.tasks_per_step = done, steps, tasks_per_step
+        self.started = self.shown = time.monotonic()
 
     def step(self, record: StepRecord, validation: str) -> None:
         """Report a step, and the latest validation score."""
@@ -25,52 +27,28 @@ class View(Protocol):
     def close(self) -> None:
         """End a live line."""
 
-
-class Silent:
-    """Reports nothing."""
-
-    def note(self, text: str) -> None:
-        """Do nothing."""
-
-    def begin(self, done: int, steps: int, tasks_per_step: int) -> None:
-        """Do nothing."""
-
-    def step(self, record: StepRecord, validation: str) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
+    def said(self, record: StepRecord, validation: str) -> str:
+        """Return what there is to say of a step."""
+        self.shown = time.monotonic()
+        pace = (self.shown - self.started) / (record.step - self.first)
+        left = clock((self.steps - record.step) * pace)
+        return f"loss {record.loss:.4g}  {validation}  {self.tasks_per_step / pace:.0f} tasks/s  {left} left"
 
 
-class Plain:
+class Plain(View):
     """Plain lines on standard error, at most one in ten seconds while steps are taken."""
 
     def note(self, text: str) -> None:
         """Print a line."""
         print(text, file=sys.stderr, flush=True)
 
-    def begin(self, done: int, steps: int, tasks_per_step: int) -> None:
-        """Start the clock."""
-        self.first, self.steps, self.tasks_per_step = done, steps, tasks_per_step
-        self.started = self.shown = time.monotonic()
-
     def step(self, record: StepRecord, validation: str) -> None:
         """Print a line if the last one is ten seconds old."""
-        now = time.monotonic()
-        if now - self.shown < PLAIN_SECONDS:
-            return
-        self.shown = now
-        pace = (now - self.started) / (record.step - self.first)
-        self.note(
-            f"step {record.step}/{self.steps}  loss {record.loss:.4g}  {validation}"
-            f"  {self.tasks_per_step / pace:.0f} tasks/s  {clock((self.steps - record.step) * pace)} left"
-        )
-
-    def close(self) -> None:
-        """Do nothing."""
+        if time.monotonic() - self.shown >= PLAIN_SECONDS:
+            self.note(f"step {record.step}/{self.steps}  {self.said(record, validation)}")
 
 
-class Live:
+class Live(View):
     """A bar on the terminal, drawn at most four times a second."""
 
     def __init__(self) -> None:
@@ -87,28 +65,16 @@ class Live:
         """Show the bar."""
         from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = [
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(),
-            TextColumn("{task.fields[said]}"),
-        ]
-        self.bar = Progress(*columns, console=self.console, refresh_per_second=4)
+        super().begin(done, steps, tasks_per_step)
+        words = TextColumn("step {task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.fields[said]}")
+        self.bar = Progress(words[0], BarColumn(), words[1], console=self.console, refresh_per_second=4)
         self.task = self.bar.add_task("", total=steps, completed=done, said="")
-        self.first, self.steps, self.tasks_per_step = done, steps, tasks_per_step
-        self.started = time.monotonic()
-        self.shown = 0.0
         self.bar.start()
 
     def step(self, record: StepRecord, validation: str) -> None:
         """Move the bar, unless it has just moved."""
-        now = time.monotonic()
-        if now - self.shown < LIVE_SECONDS and record.step < self.steps:
-            return
-        self.shown = now
-        pace = (now - self.started) / (record.step - self.first)
-        left = clock((self.steps - record.step) * pace)
-        said = f"loss {record.loss:.4g}  {validation}  {self.tasks_per_step / pace:.0f} tasks/s  {left} left"
-        self.bar.update(self.task, completed=record.step, said=said)
+        if time.monotonic() - self.shown >= LIVE_SECONDS or record.step >= self.steps:
+            self.bar.update(self.task, completed=record.step, said=self.said(record, validation))
 
     def close(self) -> None:
         """Leave the bar as it is."""

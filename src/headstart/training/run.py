@@ -4,7 +4,7 @@
 
     RUN/
       config.json       every option, resolved; ``--config`` takes it back
-      table.json        of a table: its columns, and how they are turned into numbers
+      preparation.json  how raw data become numbers, so that a new task can be read
       metrics.jsonl     one line an outer step        results.csv   one row a look at the validation tasks
       results.json      the score on the test tasks   test.csv      the same, one row a task
       results.png  episode.png  README.md             pictures, and a short model card
@@ -16,25 +16,27 @@
 import signal
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import headstart
+from headstart.data.kind import kind_of_family
 from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, FileError
 from headstart.training import checkpoint as checkpoints
 from headstart.training.build import Job, build, make_optimizer, reproducible
-from headstart.training.checkpoint import Best, Checkpoint
-from headstart.training.config import TrainConfig, diff, make_config
-from headstart.training.defaults import resolve
-from headstart.training.evaluate import Score, better, evaluate
+from headstart.training.checkpoint import Checkpoint
+from headstart.training.config import Config, Outer, Tree, diff, resolve
+from headstart.training.evaluate import Score, evaluate
 from headstart.training.files import TEMPORARY, make_folder, read_json, to_json, to_safetensors, write
-from headstart.training.loop import State, copied, fit, flat, start
+from headstart.training.fit_best import Best, first, fit_best
+from headstart.training.loop import State, flat, start
 from headstart.training.metrics import MetricsFile, write_csv
-from headstart.training.progress import Silent, View
+from headstart.training.preparation import refuse_other_data, write_preparation
+from headstart.training.progress import View
 from headstart.training.report.report import by_task, report, score_to_json, shown
 from headstart.training.signals import Stop, only_writer, stop_signals
-from headstart.training.table_schema import refuse_other_table, write_schema
 from headstart.types import Meta
 
 CONFIG = "config.json"
@@ -45,7 +47,7 @@ class Result(NamedTuple):
     """How a run ended."""
 
     run: Path
-    config: TrainConfig
+    config: Config
     step: int
     """Outer steps taken."""
     best_step: int
@@ -60,7 +62,7 @@ class _Stopped(Exception):  # noqa: N818 - not an error
     """Leaves the final evaluation."""
 
 
-def train(config: TrainConfig, out: str | Path, *, view: View | None = None) -> Result:
+def train(config: Config | Tree | str, out: str | Path, *, view: View | None = None) -> Result:
     """Meta-train as ``config`` says, in the folder ``out``, or go on with the run that is there.
 
     The weights with the best validation score are kept, and judged on the test tasks at the end. A run that was
@@ -68,7 +70,7 @@ def train(config: TrainConfig, out: str | Path, *, view: View | None = None) -> 
     machine with the same PyTorch and number of threads; with ``compile``, to rounding.
 
     Args:
-        config: the options; those that are ``None`` are filled in (`headstart.training.defaults.resolve`).
+        config: the options, as `headstart.training.config` has them; a text is the tasks alone.
         out: the run's folder; made where it does not exist.
         view: where to report progress to; by default nowhere.
 
@@ -78,19 +80,20 @@ def train(config: TrainConfig, out: str | Path, *, view: View | None = None) -> 
         DataError: tasks with numbers that are not finite, or too few of them.
         FileError: the folder cannot be written.
     """
-    run, view, config = Path(out), view or Silent(), resolve(config)
+    run, view = Path(out), view or View()
+    config = config if isinstance(config, Config) else resolve(config)
     _refuse_other_run(run, config)
     with reproducible(config), stop_signals() as stop:
         job = build(config)
-        view.note(f"device: {job.device}   model: {config.model or 'none'}, {job.parameters} parameters")
+        model = config.model.name if config.model else "none"
+        view.note(f"device: {job.device}   model: {model}, {job.parameters} parameters")
         for line in job.notes:
             view.note(line)
         make_folder(run)
         with only_writer(run):
             _refuse_other_run(run, config)
-            write(run / CONFIG, to_json(config.model_dump()))
-            if "schema" in job.tasks.details:  # how a new task's rows are to be read
-                write_schema(run, job.tasks.details["schema"])
+            write(run / CONFIG, to_json(config.tree()))
+            write_preparation(run, kind_of_family(config.tasks.name), job.tasks)
             try:
                 return _train(job, run, stop, view)
             finally:
@@ -99,7 +102,7 @@ def train(config: TrainConfig, out: str | Path, *, view: View | None = None) -> 
 
 def _train(job: Job, run: Path, stop: Stop, view: View) -> Result:
     state, best = _begin(job, run, view)
-    steps = job.config.steps or 0
+    steps = outer_of(job.config).steps
     if state.step < steps:
         best = _meta_train(job, run, state, best, stop, view)
     view.close()
@@ -111,10 +114,15 @@ def _train(job: Job, run: Path, stop: Stop, view: View) -> Result:
     return Result(run, job.config, state.step, best.step, score, stop.number)
 
 
+def outer_of(config: Config) -> Outer:
+    """Return the outer loop of a run; of a method that takes no steps, one of none."""
+    return config.outer or Outer(steps=0)
+
+
 def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
     """Return where to go on from: the newest good checkpoint, or the start with its validation score."""
-    config = job.config
-    state = start(job.learner, optimizer=make_optimizer(config), seed=config.seed)
+    config, steps = job.config, outer_of(job.config).steps
+    state = start(job.learner, optimizer=make_optimizer(config), seed=config.run.seed)
     checkpoints.clean(run)
     found = checkpoints.find(run, state.meta)
     for place, reason in found.damaged:
@@ -122,8 +130,8 @@ def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
     checkpoints.set_aside(found.damaged)
     if found.checkpoint is not None:
         checkpoints.restore(state, found.checkpoint)
-        if state.step > (config.steps or 0):
-            raise ConfigError(f"the run in {run} has taken {state.step} steps already; --steps is {config.steps}")
+        if state.step > steps:
+            raise ConfigError(f"the run in {run} has taken {state.step} steps already; --steps is {steps}")
         view.note(f"going on from step {state.step}")
         return state, found.checkpoint.best
     if job.learner.prepare is not None:
@@ -131,49 +139,49 @@ def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
         state = start(
             job.learner,
             optimizer=make_optimizer(config),
-            seed=config.seed,
+            seed=config.run.seed,
             meta=state.meta,
             tasks=job.tasks,
             folder=run,
         )
-    score = _validate(job, state.meta)
-    best = Best(0, score.mean, copied(state.meta))
-    metrics = MetricsFile(run, -1)
-    try:
-        metrics.add({"step": 0, "validation": _brief(score)})
+    judge = _Judge(job)
+    best = first(state.meta, judge)
+    with closing(MetricsFile(run, -1)) as metrics:
+        metrics.add({"step": 0, "validation": judge.said})
         metrics.sync()
-    finally:
-        metrics.close()
     checkpoints.save(run, checkpoints.take(state, best))
     return state, best
 
 
 def _meta_train(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View) -> Best:
     """Take the steps that are left: step, look at validation, log, save."""
-    config, steps = job.config, job.config.steps or 0
+    config, outer = job.config.run, outer_of(job.config)
+    steps = outer.steps
     # no more than there are: each of them once
-    tasks_per_step = min(config.tasks_per_step or 1, (job.tasks.counts or {}).get("train", config.tasks_per_step or 1))
+    tasks_per_step = min(outer.tasks_per_step, (job.tasks.counts or {}).get("train", outer.tasks_per_step))
     for stale in ("results.json", "test.csv", "README.md", *LEARNED):  # they tell of fewer steps
         (run / stale).unlink(missing_ok=True)
-    metrics = MetricsFile(run, state.step)
+    judge = _Judge(job)
     validation = shown(job.tasks.kind, best.value)
     view.begin(state.step, steps, tasks_per_step)
-    try:
-        for record in fit(
-            accelerate(job.learner, compile=job.config.compile, memory=job.config.memory),
+    with closing(MetricsFile(run, state.step)) as metrics:
+        for look in fit_best(
+            accelerate(job.learner, compile=config.compile, memory=config.memory),
             job.tasks,
-            steps=steps,
-            tasks_per_step=tasks_per_step,
             state=state,
-            schedule=config.schedule or "constant",
+            best=best,
+            judge=judge,
+            steps=steps,
+            every=config.evaluate_every,
+            larger=job.tasks.kind == "classification",
+            tasks_per_step=tasks_per_step,
+            schedule=outer.schedule,
             seed=config.seed,
         ):
+            record, best = look.record, look.best
             line: dict[str, Any] = dict(zip(("step", "loss", "gradient_norm", "rate"), record))
-            if record.step % config.evaluate_every == 0 or record.step == steps:
-                score = _validate(job, state.meta)
-                line["validation"], validation = _brief(score), shown(job.tasks.kind, score.mean)
-                if better(score.metric, score.mean, best.value):
-                    best = Best(record.step, score.mean, copied(state.meta))
+            if look.value is not None:
+                line["validation"], validation = judge.said, shown(job.tasks.kind, look.value)
             metrics.add(line)
             view.step(record, f"validation {validation}")
             if stop.requested or record.step % config.save_every == 0 or record.step == steps:
@@ -181,18 +189,25 @@ def _meta_train(job: Job, run: Path, state: State, best: Best, stop: Stop, view:
                 checkpoints.save(run, checkpoints.take(state, best))
             if stop.requested:
                 break
-    finally:
-        metrics.close()
     return best
 
 
-def _validate(job: Job, meta: Meta) -> Score:
-    return evaluate(job.learner, meta, job.tasks, episodes=job.config.evaluate_tasks, split="validation")
+class _Judge:
+    """The mean score on the validation tasks; ``said`` is what the metrics say of the last one."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def __call__(self, meta: Meta) -> float:
+        count = self.job.config.run.evaluate_tasks
+        score = evaluate(self.job.learner, meta, self.job.tasks, episodes=count, split="validation")
+        self.said = {score.metric: score.mean, "ci95": score_to_json(score)["ci95"]}
+        return score.mean
 
 
 def _test(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View) -> Score | None:
     """Judge the best weights on the test tasks, and write what the run has come to."""
-    there = min(job.config.test_tasks, (job.tasks.counts or {}).get("test", job.config.test_tasks))
+    there = min(job.config.run.test_tasks, (job.tasks.counts or {}).get("test", job.config.run.test_tasks))
     view.note(f"testing on {there} task{'s' * (there != 1)}")
 
     def leave_if_asked(done: int) -> None:
@@ -233,7 +248,7 @@ def test(
         job.learner,
         meta,
         job.tasks,
-        episodes=episodes or job.config.test_tasks,
+        episodes=episodes or job.config.run.test_tasks,
         split=split,
         steps=counts,
         on_batch=on_batch,
@@ -248,13 +263,14 @@ def open_run(run: str | Path, device: str = "auto") -> tuple[Job, Checkpoint]:
         device: where to compute, whatever the run was trained on.
 
     Raises:
-        DataError: the run is of a table that has other rows now.
+        DataError: the run's data are others now.
         FileError: no run in that folder, or none of its checkpoints can be used.
     """
     run = Path(run)
-    job = build(read_config(run).model_copy(update={"device": device}))
-    if "schema" in job.tasks.details:
-        refuse_other_table(run, job.tasks.details["schema"])
+    tree = read_config(run).tree()
+    tree["run"]["device"] = device
+    job = build(resolve(tree))
+    refuse_other_data(run, kind_of_family(job.config.tasks.name), job.tasks)
     found = checkpoints.find(run, start(job.learner).meta)
     for place, reason in found.damaged:
         warnings.warn(f"checkpoint {place.name} cannot be used, taking the one before: {reason}", stacklevel=2)
@@ -263,7 +279,7 @@ def open_run(run: str | Path, device: str = "auto") -> tuple[Job, Checkpoint]:
     return job, found.checkpoint
 
 
-def read_config(run: Path) -> TrainConfig:
+def read_config(run: Path) -> Config:
     """Read a run folder's configuration.
 
     Raises:
@@ -274,10 +290,12 @@ def read_config(run: Path) -> TrainConfig:
     values = read_json(run / CONFIG)
     if not isinstance(values, dict):
         raise FileError(f"{run / CONFIG} is not a configuration; expected a JSON object")
-    return resolve(make_config(values, str(run / CONFIG)))
+    if "format" in values:
+        raise FileError(f"{run} holds an adapted model; expected the folder of a run, as `headstart train` makes it")
+    return resolve(values, str(run / CONFIG))
 
 
-def _refuse_other_run(run: Path, config: TrainConfig) -> None:
+def _refuse_other_run(run: Path, config: Config) -> None:
     """Refuse a folder that holds something else, or a run with other options."""
     if (run / CONFIG).exists():
         changed = diff(read_config(run), config)
@@ -289,7 +307,3 @@ def _refuse_other_run(run: Path, config: TrainConfig) -> None:
             )
     elif run.is_dir() and any(not path.name.startswith((".lock", TEMPORARY)) for path in run.iterdir()):
         raise ConfigError(f"{run} is not empty and holds no run; choose an empty or a new folder for --out")
-
-
-def _brief(score: Score) -> dict[str, Any]:
-    return {score.metric: score.mean, "ci95": score_to_json(score)["ci95"]}

@@ -1,13 +1,24 @@
+import logging
 import math
 import warnings
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import headstart
-from headstart.algorithms.heads.kernel_machines import logistic, svm
-from headstart.errors import ShapeError, UnknownNameError, UsageError
+from headstart.algorithms.heads.kernel_machines import (
+    coupled,
+    implicit,
+    logistic,
+    margin_gap,
+    maximum_entropy,
+    maximum_margin,
+    svm,
+)
+from headstart.errors import DifferentiationError, ShapeError, UnknownNameError, UsageError
 from headstart.testing import check_learner, random_episodes
 from headstart.types import Batch, Episodes
 
@@ -25,12 +36,6 @@ def double():
 def net(features=4):
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, features))
-
-
-def with_values(learner, **values):
-    """Return the learner's meta value with numbers of M set."""
-    meta = learner.init(None)
-    return meta._replace(structure={**meta.structure, **{name: torch.tensor(v) for name, v in values.items()}})
 
 
 def problems(number, ways=None):
@@ -118,69 +123,9 @@ class TestAgainstScikitLearn:
             assert gap(ours, expected) < 1e-5
 
 
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("kernel", ["linear", "rbf"])
-def test_the_contract_of_a_learner(machine, kernel):
-    module = net()
-    check_learner(lambda taskmap: machine(module, kernel=kernel, taskmap=taskmap), random_episodes((3,)), module=module)
-    check_learner(machine(kernel=kernel), random_episodes((3,), support=9), order=True)
-
-
 @pytest.mark.parametrize("C", [1e-3, 100.0])
 def test_the_contract_of_a_soft_and_a_hard_margin(C):
     check_learner(svm(net(), C=C), random_episodes((3,), support=12, seed=3), directions=2)
-
-
-@pytest.mark.parametrize(
-    ("machine", "name"),
-    [(svm, "log_C"), (svm, "log_width"), (svm, "log_scale"), (logistic, "log_regularisation"), (logistic, "log_width")],
-)
-def test_the_derivative_of_each_number_of_the_structure(machine, name):
-    learner = machine(net(), kernel="rbf")
-    episodes = random_episodes((3,), support=7, seed=5)
-    meta = learner.init(None)
-    gradient, _ = headstart.meta_gradient(learner, meta, episodes)
-
-    def loss(value):
-        with torch.no_grad():
-            return headstart.meta_loss(learner, with_values(learner, **{name: value}), episodes)[0].item()
-
-    at, h = meta.structure[name].item(), 1e-5
-    difference = (loss(at + h) - loss(at - h)) / (2 * h)
-    assert difference != 0
-    assert gradient.structure[name].item() == pytest.approx(difference, rel=1e-6)
-
-
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("kernel", ["linear", "rbf"])
-def test_a_class_without_a_support_example_is_never_predicted_and_changes_nothing(machine, kernel):
-    support, query = random_episodes((3,), support=6)
-    few = support._replace(y=support.y % 2), query._replace(y=query.y % 2)
-    module = net()
-    many, two = machine(module, kernel=kernel, ways=5), machine(module, kernel=kernel, ways=2)
-    meta = many.init(None)
-    logits = many.predict(many.adapt(meta, few[0])[0], few[1].x)
-    assert (logits[..., 2:] == -torch.inf).all()
-    torch.testing.assert_close(logits[..., :2], two.predict(two.adapt(meta, few[0])[0], few[1].x))
-    gradients = [headstart.meta_gradient(one, meta, Episodes(*few))[0] for one in (many, two)]
-    for part, like in zip(*gradients):
-        torch.testing.assert_close(part, like)
-
-
-@pytest.mark.parametrize("machine", MACHINES)
-def test_tasks_with_other_classes_and_numbers_of_examples_share_a_batch(machine):
-    support, query = random_episodes((3,), support=6)
-    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 0, 1, 0], [1, 0, 0, 0, 0, 0]]).bool()
-    nan = Batch(support.x.masked_fill(~mask[..., None], torch.nan), support.y, mask)
-    learner = machine(net(), ways=3)
-    meta = learner.init(None)
-    logits = learner.predict(learner.adapt(meta, nan)[0], query.x)
-    for task in range(3):
-        alone = Batch(support.x[task : task + 1, mask[task]], support.y[task : task + 1, mask[task]])
-        expected = learner.predict(learner.adapt(meta, alone)[0], query.x[task : task + 1])
-        torch.testing.assert_close(logits[task : task + 1], expected)
-    # a single class: nothing to tell apart
-    assert set(logits[2].flatten().tolist()) == {0.0, -math.inf}
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -272,3 +217,166 @@ def test_what_does_not_fit_is_refused(machine):
         machine(width=0)
     with pytest.raises(UsageError, match="scale must be above 0, got -1"):
         machine(scale=-1)
+
+
+def problem(seed, classes, examples, features, kernel="linear", log_cost=0.0, repeated=False, hidden=0):
+    """Return Q, Y and what is allowed, for two tasks."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(classes, (2, examples), generator=generator)
+    x = torch.randn(2, examples, features, generator=generator, dtype=torch.float64)
+    if repeated:
+        x = x.sign()
+    gram = x @ x.mT if kernel == "linear" else torch.exp(-torch.cdist(x, x).square() / (2 * features))
+    there = torch.ones(2, examples, dtype=torch.bool)
+    there[0, :hidden] = False
+    targets = torch.nn.functional.one_hot(y, classes).double().mT * there.unsqueeze(1)
+    shared = 10**log_cost * gram * (there.unsqueeze(1) & there.unsqueeze(2))
+    allowed = (targets.sum(1, keepdim=True) > 0) & (targets.sum(2, keepdim=True) > 0)
+    return shared, targets, allowed
+
+
+PROBLEMS = st.builds(
+    problem,
+    st.integers(0, 10_000),
+    st.integers(1, 6),
+    st.integers(1, 25),
+    st.integers(1, 30),
+    st.sampled_from(["linear", "rbf"]),
+    st.floats(-3, 3),
+    st.booleans(),
+    st.integers(0, 3),
+)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(PROBLEMS)
+def test_the_support_vector_machine_is_at_its_optimum(problem):
+    spread = maximum_margin(*problem).spread
+    assert (margin_gap(problem[0], problem[1], spread, problem[2]) <= 1e-7).all()
+    assert not spread[~problem[2].expand_as(spread)].any()
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(PROBLEMS)
+def test_logistic_regression_is_at_its_optimum(problem):
+    shared, targets, allowed = problem
+    spread = maximum_entropy(*problem).spread
+    scores = ((targets - spread) @ shared).masked_fill(~allowed, -torch.inf)
+    torch.testing.assert_close(spread, torch.where(allowed, scores.softmax(1), 0), atol=1e-9, rtol=1e-9)
+
+
+def test_the_gap_is_that_of_the_duality():
+    """The primal's value less the dual's, summed over examples, both written out."""
+    shared, targets, allowed = problem(0, 3, 7, 4)
+    spread = torch.where(allowed, 1 / 3, 0.0).double()
+    spread = spread / spread.sum(1, keepdim=True)
+    dual = targets - spread
+    scores = dual @ shared  # at C = 1
+    slacks = (scores + 1 - targets).amax(1) - (scores * targets).sum(1)
+    primal = 0.5 * (scores * dual).sum((1, 2)) + slacks.sum(1)
+    value = 0.5 * (scores * dual).sum((1, 2)) + (spread * targets).sum((1, 2)) - targets.sum((1, 2))
+    per_example = ((spread - targets) @ shared + targets) * spread
+    lowest = ((spread - targets) @ shared + targets).masked_fill(~allowed, torch.inf).amin(1)
+    torch.testing.assert_close(primal + value, (per_example.sum(1) - lowest).sum(1))
+    assert (margin_gap(shared, targets, spread, allowed) >= (primal + value) / 7 - 1e-12).all()
+    assert (margin_gap(shared, targets, spread, allowed) > 1e-3).all()
+
+
+@pytest.mark.parametrize("solver", [maximum_margin, maximum_entropy])
+def test_the_derivative_is_that_of_the_solution(solver):
+    shared, targets, allowed = problem(2, 3, 8, 20)
+    change = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    change = change @ change.mT
+    solved = solver(shared, targets, allowed)
+    slope = -solved.solve((solved.spread - targets) @ change)
+    h = 1e-6
+    ahead, behind = (solver(shared + way * h * change, targets, allowed).spread for way in (1, -1))
+    torch.testing.assert_close(slope, (ahead - behind) / (2 * h), atol=1e-7, rtol=1e-6)
+
+
+def test_a_task_is_solved_the_same_beside_a_harder_one():
+    easy, hard = problem(3, 3, 8, 20, log_cost=-2), problem(4, 3, 8, 2, log_cost=3)
+    for solver in (maximum_margin, maximum_entropy):
+        alone = solver(*easy).spread
+        beside = solver(*(torch.cat(pair) for pair in zip(easy, hard))).spread
+        torch.testing.assert_close(beside[:2], alone, atol=1e-12, rtol=0)
+    # one that is done long before the others takes no part in their last sweeps
+    many = problem(1, 5, 20, 6)
+    scale = torch.logspace(-3, 4, 12, dtype=torch.float64).view(-1, 1, 1)
+    shared, targets, allowed = scale * many[0][:1], *(part[:1].expand(12, -1, -1) for part in many[1:])
+    together = maximum_margin(shared, targets, allowed).spread
+    for task in range(12):
+        alone = maximum_margin(*(part[task : task + 1] for part in (shared, targets, allowed))).spread
+        torch.testing.assert_close(together[task], alone[0], atol=0, rtol=0)
+
+
+def test_it_says_when_it_could_not_solve(caplog, monkeypatch):
+    monkeypatch.setattr("headstart.algorithms.heads.kernel_machines._STEPS", 1)
+    monkeypatch.setattr("headstart.algorithms.heads.kernel_machines._SWEEPS", 1)
+    with caplog.at_level(logging.WARNING, "headstart"):
+        maximum_margin(*problem(0, 4, 20, 5, log_cost=1))
+    assert "2 of 2 tasks' classifiers were solved to" in caplog.text
+
+
+@pytest.mark.parametrize("features", [1e8, torch.nan])
+@pytest.mark.parametrize("solver", [maximum_margin, maximum_entropy])
+def test_it_says_so_where_features_are_too_large_or_no_numbers(solver, features, caplog):
+    shared, targets, allowed = problem(0, 3, 30, 5)
+    with caplog.at_level(logging.WARNING, "headstart"):
+        solver(features**2 * shared, targets, allowed)
+    assert "2 of 2 tasks' classifiers were solved to" in caplog.text
+
+
+@pytest.mark.parametrize("log_cost", [-1, 0, 1])
+def test_rows_that_repeat_with_other_labels_are_solved_to_rounding(log_cost):
+    """Their dual has many solutions, among which the last sweeps go on for longer."""
+    generator = torch.Generator().manual_seed(1)
+    for values in (2, 3):
+        x = torch.randint(values, (40, 20, 3), generator=generator).double()
+        targets = torch.nn.functional.one_hot(torch.randint(3, (40, 20), generator=generator), 3).double().mT
+        shared = 10**log_cost * (x @ x.mT + 1)
+        allowed = targets.sum(2, keepdim=True).expand_as(targets) > 0
+        assert margin_gap(shared, targets, maximum_margin(shared, targets, allowed).spread, allowed).max() < 1e-11
+
+
+def test_it_solves_the_whole_system():
+    generator = torch.Generator().manual_seed(0)
+    root, weights, right = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 4, 3), (2, 5, 4), (2, 5, 4))
+    )
+    shared, weights = root @ root.mT, weights.exp()
+    sums = torch.arange(8.0, dtype=torch.float64).view(2, 4)
+    for wanted in (None, sums):
+        x, shift = coupled(shared, weights).solve(right, wanted)
+        left = x @ shared + x / weights - shift.unsqueeze(1)
+        torch.testing.assert_close(left, right)
+        torch.testing.assert_close(x.sum(1), torch.zeros_like(sums) if wanted is None else sums)
+
+
+def test_what_has_no_weight_is_zero():
+    shared = torch.eye(3, dtype=torch.float64).expand(1, 3, 3)
+    weights = torch.tensor([[[1.0, 1.0, 0.0], [2.0, 0.0, 0.0]]], dtype=torch.float64)
+    x, _ = coupled(shared, weights).solve(torch.ones(1, 2, 3, dtype=torch.float64) * torch.tensor([[[1.0], [2.0]]]))
+    assert x.isfinite().all() and not x[weights == 0].any()
+    # with a single class, the sum leaves nothing to move
+    torch.testing.assert_close(x[0, 0, 1], torch.zeros((), dtype=torch.float64))
+
+
+def cube_root(cube):
+    root = cube.detach() ** (1 / 3)
+    return implicit(root, root**3 - cube, lambda v: v / (3 * root**2))
+
+
+def test_the_derivative_of_a_root():
+    cube = torch.tensor([8.0, 27.0], dtype=torch.float64, requires_grad=True)
+    value = cube_root(cube)
+    torch.testing.assert_close(value, torch.tensor([2.0, 3.0], dtype=torch.float64))
+    (slope,) = torch.autograd.grad(value.sum(), cube)
+    torch.testing.assert_close(slope, torch.tensor([1 / 12, 1 / 27], dtype=torch.float64))
+    assert not cube_root(cube.detach()).requires_grad
+
+
+def test_a_second_derivative_is_refused_and_not_wrong():
+    cube = torch.tensor([8.0], requires_grad=True)
+    with pytest.raises(DifferentiationError, match="first derivative only"):
+        torch.autograd.grad(cube_root(cube).sum(), cube, create_graph=True)

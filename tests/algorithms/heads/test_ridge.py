@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -87,27 +85,6 @@ def test_targets_of_any_shape(shape):
 def test_one_example_predicts_itself_everywhere():
     x, y = torch.randn(2, 1, 3), torch.randn(2, 1, 1)
     torch.testing.assert_close(outputs(ridge(loss="mse"), Batch(x, y), torch.randn(2, 4, 3)), y.expand(2, 4, 1))
-
-
-def test_masked_rows_count_nowhere():
-    x, y = torch.randn(2, 6, 3), torch.randn(2, 6, 1)
-    mask = torch.tensor([[1, 1, 1, 1, 0, 1], [0, 1, 0, 0, 0, 1]]).bool()
-    nan = [value.masked_fill(~mask[..., None], math.nan) for value in (x, y)]
-    query = torch.randn(2, 4, 3)
-    for intercept in (True, False):
-        learner = ridge(loss="mse", intercept=intercept)
-        out = outputs(learner, Batch(*nan, mask), query)
-        for task in range(2):
-            alone = Batch(x[task : task + 1, mask[task]], y[task : task + 1, mask[task]])
-            torch.testing.assert_close(out[task : task + 1], outputs(learner, alone, query[task : task + 1]))
-
-
-def test_a_class_without_a_support_example_is_never_predicted():
-    support, query = random_episodes((3,), support=6)
-    few = support._replace(y=support.y % 2)
-    logits = outputs(ridge(net(), ways=5), few, query.x)
-    assert (logits[..., 2:] == -torch.inf).all()
-    torch.testing.assert_close(logits[..., :2], outputs(ridge(net(), ways=2), few, query.x))
 
 
 def test_single_precision_stays_single():

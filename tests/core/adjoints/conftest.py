@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import headstart
-from headstart.core.live_bytes import LiveBytes
+from headstart.core.counting import Counted
 from headstart.testing import random_episodes
 
 
@@ -14,7 +14,7 @@ def peak_bytes():
     """``(function) -> the most bytes at a time of the tensors that it makes``."""
 
     def measured(function):
-        with LiveBytes() as live:
+        with Counted() as live:
             function()
         return live.peak
 

@@ -1,12 +1,22 @@
+"""Checkpoints change what is remembered, and nothing else: their schedule, what they keep, and the sweep back."""
+
+import weakref
+from functools import cache
+
 import pytest
 import torch
+from torch import nn
 
-from headstart import Checkpointed, FirstOrder, Unrolled
-from headstart.core.adjoints.needs import kept_bytes, measured
-from headstart.core.adjoints.sweep import reverse
-from headstart.core.rules import scale
-from headstart.core.step import Given, Inner, Step
-from headstart.errors import UsageError
+import headstart
+from headstart import Checkpointed, FirstOrder, OnDisk, Unrolled, rules
+from headstart.core import losses
+from headstart.core.adjoints import Implicit, checkpointed
+from headstart.core.adjoints.checkpointed import binomial, kept_bytes, measured, periodic, sweep
+from headstart.core.inner import Given, Inner, Step
+from headstart.core.rules import momentum, scale
+from headstart.core.rules.rule import Rule
+from headstart.errors import DifferentiationError, UsageError
+from headstart.testing import random_episodes
 
 
 @pytest.mark.parametrize("buffers", ["batch", "task"])
@@ -45,7 +55,7 @@ def needs(rows):
     seen = []
 
     def adjoint(step, given, start, steps):
-        seen.append(measured(step, given, start, reverse))
+        seen.append(measured(step, given, start))
         return FirstOrder()(step, given, start, steps)
 
     adjoint.exact = False
@@ -73,7 +83,7 @@ def test_where_all_has_room_no_step_is_taken_again(share):
     step = Step(loss, scale(0.1))
     start = Inner({"w": torch.ones(2, 3000, requires_grad=True)}, {}, {})
     given = Given({"m": torch.ones((), requires_grad=True)})
-    needs, kept = measured(step, given, start, reverse), kept_bytes(step, given, start)
+    needs, kept = measured(step, given, start), kept_bytes(step, given, start)
     taken.clear()
     adjoint = Checkpointed(memory=int(share * (needs.backward + 19 * kept)))
     adjoint(step, given, start, 20)[0].params["w"].sum().backward()
@@ -95,13 +105,278 @@ def test_checkpoints_at_no_interval_are_refused(every):
         Checkpointed(every)
 
 
-def test_one_says_how_often_or_how_much():
-    with pytest.raises(UsageError, match="takes every= or memory=, not both; got 2 and 1GB"):
-        Checkpointed(2, memory="1GB")
-    with pytest.raises(UsageError, match="memory must be"):
-        Checkpointed(memory="much")
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"every": 2, "memory": "1GB"}, "takes every= or memory=, not both; got 2 and 1GB"),
+        ({"memory": "much"}, "memory must be"),
+        ({"memory": "1MiB", "place": OnDisk("folder")}, "memory= or place="),
+        ({"every": 1, "place": "a/folder"}, r"Checkpointed\(place=...\) must say how .* got .*OnDisk\(folder\)"),
+    ],
+)
+def test_one_says_how_often_or_how_much_and_where(options, match):
+    with pytest.raises(UsageError, match=match):
+        Checkpointed(**options)
 
 
 def test_adjoints_are_values():
     assert Unrolled() == Unrolled() and Checkpointed(2) == Checkpointed(2) != Checkpointed(3)
     assert (Unrolled().exact, Checkpointed().exact, FirstOrder().exact) == (True, True, False)
+
+
+@cache
+def fewest(steps, slots):
+    """Return the least number of steps to take again in going back over ``steps``, by trying every split."""
+    if steps < 2:
+        return 0
+    without = steps * (steps - 1) // 2
+    if slots == 0:
+        return without
+    return min(without, *(first + fewest(steps - first, slots - 1) + fewest(first, slots) for first in range(1, steps)))
+
+
+@cache
+def fewest_after_a_forward_pass(steps, slots):
+    """Return the same where the forward pass keeps states on its way."""
+    splits = (fewest_after_a_forward_pass(steps - first, slots - 1) + fewest(first, slots) for first in range(1, steps))
+    return min(fewest(steps, slots), *splits) if slots and steps > 1 else fewest(steps, slots)
+
+
+def swept(segments, monkeypatch):
+    """Sweep back through steps that do nothing; return (steps taken, steps differentiated, most states at a time)."""
+    taken, back, kept, most = [], [], weakref.WeakSet(), 0
+
+    def step(given, inner, number, create_graph):
+        taken.append(number)
+        after = inner.params["w"] + 1
+        kept.add(after.untyped_storage())
+        return Inner({"w": after}, {}, {}), torch.zeros(1)
+
+    def pullback(step, given, inner, number, slopes):
+        nonlocal most
+        assert inner.params["w"].item() == number
+        back.append(number)
+        most = max(most, len(kept))
+        return [], slopes
+
+    start = Inner({"w": torch.zeros(1, requires_grad=True)}, {}, {})
+    monkeypatch.setattr(checkpointed, "_reverse", pullback)
+    end, _ = sweep(step, Given({}), start, segments)
+    kept.discard(end.params["w"].untyped_storage())  # the last state is the caller's
+    torch.autograd.grad(end.params["w"].sum(), start.params["w"])
+    return taken, back, most
+
+
+@pytest.mark.parametrize("slots", range(8))
+def test_no_schedule_takes_fewer_steps_again(slots, monkeypatch):
+    for steps in (*range(1, 16), 40, 59):
+        taken, back, _ = swept(binomial(steps, slots), monkeypatch)
+        assert taken[:steps] == list(range(steps)) and back == list(reversed(range(steps)))
+        assert len(taken) - steps == fewest_after_a_forward_pass(steps, slots), steps
+
+
+@pytest.mark.parametrize("steps, every", [(1, 1), (10, 1), (10, 3), (10, 10), (16, 4)])
+def test_with_periodic_states_no_step_is_taken_more_than_twice(steps, every, monkeypatch):
+    taken, back, _ = swept(periodic(steps, every), monkeypatch)
+    assert taken[:steps] == list(range(steps)) and back == list(reversed(range(steps)))
+    assert sorted(taken[steps:]) == [number for number in range(steps) if (number + 1) % every and number + 1 < steps]
+
+
+@pytest.mark.parametrize("steps, slots", [(7, 0), (10, 1), (25, 3), (40, 5), (59, 11)])
+def test_no_more_states_are_kept_than_there_are_slots(steps, slots, monkeypatch):
+    segments = binomial(steps, slots)
+    assert len(segments) - 1 <= slots
+    assert all(len(segments[: number + 1]) - 1 + s.slots <= slots for number, s in enumerate(segments))
+    # and the one from which a step is differentiated
+    assert swept(segments, monkeypatch)[2] <= slots + 1
+
+
+SIZE = 1000
+
+
+def noise_loss(given, params, buffers, number):
+    noise = torch.rand_like(params["w"])
+    return (params["w"].sin() * given.structure["m"] + noise).sum(1), buffers
+
+
+def problem(rule, state):
+    start = Inner({"w": torch.ones(2, SIZE, requires_grad=True)}, state, {})
+    return Step(noise_loss, rule), Given({"m": torch.ones((), requires_grad=True)}), start
+
+
+def test_a_state_is_all_that_a_step_changes():
+    rule = momentum(0.9)
+    params = {"w": torch.ones(2, SIZE)}
+    state = rule.state({}, params, None)
+    step, given, start = problem(rule, state)
+    needs = measured(step, given, start)
+    held = sum(value.nbytes for value in state["momentum"].values()) if "momentum" in state else params["w"].nbytes
+    assert needs.state == 2 * SIZE * 4 + held
+    # going back holds the slopes of a state, and the step's graph
+    assert needs.backward > 2 * needs.state
+    assert kept_bytes(step, given, start) > needs.state
+
+
+def test_what_is_no_tensor_counts_nothing():
+    def update(m, state, grads, params, number):
+        return grads, {"number": state["number"] + 1}
+
+    step, given, start = problem(Rule(update), {"number": 0})
+    assert measured(step, given, start).state == 2 * SIZE * 4
+
+
+def test_measuring_draws_nothing_and_leaves_no_gradient():
+    step, given, start = problem(momentum(0.9), momentum(0.9).state({}, {"w": torch.ones(2, SIZE)}, None))
+    before = torch.get_rng_state()
+    measured(step, given, start)
+    kept_bytes(step, given, start)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert start.params["w"].grad is None and given.structure["m"].grad is None
+
+
+@pytest.mark.parametrize("options", [{"every": 1}, {"every": 3}, {}], ids=str)
+def test_any_place_gives_the_same_derivative_and_is_asked_for_all_states_but_the_start(noisy, options):
+    kept, fetched = [], []
+
+    def place():
+        def keep(inner):
+            number = len(kept)
+            kept.append(inner)
+
+            def fetch():
+                fetched.append(number)
+                return inner
+
+            return fetch
+
+        return keep
+
+    adjoint = Checkpointed(**options, place=place)
+    assert noisy.gap(adjoint, Unrolled()) < 1e-12
+    assert len(kept) == 4 and set(fetched) == set(range(4))  # of 5 steps
+
+
+PULL = rules.chain(rules.proximal(0.5), rules.scale(0.1))
+# as much memory as a sweep over the steps of ``noisy`` needs, and less than remembering all of them
+LITTLE = Checkpointed(memory=7_000)
+SWEPT = [Checkpointed(), Checkpointed(1), LITTLE]
+
+
+@pytest.mark.parametrize("taskmap", ["vmap", "loop"])
+@pytest.mark.parametrize("adjoint", SWEPT, ids=str)
+def test_steps_that_are_taken_again_draw_the_same_random_numbers(noisy, adjoint, taskmap):
+    assert noisy.gap(adjoint, Unrolled(), taskmap=taskmap) < 1e-12
+
+
+def test_what_memory_allows_is_a_sweep_here(noisy):
+
+    def passes(one):
+        calls = []
+
+        def loss(outputs, batch):
+            calls.append(1)
+            return losses.cross_entropy(outputs, batch)
+
+        noisy.gradient(one, loss=loss)
+        return len(calls)
+
+    assert passes(LITTLE) >= passes(Checkpointed(memory=16_000)) + 5
+
+
+@pytest.mark.parametrize("adjoint", [*SWEPT, Implicit()], ids=str)
+def test_the_generator_goes_on_as_if_no_step_had_been_taken_again(noisy, adjoint):
+    noisy.gradient(Unrolled() if adjoint.exact else FirstOrder(), rule=PULL)
+    expected = torch.get_rng_state()
+    noisy.gradient(adjoint, rule=PULL)
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+@pytest.mark.parametrize("adjoint", [Checkpointed(), Implicit()], ids=str)
+def test_a_derivative_of_the_derivative_is_refused(rows, adjoint):
+    learner = headstart.maml(rows.module, adjoint=adjoint, **rows.options)
+    meta = learner.init(None)
+    leaves = [value.requires_grad_() for value in meta.params.values()]
+    loss, _ = headstart.meta_loss(learner, meta, rows.episodes)
+    with pytest.raises(DifferentiationError, match=r"first derivatives only.*adjoint=Unrolled\(\)"):
+        torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+
+
+@pytest.mark.parametrize("adjoint", [Checkpointed(), Implicit()], ids=str)
+def test_a_graph_that_is_kept_gives_the_same_derivative_again(rows, adjoint):
+    learner = headstart.maml(rows.module, adjoint=adjoint, rule=rules.proximal(0.1), steps=5)
+    meta = learner.init(None)
+    leaves = [value.requires_grad_() for value in meta.params.values()]
+    loss, _ = headstart.meta_loss(learner, meta, rows.episodes)
+    first, second = (torch.autograd.grad(loss, leaves, retain_graph=True) for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert any(bool(slope.any()) for slope in first)
+
+
+def counted(m, state, grads, params, number):
+    """Steps by a rate that falls with a count that is no tensor."""
+    return {name: 0.1 / (1 + state["count"]) * grad for name, grad in grads.items()}, {"count": state["count"] + 1}
+
+
+def late(m, state, grads, params, number):
+    """Momentum whose state is there from the first step on."""
+    total = {name: grad + 0.5 * state[name] if state else grad for name, grad in grads.items()}
+    return {name: 0.1 * value for name, value in total.items()}, total
+
+
+STATES = {"a number": Rule(counted, lambda m, params, seed: {"count": 0}), "none at first": Rule(late)}
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("adjoint", SWEPT, ids=str)
+def test_a_rules_state_may_be_more_than_tensors(noisy, adjoint, name):
+    assert noisy.gap(adjoint, Unrolled(), rule=STATES[name]) < 1e-12
+
+
+@pytest.mark.parametrize("adjoint", [Unrolled(), Checkpointed(), Checkpointed(1), Implicit()], ids=str)
+def test_a_start_that_is_changed_before_the_derivative_is_taken_is_noticed(rows, adjoint):
+    learner = headstart.maml(rows.module, adjoint=adjoint, **{**rows.options, "rule": PULL})
+    meta = learner.init(None)
+    leaves = [value.requires_grad_() for value in meta.params.values()]
+    loss, _ = headstart.meta_loss(learner, meta, rows.episodes)
+    with torch.no_grad():
+        for value in leaves:
+            value.mul_(3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, leaves)
+
+
+def slopes(adjoint, forward, backward, seen):
+    """Return the meta-gradient with autocast around the forward pass, the backward pass, or both."""
+    torch.manual_seed(0)
+
+    def loss(outputs, batch):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return losses.cross_entropy(outputs, batch)
+
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    rule = rules.chain(rules.proximal(1.0), rules.scale(0.3))
+    learner = headstart.maml(net, loss=loss, steps=3, rule=rule, adjoint=adjoint, taskmap="loop")
+    episodes = headstart.Episodes(*(batch._replace(x=batch.x.float()) for batch in random_episodes((4,))))
+    meta = learner.init(None)
+    leaves = [value.requires_grad_() for value in meta.params.values()]
+    with torch.autocast("cpu", torch.bfloat16, enabled=forward, cache_enabled=False):
+        value, _ = headstart.meta_loss(learner, meta, episodes)
+    with torch.autocast("cpu", torch.bfloat16, enabled=backward, cache_enabled=False):
+        return torch.cat([slope.flatten() for slope in torch.autograd.grad(value, leaves)])
+
+
+@pytest.mark.parametrize("adjoint", [Checkpointed(), Checkpointed(1), Implicit()], ids=str)
+@pytest.mark.parametrize("forward", [True, False])
+def test_steps_are_taken_again_in_the_precision_of_the_first_time(adjoint, forward):
+    seen = []
+    slopes(adjoint, forward, not forward, seen)
+    assert len(seen) > 4 and set(seen) == {forward}
+
+
+@pytest.mark.parametrize("adjoint", [Checkpointed(), Checkpointed(1), Implicit()], ids=str)
+def test_the_derivative_does_not_depend_on_whether_autocast_is_still_on(adjoint):
+    inside, outside = slopes(adjoint, True, True, []), slopes(adjoint, True, False, [])
+    assert torch.equal(inside, outside)
+    assert not torch.equal(inside, slopes(adjoint, False, False, []))
+    if adjoint.exact:
+        torch.testing.assert_close(inside, slopes(Unrolled(), True, True, []), rtol=0.02, atol=1e-3)

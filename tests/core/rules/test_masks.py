@@ -44,9 +44,8 @@ def logits(rule, shapes):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_masks_are_exact(name):
-    check_rule(KINDS[name])
-    check_rule(shaken(KINDS[name]))
     unseeded = shaken(KINDS[name])
+    check_rule(unseeded)
     check_rule(unseeded._replace(state=lambda m, params, seed: unseeded.state(m, params, None)))
 
 

@@ -1,4 +1,4 @@
-"""Rules and chains of them."""
+"""Rules, chains of them, and what they move."""
 
 import copy
 
@@ -7,16 +7,14 @@ import torch
 from torch import nn
 
 from headstart import errors
+from headstart.core.parameters import Leaf
 from headstart.core.rules import (
     adam,
     chain,
-    clip,
     exclude,
     mask,
     momentum,
     only,
-    per_weight,
-    proximal,
     scale,
     unit_mask,
     weight_decay,
@@ -110,14 +108,38 @@ def test_rules_that_learn_under_one_name_clash_unless_named_apart():
     ]
 
 
-def test_a_chain_is_affine_where_all_its_rules_are():
-    assert chain(momentum(nesterov=True), weight_decay(0.1), proximal(0.1, learn=True), scale(0.1)).affine
-    assert chain(only("head"), scale(0.1)).affine
-    for other in (scale(0.1, learn=True), momentum(learn=True), clip(norm=1.0), mask(), adam(), per_weight()):
-        assert not chain(other, scale(0.1)).affine
-
-
 def test_a_chain_is_exact_where_all_its_rules_are():
     assert chain(momentum(), scale(0.1), mask()).exact
     assert not chain(momentum(), mask(kind="straight_through"), scale(0.1)).exact
     assert not chain(chain(unit_mask(hard=True)), scale(0.1)).exact
+
+
+@pytest.mark.parametrize(
+    ("what", "chosen"),
+    [
+        (("head",), {"head.weight", "head.bias"}),
+        (("*.bias",), {"block1.0.bias", "block1.1.bias", "block2.0.bias", "block2.1.bias", "head.bias"}),
+        (("block?.0",), {"block1.0.weight", "block1.0.bias", "block2.0.weight", "block2.0.bias"}),
+        ((nn.BatchNorm2d,), {"block1.1.weight", "block1.1.bias", "block2.1.weight", "block2.1.bias"}),
+        ((nn.Linear, "block1.0.bias"), {"head.weight", "head.bias", "block1.0.bias"}),
+        ((lambda leaf: len(leaf.shape) == 4,), {"block1.0.weight", "block2.0.weight"}),
+    ],
+)
+def test_only_and_exclude_choose_by_pattern_type_and_predicate(what, chosen):
+    assert only(*what).moves(leaves()) == chosen
+    assert exclude(*what).moves(leaves()) == leaves().keys() - chosen
+
+
+def test_what_chooses_nothing_is_answered_with_what_there_is():
+    with pytest.raises(errors.UnknownNameError, match="no parameter matches 'haed'; nearest: head"):
+        only("haed").moves(leaves())
+    with pytest.raises(
+        errors.UnknownNameError, match="belongs to a LSTM. There are parameters of: BatchNorm2d, Conv2d, Lin"
+    ):
+        only(nn.LSTM).moves(leaves())
+    with pytest.raises(errors.UnknownNameError, match="the predicate chooses none"):
+        exclude(lambda leaf: False).moves(leaves())
+
+
+def test_a_leaf_knows_the_layer_that_holds_it():
+    assert leaves()["block2.1.weight"] == Leaf("block2.1.weight", (2,), nn.BatchNorm2d)

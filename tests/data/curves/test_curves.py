@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from headstart.data.curves.curves import KINDS, curves
-from headstart.errors import UnknownNameError, UsageError
-from headstart.testing import check_tasks
 
 #: The mean of y² without noise, E[y²], in closed form.
 SQUARES = {
@@ -128,70 +126,3 @@ def test_the_noise_is_gaussian_and_independent(noise):
     correlations = torch.corrcoef(residual.T) - torch.eye(20)
     assert correlations.abs().max() < 5 / 3000**0.5
     assert abs(torch.corrcoef(torch.stack((residual.flatten(), x.flatten())))[0, 1]) < 4 / count**0.5
-
-
-def test_what_is_learned_from_does_not_depend_on_the_number_of_queries():
-    few, many = (curves(queries=queries).sample("test", range(20)).support for queries in (1, 200))
-    assert torch.equal(few.x, many.x) and torch.equal(few.y, many.y)
-
-
-def test_a_task_depends_on_seed_split_and_number_alone():
-    tasks = curves(shots=5, queries=3, seed=2)
-    numbers = [4, 0, 2**40]
-    together = tasks.sample("train", numbers)
-    for b, number in enumerate(numbers):
-        for batch, single in zip(together, tasks.sample("train", [number])):
-            assert torch.equal(batch.x[b], single.x[0]) and torch.equal(batch.y[b], single.y[0])
-    seen = {
-        curves(seed=seed).sample(split, [number]).support.y[0, 0].item()
-        for seed in (0, 1)
-        for split in ("train", "validation", "test")
-        for number in (0, 1)
-    }
-    assert len(seen) == 12
-
-
-@pytest.mark.parametrize("options", [{}, {"noise": 0.0}, {"kinds": ("line",)}])
-def test_curves_keep_the_contract(options):
-    check_tasks(lambda seed: curves(shots=5, queries=6, seed=seed, **options))
-
-
-def test_what_the_tasks_say_of_themselves():
-    tasks = curves(shots=5, noise=0.5, kinds=["line", "sine"])
-    assert (tasks.name, tasks.kind, tasks.input_shape, tasks.output_size) == ("curves", "regression", (1,), 1)
-    support, query = tasks.sample("test", [0])
-    assert support.x.dtype == support.y.dtype == torch.float32
-    assert (support.x.shape, query.y.shape) == ((1, 5, 1), (1, 10, 1))
-    assert support.mask is None
-    assert list(tasks.details["kinds"]) == ["line", "sine"]
-    assert tasks.details["noise_variance"] == 0.25 and "not given" in tasks.details["task_kind"]
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"shots": 0}, "at least 1, got 0 and 10"),
-        ({"noise": -0.1}, "noise must be a standard deviation of 0 or more, got -0.1"),
-        ({"noise": math.nan}, "got nan"),
-        ({"noise": math.inf}, "got inf"),
-        ({"kinds": ()}, "kinds must be one or more of sine, line, quadratic"),
-        ({"kinds": ("line", "line")}, "none of them twice"),
-        ({"seed": -1}, "seed"),
-    ],
-)
-def test_bad_arguments_are_refused(options, words):
-    with pytest.raises(UsageError, match=words):
-        curves(**options)
-
-
-def test_unknown_names_are_refused():
-    with pytest.raises(UnknownNameError, match="unknown kind of curve 'lines'; did you mean 'line'"):
-        curves(kinds=("lines",))
-    with pytest.raises(UnknownNameError, match="unknown split"):
-        curves().sample("testing", [0])
-
-
-def test_points_are_made_on_the_device():
-    for batch in curves(device="meta", dtype=torch.float64).sample("train", range(4)):
-        assert batch.x.device.type == batch.y.device.type == "meta"
-        assert batch.x.dtype == torch.float64

@@ -1,11 +1,6 @@
-import math
-
-import pytest
 import torch
 
 from headstart.data.curves.plateaus import Partition, plateaus
-from headstart.errors import UnknownNameError, UsageError
-from headstart.testing import check_tasks
 
 
 def points(tasks, split="train", numbers=range(400)):
@@ -83,43 +78,3 @@ def test_offsets_values_and_noise_have_the_variances_that_were_asked_for():
         ({"offset": 0, "noise": 3, "trees": 3}, 10),
     ):
         assert abs(variance(**options) / expected - 1) < 4 * (2 / 20_000) ** 0.5
-
-
-def test_what_is_learned_from_does_not_depend_on_the_number_of_queries():
-    few, many = (plateaus(queries=queries).sample("train", range(20)).support for queries in (1, 200))
-    assert torch.equal(few.x, many.x) and torch.equal(few.y, many.y)
-
-
-@pytest.mark.parametrize("options", [{}, {"noise": 0.0}, {"features": 1, "relevant": 1, "depth": 1, "trees": 1}])
-def test_plateaus_keep_the_contract(options):
-    check_tasks(lambda seed: plateaus(shots=5, queries=6, seed=seed, **options))
-
-
-def test_what_the_tasks_say_of_themselves():
-    tasks = plateaus(noise=0.5)
-    assert (tasks.name, tasks.kind, tasks.input_shape, tasks.output_size) == ("plateaus", "regression", (8,), 1)
-    support, query = tasks.sample("test", [0])
-    assert (support.x.shape, query.y.shape, support.x.dtype) == ((1, 10, 8), (1, 20, 1), torch.float32)
-    assert tasks.details["noise_variance"] == 0.25 and support.mask is None
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"shots": 0}, "shots must be at least 1, got 0"),
-        ({"depth": 0}, "depth must be at least 1"),
-        ({"relevant": 9}, "relevant must be at most the number of features, 8, got 9"),
-        ({"common": 1.5}, "common must be a share from 0 to 1, got 1.5"),
-        ({"noise": -0.1}, "noise must be a standard deviation of 0 or more, got -0.1"),
-        ({"offset": math.inf}, "offset must be a standard deviation of 0 or more, got inf"),
-        ({"seed": -1}, "seed"),
-    ],
-)
-def test_bad_arguments_are_refused(options, words):
-    with pytest.raises(UsageError, match=words):
-        plateaus(**options)
-
-
-def test_unknown_splits_are_refused():
-    with pytest.raises(UnknownNameError, match="unknown split"):
-        plateaus().sample("testing", [0])

@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from headstart.data.curves.sinusoid import sinusoid
-from headstart.errors import UnknownNameError, UsageError
-from headstart.testing import check_tasks
 
 
 def mean_and_error(losses):
@@ -57,57 +55,6 @@ def test_every_task_is_one_sine_in_range():
     phase = torch.atan2(-fit[:, 1], fit[:, 0])
     assert amplitude.min() >= 0.1 - 1e-6 and amplitude.max() <= 5
     assert phase.min() >= -1e-6 and phase.max() <= math.pi + 1e-6
-
-
-def test_a_task_depends_on_seed_split_and_number_alone():
-    tasks = sinusoid(shots=5, queries=3, seed=2)
-    numbers = [4, 0, 2**40]
-    together = tasks.sample("train", numbers)
-    for b, number in enumerate(numbers):
-        alone = sinusoid(shots=5, queries=3, seed=2).sample("train", [number])
-        for batch, single in zip(together, alone):
-            assert torch.equal(batch.x[b], single.x[0]) and torch.equal(batch.y[b], single.y[0])
-    seen = {
-        sinusoid(seed=seed).sample(split, [number]).support.y[0, 0].item()
-        for seed in (0, 1)
-        for split in ("train", "validation", "test")
-        for number in (0, 1)
-    }
-    assert len(seen) == 12
-
-
-def test_support_and_query_share_no_point():
-    support, query = sinusoid(dtype=torch.float64).sample("train", range(50))
-    assert not (support.x == query.x.transpose(1, 2)).any()
-
-
-def test_what_the_tasks_say_of_themselves():
-    tasks = sinusoid(shots=5)
-    assert (tasks.name, tasks.kind, tasks.input_shape, tasks.output_size) == (
-        "sinusoid",
-        "regression",
-        (1,),
-        1,
-    )
-    support, query = tasks.sample("test", [0])
-    assert support.x.dtype == support.y.dtype == torch.float32
-    assert (support.x.shape, query.x.shape) == ((1, 5, 1), (1, 10, 1))
-    assert support.mask is None
-
-
-def test_bad_arguments_are_refused():
-    with pytest.raises(UsageError, match="at least 1, got 0 and 10"):
-        sinusoid(shots=0)
-    with pytest.raises(UsageError, match="seed"):
-        sinusoid(seed=-1)
-    with pytest.raises(UnknownNameError, match="unknown split"):
-        sinusoid().sample("testing", [0])
-
-
-def test_points_are_made_on_the_device():
-    for batch in sinusoid(device="meta", dtype=torch.float64).sample("train", range(4)):
-        assert batch.x.device.type == batch.y.device.type == "meta"
-        assert batch.x.dtype == torch.float64
 
 
 def test_a_frequency_of_1_changes_no_bit():
@@ -176,20 +123,8 @@ def _wave(x, y, frequency):
     return torch.hypot(sine, cosine), torch.atan2(cosine, sine)
 
 
-def test_frequencies_keep_the_contract():
-    check_tasks(lambda seed: sinusoid(shots=5, queries=6, frequency=(LOW, HIGH), seed=seed))
-
-
 def test_a_range_of_frequencies_is_said_of_the_tasks():
     assert sinusoid().details["frequency"] == (1, 1)
     details = sinusoid(frequency=(LOW, HIGH)).details
     assert details["frequency"] == (LOW, HIGH) and details["function"] == "A sin(w x + p)"
     assert "1707.09835" in details["source"]
-
-
-@pytest.mark.parametrize(
-    "frequency", [(0, 1), (-1, 1), (1.2, 0.8), (1, math.inf), (math.nan, 1), (1,), (1, 2, 3), 1.0, "ab"], ids=str
-)
-def test_a_bad_frequency_is_refused(frequency):
-    with pytest.raises(UsageError, match="frequency must be a pair"):
-        sinusoid(frequency=frequency)

@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headstart.core.live_bytes import LiveBytes
-from headstart.data.images.fewshot import few_shot, image_store, rotated
+from headstart.core.counting import Counted
+from headstart.data.images.fewshot import drawn_ahead, few_shot, image_store, rotated, scaled, shuffled
 from headstart.errors import (
     DataError,
     LeakageError,
@@ -13,6 +14,7 @@ from headstart.errors import (
     UnknownNameError,
     UsageError,
 )
+from headstart.testing import check_tasks
 
 
 def store(sizes, prefix="c", first=0):
@@ -71,41 +73,22 @@ def test_every_task_is_a_sound_episode(options, sizes, number):
                 of_label.setdefault(label, set()).add(found)
         assert len(set(examples)) == len(examples), "an image came twice in one task"
         assert all(len(found) == 1 for found in of_label.values()), "a label stands for two classes"
+        names = tasks.names("train", (number, number + 1, 3)[b])
+        assert [{int(name[1:])} for name in names] == [of_label[label] for label in range(ways)]
         assert len(set.union(*of_label.values())) == ways, "a class has two labels"
         assert all(place < sizes[k] for k, place in examples)
         assert (support.x[b][~mask[b]] == 0).all()
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=5), st.sampled_from([2, (1, 3)]))
-def test_a_task_depends_on_its_number_alone(numbers, shots):
-    tasks = few_shot("t", {"train": store([12] * 9)}, shots=shots, queries=3, seed=5)
-    again = few_shot("t", {"train": store([12] * 9)}, shots=shots, queries=3, seed=5)
-    together = tasks.sample("train", numbers)
-    assert same(together, again.sample("train", numbers))
-    backwards = tasks.sample("train", numbers[::-1])
-    for b, number in enumerate(numbers):
-        alone = tasks.sample("train", [number])
-        for batches in zip(together, backwards, alone):
-            for one, other, single in zip(*batches):
-                if single is not None:
-                    assert torch.equal(one[b], single[0])
-                    assert torch.equal(other[-1 - b], single[0])
-
-
-def test_seed_split_and_number_each_change_the_task():
-    splits = {
-        "train": store([30] * 20, "a"),
-        "validation": store([30] * 20, "b"),
-        "test": store([30] * 20, "c"),
+@pytest.mark.parametrize("shots", [2, (1, 3)])
+def test_the_contract_is_kept(shots):
+    stores = {
+        split: store([30] * 20, split[0], first) for split, first in (("train", 0), ("validation", 20), ("test", 40))
     }
-    seen = set()
-    for seed in (0, 1):
-        tasks = few_shot("t", splits, shots=3, seed=seed)
-        for split in splits:
-            for number in (0, 1, 2**32):
-                seen.add(tuple(tasks.sample(split, [number]).query.x.flatten().tolist()))
-    assert len(seen) == 2 * 3 * 3
+    check_tasks(
+        lambda seed: few_shot("t", stores, shots=shots, queries=3, seed=seed),
+        numbers=[0, 1, 7, 2**32, 2**63 - 1],
+    )
 
 
 def test_no_task_numbers_give_an_empty_batch():
@@ -187,7 +170,7 @@ def test_too_few_classes_say_where_and_how_many():
 def test_splits_that_share_a_class_are_refused():
     with pytest.raises(LeakageError, match="'train' and 'test' of t share class 'c003'"):
         few_shot("t", {"train": store([20] * 4), "test": store([20] * 4, first=3)}, ways=2)
-    with pytest.raises(LeakageError, match=r"'c000', .* and 1 more"):
+    with pytest.raises(LeakageError, match="share class 'c000' and 5 more"):
         few_shot("t", {"train": store([20] * 6), "validation": store([20] * 6)}, ways=2)
 
 
@@ -218,6 +201,7 @@ def test_malformed_stores_are_refused():
     ("options", "message"),
     [
         ({"ways": 1}, "ways must be at least 2"),
+        ({"train_ways": 0}, "ways must be at least 2"),
         ({"shots": 0}, "shots must be"),
         ({"shots": (3, 2)}, "shots must be"),
         ({"queries": 0}, "queries must be at least 1"),
@@ -286,6 +270,143 @@ def test_images_whose_channels_lie_last_are_not_moved_at_every_batch(width):
     first = {name: images.contiguous() for name, images in last.items()}
     theirs = few_shot("first", {"train": image_store(first)}, **options)
     assert same(ours.sample("train", range(3)), theirs.sample("train", range(3)))
-    with LiveBytes() as live:
+    with Counted() as live:
         ours.sample("train", range(3, 6))
     assert live.peak < drawn.numel() / 2
+
+
+def pictures(count, value=0, side=3):
+    return torch.full((count, 1, side, side), value, dtype=torch.uint8)
+
+
+def test_classes_are_sorted_by_name_and_keep_their_images():
+    store = image_store({"b": pictures(2, 20), "a": pictures(3, 10), "c": pictures(0)})
+    assert store.names == ("a", "b", "c")
+    assert store.starts.tolist() == [0, 3, 5]
+    assert store.sizes.tolist() == [3, 2, 0]
+    assert store.images[:, 0, 0, 0].tolist() == [10, 10, 10, 20, 20]
+
+
+def test_images_that_do_not_fit_are_refused():
+    with pytest.raises(DataError, match="no class"):
+        image_store({})
+    with pytest.raises(ShapeError, match=r"class 'b' are torch.uint8 \(1, 1, 4, 4\)"):
+        image_store({"a": pictures(1), "b": pictures(1, side=4)})
+    with pytest.raises(ShapeError, match="class 'a' are torch.float32"):
+        image_store({"a": pictures(1).float()})
+
+
+def test_rotations_are_new_classes_after_the_originals():
+    store = image_store({"a": torch.arange(18, dtype=torch.uint8).view(2, 1, 3, 3), "b": pictures(3, 7)})
+    turned = rotated(store, keep=[True, False])
+    assert turned.names == ("a", "b", "a@90", "a@180", "a@270")
+    assert turned.sizes.tolist() == [2, 3, 2, 2, 2]
+    assert turned.starts.tolist() == [0, 2, 5, 7, 9]
+    assert torch.equal(turned.images[:5], store.images)
+    for quarter, start in ((1, 5), (2, 7), (3, 9)):
+        expected = torch.rot90(store.images[:2], quarter, (2, 3))
+        assert torch.equal(turned.images[start : start + 2], expected)
+
+
+def test_rotating_all_or_no_classes():
+    store = image_store({"a": pictures(1), "b": pictures(2)})
+    assert rotated(store).names == ("a", "b", "a@90", "b@90", "a@180", "b@180", "a@270", "b@270")
+    assert rotated(store).sizes.tolist() == [1, 2] * 4
+    assert rotated(store, [False, False]) is store
+
+
+def test_rotation_needs_square_images_and_one_choice_a_class():
+    wide = image_store({"a": torch.zeros(1, 1, 2, 3, dtype=torch.uint8)})
+    with pytest.raises(ShapeError, match="2 x 3; only square"):
+        rotated(wide)
+    with pytest.raises(ShapeError, match="keep has 2 values for 1 classes"):
+        rotated(image_store({"a": pictures(1)}), [True, True])
+
+
+def test_scaled_maps_bytes_to_zero_to_one():
+    assert scaled(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([0, 0.2, 1])
+
+
+def test_the_shuffle_is_fixed_for_ever():
+    names = ["ant", "bee", "cat", "dog", "eel", "fox"]
+    assert shuffled(names) == shuffled(reversed(names)) == ["bee", "ant", "eel", "fox", "cat", "dog"]
+
+
+LAST = 2**63 - 1
+
+
+def counted(words=1):
+    """Return a draw of two tensors a task, what is drawn ahead of it, and the numbers that were asked of the draw."""
+    asked = []
+
+    def draw(split, numbers):
+        asked.append((split, list(numbers)))
+        values = torch.tensor(list(numbers), dtype=torch.int64)
+        return values[:, None] * len(split) + torch.arange(3), values % 7
+
+    return draw, drawn_ahead(draw, words), asked
+
+
+def all_equal(first, second):
+    return len(first) == len(second) and all(map(torch.equal, first, second))
+
+
+_runs = st.tuples(st.integers(0, 700), st.integers(0, 600)).map(lambda pair: list(range(pair[0], sum(pair))))
+_scattered = st.lists(st.integers(0, LAST), max_size=6)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["train", "test"]), _runs | _scattered), max_size=8), st.integers(1, 2**18))
+def test_it_returns_what_the_draw_does_whatever_the_order(requests, words):
+    draw, ahead, _ = counted(words)
+    for split, numbers in requests:
+        assert all_equal(ahead(split, numbers), draw(split, numbers))
+
+
+def test_following_numbers_are_drawn_once_a_block():
+    _, ahead, asked = counted()
+    for first in range(0, 512, 32):
+        ahead("train", list(range(first, first + 32)))
+    assert [(split, numbers[0], len(numbers)) for split, numbers in asked] == [("train", 0, 256), ("train", 256, 256)]
+
+
+def test_other_splits_in_between_do_not_draw_it_again():
+    _, ahead, asked = counted()
+    for first in range(0, 256, 64):
+        ahead("train", list(range(first, first + 64)))
+        ahead("validation", list(range(64)))
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("numbers", [[5, 9], [4, 3], [3, 3], list(range(256)), [-1, 0], [2**63], []])
+def test_other_requests_are_drawn_as_they_are(numbers):
+    asked = []
+    ahead = drawn_ahead(lambda split, numbers: asked.append(numbers) or (), 1)
+    ahead("train", numbers)
+    assert asked == [numbers]
+
+
+def test_the_last_numbers_stay_in_range():
+    draw, ahead, asked = counted()
+    assert all_equal(ahead("train", [LAST - 2, LAST - 1]), draw("train", [LAST - 2, LAST - 1]))
+    assert asked[0][1][-1] == LAST and len(asked[0][1]) == 256
+    assert all_equal(ahead("train", [LAST - 1, LAST]), draw("train", [LAST - 1, LAST]))
+
+
+def test_large_tasks_are_drawn_in_small_blocks():
+    _, ahead, asked = counted(words=2**15)
+    ahead("train", [6])
+    assert asked == [("train", [4, 5, 6, 7])]
+    _, ahead, asked = counted(words=2**18)
+    ahead("train", [6])
+    assert asked == [("train", [6])]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int16, np.int64, np.uint64, torch.tensor])
+def test_integers_of_other_kinds_are_task_numbers(kind):
+    draw, ahead, _ = counted()
+    assert all_equal(ahead("train", [kind(5), kind(6)]), draw("train", [5, 6]))
+
+
+def test_numpys_last_numbers_stay_in_range():
+    draw, ahead, _ = counted()
+    assert all_equal(ahead("train", [np.int64(LAST - 2), np.int64(LAST - 1)]), draw("train", [LAST - 2, LAST - 1]))

@@ -1,27 +1,21 @@
 import io
-import os
 import shutil
-import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from headstart.data.images import omniglot_files
-from headstart.data.images.omniglot import omniglot
-from headstart.data.images.omniglot_files import ZIPS, read_omniglot
+from headstart.data.images import omniglot as module
+from headstart.data.images.omniglot import ZIPS, omniglot, read_omniglot
 from headstart.errors import DataError, FileError, ShortClassError, UsageError
-
-SHARED = Path(os.environ.get("HEADSTART_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(tmp_path_factory, shared_data):
     """The real zips in a folder that may be written to, decoded once for all tests."""
-    source = SHARED / "omniglot"
+    source = shared_data / "omniglot"
     if not all((source / name).is_file() for name in ZIPS):
         pytest.skip("Omniglot's zips are not there; set HEADSTART_DATA to the folder that holds omniglot/")
     folder = tmp_path_factory.mktemp("omniglot")
@@ -39,7 +33,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """Zips of two characters and one, made up, and expected as such."""
-    monkeypatch.setattr(omniglot_files, "ZIPS", {"images_background.zip": 2, "images_evaluation.zip": 1})
+    monkeypatch.setattr(module, "ZIPS", {"images_background.zip": 2, "images_evaluation.zip": 1})
     folder = tmp_path / "small"
     folder.mkdir()
     write(folder / "images_background.zip", ["Latin/character01", "Latin/character02"])
@@ -94,7 +88,7 @@ def test_all_drawings_are_read_once_and_then_from_the_cache(data, monkeypatch):
     assert first.background == 964
     assert len({name.partition("/")[0] for name in first.names[:964]}) == 30
     assert len({name.partition("/")[0] for name in first.names[964:]}) == 20
-    monkeypatch.setattr(omniglot_files, "_read_zip", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(module, "_read_zip", lambda *_: pytest.fail("decoded again"))
     again = read_omniglot(data)
     assert torch.equal(first.images, again.images)
     assert first[1:] == again[1:]
@@ -125,17 +119,17 @@ def test_the_cache_is_beside_the_zips_and_tells_other_zips_apart(small, cache):
 
 
 def test_the_cache_goes_to_the_users_folder_where_the_data_cannot_be_written(small, cache, monkeypatch):
-    save = omniglot_files._save
+    save = module._save
 
     def refuse(omniglot, path):
         if path.parent == small:
             raise PermissionError(path)
         save(omniglot, path)
 
-    monkeypatch.setattr(omniglot_files, "_save", refuse)
+    monkeypatch.setattr(module, "_save", refuse)
     first = read_omniglot(small)
     assert len(list(cache.glob("*.npz"))) == 1 and not list(small.glob("*.npz"))
-    monkeypatch.setattr(omniglot_files, "_read_zip", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(module, "_read_zip", lambda *_: pytest.fail("decoded again"))
     assert torch.equal(read_omniglot(small).images, first.images)
 
 
@@ -197,7 +191,6 @@ def test_without_a_folder_the_zips_are_downloaded_into_the_cache(small, cache, m
         shutil.copyfile(small / path.name, path)
         return path
 
-    module = sys.modules["headstart.data.images.omniglot"]  # the package has the function under this name
     monkeypatch.setattr(module, "download", fetch)
     monkeypatch.setattr(module, "_VALIDATION_CHARACTERS", 1)
     monkeypatch.setattr(module, "_TEST_CHARACTERS", 1)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headstart.data.tables.file import Table, strings
+from headstart.data.tables.read import Table, strings
 
 
 def _in_memory(columns: Mapping[str, Sequence[str]]) -> Table:

@@ -1,15 +1,29 @@
 """The schema's JSON form: the way back gives the same, and nothing else is taken."""
 
 import json
+import warnings
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headstart.data.tables.schema import Feature, Schema, schema_from_json, schema_to_json
-from headstart.errors import FileError
+from headstart.data.tables.read import Table, strings
+from headstart.data.tables.schema import (
+    Feature,
+    Schema,
+    UnseenValueWarning,
+    encode_features,
+    encode_target,
+    learn_features,
+    learn_target,
+    schema_from_json,
+    schema_to_json,
+)
+from headstart.errors import DataError, FileError
 
 PIGS = Schema(
     "pig",
@@ -107,3 +121,207 @@ def test_anything_else_is_refused(path: tuple[Any, ...], value: Any, message: st
 def test_what_is_no_object_is_refused(value: Any) -> None:
     with pytest.raises(FileError):
         schema_from_json(value, "table.json")
+
+
+def learned(table: Table, target: str | None = None, **options: Any) -> Schema:
+    columns = [name for name in table.header if name != target]
+    features = learn_features(table, columns, strict=options.get("strict", True)).features
+    aim = learn_target(table, target, options.get("kind", "auto")) if target else None
+    if aim is None:
+        return Schema("task", "y", None, "regression", features)
+    return Schema("task", target or "", None, aim.kind, features, aim.mean, aim.scale, aim.classes)
+
+
+def test_every_kind_of_column_becomes_inputs(in_memory: Any) -> None:
+    table = in_memory(
+        {
+            "number": ["1", "2", "3", ""],
+            "flag": ["yes", "no", "no", "yes"],
+            "colour": ["red", "blue", "", "red"],
+            "day": ["2020-01-01", "2020-01-03", "2020-01-03", "2020-01-01"],
+        }
+    )
+    schema = learned(table)
+    assert [feature.kind for feature in schema.features] == ["number", "boolean", "category", "date"]
+    assert schema.inputs == (
+        "number", "number missing", "flag", "colour=blue", "colour=red", "colour missing", "day"
+    )  # fmt: skip
+    root = 1.5**0.5
+    expected = [
+        [-root, 0, 1, 0, 1, 0, -1],
+        [0, 0, -1, 1, 0, 0, 1],
+        [root, 0, -1, 0, 0, 1, 1],
+        [0, 1, 1, 0, 1, 0, -1],
+    ]
+    assert torch.allclose(encode_features(schema, table), torch.tensor(expected))
+
+
+NUMBERS = st.floats(-1e6, 1e6).map(lambda value: f"{value:.9g}")
+COLUMNS = {
+    "number": NUMBERS | st.just(""),
+    "flag": st.sampled_from(["yes", "no", ""]),
+    "colour": st.sampled_from(["red", "blue", "green", ""]),
+    "day": st.dates().map(str) | st.just(""),
+}
+
+
+@given(st.lists(st.tuples(*COLUMNS.values()), min_size=4, max_size=30))
+@settings(deadline=None, max_examples=80)
+def test_inputs_can_be_turned_back_into_values(rows: list[tuple[str, ...]]) -> None:
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS)}
+    columns = {name: texts for name, texts in columns.items() if any(texts)}
+    if not columns:
+        return
+    texts = {name: strings(values) for name, values in columns.items()}
+    table = Table("some.csv", tuple(columns), texts, np.arange(len(rows)))
+    try:
+        found = learn_features(table, list(columns), strict=False)
+    except DataError as problem:
+        assert "no feature left" in str(problem)  # all columns are constant
+        return
+    schema = Schema("task", "y", None, "regression", found.features)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what was seen in training is no news
+        x = encode_features(schema, table).double()
+    names = list(schema.inputs)
+    for feature in schema.features:
+        own = x[:, [names.index(name) for name in feature.inputs]]
+        values = columns[feature.column]
+        missing = own[:, -1].bool().tolist() if feature.missing else [False] * len(rows)
+        assert missing == [not text for text in values]
+        for row, text in enumerate(values):
+            if feature.kind == "category":
+                seen = [name for name, value in zip(feature.categories, own[row].tolist()) if value == 1]
+                assert seen == ([text] if text else [])
+            elif feature.kind == "number" and text:
+                back = float(own[row, 0]) * feature.scale + feature.mean
+                assert back == pytest.approx(float(text), abs=1e-5 * (abs(feature.mean) + 20 * feature.scale))
+
+
+def test_unseen_categories_are_zero_with_one_warning(in_memory: Any) -> None:
+    schema = learned(in_memory({"colour": ["red", "blue"], "x": ["1", "2"]}))
+    table = in_memory({"colour": ["green", "red", "green"], "x": ["1", "1", "1"]})
+    message = "some.csv, column 'colour': 'green' in lines 2, 4 is in no training task"
+    with pytest.warns(UnseenValueWarning, match=message) as caught:
+        x = encode_features(schema, table)
+    assert len(caught) == 1
+    assert x[:, :2].tolist() == [[0, 0], [0, 1], [0, 0]]
+
+
+def test_a_value_missing_for_the_first_time_is_the_mean_with_a_warning(in_memory: Any) -> None:
+    schema = learned(in_memory({"x": ["1", "3"]}))
+    with pytest.warns(UnseenValueWarning, match="column 'x': missing in line 3, but never in the training tasks"):
+        assert encode_features(schema, in_memory({"x": ["3", ""]})).tolist() == [[1], [0]]
+
+
+def test_a_value_of_another_kind_is_named(in_memory: Any) -> None:
+    schema = learned(in_memory({"x": ["1", "3"], "day": ["2020-01-01", "2020-01-02"]}))
+    with pytest.raises(DataError, match="line 3, column 'x': 'many' is not a number; the column's other values are"):
+        encode_features(schema, in_memory({"x": ["3", "many"], "day": ["2020-01-01", "2020-01-02"]}))
+    with pytest.raises(DataError, match="line 2, column 'day': '2020-01-01T00:00' is not a date, as"):
+        encode_features(schema, in_memory({"x": ["3"], "day": ["2020-01-01T00:00"]}))
+    with pytest.raises(DataError, match="line 2, column 'x': 1e300 is too far from the training tasks' values"):
+        encode_features(schema, in_memory({"x": ["1e300"], "day": ["2020-01-01"]}))
+
+
+def test_constant_columns_are_left_out_and_empty_ones_refused(in_memory: Any) -> None:
+    found = learn_features(in_memory({"a": ["7", "7"], "b": ["1", "1.0"], "x": ["1", "2"]}), ["a", "b", "x"], True)
+    assert [feature.column for feature in found.features] == ["x"]
+    assert found.left_out == {name: f"constant: always {v} in the training tasks" for name, v in (("a", 7), ("b", 1))}
+    with pytest.raises(DataError, match="column 'a': it has no value in the training tasks; leave it out"):
+        learn_features(in_memory({"a": ["", ""], "x": ["1", "2"]}), ["a", "x"], False)
+    with pytest.raises(DataError, match=r"some.csv has no feature left \('a': constant"):
+        learn_features(in_memory({"a": ["7", "7"]}), ["a"], True)
+    with pytest.raises(DataError, match=r"no feature left \(no other columns\)"):
+        learn_features(in_memory({"a": ["7", "7"]}), [], True)
+
+
+@pytest.mark.parametrize(
+    ("texts", "reason"),
+    [
+        ([f"n{row % 60}" for row in range(300)], "text with 60 different values, more than 50"),
+        ([f"n{row}" for row in range(30)], "text with 30 different values in 30 rows, nearly one a row"),
+    ],
+)
+def test_too_many_categories_are_refused_or_left_out(in_memory: Any, texts: list[str], reason: str) -> None:
+    table = in_memory({"name": texts, "x": [str(row) for row in range(len(texts))]})
+    with pytest.raises(DataError, match=rf"column 'name': {reason}; leave it out \(--columns\)"):
+        learn_features(table, ["name", "x"], True)
+    found = learn_features(table, ["name", "x"], False)
+    assert found.left_out == {"name": reason}
+    assert found.warnings == (f"some.csv, column 'name': left out: {reason}",)
+
+
+def test_regression_targets_are_standardised(in_memory: Any) -> None:
+    table = in_memory({"x": ["1", "2", "3"], "y": ["10", "20", "60"]})
+    schema = learned(table, "y")
+    assert schema.kind == "regression" and schema.mean == 30
+    y = encode_target(schema, table)
+    assert y.shape == (3, 1) and y.dtype == torch.float32
+    assert torch.allclose(y * schema.scale + schema.mean, torch.tensor([[10.0], [20.0], [60.0]]))
+
+
+@pytest.mark.parametrize(
+    ("texts", "asked", "classes"),
+    [
+        (["b", "a", "b"], "auto", ("a", "b")),
+        (["0", "1", "1"], "auto", ("0", "1")),
+        (["yes", "no", "yes"], "auto", ("no", "yes")),
+        (["10", "9", "100"], "classification", ("9", "10", "100")),
+    ],
+)
+def test_classes_are_sorted(in_memory: Any, texts: list[str], asked: str, classes: tuple[str, ...]) -> None:
+    table = in_memory({"x": ["1", "2", "3"], "y": texts})
+    schema = learned(table, "y", kind=asked)
+    assert schema.kind == "classification" and schema.classes == classes and schema.scale == 1
+    y = encode_target(schema, table)
+    assert y.dtype == torch.int64 and [classes[number] for number in y.tolist()] == texts
+
+
+def test_two_numbers_that_are_not_whole_are_regression(in_memory: Any) -> None:
+    assert learned(in_memory({"x": ["1", "2"], "y": ["0.5", "1"]}), "y").kind == "regression"
+    assert learned(in_memory({"x": ["1", "2"], "y": ["0", "1"]}), "y", kind="regression").kind == "regression"
+
+
+def test_targets_that_do_not_fit_are_named(in_memory: Any) -> None:
+    x = ["1", "2", "3"]
+    with pytest.raises(DataError, match="line 3, column 'y': 'ten' is not a number; .*--target-kind classification"):
+        learned(in_memory({"x": x, "y": ["1", "ten", "3"]}), "y")
+    with pytest.raises(DataError, match="line 2, column 'y': 'a' is not a number"):
+        learned(in_memory({"x": x, "y": ["a", "b", "c"]}), "y", kind="regression")
+    with pytest.raises(DataError, match="column 'y': the target is always 5 in the training tasks"):
+        learned(in_memory({"x": x, "y": ["5", "5", "5"]}), "y")
+    with pytest.raises(DataError, match="column 'y': the target has one class only in the training tasks, 'a'"):
+        learned(in_memory({"x": x, "y": ["a", "a", "a"]}), "y")
+    schema = learned(in_memory({"x": x, "y": ["a", "b", "a"]}), "y")
+    with pytest.raises(DataError, match="line 4, column 'y': class 'c' is not among those learned: a, b"):
+        encode_target(schema, in_memory({"x": x, "y": ["a", "b", "c"]}))
+    with pytest.raises(DataError, match=r"line 3, column 'y': the target is missing \(2 of 3 rows\)"):
+        encode_target(schema, in_memory({"x": x, "y": ["a", "", ""]}))
+
+
+def test_numbers_that_have_no_standard_deviation_are_refused(in_memory: Any) -> None:
+    table = in_memory({"x": ["1e300", "-1e300", "2"], "y": ["1", "2", "3"]})
+    with pytest.raises(DataError, match="column 'x': its values are too large to have a standard deviation"):
+        learn_features(table, ["x"], False)
+    with pytest.raises(DataError, match="column 'x': its values are too large"):
+        learn_target(table, "x", "regression")
+
+
+def test_decimal_commas_are_refused_and_not_taken_for_text(in_memory: Any) -> None:
+    table = in_memory({"x": ["3", "1,5", ""], "y": ["0,1", "0,2", "0,3"], "list": ["1,2,3", "a,b", "4,5"]})
+    with pytest.raises(DataError, match="line 3, column 'x': '1,5' is not a number; a decimal comma is not read"):
+        learn_features(table, ["x"], False)
+    with pytest.raises(DataError, match="line 2, column 'y': '0,1' is not a number; a decimal comma"):
+        learn_target(table, "y", "auto")
+    assert learn_features(table, ["list"], False).features[0].kind == "category"
+
+
+def test_a_column_that_is_a_number_but_for_a_value_is_warned_of(in_memory: Any) -> None:
+    table = in_memory({"dose": ["1", "2.5", "<1", "4"], "stage": ["1", "2a", "2b", "3a"]})
+    found = learn_features(table, ["dose", "stage"], False)
+    [warning] = found.warnings
+    assert warning.startswith("some.csv, column 'dose': taken for categories: '<1' in line 4 is not a number, though")
+    many = in_memory({"dose": [*map(str, range(60)), "n.d."], "x": [*map(str, range(61))]})
+    found = learn_features(many, ["dose", "x"], False)
+    assert "'n.d.' in line 62 is not a number, though most values are" in found.left_out["dose"]

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from headstart.data.tables import LeftOutWarning, UnseenValueWarning, schema_from_json, table
+from headstart.data.tables.read import strings
+from headstart.data.tables.schema import UnseenValueWarning, schema_from_json
+from headstart.data.tables.table import LeftOutWarning, group, repeated, split_tasks, table
 from headstart.errors import DataError, FileError, UnknownNameError, UsageError
 from headstart.testing import check_tasks
 from headstart.testing.contract import same_bits
@@ -23,7 +27,7 @@ PANEL = {
 
 
 def pig_tasks(path: Path, **options: Any) -> Tasks:
-    return table(data=path, **{"task_column": "pig", "target": "weight", "support": 3, **options})
+    return table(data=path, **{"task_column": "pig", "target": "weight", "shots": 3, **options})
 
 
 @pytest.mark.parametrize("order", ["random", "first"])
@@ -69,7 +73,7 @@ def test_the_index_of_a_data_frame_is_no_feature(pigs: Any, tmp_path: Path) -> N
 def test_the_first_rows_by_time_are_the_support_set(write: Any, pigs: Any) -> None:
     order = random.Random(0).sample(range(80), 80)
     mixed = {name: [values[row] for row in order] for name, values in pigs.items()}
-    tasks = pig_tasks(write(mixed), columns="week", time_column="week", order="first", support=3)
+    tasks = pig_tasks(write(mixed), columns="week", time_column="week", order="first", shots=3)
     schema = schema_from_json(tasks.details["schema"], "details")
     week = schema.features[0]
     for number, name in enumerate(tasks.details["task_names"]["test"]):
@@ -101,7 +105,7 @@ def test_nothing_of_validation_and_test_tasks_reaches_the_training_tasks(write: 
 
 
 def test_training_tasks_are_standardised(write: Any, pigs: Any) -> None:
-    tasks = pig_tasks(write(pigs), support=3, order="first")
+    tasks = pig_tasks(write(pigs), shots=3, order="first")
     episodes = tasks.sample("train", range(6))
     x, y = (torch.cat([getattr(part, name) for part in episodes], 1).flatten(0, 1) for name in ("x", "y"))
     place = tasks.details["features"].index("week")
@@ -119,13 +123,14 @@ def test_a_split_can_be_kept_while_other_support_rows_are_drawn(write: Any, pigs
 
 def test_classification_needs_every_class_in_training_or_says_so(write: Any, pigs: Any) -> None:
     path = write(pigs)
-    tasks = pig_tasks(path, target="food", support=1)
+    tasks = pig_tasks(path, target="food", shots=1)
     check_tasks(tasks, numbers=range(2))
     assert tasks.kind == "classification" and tasks.output_size == 3 and tasks.unit == 1
+    assert tasks.names is not None and tasks.names("test", 0) == ("corn", "oats", "rye")
     last = tasks.details["task_names"]["test"][0]
     food = ["algae" if pig == last and kind == "rye" else kind for pig, kind in zip(pigs["pig"], pigs["food"])]
     with pytest.warns(UnseenValueWarning, match="column 'food': class 'algae' in line.* is in no training task"):
-        other = pig_tasks(write({**pigs, "food": food}, "other.csv"), target="food", support=1)
+        other = pig_tasks(write({**pigs, "food": food}, "other.csv"), target="food", shots=1)
     assert other.details["schema"]["classes"] == ["corn", "oats", "rye", "algae"]
     assert other.details["new_classes"] == food.count("algae") > 0
     assert same_bits(tasks.sample("train", range(9)), other.sample("train", range(9)))
@@ -170,8 +175,8 @@ def test_text_of_many_values_is_left_out_with_a_warning(write: Any, pigs: Any) -
         ({"time_column": "weight"}, "column 'weight' is asked for twice"),
         ({"columns": "week,weight"}, "column 'weight' is the target, so it is no feature"),
         ({"columns": "pig,week"}, "column 'pig' is the task column, so it is no feature"),
-        ({"support": 8}, "column 'pig': task 'p.' has 8 rows, too few for 8 support rows and a query row"),
-        ({"support": 8, "on_short": "skip"}, "split 'train' has no task left"),
+        ({"shots": 8}, "column 'pig': task 'p.' has 8 rows, too few for 8 support rows and a query row"),
+        ({"shots": 8, "on_short": "skip"}, "split 'train' has no task left"),
         ({"target": "born", "target_kind": "regression"}, "line 2, column 'born': '2020-03-01' is not a number"),
     ],
 )
@@ -181,29 +186,6 @@ def test_tables_that_do_not_fit_the_options_are_refused(write: Any, pigs: Any, o
     assert "some.csv" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("column", "row", "value", "message"),
-    [
-        ("pig", 9, "", "line 11, column 'pig': the task is missing"),
-        ("weight", 9, "NA", "line 11, column 'weight': the target is missing"),
-        ("weight", 9, "heavy", "line 11, column 'weight': 'heavy' is not a number"),
-        ("week", 9, "x", "line 11, column 'week'|column 'week': text with"),
-        ("born", 9, "10/03/2020", "line 11, column 'born': '10/03/2020' is not a date, as the column's other values"),
-    ],
-)
-def test_values_that_do_not_fit_are_named(
-    write: Any, pigs: Any, column: str, row: int, value: str, message: str
-) -> None:
-    pigs[column][row] = value
-    with pytest.raises(DataError, match=message):
-        pig_tasks(write(pigs), columns="week,food,ill,born")
-
-
-def test_one_task_only_is_refused(write: Any, pigs: Any) -> None:
-    with pytest.raises(DataError, match="some.csv, column 'pig': one task only"):
-        pig_tasks(write({**pigs, "pig": ["p"] * 80}))
-
-
 def test_wrong_options_are_refused(write: Any, pigs: Any, tmp_path: Path) -> None:
     path = write(pigs)
     with pytest.raises(UnknownNameError, match="unknown target_kind 'clasification'; did you mean 'classification'"):
@@ -211,18 +193,11 @@ def test_wrong_options_are_refused(write: Any, pigs: Any, tmp_path: Path) -> Non
     with pytest.raises(UnknownNameError, match="unknown on_duplicates 'droop'; did you mean 'drop'"):
         pig_tasks(path, on_duplicates="droop")
     with pytest.raises(UsageError, match="together below 1"):
-        pig_tasks(path, validation=0.7, test=0.4)
+        pig_tasks(path, validation_share=0.7, test_share=0.4)
     with pytest.raises(UsageError, match="columns is empty"):
         pig_tasks(path, columns=[])
     with pytest.raises(FileError, match="none.csv: there is no such file"):
         pig_tasks(tmp_path / "none.csv")
-
-
-def test_small_tasks_are_skipped_and_counted(write: Any, pigs: Any) -> None:
-    fewer = {name: values[:-6] for name, values in pigs.items()}  # the last pig has two rows
-    with pytest.raises(DataError, match="task 'p9' has 2 rows"):
-        pig_tasks(write(fewer))
-    assert sum(pig_tasks(write(fewer), on_short="skip").details["skipped"].values()) == 1
 
 
 def test_parquet_gives_the_same_tasks(write: Any, pigs: Any, tmp_path: Path) -> None:
@@ -245,8 +220,72 @@ def test_real_panels_keep_the_contract(shared_data: Path, name: str, order: Any)
     path = shared_data / "panel" / f"{name}.csv"
     if not path.exists():
         pytest.skip(f"the panel {name}.csv is not in the shared data")
-    tasks = table(data=path, support=3, order=order, **PANEL[name])
+    tasks = table(data=path, shots=3, order=order, **PANEL[name])
     check_tasks(tasks, numbers=range(3))
     assert tasks.kind == "regression" and not tasks.details["skipped"]["train"]
     everything = {key: value for key, value in PANEL[name].items() if key != "columns"}
-    assert table(data=path, support=3, order=order, **everything).details["left_out"][""] == "names the rows"
+    assert table(data=path, shots=3, order=order, **everything).details["left_out"][""] == "names the rows"
+
+
+@given(st.integers(3, 200), st.floats(0.01, 0.49), st.floats(0.01, 0.49), st.integers(0, 2**32 - 1))
+def test_splits_are_whole_tasks_and_none_is_empty(count: int, validation: float, test: float, seed: int) -> None:
+    found = split_tasks(count, validation, test, seed, "a table")
+    assert sorted(task for tasks in found.values() for task in tasks) == list(range(count))
+    assert all(found.values())
+    for name, share in (("validation", validation), ("test", test)):
+        assert abs(len(found[name]) - share * count) <= 1 or len(found["train"]) == 1
+    assert found == split_tasks(count, validation, test, seed, "a table")
+
+
+def test_seeds_split_otherwise() -> None:
+    assert len({split_tasks(20, 0.2, 0.2, seed, "a table")["test"] for seed in range(10)}) > 5
+
+
+def test_too_few_tasks_and_wrong_shares_are_refused() -> None:
+    with pytest.raises(DataError, match="some.csv: one task only; expected at least 3"):
+        split_tasks(1, 0.2, 0.2, 0, "some.csv")
+    with pytest.raises(DataError, match="some.csv: 2 tasks only"):
+        split_tasks(2, 0.2, 0.2, 0, "some.csv")
+    for shares in ((0.0, 0.2), (0.2, -1.0), (0.5, 0.5), (float("nan"), 0.2)):
+        with pytest.raises(UsageError, match="shares of the tasks, above 0 and together below 1"):
+            split_tasks(9, *shares, 0, "some.csv")
+
+
+def test_tasks_are_in_the_order_of_their_names_and_rows_as_in_the_file(in_memory: Any) -> None:
+    found = group(in_memory({"task": ["10", "9", "10", "-1"], "x": ["a", "b", "c", "d"]}), "task", None)
+    assert found.names == ("-1", "9", "10") and found.task.tolist() == [2, 1, 2, 0]
+    assert found.table.columns["x"].tolist() == ["a", "b", "c", "d"]
+
+
+def test_names_that_are_not_all_whole_numbers_are_sorted_as_text(in_memory: Any) -> None:
+    found = group(in_memory({"task": ["10", "--5", "9"]}), "task", None)
+    assert found.names == ("--5", "10", "9")
+
+
+def test_a_time_column_sorts_the_rows_and_keeps_those_of_one_time(in_memory: Any) -> None:
+    found = group(in_memory({"task": list("abab"), "t": ["10", "9", "2", "9"], "x": list("pqrs")}), "task", "t")
+    assert found.table.columns["x"].tolist() == ["r", "q", "s", "p"]
+    assert found.table.lines.tolist() == [4, 3, 5, 2] and found.task.tolist() == [0, 1, 1, 0]
+    days = ["2020-10-01", "2020-09-30", "2019-12-31"]
+    found = group(in_memory({"task": list("aaa"), "t": days}), "task", "t")
+    assert found.table.columns["t"].tolist() == days[::-1]
+
+
+def test_what_is_missing_or_no_time_is_named(in_memory: Any) -> None:
+    with pytest.raises(DataError, match=r"line 3, column 'task': the task is missing \(1 of 2 rows\)"):
+        group(in_memory({"task": ["a", ""]}), "task", None)
+    with pytest.raises(DataError, match="line 2, column 't': the time is missing"):
+        group(in_memory({"task": ["a", "a"], "t": ["", "1"]}), "task", "t")
+    with pytest.raises(DataError, match="line 3, column 't': 'soon' is not a number; the time is a number or an ISO"):
+        group(in_memory({"task": ["a", "a"], "t": ["1", "soon"]}), "task", "t")
+    with pytest.raises(DataError, match="line 2, column 't': 'soon' is no time; expected numbers or ISO 8601 dates"):
+        group(in_memory({"task": ["a", "a"], "t": ["soon", "later"]}), "task", "t")
+
+
+def test_rows_that_repeat_others_are_found() -> None:
+    task = torch.tensor([0, 0, 1, 0, 0, 0])
+    x = torch.tensor([[1.0], [2.0], [1.0], [1.0], [-0.0], [0.0]])
+    y = torch.tensor([[5.0], [5.0], [5.0], [5.0], [1.0], [1.0]])
+    assert repeated(task, x, y, None).tolist() == [0, 1, 2, 0, 4, 4]
+    assert repeated(task, x, y, strings(["1", "1", "1", "2", "3", "3"])).tolist() == [0, 1, 2, 3, 4, 4]
+    assert repeated(task, x, torch.tensor([0, 0, 0, 1, 0, 0]), None).tolist() == [0, 1, 2, 3, 4, 4]

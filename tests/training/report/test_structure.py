@@ -5,58 +5,56 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 import headstart
-from headstart.core.roles import Context, Structural
-from headstart.core.rules import Rule, chain, curvature, per_tensor, per_weight, scale
+from headstart import registry
+from headstart.core.parameters import Context, Structural
+from headstart.core.rules import Rule, per_tensor
 from headstart.errors import ConfigError
 from headstart.forward.mixture import Mixture, Skip
 from headstart.registry import rows as registered
 from headstart.training.build import build
-from headstart.training.config import make_config
-from headstart.training.defaults import MODEL_FREE, resolve
+from headstart.training.config import resolve
 from headstart.training.report.report import report
 from headstart.training.report.structure import Findings, find, last_step, learned, movement, summary, write_findings
-from headstart.training.report.structure_plot import draw_structure
+from headstart.training.report.structure_plot import _place_name, draw_structure
 from headstart.training.run import open_run, train
-from headstart.types import Learner, Meta, Params, Tasks
+from headstart.types import Meta
+from tests.short import tree
 
-SMALL: dict[str, Any] = {
+SMALL = {
     "tasks": "sinusoid", "hidden": "6,5", "steps": 4, "threads": 1, "evaluate_tasks": 4, "test_tasks": 4,
     "evaluate_every": 4, "tasks_per_step": 2,
 }  # fmt: skip
-ICONS: dict[str, Any] = {
+ICONS = {
     "tasks": "icons", "filters": 2, "ways": 2, "queries": 2, "rotations": False, "steps": 2, "threads": 1,
     "evaluate_tasks": 4, "test_tasks": 4, "tasks_per_step": 2,
 }  # fmt: skip
 FILES = {"structure.json", "structure.csv", "structure.png"}
 
 
-def _job(learner: Learner, tasks: Tasks | None = None) -> Any:
-    job = build(resolve(make_config({**SMALL, "device": "cpu"})))
+def _job(learner, tasks=None):
+    job = build(resolve(tree({**SMALL, "device": "cpu"})))
     return job._replace(learner=learner, tasks=tasks or job.tasks)
 
 
-def _picture(data: bytes) -> Image.Image:
+def _picture(data):
     image = Image.open(io.BytesIO(data))
     image.load()
     return image
 
 
-def _by_name(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _by_name(found):
     return {f"{row['part']}|{row['tensor']}": row for row in found}
 
 
 @pytest.mark.parametrize("has_path", [True, False])
-def test_movement_is_what_the_steps_by_hand_give(has_path: bool, line_tasks: Callable[..., Tasks]) -> None:
+def test_movement_is_what_the_steps_by_hand_give(has_path, line_tasks):
     """Task t has x = 1 and y = t, the model is w x with w = 2: each step of rate 0.1 takes 0.2 of w − t away."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 2.0)
@@ -78,18 +76,18 @@ def test_movement_is_what_the_steps_by_hand_give(has_path: bool, line_tasks: Cal
 class _Shifted(nn.Module):
     """w x + c, with w = 0 in θ and a context c that starts at 3."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.line = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.line.weight)
         self.own = Context()
         self.own.shift = nn.Parameter(torch.full((1,), 3.0))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.line(x) + self.own.shift
 
 
-def test_a_context_and_a_tensor_of_zeros_move_by_their_distance_itself(line_tasks: Callable[..., Tasks]) -> None:
+def test_a_context_and_a_tensor_of_zeros_move_by_their_distance_itself(line_tasks):
     learner = headstart.maml(_Shifted(), loss="mse", steps=1, rate=0.1, taskmap="vmap")
     found = movement(_job(learner, line_tasks()), learner.init(None), episodes=4)
     expected = sum(0.2 * abs(3 - task) for task in range(4)) / 4
@@ -101,7 +99,7 @@ def test_a_context_and_a_tensor_of_zeros_move_by_their_distance_itself(line_task
     assert draw_structure(Findings([], found), "context") is not None
 
 
-def test_movement_is_of_what_moves_and_needs_steps_and_tasks(line_tasks: Callable[..., Tasks]) -> None:
+def test_movement_is_of_what_moves_and_needs_steps_and_tasks(line_tasks):
     model = nn.Sequential(nn.Linear(1, 3), nn.Linear(3, 1))
     anil = headstart.anil(model, loss="mse", steps=1, taskmap="vmap")
     found = movement(_job(anil, line_tasks()), anil.init(None), episodes=2)
@@ -112,7 +110,7 @@ def test_movement_is_of_what_moves_and_needs_steps_and_tasks(line_tasks: Callabl
         movement(_job(anil, line_tasks()), anil.init(None), episodes=1)
 
 
-def test_what_diverges_is_no_number_and_is_not_drawn(line_tasks: Callable[..., Tasks], tmp_path: Path) -> None:
+def test_what_diverges_is_no_number_and_is_not_drawn(line_tasks, tmp_path):
     learner = headstart.maml(nn.Linear(1, 1), loss="mse", steps=40, rate=1e8, taskmap="vmap")
     found = Findings([], movement(_job(learner, line_tasks()), learner.init(None), episodes=3))
     assert last_step(found.movement)[0]["mean"] is None
@@ -121,7 +119,7 @@ def test_what_diverges_is_no_number_and_is_not_drawn(line_tasks: Callable[..., T
     assert draw_structure(found, "diverged") is None
 
 
-def test_rates_by_step_are_those_of_m_after_the_exponential() -> None:
+def test_rates_by_step_are_those_of_m_after_the_exponential():
     learner = headstart.maml(headstart.mlp(1, 1, hidden=(4,)), loss="mse", rule=per_tensor(0.1, steps=4, positive=True))
     meta = learner.init(None)
     drawn = {name: torch.randn(4, generator=Generator().manual_seed(len(name))) for name in meta.structure}
@@ -134,7 +132,7 @@ def test_rates_by_step_are_those_of_m_after_the_exponential() -> None:
             assert table[name, step] == pytest.approx(math.exp(float(drawn[f"log_rate.{name}"][step])))
 
 
-def test_rates_of_weights_are_summed_up_with_their_signs() -> None:
+def test_rates_of_weights_are_summed_up_with_their_signs():
     learner = headstart.meta_sgd(nn.Linear(2, 2), loss="mse", steps=2)
     values = {"rate.weight": torch.tensor([[0.1, -0.3], [0.2, 0.4]]), "rate.bias": torch.tensor([0.5, -0.5])}
     found = _by_name(learned(learner, Meta(learner.init(None).params, values)))
@@ -144,7 +142,7 @@ def test_rates_of_weights_are_summed_up_with_their_signs() -> None:
     assert weight["values"] is None and bias["values"] == [0.5, -0.5] and bias["step"] is None
 
 
-def test_matrices_are_measured_from_the_identity_that_they_start_as() -> None:
+def test_matrices_are_measured_from_the_identity_that_they_start_as():
     learner = headstart.meta_curvature(nn.Linear(3, 2), loss="mse", steps=1)
     meta = learner.init(None)
     meta.structure["curvature.output.weight"][0, 1] = 2.0
@@ -156,25 +154,25 @@ def test_matrices_are_measured_from_the_identity_that_they_start_as() -> None:
     assert found["curvature.diagonal|bias"]["from_identity"] == pytest.approx(3 / math.sqrt(2))
 
 
-def _users_rule(**changes: Any) -> Rule:
+def _users_rule(**changes):
     """A mask, a temperature that the rule does not tell of, and something of its own that it shows."""
 
-    def structure(params: Params, generator: Generator | None) -> Params:
+    def structure(params, generator):
         return {f"open.{name}": torch.zeros_like(value) for name, value in params.items()} | {
             "warmth": torch.tensor(0.5), "own.knots": torch.arange(3.0), "own.square": torch.ones(20, 20),
         }  # fmt: skip
 
-    def shown(m: Params) -> Params:
+    def shown(m):
         masks = {f"mask.{name[5:]}": value.sigmoid() for name, value in m.items() if name.startswith("open.")}
         return {**masks, "own.knots": 2 * m["own.knots"]}
 
-    def update(m: Params, state: Any, grads: Params, params: Params, step: int) -> tuple[Params, Any]:
+    def update(m, state, grads, params, step):
         return {name: 0.1 * m[f"open.{name}"].sigmoid() * grad for name, grad in grads.items()}, state
 
     return Rule(update, structure=structure, shown=shown)._replace(**changes)
 
 
-def test_parts_of_a_rule_of_ones_own_appear_shown_or_as_they_stand() -> None:
+def test_parts_of_a_rule_of_ones_own_appear_shown_or_as_they_stand():
     learner = headstart.maml(nn.Linear(2, 1), loss="mse", rule=_users_rule())
     meta = learner.init(None)
     meta.structure["open.weight"][0, 0] = 5.0
@@ -191,7 +189,7 @@ def test_parts_of_a_rule_of_ones_own_appear_shown_or_as_they_stand() -> None:
     assert draw_structure(Findings(list(found.values()), []), "own") is not None
 
 
-def test_gates_of_mixtures_and_structural_layers_appear() -> None:
+def test_gates_of_mixtures_and_structural_layers_appear():
     model = nn.Sequential(Mixture({"wide": nn.Linear(2, 2), "skip": Skip()}), Structural(nn.Linear(2, 1)))
     learner = headstart.maml(model, loss="mse", steps=1)
     meta = learner.init(None)
@@ -202,13 +200,7 @@ def test_gates_of_mixtures_and_structural_layers_appear() -> None:
     assert len(found) == 4 and found["1|layer.bias"]["values"] == pytest.approx(model[1].layer.bias.tolist())
 
 
-def test_nothing_is_learned_about_the_model_where_m_is_empty() -> None:
-    learner = headstart.maml(nn.Linear(2, 1), loss="mse", steps=1)
-    assert learned(learner, learner.init(None)) == []
-    assert not Findings([], []).any() and draw_structure(Findings([], []), "nothing") is None
-
-
-def test_looking_changes_nothing() -> None:
+def test_looking_changes_nothing():
     learner = headstart.meta_curvature(nn.Linear(1, 1), loss="mse", steps=1)
     meta = learner.init(None)
     before = {name: value.clone() for part in meta for name, value in part.items()}
@@ -218,8 +210,8 @@ def test_looking_changes_nothing() -> None:
             assert torch.equal(value, before[name]) and value.grad is None and not value.requires_grad
 
 
-def test_files_hold_the_same_numbers_and_the_picture_shows_something(tmp_path: Path) -> None:
-    train(make_config({**SMALL, "method": "meta_curvature", "inner_steps": 2}), tmp_path)
+def test_files_hold_the_same_numbers_and_the_picture_shows_something(tmp_path):
+    train(tree({**SMALL, "method": "meta_curvature", "inner_steps": 2}), tmp_path)
     assert set(os.listdir(tmp_path)) >= FILES
     told = json.loads((tmp_path / "structure.json").read_text())
     with (tmp_path / "structure.csv").open(newline="") as file:
@@ -244,7 +236,7 @@ def test_files_hold_the_same_numbers_and_the_picture_shows_something(tmp_path: P
     assert {name: (tmp_path / name).read_bytes() for name in FILES} == before
 
 
-def test_the_summary_of_a_model_of_which_only_the_start_is_learned(line_tasks: Callable[..., Tasks]) -> None:
+def test_the_summary_of_a_model_of_which_only_the_start_is_learned(line_tasks):
     learner = headstart.maml(nn.Linear(1, 1), loss="mse", steps=1, rate=0.1, taskmap="vmap")
     meta = Meta({"weight": torch.ones(1, 1), "bias": torch.tensor([4.0])}, {})
     found = Findings([], movement(_job(learner, line_tasks()), meta, episodes=2))
@@ -256,21 +248,24 @@ def test_the_summary_of_a_model_of_which_only_the_start_is_learned(line_tasks: C
 
 
 @pytest.mark.parametrize("method", ["prototypes", "nearest"])
-def test_methods_without_steps_and_structure_write_no_such_file(method: str, tmp_path: Path) -> None:
+def test_methods_without_steps_and_structure_write_no_such_file(method, tmp_path):
     drop = {"filters", "steps", "tasks_per_step"} if method == "nearest" else set()
-    train(make_config({k: v for k, v in ICONS.items() if k not in drop} | {"method": method}), tmp_path)
+    train(tree({k: v for k, v in ICONS.items() if k not in drop} | {"method": method}), tmp_path)
+    assert draw_structure(Findings([], []), "nothing") is None and not Findings([], []).any()
     assert not FILES & set(os.listdir(tmp_path))
     card = (tmp_path / "README.md").read_text()
     assert "structure" not in card and "Learned about" not in card
 
 
 @pytest.mark.parametrize("method", [row.name for row in registered("method")])
-def test_every_method_has_findings_that_can_be_drawn(method: str) -> None:
-    drop = {"steps", "tasks_per_step"} | ({"filters"} if method in MODEL_FREE else set())
+def test_every_method_has_findings_that_can_be_drawn(method):
+    drop = {"steps", "tasks_per_step"} | (
+        {"filters"} if method in {row.name for row in registered("method") if row.model == "none"} else set()
+    )
     options = {name: value for name, value in ICONS.items() if name not in drop}
-    if method in ("gaussian_process", "dkt", "alpaca", "cnp", "anp"):
+    if "classification" not in registry.find("method", method).targets:
         options = {"tasks": "sinusoid", "test_tasks": 4}
-    job = build(resolve(make_config({**options, "method": method, "device": "cpu"})))
+    job = build(resolve(tree({**options, "method": method, "device": "cpu"})))
     meta = job.learner.init(Generator().manual_seed(0))
     found = find(job, meta)
     assert bool(found.learned) == bool(meta.structure) and bool(found.movement) == bool(job.learner.steps)
@@ -280,7 +275,7 @@ def test_every_method_has_findings_that_can_be_drawn(method: str) -> None:
         assert data is not None and len(_picture(data).getcolors(1 << 24) or ()) > 20
 
 
-def _rates(tensors: int, steps: int, low: float, high: float) -> list[dict[str, Any]]:
+def _rates(tensors, steps, low, high):
     values = torch.logspace(math.log10(high), math.log10(max(low, 1e-4)), tensors * steps).view(tensors, steps)
     if low < 0:
         values[0, 0] = low
@@ -296,7 +291,7 @@ def _rates(tensors: int, steps: int, low: float, high: float) -> list[dict[str, 
 @pytest.mark.parametrize(
     ("tensors", "steps", "low", "high"), [(4, 1, 0.1, 0.1), (60, 2, 1e-3, 1.0), (101, 1, -0.1, 0.2)]
 )
-def test_pictures_grow_with_the_model_and_stay_readable(tensors: int, steps: int, low: float, high: float) -> None:
+def test_pictures_grow_with_the_model_and_stay_readable(tensors, steps, low, high):
     found = _rates(tensors, steps, low, high)
     assert len(found) == tensors * steps
     data = draw_structure(Findings(found, []), "rates")
@@ -307,21 +302,8 @@ def test_pictures_grow_with_the_model_and_stay_readable(tensors: int, steps: int
     assert len(image.getcolors(1 << 24) or ()) > 20
 
 
-def test_joined_rules_show_each_part() -> None:
-    learner = headstart.maml(
-        nn.Linear(2, 2), loss="mse", rule=chain(curvature(), per_weight(0.1), scale(1.0, learn=True, name="pace"))
-    )
-    parts = {(row["part"], row["kind"]) for row in learned(learner, learner.init(None))}
-    assert parts == {
-        ("curvature.output", "matrix"), ("curvature.input", "matrix"), ("curvature.diagonal", "matrix"),
-        ("rate", "rate"), ("pace", "other"),
-    }  # fmt: skip
-
-
 def test_a_module_s_own_part_is_named_by_its_path():
-    from headstart.training.report.structure_plot import _place_name
-
     own = {"part": "hidden1.after.layer", "tensor": "weight", "step": None}
     of_a_rule = {"part": "curvature.output", "tensor": "hidden1.weight", "step": None}
-    assert _place_name(own, True) == "hidden1.after.layer.weight"
-    assert _place_name(of_a_rule, True) == "hidden1.weight (output)"
+    assert _place_name(own, several=True) == "hidden1.after.layer.weight"
+    assert _place_name(of_a_rule, several=True) == "hidden1.weight (output)"

@@ -1,31 +1,30 @@
 """Ridge regression as the head of a learned embedding (R2-D2)."""
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from headstart.algorithms.heads.head import Head, absent, class_members, learner
+from headstart.algorithms.heads.head import Head, absent, class_members, embedding, learner
 from headstart.core import losses
 from headstart.errors import ShapeError, UsageError, unknown_name
-from headstart.forward.functional import Buffers
-from headstart.forward.task_map import TaskMap
+from headstart.schema import Positive, extends
 from headstart.types import Batch, Learner, Params
 
 RidgeLoss = Literal["cross_entropy", "mse"]
 
 
+@extends(embedding)
 def ridge(
     module: nn.Module | None = None,
     *,
     ways: int | None = None,
     loss: RidgeLoss = "cross_entropy",
-    regularisation: float = 1.0,
-    scale: float = 1.0,
+    regularisation: Positive = 1.0,
+    scale: Positive = 1.0,
     intercept: bool | None = None,
-    taskmap: str | TaskMap = "auto",
-    buffers: Buffers = "batch",
+    **options: Any,
 ) -> Learner:
     """Learn an embedding on which ridge regression, solved exactly for each task, is right.
 
@@ -40,11 +39,11 @@ def ridge(
         module: the embedding, its outputs flattened; ``None``: the inputs themselves, flattened.
         ways: number of classes; by default the largest support label plus one (which reads it from the device).
         loss: ``"cross_entropy"`` for classes, ``"mse"`` for targets.
-        regularisation: where λ starts, above 0.
-        scale: where α starts, above 0.
-        intercept: by default all but classification over a network has one (the paper's equation has none).
-        taskmap: ``"auto"``, ``"vmap"`` or ``"loop"``.
-        buffers: what normalisation does with running statistics, as in `prototypes`.
+        regularisation: where the penalty λ starts, which is learned.
+        scale: where the scale α of the logits starts, which is learned.
+        intercept: whether there is one; by default all but classification over a network has (the paper's equation has
+            none).
+        options: those of `embedding`.
 
     Raises:
         UsageError: a start that is not above 0.
@@ -87,7 +86,7 @@ def ridge(
     if classes:
         structure |= {"log_scale": math.log(scale), "bias": 0.0}
     head = Head(structure, fit, outputs, losses.resolve(loss))
-    return learner(module, head, taskmap=taskmap, buffers=buffers)
+    return learner(module, head, **options)
 
 
 def solve(

@@ -1,85 +1,22 @@
 """The derivative of adaptation as of the point where it comes to rest, whatever way it took there."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from headstart.core import linear
-from headstart.core.adjoints.leaves import (
-    Draws,
-    Packed,
-    Slopes,
-    added,
-    draws,
-    leaf,
-    pack,
-    slopes_of,
-    tensors_of,
-    wanted,
-)
-from headstart.core.adjoints.precision import Autocast, autocast
-from headstart.core.adjoints.sweep import refuse_second_derivatives
-from headstart.core.linear import Product, Solution
-from headstart.core.step import Given, Inner, Step, gradients
+from headstart.core.adjoints.pullback import Slopes, added, leaf, refuse_second_derivatives, slopes_of, wanted
+from headstart.core.inner import Given, Inner, Step, gradients
+from headstart.core.linear import ConjugateGradient, Product, Solver
+from headstart.core.process import Autocast, Draws, autocast_of, casting, draws
+from headstart.core.tree import Packed, pack, tensors_of
 from headstart.errors import UsageError
 from headstart.types import Params, Tree
 
 logger = logging.getLogger("headstart")
-
-Solver: TypeAlias = Callable[[Product, Params], Solution]
-"""``(v -> A v, right) -> x with A x ≈ right``, for every task's own matrix A."""
-
-
-def _require_count(what: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise UsageError(f"{what} must be a whole number from {least} up, got {value!r}")
-
-
-@dataclass(frozen=True)
-class ConjugateGradient:
-    """The solver for symmetric positive definite matrices: see `headstart.core.linear.conjugate_gradient`.
-
-    For `Implicit` that is gradient descent with one step size, pulled back by `rules.proximal` hard enough. There the
-    matrix is that of a step's displacement, ``rate · (∇²loss + λ I)``, and ``damping`` is added to its diagonal.
-    """
-
-    iterations: int = 5
-    tolerance: float = 0.0
-    damping: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require_count("ConjugateGradient(iterations=...)", self.iterations, 1)
-        if self.tolerance < 0 or self.damping < 0:
-            raise UsageError(
-                f"ConjugateGradient's tolerance and damping must be 0 or more, got {self.tolerance} and {self.damping}"
-            )
-
-    def __call__(self, product: Product, right: Params) -> Solution:
-        return linear.conjugate_gradient(
-            product, right, iterations=self.iterations, tolerance=self.tolerance, damping=self.damping
-        )
-
-
-@dataclass(frozen=True)
-class Neumann:
-    """The solver by a series, for every rule whose steps are contractions: see `headstart.core.linear.neumann`.
-
-    It adds up ``terms`` + 1 terms, the first of them the right side itself: what remembering the last ``terms`` + 1 of
-    many steps at the point of rest comes to.
-    """
-
-    terms: int = 20
-
-    def __post_init__(self) -> None:
-        _require_count("Neumann(terms=...)", self.terms, 0)
-
-    def __call__(self, product: Product, right: Params) -> Solution:
-        return linear.neumann(product, right, terms=self.terms)
 
 
 @dataclass(frozen=True)
@@ -121,7 +58,7 @@ class Implicit:
             end, losses, _ = _descended(step, given, start, steps)
             return end, losses
         packed, tensors = pack((given, start))
-        plan = _Plan(step, steps, packed, self.solver, autocast(tensors), [])
+        plan = _Plan(step, steps, packed, self.solver, autocast_of(tensors), [])
         *end, losses = _Rest.apply(plan, *tensors)
         params = dict(zip(start.params, end))
         return Inner(params, start.rule, plan.buffers[0].unpack(end[len(params) :])), list(losses.unbind())
@@ -165,7 +102,7 @@ class _Rest(torch.autograd.Function):
         rest = Inner(params, start.rule, plan.buffers[0].unpack(left[len(names) :]))
         before = draws(start)
         ctx.drawn.restore()
-        with plan.autocast.restored():
+        with casting(plan.autocast):
             displacement = _displacement(plan.step, given, rest, plan.steps - 1)
             before.restore()
             asked = tensors_of((given, start.rule))

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headstart.core.adjoints.adjoint import run
-from headstart.core.step import Given, Inner, Step
+from headstart.core.inner import Given, Inner, Step, run
 from headstart.errors import UsageError
 
 

@@ -5,14 +5,20 @@ on what the one before it made: ``chain(clip(norm=1.0), momentum(0.9), scale(0.1
 its own part of M, which the outer loop meta-learns.
 """
 
+from headstart.core.rules.atoms import (
+    adam,
+    clip,
+    momentum,
+    per_tensor,
+    per_weight,
+    proximal,
+    scale,
+    weight_decay,
+)
 from headstart.core.rules.generated import generated_rates
 from headstart.core.rules.geometry import curvature, diagonal, kronecker
-from headstart.core.rules.limits import clip, proximal, weight_decay
 from headstart.core.rules.masks import fixed_mask, mask, unit_mask
-from headstart.core.rules.moments import adam, momentum
-from headstart.core.rules.moves import exclude, only
-from headstart.core.rules.rates import per_tensor, per_weight, scale
-from headstart.core.rules.rule import Rule, chain
+from headstart.core.rules.rule import Rule, chain, exclude, only
 
 __all__ = [
     "Rule",

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from headstart.core import tree
-from headstart.core.rules.rates import per_weight
+from headstart.core.rules.atoms import per_weight
 from headstart.core.rules.rule import Rule, stateless
 from headstart.types import Params
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Generator, Tensor
 
-from headstart.core.patterns import Leaf, choose
+from headstart.core.parameters import Leaf, choose
 from headstart.core.philox import WORD, philox
 from headstart.core.rules.rule import Rule, require_positive, stateless
 from headstart.errors import ShapeError, UsageError, unknown_name

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Generator, Tensor
 
-from headstart.core.patterns import Leaf
+from headstart.core.parameters import Leaf, What, choose
 from headstart.errors import UsageError
 from headstart.types import Params, Tree
 
@@ -45,10 +45,6 @@ class Rule(NamedTuple):
     """``M -> its part of M in the units in which it acts``, for reports: rates as they multiply, masks in [0, 1]."""
     exact: bool = True
     """Whether its derivatives are those of what it computes (a straight-through estimator's are not)."""
-    affine: bool = False
-    """Whether its derivatives do not depend on the gradients' values, so that who goes back need not compute them.
-
-    Say False with another ``update`` in place of that of a rule that is."""
 
 
 def chain(*rules: Rule) -> Rule:
@@ -79,8 +75,7 @@ def chain(*rules: Rule) -> Rule:
     def shown(m: Params) -> Params:
         return {name: value for rule in rules for name, value in rule.shown(m).items()}
 
-    exact, affine = (all(getattr(rule, name) for rule in rules) for name in ("exact", "affine"))
-    return Rule(update, state, structure, moves, penalty, shown, exact, affine)
+    return Rule(update, state, structure, moves, penalty, shown, exact=all(rule.exact for rule in rules))
 
 
 def merged_structure(parts: Mapping[str, Params]) -> Params:
@@ -109,7 +104,22 @@ def stateless(transform: Callable[[Params, Params, Params], Params]) -> Rule:
 
 def identity() -> Rule:
     """Return the rule that passes gradients on as they are."""
-    return stateless(lambda m, grads, params: grads)._replace(affine=True)
+    return stateless(lambda m, grads, params: grads)
+
+
+def only(*what: What) -> Rule:
+    """Move only the parameters that ``what`` chooses: name patterns, module types or predicates on `Leaf`.
+
+    >>> from torch import nn
+    >>> from headstart import rules
+    >>> rule = rules.chain(rules.only("head", nn.BatchNorm2d), rules.scale(0.1))
+    """
+    return identity()._replace(moves=lambda leaves: choose(leaves, *what))
+
+
+def exclude(*what: What) -> Rule:
+    """Move all parameters but those that ``what`` chooses."""
+    return identity()._replace(moves=lambda leaves: frozenset(leaves) - choose(leaves, *what))
 
 
 def require_positive(name: str, value: float) -> None:

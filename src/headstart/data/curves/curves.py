@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from headstart.data.random import check_seed, normal, uniform
+from headstart.data.curves.points import point_tasks
+from headstart.data.random import check_deviations, normal, uniform
 from headstart.errors import UsageError, unknown_name
-from headstart.types import Batch, Episodes, Tasks
+from headstart.schema import Count, NotNegative
+from headstart.types import Tasks
 
 KINDS = ("sine", "line", "quadratic")
 """The kinds of function that there are."""
@@ -16,9 +18,9 @@ KINDS = ("sine", "line", "quadratic")
 
 def curves(
     *,
-    shots: int = 10,
-    queries: int = 10,
-    noise: float = 0.3,
+    shots: Count = 10,
+    queries: Count = 10,
+    noise: NotNegative = 0.3,
     kinds: Sequence[str] = KINDS,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -42,7 +44,7 @@ def curves(
     Args:
         shots: support points of a task.
         queries: query points of a task.
-        noise: standard deviation of the noise, in units of y; 0 or more.
+        noise: standard deviation of the noise, in units of y.
         kinds: one or more of 'sine', 'line' and 'quadratic', none of them twice.
         seed: of the family; in ``[0, 2**32)``.
         device: where the points are put.
@@ -57,11 +59,14 @@ def curves(
     torch.Size([25, 5, 1])
     """
     kinds = tuple(kinds)
-    _check(shots, queries, noise, kinds)
-    check_seed(seed)
+    for kind in kinds:
+        if kind not in KINDS:
+            raise unknown_name("kind of curve", kind, KINDS)
+    if not kinds or len(set(kinds)) < len(kinds):
+        raise UsageError(f"kinds must be one or more of {', '.join(KINDS)}, none of them twice, got {kinds}")
+    check_deviations(noise=noise)
 
-    def sample(split: str, numbers: Sequence[int]) -> Episodes:
-        # Many small operations: they are cheaper on the CPU, whatever the device.
+    def draw(split: str, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         count = shots + queries
         drawn = uniform(seed, split, numbers, stream=0, count=4 + count)
         kind, x = (len(kinds) * drawn[:, 0:1]).long(), 10 * drawn[:, 4:] - 5
@@ -69,36 +74,17 @@ def curves(
         y = noise * normal(seed, split, numbers, stream=1, count=count)
         for place, name in enumerate(kinds):
             y = y + torch.where(kind == place, _FUNCTIONS[name](a, b, c, x), 0.0)
-        x, y = (values[..., None].to(device, dtype) for values in (x, y))
-        return Episodes(_batch(x[:, :shots], y[:, :shots]), _batch(x[:, shots:], y[:, shots:]))
+        return x.unsqueeze(-1), y
 
-    return Tasks(
-        name="curves",
-        sample=sample,
-        kind="regression",
-        input_shape=(1,),
-        output_size=1,
-        details={
-            "shots": shots,
-            "queries": queries,
-            "seed": seed,
-            "kinds": {name: _RANGES[name] for name in kinds},
-            "task_kind": "drawn uniformly, and not given to the learner",
-            "x": (-5.0, 5.0),
-            "noise": noise,
-            "noise_variance": noise**2,
-            "source": "Vuorio, Sun, Hu, Lim 2019, arXiv:1910.13616",
-            "licence": "none needed, the points are computed",
-        },
-    )
-
-
-def _sine(a: Tensor, b: Tensor, c: Tensor, x: Tensor) -> Tensor:
-    return (0.1 + 4.9 * a) * torch.sin((0.5 + 1.5 * c) * x + 2 * math.pi * b)
-
-
-def _line(a: Tensor, b: Tensor, c: Tensor, x: Tensor) -> Tensor:
-    return (6 * a - 3) * x + (6 * b - 3)
+    details = {
+        "kinds": {name: _RANGES[name] for name in kinds},
+        "task_kind": "drawn uniformly, and not given to the learner",
+        "x": (-5.0, 5.0),
+        "noise": noise,
+        "noise_variance": noise**2,
+        "source": "Vuorio, Sun, Hu, Lim 2019, arXiv:1910.13616",
+    }
+    return point_tasks("curves", draw, details, shots=shots, queries=queries, seed=seed, device=device, dtype=dtype)
 
 
 def _quadratic(a: Tensor, b: Tensor, c: Tensor, x: Tensor) -> Tensor:
@@ -109,8 +95,8 @@ def _quadratic(a: Tensor, b: Tensor, c: Tensor, x: Tensor) -> Tensor:
 
 #: Each takes a task's three numbers, uniform on [0, 1) and of shape (B, 1), and x of shape (B, n).
 _FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
-    "sine": _sine,
-    "line": _line,
+    "sine": lambda a, b, c, x: (0.1 + 4.9 * a) * torch.sin((0.5 + 1.5 * c) * x + 2 * math.pi * b),
+    "line": lambda a, b, c, x: (6 * a - 3) * x + (6 * b - 3),
     "quadratic": _quadratic,
 }
 _RANGES = {
@@ -118,19 +104,3 @@ _RANGES = {
     "line": {"function": "A x + b", "A": (-3.0, 3.0), "b": (-3.0, 3.0)},
     "quadratic": {"function": "A (x - c)² + b", "|A|": (0.02, 0.15), "b": (-3.0, 3.0), "c": (-3.0, 3.0)},
 }
-
-
-def _check(shots: int, queries: int, noise: float, kinds: tuple[str, ...]) -> None:
-    if shots < 1 or queries < 1:
-        raise UsageError(f"shots and queries must be at least 1, got {shots} and {queries}")
-    if not 0 <= noise < math.inf:
-        raise UsageError(f"noise must be a standard deviation of 0 or more, got {noise}")
-    for kind in kinds:
-        if kind not in KINDS:
-            raise unknown_name("kind of curve", kind, KINDS)
-    if not kinds or len(set(kinds)) < len(kinds):
-        raise UsageError(f"kinds must be one or more of {', '.join(KINDS)}, none of them twice, got {kinds}")
-
-
-def _batch(x: Tensor, y: Tensor) -> Batch:
-    return Batch(x.contiguous(), y.contiguous())

@@ -7,8 +7,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from headstart.data.random import below, bits, check_seed, normal, uniform
+from headstart.data.curves.points import point_tasks
+from headstart.data.random import below, bits, check_deviations, normal, size_range, uniform
 from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.schema import Count, NotNegative, Positive
 from headstart.types import Batch, Episodes, Gaussian, Tasks
 
 Kernel = Literal["rbf", "matern", "periodic"]
@@ -51,10 +53,10 @@ _JITTER = 1e-8
 def gp_curves(
     *,
     kernel: Kernel = "rbf",
-    shots: int | tuple[int, int] = (3, 20),
-    queries: int = 50,
-    noise: float = 0.1,
-    lengthscale: float | None = None,
+    shots: Count | tuple[Count, Count] = (3, 20),
+    queries: Count = 50,
+    noise: NotNegative = 0.1,
+    lengthscale: Positive | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -69,10 +71,10 @@ def gp_curves(
     log-likelihood is the upper bound, and its intervals cover as often as they say.
 
     Args:
-        kernel: 'rbf', 'matern' or 'periodic'.
+        kernel: the covariance of the process that curves are drawn from.
         shots: support points of a task, or the least and the most of them.
         queries: query points of a task.
-        noise: standard deviation of the noise in y, of the query set too; 0 or more. The curves' own is 1.
+        noise: standard deviation of the noise in y, of the query set too. The curves' own is 1.
         lengthscale: ℓ of the kernel, in units of x (a number without unit for 'periodic'); 0.4 by default, 1 for
             'periodic'.
         seed: of the family; in ``[0, 2**32)``.
@@ -94,43 +96,37 @@ def gp_curves(
         raise unknown_name("kernel", kernel, KERNELS)
     covariance = KERNELS[kernel]
     length = covariance.lengthscale if lengthscale is None else lengthscale
-    fewest, most = _checked(shots, queries, noise, length)
-    check_seed(seed)
+    fewest, most = size_range("shots", shots)
+    check_deviations(noise=noise)
+    if not 0 < length < math.inf:
+        raise UsageError(f"lengthscale must be a number above 0, got {length}")
+    count = most + queries
 
-    def sample(split: str, numbers: Sequence[int]) -> Episodes:
-        count = most + queries
+    def draw(split: str, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         # support points first, so that they do not depend on the number of queries
         x = 4 * uniform(seed, split, numbers, stream=0, count=count) - 2
         white = normal(seed, split, numbers, stream=1, count=count)
         gram = _gram(x, x, kernel, length) + (noise**2 + _JITTER) * torch.eye(count, dtype=x.dtype)
-        y = (torch.linalg.cholesky(gram) * white.unsqueeze(1)).sum(-1)
-        sizes = fewest + below(bits(seed, split, numbers, stream=2, count=1), most - fewest + 1)
-        there = torch.arange(most) < sizes
-        mask = None if fewest == most else there.to(device)
-        x, y = (values[..., None].to(device, dtype) for values in (x, y))
-        support = Batch(_kept(x[:, :most], mask), _kept(y[:, :most], mask), mask)
-        return Episodes(support, Batch(x[:, most:].contiguous(), y[:, most:].contiguous()))
+        return x.unsqueeze(-1), (torch.linalg.cholesky(gram) * white.unsqueeze(1)).sum(-1)
 
-    return Tasks(
-        name="gp_curves",
-        sample=sample,
-        kind="regression",
-        input_shape=(1,),
-        output_size=1,
-        details={
-            "shots": fewest if fewest == most else (fewest, most),
-            "queries": queries,
-            "seed": seed,
-            "kernel": kernel,
-            "covariance": covariance.formula,
-            "lengthscale": length,
-            "x": (-2.0, 2.0),
-            "noise": noise,
-            "noise_variance": noise**2,
-            "source": "Garnelo et al. 2018, arXiv:1807.01613 (the idea; kernels and numbers of points are options)",
-            "licence": "none needed, the points are computed",
-        },
-    )
+    def sample(split: str, numbers: Sequence[int]) -> Episodes:
+        support, query = full.sample(split, numbers)
+        sizes = fewest + below(bits(seed, split, numbers, stream=2, count=1), most - fewest + 1)
+        mask = (torch.arange(most) < sizes).to(device)
+        x, y = (torch.where(mask.unsqueeze(2), values, 0) for values in (support.x, support.y))
+        return Episodes(Batch(x, y, mask), query)
+
+    details = {
+        "kernel": kernel,
+        "covariance": covariance.formula,
+        "lengthscale": length,
+        "x": (-2.0, 2.0),
+        "noise": noise,
+        "noise_variance": noise**2,
+        "source": "Garnelo et al. 2018, arXiv:1807.01613 (the idea; kernels and numbers of points are options)",
+    }
+    full = point_tasks("gp_curves", draw, details, shots=most, queries=queries, seed=seed, device=device, dtype=dtype)
+    return full if fewest == most else full._replace(sample=sample, details={**full.details, "shots": (fewest, most)})
 
 
 def true_distribution(tasks: Tasks, support: Batch, x: Tensor) -> Gaussian:
@@ -179,25 +175,3 @@ def true_distribution(tasks: Tasks, support: Batch, x: Tensor) -> Gaussian:
 def _gram(left: Tensor, right: Tensor, kernel: str, lengthscale: float) -> Tensor:
     """Return the covariances ``(B, n, m)`` of points ``(B, n)`` and ``(B, m)``."""
     return KERNELS[kernel].of((left.unsqueeze(2) - right.unsqueeze(1)).abs(), lengthscale)
-
-
-def _kept(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Return ``(B, n, 1)`` values with zeros where there is no such point."""
-    return values.contiguous() if mask is None else torch.where(mask.unsqueeze(2), values, 0)
-
-
-def _checked(shots: int | tuple[int, int], queries: int, noise: float, lengthscale: float) -> tuple[int, int]:
-    """Return the least and the most support points."""
-    try:
-        fewest, most = (shots, shots) if isinstance(shots, int) else (int(end) for end in shots)
-    except (TypeError, ValueError):
-        fewest, most = 0, 0
-    if not 1 <= fewest <= most:
-        raise UsageError(f"shots must be a number from 1 up, or a pair (least, most) of them, got {shots!r}")
-    if queries < 1:
-        raise UsageError(f"queries must be at least 1, got {queries}")
-    if not 0 <= noise < math.inf:
-        raise UsageError(f"noise must be a standard deviation of 0 or more, got {noise}")
-    if not 0 < lengthscale < math.inf:
-        raise UsageError(f"lengthscale must be a number above 0, got {lengthscale}")
-    return fewest, most

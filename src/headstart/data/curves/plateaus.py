@@ -7,10 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from headstart.data.random import below, check_seed, normal, uniform
-from headstart.data.random import bits as words
+from headstart.data.curves.points import point_tasks
+from headstart.data.random import below, bits, check_deviations, check_seed, check_sizes, normal, uniform
 from headstart.errors import UsageError
-from headstart.types import Batch, Episodes, Tasks
+from headstart.schema import Count, NotNegative, Probability, Whole
+from headstart.types import Tasks
 
 
 class Partition(NamedTuple):
@@ -34,16 +35,16 @@ class Partition(NamedTuple):
 
 def plateaus(
     *,
-    shots: int = 10,
-    queries: int = 20,
-    features: int = 8,
-    relevant: int = 3,
-    trees: int = 2,
-    depth: int = 2,
-    common: float = 0.2,
-    offset: float = 1.0,
-    noise: float = 0.3,
-    family: int = 0,
+    shots: Count = 10,
+    queries: Count = 20,
+    features: Count = 8,
+    relevant: Count = 3,
+    trees: Count = 2,
+    depth: Count = 2,
+    common: Probability = 0.2,
+    offset: NotNegative = 1.0,
+    noise: NotNegative = 0.3,
+    family: Whole = 0,
     seed: int = 0,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -82,53 +83,49 @@ def plateaus(
     >>> plateaus(shots=5, features=4).sample("train", range(25)).support.x.shape
     torch.Size([25, 5, 4])
     """
-    sizes = {"shots": shots, "queries": queries, "relevant": relevant, "trees": trees, "depth": depth}
-    _check(sizes, features, common, {"offset": offset, "noise": noise})
-    check_seed(seed)
+    check_sizes(relevant=relevant, trees=trees, depth=depth)
+    check_deviations(offset=offset, noise=noise)
+    if relevant > features:
+        raise UsageError(f"relevant must be at most the number of features, {features}, got {relevant}")
+    if not 0 <= common <= 1:
+        raise UsageError(f"common must be a share from 0 to 1, got {common}")
     check_seed(family)
     partition, counting = _partition(family, features, relevant, trees, depth)
-    leaves = 2**depth
+    leaves, rows = 2**depth, shots + queries
     shared = normal(family, "train", [0], 2, trees * leaves).view(trees, leaves)
 
-    def sample(split: str, numbers: Sequence[int]) -> Episodes:
-        # Many small operations: they are cheaper on the CPU, whatever the device.
-        rows = shots + queries
+    def draw(split: str, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         x = 2 * uniform(seed, split, numbers, stream=0, count=rows * features).view(-1, rows, features) - 1
         # the support rows first in each stream, so that they do not depend on the number of queries
-        own = normal(seed, split, numbers, 1, 1 + trees * leaves + rows)
-        values = math.sqrt(common) * shared + math.sqrt(1 - common) * own[:, 1 : 1 + trees * leaves].view(
-            -1, trees, leaves
-        )
+        drawn = normal(seed, split, numbers, 1, 1 + trees * leaves + rows)
+        bias, own, error = drawn.split([1, trees * leaves, rows], 1)
+        values = math.sqrt(common) * shared + math.sqrt(1 - common) * own.view(-1, trees, leaves)
         reached = values.transpose(1, 2).gather(1, partition.cells(x.to(dtype).double())).sum(2) / math.sqrt(trees)
-        y = offset * own[:, :1] + reached + noise * own[:, 1 + trees * leaves :]
-        x, y = x.to(device, dtype), y.unsqueeze(-1).to(device, dtype)
-        return Episodes(*(Batch(x[:, part], y[:, part]) for part in (slice(shots), slice(shots, None))))
+        return x, offset * bias + reached + noise * error
 
-    return Tasks(
-        name="plateaus",
-        sample=sample,
-        kind="regression",
-        input_shape=(features,),
-        output_size=1,
-        details={
-            **sizes,
-            "features": features,
-            "relevant_features": counting,
-            "common": common,
-            "offset": offset,
-            "noise": noise,
-            "noise_variance": noise**2,
-            "family": family,
-            "licence": "none needed, the rows are computed",
-        },
-    )
+    details = {
+        "features": features,
+        "relevant": relevant,
+        "relevant_features": counting,
+        "trees": trees,
+        "depth": depth,
+        "common": common,
+        "offset": offset,
+        "noise": noise,
+        "noise_variance": noise**2,
+        "family": family,
+    }
+    return point_tasks(
+        "plateaus", draw, details, shots=shots, queries=queries, seed=seed, device=device, dtype=dtype,
+        features=features,
+    )  # fmt: skip
 
 
 def _partition(seed: int, features: int, relevant: int, trees: int, depth: int) -> tuple[Partition, list[int]]:
     """Draw the trees, and return which features they may split at."""
     splits = 2**depth - 1
-    counting = words(seed, "train", [0], 3, features)[0].argsort(stable=True)[:relevant].sort().values
-    chosen = counting[below(words(seed, "train", [0], 4, trees * splits)[0], relevant)].view(trees, splits)
+    counting = bits(seed, "train", [0], 3, features)[0].argsort(stable=True)[:relevant].sort().values
+    chosen = counting[below(bits(seed, "train", [0], 4, trees * splits)[0], relevant)].view(trees, splits)
     places = 0.3 + 0.4 * uniform(seed, "train", [0], 5, trees * splits).view(trees, splits)
     low = torch.full((trees, splits, features), -1.0, dtype=torch.float64)
     high, thresholds, tree = -low, torch.empty_like(places), torch.arange(trees)
@@ -141,16 +138,3 @@ def _partition(seed: int, features: int, relevant: int, trees: int, depth: int) 
                 low[:, child], high[:, child] = low[:, node], high[:, node]
                 bound[tree, child, at] = thresholds[:, node]
     return Partition(chosen, thresholds), counting.tolist()
-
-
-def _check(sizes: dict[str, int], features: int, common: float, deviations: dict[str, float]) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise UsageError(f"{name} must be at least 1, got {size}")
-    if sizes["relevant"] > features:
-        raise UsageError(f"relevant must be at most the number of features, {features}, got {sizes['relevant']}")
-    if not 0 <= common <= 1:
-        raise UsageError(f"common must be a share from 0 to 1, got {common}")
-    for name, deviation in deviations.items():
-        if not 0 <= deviation < math.inf:
-            raise UsageError(f"{name} must be a standard deviation of 0 or more, got {deviation}")

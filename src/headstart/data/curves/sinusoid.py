@@ -6,16 +6,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from headstart.data.random import check_seed, uniform
+from headstart.data.curves.points import point_tasks
+from headstart.data.random import uniform
 from headstart.errors import UsageError
-from headstart.types import Batch, Episodes, Tasks
+from headstart.schema import Count, Positive
+from headstart.types import Tasks
 
 
 def sinusoid(
     *,
-    shots: int = 10,
-    queries: int = 10,
-    frequency: tuple[float, float] = (1.0, 1.0),
+    shots: Count = 10,
+    queries: Count = 10,
+    frequency: tuple[Positive, Positive] = (1.0, 1.0),
     seed: int = 0,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -37,7 +39,7 @@ def sinusoid(
     Args:
         shots: support points of a task.
         queries: query points of a task.
-        frequency: ``(low, high)``, the range of the angular frequency in radians per unit of x.
+        frequency: angular frequency in radians per unit of x: a range ``(low, high)`` that tasks draw from.
         seed: of the family; in ``[0, 2**32)``.
         device: where the points are put.
         dtype: their type.
@@ -49,61 +51,34 @@ def sinusoid(
     >>> sinusoid(shots=5).sample("train", range(25)).support.x.shape
     torch.Size([25, 5, 1])
     """
-    if shots < 1 or queries < 1:
-        raise UsageError(f"shots and queries must be at least 1, got {shots} and {queries}")
-    low, high = _checked(frequency)
-    check_seed(seed)
-    plain = low == high == 1
-
-    def sample(split: str, numbers: Sequence[int]) -> Episodes:
-        # Many small operations: they are cheaper on the CPU, whatever the device.
-        drawn = uniform(seed, split, numbers, stream=0, count=2 + shots + queries)
-        amplitude = 0.1 + 4.9 * drawn[:, 0:1]
-        phase = math.pi * drawn[:, 1:2]
-        x = 10 * drawn[:, 2:] - 5
-        if plain:
-            angle = x - phase
-        else:
-            # a stream of its own, so that amplitudes, phases and x are those of every other range
-            angle = (low + (high - low) * uniform(seed, split, numbers, stream=1, count=1)) * x + phase
-        points = torch.stack((x, amplitude * torch.sin(angle)))[..., None].to(device, dtype)
-        return Episodes(_batch(points[:, :, :shots]), _batch(points[:, :, shots:]))
-
-    return Tasks(
-        name="sinusoid",
-        sample=sample,
-        kind="regression",
-        input_shape=(1,),
-        output_size=1,
-        details={
-            "shots": shots,
-            "queries": queries,
-            "seed": seed,
-            "function": "A sin(x - p)" if plain else "A sin(w x + p)",
-            "amplitude": (0.1, 5.0),
-            "phase": (0.0, math.pi),
-            "frequency": (low, high),
-            "x": (-5.0, 5.0),
-            "source": (
-                "Finn, Abbeel, Levine 2017, arXiv:1703.03400"
-                if plain
-                else "Li, Zhou, Chen, Li 2017, arXiv:1707.09835 (theirs: frequencies from 0.8 to 1.2)"
-            ),
-            "licence": "none needed, the points are computed",
-        },
-    )
-
-
-def _checked(frequency: tuple[float, float]) -> tuple[float, float]:
     try:
         low, high = (float(end) for end in frequency)
     except (TypeError, ValueError):
         low, high = math.nan, math.nan
     if not 0 < low <= high < math.inf:
         raise UsageError(f"frequency must be a pair (low, high) with 0 < low <= high, got {frequency!r}")
-    return low, high
+    plain = low == high == 1
 
+    def draw(split: str, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        drawn = uniform(seed, split, numbers, stream=0, count=2 + shots + queries)
+        amplitude, phase, x = 0.1 + 4.9 * drawn[:, 0:1], math.pi * drawn[:, 1:2], 10 * drawn[:, 2:] - 5
+        if plain:
+            angle = x - phase
+        else:
+            # a stream of its own, so that amplitudes, phases and x are those of every other range
+            angle = (low + (high - low) * uniform(seed, split, numbers, stream=1, count=1)) * x + phase
+        return x.unsqueeze(-1), amplitude * torch.sin(angle)
 
-def _batch(points: Tensor) -> Batch:
-    x, y = points.unbind()
-    return Batch(x.contiguous(), y.contiguous())
+    details = {
+        "function": "A sin(x - p)" if plain else "A sin(w x + p)",
+        "amplitude": (0.1, 5.0),
+        "phase": (0.0, math.pi),
+        "frequency": (low, high),
+        "x": (-5.0, 5.0),
+        "source": (
+            "Finn, Abbeel, Levine 2017, arXiv:1703.03400"
+            if plain
+            else "Li, Zhou, Chen, Li 2017, arXiv:1707.09835 (theirs: frequencies from 0.8 to 1.2)"
+        ),
+    }
+    return point_tasks("sinusoid", draw, details, shots=shots, queries=queries, seed=seed, device=device, dtype=dtype)

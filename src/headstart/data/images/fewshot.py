@@ -5,19 +5,160 @@ and others to be judged on (the query set, ``queries`` a class). All images stay
 training device; a batch of tasks is one computation of indices and one gather.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from headstart.data.ahead import Draw, drawn_ahead
-from headstart.data.images.store import ImageStore, check_splits, image_store, long_enough, rotated, scaled
-from headstart.data.random import below, bits, check_seed, distinct, streams
-from headstart.errors import ShortClassError, UsageError, unknown_name
+from headstart.data.random import SPLITS, below, bits, check_seed, check_sizes, distinct, size_range, streams
+from headstart.errors import DataError, LeakageError, ShapeError, ShortClassError, UsageError, unknown_name
 from headstart.types import Batch, Episodes, Tasks
 
-__all__ = ["ImageStore", "few_shot", "image_store", "rotated"]
+Draw: TypeAlias = Callable[[str, Sequence[int]], tuple[Tensor, ...]]
+"""Of a split and task numbers, tensors whose first axis is the task."""
+
+_TASKS, _WORDS = 256, 2**17  # of a block, at most
+_BLOCKS = 4  # kept: two of training, while validation uses others
+
+_TURN = re.compile(r"@(90|180|270)$")
+
+
+class ImageStore(NamedTuple):
+    """Images of one split, grouped by class."""
+
+    images: Tensor
+    """``(N, C, H, W)`` uint8, the images of a class beside each other."""
+    starts: Tensor
+    """``(K,)`` int64, where each class starts."""
+    sizes: Tensor
+    """``(K,)`` int64, the number of images of each class."""
+    names: tuple[str, ...]
+    """K class names."""
+
+
+def image_store(classes: Mapping[str, Tensor]) -> ImageStore:
+    """Build a store from each class's images, ``(n, C, H, W)`` uint8; classes are sorted by name.
+
+    Raises:
+        DataError: no class.
+        ShapeError: a tensor that is not uint8 or whose image shape differs from the others'.
+
+    >>> image_store({"b": torch.zeros(3, 1, 2, 2, dtype=torch.uint8),
+    ...              "a": torch.zeros(5, 1, 2, 2, dtype=torch.uint8)}).starts
+    tensor([0, 5])
+    """
+    if not classes:
+        raise DataError("no class to build an image store from; expected at least one")
+    names = tuple(sorted(classes))
+    shape = classes[names[0]].shape[1:]
+    for name in names:
+        images = classes[name]
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != shape:
+            raise ShapeError(
+                f"images of class {name!r} are {images.dtype} {tuple(images.shape)}; expected torch.uint8"
+                f" (n, C, H, W) with one (C, H, W) for all classes (class {names[0]!r} has {tuple(shape)})"
+            )
+    sizes = torch.tensor([len(classes[name]) for name in names])
+    return ImageStore(torch.cat([classes[name] for name in names]), sizes.cumsum(0) - sizes, sizes, names)
+
+
+def rotated(store: ImageStore, keep: Sequence[bool] | None = None) -> ImageStore:
+    """Add copies turned by 90, 180 and 270 degrees (counter-clockwise) as classes of their own.
+
+    Class ``a`` gains ``a@90``, ``a@180`` and ``a@270``, after all original classes. They count as the class
+    ``a`` where `few_shot` checks that no two splits share a class (Santoro et al. 2016, arXiv:1605.06065).
+
+    Args:
+        store: images as high as they are wide.
+        keep: which classes to turn, one value a class; ``None``: all.
+
+    Raises:
+        ShapeError: images that are not square, or a ``keep`` of the wrong length.
+    """
+    height, width = store.images.shape[-2:]
+    if height != width:
+        raise ShapeError(f"images are {height} x {width}; only square images can be turned by 90 degrees")
+    if keep is not None and len(keep) != len(store.names):
+        raise ShapeError(f"keep has {len(keep)} values for {len(store.names)} classes; expected one a class")
+    turned = [i for i in range(len(store.names)) if keep is None or keep[i]]
+    if not turned:
+        return store
+    spans = zip(store.starts[turned].tolist(), store.sizes[turned].tolist())
+    originals = torch.cat([store.images[start : start + size] for start, size in spans])
+    copies = [originals.rot90(quarter, (-2, -1)) for quarter in (1, 2, 3)]
+    sizes = store.sizes[turned].repeat(3)
+    return ImageStore(
+        torch.cat((store.images, *copies)),
+        torch.cat((store.starts, len(store.images) + sizes.cumsum(0) - sizes)),
+        torch.cat((store.sizes, sizes)),
+        store.names + tuple(f"{store.names[i]}@{angle}" for angle in (90, 180, 270) for i in turned),
+    )
+
+
+def scaled(images: Tensor) -> Tensor:
+    """Return uint8 images as models see them: float32 in [0, 1]."""
+    return images.to(torch.float32).div_(255)
+
+
+def shuffled(names: Iterable[str]) -> list[str]:
+    """Return the names ordered by their SHA-256: a shuffle that no seed and no library version changes."""
+    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+
+
+def _check_splits(name: str, stores: Mapping[str, ImageStore]) -> None:
+    """Refuse unknown splits, repeated names, images of different shapes, and classes that splits share."""
+    if not stores:
+        raise DataError(f"{name} has no split; expected one of {', '.join(SPLITS)}")
+    owner: dict[str, str] = {}
+    shapes = {split: tuple(store.images.shape[1:]) for split, store in stores.items()}
+    for split, store in stores.items():
+        if split not in SPLITS:
+            raise unknown_name("split", split, SPLITS)
+        if store.images.dtype != torch.uint8 or store.images.dim() != 4:
+            raise ShapeError(
+                f"images of split {split!r} of {name} are {store.images.dtype} {tuple(store.images.shape)};"
+                " expected torch.uint8 (N, C, H, W)"
+            )
+        if len(set(store.names)) < len(store.names):
+            twice = next(n for i, n in enumerate(store.names) if n in store.names[:i])
+            raise DataError(f"class {twice!r} is twice in split {split!r} of {name}; names must be unique")
+        originals = {_TURN.sub("", n) for n in store.names}
+        shared = sorted(originals & owner.keys())
+        if shared:
+            more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
+            raise LeakageError(
+                f"splits {owner[shared[0]]!r} and {split!r} of {name} share class {shared[0]!r}{more}"
+                " (a rotated copy is the same class). Every class must be in one split only."
+            )
+        owner |= dict.fromkeys(originals, split)
+    if len(set(shapes.values())) > 1:
+        raise ShapeError(f"the splits of {name} have images of different shapes: {shapes}")
+
+
+def _usable(name: str, store: ImageStore, split: str, ways: int, shots: int, queries: int, on_short: str) -> ImageStore:
+    """Return the store without short classes, or raise where that is not allowed or leaves too few."""
+    needed, sizes = shots + queries, store.sizes.tolist()
+    kept = [place for place, size in enumerate(sizes) if size >= needed]
+    short = [place for place, size in enumerate(sizes) if size < needed]
+    if short and on_short == "error":
+        raise ShortClassError(
+            f"class {store.names[short[0]]!r} of split {split!r} has {sizes[short[0]]} images, but {shots} support +"
+            f" {queries} query images need {needed}"
+            + (f" (so do {len(short) - 1} other classes)" if len(short) > 1 else "")
+            + ". Leave short classes out with --on-short skip, or lower --shots or --queries."
+        )
+    if len(kept) < ways:
+        raise ShortClassError(
+            f"split {split!r} of {name} has {len(kept)} classes"
+            + (f" ({len(short)} more were skipped: fewer than {needed} images)" if short else "")
+            + f", but {ways} ways need {ways}. Lower --ways, or add classes."
+        )
+    return ImageStore(store.images, store.starts[kept], store.sizes[kept], tuple(store.names[i] for i in kept))
+
 
 _CLASSES, _IMAGES, _SHOTS = 0, 1, 2  # streams of random numbers
 
@@ -62,23 +203,46 @@ def few_shot(
         LeakageError: two splits share a class; a rotated copy counts as its original.
         ShortClassError: a class with too few images, or a split with fewer classes than ways.
     """
-    low, high = _shot_range(shots)
-    _check_numbers(ways, queries, seed, on_short)
-    if train_ways is not None:
-        _check_numbers(train_ways, queries, seed, on_short)
+    low, high = size_range("shots", shots)
+    fewest = ways if train_ways is None else min(ways, train_ways)
+    if fewest < 2:
+        raise UsageError(f"ways must be at least 2 (there is nothing to tell apart in fewer), got {fewest}")
+    check_sizes(queries=queries)
+    if on_short not in ("error", "skip"):
+        raise UsageError(f"on_short must be 'error' or 'skip', got {on_short!r}")
+    check_seed(seed)
     ways_of = {split: train_ways if train_ways and split == "train" else ways for split in stores}
-    check_splits(name, stores)
-    usable = _usable(name, stores, ways_of, high, queries, on_short)
+    _check_splits(name, stores)
+    usable = {
+        split: _usable(name, store, split, ways_of[split], high, queries, on_short) for split, store in stores.items()
+    }
     # rows are gathered: channels that lie last would be moved at every batch
     held = {split: store.images.to(device).contiguous() for split, store in usable.items()}
-    words = 2 * max(ways_of.values()) * (high + queries)
-    drawn = drawn_ahead(_draws(usable, ways_of, (low, high), queries, seed), words)
+    count = high + queries
+
+    def draw(split: str, numbers: Sequence[int]) -> tuple[Tensor, ...]:
+        """Draw the rows of images ``(B, ways, count)``, and, where shots vary, the support sets' masks."""
+        store, ways = usable[split], ways_of[split]
+        class_words, words = streams(seed, split, numbers, {_CLASSES: 2 * ways, _IMAGES: 2 * ways * count})
+        classes = _classes(store, class_words)
+        places = distinct(words.reshape(len(numbers), ways, 2 * count), store.sizes[classes], count)
+        rows = store.starts[classes][..., None] + places
+        if low == high:
+            return (rows,)
+        shots = low + below(bits(seed, split, numbers, _SHOTS, 1), high - low + 1)
+        return rows, (torch.arange(high) < shots).repeat(1, ways)
+
+    drawn = drawn_ahead(draw, 2 * max(ways_of.values()) * count)
 
     def sample(split: str, numbers: Sequence[int]) -> Episodes:
         if split not in held:
             raise unknown_name("split", split, held)
         rows, *mask = drawn(split, list(numbers))
         return _episodes(held[split], rows, high, *mask)
+
+    def names(split: str, number: int) -> tuple[str, ...]:
+        (words,) = streams(seed, split, [number], {_CLASSES: 2 * ways_of[split]})
+        return tuple(usable[split].names[place] for place in _classes(usable[split], words)[0].tolist())
 
     return Tasks(
         name=name,
@@ -97,31 +261,13 @@ def few_shot(
             **({} if train_ways is None else {"train_ways": train_ways}),
             **(details or {}),
         },
+        names=names,
     )
 
 
-def _draws(
-    stores: Mapping[str, ImageStore], ways_of: Mapping[str, int], shots: tuple[int, int], queries: int, seed: int
-) -> Draw:
-    """Return what draws the rows of the images of tasks, ``(B, ways, high + queries)``, those of the support set first.
-
-    Where the number of shots varies, the support sets' masks ``(B, ways * high)`` come with them.
-    """
-    low, high = shots
-    count = high + queries
-
-    def draw(split: str, numbers: Sequence[int]) -> tuple[Tensor, ...]:
-        store, ways, tasks = stores[split], ways_of[split], len(numbers)
-        class_words, words = streams(seed, split, numbers, {_CLASSES: 2 * ways, _IMAGES: 2 * ways * count})
-        classes = distinct(class_words, torch.full((tasks,), len(store.names)), ways)
-        places = distinct(words.reshape(tasks, ways, 2 * count), store.sizes[classes], count)
-        rows = store.starts[classes][..., None] + places
-        if low == high:
-            return (rows,)
-        drawn = low + below(bits(seed, split, numbers, _SHOTS, 1), high - low + 1)
-        return rows, (torch.arange(high) < drawn).repeat(1, ways)
-
-    return draw
+def _classes(store: ImageStore, words: Tensor) -> Tensor:
+    """Return the classes of tasks ``(B, ways)`` that two random words each decide."""
+    return distinct(words, torch.full((len(words),), len(store.names)), words.shape[1] // 2)
 
 
 def _episodes(images: Tensor, rows: Tensor, shots: int, mask: Tensor | None = None) -> Episodes:
@@ -129,7 +275,10 @@ def _episodes(images: Tensor, rows: Tensor, shots: int, mask: Tensor | None = No
     tasks, ways, count = rows.shape
     sizes = (shots, count - shots)
     wanted = torch.cat([rows[:, :, :shots].flatten(), rows[:, :, shots:].flatten()])
-    chosen = scaled(_gathered(images, wanted.to(images.device, non_blocking=True)))
+    wanted, flat = wanted.to(images.device, non_blocking=True), images.flatten(1)
+    if not flat.shape[1] % 8 and not flat.storage_offset() % 8:
+        flat = flat.view(torch.int64)  # rows of long words, of which there are fewer to copy
+    chosen = scaled(flat.index_select(0, wanted).view(torch.uint8))
     first = tasks * ways * shots
     halves = zip((chosen[:first], chosen[first:]), sizes)
     x_support, x_query = (half.view(tasks, ways * n, *images.shape[1:]) for half, n in halves)
@@ -142,53 +291,32 @@ def _episodes(images: Tensor, rows: Tensor, shots: int, mask: Tensor | None = No
     return Episodes(Batch(x_support, y_support, mask), Batch(x_query, y_query))
 
 
-def _gathered(images: Tensor, rows: Tensor) -> Tensor:
-    """Return the images at ``rows``, one after the other: as rows of long words, of which there are fewer to copy."""
-    flat = images.flatten(1)
-    if flat.shape[1] % 8 or flat.storage_offset() % 8:
-        return flat.index_select(0, rows)
-    return flat.view(torch.int64).index_select(0, rows).view(torch.uint8)
+def drawn_ahead(draw: Draw, words: int) -> Draw:
+    """Return what ``draw`` computes, and keep what it will be asked for next.
 
+    Numbers that follow each other are cut from blocks of up to 256 tasks, since most of the time of small draws goes
+    into starting operations. ``draw`` must be a pure function that draws a task by its number alone, and what it
+    returns is shared: nothing may write into it.
 
-def _usable(
-    name: str,
-    stores: Mapping[str, ImageStore],
-    ways_of: Mapping[str, int],
-    shots: int,
-    queries: int,
-    on_short: Literal["error", "skip"],
-) -> dict[str, ImageStore]:
-    """Return the stores without short classes, or raise where that is not allowed or leaves too few."""
-    needed, usable = shots + queries, {}
-    needs = f"{shots} support + {queries} query images"
-    for split, store in stores.items():
-        kept = long_enough(store, split, needed, needs, on_short)
-        skipped = len(store.names) - len(kept.names)
-        ways = ways_of[split]
-        if len(kept.names) < ways:
-            raise ShortClassError(
-                f"split {split!r} of {name} has {len(kept.names)} classes"
-                + (f" ({skipped} more were skipped: fewer than {needed} images)" if skipped else "")
-                + f", but {ways} ways need {ways}. Lower --ways, or add classes."
-            )
-        usable[split] = kept
-    return usable
+    Args:
+        draw: what to compute.
+        words: about how many numbers a task takes; blocks are smaller where it is large.
+    """
+    size = min(_TASKS, _WORDS // max(words, 1))
 
+    @lru_cache(maxsize=_BLOCKS)
+    def block(split: str, number: int) -> tuple[Tensor, ...]:
+        return draw(split, range(number * size, min((number + 1) * size, 2**63)))
 
-def _shot_range(shots: int | tuple[int, int]) -> tuple[int, int]:
-    low, high = (shots, shots) if isinstance(shots, int) else shots
-    if not 1 <= low <= high:
-        raise UsageError(
-            f"shots must be a number of at least 1, or a pair (low, high) with 1 <= low <= high; got {shots}"
-        )
-    return low, high
+    def cut(split: str, numbers: Sequence[int]) -> tuple[Tensor, ...]:
+        count, first = len(numbers), int(numbers[0]) if numbers else -1  # numpy's integers may be too short
+        if not 0 <= first < 2**63 - count or count >= size or list(numbers) != list(range(first, first + count)):
+            return draw(split, numbers)
+        low, high = first // size, (first + count - 1) // size
+        parts = block(split, low)
+        if high > low:
+            parts = tuple(map(torch.cat, zip(parts, block(split, high))))
+        start = first - low * size
+        return tuple(part[start : start + count] for part in parts)
 
-
-def _check_numbers(ways: int, queries: int, seed: int, on_short: str) -> None:
-    if ways < 2:
-        raise UsageError(f"ways must be at least 2 (there is nothing to tell apart in fewer), got {ways}")
-    if queries < 1:
-        raise UsageError(f"queries must be at least 1, got {queries}")
-    if on_short not in ("error", "skip"):
-        raise UsageError(f"on_short must be 'error' or 'skip', got {on_short!r}")
-    check_seed(seed)
+    return cut

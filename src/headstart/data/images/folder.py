@@ -1,37 +1,128 @@
-"""Your own images: a folder that holds one folder of images for each class."""
+"""Your own images: a folder that holds one folder of images for each class, read whatever their shape and colours."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 import torch
+from annotated_types import Ge, Le
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from headstart.data.images.fewshot import few_shot, image_store
-from headstart.data.images.files import (
-    SUFFIXES,
-    SkippedImageWarning,
-    check_image_shape,
-    image_files,
-    read_image,
-    read_images,
-)
-from headstart.data.images.store import shuffled
-from headstart.errors import DataError, FileError, ShortClassError
+from headstart.data.images.fewshot import few_shot, image_store, shuffled
+from headstart.data.random import SPLITS
+from headstart.errors import DataError, FileError, ShortClassError, UsageError
+from headstart.schema import Count
 from headstart.types import Tasks
 
-__all__ = ["ClassFolder", "folder", "read_class_folder", "read_image"]
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+"""Names of the files that count as images, in any case."""
+
+MOST_PIXELS = 50_000_000
+"""An image with more is refused before it is decoded: a small file can ask for all of the memory."""
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+
+
+class SkippedImageWarning(UserWarning):
+    """An image file that cannot be read was left out."""
+
+
+def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1) -> Tensor:
+    """Read one image file, whatever its shape, colours and orientation, as models are trained on it.
+
+    In order: the first frame; turned upright by its EXIF orientation; transparent parts laid on white; made
+    grey (1 channel) or RGB (3); its shorter side scaled to ``size`` with antialiasing, keeping the aspect
+    ratio; the centre square cut out.
+
+    Args:
+        path: a PNG, JPEG, WebP, BMP or GIF file.
+        size: height and width to return, in pixels.
+        channels: 1 or 3.
+
+    Returns:
+        ``(channels, size, size)`` uint8; `headstart.data.images.fewshot.scaled` makes it a model's input.
+
+    Raises:
+        UsageError: a size below 1, or channels other than 1 or 3.
+        FileError: no such file.
+        DataError: a file that is not an image of these formats, is damaged, or has over 50 million pixels.
+    """
+    check_image_shape(size, channels)
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(f"{path} is not a file; expected an image ({', '.join(SUFFIXES)})")
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise ValueError(f"{width} x {height} pixels; at most {MOST_PIXELS} are read")
+            upright = ImageOps.exif_transpose(image)
+            plain = _flattened(upright, "L" if channels == 1 else "RGB")
+            square = ImageOps.fit(plain, (size, size), Image.Resampling.BILINEAR)
+    except Exception as error:  # decoders fail on damaged files in more ways than they document
+        reason = "not a PNG, JPEG, WEBP, BMP or GIF file" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"cannot read the image {path}: {reason or type(error).__name__}") from error
+    return torch.from_numpy(np.array(square)).view(size, size, channels).permute(2, 0, 1).contiguous()
+
+
+def read_images(
+    paths: Sequence[Path], size: int, channels: Literal[1, 3], strict: bool
+) -> Iterator[Tensor | DataError]:
+    """Read images in parallel, in order; a damaged one comes as its error, or is raised where ``strict``."""
+
+    def read(path: Path) -> Tensor | DataError:
+        try:
+            return read_image(path, size, channels)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        for image in pool.map(read, paths):
+            if strict and isinstance(image, DataError):
+                pool.shutdown(cancel_futures=True)
+                raise image
+            yield image
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the image files directly in ``folder``, by name; hidden files do not count."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def check_image_shape(size: int, channels: int) -> None:
+    """Raise `UsageError` unless images of this shape can be made."""
+    if size < 1:
+        raise UsageError(f"size must be at least 1 pixel, got {size}")
+    if channels not in (1, 3):
+        raise UsageError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
+
+
+def _flattened(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
+    """Convert without losing what a plain conversion would: 16-bit greys, and what is transparent."""
+    if image.mode.startswith("I"):  # 16 bits a pixel
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
+    return image.convert(mode)
+
 
 _HELD_OUT = 0.2  # of the classes for validation, and as many for test
 
 
 class ClassFolder(NamedTuple):
-    """The images of a folder of class folders."""
+    """The images of a folder of class folders, sorted by name."""
 
     names: list[str]
-    """Class names, sorted."""
     images: list[Tensor]
     """One ``(n, channels, size, size)`` uint8 tensor a class."""
     skipped: int
@@ -41,16 +132,16 @@ class ClassFolder(NamedTuple):
 def folder(
     data: str | Path,
     *,
-    ways: int = 5,
-    shots: int | tuple[int, int] = 1,
-    queries: int = 15,
+    ways: Annotated[int, Ge(2), Le(1000)] = 5,
+    shots: Count | tuple[Count, Count] = 1,
+    queries: Count = 15,
     seed: int = 0,
-    size: int = 28,
+    image_size: Annotated[int, Ge(8), Le(512)] = 28,
     channels: Literal[1, 3] = 3,
     device: str | torch.device = "cpu",
     on_short: Literal["error", "skip"] = "error",
     strict: bool = False,
-    train_ways: int | None = None,
+    train_ways: Annotated[int, Ge(2), Le(1000)] | None = None,
 ) -> Tasks:
     """Make few-shot tasks out of a folder of class folders of images.
 
@@ -58,14 +149,20 @@ def folder(
     are the splits. Else the class folders are shuffled by the SHA-256 of their names, and a fifth of them
     each is for validation and for test. That depends on the names alone, so runs with other seeds, ways or
     shots test on the same classes; but adding or removing a class can move others to another split.
-    `headstart.data.images.files.read_image` says how an image is read.
+    `headstart.data.images.folder.read_image` says how an image is read.
 
     Args:
         data: the folder.
-        ways, shots, queries, seed, device, on_short, train_ways: see `headstart.data.images.fewshot.few_shot`.
-        size: height and width of the images, in pixels.
-        channels: 1 (grey) or 3 (RGB).
-        strict: whether an image that cannot be read is an error; else it is left out with a
+        ways: classes of a task.
+        shots: support images a class, or a range ``(low, high)`` that tasks draw from.
+        queries: query images a class.
+        seed: decides the tasks.
+        device: where the images are kept and the tasks are made.
+        on_short: what to do with a class of fewer than shots + queries images: an error, or leave it out.
+        train_ways: classes of a training task, where they differ from ``ways``.
+        image_size: height and width of the images, in pixels.
+        channels: 1 for grey, 3 for colour.
+        strict: refuse a folder that holds an image that cannot be read; else it is left out with a
             `SkippedImageWarning`, and counted in ``details['skipped_images']``.
 
     Raises:
@@ -74,25 +171,20 @@ def folder(
         ShortClassError: too few classes for the ways, or too few images in a class.
         LeakageError: a class folder that is in two splits.
     """
-    check_image_shape(size, channels)
+    check_image_shape(image_size, channels)
     splits = _splits(Path(data), ways)
-    read = {split: _read(paths, size, channels, strict) for split, paths in splits.items()}
+    read = {split: _read(paths, image_size, channels, strict) for split, paths in splits.items()}
     return few_shot(
         "folder",
         {split: image_store(dict(zip(found.names, found.images))) for split, found in read.items()},
-        ways=ways,
-        shots=shots,
-        queries=queries,
-        seed=seed,
-        on_short=on_short,
-        train_ways=train_ways,
-        device=device,
+        ways=ways, shots=shots, queries=queries, seed=seed, on_short=on_short, train_ways=train_ways, device=device,
         details={
             "source": Path(data).resolve().name,
             "class_names": {split: found.names for split, found in read.items()},
             "skipped_images": sum(found.skipped for found in read.values()),
+            "licence": "that of the images in the folder; no image is in this folder but in episode.png",
         },
-    )
+    )  # fmt: skip
 
 
 def read_class_folder(
@@ -112,13 +204,21 @@ def read_class_folder(
             f"{path} has one class folder only, {classes[0].name!r}; there is nothing to tell it apart from"
         )
     found = _read(classes, size, channels, strict)
-    for name, images in zip(found.names, found.images):
+    for folder, images in zip(classes, found.images):
         if not len(images):
             raise DataError(
-                f"class folder {Path(path) / name} has no image that can be read"
-                f" (it holds {_contents(Path(path) / name)}); expected at least one of {', '.join(SUFFIXES)}"
+                f"class folder {folder} has no image that can be read (it holds {_contents(folder)}); expected at least"
+                f" one of {', '.join(SUFFIXES)}"
             )
     return found
+
+
+def task_folders(path: Path) -> dict[str | None, Path]:
+    """Return the folders of class folders in a folder of them, by name; without a name where it is one itself."""
+    inside = _subfolders(path) if path.is_dir() else []
+    if inside and all(_subfolders(child) and not image_files(child) for child in inside):
+        return {child.name: child for child in inside}
+    return {None: path}
 
 
 def _read(classes: Sequence[Path], size: int, channels: Literal[1, 3], strict: bool) -> ClassFolder:
@@ -126,42 +226,37 @@ def _read(classes: Sequence[Path], size: int, channels: Literal[1, 3], strict: b
     classes = sorted(classes, key=lambda path: path.name)
     files = [image_files(path) for path in classes]
     read = read_images([path for paths in files for path in paths], size, channels, strict)
-    images, skipped = [], 0
+    images = []
     for paths in files:
-        kept = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
-        count = 0
+        kept, count = torch.empty(len(paths), channels, size, size, dtype=torch.uint8), 0
         for image in islice(read, len(paths)):
             if isinstance(image, DataError):
                 warnings.warn(f"skipped: {image}", SkippedImageWarning, stacklevel=4)
-                skipped += 1
             else:
                 kept[count] = image
                 count += 1
         images.append(kept[:count])
-    return ClassFolder([path.name for path in classes], images, skipped)
+    return ClassFolder([path.name for path in classes], images, sum(map(len, files)) - sum(map(len, images)))
 
 
 def _splits(data: Path, ways: int) -> Mapping[str, Sequence[Path]]:
     """Return the class folders of each split."""
     found = _class_folders(data)
-    own = {"val": "validation"} | {split: split for split in ("train", "validation", "test")}
+    own = {"val": "validation"} | {split: split for split in SPLITS}
     holders = {own[path.name]: path for path in found if path.name in own and _subfolders(path)}
     if "train" in holders:
-        missing = [split for split in ("validation", "test") if split not in holders]
+        missing = [split for split in SPLITS if split not in holders]
         if missing:
             raise DataError(
                 f"{data} has a train folder of class folders, but none for {' and '.join(missing)}; expected"
                 " train, validation (or val) and test, or the class folders themselves"
             )
-        return {split: _class_folders(holders[split]) for split in ("train", "validation", "test")}
+        return {split: _class_folders(holders[split]) for split in SPLITS}
     by_name = {path.name: path for path in found}
     order = shuffled(by_name)
     held_out = round(_HELD_OUT * len(order))
-    names = {
-        "train": order[2 * held_out :],
-        "validation": order[held_out : 2 * held_out],
-        "test": order[:held_out],
-    }
+    parts = order[2 * held_out :], order[held_out : 2 * held_out], order[:held_out]
+    names = dict(zip(SPLITS, parts))
     if held_out < ways:
         counts = ", ".join(f"{len(part)} for {split}" for split, part in names.items())
         raise ShortClassError(
@@ -178,9 +273,7 @@ def _class_folders(path: Path) -> list[Path]:
         raise FileError(f"{path} is not a folder; expected a folder that holds one folder of images a class")
     found = _subfolders(path)
     if not found:
-        raise DataError(
-            f"{path} has no class folder (it holds {_contents(path)}); expected one folder of images a class"
-        )
+        raise DataError(f"{path} has no class folder (it holds {_contents(path)}); expected one of images a class")
     return found
 
 
@@ -189,7 +282,5 @@ def _subfolders(path: Path) -> list[Path]:
 
 
 def _contents(path: Path) -> str:
-    names = sorted(child.name for child in path.iterdir())
-    if not names:
-        return "nothing"
+    names = sorted(child.name for child in path.iterdir()) or ["nothing"]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

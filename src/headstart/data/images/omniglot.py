@@ -1,17 +1,28 @@
-"""Omniglot: 1623 handwritten characters of 50 alphabets, each drawn by 20 people."""
+"""Omniglot: 1623 handwritten characters of 50 alphabets, each drawn by 20 people; read from its two zip files.
 
+What was decoded once is kept as plain arrays.
+"""
+
+import contextlib
+import hashlib
+import os
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 import torch
+from annotated_types import Ge, Le
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from headstart.data.images.download import cache_dir, download
-from headstart.data.images.fewshot import ImageStore, few_shot, image_store, rotated
-from headstart.data.images.omniglot_files import read_omniglot
-from headstart.data.images.store import shuffled
-from headstart.errors import UsageError
+from headstart.data.images.download import cache_dir, download, sha256_of
+from headstart.data.images.fewshot import few_shot, image_store, rotated, shuffled
+from headstart.errors import DataError, FileError, UsageError
+from headstart.schema import Count
 from headstart.types import Tasks
 
 _SOURCE = "https://github.com/brendenlake/omniglot/raw/master/python/"
@@ -25,14 +36,14 @@ _VALIDATION_CHARACTERS, _TEST_CHARACTERS, _VALIDATION_ALPHABETS = 100, 423, 5
 def omniglot(
     *,
     data: Path | None = None,
-    ways: int = 5,
-    shots: int | tuple[int, int] = 1,
-    queries: int = 15,
+    ways: Annotated[int, Ge(2), Le(1000)] = 5,
+    shots: Count | tuple[Count, Count] = 1,
+    queries: Count = 15,
     seed: int = 0,
     split: Literal["characters", "alphabets"] = "characters",
     device: str | torch.device = "cpu",
     on_short: Literal["error", "skip"] = "error",
-    train_ways: int | None = None,
+    train_ways: Annotated[int, Ge(2), Le(1000)] | None = None,
 ) -> Tasks:
     """Tell handwritten characters apart (Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050).
 
@@ -51,8 +62,14 @@ def omniglot(
     Args:
         data: folder with ``images_background.zip`` and ``images_evaluation.zip``; ``None``: they are
             downloaded once (15 MB) into the user's cache folder.
-        split: see above.
-        ways, shots, queries, seed, device, on_short, train_ways: see `headstart.data.images.fewshot.few_shot`.
+        split: whether training, validation and test share alphabets (but no characters), or not even those.
+        ways: classes of a task.
+        shots: support images a class, or a range ``(low, high)`` that tasks draw from.
+        queries: query images a class.
+        seed: decides the tasks.
+        device: where the images are kept and the tasks are made.
+        on_short: what to do with a class of fewer than shots + queries images: an error, or leave it out.
+        train_ways: classes of a training task, where they differ from ``ways``.
 
     Raises:
         FileError: files that are missing, damaged, or cannot be downloaded.
@@ -63,65 +80,151 @@ def omniglot(
         raise UsageError(f"split must be 'characters' or 'alphabets', got {split!r}")
     folder = _downloaded() if data is None else Path(data)
     images, names, background = read_omniglot(folder)
-    parts = _by_character(names) if split == "characters" else _by_alphabet(names, background)
-    stores = {part: _store(images, names, chosen) for part, chosen in parts.items()}
+    parts, drawn = _parts(names, background, split), dict(zip(names, images))
+    stores = {part: image_store({name: drawn[name] for name in chosen}) for part, chosen in parts.items()}
     turned = tuple(stores) if split == "characters" else ("train",)
     return few_shot(
         "omniglot",
         {part: rotated(store) if part in turned else store for part, store in stores.items()},
-        ways=ways,
-        shots=shots,
-        queries=queries,
-        seed=seed,
-        on_short=on_short,
-        train_ways=train_ways,
-        device=device,
+        ways=ways, shots=shots, queries=queries, seed=seed, on_short=on_short, train_ways=train_ways, device=device,
         details={
+            "light_on_dark": True,
             "split": split,
             "characters": {part: len(chosen) for part, chosen in parts.items()},
             "rotated_splits": turned,
             "source": "Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050",
             "licence": "MIT",
         },
-    )
+    )  # fmt: skip
 
 
-def _by_character(names: Sequence[str]) -> dict[str, list[str]]:
-    order = shuffled(names)
-    first_validation = _TEST_CHARACTERS + _VALIDATION_CHARACTERS
+def _parts(names: Sequence[str], background: int, split: str) -> dict[str, Sequence[str]]:
+    """Return the characters of each split."""
+    if split == "characters":
+        order, first = shuffled(names), _TEST_CHARACTERS + _VALIDATION_CHARACTERS
+        return {"train": order[first:], "validation": order[_TEST_CHARACTERS:first], "test": order[:_TEST_CHARACTERS]}
+    alphabet = {name: name.partition("/")[0] for name in names}
+    known = names[:background]
+    held_out = set(shuffled({alphabet[name] for name in known})[:_VALIDATION_ALPHABETS])
     return {
-        "train": order[first_validation:],
-        "validation": order[_TEST_CHARACTERS:first_validation],
-        "test": order[:_TEST_CHARACTERS],
+        "train": [name for name in known if alphabet[name] not in held_out],
+        "validation": [name for name in known if alphabet[name] in held_out],
+        "test": names[background:],
     }
-
-
-def _by_alphabet(names: Sequence[str], background: int) -> dict[str, list[str]]:
-    held_out = set(shuffled({_alphabet(name) for name in names[:background]})[:_VALIDATION_ALPHABETS])
-    return {
-        "train": [name for name in names[:background] if _alphabet(name) not in held_out],
-        "validation": [name for name in names[:background] if _alphabet(name) in held_out],
-        "test": list(names[background:]),
-    }
-
-
-def _alphabet(name: str) -> str:
-    return name.partition("/")[0]
-
-
-def _store(images: Tensor, names: Sequence[str], chosen: Sequence[str]) -> ImageStore:
-    row = {name: i for i, name in enumerate(names)}
-    return image_store({name: images[row[name]] for name in chosen})
 
 
 def _downloaded() -> Path:
     folder = cache_dir() / "omniglot"
     for name, sha256 in _SHA256.items():
-        download(
-            _SOURCE + name,
-            folder / name,
-            sha256,
-            instead=f"Without a network, fetch {' and '.join(_SHA256)} elsewhere and pass their folder with"
-            " --data DIR.",
-        )
+        otherwise = f"Without a network, fetch {' and '.join(_SHA256)} elsewhere and pass their folder with --data DIR."
+        download(_SOURCE + name, folder / name, sha256, instead=otherwise)
     return folder
+
+
+ZIPS = {"images_background.zip": 964, "images_evaluation.zip": 659}
+"""File names, and the number of characters that each holds."""
+
+DRAWERS = 20
+_SIDE, _REDUCED = 105, 28
+_MOST_BYTES = 100_000  # of one drawing; the largest is a few hundred
+
+
+class Omniglot(NamedTuple):
+    """All drawings, the characters of the background set first."""
+
+    images: Tensor
+    """``(characters, 20, 1, 28, 28)`` uint8, ink 255."""
+    names: tuple[str, ...]
+    """``Alphabet/characterNN``."""
+    background: int
+    """How many of the characters are of the background set."""
+
+
+def read_omniglot(data: Path) -> Omniglot:
+    """Read ``images_background.zip`` and ``images_evaluation.zip`` in the folder ``data``.
+
+    Decoding takes some seconds. The result is kept as an ``.npz`` file beside the zips, or in the user's
+    cache folder where that cannot be written, under a name made from the zips' SHA-256.
+
+    Raises:
+        FileError: a zip or a drawing in it that is missing or damaged.
+        DataError: a zip that does not hold its characters, each drawn 20 times.
+    """
+    missing = [name for name in ZIPS if not (data / name).is_file()]
+    if missing:
+        raise FileError(
+            f"{data} has no {' and no '.join(missing)}; expected the folder of Omniglot's"
+            f" {' and '.join(ZIPS)}. Without --data they are downloaded."
+        )
+    both = "".join(sha256_of(data / name) for name in ZIPS)
+    cached = f"omniglot-{_REDUCED}-{hashlib.sha256(both.encode()).hexdigest()[:16]}.npz"
+    folders = (data, cache_dir())
+    for folder in folders:
+        if found := _load(folder / cached):
+            return found
+    parts = [_read_zip(data / name, characters) for name, characters in ZIPS.items()]
+    drawings = parts[0] | parts[1]
+    result = Omniglot(torch.from_numpy(np.stack(list(drawings.values())))[:, :, None], tuple(drawings), len(parts[0]))
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            _save(result, folder / cached)
+            break
+    return result
+
+
+def _read_zip(path: Path, expected: int) -> dict[str, NDArray[np.uint8]]:
+    """Return each character's drawings, ``(20, 28, 28)``, in order of name."""
+    entry = ""
+    drawings: dict[str, list[NDArray[np.uint8]]] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in sorted(name for name in archive.namelist() if name.endswith(".png")):
+                character = "/".join(entry.split("/")[-3:-1])
+                drawings.setdefault(character, []).append(_read_drawing(archive, entry))
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, SyntaxError, ValueError) as error:
+        raise FileError(
+            f"{path} is damaged{f' at {entry}' if entry else ''}: {error}. Delete it and fetch it again."
+        ) from error
+    short = [name for name, images in drawings.items() if len(images) != DRAWERS]
+    if len(drawings) != expected or short:
+        raise DataError(
+            f"{path} holds {len(drawings)} characters"
+            + (f", {short[0]!r} with {len(drawings[short[0]])} drawings" if short else "")
+            + f"; Omniglot's has {expected} with {DRAWERS} each, as SET/ALPHABET/CHARACTER/DRAWING.png"
+        )
+    return {name: np.stack(images) for name, images in drawings.items()}
+
+
+def _read_drawing(archive: zipfile.ZipFile, entry: str) -> NDArray[np.uint8]:
+    """Return one drawing, ``(28, 28)``, ink 255."""
+    if archive.getinfo(entry).file_size > _MOST_BYTES:
+        raise ValueError(f"more than {_MOST_BYTES} bytes for one drawing")
+    with archive.open(entry) as file, Image.open(file, formats=("PNG",)) as image:
+        if image.size != (_SIDE, _SIDE):
+            raise ValueError(f"{image.size[0]} x {image.size[1]} pixels, expected {_SIDE} x {_SIDE}")
+        reduced = image.convert("L").resize((_REDUCED, _REDUCED), Image.Resampling.BOX)
+    return 255 - np.asarray(reduced)
+
+
+def _load(path: Path) -> Omniglot | None:
+    """Return what `_save` wrote, or nothing where the file is absent or not whole."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            images, names, background = arrays["images"], arrays["names"], int(arrays["background"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    if images.dtype != np.uint8 or images.shape != (len(names), DRAWERS, 1, _REDUCED, _REDUCED):
+        return None
+    return Omniglot(torch.from_numpy(images), tuple(names.tolist()), background)
+
+
+def _save(omniglot: Omniglot, path: Path) -> None:
+    """Write to another name first, so that no reader meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, images=omniglot.images.numpy(), names=omniglot.names, background=omniglot.background)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

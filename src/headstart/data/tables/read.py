@@ -1,17 +1,110 @@
-"""Reading CSV and Parquet files as text, with the place of every row, so that errors can name it."""
+"""CSV and Parquet files read as text, with the place of every row, so that errors can name it; and texts as values."""
 
 import csv
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from headstart.data.tables.file import MISSING, Table, Texts, strings
 from headstart.errors import DataError, FileError, UsageError
+
+Texts: TypeAlias = NDArray[Any]
+"""``(N,)`` texts of numpy's StringDType, stripped; a missing one is empty."""
+
+#: Besides the empty text.
+MISSING = ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None")
+
+
+class Table(NamedTuple):
+    """Rows of a file, as text."""
+
+    path: str
+    header: tuple[str, ...]
+    """All column names of the file, in its order."""
+    columns: dict[str, Texts]
+    """The columns that were asked for."""
+    lines: NDArray[np.int64]
+    """``(N,)`` where each row starts: its line in a text file, counted from 1 (the header), else its number."""
+    unit: str = "line"
+    """What ``lines`` counts: 'line' or 'row'."""
+
+    @property
+    def size(self) -> int:
+        """The number of rows."""
+        return len(self.lines)
+
+    def where(self, row: int) -> str:
+        """Return where a row stands, such as ``pigs.csv, line 3``."""
+        return f"{self.path}, {self.unit} {int(self.lines[row])}"
+
+    def rows(self, places: Any) -> "Table":
+        """Return the rows at some places."""
+        return self._replace(
+            columns={name: texts[places] for name, texts in self.columns.items()}, lines=self.lines[places]
+        )
+
+
+def strings(texts: Sequence[str] | NDArray[Any]) -> Texts:
+    """Return texts as a numpy array that keeps them compactly."""
+    return np.array(texts, dtype=np.dtypes.StringDType())
+
+
+def is_missing(texts: Texts) -> NDArray[np.bool_]:
+    """Return which texts are empty, that is missing."""
+    return np.asarray(texts == "", dtype=np.bool_)
+
+
+def distinct(texts: Texts) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the different texts, sorted, and for each row the place of its text among them."""
+    values = texts.tolist()
+    names = sorted(set(values))
+    places = {name: place for place, name in enumerate(names)}
+    return names, np.fromiter(map(places.__getitem__, values), dtype=np.int64, count=len(values))
+
+
+def first(which: NDArray[np.bool_]) -> int | None:
+    """Return the first place that is true, or ``None``."""
+    return int(which.argmax()) if which.any() else None
+
+
+def error(table: Table, column: str, row: int | None, message: str) -> DataError:
+    """Return the error about a column of a file, in one of its rows."""
+    place = table.path if row is None else table.where(row)
+    return DataError(f"{place}, column {column!r}: {message}")
+
+
+def find_columns(path: str, header: Sequence[str], names: Iterable[tuple[str, str]]) -> None:
+    """Refuse ``(option, column)`` pairs whose column is not in the header, suggesting the nearest.
+
+    Raises:
+        DataError: the first such column.
+    """
+    for option, name in names:
+        if name not in header:
+            folded = {known.casefold(): known for known in header}
+            near = [repr(folded[key]) for key in get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
+            hint = f"; did you mean {' or '.join(near)}?" if near else "."
+            alone = " only; columns are separated by commas, semicolons, tabs or bars" if len(header) == 1 else ""
+            has = ", ".join(repr(known[:60]) for known in header)
+            raise DataError(f"{path} has no column {name!r} ({option}){hint} It has: {has}{alone}")
+
+
+def listed(table: Table, rows: NDArray[np.bool_], most: int = 5) -> str:
+    """Return where some rows stand, such as ``lines 3, 8 and 12 more``."""
+    places = table.lines[rows].tolist()
+    text = ", ".join(map(str, places[:most]))
+    more = f" and {len(places) - most} more" if len(places) > most else ""
+    return f"{table.unit}{'s' * (len(places) > 1)} {text}{more}"
+
 
 Choose = Callable[[str, tuple[str, ...]], Sequence[str]]
 """``(path, header) -> the columns to keep``; it refuses a header without what is needed."""
@@ -49,7 +142,12 @@ def read_table(path: str | Path, choose: Choose | None = None, available: int | 
         UsageError: Parquet without pyarrow.
     """
     path = Path(path)
-    start, size = _begin(path)
+    try:
+        with path.open("rb") as file:
+            start, size = file.read(4096), os.fstat(file.fileno()).st_size
+    except OSError as problem:
+        reason = "there is no such file" if isinstance(problem, FileNotFoundError) else problem.strerror
+        raise FileError(f"cannot read the table {path}: {reason}") from problem
     available = available_memory() if available is None else available
     if start.startswith(b"PAR1"):
         return _read_parquet(path, choose, available)
@@ -59,7 +157,13 @@ def read_table(path: str | Path, choose: Choose | None = None, available: int | 
     if b"\0" in start:
         raise DataError(f"{path} is not text (it has zero bytes); expected CSV in UTF-8, or Parquet")
     _check_memory(path, _CSV_FACTOR * size, available)
-    return _read_csv(path, choose)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            separator = _separator(file)
+            file.seek(0)
+            return _rows_of(csv.reader(file, delimiter=separator, strict=True), path, choose)
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
 
 
 def available_memory() -> int | None:
@@ -82,26 +186,6 @@ def _check_memory(path: Path, needed: int, available: int | None) -> None:
         )
 
 
-def _begin(path: Path) -> tuple[bytes, int]:
-    """Return a file's first bytes and its size."""
-    try:
-        with path.open("rb") as file:
-            return file.read(4096), os.fstat(file.fileno()).st_size
-    except OSError as problem:
-        reason = "there is no such file" if isinstance(problem, FileNotFoundError) else problem.strerror
-        raise FileError(f"cannot read the table {path}: {reason}") from problem
-
-
-def _read_csv(path: Path, choose: Choose | None) -> Table:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            separator = _separator(file)
-            file.seek(0)
-            return _rows_of(csv.reader(file, delimiter=separator, strict=True), path, choose)
-    except UnicodeDecodeError:
-        raise _not_utf8(path) from None
-
-
 def _not_utf8(path: Path) -> DataError:
     """Return the error that says where a file stops being UTF-8."""
     with path.open("rb") as file:
@@ -109,9 +193,8 @@ def _not_utf8(path: Path) -> DataError:
             try:
                 data.decode()
             except UnicodeDecodeError as problem:
-                return DataError(
-                    f"{path}, line {line}: byte 0x{data[problem.start]:02x} is not UTF-8; save the file as UTF-8"
-                )
+                where = f"{path}, line {line}: byte 0x{data[problem.start]:02x}"
+                return DataError(f"{where} is not UTF-8; save the file as UTF-8")
     return DataError(f"{path} is not UTF-8; save the file as UTF-8")
 
 
@@ -124,8 +207,9 @@ def _separator(file: TextIO) -> str:
             widths = [len(row) for row in islice(csv.reader(file, delimiter=separator, strict=True), 20) if row]
         except csv.Error:
             continue
-        if widths and (len(set(widths)) == 1 < widths[0], widths[0]) > most:
-            best, most = separator, (len(set(widths)) == 1 < widths[0], widths[0])
+        found = bool(widths) and (len(set(widths)) == 1 < widths[0], widths[0])
+        if found and found > most:
+            best, most = separator, found
     return best
 
 
@@ -167,11 +251,6 @@ def _check_header(path: Path, names: Sequence[str]) -> tuple[str, ...]:
     header = tuple(name.strip() for name in names)
     if not header:
         raise DataError(f"{path} is empty; expected a header row with the columns' names")
-    if len(header) == 1:
-        raise DataError(
-            f"{path} has one column only, {header[0][:60]!r}; expected a task column, a target and features, separated"
-            " by commas, semicolons, tabs or bars"
-        )
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise DataError(f"{path} has more than one column {twice[0]!r}; rename all but one")
@@ -218,7 +297,170 @@ def _as_texts(path: Path, name: str, column: Any) -> Texts:
     try:
         texts = column.cast(kind).cast(pyarrow.string()).fill_null("")
     except pyarrow.ArrowException as problem:
-        raise DataError(
-            f"{path}, column {name!r}: values of type {column.type} are no features; leave it out (--columns)"
-        ) from problem
+        reason = f"values of type {column.type} are no features; leave it out (--columns)"
+        raise DataError(f"{path}, column {name!r}: {reason}") from problem
     return np.concatenate([_cleaned(strings(chunk.to_pylist())) for chunk in texts.chunks])
+
+
+TRUE, FALSE = frozenset({"true", "yes", "t", "y"}), frozenset({"false", "no", "f", "n"})
+
+#: Formats of dates; "other" ones, which are not ISO 8601, are not read.
+_FORMATS = {
+    "date": r"\d{4}-\d{2}-\d{2}",
+    "date and time": r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?",
+    "date and time with zone": r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)? ?(Z|[+-]\d{2}:?\d{2})",
+    "other": r"\d{1,4}([./-])\d{1,2}\1\d{1,4}([T ].*)?",
+}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a number in a program's notation, such as -1.5 or 2e3."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "_" not in text
+
+
+def is_decimal_comma(text: str) -> bool:
+    """Return whether a text is a number but for a comma in place of its point, such as 1,5."""
+    return re.fullmatch(r"[+-]?\d+,\d+([eE][+-]?\d+)?", text) is not None
+
+
+def as_numbers(texts: Texts) -> NDArray[np.float64] | None:
+    """Return texts as numbers, NaN where one is missing; ``None`` where one of them is no number."""
+    there = ~is_missing(texts)
+    found = np.full(len(texts), np.nan)
+    try:
+        found[there] = texts[there].astype(np.float64)
+    except ValueError:  # what Python and numpy take for a number could differ: Python decides
+        if not all(is_number(text) for text in texts.tolist() if text):
+            return None
+        found[there] = [float(text) for text in texts[there].tolist()]
+    return None if (np.strings.find(texts, "_") >= 0).any() else found
+
+
+def numbers(table: Table, column: str, fix: str) -> NDArray[np.float64]:
+    """Return a column's numbers, NaN where one is missing.
+
+    Args:
+        table: the rows.
+        column: the column's name.
+        fix: what to do about a value that is no number.
+
+    Raises:
+        DataError: the first value that is no finite number, with its place.
+    """
+    texts = table.columns[column]
+    found = as_numbers(texts)
+    if found is None:
+        row, text = next((row, text) for row, text in enumerate(texts.tolist()) if text and not is_number(text))
+        comma = "a decimal comma is not read, write a point; " if is_decimal_comma(text) else ""
+        raise error(table, column, row, f"{text!r} is not a number; {comma}{fix}")
+    row = first(~is_missing(texts) & ~np.isfinite(found))
+    if row is not None:
+        raise error(table, column, row, f"{str(texts[row])!r} is not a finite number; {fix}")
+    return found
+
+
+def booleans(table: Table, column: str) -> NDArray[np.float64]:
+    """Return 1 for true, yes, t or y (in upper or lower case), 0 for false, no, f or n, NaN where missing.
+
+    Raises:
+        DataError: the first other value.
+    """
+    names, places = distinct(table.columns[column])
+    values = np.full(len(names), np.nan)
+    for place, name in enumerate(names):
+        if are_booleans([name]):
+            values[place] = name.casefold() in TRUE
+        elif name:
+            row = int((places == place).argmax())
+            raise error(table, column, row, f"{name!r} is not true or false, as the column's other values are")
+    return values[places]
+
+
+def are_booleans(names: Iterable[str]) -> bool:
+    """Return whether all of some texts say true or false."""
+    return {name.casefold() for name in names} <= TRUE | FALSE
+
+
+def date_format(text: str) -> str | None:
+    """Return the name of a date's format, ``"other"`` for what looks like a date but is not ISO 8601, else ``None``.
+
+    >>> date_format("2020-01-31"), date_format("31/01/2020"), date_format("red")
+    ('date', 'other', None)
+    """
+    return next((name for name, pattern in _FORMATS.items() if re.fullmatch(pattern, text)), None)
+
+
+def common_date_format(table: Table, column: str) -> str | None:
+    """Return the format of a column whose values are mostly dates; ``None`` for another column.
+
+    Raises:
+        DataError: dates that are not ISO 8601, or the first value that is in another format than most.
+    """
+    formats = [date_format(text) for text in distinct(table.columns[column])[0] if text]
+    found = Counter(name for name in formats if name is not None)
+    if 2 * found.total() <= len(formats):
+        return None
+    chosen = found.most_common(1)[0][0]
+    _same_format(table, column, chosen)
+    return chosen
+
+
+def _same_format(table: Table, column: str, chosen: str) -> None:
+    names, places = distinct(table.columns[column])
+    # dates of another format, or all that are not ISO 8601
+    wrong = [bool(name) and (date_format(name) == chosen) is (chosen == "other") for name in names]
+    row = first(np.array(wrong)[places])
+    if row is not None:
+        kind = "a date that is not ISO 8601" if chosen == "other" else f"not a {chosen}, as the column's other values"
+        text = str(table.columns[column][row])
+        raise error(table, column, row, f"{text!r} is {kind}; write all dates alike, such as 2020-01-31")
+
+
+def dates(table: Table, column: str, chosen: str) -> NDArray[np.float64]:
+    """Return days since 1970-01-01 (UTC where a zone is given), NaN where missing.
+
+    Raises:
+        DataError: the first value that is not a date of the ``chosen`` format.
+    """
+    _same_format(table, column, chosen)
+    names, places = distinct(table.columns[column])
+    found: NDArray[np.float64] = np.array([_days(name) if name else np.nan for name in names])[places]
+    row = first(np.isinf(found))
+    if row is not None:
+        raise error(table, column, row, f"{str(table.columns[column][row])!r} is no day of the calendar")
+    return found
+
+
+def _days(text: str) -> float:
+    """Return an ISO 8601 date in days; infinity for a day that does not exist."""
+    # more than microseconds are cut off
+    text = re.sub(r"(\.\d{6})\d+", r"\1", text).replace(" +", "+").replace(" -", "-").replace(" Z", "Z")
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return float("inf")
+    found = found if found.tzinfo else found.replace(tzinfo=UTC)
+    return (found - _EPOCH) / timedelta(days=1)
+
+
+def in_order(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names sorted, as numbers where they all are."""
+    return tuple(sorted(names, key=int if all(re.fullmatch(r"-?\d+", name) for name in names) else None))
+
+
+def refuse_missing(table: Table, column: str, what: str) -> None:
+    """Refuse a column that is empty in some row.
+
+    Raises:
+        DataError: it names the first such row, and how many there are.
+    """
+    empty = is_missing(table.columns[column])
+    row = first(empty)
+    if row is not None:
+        count = f"{int(empty.sum())} of {table.size} rows"
+        raise error(table, column, row, f"the {what} is missing ({count}); fill it in, or leave the row out")

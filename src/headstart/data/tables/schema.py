@@ -1,10 +1,35 @@
-"""What is needed to turn rows of a table into numbers, as learned from the training tasks; JSON in and out."""
+"""How columns become numbers: a schema, learned from training tasks alone, that encodes any rows; JSON in and out."""
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, cast, get_args
+import warnings
+from collections.abc import Callable, Sequence, Set
+from typing import Any, Literal, NamedTuple, get_args
 
-from headstart.errors import FileError
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headstart.data.tables.read import (
+    Table,
+    Texts,
+    are_booleans,
+    as_numbers,
+    booleans,
+    common_date_format,
+    dates,
+    distinct,
+    error,
+    first,
+    in_order,
+    is_decimal_comma,
+    is_missing,
+    is_number,
+    listed,
+    numbers,
+    refuse_missing,
+)
+from headstart.errors import DataError, FileError
 
 FeatureKind = Literal["number", "boolean", "date", "category"]
 TargetKind = Literal["regression", "classification"]
@@ -24,7 +49,7 @@ class Feature(NamedTuple):
     categories: tuple[str, ...] = ()
     """Those of the training tasks, sorted; one input each."""
     date_format: str = ""
-    """Which of the formats of `headstart.data.tables.values` dates are in."""
+    """Which of the formats of `headstart.data.tables.read.date_format` dates are in."""
     missing: bool = False
     """Whether an input tells where the value is missing: if it is so in some row of the training tasks."""
 
@@ -74,74 +99,44 @@ def schema_from_json(value: Any, where: str) -> Schema:
         FileError: anything else, with ``where`` it came from and the key.
     """
     try:
-        fields = _checked(value, {"format": _one_of(FORMAT), **_SCHEMA}, "")
-        features: list[dict[str, Any]] = [
-            _checked(one, _FEATURE, f"features[{place}].") for place, one in enumerate(fields.pop("features"))
-        ]
-        found = Schema(
-            features=tuple(Feature(categories=tuple(one.pop("categories")), **one) for one in features),
-            classes=tuple(fields.pop("classes")),
-            **{name: fields[name] for name in _SCHEMA if name in fields},
-        )
-        _check_whole(found)
-        return found
+        found = _checked(Schema, value, "", {"format"})
+        features = [_checked(Feature, one, f"features[{place}].") for place, one in enumerate(found["features"])]
+        if found.pop("format") != FORMAT:
+            raise ValueError(f"format is {value['format']!r}")
+        schema = Schema(**found | {"features": tuple(Feature(**feature) for feature in features)})
+        _check_whole(schema)
+        return schema
     except ValueError as problem:
         raise FileError(f"{where} does not describe a table: {problem}") from problem
 
 
-Check = Callable[[Any], bool]
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value) and len(set(value)) == len(value)
 
 
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _above_zero(value: Any) -> bool:
-    return _number(value) and value > 0
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_text, value)) and len(set(value)) == len(value)
-
-
-def _one_of(*names: str) -> Check:
-    return lambda value: isinstance(value, str) and value in names
-
-
-_SCHEMA: dict[str, Check] = {
-    "task_column": _text,
-    "target": _text,
-    "time_column": lambda value: value is None or _text(value),
-    "kind": _one_of(*get_args(TargetKind)),
-    "features": lambda value: isinstance(value, list) and bool(value),
-    "mean": _number,
-    "scale": _above_zero,
-    "classes": _texts,
-}
-_FEATURE: dict[str, Check] = {
-    "column": _text,
-    "kind": _one_of(*get_args(FeatureKind)),
-    "mean": _number,
-    "scale": _above_zero,
-    "categories": _texts,
-    "date_format": _text,
+#: What the fields of schemas and features may be, beside text.
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "mean": lambda value: type(value) in (int, float) and math.isfinite(value),
+    "scale": lambda value: type(value) in (int, float) and 0 < value < math.inf,
     "missing": lambda value: isinstance(value, bool),
+    "time_column": lambda value: value is None or isinstance(value, str),
+    "kind": lambda value: value in (*get_args(FeatureKind), *get_args(TargetKind)),
+    "features": lambda value: isinstance(value, list) and bool(value),
+    "categories": _are_names,
+    "classes": _are_names,
 }
 
 
-def _checked(value: Any, checks: dict[str, Check], within: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or value.keys() != checks.keys():
-        there: set[str] = set(value) if isinstance(value, dict) else set()
-        odd = sorted(str(key) for key in there ^ checks.keys())
-        raise ValueError(f"{within}{odd[0]} is {'unknown' if odd[0] in there else 'missing'}" if odd else "no object")
-    for key, check in checks.items():
-        if not check(value[key]):
-            raise ValueError(f"{within}{key} is {value[key]!r}")
-    return cast(dict[str, Any], dict(value))
+def _checked(of: type[Schema] | type[Feature], value: Any, within: str, more: Set[str] = frozenset()) -> dict[str, Any]:
+    """Return the fields of an object, lists as tuples, or raise `ValueError` about the first that is not sound."""
+    wanted, there = {*of._fields, *more}, set(value) if isinstance(value, dict) else set[str]()
+    if there != wanted:
+        odd = min(map(str, there ^ wanted))
+        raise ValueError(f"{within}{odd} is {'unknown' if odd in there else 'missing'}")
+    for key, one in value.items():
+        if not _CHECKS.get(key, lambda one: isinstance(one, str))(one):
+            raise ValueError(f"{within}{key} is {one!r}")
+    return {key: tuple(one) if key in ("categories", "classes") else one for key, one in value.items()}
 
 
 def _check_whole(schema: Schema) -> None:
@@ -150,8 +145,239 @@ def _check_whole(schema: Schema) -> None:
         raise ValueError("a column is there twice")
     if (schema.kind == "classification") != (len(schema.classes) >= 2):
         raise ValueError(f"{len(schema.classes)} classes in {schema.kind}")
+    if schema.kind not in get_args(TargetKind):
+        raise ValueError(f"kind is {schema.kind!r}")
     for feature in schema.features:
+        if feature.kind not in get_args(FeatureKind):
+            raise ValueError(f"column {feature.column!r} is a {feature.kind}")
         if (feature.kind == "category") != bool(feature.categories):
             raise ValueError(f"column {feature.column!r} is a {feature.kind} of {len(feature.categories)} categories")
         if (feature.kind == "date") != bool(feature.date_format):
             raise ValueError(f"column {feature.column!r} is a {feature.kind} of date format {feature.date_format!r}")
+
+
+MOST_CATEGORIES = 50
+#: From so many rows on, a category column is refused that has a new value in every second row.
+_ROWS_TO_TELL = 20
+#: A spread of less than this share of the values is rounding.
+_CONSTANT = 1e-12
+
+
+class Learned(NamedTuple):
+    """The features of a table, and why some columns are none."""
+
+    features: tuple[Feature, ...]
+    left_out: dict[str, str]
+    """Why a column was left out, by its name."""
+    warnings: tuple[str, ...]
+    """What of all this may surprise."""
+
+
+def learn_features(table: Table, columns: Sequence[str], strict: bool) -> Learned:
+    """Return how columns become inputs, from the rows of training tasks.
+
+    A column whose values are all numbers is a number; all true or false, a boolean; mostly dates, a date; anything
+    else is a category. Columns with one value only are left out.
+
+    Args:
+        table: the training tasks' rows.
+        columns: the columns to look at.
+        strict: whether a text column with too many categories is an error; else it is left out with a warning.
+
+    Raises:
+        DataError: a column without any value, dates in several formats, numbers that are not finite, too many
+            categories, decimal commas, or nothing left.
+    """
+    features, left_out, warnings = [], {}, []
+    for column in columns:
+        texts = table.columns[column]
+        there = ~is_missing(texts)
+        if not there.any():
+            raise error(table, column, None, "it has no value in the training tasks; leave it out (--columns)")
+        feature = _feature(table, column, there)
+        if there.all() and (feature.scale == 0 or len(feature.categories) == 1):
+            left_out[column] = f"constant: always {texts[0]!s} in the training tasks"
+            continue
+        crowd, spoilt = _crowd(feature, int(there.sum())), _spoilt(table, feature)
+        if spoilt:
+            crowd = crowd and f"{crowd}; {spoilt}"
+            fix = "correct it, or leave it empty for missing, where the column is to be a number"
+            warnings += [] if crowd else [str(error(table, column, None, f"taken for categories: {spoilt}; {fix}"))]
+        if crowd and strict:
+            raise error(table, column, None, f"{crowd}; leave it out (--columns), or join categories")
+        if crowd:
+            left_out[column] = crowd
+            warnings.append(str(error(table, column, None, f"left out: {crowd}")))
+        else:
+            features.append(feature._replace(scale=feature.scale or 1.0))
+    if not features:
+        why = "; ".join(f"{column!r}: {reason}" for column, reason in left_out.items())
+        raise DataError(f"{table.path} has no feature left ({why or 'no other columns'})")
+    return Learned(tuple(features), left_out, tuple(warnings))
+
+
+def _feature(table: Table, column: str, there: NDArray[np.bool_]) -> Feature:
+    texts, missing, kind, date_format = table.columns[column], not bool(there.all()), "number", ""
+    if as_numbers(texts) is None:
+        names = tuple(name for name in distinct(texts)[0] if name)
+        kind = "boolean" if are_booleans(names) else "date"
+        date_format = (kind == "date" and common_date_format(table, column)) or ""
+        if kind == "date" and not date_format:
+            commas = [name for name in names if is_decimal_comma(name)]
+            if commas and all(name in commas or is_number(name) for name in names):
+                numbers(table, column, "or leave the column out (--columns)")  # refuses them
+            return Feature(column, "category", categories=names, missing=missing)
+    values = column_values(table, column, kind, date_format)[there]
+    return Feature(column, kind, *_moments(table, column, values), date_format=date_format, missing=missing)
+
+
+def _spoilt(table: Table, feature: Feature) -> str:
+    """Say which value keeps a column from being a number, where most are numbers; empty for other columns."""
+    odd = [name for name in feature.categories if not is_number(name)]
+    if not odd or len(odd) > len(feature.categories) // 2:
+        return ""
+    texts = table.columns[feature.column]
+    row = min(int(np.asarray(texts == name).argmax()) for name in odd)
+    return f"{str(texts[row])!r} in {table.unit} {int(table.lines[row])} is not a number, though most values are"
+
+
+def column_values(table: Table, column: str, kind: FeatureKind, date_format: str) -> NDArray[np.float64]:
+    """Return the numbers of a column that is no category, NaN where missing; the error names what does not fit."""
+    if kind == "number":
+        return numbers(table, column, "the column's other values are; correct it, or leave it empty for missing")
+    return booleans(table, column) if kind == "boolean" else dates(table, column, date_format)
+
+
+def _moments(table: Table, column: str, values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return mean and standard deviation, 0 where nothing varies but by rounding."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, scale = float(values.mean()), float(values.std())
+    if not (math.isfinite(mean) and math.isfinite(scale)):
+        reason = "its values are too large to have a standard deviation; write them in a larger unit"
+        raise error(table, column, None, reason)
+    return mean, scale if scale > _CONSTANT * abs(mean) else 0.0
+
+
+def _crowd(feature: Feature, count: int) -> str:
+    """Say why a category column has too many categories; empty where it has not."""
+    found = len(feature.categories)
+    if found > MOST_CATEGORIES:
+        return f"text with {found} different values, more than {MOST_CATEGORIES}"
+    if count >= _ROWS_TO_TELL and 2 * found > count:
+        return f"text with {found} different values in {count} rows, nearly one a row"
+    return ""
+
+
+class Target(NamedTuple):
+    """What is predicted."""
+
+    kind: TargetKind
+    mean: float = 0.0
+    scale: float = 1.0
+    classes: tuple[str, ...] = ()
+
+
+def learn_target(table: Table, column: str, asked: Literal["auto", "regression", "classification"]) -> Target:
+    """Return what kind of target a column is, from the rows of training tasks.
+
+    ``"auto"`` takes text, booleans, and whole numbers of two different values as classes, other numbers as regression.
+
+    Raises:
+        DataError: a regression target with text in it, or that never changes; fewer than two classes.
+    """
+    if asked == "auto":
+        asked = _kind_of_target(table.columns[column])
+    if asked == "regression":
+        values = regression_target(table, column)
+        mean, scale = _moments(table, column, values)
+        if not scale:
+            raise error(table, column, None, f"the target is always {table.columns[column][0]!s} in the training tasks")
+        return Target("regression", mean, scale)
+    names = distinct(table.columns[column])[0]
+    if len(names) < 2:
+        raise error(table, column, None, f"the target has one class only in the training tasks, {names[0]!r}")
+    return Target("classification", classes=in_order(names))
+
+
+def _kind_of_target(texts: Texts) -> TargetKind:
+    values = as_numbers(texts)
+    if values is None:
+        names = distinct(texts)[0]
+        meant = sum(is_number(name) or is_decimal_comma(name) for name in names)
+        return "regression" if 2 * meant >= len(names) else "classification"
+    different = np.unique(values)
+    return "classification" if len(different) == 2 and not np.mod(different, 1).any() else "regression"
+
+
+def regression_target(table: Table, column: str) -> NDArray[np.float64]:
+    """Return the target's numbers; the error names a value that is none, and says how to predict classes."""
+    fix = "a regression target is a number in every row; for classes take --target-kind classification"
+    return numbers(table, column, fix)
+
+
+class UnseenValueWarning(UserWarning):
+    """A value of a column that no training task has."""
+
+
+def encode_features(schema: Schema, table: Table) -> Tensor:
+    """Return the inputs ``(N, inputs)`` of a table's rows, float32.
+
+    Numbers, booleans and dates are standardised by the training tasks, and a missing one is 0, their mean. A category
+    is 1 in its own input; one that no training task has is 0 in all, with an `UnseenValueWarning`.
+
+    Raises:
+        DataError: a value that is not of its column's kind.
+    """
+    x = torch.empty(table.size, len(schema.inputs))
+    for part, feature in zip(x.split([len(feature.inputs) for feature in schema.features], 1), schema.features):
+        _fill(part.numpy(), feature, table)
+    return x
+
+
+def _fill(x: NDArray[np.float32], feature: Feature, table: Table) -> None:
+    texts = table.columns[feature.column]
+    missing = is_missing(texts)
+    if feature.kind == "category":
+        known = {name: place for place, name in enumerate(feature.categories)}
+        names, numbers = distinct(texts)
+        places = np.array([known.get(name, -1) for name in names])[numbers]
+        x[:, : len(known)] = places[:, None] == np.arange(len(known))
+        for name in names:
+            if name and name not in known:
+                where = listed(table, np.asarray(texts == name))
+                _warn(table, feature.column, f"{name!r} in {where} is in no training task")
+    else:
+        values = column_values(table, feature.column, feature.kind, feature.date_format)
+        with np.errstate(over="ignore"):  # infinity is refused below
+            x[:, 0] = np.where(missing, 0.0, (values - feature.mean) / feature.scale)
+        row = first(~np.isfinite(x[:, 0]))
+        if row is not None:
+            raise error(table, feature.column, row, f"{texts[row]!s} is too far from the training tasks' values")
+    if feature.missing:
+        x[:, -1] = missing
+    elif missing.any():
+        _warn(table, feature.column, f"missing in {listed(table, missing)}, but never in the training tasks")
+
+
+def _warn(table: Table, column: str, message: str) -> None:
+    warnings.warn(str(error(table, column, None, message)), UnseenValueWarning, stacklevel=5)
+
+
+def encode_target(schema: Schema, table: Table) -> Tensor:
+    """Return the targets of a table's rows: standardised numbers ``(N, 1)`` float32, or class ids ``(N,)`` int64.
+
+    Raises:
+        DataError: a missing target, one that is no number in regression, or a class that the schema does not have.
+    """
+    refuse_missing(table, schema.target, "target")
+    if schema.kind == "regression":
+        values = (regression_target(table, schema.target) - schema.mean) / schema.scale
+        return torch.from_numpy(values.astype(np.float32)).unsqueeze(1)
+    known = {name: place for place, name in enumerate(schema.classes)}
+    names, numbers = distinct(table.columns[schema.target])
+    ids: NDArray[np.int64] = np.array([known.get(name, -1) for name in names], dtype=np.int64)[numbers]
+    row = first(ids < 0)
+    if row is not None:
+        text, classes = str(table.columns[schema.target][row]), ", ".join(schema.classes[:20])
+        raise error(table, schema.target, row, f"class {text!r} is not among those learned: {classes}")
+    return torch.from_numpy(ids)

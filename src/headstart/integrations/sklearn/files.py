@@ -9,51 +9,66 @@
 Nothing in them is code, and nothing is unpickled.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
 from torch import Generator
 
 from headstart.errors import FileError, HeadstartError, UsageError
-from headstart.integrations.sklearn.fitted import Fitted, Scaling
+from headstart.integrations.sklearn.data import Array, Scaling
+from headstart.integrations.sklearn.learning import Fitted, Trained, double
 from headstart.integrations.sklearn.options import Kind, Spec, learner_of, options_of
-from headstart.integrations.sklearn.training import double
 from headstart.training.files import from_safetensors, make_folder, read, read_json, to_json, to_safetensors, write
 from headstart.types import Adapted, Batch, Meta, Params
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "estimator.json"
 FORMAT = "headstart-estimator-1"
-_KEYS = {"format", "estimator", "params", "classes", "features", "losses", "validation"}
-_KEYS |= {"spec", "seed", "rows", "flat", "step"}
 _LABELS: dict[str, type] = {"str": str, "object": str, "bool": bool, "int64": int, "float64": float}
 
+_Count = Annotated[int, Field(ge=0, lt=2**31)]
 _Sizes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+class _Labels(NamedTuple):
+    """The classes as JSON has them."""
+
+    type: Literal["str", "object", "bool", "int64", "float64"]
+    values: list[Any]
+
+
+class _Description(NamedTuple):
+    """What ``estimator.json`` holds."""
+
+    format: Literal["headstart-estimator-1"]
+    estimator: str
+    params: dict[str, Any]
+    classes: _Labels | None
+    features: list[str] | None
+    losses: list[float]
+    validation: list[float]
+    spec: Spec
+    seed: _Count
+    rows: Annotated[_Count, Field(ge=1)]
+    flat: bool
+    step: _Count
 
 
 class Found(NamedTuple):
     """What a folder holds."""
 
-    fitted: Fitted
     params: dict[str, Any]
-    classes: NDArray[Any] | None
+    trained: Trained
+    fitted: Fitted
     features: list[str] | None
-    losses: list[float]
-    validation: list[float]
 
 
 def write_estimator(
-    folder: Path,
-    estimator: str,
-    fitted: Fitted,
-    params: Mapping[str, Any],
-    classes: NDArray[Any] | None,
-    features: NDArray[Any] | None,
-    curves: Mapping[str, Sequence[float]],
+    folder: Path, estimator: str, params: Mapping[str, Any], trained: Trained, fitted: Fitted, features: Array | None
 ) -> None:
     """Write an estimator to a new or empty folder.
 
@@ -63,19 +78,13 @@ def write_estimator(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there and not empty; choose a new folder")
-    about = {
-        "format": FORMAT,
-        "estimator": estimator,
-        "params": {name: _plain(value) for name, value in params.items()},
-        "classes": None if classes is None else _described(classes),
-        "features": None if features is None else features.tolist(),
-        **curves,
-        "spec": fitted.spec._asdict(),
-        "seed": fitted.seed,
-        "rows": fitted.rows,
-        "flat": fitted.flat,
-        "step": fitted.adapted.step,
-    }
+    about = _Description(
+        FORMAT, estimator, {name: _plain(value) for name, value in params.items()}, _described(fitted.classes),
+        None if features is None else features.tolist(), trained.losses, trained.validation, fitted.spec, fitted.seed,
+        fitted.rows, fitted.flat, fitted.adapted.step,
+    )._asdict()  # fmt: skip
+    for name in ("spec", "classes"):
+        about[name] = None if about[name] is None else about[name]._asdict()
     try:
         text = to_json(about)
     except (TypeError, ValueError) as error:
@@ -92,14 +101,15 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _described(classes: NDArray[Any]) -> dict[str, Any]:
+def _described(classes: Array | None) -> _Labels | None:
+    if classes is None:
+        return None
     values = classes.tolist()
     kind = {"U": "str", "O": "object", "b": "bool", "i": "int64", "u": "int64", "f": "float64"}.get(classes.dtype.kind)
     if kind is None or not all(type(value) is _LABELS[kind] for value in values):
-        raise UsageError(
-            f"labels of type {classes.dtype} cannot be saved; take strings, whole numbers, numbers or booleans"
-        )
-    return {"type": kind, "values": values}
+        takes = "take strings, whole numbers, numbers or booleans"
+        raise UsageError(f"labels of type {classes.dtype} cannot be saved; {takes}")
+    return _Labels(kind, values)  # pyrefly: ignore [bad-argument-type]
 
 
 def read_estimator(folder: Path, estimator: str, kind: Kind, defaults: Mapping[str, Any]) -> Found:
@@ -109,82 +119,56 @@ def read_estimator(folder: Path, estimator: str, kind: Kind, defaults: Mapping[s
         FileError: a file that is missing, damaged, or not what such an estimator would have written.
     """
     path = folder / DESCRIPTION
-    about = read_json(path)
-    if not isinstance(about, dict) or about.get("format") != FORMAT or about.keys() != _KEYS:
+    told = read_json(path)
+    if not isinstance(told, dict) or told.get("format") != FORMAT:
         raise FileError(f"{path} does not describe an estimator of this version; save it again")
-    if about["estimator"] != estimator:
-        raise FileError(f"{path} describes a {about['estimator']!r}, not a {estimator!r}; load it as what it is")
+    if told.get("estimator") != estimator:
+        raise FileError(f"{path} describes a {told.get('estimator')!r}, not a {estimator!r}; load it as what it is")
     try:
-        spec, numbers = _spec(about["spec"], kind), [about[name] for name in ("seed", "rows", "step")]
-        classes = _classes(about["classes"], kind)
-        if not all(type(number) is int and 0 <= number < 2**31 for number in numbers) or not numbers[1]:
-            raise ValueError(f"seed, rows and step are {numbers}")
-        if type(about["flat"]) is not bool or (about["flat"] and kind == "regression" and spec.outputs != 1):
-            raise ValueError(f"flat is {about['flat']!r} with {spec.outputs} outputs")
-        params, features = _params(about["params"], kind, defaults), _features(about["features"], spec.inputs)
-        curves = [_numbers(about[name]) for name in ("losses", "validation")]
-        wanted = _expected(spec, numbers[1], 1 if classes is None else len(classes))
+        about = TypeAdapter(_Description).validate_json(to_json(told), strict=True)
+        _check(about, kind, defaults)
+        params = {name: tuple(value) if isinstance(value, list) else value for name, value in about.params.items()}
+        options_of(params, kind)
+        classes = _classes(about.classes)
+        wanted = _expected(about.spec, about.rows, 1 if classes is None else len(classes))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, HeadstartError) as error:
         raise FileError(f"{path} does not describe an estimator: {error}") from error
     parts = _read_tensors(folder / WEIGHTS, wanted)
-    meta = Meta(parts["params"], parts["structure"])
-    adapted = Adapted(meta, parts["adapted"], parts["buffers"], None, numbers[2])
-    fitted = Fitted(spec, numbers[0], meta, Scaling(**parts["scaling"]), adapted, numbers[1], about["flat"])
-    return Found(fitted, params, classes, features, *curves)
+    meta, scales = Meta(parts["params"], parts["structure"]), Scaling(**parts["scaling"])
+    adapted = Adapted(meta, parts["adapted"], parts["buffers"], None, about.step)
+    fitted = Fitted(about.spec, about.seed, meta, scales, adapted, about.rows, about.flat, classes)
+    return Found(params, Trained(meta, about.losses, about.validation), fitted, about.features)
 
 
-def _spec(found: Any, kind: Kind) -> Spec:
-    """Return the learner's description, each part of the type that it was written with."""
-    named: dict[str, Any] = {**found, "hidden": None if found["hidden"] is None else tuple(found["hidden"])}
-    spec = Spec(**named)
+def _check(about: _Description, kind: Kind, defaults: Mapping[str, Any]) -> None:
+    """Refuse parts that are well-formed, but cannot be of one estimator."""
+    spec, state = about.spec, about.params.get("random_state")
     sizes = (spec.inputs, spec.outputs, *(spec.hidden or ()))
-    if not all(type(size) is int and 1 <= size <= 100_000 for size in sizes) or len(sizes) > 100:
+    if not all(1 <= size <= 100_000 for size in sizes) or len(sizes) > 100:
         raise ValueError(f"its sizes are {sizes}")
     if max(one * other for one, other in combinations(sizes, 2)) > 10**8:
         raise ValueError(f"its sizes are {sizes}, too large to be true")
-    if type(spec.inner_steps) is not int or not 0 <= spec.inner_steps <= 10_000 or type(spec.inner_rate) is not float:
-        raise ValueError(f"it takes {spec.inner_steps!r} inner steps of {spec.inner_rate!r}")
-    if spec.kind != kind or type(spec.method) is not str:
-        raise ValueError(f"it is {spec.kind!r} by {spec.method!r}")
-    return spec
+    if not 0 <= spec.inner_steps <= 10_000:
+        raise ValueError(f"it takes {spec.inner_steps} inner steps")
+    if spec.kind != kind or (about.classes is None) != (kind == "regression"):
+        raise ValueError(f"it is of kind {spec.kind!r}, {'without' if about.classes is None else 'with'} classes")
+    if about.flat and kind == "regression" and spec.outputs != 1:
+        raise ValueError(f"its targets are single numbers, but there are {spec.outputs} of them")
+    if about.params.keys() != defaults.keys() or (state is not None and type(state) is not int):
+        raise ValueError(f"its parameters are {about.params}")
+    if about.features is not None and len(about.features) != spec.inputs:
+        raise ValueError(f"there are {spec.inputs} features, but their names are {about.features}")
 
 
-def _classes(found: Any, kind: Kind) -> NDArray[Any] | None:
-    if (found is None) != (kind == "regression"):
-        raise ValueError("classes belong to a classifier")
+def _classes(found: _Labels | None) -> Array | None:
     if found is None:
         return None
-    label, values = _LABELS[found["type"]], found["values"]
-    if not isinstance(values, list) or not values or not all(type(value) is label for value in values):
-        raise ValueError(f"its classes are not of type {found['type']}")
-    classes = np.array(values, dtype=found["type"])
+    if not found.values or not all(type(value) is _LABELS[found.type] for value in found.values):
+        raise ValueError(f"its classes are not of type {found.type}")
+    classes = np.array(found.values, dtype=found.type)
     if (classes[1:] <= classes[:-1]).any():
         raise ValueError("its classes are not in order")
     return classes
-
-
-def _params(found: Any, kind: Kind, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    if found.keys() != defaults.keys():
-        raise ValueError(f"its parameters are {sorted(found)}")
-    params = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-    options_of(params, kind)
-    if params["random_state"] is not None and type(params["random_state"]) is not int:
-        raise ValueError(f"random_state is {params['random_state']!r}")
-    return params
-
-
-def _features(found: Any, inputs: int) -> list[str] | None:
-    if found is not None and not (
-        isinstance(found, list) and len(found) == inputs and all(type(name) is str for name in found)
-    ):
-        raise ValueError(f"there are {inputs} features, but their names are {found!r}")
-    return found
-
-
-def _numbers(found: Any) -> list[float]:
-    if not isinstance(found, list) or not all(type(value) is float for value in found):
-        raise ValueError("a curve is not a list of numbers")
-    return found
 
 
 def _expected(spec: Spec, rows: int, classes: int) -> _Sizes:
@@ -200,7 +184,7 @@ def _expected(spec: Spec, rows: int, classes: int) -> _Sizes:
     return {name: (tuple(map(size, shape, more[name][0])), dtype) for name, (shape, dtype) in few.items()}
 
 
-def _sizes(tensors: Params) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def _sizes(tensors: Params) -> _Sizes:
     return {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
 
 
@@ -219,13 +203,7 @@ def _blank(spec: Spec, rows: int, classes: int) -> Params:
 
 
 def _tensors(meta: Meta, adapted: Adapted, scaling: Scaling) -> Params:
-    parts = {
-        "params": meta.params,
-        "structure": meta.structure,
-        "adapted": adapted.params,
-        "buffers": adapted.buffers,
-        "scaling": scaling._asdict(),
-    }
+    parts = meta._asdict() | {"adapted": adapted.params, "buffers": adapted.buffers, "scaling": scaling._asdict()}
     return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
 
 

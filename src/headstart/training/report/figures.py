@@ -1,7 +1,8 @@
-"""What all pictures share: size, colours, labels, and the way to PNG bytes."""
+"""The kit of all pictures: size, colours, labels, bars, bands, images, and the way to PNG bytes."""
 
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -10,9 +11,9 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, RED, GREY = COLOURS = "#2f6fb0", "#e08a1e", "#2e9e5b", "#d1403f", "#8a8f98"
 
 
-def named(metric: str) -> str:
-    """Return the label of an axis of a metric."""
-    return "accuracy (%)" if metric == "accuracy" else "mean squared error"
+def unit(metric: str) -> tuple[int, str]:
+    """Return by what a metric is multiplied for people, and the label of its axis."""
+    return (100, "accuracy (%)") if metric == "accuracy" else (1, "mean squared error")
 
 
 def half(ci95: float) -> str:
@@ -24,15 +25,35 @@ def half(ci95: float) -> str:
     return f"{ci95:.0f}" if 10 <= ci95 < 1e6 else f"{ci95:.2g}"
 
 
-def new_figure(width: float, height: float) -> "Figure":
-    """Return an empty figure of a size in inches."""
+def short(name: str, most: int = 37) -> str:
+    """Return a name of so many letters at most, cut from the left: its end tells more.
+
+    >>> short("encoder.layers.11.attention.self.query.weight")
+    '…ayers.11.attention.self.query.weight'
+    """
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+def new_figure(width: float, height: float, heading: str = "", size: float = 12) -> "Figure":
+    """Return an empty figure of a size in inches, with a heading of a size in points."""
     # the Figure itself, not pyplot: no display is needed and no global state is kept
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if heading:
+        figure.suptitle(heading, x=0.01, ha="left", fontsize=size, fontweight="bold")
+    return figure
 
 
-def dress(axis: "Axes", title: str, x: str, y: str) -> None:
+def beside(draws: "Sequence[Callable[[Axes], None]]", width: float, height: float, heading: str = "") -> bytes:
+    """Return a picture of axes beside each other, each so wide, as a PNG file."""
+    figure = new_figure(width * len(draws), height, heading)
+    for draw, axis in zip(draws, figure.subplots(1, len(draws), squeeze=False)[0]):
+        draw(axis)
+    return png(figure)
+
+
+def dress(axis: "Axes", title: str, x: str, y: str, legend: bool = False) -> None:
     """Give an axis its title, labels and quiet grid."""
     axis.set_title(title, fontsize=10)
     axis.set_xlabel(x, fontsize=9)
@@ -40,6 +61,33 @@ def dress(axis: "Axes", title: str, x: str, y: str) -> None:
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
+    if legend:
+        axis.legend(frameon=False, fontsize=8)
+
+
+def name_rows(axis: "Axes", names: Sequence[str], least: int = 1) -> None:
+    """Name the rows 0, 1, … of an axis, the first at the top; fewer than ``least`` stay as thick as so many."""
+    axis.set_yticks(range(len(names)), [short(name) for name in names])
+    axis.set_ylim(max(len(names), least) - 0.5, -0.5)
+
+
+def bars(axis: "Axes", values: Sequence[float], halves: Sequence[float] | None = None, **style: Any) -> None:
+    """Draw a bar in each row, with half the width of its interval to both sides."""
+    style = {"color": BLUE, "height": 0.65, **style}
+    axis.barh(range(len(values)), values, xerr=halves, error_kw={"capsize": 2, "elinewidth": 1}, **style)
+
+
+def band(axis: "Axes", x: Any, low: Any, high: Any, colour: str, label: str = "90 % interval") -> None:
+    """Fill what lies between two curves."""
+    axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, label=label)
+
+
+def image(axis: "Axes", pixels: Any, frame: str, thick: bool) -> None:
+    """Draw an image ``(channels, height, width)`` in [0, 1], in a frame of a colour."""
+    pixels = pixels.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    axis.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set(color=frame, linewidth=2.5 if thick else 1)
 
 
 def png(figure: "Figure") -> bytes:

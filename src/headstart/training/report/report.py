@@ -1,20 +1,21 @@
 """What a finished run has come to: table, pictures and model card, all made from the files in its folder."""
 
-from math import isfinite
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from headstart.data.kind import kind_of_family
 from headstart.errors import FileError
-from headstart.training.build import Job
-from headstart.training.evaluate import Interval, Score
-from headstart.training.files import read_json, write
+from headstart.training.build import Job, make_tasks
+from headstart.training.evaluate import Score
+from headstart.training.files import finite, read_json, write
 from headstart.training.metrics import read_lines, validations, write_csv
 from headstart.training.report.card import card
 from headstart.training.report.figures import half
-from headstart.training.report.plots import draw_episode, draw_results
-from headstart.training.report.structure import Findings, find, write_findings
+from headstart.training.report.score_plots import draw_results
+from headstart.training.report.structure import find, write_findings
 from headstart.training.report.structure_plot import draw_structure
-from headstart.types import Meta
+from headstart.types import Meta, Tasks
 
 RESULTS = "results.json"
 
@@ -33,31 +34,38 @@ def report(run: Path, job: Job, meta: Meta) -> list[Path]:
     Raises:
         FileError: the run has no test score yet, or a file cannot be written.
     """
-    results = read_results(run)
-    rows = validations(read_lines(run))
+    results, lines, found = read_results(run), read_lines(run), find(job, meta)
+    rows = validations(lines)
     write_csv(run / "results.csv", rows)
-    write(run / "results.png", draw_results(read_lines(run), rows, results, job))
-    made = [run / "results.csv", run / "results.png"]
-    picture = draw_episode(job, meta)
-    if picture is not None:
-        write(run / "episode.png", picture)
-        made.append(run / "episode.png")
-    found = find(job, meta)
-    made += _report_structure(run, job, found)
-    write(run / "README.md", card(job, results, found).encode())
-    return [*made, run / "README.md"]
-
-
-def _report_structure(run: Path, job: Job, found: Findings) -> list[Path]:
-    """Write what was learned about the model, where there is anything to tell."""
-    if not found.any():
-        return []
-    made = write_findings(run, found)
-    picture = draw_structure(found, f"What {job.config.method} on {job.config.tasks} learned about its model")
-    if picture is not None:
-        write(run / "structure.png", picture)
-        made.append(run / "structure.png")
+    made = [run / "results.csv", *(write_findings(run, found) if found.any() else ())]
+    heading = f"What {job.config.method.name} on {job.config.tasks.name} learned about its model"
+    episode = draw_episode(job, meta)
+    files = {
+        "results.png": draw_results(lines, rows, results, job),
+        "episode.png": episode,
+        "structure.png": draw_structure(found, heading),
+        "README.md": card(job, results, found, episode is not None).encode(),
+    }
+    for name, data in files.items():
+        if data is not None:
+            write(run / name, data)
+            made.append(run / name)
     return made
+
+
+def draw_episode(job: Job, meta: Meta) -> bytes | None:
+    """Draw what adapting to a test task looks like; ``None`` where there is no picture of the kind of data."""
+
+    def truth(queries: int) -> Tasks:
+        own = job.config.tasks
+        quiet = {"queries": queries, **({"noise": 0.0} if "noise" in own.options else {})}
+        return make_tasks(job.config._replace(tasks=own._replace(options={**own.options, **quiet})), job.device)
+
+    target = kind_of_family(job.config.tasks.name).picture
+    if target is None:
+        return None
+    module, function = target.split(":")
+    return getattr(import_module(module), function)(job.tasks, job.learner, meta, truth)
 
 
 def read_results(run: Path) -> dict[str, Any]:
@@ -80,28 +88,17 @@ def score_to_json(score: Score) -> dict[str, Any]:
 
     ``ci95`` is null for a single task. ``calibration`` is there for learners that predict distributions only.
     """
-    told = {
-        "metric": score.metric,
-        "mean": score.mean,
-        "ci95": score.ci95 if isfinite(score.ci95) else None,
-        "episodes": score.episodes,
-        "split": score.split,
-        "by_inner_step": {str(count): _finite(found) for count, found in score.by_inner_step.items()},
+    told = score._asdict() | {
+        "by_inner_step": {str(count): found._asdict() for count, found in score.by_inner_step.items()},
+        "calibration": score.calibration and score.calibration._asdict() | {"nll": score.calibration.nll._asdict()},
     }
-    found = score.calibration
-    if found is None:
-        return told
-    return told | {"calibration": found._asdict() | {"nll": _finite(found.nll)}}
+    return finite({name: value for name, value in told.items() if name != "values" and value is not None})
 
 
 def by_task(job: Job, score: Score) -> list[dict[str, Any]]:
     """Return a row for each task: its name where the tasks have some, else its number."""
     names = job.tasks.details.get("task_names", {}).get(score.split) or range(score.episodes)
     return [{"task": name, score.metric: value} for name, value in zip(names, score.values)]
-
-
-def _finite(found: Interval) -> dict[str, float | None]:
-    return {name: value if isfinite(value) else None for name, value in found._asdict().items()}
 
 
 def shown(kind: Literal["classification", "regression"], mean: float, ci95: float | None = None) -> str:
@@ -114,7 +111,7 @@ def shown(kind: Literal["classification", "regression"], mean: float, ci95: floa
     >>> shown("regression", 0.012345, float("nan"))
     'mse 0.01235'
     """
-    known = ci95 is not None and isfinite(ci95)
+    known = ci95 is not None and ci95 == ci95
     if kind == "classification":
         return f"accuracy {100 * mean:.2f}" + (f" ± {100 * ci95:.2f}" if known else "") + " %"
     return f"mse {mean:.4g}" + (f" ± {half(ci95)}" if known else "")

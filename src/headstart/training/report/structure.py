@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from headstart.errors import ConfigError
 from headstart.training.build import Job
 from headstart.training.evaluate import interval
-from headstart.training.files import to_json, write
+from headstart.training.files import finite, to_json, write
 from headstart.training.metrics import write_csv
 from headstart.types import Adapted, Batch, Learner, Meta, Params
 
@@ -43,20 +43,19 @@ class Findings(NamedTuple):
 def find(job: Job, meta: Meta) -> Findings:
     """Return what was learned about the model of a run, with movement over at most as many tasks as it is tested on."""
     there = (job.tasks.counts or {}).get("test", TASKS)
-    return Findings(learned(job.learner, meta), movement(job, meta, max(2, min(TASKS, job.config.test_tasks, there))))
+    return Findings(
+        learned(job.learner, meta), movement(job, meta, max(2, min(TASKS, job.config.run.test_tasks, there)))
+    )
 
 
 def write_findings(run: Path, found: Findings) -> list[Path]:
     """Write ``structure.json`` and, as flat rows of the same numbers, ``structure.csv``; return their paths."""
     write(run / "structure.json", to_json(found._asdict()))
     rows = [{"about": about, **row} for about, part in found._asdict().items() for row in part]
-    flat = [{name: _cell(row.get(name)) for name in _COLUMNS} for row in rows]
-    write_csv(run / "structure.csv", flat)
+    for row in rows:
+        row["values"] = " ".join(map(str, row.get("values") or ()))
+    write_csv(run / "structure.csv", [{name: row.get(name) for name in _COLUMNS} for row in rows])
     return [run / "structure.json", run / "structure.csv"]
-
-
-def _cell(value: Any) -> Any:
-    return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def summary(found: Findings) -> str:
@@ -114,9 +113,10 @@ def movement(job: Job, meta: Meta, episodes: int = TASKS) -> list[Row]:
         return []
     found: dict[str, list[list[Tensor]]] = {}
     sizes: dict[str, int] = {}
-    size = _tasks_at_a_time(meta.params, learner.steps)
-    for first in range(0, episodes, size):
-        support = job.tasks.sample("test", range(first, min(first + size, episodes))).support
+    numbers = (learner.steps + 1) * max(1, sum(value.numel() for value in meta.params.values()))
+    at_once = max(1, min(_AT_A_TIME, _NUMBERS // numbers))
+    for first in range(0, episodes, at_once):
+        support = job.tasks.sample("test", range(first, min(first + at_once, episodes))).support
         own: Params = {}
         for step, adapted in enumerate(_reached(learner, meta, support)):
             for name, value in adapted.params.items():
@@ -124,24 +124,15 @@ def movement(job: Job, meta: Meta, episodes: int = TASKS) -> list[Row]:
                 distances = (value - start).cpu().double().flatten(1).norm(dim=1)
                 found.setdefault(name, [[] for _ in range(learner.steps + 1)])[step].append(distances)
                 sizes[name] = value[0].numel()
-    lengths = {name: float(value.cpu().double().norm()) for name, value in meta.params.items()}
-    return [
-        {"tensor": name, "step": step, "size": sizes[name], **_moved(torch.cat(distances), lengths.get(name, 0.0))}
-        for name, by_step in found.items()
-        for step, distances in enumerate(by_step)
-    ]
-
-
-def _moved(distances: Tensor, length: float) -> Row:
-    """Return what a row says of the distances of the tasks from a tensor of a length; 0 for none to relate to."""
-    found = interval((distances / (length or 1.0)).tolist())
-    return {
-        "relative": bool(length),
-        "tasks": len(distances),
-        "mean": _finite(found.mean),
-        "ci95": _finite(found.ci95),
-        "distance": _finite(float(distances.mean())),
-    }
+    rows = []
+    for name, by_step in found.items():
+        length = float(meta.params[name].cpu().double().norm()) if name in meta.params else 0.0
+        for step, parts in enumerate(by_step):
+            distances = torch.cat(parts)
+            told = interval((distances / (length or 1.0)).tolist())._asdict() | {"distance": float(distances.mean())}
+            about = {"tensor": name, "step": step, "size": sizes[name], "relative": bool(length), "tasks": episodes}
+            rows.append(finite(about | told))
+    return rows
 
 
 def _reached(learner: Learner, meta: Meta, support: Batch) -> Iterator[Adapted]:
@@ -151,12 +142,6 @@ def _reached(learner: Learner, meta: Meta, support: Batch) -> Iterator[Adapted]:
     else:
         for steps in range((learner.steps or 0) + 1):
             yield learner.adapt(meta, support, steps=steps)[0]
-
-
-def _tasks_at_a_time(params: Params, steps: int) -> int:
-    """Return how many tasks' paths to hold at once."""
-    numbers = (steps + 1) * max(1, sum(value.numel() for value in params.values()))
-    return max(1, min(_AT_A_TIME, _NUMBERS // numbers))
 
 
 def learned(learner: Learner, meta: Meta) -> list[Row]:
@@ -219,15 +204,9 @@ def _place(name: str, params: Mapping[str, Tensor]) -> tuple[str, str]:
     """
     words = name.split(".")
     owners = {".".join(of[:end]) for of in (key.split(".") for key in params) for end in range(1, len(of) + 1)}
-    for end in range(1, len(words)):
-        if ".".join(words[end:]) in owners:
-            return ".".join(words[:end]), ".".join(words[end:])
-    if "gates" in words:
-        end = words.index("gates") + 1
-    elif words[0] in owners:
-        end = max(1, len(words) - 1)
-    else:
-        end = 1
+    end = next((end for end in range(1, len(words)) if ".".join(words[end:]) in owners), 1)
+    if end == 1 and ".".join(words[1:]) not in owners:  # for no tensor of θ
+        end = words.index("gates") + 1 if "gates" in words else max(1, len(words) - 1) if words[0] in owners else 1
     return ".".join(words[:end]), ".".join(words[end:])
 
 
@@ -279,22 +258,16 @@ def _from_identity(part: str, value: Tensor) -> float | None:
 
 def _row(kind: str, part: str, tensor: str, step: int | None, value: Tensor) -> Row:
     flat = value.flatten()
-    return {
-        "kind": kind,
-        "part": part,
-        "tensor": tensor,
-        "step": step,
-        "size": len(flat),
-        "mean": _finite(float(flat.mean())),
-        "std": _finite(float(flat.std(correction=0))),
-        "min": _finite(float(flat.min())),
-        "max": _finite(float(flat.max())),
-        "negative": float((flat < 0).double().mean()),
-        "open": float((flat > 0.5).double().mean()) if kind == "mask" else None,
-        "from_identity": _from_identity(part, value) if kind == "matrix" else None,
-        "values": flat.tolist() if value.ndim == 1 and len(flat) <= _FEW and bool(flat.isfinite().all()) else None,
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    numbers = {
+        "mean": flat.mean(), "std": flat.std(correction=0), "min": flat.min(), "max": flat.max(),
+        "negative": (flat < 0).double().mean(),
+    }  # fmt: skip
+    return finite(
+        {"kind": kind, "part": part, "tensor": tensor, "step": step, "size": len(flat)}
+        | {name: float(number) for name, number in numbers.items()}
+        | {
+            "open": float((flat > 0.5).double().mean()) if kind == "mask" else None,
+            "from_identity": _from_identity(part, value) if kind == "matrix" else None,
+            "values": flat.tolist() if value.ndim == 1 and len(flat) <= _FEW and bool(flat.isfinite().all()) else None,
+        }
+    )

@@ -4,30 +4,100 @@ A class is what an icon shows (an umbrella, a key, a left arrow), and its images
 designers, at most one of each, from open-source icon sets under permissive licences (``NOTICES.md`` names them
 all): 28 x 28 grey, 255 where there is ink. Like the characters of Omniglot, there are many classes of few images.
 Near-synonyms share a split, and every drawing is in the data once; ``tools/build_icons.py`` tells how it is made.
+
+``icons.zip`` holds ``index.json`` (splits, classes, counts, checksums), ``images.bin`` (all images, one byte a
+pixel, grouped by split and class) and ``manifest.json`` (set, icon and source checksum of every image).
 """
 
-from typing import Literal
+import hashlib
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from annotated_types import Ge, Le
 
-from headstart.data.images.fewshot import few_shot, rotated
-from headstart.data.images.icons.archive import Source, read_archive, read_manifest
-from headstart.data.images.store import ImageStore
+from headstart.data.images.fewshot import ImageStore, few_shot, rotated
+from headstart.errors import FileError
+from headstart.schema import Count
 from headstart.types import Tasks
 
-__all__ = ["Source", "icons", "load_icons", "read_manifest"]
+FORMAT = "headstart-icons-1"
+
+
+class Archive(NamedTuple):
+    """The contents of the data file, without the manifest."""
+
+    stores: dict[str, ImageStore]
+    """The drawings, upright, by split."""
+    turns: dict[str, tuple[bool, ...]]
+    """For each class of a split: whether its drawings, turned by a quarter, show something new."""
+    details: Mapping[str, Any]
+    """Counts of sets and designers, images by licence, and what the images were made from."""
+
+
+@cache
+def read_archive() -> Archive:
+    """Read and check the images of the installed data file; the first call reads, later ones remember.
+
+    Raises:
+        FileError: the file is missing, damaged or of another format.
+    """
+    index, images = _members()
+    count, channels, height, width = index["shape"]
+    if len(images) != count * channels * height * width:
+        raise _damaged(f"images.bin has {len(images)} bytes, but {index['shape']} was announced")
+    pixels = torch.frombuffer(bytearray(images), dtype=torch.uint8).view(count, channels, height, width)
+    stores, turns, start = {}, {}, 0
+    for split, classes in index["splits"].items():
+        sizes = torch.tensor([size for _, size, _ in classes])
+        end = start + int(sizes.sum())
+        names, _, turns[split] = zip(*classes)
+        stores[split] = ImageStore(pixels[start:end], sizes.cumsum(0) - sizes, sizes, names)
+        start = end
+    if start != count:
+        raise _damaged(f"its classes have {start} images, but images.bin has {count}")
+    return Archive(stores, turns, {**index["details"], "source": index["source"]})
+
+
+def _members() -> tuple[dict[str, Any], bytes]:
+    """Return the index and the images, their checksum verified."""
+    try:
+        with (
+            files("headstart.data.images.icons").joinpath("icons.zip").open("rb") as file,
+            zipfile.ZipFile(file) as archive,
+        ):
+            index = json.loads(archive.read("index.json"))
+            data = archive.read("images.bin")
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(str(error)) from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        found = index.get("format") if isinstance(index, dict) else type(index).__name__
+        raise _damaged(f"it has format {found!r}, expected {FORMAT!r}")
+    if hashlib.sha256(data).hexdigest() != index["sha256"]["images.bin"]:
+        raise _damaged("the checksum of images.bin is wrong")
+    return index, data
+
+
+def _damaged(why: str) -> FileError:
+    path = files("headstart.data.images.icons").joinpath("icons.zip")
+    return FileError(f"cannot use the icons data file {path}: {why}. Reinstall headstart to restore it.")
 
 
 def icons(
     *,
-    ways: int = 5,
-    shots: int | tuple[int, int] = 1,
-    queries: int = 7,
+    ways: Annotated[int, Ge(2), Le(1000)] = 5,
+    shots: Count | tuple[Count, Count] = 1,
+    queries: Count = 7,
     seed: int = 0,
     rotations: bool = True,
     device: str | torch.device = "cpu",
     on_short: Literal["error", "skip"] = "error",
-    train_ways: int | None = None,
+    train_ways: Annotated[int, Ge(2), Le(1000)] | None = None,
 ) -> Tasks:
     """Make few-shot tasks of telling icons apart: ``x`` is ``(B, n, 1, 28, 28)`` in [0, 1], ink is 1.
 
@@ -62,15 +132,9 @@ def icons(
     return few_shot(
         "icons",
         stores,
-        ways=ways,
-        shots=shots,
-        queries=queries,
-        seed=seed,
-        on_short=on_short,
-        train_ways=train_ways,
-        device=device,
-        details={**archive.details, "upright_classes": upright, "rotations": rotations},
-    )
+        ways=ways, shots=shots, queries=queries, seed=seed, on_short=on_short, train_ways=train_ways, device=device,
+        details={**archive.details, "light_on_dark": True, "upright_classes": upright, "rotations": rotations},
+    )  # fmt: skip
 
 
 def load_icons() -> dict[str, ImageStore]:

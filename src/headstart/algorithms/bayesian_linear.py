@@ -1,0 +1,164 @@
+"""Bayesian linear regression on learned features, with a learned prior (ALPaCA)."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from headstart.algorithms import gaussians
+from headstart.algorithms.gaussian_process import Likelihood, joined_mask, pooled, residual
+from headstart.algorithms.heads.head import embedding, shown
+from headstart.algorithms.kernels import triangular, with_one
+from headstart.core import losses
+from headstart.core.losses import present
+from headstart.core.objective import backprop
+from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.schema import extends
+from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Params, Tasks, Tree
+
+#: The standard deviation of the noise to start from, for targets of variance 1.
+NOISE = 0.3
+
+
+@extends(embedding)
+def alpaca(
+    module: nn.Module | None = None,
+    *,
+    inputs: int | None = None,
+    features: int | None = None,
+    outputs: int = 1,
+    likelihood: Likelihood = "predictive",
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> Learner:
+    """Learn features and a prior for Bayesian linear regression on them: adapting is its closed form.
+
+    y = Kᵀ φ(x) + ε, ε ~ N(0, Σ), with the prior K ~ MN(K̄₀, Λ₀⁻¹, Σ). From the support rows Φ, Y,
+
+        Λ = ΦᵀΦ + Λ₀,    K̄ = Λ⁻¹ (ΦᵀY + Λ₀ K̄₀),    y | x ~ N(K̄ᵀφ(x), (1 + φ(x)ᵀ Λ⁻¹ φ(x)) Σ)
+
+    θ is the network; M holds K̄₀, the Cholesky factor of Λ₀, and Σ. Without a module φ(x) = [1, x]: a Bayesian
+    mixed-effects model, whose fixed effects are K̄₀ and whose random effects have the covariance Σ Λ₀⁻¹. Trained on
+    the posterior-predictive −log p(y_query | support set), one by one, for each target value.
+
+    Here Σ is diagonal and learned, where the paper takes the noise as known; φ has a 1 beside the network's features;
+    and a task is split into support and query set once, where the paper draws how much of a sequence has been seen.
+
+    Args:
+        module: the network; its outputs ``(n, *features)`` are flattened.
+        inputs: number of features of an input, needed without a module.
+        features: number of the module's features; by default, read off its last linear layer.
+        outputs: number of target values; they are independent and share Λ₀.
+        likelihood: what is trained on: that of the query points given the support set, one by one, as in the paper
+            (``"predictive"``), or that of all of a task's points, jointly (``"joint"``).
+        dtype: of M, where there is no module.
+        options: those of `embedding`.
+
+    Raises:
+        UnknownNameError: a likelihood that does not exist.
+        UsageError: neither a module nor ``inputs``; a module whose features cannot be counted.
+
+    Reference: Harrison, Sharma, Pavone 2018, arXiv:1807.08912.
+
+    >>> learner = alpaca(inputs=2)
+    >>> {name: tuple(value.shape) for name, value in learner.init(None).structure.items()}
+    {'mean': (3, 1), 'log_diagonal': (3,), 'lower': (3,), 'log_noise': (1,)}
+    """
+    phi, size = embedding(module, **options), 1 + _count(module, inputs, features)
+    like = torch.empty(0, dtype=dtype) if module is None else phi.like
+
+    def design_of(meta: Meta, x: Tree, own: Params, seed: Tensor | None, draw: int) -> tuple[Tensor, Params]:
+        found, own = phi.apply({**meta.params, **meta.structure}, own, x, seed, draw)
+        if found.shape[-1] != size - 1:
+            raise ShapeError(f"there are {found.shape[-1]} features, but the learner was made for {size - 1}")
+        return with_one(found), own
+
+    def init(generator: Generator | None = None) -> Meta:
+        start = phi.start()
+        numbers = {
+            "mean": like.new_zeros(size, outputs),
+            # of Λ₀ in units of the noise: coefficients with standard deviation 1 / √p
+            "log_diagonal": like.new_full((size,), math.log(NOISE * math.sqrt(size))),
+            "lower": like.new_zeros(size * (size - 1) // 2),
+            "log_noise": like.new_full((outputs,), math.log(NOISE)),
+        }
+        return Meta(start.params, start.structure | numbers)
+
+    def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
+        support = present(support)
+        losses.refuse_padding(support, phi.batch_statistics)
+        design, own = design_of(meta, support.x, phi.of_tasks(support), support.seed, 0)
+        design = gaussians.zeroed(design, support.mask)
+        left = gaussians.zeroed(residual(support.y, design @ meta.structure["mean"]), support.mask)
+        prior = _precision_factor(meta)
+        factor = gaussians.cholesky(design.transpose(1, 2) @ design + prior @ prior.T)
+        # the same as in the docstring, without the difference of large numbers
+        change = torch.cholesky_solve(design.transpose(1, 2) @ left, factor)
+        params = {"mean": meta.structure["mean"] + change, "factor": factor}
+        return Adapted(meta, params, own, support.seed), Info(design.new_zeros(0, len(design)))
+
+    def distribution(adapted: Adapted, x: Tree) -> Gaussian:
+        design, _ = design_of(adapted.meta, x, adapted.buffers, adapted.seed, 1)
+        whitened = gaussians.solve_lower(adapted.params["factor"], design.transpose(1, 2))
+        spread = (1 + whitened.square().sum(1)).unsqueeze(-1)
+        return Gaussian(design @ adapted.params["mean"], spread * torch.exp(2 * adapted.meta.structure["log_noise"]))
+
+    def joint(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
+        """The `Objective` −log p(y_support, y_query), for each target value."""
+        support, query = (present(batch) for batch in episodes)
+        losses.refuse_padding(support, phi.batch_statistics)
+        ahead, own = design_of(meta, support.x, phi.of_tasks(support), support.seed, 0)
+        behind, _ = design_of(meta, query.x, own, support.seed, 1)
+        design, mask = torch.cat([ahead, behind], 1), joined_mask(support, query)
+        log_noise = meta.structure["log_noise"]
+        left = residual(torch.cat([support.y, query.y], 1), design @ meta.structure["mean"]) * torch.exp(-log_noise)
+        # (I + Φ Λ₀⁻¹ Φᵀ), in units of the noise
+        spread = torch.linalg.solve_triangular(_precision_factor(meta), design.transpose(1, 2), upper=False)
+        unit = torch.eye(design.shape[1], dtype=design.dtype, device=design.device)
+        covariance = gaussians.masked_covariance(unit + spread.transpose(1, 2) @ spread, mask)
+        factor = gaussians.cholesky(covariance, mask)
+        with torch.no_grad():
+            change = torch.exp(log_noise) * gaussians.foreseen(factor, left, mask, ahead.shape[1])
+            errors = learner.loss(behind @ meta.structure["mean"] + change, query)
+        info = Info(left.new_zeros(0, len(left)), errors)
+        return gaussians.joint_loss(factor, left, mask) + log_noise.mean(), info
+
+    objectives = {"predictive": gaussians.predictive, "joint": joint}
+    if likelihood not in objectives:
+        raise unknown_name("likelihood", likelihood, objectives)
+    return Learner(
+        init,
+        adapt,
+        lambda adapted, x: distribution(adapted, x).mean,
+        losses.without_padding(losses.mse, phi.batch_statistics),
+        backprop,
+        objective=objectives[likelihood],
+        distribution=distribution,
+        prepare=_prepare if module is None else None,
+        shown=shown,
+    )
+
+
+def _count(module: nn.Module | None, inputs: int | None, features: int | None) -> int:
+    """Return how many features there are, the 1 left out."""
+    if module is None:
+        if inputs is None:
+            raise UsageError("alpaca without a module needs inputs= the number of features of an input")
+        return inputs
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    if features is None and not layers:
+        raise UsageError("the module has no linear layer to read the number of its features off; say features=")
+    return layers[-1].out_features if features is None else features
+
+
+def _precision_factor(meta: Meta) -> Tensor:
+    """Return the lower Cholesky factor of Λ₀."""
+    return triangular(meta.structure["log_diagonal"], meta.structure["lower"])
+
+
+def _prepare(meta: Meta, tasks: Tasks, seed: int, folder: object = None, /) -> Meta:
+    """Start K̄₀ as the least-squares line through all training tasks."""
+    mean = meta.structure["mean"]
+    found = pooled(tasks, mean.dtype)
+    return meta._replace(structure=meta.structure | {"mean": found.weights.to(mean.device)})

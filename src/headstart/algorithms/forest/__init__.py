@@ -1,1 +1,0 @@
-"""Forests whose splits are learned across tasks."""

@@ -1,1 +1,0 @@
-"""Gaussian priors that are conditioned on the support set in closed form."""

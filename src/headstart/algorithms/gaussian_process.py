@@ -1,0 +1,474 @@
+"""Gaussian processes whose prior is learned across tasks: mean and kernel for tables, or a kernel on a network.
+
+Adapting conditions the prior on the support set, in closed form.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Generator, Tensor, nn
+
+from headstart.algorithms import gaussians, kernels
+from headstart.algorithms.gaussians import Conditioner
+from headstart.algorithms.heads.head import embedding, shown
+from headstart.algorithms.kernels import Kernel, with_one
+from headstart.core import losses, tree
+from headstart.core.inner import expanded
+from headstart.core.losses import present
+from headstart.core.objective import backprop
+from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.schema import NotNegative, Size, extends
+from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Objective, Params, Tasks, Tree
+
+#: Most tasks from which starting values are read.
+MOST_TASKS = 1024
+#: Standard deviation of the prior on the weights of a network's head: small beside targets of variance 1.
+HEAD = 0.1
+
+
+class Mean(NamedTuple):
+    """A mean function m(x)."""
+
+    start: Callable[[Generator | None, torch.dtype], Params]
+    values: Callable[[Params, Tensor], Tensor]
+    """``(params, x) -> m(x) (B, n, outputs)``."""
+    cost: Callable[[Params], Tensor | float] = lambda params: 0.0
+    """−log of the prior on its parameters, up to a constant."""
+
+
+def constant_mean(outputs: int) -> Mean:
+    """m(x) = b, learned from 0."""
+    return Mean(
+        lambda generator, dtype: {"bias": torch.zeros(outputs, dtype=dtype)},
+        lambda params, x: params["bias"].expand(*x.shape[:2], outputs),
+    )
+
+
+def linear_mean(inputs: int, outputs: int) -> Mean:
+    """m(x) = b + x W, learned from 0."""
+
+    def start(generator: Generator | None, dtype: torch.dtype) -> Params:
+        return {"bias": torch.zeros(outputs, dtype=dtype), "linear": torch.zeros(inputs, outputs, dtype=dtype)}
+
+    return Mean(start, lambda params, x: params["bias"] + x.flatten(2) @ params["linear"])
+
+
+def network_mean(inputs: int, outputs: int, hidden: Sequence[int]) -> Mean:
+    """m(x) = b + x W + tanh(… tanh(x V₁ + c₁) …) H: a line, and a smooth curve that starts as 0.
+
+    The priors V ~ N(0, 1 / width), c ~ N(0, 1) and H ~ N(0, 0.1²) keep the curve small unless the data ask for it.
+    """
+    line = linear_mean(inputs, outputs)
+    widths = (inputs, *hidden)
+    layers = range(1, len(widths))
+
+    def start(generator: Generator | None, dtype: torch.dtype) -> Params:
+        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        made = line.start(generator, dtype)
+        for layer, (before, after) in enumerate(zip(widths, widths[1:]), start=1):
+            drawn = torch.randn(before + 1, after, generator=generator, dtype=torch.float64).to(dtype)
+            made[f"hidden{layer}.weight"] = drawn[1:] / math.sqrt(before)
+            made[f"hidden{layer}.bias"] = drawn[0].clone()
+        made["head"] = torch.zeros(widths[-1], outputs, dtype=dtype)
+        return made
+
+    def values(params: Params, x: Tensor) -> Tensor:
+        curve = x.flatten(2)
+        for layer in layers:
+            curve = torch.tanh(curve @ params[f"hidden{layer}.weight"] + params[f"hidden{layer}.bias"])
+        return line.values(params, x) + curve @ params["head"]
+
+    def cost(params: Params) -> Tensor:
+        squares = [params["head"].square().sum() / HEAD**2]
+        for layer in layers:
+            weight = params[f"hidden{layer}.weight"]
+            squares += [len(weight) * weight.square().sum(), params[f"hidden{layer}.bias"].square().sum()]
+        return 0.5 * torch.stack(squares).sum()
+
+    return Mean(start, values, cost)
+
+
+class Pooled(NamedTuple):
+    """All training tasks taken together, by ordinary least squares."""
+
+    weights: Tensor
+    """``(1 + d, o)``, of y on [1, x]."""
+    residual: Tensor
+    """``(o,)``, the standard deviation of what they leave."""
+    values: int
+    """How many target values there are, in all training tasks."""
+    tasks: int
+    """How many tasks there are; 0 where there is no end of them."""
+
+
+def pooled(tasks: Tasks, dtype: torch.dtype) -> Pooled:
+    """Return the least-squares line through the rows of the training tasks (of `MOST_TASKS` of them at most)."""
+    count = (tasks.counts or {}).get("train", 0)
+    seen = min(count or MOST_TASKS, MOST_TASKS)
+    x, y = (torch.cat(parts) for parts in zip(*map(_rows, tasks.sample("train", range(seen)))))
+    design = with_one(x.unsqueeze(0)).squeeze(0).double()
+    square = design.T @ design
+    # a little ridge: features may be constant, or copies of each other
+    ridge = 1e-6 * len(design) * torch.eye(len(square), dtype=square.dtype, device=square.device)
+    weights = torch.linalg.solve(square + ridge, design.T @ y.double())
+    residual = (y - design @ weights).square().mean(0).sqrt()
+    return Pooled(weights.to(dtype), residual.to(dtype), round(y.numel() * (count or seen) / seen), count)
+
+
+def _rows(batch: Batch) -> tuple[Tensor, Tensor]:
+    batch = present(batch)
+    there = torch.ones_like(batch.y[..., 0], dtype=torch.bool) if batch.mask is None else batch.mask
+    return batch.x.flatten(2)[there], batch.y[there]
+
+
+Likelihood: TypeAlias = Literal["joint", "predictive"]
+
+
+class Prior(NamedTuple):
+    """A Gaussian process prior over the functions of tasks; its part of M is ``kernel.…`` and ``log_noise``."""
+
+    init: Callable[[Generator | None], Meta]
+    view: "View"
+    kernel: Kernel
+    buffers: Params
+    """The module's buffers of which every task has a copy."""
+    batch_statistics: str
+    """The path of a layer that normalises by the batch; empty where there is none."""
+    for_new: Callable[[Meta], Meta] = lambda meta: meta
+    """M as it holds for a new task, beside the training tasks that it was fitted to."""
+
+
+View: TypeAlias = Callable[[Meta, Tree, Params, Tensor | None, int], tuple[Tensor, Tensor, Params]]
+"""``(meta, x, buffers, seed, draw) -> (the kernel's inputs (B, n, d), prior means (B, n, outputs), buffers)``."""
+
+
+def conditioned(prior: Prior, likelihood: Likelihood) -> Learner:
+    """Return the learner that conditions ``prior`` on the support set.
+
+    What a task has learned grows with its support set: the inputs, the Cholesky factor of their covariance and the
+    weights stand among the `Adapted` buffers, ``support.…``.
+
+    Raises:
+        UnknownNameError: a likelihood that does not exist.
+    """
+    objectives = {"joint": _joint(prior), "predictive": gaussians.predictive}
+    if likelihood not in objectives:
+        raise unknown_name("likelihood", likelihood, objectives)
+
+    def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
+        support = present(support)
+        losses.refuse_padding(support, prior.batch_statistics)
+        own = expanded(prior.buffers, prior.buffers, len(support.y))
+        inputs, means, own = prior.view(meta, support.x, own, support.seed, 0)
+        covariance = _covariance(prior, prior.for_new(meta), inputs, support.mask)
+        factor = gaussians.cholesky(covariance, support.mask)
+        known = gaussians.condition(factor, residual(support.y, means), support.mask)
+        there = torch.ones_like(inputs[..., 0], dtype=torch.bool) if support.mask is None else support.mask
+        kept = {"inputs": inputs, "there": there, "factor": known.factor, "weights": known.weights}
+        buffers = tree.prefixed("module", own) | tree.prefixed("support", kept)
+        return Adapted(meta, {}, buffers, support.seed), Info(inputs.new_zeros(0, len(inputs)))
+
+    def distribution(adapted: Adapted, x: Tree) -> Gaussian:
+        meta, kept = prior.for_new(adapted.meta), tree.within(adapted.buffers, "support")
+        inputs, means, _ = prior.view(meta, x, tree.within(adapted.buffers, "module"), adapted.seed, 1)
+        params = tree.within(meta.structure, "kernel")
+        cross = torch.where(kept["there"].unsqueeze(1), prior.kernel.matrix(params, inputs, kept["inputs"]), 0)
+        known = Conditioner(kept["factor"], kept["weights"])
+        change, variance = gaussians.posterior(known, cross, prior.kernel.diagonal(params, inputs))
+        variance = variance + torch.exp(2 * meta.structure["log_noise"])
+        return Gaussian(means + change, variance.unsqueeze(-1).expand_as(means))
+
+    return Learner(
+        prior.init,
+        adapt,
+        lambda adapted, x: distribution(adapted, x).mean,
+        losses.without_padding(losses.mse, prior.batch_statistics),
+        backprop,
+        objective=objectives[likelihood],
+        distribution=distribution,
+        shown=shown,
+    )
+
+
+def _joint(prior: Prior) -> Objective:
+    """Return the `Objective` −log p(y_support, y_query), for each target value.
+
+    The query losses that it tells are those under the prior as it fits the training tasks.
+    """
+
+    def objective(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
+        support, query = (present(batch) for batch in episodes)
+        losses.refuse_padding(support, prior.batch_statistics)
+        own = expanded(prior.buffers, prior.buffers, len(support.y))
+        ahead, means_ahead, own = prior.view(meta, support.x, own, support.seed, 0)
+        # as in prediction, the query set goes by the support set's seed
+        behind, means_behind, _ = prior.view(meta, query.x, own, support.seed, 1)
+        mask = joined_mask(support, query)
+        factor = gaussians.cholesky(_covariance(prior, meta, torch.cat([ahead, behind], 1), mask), mask)
+        left = torch.cat([residual(support.y, means_ahead), residual(query.y, means_behind)], 1)
+        with torch.no_grad():
+            predicted = means_behind + gaussians.foreseen(factor, left, mask, ahead.shape[1])
+            info = Info(left.new_zeros(0, len(left)), learner.loss(predicted, query))
+        return gaussians.joint_loss(factor, left, mask), info
+
+    return objective
+
+
+def joined_mask(support: Batch, query: Batch) -> Tensor | None:
+    """Return the mask of support and query rows together, ``None`` where every one is there."""
+    if support.mask is None and query.mask is None:
+        return None
+    parts = (
+        torch.ones_like(y[..., 0], dtype=torch.bool) if mask is None else mask for _, y, mask, _ in (support, query)
+    )
+    return torch.cat(tuple(parts), 1)
+
+
+def residual(y: Tensor, means: Tensor) -> Tensor:
+    """Return y − m(x), or raise `ShapeError` where they do not fit."""
+    if not y.is_floating_point() or y.shape != means.shape:
+        raise ShapeError(
+            f"the targets must be floating, (tasks, examples, outputs) = {tuple(means.shape)}; "
+            f"got y {tuple(y.shape)} of {y.dtype}. Make the learner with outputs= the number of target values"
+        )
+    return y - means
+
+
+def _covariance(prior: Prior, meta: Meta, inputs: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the covariance of observations ``(B, n, n)``, noise included."""
+    matrix = prior.kernel.matrix(tree.within(meta.structure, "kernel"), inputs, inputs)
+    unit = torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
+    return gaussians.masked_covariance(matrix + torch.exp(2 * meta.structure["log_noise"]) * unit, mask)
+
+
+#: Starting values for targets of variance 1: standard deviations of the noise, of random intercepts and slopes, and
+#: of what is left.
+NOISE, INTERCEPT, SLOPES, REST = 0.3, 0.5, 0.3, 0.05
+#: The standard deviation of the weak prior, in units of the logarithm.
+WIDTH = 2.0
+#: The parts of M that count, and are not learned: rounded, they have no derivative.
+COUNTS = ("values", "tasks")
+#: The random effects' covariance is never widened by more than this.
+WIDEST = 2.0
+#: How many target values the weak prior is weighed against before `Learner.prepare` has counted them.
+VALUES = 1000.0
+
+
+@extends(embedding)
+def gaussian_process(
+    module: nn.Module | None = None,
+    *,
+    inputs: int,
+    outputs: int = 1,
+    mean: Literal["network", "linear", "constant"] = "network",
+    kernel: Literal["exponential", "matern", "rbf", "linear"] = "exponential",
+    hidden: Sequence[Size] = (16,),
+    regularization: NotNegative = 1.0,
+    likelihood: Likelihood = "joint",
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> Learner:
+    """Learn the prior of a Gaussian process: a mean function and a kernel that all tasks share.
+
+    A task's targets are y = m(x) + f(x) + ε with ε ~ N(0, σ²) and f ~ GP(0, k),
+
+        k(x, x′) = [1, x] L Lᵀ [1, x′]ᵀ + k_rest(x, x′)
+
+    The first part of the kernel gives every task an intercept and slopes of its own with a full covariance, the second
+    a curve of its own with a length for every feature. Adapting conditions f on the support set in closed form. With
+    ``mean="linear"`` and ``kernel="linear"`` this is the linear mixed-effects model (Laird, Ware 1982), and `predict`
+    its best linear unbiased predictor; the further parts let the shared curve, and each task's own, bend. θ is the
+    mean function, M the kernel and the noise.
+
+    Trained on −log p(y_support, y_query) of each task, jointly, for each target value. A weak prior keeps few tasks
+    from overfitting (maximum a posteriori): logarithms of scales, lengths and noise, and correlations, are
+    N(starting value, 2²), the network has small weights (`network`). Inputs and
+    targets should be standardised; several target values share the kernel and the noise, and are independent.
+
+    What T training tasks say of p random effects is itself uncertain. With the joint likelihood, a new task's effects
+    therefore have the covariance (T + 1) / (T − p − 2) · L Lᵀ: that of a new draw, after T draws from a normal
+    distribution of which nothing was known (Jeffreys' prior; twice L Lᵀ at most, and as it is before
+    `Learner.prepare` has counted the tasks). The uncertainty of the other parts is left out.
+
+    Args:
+        module: a network f(x) of the mean function m(x) = b + x W + f(x); by default a small one is built.
+        inputs: number of features of an input, which is flattened.
+        outputs: number of target values.
+        mean: what all tasks have in common: a line plus a network (``"network"``), ``"linear"`` or ``"constant"``.
+        kernel: what is added to the random intercept and slopes: ``"exponential"`` (Matérn of smoothness 1/2: errors
+            that go on for a while, a continuous AR(1)), smooth curves (``"matern"`` of smoothness 5/2, or ``"rbf"``),
+            or nothing (``"linear"``).
+        hidden: widths of the layers of the mean function's network.
+        regularization: how much the weak prior counts; 1 is maximum a posteriori, 0 maximum likelihood. It is weighed
+            against the number of target values of the training tasks, which `Learner.prepare` counts (1000 before).
+        likelihood: what is trained on: that of all of a task's points, jointly (``"joint"``), or that of the query
+            points given the support set, one by one (``"predictive"``).
+        dtype: of θ and M, where there is no module.
+        options: those of `embedding`, for the module.
+
+    Raises:
+        UnknownNameError: a mean, kernel or likelihood that does not exist.
+        UsageError: a module beside a mean that has none.
+
+    Reference: Fortuin, Rätsch 2019, arXiv:1901.08098 (learned mean functions, trained on the joint marginal
+    likelihood). The kernel of random effects, the linear part of the mean and the weak prior are added here.
+
+    >>> learner = gaussian_process(inputs=2, kernel="linear")
+    >>> sorted(learner.init(None).structure)
+    ['kernel.effects.log_diagonal', 'kernel.effects.lower', 'log_noise', 'tasks', 'values']
+    """
+    if module is not None and mean != "network":
+        raise UsageError(f"a module is the mean function's network, but mean={mean!r} has none; use mean='network'")
+    phi = embedding(module, **options)
+    # a module's curve is added to the line; its weights have no prior
+    chosen = _mean(mean if module is None else "linear", inputs, outputs, hidden)
+    made, like = _table_kernel(kernel, inputs), torch.empty(0, dtype=dtype) if module is None else phi.like
+
+    def init(generator: Generator | None = None) -> Meta:
+        structure = tree.prefixed("kernel", made.start(generator, like.dtype)) | _noise(like.dtype)
+        structure |= {"values": torch.tensor(VALUES), "tasks": torch.tensor(0.0)}
+        own = phi.start()
+        params = chosen.start(generator, like.dtype) | tree.prefixed("module", {**own.params, **own.structure})
+        parts = (tree.prefixed("mean", params), structure)
+        return Meta(*({name: value.to(like) for name, value in part.items()} for part in parts))
+
+    def view(meta: Meta, x: Tree, own: Params, seed: Tensor | None, draw: int) -> tuple[Tensor, Tensor, Params]:
+        if x.flatten(2).shape[-1] != inputs:
+            raise ShapeError(f"inputs have {x.flatten(2).shape[-1]} features; the learner was made for inputs={inputs}")
+        params = tree.within(meta.params, "mean")
+        means = chosen.values(params, x)
+        if module is not None:
+            curve, own = phi.apply(tree.within(params, "module"), own, x, seed, draw)
+            means = means + curve.reshape(means.shape)
+        return x.flatten(2), means, own
+
+    prior = Prior(init, view, made, phi.buffers, phi.batch_statistics)
+    if likelihood == "joint":
+        prior = prior._replace(for_new=_widened)
+    learner = conditioned(prior, likelihood)
+    return learner._replace(penalty=_weak_prior(init(None).structure, chosen, regularization), prepare=_prepare)
+
+
+@extends(embedding)
+def dkt(
+    module: nn.Module,
+    *,
+    kernel: Literal["rbf", "matern", "linear", "spectral"] = "rbf",
+    features: int | None = None,
+    outputs: int = 1,
+    likelihood: Likelihood = "joint",
+    **options: Any,
+) -> Learner:
+    """Learn a kernel on a network's features, k(f(x), f(x′)), that all tasks share: deep kernel transfer.
+
+    A task's targets are a Gaussian process with a constant mean, this kernel, and noise. The network is θ; mean,
+    kernel and noise are M. Trained on the marginal likelihood of all of a task's points, support and query together,
+    −log p(y_support, y_query) for each target value. Adapting conditions on the support set in closed form.
+
+    Args:
+        module: the network f; its outputs ``(n, *features)`` are flattened.
+        kernel: the covariance of the network's features: ``"rbf"``, ``"matern"`` (smoothness 5/2), ``"linear"``, or
+            ``"spectral"`` (4 mixtures).
+        features: number of the network's features, for a length (or frequency) of each; by default all share one.
+        outputs: number of target values; they share the kernel, and are independent.
+        likelihood: what is trained on: that of all of a task's points, jointly, as in the paper (``"joint"``), or that
+            of the query points given the support set, one by one (``"predictive"``).
+        options: those of `embedding`.
+
+    Raises:
+        UnknownNameError: a kernel or likelihood that does not exist.
+
+    Reference: Patacchiola, Turner, Crowley, O'Boyle, Storkey 2020, arXiv:1910.05199 (its regression).
+
+    >>> learner = dkt(nn.Linear(1, 8), kernel="spectral")
+    >>> sorted(learner.init(None).params)
+    ['bias', 'weight']
+    """
+    phi = embedding(module, **options)
+    made, mean, like = _deep_kernel(kernel, features), constant_mean(outputs), phi.like
+
+    def init(generator: Generator | None = None) -> Meta:
+        numbers = tree.prefixed("kernel", made.start(generator, like.dtype)) | _noise(like.dtype)
+        numbers |= tree.prefixed("mean", mean.start(generator, like.dtype))
+        params, structure = phi.start()
+        return Meta(params, structure | {name: value.to(like.device) for name, value in numbers.items()})
+
+    def view(meta: Meta, x: Tree, own: Params, seed: Tensor | None, draw: int) -> tuple[Tensor, Tensor, Params]:
+        embedded, own = phi.apply({**meta.params, **meta.structure}, own, x, seed, draw)
+        if features is not None and embedded.shape[-1] != features:
+            raise ShapeError(f"the network gives {embedded.shape[-1]} features; the kernel was made for {features}")
+        return embedded, mean.values(tree.within(meta.structure, "mean"), embedded), own
+
+    return conditioned(Prior(init, view, made, phi.buffers, phi.batch_statistics), likelihood)
+
+
+def _noise(dtype: torch.dtype) -> Params:
+    return {"log_noise": torch.tensor(math.log(NOISE), dtype=dtype)}
+
+
+def _mean(name: str, inputs: int, outputs: int, hidden: Sequence[int]) -> Mean:
+    if name == "network":
+        return network_mean(inputs, outputs, hidden)
+    if name == "linear":
+        return linear_mean(inputs, outputs)
+    if name == "constant":
+        return constant_mean(outputs)
+    raise unknown_name("mean", name, ("network", "linear", "constant"))
+
+
+def _table_kernel(name: str, inputs: int) -> Kernel:
+    effects = kernels.effects(inputs, intercept=INTERCEPT, slopes=SLOPES)
+    if name == "linear":
+        return kernels.total({"effects": effects})
+    rests = {
+        "exponential": partial(kernels.matern, smoothness=0.5),
+        "matern": kernels.matern,
+        "rbf": kernels.rbf,
+    }
+    if name not in rests:
+        raise unknown_name("kernel", name, (*rests, "linear"))
+    return kernels.total({"effects": effects, "rest": rests[name](inputs, scale=REST)})
+
+
+def _deep_kernel(name: str, features: int | None) -> Kernel:
+    if name == "linear":
+        return kernels.linear()
+    stationary = {"rbf": kernels.rbf, "matern": kernels.matern, "spectral": kernels.spectral}
+    if name not in stationary:
+        raise unknown_name("kernel", name, (*stationary, "linear"))
+    return stationary[name](features)
+
+
+def _weak_prior(start: Params, mean: Mean, regularization: float) -> Callable[[Meta], Tensor]:
+    """Return −log p(θ, M) for each target value of the training tasks."""
+
+    def penalty(meta: Meta) -> Tensor:
+        moved = [(v - start[k].to(v)).square().sum() for k, v in meta.structure.items() if k not in COUNTS]
+        cost = 0.5 * torch.stack(moved).sum() / WIDTH**2 + mean.cost(tree.within(meta.params, "mean"))
+        # the number of values is a constant: rounded, it has no derivative
+        return regularization * cost / meta.structure["values"].round().clamp(min=1)
+
+    return penalty
+
+
+def _widened(meta: Meta) -> Meta:
+    """Return M with the random effects' covariance as it is predicted for a new task, times (T + 1) / (T − p − 2)."""
+    tasks, logs = meta.structure["tasks"].round(), meta.structure["kernel.effects.log_diagonal"]
+    factor = ((tasks + 1) / (tasks - len(logs) - 2).clamp(min=1)).clamp(max=WIDEST)
+    factor = torch.where(tasks > 0, factor, 1)
+    return meta._replace(structure=meta.structure | {"kernel.effects.log_diagonal": logs + 0.5 * factor.log()})
+
+
+def _prepare(meta: Meta, tasks: Tasks, seed: int, folder: object = None, /) -> Meta:
+    """Start the mean function as the least-squares line through all training tasks, and count them."""
+    values = meta.structure["values"]
+    found = pooled(tasks, values.dtype)
+    params = dict(meta.params)
+    if "mean.linear" in params:
+        start = {"mean.bias": found.weights[0], "mean.linear": found.weights[1:]}
+        params |= {name: value.to(params[name].device).clone() for name, value in start.items()}
+    counts = {"values": torch.full_like(values, found.values), "tasks": torch.full_like(values, found.tasks)}
+    return Meta(params, meta.structure | counts)

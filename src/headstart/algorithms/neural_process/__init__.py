@@ -1,1 +1,0 @@
-"""Networks that read the support set and answer with a distribution."""

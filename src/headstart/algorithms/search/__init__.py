@@ -1,1 +1,0 @@
-"""Hyper-parameters of anything with fit and predict."""

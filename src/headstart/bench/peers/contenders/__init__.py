@@ -1,1 +1,0 @@
-"""One file a contender: each computes the same meta-gradient in that library's own best way."""

@@ -1,0 +1,157 @@
+"""The options of a run on the command line: which there are depends on the tasks, the method and the model.
+
+The words are read twice: once for the names that decide what there is to choose, then with all of it.
+"""
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, get_args
+
+from cyclopts import App, Group, Parameter
+from cyclopts.exceptions import UnknownOptionError
+
+from headstart.errors import ConfigError
+from headstart.registry import rows
+from headstart.schema import Option, options_of
+from headstart.training.config import Outer, Run, Schema, flags, help_of, nested, unknown
+
+#: The commands' own options that decide, and such as take a value besides.
+_NAMES, _OTHERS = ("--method", "--methods", "--model", "--config"), ("--out",)
+
+
+class Words(NamedTuple):
+    """What decides which options there are."""
+
+    source: str | None
+    names: Mapping[str, str]
+    """What follows ``--method``, ``--methods``, ``--model`` and ``--config``, by their names without dashes."""
+
+
+class Called(NamedTuple):
+    """What a command line says."""
+
+    own: dict[str, Any]
+    """The arguments of the command itself."""
+    tree: dict[str, dict[str, Any]]
+    """The run's options, by owner; texts and booleans that nobody has checked."""
+
+
+def first_look(words: Sequence[str]) -> Words:
+    """Read the tasks, the method, the model and the file off the words of a command."""
+    names: dict[str, str] = {}
+    free: list[str] = []
+    perhaps: list[str] = []
+    before = ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in _NAMES and equals:
+            names[name[2:]] = value
+        elif before in _NAMES:
+            names[before[2:]] = word
+        elif not word.startswith("-") and before not in _OTHERS:
+            # behind an option it may be the option's value, or the tasks behind a switch
+            (perhaps if before.startswith("--") and "=" not in before else free).append(word)
+        before = word
+    known = {row.name for row in rows("task")}
+    perhaps = [word for word in perhaps if word in known or os.path.exists(word)]
+    return Words(next(iter([*free, *perhaps]), None), names)
+
+
+def call(
+    command: Callable[..., Any], words: Sequence[str], schemas: Sequence[Schema], epilogue: str = ""
+) -> Called | None:
+    """Read a command's words; or print its help, where they ask for it, and return ``None``.
+
+    Args:
+        command: a function whose parameters and docstring are the command's own; it is not called.
+        words: the words behind the command's name.
+        schemas: what there is to choose; where there is none, what every run has.
+        epilogue: what the help ends with.
+
+    Raises:
+        CycloptsError, ConfigError: words that are no option of this command and run.
+    """
+    options = _options(schemas)
+    places = {name.replace(".", "__"): name for name in options}
+    groups = _groups(schemas)
+    own = inspect.signature(command, eval_str=True)
+    added = [
+        inspect.Parameter(
+            key,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=_annotation(name, options, groups[name.partition(".")[0]]),
+        )
+        for key, name in places.items()
+    ]
+
+    def read(*arguments: Any, **given: Any) -> Called:
+        positional = dict(zip(own.parameters, arguments))
+        tree = nested({places[key]: value for key, value in given.items() if key in places and value is not None})
+        return Called(positional | {key: value for key, value in given.items() if key not in places}, tree)
+
+    shaped: Any = read
+    shaped.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])
+    shaped.__annotations__ = {name: value.annotation for name, value in shaped.__signature__.parameters.items()}
+    shaped.__doc__ = command.__doc__
+    app = App(
+        name=f"headstart {command.__name__}",
+        help_format="markdown",
+        help_epilogue=epilogue,
+        version_flags=[],
+        group_commands=Group("Commands", show=False),
+    )
+    app.default(shaped)
+    try:
+        return app(_short(words, options), exit_on_error=False, print_error=False, result_action="return_value")
+    except UnknownOptionError as error:
+        raise _explained(error, schemas) from error
+
+
+def _short(words: Sequence[str], options: Mapping[str, Option]) -> list[str]:
+    """Return the words with full names of options, such as ``--method.kernel``, as the short ones, where there are."""
+    short = {}
+    for name in options:
+        best, *others = flags(name, options)
+        short |= {other: best for other in others}
+        short |= {f"--no-{other[2:]}": f"--no-{best[2:]}" for other in others}
+        short |= {f"--{owner}.no-{own}": f"--no-{best[2:]}" for owner, _, own in (o[2:].partition(".") for o in others)}
+    parts = [word.partition("=") for word in words]
+    return [short.get(name, name) + equals + value for name, equals, value in parts]
+
+
+def _options(schemas: Sequence[Schema]) -> dict[str, Option]:
+    if schemas:
+        return {name: option for schema in schemas for name, option in schema.options.items()}
+    every = {f"outer.{name}": option._replace(default=None) for name, option in options_of(Outer).items()}
+    return every | {f"run.{name}": option for name, option in options_of(Run).items()}
+
+
+def _groups(schemas: Sequence[Schema]) -> dict[str, Group]:
+    told = {"tasks": "Tasks", "method": "Method", "model": "Model", "outer": "Outer loop", "run": "Run"}
+    if len(schemas) == 1:
+        one = schemas[0]
+        told |= {"tasks": f"Tasks: {one.family.name}", "method": f"Method: {one.method.name}"}
+        told |= {} if one.model is None else {"model": f"Model: {one.model.name}"}
+    return {owner: Group(title, sort_key=place) for place, (owner, title) in enumerate(told.items())}
+
+
+def _annotation(name: str, options: Mapping[str, Option], group: Group) -> Any:
+    option, names = options[name], flags(name, options)[0]
+    # everything else is a text, which is read where the other ways of configuring are
+    kind = bool if option.type is bool or bool in get_args(option.type) else str
+    negative = f"--no-{names[2:]}" if kind is bool else ()
+    parameter = Parameter(
+        name=names, negative=negative, help=help_of(option), group=group, show_default=False, show_choices=False
+    )
+    return Annotated[kind | None, parameter]
+
+
+def _explained(error: UnknownOptionError, schemas: Sequence[Schema]) -> Exception:
+    """Say which option was meant, or what would take it."""
+    word = (error.token.keyword or error.token.value).split("=")[0].lstrip("-").removeprefix("no-")
+    owner, _, own = word.replace("-", "_").rpartition(".")
+    if not schemas:
+        return ConfigError(f"unknown option --{word}; where it is one of tasks, name the TASKS first")
+    return ConfigError(unknown(f"{owner}.{own}", schemas[0])) if own else error

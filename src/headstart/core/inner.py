@@ -1,0 +1,150 @@
+"""The inner loop: T steps of a rule on the support loss, for B tasks at once, and what an adjoint of it is.
+
+θᵢ ← θᵢ − rule(∇ support lossᵢ(θᵢ)), T times. An `Adjoint` runs the steps and decides what is remembered for the
+backward pass; the mathematics of a step is not its business. They are in `core.adjoints`.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from headstart.core import tree
+from headstart.core.rules import Rule
+from headstart.errors import UsageError
+from headstart.types import Info, Params, Tree
+
+
+class Inner(NamedTuple):
+    """What an inner step changes."""
+
+    params: Params
+    """The parameters that move, each ``(B, *shape)``."""
+    rule: Tree
+    """The rule's state."""
+    buffers: Params
+    """The tasks' own buffers, each ``(B, *shape)``."""
+
+
+class Given(NamedTuple):
+    """What inner steps use and do not change; derivatives flow to all of its tensors."""
+
+    structure: Params
+    """M"""
+    params: Params = {}
+    """The parameters that do not move, with a task axis or shared."""
+    support: Any = None
+    """What the loss is of: a `headstart.Batch`, or whatever the loss understands."""
+    features: Tree = None
+    """What the layers below all that moves make of the support set, where they are computed once for all steps."""
+
+
+SupportLoss: TypeAlias = Callable[[Given, Params, Params, int], tuple[Tensor, Params]]
+"""``(given, params, buffers, step) -> (support losses (B,), buffers)``; all that it uses is in its arguments."""
+
+
+class Step(NamedTuple):
+    """One inner step as a function of values; steps are numbered from ``first`` on."""
+
+    support_loss: SupportLoss
+    rule: Rule
+    first: int = 0
+
+    def __call__(self, given: Given, inner: Inner, number: int, create_graph: bool) -> tuple[Inner, Tensor]:
+        """Return what the step leads to, and the support losses ``(B,)`` before it, without history.
+
+        ``g = ∂(Σᵢ lossᵢ)/∂params`` holds every task's own gradient, since task i's loss depends on task i's tensors
+        alone; then ``params ← params − rule(g)``.
+        """
+        losses, grads, buffers = gradients(self.support_loss, given, inner, number + self.first, create_graph)
+        moved, state = self.displacement(given, inner, number, grads)
+        del grads  # as much as all parameters: not to be held while the new ones are made
+        params = tree.subtract(inner.params, moved)
+        if create_graph and len(moved) < len(params):
+            # as tensors of their own: the next gradient holds the others still, which depend on those of this step
+            params = {name: value if name in moved else value.view_as(value) for name, value in params.items()}
+        return Inner(params, state, buffers), losses.detach()
+
+    def displacement(self, given: Given, inner: Inner, number: int, grads: Params) -> tuple[Params, Tree]:
+        """Return what the step subtracts for such gradients, by name, and the rule's next state."""
+        return self.rule.update(given.structure, inner.rule, grads, inner.params, number + self.first)
+
+
+def gradients(
+    support_loss: SupportLoss, given: Given, inner: Inner, number: int, create_graph: bool
+) -> tuple[Tensor, Params, Params]:
+    """Return the support losses ``(B,)``, every task's own gradient of them, and the buffers after the pass.
+
+    Raises:
+        UsageError: the loss has no derivative with respect to any of the parameters.
+    """
+    with torch.enable_grad():
+        leaves = {
+            name: value if create_graph and value.requires_grad else value.detach().requires_grad_()
+            for name, value in inner.params.items()
+        }
+        losses, buffers = support_loss(given, leaves, inner.buffers, number)
+        if not losses.requires_grad:
+            raise UsageError(
+                f"the support loss has no derivative with respect to any parameter that moves: {', '.join(leaves)}; it "
+                f"does not depend on them, or by operations without one (argmax, rounding, comparisons, what is under "
+                f"torch.no_grad()). Adapt by a loss that has one, and keep accuracies for the report"
+            )
+        asked = list(leaves.values())
+        found = torch.autograd.grad(losses.sum(), asked, create_graph=create_graph, allow_unused=True)
+    if all(gradient is None for gradient in found):
+        raise UsageError(f"the support loss does not depend on any parameter that moves: {', '.join(leaves)}")
+    named = {
+        name: torch.zeros_like(leaf) if gradient is None else gradient
+        for (name, leaf), gradient in zip(leaves.items(), found)
+    }
+    if not create_graph:
+        # the graph that made them is gone with the gradients
+        buffers = {name: value.detach() for name, value in buffers.items()}
+    return losses, named, buffers
+
+
+class Adjoint(Protocol):
+    """How the derivative of the adapted parameters is computed.
+
+    ``(step, given, start, steps) -> (state after the steps, [losses of each step])``
+    """
+
+    @property
+    def exact(self) -> bool:
+        """Whether the derivative is exact."""
+
+    def __call__(self, step: Step, given: Given, start: Inner, steps: int, /) -> tuple[Inner, list[Tensor]]: ...
+
+
+def run(
+    step: Step, given: Given, inner: Inner, numbers: Iterable[int], create_graph: bool
+) -> tuple[Inner, list[Tensor]]:
+    """Take the steps of these numbers one after another: the loop of all adjoints."""
+    losses = []
+    for number in numbers:
+        inner, loss = step(given, inner, number, create_graph)
+        losses.append(loss)
+    return inner, losses
+
+
+def solve(
+    support_loss: SupportLoss, start: Inner, given: Given, rule: Rule, adjoint: Adjoint, steps: int, first: int = 0
+) -> tuple[Inner, Info]:
+    """Return the state after ``steps`` inner steps (see `Step`) and the support losses before each, ``(steps, B)``.
+
+    Steps are numbered from ``first`` on. The result is differentiable as the adjoint says; where gradients are off,
+    nothing is remembered.
+    """
+    if steps < 0:
+        raise UsageError(f"the number of inner steps must be 0 or more, got {steps}")
+    end, losses = adjoint(Step(support_loss, rule, first), given, start, steps)
+    like = next(iter(start.params.values()))
+    return end, Info(torch.stack(losses) if losses else like.new_zeros(0, like.shape[0]))
+
+
+def expanded(params: Params, names: Iterable[str], tasks: int) -> Params:
+    """Return the named parameters with a task axis, ``(tasks, *shape)``, all tasks starting from the same values."""
+    wanted = set(names)
+    return {name: value.expand(tasks, *value.shape) for name, value in params.items() if name in wanted}

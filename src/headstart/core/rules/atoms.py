@@ -1,0 +1,237 @@
+"""The atoms that most rules are chained of: step sizes, running averages, clipping and pulls.
+
+Step sizes are one, or learned ones in M, by tensor, inner step and weight. With ``positive=True`` M holds the logarithm
+of a rate, so that no outer step can turn its sign; it is then called ``log_rate`` where it would be ``rate``.
+"""
+
+import torch
+from torch import Generator, Tensor
+
+from headstart.core import tree
+from headstart.core.rules.rule import Rule, require_fraction, require_positive, stateless
+from headstart.errors import UsageError
+from headstart.types import Params, Tree
+
+
+def scale(rate: float, *, learn: bool = False, positive: bool = False, name: str = "rate") -> Rule:
+    """Multiply by a step size: α g. With ``learn``, α is part of M under ``name``.
+
+    Args:
+        rate: α, positive.
+        learn: whether the outer loop learns α.
+        positive: keep the learned α positive.
+        name: of the part of M.
+    """
+    require_positive("rate", rate)
+    if not learn:
+        return stateless(lambda m, grads, params: {k: rate * g for k, g in grads.items()})
+    rates = _Rates(name, positive)
+    rule = stateless(lambda m, grads, params: {k: rates.of(m) * g for k, g in grads.items()})
+    return rule._replace(
+        structure=lambda params, generator: {rates.key(): rates.start(next(iter(params.values())).new_full((), rate))},
+        shown=lambda m: {name: rates.of(m)},
+    )
+
+
+def per_tensor(rate: float, *, steps: int | None = None, positive: bool = False, name: str = "rate") -> Rule:
+    """Multiply each parameter tensor's gradient by its own learned step size, α_w g_w, or α_{w,t} g_w at step t.
+
+    Args:
+        rate: where every α starts, positive.
+        steps: T: with it, every tensor has one α for each of the steps 0 … T − 1, ``(T,)`` in M (LSLR, the per-layer
+            per-step rates of MAML++); later steps go by the last one. Without it, one for all steps.
+        positive: keep every α positive.
+        name: of the part of M.
+
+    Reference: Antoniou, Edwards, Storkey 2018, arXiv:1810.09502, for ``steps``.
+    """
+    require_positive("rate", rate)
+    if steps is not None and steps < 1:
+        raise UsageError(f"steps must be at least 1, got {steps}")
+    rates = _Rates(name, positive)
+    shape = () if steps is None else (steps,)
+
+    def structure(params: Params, generator: Generator | None) -> Params:
+        return {rates.key(k): rates.start(value.new_full(shape, rate)) for k, value in params.items()}
+
+    def update(m: Params, state: Params, grads: Params, params: Params, step: int) -> tuple[Params, Params]:
+        at = () if steps is None else (min(step, steps - 1),)
+        return {k: rates.of(m, k)[at] * g for k, g in grads.items()}, state
+
+    return Rule(update, structure=structure, shown=rates.shown)
+
+
+def per_weight(rate: float | tuple[float, float] = (0.005, 0.1), *, positive: bool = False, name: str = "rate") -> Rule:
+    """Multiply each weight's gradient by its own learned step size, α ∘ g with α shaped like θ (Meta-SGD).
+
+    It is also the learned diagonal preconditioner.
+
+    Args:
+        rate: where each α starts: a number, or a range to draw it from uniformly (the paper's, by default).
+        positive: keep every α positive (the paper's may change sign).
+        name: of the part of M.
+
+    Reference: Li, Zhou, Chen, Li 2017, arXiv:1707.09835.
+    """
+    low, high = rate if isinstance(rate, tuple) else (rate, rate)
+    require_positive("rate", low)
+    if low > high:
+        raise UsageError(f"rate goes from {low} to {high}; give the lower end first")
+    rates = _Rates(name, positive)
+
+    def structure(params: Params, generator: Generator | None) -> Params:
+        def start(value: Tensor) -> Tensor:
+            if low == high:
+                return torch.full_like(value, low)
+            # drawn on the CPU, so that a seed means the same numbers on every device
+            draw = torch.rand(value.shape, generator=generator, dtype=torch.float64)
+            return (low + (high - low) * draw).to(value)
+
+        return {rates.key(k): rates.start(start(value)) for k, value in params.items()}
+
+    rule = stateless(lambda m, grads, params: {k: rates.of(m, k) * g for k, g in grads.items()})
+    return rule._replace(structure=structure, shown=rates.shown)
+
+
+class _Rates:
+    """How rates stand in M: as they are, or by their logarithms."""
+
+    def __init__(self, name: str, positive: bool) -> None:
+        self.name = name
+        self.positive = positive
+
+    def key(self, tensor: str = "") -> str:
+        own = f"log_{self.name}" if self.positive else self.name
+        return f"{own}.{tensor}" if tensor else own
+
+    def start(self, rate: Tensor) -> Tensor:
+        return rate.log() if self.positive else rate
+
+    def of(self, m: Params, tensor: str = "") -> Tensor:
+        value = m[self.key(tensor)]
+        return value.exp() if self.positive else value
+
+    def shown(self, m: Params) -> Params:
+        keys = tree.within(m, self.key())
+        return {f"{self.name}.{key}": self.of(m, key) for key in keys}
+
+
+def momentum(decay: float = 0.9, *, nesterov: bool = False, learn: bool = False, name: str = "momentum") -> Rule:
+    """Accumulate: v ← μ v + g, and step by v, or by g + μ v with Nesterov's look-ahead; equals torch.optim.SGD.
+
+    Args:
+        decay: μ, in [0, 1); where a learned one starts, in (0, 1).
+        nesterov: whether to look ahead.
+        learn: whether the outer loop learns μ; M then holds its logit, ``logit_momentum``, so that it stays in (0, 1).
+        name: of the part of M.
+    """
+    require_fraction("decay", decay)
+    if learn and decay == 0:
+        raise UsageError("a learned decay must start above 0, since its logit would be infinite; got 0")
+
+    def decay_of(m: Params) -> Tensor | float:
+        return m[f"logit_{name}"].sigmoid() if learn else decay
+
+    def update(m: Params, state: Params, grads: Params, params: Params, step: int) -> tuple[Params, Params]:
+        kept = decay_of(m)
+        state = {k: kept * state[k] + g for k, g in grads.items()}
+        return ({k: g + kept * state[k] for k, g in grads.items()} if nesterov else state), state
+
+    rule = Rule(update, lambda m, params, seed: tree.zeros_like(params))
+    if not learn:
+        return rule
+
+    def structure(params: Params, generator: Generator | None) -> Params:
+        return {f"logit_{name}": next(iter(params.values())).new_tensor(decay).logit()}
+
+    return rule._replace(structure=structure, shown=lambda m: {name: m[f"logit_{name}"].sigmoid()})
+
+
+def adam(decay: float = 0.9, square_decay: float = 0.999, epsilon: float = 1e-8) -> Rule:
+    """Normalise by running moments: m̂ / (√v̂ + ε); follow with `scale`. Equals torch.optim.Adam.
+
+    The derivative of √v̂ at 0 is taken as 0, so that a weight without gradient does not make the meta-gradient NaN.
+
+    Reference: Kingma, Ba 2014, arXiv:1412.6980.
+    """
+    require_fraction("decay", decay)
+    require_fraction("square_decay", square_decay)
+    require_positive("epsilon", epsilon)
+
+    def state(m: Params, params: Params, seed: Tensor | None) -> Tree:
+        return tree.zeros_like(params), tree.zeros_like(params)
+
+    def update(m: Params, state: Tree, grads: Params, params: Params, step: int) -> tuple[Params, Tree]:
+        first = {k: decay * state[0][k] + (1 - decay) * g for k, g in grads.items()}
+        second = {k: square_decay * state[1][k] + (1 - square_decay) * g.square() for k, g in grads.items()}
+        bias, square_bias = 1 - decay ** (step + 1), 1 - square_decay ** (step + 1)
+        out = {k: (first[k] / bias) / (tree.safe_sqrt(second[k] / square_bias) + epsilon) for k in grads}
+        return out, (first, second)
+
+    return Rule(update, state)
+
+
+def clip(*, value: float | None = None, norm: float | None = None) -> Rule:
+    """Clip each element to [−value, value], or each task's whole gradient to Euclidean length ``norm``."""
+    if (value is None) == (norm is None):
+        raise UsageError(f"clip takes either value= or norm=, got value={value} and norm={norm}")
+    if value is not None:
+        limit = value
+        require_positive("value", limit)
+        return stateless(lambda m, grads, params: {k: g.clamp(-limit, limit) for k, g in grads.items()})
+    longest = float(norm or 0)
+    require_positive("norm", longest)
+
+    def shorten(m: Params, grads: Params, params: Params) -> Params:
+        length = tree.per_task_norm(grads)
+        factor = longest / length.clamp(min=longest)
+        return {k: g * tree.over_tasks(factor, g) for k, g in grads.items()}
+
+    return stateless(shorten)
+
+
+def weight_decay(strength: float, *, learn: bool = False, name: str = "weight_decay") -> Rule:
+    """Pull towards zero: g + λ θ; before `momentum` and `adam`, as in torch.optim.
+
+    Args:
+        strength: λ, positive; where the learned ones start.
+        learn: whether the outer loop learns a λ_w for each parameter tensor; M then holds their logarithms
+            (``log_weight_decay.<parameter>``), so that they stay positive.
+        name: of the part of M.
+    """
+    pull = _strengths(strength, learn, name)
+
+    def update(m: Params, state: Params, grads: Params, params: Params, step: int) -> tuple[Params, Params]:
+        pulled = pull.update(m, {}, {k: params[k] for k in grads}, params, step)[0]
+        return {k: g + pulled[k] for k, g in grads.items()}, state
+
+    return Rule(update, structure=pull.structure, shown=pull.shown)
+
+
+def proximal(strength: float, *, learn: bool = False, name: str = "proximal") -> Rule:
+    """Pull towards where the task started: g + λ (θ_t − θ⁰), the gradient of the loss + λ/2 ‖θ_t − θ⁰‖².
+
+    It is differentiated with respect to θ⁰ as well.
+
+    Args:
+        strength: λ, positive; where the learned ones start.
+        learn: whether the outer loop learns a λ_w for each parameter tensor; M then holds their logarithms
+            (``log_proximal.<parameter>``), so that they stay positive.
+        name: of the part of M.
+
+    Reference: Rajeswaran, Finn, Kakade, Levine 2019, arXiv:1909.04630, equation 3.
+    """
+    pull = _strengths(strength, learn, name)
+
+    def update(m: Params, state: Params, grads: Params, params: Params, step: int) -> tuple[Params, Params]:
+        away = {k: params[k] - state[k] for k in grads}
+        pulled = pull.update(m, {}, away, params, step)[0]
+        return {k: g + pulled[k] for k, g in grads.items()}, state
+
+    return Rule(update, lambda m, params, seed: dict(params), pull.structure, shown=pull.shown)
+
+
+def _strengths(strength: float, learn: bool, name: str) -> Rule:
+    """Return the rule that multiplies a pull by λ, or by each tensor's λ_w from M."""
+    require_positive("strength", strength)
+    return per_tensor(strength, positive=True, name=name) if learn else scale(strength)

@@ -1,0 +1,137 @@
+"""Images as a kind of data: a new task is a folder of class folders, and what is predicted is an image's class."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from headstart.data.images.fewshot import scaled
+from headstart.data.images.folder import SUFFIXES, read_class_folder, read_images, task_folders
+from headstart.data.kind import DataKind, Inputs, NewTask, Row, class_answers, files_of, unsampled
+from headstart.errors import FileError
+from headstart.types import Batch, Tasks
+
+#: Images that are predicted at a time.
+_CHUNK = 256
+
+
+class Prepared(NamedTuple):
+    """How image files become what a run was trained on."""
+
+    input_shape: tuple[Literal[1, 3], int, int]
+    light_on_dark: bool
+    """Whether an image that is dark on light is to be turned into its negative."""
+    classes: int
+    """Classes of a task, as trained."""
+    training_classes: str
+    """The SHA-256 of the names of the classes that were trained on."""
+
+
+def _preparation(tasks: Tasks) -> dict[str, Any] | None:
+    shape = tasks.input_shape
+    if tasks.kind != "classification" or len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
+        return None
+    details = tasks.details
+    names = "\n".join(details.get("class_names", {}).get("train", ()))
+    return {
+        "input_shape": list(shape),
+        "light_on_dark": bool(details.get("light_on_dark", False)),
+        "classes": tasks.output_size,
+        "training_classes": hashlib.sha256(names.encode()).hexdigest(),
+    }
+
+
+def _read(value: Any, where: str) -> Prepared:
+    try:
+        channels, height, width = (int(size) for size in value["input_shape"])
+        shape, classes = (cast(Literal[1, 3], channels), height, width), int(value["classes"])
+        found = Prepared(shape, bool(value["light_on_dark"]), classes, str(value["training_classes"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{where} does not say how images are prepared: {error}") from error
+    if channels not in (1, 3) or not 0 < height == width <= 4096 or not 2 <= classes <= 1_000_000:
+        raise FileError(f"{where} has {classes} classes and inputs of shape {shape}")
+    return found
+
+
+def _difference(kept: Prepared, now: Prepared) -> str:
+    names = {"input_shape": "the images' shape", "training_classes": "which classes there are"}
+    changed = (field for field in Prepared._fields if getattr(kept, field) != getattr(now, field))
+    return next((names.get(field, field) for field in changed), "")
+
+
+def _recognises(path: Path) -> bool:
+    """Return whether a folder holds an image, or no file at all: then it is said what is missing."""
+    files = (name for _, _, names in os.walk(path) for name in names)
+    looked_at = [name.lower().endswith(SUFFIXES) for name in islice(files, 10_000)]
+    return path.is_dir() and (not looked_at or any(looked_at))
+
+
+def _support(prepared: Prepared, source: Path, strict: bool) -> list[tuple[NewTask, Batch]]:
+    found = []
+    for name, folder in task_folders(source).items():
+        read = read_class_folder(folder, prepared.input_shape[-1], prepared.input_shape[0], strict)
+        counts = tuple(len(images) for images in read.images)
+        x = _as_trained(prepared, scaled(torch.cat(read.images)))
+        y = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        found.append((NewTask(name, tuple(read.names), counts), Batch(x.unsqueeze(0), y.unsqueeze(0))))
+    return found
+
+
+def _inputs(prepared: Prepared, sources: Sequence[str], tasks: Sequence[str]) -> Iterator[Inputs]:
+    """An image is of the task that the nearest folder around it is called as."""
+    files = files_of(sources, SUFFIXES)
+    for start in range(0, len(files), _CHUNK):
+        paths = files[start : start + _CHUNK]
+        read = read_images(paths, prepared.input_shape[-1], prepared.input_shape[0], strict=True)
+        x = _as_trained(prepared, scaled(torch.stack([cast(Tensor, image) for image in read])))
+        own = [next((name for name in reversed(path.parts[:-1]) if name in tasks), None) for path in paths]
+        rows: list[Row] = [
+            {"image": str(path)} | ({} if task is None else {"task": task}) for path, task in zip(paths, own)
+        ]
+        yield Inputs(x, own, rows, lambda place, paths=paths: str(paths[place]))
+
+
+def _as_trained(prepared: Prepared, x: Tensor) -> Tensor:
+    """Return images with the polarity of the run's tasks: an image's border tells its background."""
+    if not prepared.light_on_dark:
+        return x
+    border = torch.cat([x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]], -1)
+    light = border.mean((1, 2), keepdim=True).unsqueeze(-1) > 0.5
+    return torch.where(light, 1 - x, x)
+
+
+def _predicts(prepared: Prepared) -> str:
+    channels, height, width = prepared.input_shape
+    return f"the class of an image ({height} x {width}, {'grey' if channels == 1 else 'RGB'})"
+
+
+def _task(tasks: Tasks) -> str:
+    shots, queries = tasks.details["shots"], tasks.details["queries"]
+    shots = "-".join(map(str, shots)) if isinstance(shots, tuple) else shots
+    return f"{tasks.output_size} classes; {shots} support and {queries} query images a class"
+
+
+IMAGES = DataKind(
+    name="images",
+    recognises=_recognises,
+    preparation=_preparation,
+    read=_read,
+    difference=_difference,
+    like=lambda prepared, classes: Tasks(
+        "images", unsampled, "classification", prepared.input_shape, classes or prepared.classes, {}
+    ),
+    support=_support,
+    inputs=_inputs,
+    answers=lambda prepared, labels, outputs, deviations: class_answers(labels, outputs),
+    predicts=_predicts,
+    task=_task,
+    examples="images",
+    usage=("FOLDER_OF_CLASS_FOLDERS", "IMAGES"),
+    picture="headstart.training.report.episodes.images:picture",
+    caption="The picture episode.png shows the first test task.",
+)

@@ -1,0 +1,154 @@
+"""Kinds of data: all that differs between images, tables and curves is one value, `DataKind`.
+
+Nothing above this folder asks which kind it is. A new kind is one folder with such a value, and one row.
+"""
+
+import glob
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, cast
+
+from torch import Tensor
+
+from headstart.errors import DataError, FileError
+from headstart.registry import find, load
+from headstart.types import Batch, Episodes, Tasks
+
+Row: TypeAlias = dict[str, Any]
+"""One example's answer, and what it is the answer to."""
+
+
+class NewTask(NamedTuple):
+    """A task that was not trained on."""
+
+    name: str | None
+    """What it is called; ``None`` where its source does not say."""
+    labels: tuple[str, ...]
+    """What its class ids are called; empty where numbers are predicted."""
+    counts: tuple[int, ...]
+    """How many examples there are to learn it from: of each class, or of all, where numbers are predicted."""
+
+
+class Inputs(NamedTuple):
+    """Examples that are to be predicted."""
+
+    x: Tensor
+    """``(n, *features)``."""
+    tasks: Sequence[str | None]
+    """The task that each is of; ``None`` where the source does not say."""
+    rows: Sequence[Row]
+    """What is to stand beside each answer."""
+    where: Callable[[int], str]
+    """Where one of them stands, as errors say it."""
+
+
+class DataKind(NamedTuple):
+    """A kind of data.
+
+    How raw data become numbers is learned from training tasks, kept as JSON with a run, and enough to read a new
+    task's data by: the *preparation*. ``read`` turns it into the kind's own value, which the others are given.
+    """
+
+    name: str
+    recognises: Callable[[Path], bool]
+    """Whether a user's file or folder is of this kind."""
+    preparation: Callable[[Tasks], Mapping[str, Any] | None]
+    """The preparation of tasks, as JSON; ``None`` where a new task cannot be read from files."""
+    read: Callable[[Any, str], Any]
+    """``(JSON, where it came from) ->`` what it says; raises `FileError` where it is not whole."""
+    difference: Callable[[Any, Any], str]
+    """What of the training data differs between two preparations; empty where nothing does."""
+    like: Callable[[Any, int], Tasks]
+    """``(preparation, classes)``: what a learner needs to know of such tasks, which nobody can sample; with 0 classes,
+    tasks as those that were trained on."""
+    support: Callable[[Any, Path, bool], list[tuple[NewTask, Batch]]]
+    """``(preparation, source, strict)``: the tasks that a source holds, each with its batch of one task. Unless
+    ``strict``, what cannot be read may be left out with a warning."""
+    inputs: Callable[[Any, Sequence[str], Sequence[str]], Iterator[Inputs]]
+    """``(preparation, sources, names of tasks)``: what sources hold, some at a time; files, folders and globs."""
+    answers: Callable[[Any, Sequence[str], Tensor, Tensor | None], list[Row]]
+    """``(preparation, labels, outputs (n, outputs), their standard deviations or None)``: an answer for each."""
+    predicts: Callable[[Any], str]
+    """What is predicted from what, in words."""
+    task: Callable[[Tasks], str]
+    """What a task is, in words."""
+    examples: str
+    """What examples are called."""
+    usage: tuple[str, str]
+    """What `headstart adapt` and `headstart predict` take, as a command line has it."""
+    picture: str | None = None
+    """``module:function`` of what draws test tasks: ``(tasks, learner, meta, truth) -> PNG bytes``, or ``None`` where
+    there is no picture of such tasks; ``truth(n)`` gives the same tasks with n query examples and no noise."""
+    caption: str = ""
+    """What that picture shows."""
+
+
+def find_kind(name: str) -> DataKind:
+    """Return the kind of data that is called ``name``.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    return cast(DataKind, load("data", name))
+
+
+def kind_of_family(family: str) -> DataKind:
+    """Return the kind of data of a family of tasks."""
+    return find_kind(find("task", family).kind)
+
+
+def unsampled(split: str, numbers: Sequence[int]) -> Episodes:
+    """The ``sample`` of tasks that only tell a learner their sizes."""
+    raise DataError("these tasks tell what a new task is like; there is none to sample")
+
+
+def files_of(sources: Iterable[str], suffixes: Sequence[str]) -> list[Path]:
+    """Return the files that sources name: a file itself, a folder's files with these suffixes, what a glob matches.
+
+    Raises:
+        FileError: a source that names nothing.
+        DataError: a folder without such a file.
+    """
+    found: list[Path] = []
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            inside = sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower() in suffixes
+                and not any(part.startswith(".") for part in file.relative_to(path).parts)
+                and file.is_file()
+            )
+            if not inside:
+                raise DataError(f"{path} holds no file of these: {', '.join(suffixes)}")
+            found += inside
+        elif path.exists() or not glob.has_magic(source):
+            found.append(path)
+        else:
+            matched = sorted(glob.glob(source, recursive=True))
+            if not matched:
+                raise FileError(f"no file is matched by {source!r}")
+            found += files_of(matched, suffixes)
+    return found
+
+
+def class_answers(labels: Sequence[str], logits: Tensor) -> list[Row]:
+    """Return the likeliest label of each row of ``logits``, and all probabilities."""
+    chances = [dict(zip(labels, row)) for row in logits.softmax(-1).tolist()]
+    best = [max(row, key=row.__getitem__) for row in chances]
+    return [{"prediction": one, "probability": row[one], "probabilities": row} for one, row in zip(best, chances)]
+
+
+#: How many standard deviations about the mean hold 90 % of a normal distribution.
+_NINETY = 1.6448536269514722
+
+
+def number_answers(outputs: Tensor, deviations: Tensor | None, mean: float = 0.0, scale: float = 1.0) -> list[Row]:
+    """Return the first output of each row in its own units, and where 90 % of observations are to lie, if known."""
+    columns = {"prediction": outputs[:, 0]}
+    if deviations is not None:
+        half = _NINETY * deviations[:, 0]
+        columns |= {"low": outputs[:, 0] - half, "high": outputs[:, 0] + half}
+    in_units = {name: (mean + scale * values).tolist() for name, values in columns.items()}
+    return [dict(zip(in_units, row)) for row in zip(*in_units.values())]

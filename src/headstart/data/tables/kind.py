@@ -1,0 +1,121 @@
+"""Tables as a kind of data: a new task is rows of a file, and what is predicted is their target."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from headstart.data.kind import DataKind, Inputs, NewTask, Row, class_answers, files_of, number_answers, unsampled
+from headstart.data.tables.read import distinct, find_columns, in_order, is_missing, read_table, refuse_missing
+from headstart.data.tables.schema import Schema, encode_features, encode_target, schema_from_json
+from headstart.types import Batch, Tasks
+
+SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
+
+#: Two machines may differ in the last digits of a mean; by more than this share of the scale, the rows differ.
+_ROUNDING = 1e-9
+
+
+def _difference(kept: Schema, now: Schema) -> str:
+    """Say which column's part in two schemas differs first; empty where none does."""
+    if [feature.column for feature in kept.features] != [feature.column for feature in now.features]:
+        return "which columns are features"
+    for before, after in zip(kept.features, now.features):
+        plain = before._replace(mean=after.mean, scale=after.scale)
+        if plain != after or _moved((before.mean, before.scale), (after.mean, after.scale)):
+            return f"column {before.column!r}"
+    plain = kept._replace(mean=now.mean, scale=now.scale, features=now.features)
+    return f"column {kept.target!r}" if plain != now or _moved((kept.mean, kept.scale), (now.mean, now.scale)) else ""
+
+
+def _moved(before: tuple[float, float], after: tuple[float, float]) -> bool:
+    """Return whether a mean and a standard deviation are others, but for rounding."""
+    slack = _ROUNDING * max(abs(before[0]), before[1])
+    return not all(math.isclose(one, other, rel_tol=_ROUNDING, abs_tol=slack) for one, other in zip(before, after))
+
+
+def _support(schema: Schema, source: Path, strict: bool) -> list[tuple[NewTask, Batch]]:
+    """Return a task for each value of the task column, or one where there is no such column, or it is empty."""
+    task = schema.task_column
+    table = read_table(
+        source,
+        lambda path, header: [
+            *_features(schema, path, header, ("the target of the run", schema.target)),
+            *({task} & set(header)),
+        ],
+    )
+    x, y = encode_features(schema, table), encode_target(schema, table)
+    if task not in table.columns or is_missing(table.columns[task]).all():
+        places = {None: slice(None)}
+    else:
+        refuse_missing(table, task, "task")
+        texts = table.columns[task]
+        places = {name: texts == name for name in in_order(distinct(texts)[0])}
+    found = []
+    for name, place in places.items():
+        own = y[place]
+        counts = own.bincount(minlength=len(schema.classes)).tolist() if schema.classes else [len(own)]
+        found.append((NewTask(name, schema.classes, tuple(counts)), Batch(x[place].unsqueeze(0), own.unsqueeze(0))))
+    return found
+
+
+def _features(schema: Schema, path: str, header: Sequence[str], *others: tuple[str, str]) -> list[str]:
+    """Return the columns that are needed, or refuse a header without one of them."""
+    wanted = [*(("a feature of the run", feature.column) for feature in schema.features), *others]
+    find_columns(path, header, wanted)
+    return [column for _, column in wanted]
+
+
+def _inputs(schema: Schema, sources: Sequence[str], tasks: Sequence[str]) -> Iterator[Inputs]:
+    for file in files_of(sources, SUFFIXES):
+
+        def every(path: str, header: tuple[str, ...]) -> tuple[str, ...]:
+            _features(schema, path, header)
+            return header
+
+        table = read_table(file, every)
+        columns = {name: table.columns[name].tolist() for name in table.header}
+        rows: list[Row] = [dict(zip(columns, row)) for row in zip(*columns.values())]
+        own = [text or None for text in columns.get(schema.task_column, [""] * table.size)]
+        yield Inputs(encode_features(schema, table), own, rows, table.where)
+
+
+def _answers(schema: Schema, labels: Sequence[str], outputs: Tensor, deviations: Tensor | None) -> list[Row]:
+    if schema.classes:
+        return class_answers(labels, outputs)
+    return number_answers(outputs, deviations, schema.mean, schema.scale)
+
+
+def _predicts(schema: Schema) -> str:
+    columns = ", ".join(f"`{feature.column}`" for feature in schema.features)
+    return f"`{schema.target}` ({schema.kind}) from {columns}"
+
+
+def _task(tasks: Tasks) -> str:
+    details, schema = tasks.details, tasks.details["schema"]
+    rows = f"{details['support']} of its" if details["order"] == "random" else f"its first {details['support']}"
+    judged = "the other rows" if details["queries"] is None else f"at most {details['queries']} of the others"
+    time = f", in the order of {schema['time_column']}" if schema["time_column"] else ""
+    return f"one {schema['task_column']}: {schema['target']} of {judged} is predicted from {rows} rows{time}"
+
+
+TABLES = DataKind(
+    name="tables",
+    recognises=lambda path: path.is_file() and path.suffix.lower() in ("", *SUFFIXES),
+    preparation=lambda tasks: tasks.details.get("schema"),
+    read=schema_from_json,
+    difference=_difference,
+    like=lambda schema, classes: Tasks(
+        "table", unsampled, schema.kind, (len(schema.inputs),), len(schema.classes) or 1, {}, unit=schema.scale
+    ),
+    support=_support,
+    inputs=_inputs,
+    answers=_answers,
+    predicts=_predicts,
+    task=_task,
+    examples="rows",
+    usage=("ROWS.csv", "MORE_ROWS.csv"),
+    picture="headstart.training.report.episodes.tables:picture",
+    caption="The picture episode.png shows rows of the first test tasks, and what was predicted.",
+)

@@ -1,0 +1,186 @@
+"""A record rewritten to take less time, with the same bits: fewer operations, each called in the least time.
+
+Operations whose result is there already go, and what depends on no input is computed once; both for records that write
+into nothing. Those that are left are called by the functions of PyTorch that cost the least: an operation as it is
+recorded is called with its arguments checked in Python and boxed; most have a function or a method that is bound to C++
+directly and costs half as much to call.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ATEN = torch.ops.aten
+_BY_ONE = {ATEN.mul.Tensor, ATEN.mul.Scalar, ATEN.div.Tensor, ATEN.div.Scalar, ATEN.pow.Tensor_Scalar}
+#: What they return depends on the shape, type and place of their first argument, not on its values.
+_LIKE = {ATEN.ones_like.default, ATEN.zeros_like.default, ATEN.full_like.default}
+_LIKE |= {ATEN.new_ones.default, ATEN.new_zeros.default, ATEN.new_full.default}
+#: A constant that is kept has at most so many numbers.
+_KEPT = 2**14
+#: A number becomes a tensor of no dimensions on the way; what is computed is the same.
+_SAME = {ATEN.mul.Scalar: ATEN.mul.Tensor, ATEN.div.Scalar: ATEN.div.Tensor}
+_SAME |= {ATEN.add.Scalar: ATEN.add.Tensor, ATEN.sub.Scalar: ATEN.sub.Tensor}
+
+
+def shorten(graph: fx.Graph) -> None:
+    """Take out of a graph, as `make_fx` wrote it, what gives a tensor that is there already."""
+    seen: dict[Any, fx.Node] = {}
+    roots: dict[fx.Node, fx.Node] = {}
+    for node in list(graph.nodes):
+        if _is_view(node):
+            roots[node] = roots.get(node.args[0], node.args[0])
+            seen.setdefault((roots[node], *_place(node.args[0].meta["val"])), node.args[0])
+            there = seen.setdefault((roots[node], *_place(node.meta["val"])), node)
+        else:
+            there = node.args[0] if _changes_nothing(node) else node
+        if there is not node:
+            node.replace_all_uses_with(there)
+    graph.eliminate_dead_code()
+
+
+def fold(record: fx.GraphModule) -> None:
+    """Compute once what depends on no input: it becomes a constant of the record."""
+    values: dict[fx.Node, Tensor] = {}
+    for node in list(record.graph.nodes):
+        if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
+            value = _value(node, values)
+            if value is not None and _is_kept(value):
+                values[node] = value
+    _hold(record, {node: value for node, value in values.items() if not all(user in values for user in node.users)})
+    record.graph.eliminate_dead_code()
+
+
+def _value(node: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor | None:
+    """Return what a node gives, if it follows from ``values`` and the shapes of its inputs."""
+    call: Any = node.target
+    args: Any = node.args
+    if _is_like(node) and args[0].meta["val"].numel() <= _KEPT:
+        one = args[0].meta["val"]
+        like = torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device=one.device)
+        return call(like, *args[1:], **node.kwargs)
+    if node.all_input_nodes and all(given in values for given in node.all_input_nodes) and _is_settled(node):
+        args, options = fx.map_arg((args, node.kwargs), values.__getitem__)
+        return call(*args, **options)
+    return None
+
+
+def _hold(record: fx.GraphModule, values: dict[fx.Node, Tensor]) -> None:
+    """Put values in the places of nodes, equal ones once."""
+    names: dict[Any, str] = {}
+    for node, value in values.items():
+        numbers = _in_memory(value).view(torch.uint8).cpu().numpy().tobytes()
+        name = names.setdefault((*_place(value), numbers), f"constant_{len(names)}")
+        if not hasattr(record, name):
+            record.register_buffer(name, value, persistent=False)
+        with record.graph.inserting_before(node):
+            constant = record.graph.get_attr(name)
+        constant.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(constant)
+
+
+def _changes_nothing(node: fx.Node) -> bool:
+    if node.target == ATEN.clone.default:
+        return _like(node, node.args[0])
+    if node.target in _BY_ONE and len(node.args) == 2 and not node.kwargs and not node.meta["val"].is_complex():
+        return isinstance(node.args[1], int | float) and node.args[1] == 1 and _like(node, node.args[0])
+    return False
+
+
+def _is_like(node: fx.Node) -> bool:
+    """Whether the values of the first argument do not matter."""
+    return node.target in _LIKE or (node.target == ATEN.pow.Tensor_Scalar and node.args[1] in (0, 0.0))
+
+
+def _is_view(node: fx.Node) -> bool:
+    return (
+        isinstance(node.target, torch._ops.OpOverload)
+        and node.target.is_view
+        and isinstance(node.meta.get("val"), Tensor)
+        and isinstance(node.args[0], fx.Node)
+        and isinstance(node.args[0].meta.get("val"), Tensor)
+    )
+
+
+def _is_kept(value: Tensor) -> bool:
+    """Whether a constant is kept: a small one, whose numbers are those in its memory."""
+    return value.untyped_storage().nbytes() <= _KEPT * value.element_size() and not (value.is_conj() or value.is_neg())
+
+
+def _is_settled(node: fx.Node) -> bool:
+    """Whether an operation gives the same whenever it is run."""
+    return torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())
+
+
+def _place(value: Tensor) -> tuple[Any, ...]:
+    """Return all that tells apart two views of the same memory."""
+    own = (value.shape, value.stride(), value.storage_offset(), value.dtype, value.device)
+    return *own, value.is_conj(), value.is_neg()
+
+
+def _in_memory(value: Tensor) -> Tensor:
+    """Return all numbers in a tensor's memory, each once: an expanded tensor has a few of them very often."""
+    return value.new_empty(0).set_(value.untyped_storage())
+
+
+def _like(one: fx.Node, other: Any) -> bool:
+    """Whether two tensors have the same type and their numbers in the same order in memory."""
+    if not isinstance(other, fx.Node):
+        return False
+    first, second = one.meta.get("val"), other.meta.get("val")
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+        return False
+    own = [(v.shape, v.stride(), v.dtype, v.device, v.is_conj(), v.is_neg()) for v in (first, second)]
+    return own[0] == own[1]
+
+
+def call_directly(graph: fx.Graph) -> None:
+    """Replace the operations of a graph, as `make_fx` wrote it, by functions and methods that call the same ones.
+
+    Each is called once, with tensors that hold no values, to see which operation it calls.
+    """
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        name = node.target.name().removeprefix("aten::").partition(".")[0]
+        function = getattr(torch, name, None)
+        wanted = _SAME.get(node.target, node.target)
+        if inspect.isbuiltin(function) and _calls(function, node) == [wanted]:
+            node.target = function
+        elif callable(method := getattr(torch.Tensor, name, None)) and _calls(method, node) == [wanted]:
+            with graph.inserting_before(node):
+                called = graph.call_method(name, node.args, node.kwargs)
+            called.meta = node.meta
+            node.replace_all_uses_with(called)
+            graph.erase_node(node)
+
+
+class _Heard(TorchDispatchMode):
+    """Notes the operations that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations.append(func)
+        return func(*args, **kwargs or {})
+
+
+def _calls(function: Any, node: fx.Node) -> list[Any]:
+    """Return the operations that a function calls with what a node takes."""
+    try:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), _empty)
+        with _Heard() as heard:
+            function(*args, **kwargs)
+    except Exception:  # it takes other arguments
+        return []
+    return heard.operations
+
+
+def _empty(node: fx.Node) -> Tensor:
+    """Return a tensor like a node's, without values."""
+    value = node.meta["val"]
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")

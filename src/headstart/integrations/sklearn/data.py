@@ -1,0 +1,206 @@
+"""From arrays to tasks: rows with the name of their task, or rows that are dealt out to tasks."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headstart.data.random import below, bits
+from headstart.data.rows import Rows, row_tasks
+from headstart.errors import DataError
+from headstart.integrations.sklearn.options import Options
+from headstart.types import Episodes, Tasks
+
+Array = NDArray[Any]
+
+
+class Table(NamedTuple):
+    """Rows as an estimator gets them."""
+
+    x: Array
+    """``(n, features)`` float64."""
+    y: Array
+    """Targets ``(n,)`` or ``(n, outputs)``, or places of labels in ``classes``."""
+    classes: Array | None
+    """The labels, in order; ``None`` in regression."""
+
+    @property
+    def labels(self) -> Array | None:
+        """Return ``y`` where it holds classes."""
+        return None if self.classes is None else self.y
+
+    def among(self, classes: Array) -> "Table":
+        """Return the table with its labels as places in ``classes``, the network's outputs.
+
+        Raises:
+            DataError: a label that is not among them.
+        """
+        assert self.classes is not None
+        places = {label: place for place, label in enumerate(classes.tolist())}
+        new = [label for label in self.classes.tolist() if label not in places]
+        if new:
+            raise DataError(
+                f"label {new[0]!r} is not among the {len(classes)} classes of fit, and this method has one output each;"
+                " take a method that learns new classes, such as method='prototypes'"
+            )
+        own = np.array([places[label] for label in self.classes.tolist()], dtype=np.int64)
+        return Table(self.x, own[self.y], classes)
+
+
+class Scaling(NamedTuple):
+    """Column means and standard deviations of the training rows, by which values are standardised."""
+
+    x_mean: Tensor
+    x_scale: Tensor
+    y_mean: Tensor
+    y_scale: Tensor
+
+    def features(self, x: Array) -> Tensor:
+        """Return standardised features."""
+        return (torch.tensor(x, dtype=torch.float64) - self.x_mean) / self.x_scale
+
+    def targets(self, table: Table) -> Tensor:
+        """Return standardised targets ``(n, outputs)``, or the places of labels."""
+        if table.classes is not None:
+            return torch.from_numpy(table.y)
+        return (torch.tensor(table.y, dtype=torch.float64).reshape(len(table.y), -1) - self.y_mean) / self.y_scale
+
+
+def scaling(table: Table) -> Scaling:
+    """Return the moments of the columns of a table.
+
+    Raises:
+        DataError: a column whose standard deviation is no number.
+    """
+    targets = table.y.reshape(len(table.y), -1) if table.classes is None else np.array([[-1.0], [1.0]])
+    return Scaling(*_moments(table.x, "X"), *_moments(targets, "y"))
+
+
+def _moments(values: Array, what: str) -> tuple[Tensor, Tensor]:
+    columns = torch.tensor(values, dtype=torch.float64)
+    mean, deviation = columns.mean(0), columns.std(0, correction=0)
+    wild = ~(mean.isfinite() & deviation.isfinite())
+    if wild.any():
+        raise DataError(
+            f"column {int(wild.int().argmax())} of {what} has values too large to have a standard deviation; write them"
+            " in a larger unit"
+        )
+    # a column that does not vary differs from its mean by rounding alone
+    return mean, torch.where(deviation <= 1e-12 * mean.abs(), 1.0, deviation)
+
+
+class Grouped(NamedTuple):
+    """Which task each row belongs to."""
+
+    task: Tensor
+    names: tuple[str, ...]
+
+
+def grouped(groups: object, rows: int) -> Grouped:
+    """Number the tasks that ``groups`` names, one name a row.
+
+    Raises:
+        DataError: not one name a row, a missing name, or names of kinds that do not compare.
+    """
+    names = np.asarray(groups)
+    if names.ndim != 1 or len(names) != rows:
+        raise DataError(f"groups must name one task a row, so have shape ({rows},); got shape {names.shape}")
+    missing = [place for place, name in enumerate(names.tolist()) if name is None or name != name]
+    if missing:
+        raise DataError(f"groups names no task for row {missing[0]} ({len(missing)} such rows); leave them out")
+    try:
+        found, task = np.unique(names, return_inverse=True)
+    except TypeError as error:
+        raise DataError("groups must be all numbers or all strings, so that they can be compared") from error
+    return Grouped(torch.from_numpy(task.astype(np.int64)), tuple(str(name) for name in found.tolist()))
+
+
+def spread(labels: Array | None, rows: int, seed: int) -> Tensor:
+    """Return the rows in a random order that begins with one row of each class and then keeps their proportions."""
+    order = np.random.default_rng(seed).permutation(rows)
+    if labels is None:
+        return torch.from_numpy(order)
+    place = np.empty(rows)
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        place[own] = np.arange(len(own)) / len(own)
+    return torch.from_numpy(order[np.argsort(place[order], kind="stable")])
+
+
+def dealt(labels: Array | None, rows: int, most: int, seed: int) -> Grouped:
+    """Deal rows that belong to one task out to tasks of about twice ``most`` support rows (a class, if labelled)."""
+    classes = 1 if labels is None else len(np.unique(labels))
+    count = max(1, rows // (2 * most * classes))
+    task = torch.empty(rows, dtype=torch.int64)
+    task[spread(labels, rows, seed)] = torch.arange(rows) * count // rows
+    return Grouped(task, tuple(f"part {number + 1}" for number in range(count)))
+
+
+class Families(NamedTuple):
+    """The tasks with each number of support rows."""
+
+    members: tuple[Tasks, ...]
+    block: int
+    """So many task numbers in a row have the same number of support rows."""
+    seed: int
+
+    def train(self) -> Tasks:
+        """Return tasks whose number of support rows is drawn anew for every block."""
+        first = self.members[0]
+        return first if len(self.members) == 1 else first._replace(sample=self._sample)
+
+    def _sample(self, split: str, numbers: Sequence[int]) -> Episodes:
+        words = bits(self.seed, split, [numbers[0] // self.block], stream=2, count=1)
+        return self.members[int(below(words, len(self.members)))].sample(split, numbers)
+
+    def validation(self) -> list[Episodes]:
+        """Return every validation task, once for each number of support rows."""
+        counts = [(tasks, (tasks.counts or {}).get("validation", 0)) for tasks in self.members]
+        return [tasks.sample("validation", range(count)) for tasks, count in counts if count]
+
+
+def families(rows: Rows, options: Options, named: bool, seed: int) -> Families | None:
+    """Return the training and validation tasks, with each number of support rows that is asked for.
+
+    Args:
+        rows: of all tasks.
+        options: decides supports, the share of validation tasks, and what becomes of tasks with too few rows.
+        named: whether the user named the tasks; where rows were merely dealt out, too few of them are no error.
+        seed: decides which tasks validate, and all that is drawn from tasks.
+
+    Returns:
+        ``None`` where no task has rows enough, and none was named.
+    """
+    splits = _splits(len(rows.names), options.validation_fraction, seed)
+    low, high = options.supports
+    members = [_tasks(rows, splits, low, options, seed)] if named else []
+    for support in range(low + named, high + 1):
+        # a range asks for its least number only; tasks with fewer rows than a larger one sit that out
+        try:
+            members.append(_tasks(rows, splits, support, options._replace(on_short="skip"), seed))
+        except DataError:
+            break
+    return Families(tuple(members), options.tasks_per_step, seed) if members else None
+
+
+def judged(rows: Rows, options: Options, seed: int) -> Tasks:
+    """Return named tasks as the split 'test', each with the most support rows that are asked for."""
+    return _tasks(rows, {"test": range(len(rows.names))}, options.supports[1], options, seed)
+
+
+def _tasks(rows: Rows, splits: dict[str, Sequence[int]], support: int, options: Options, seed: int) -> Tasks:
+    try:
+        return row_tasks(rows, splits, support=support, order=options.order, on_short=options.on_short, seed=seed)
+    except DataError as error:  # in the terms of an estimator
+        text = str(error).replace("skip such tasks (--on-short skip)", "skip such tasks (on_short='skip')")
+        raise DataError(text) from error
+
+
+def _splits(tasks: int, fraction: float, seed: int) -> dict[str, Sequence[int]]:
+    held_out = min(max(round(tasks * fraction), fraction > 0), tasks - 1)
+    order = np.random.default_rng(seed).permutation(tasks)
+    splits: dict[str, Sequence[int]] = {"train": sorted(order[held_out:].tolist())}
+    return splits | ({"validation": sorted(order[:held_out].tolist())} if held_out else {})

@@ -1,0 +1,288 @@
+"""The two estimators: scikit-learn's ways around what is learned from values."""
+
+import copy
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from headstart.errors import DataError, UsageError
+from headstart.integrations.sklearn.data import Array, Table
+from headstart.integrations.sklearn.files import read_estimator, write_estimator
+from headstart.integrations.sklearn.learning import Fitted, Trained, few_shot, learned, one_task
+from headstart.integrations.sklearn.options import Kind, options_of
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.metrics import accuracy_score, r2_score
+    from sklearn.utils import check_random_state
+    from sklearn.utils.extmath import softmax
+    from sklearn.utils.multiclass import check_classification_targets
+
+    # pyrefly: ignore [missing-module-attribute]
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise UsageError("this needs scikit-learn 1.6 or newer; pip install headstart[sklearn]") from error
+
+
+class FewShot(BaseEstimator):
+    """Parameters, fitting, adapting and files; what is predicted is left to the two estimators."""
+
+    _kind: ClassVar[Kind]
+    fitted_: Fitted
+    n_features_in_: int
+    feature_names_in_: Array
+    classes_: Array
+
+    def __init__(
+        self,
+        method: str = "auto",
+        *,
+        hidden: tuple[int, ...] | None = None,
+        support: int | tuple[int, int] = 5,
+        order: str = "random",
+        steps: int | None = None,
+        tasks_per_step: int = 16,
+        outer_rate: float | None = None,
+        inner_steps: int = 5,
+        inner_rate: float = 0.05,
+        validation_fraction: float = 0.0,
+        on_short: str = "error",
+        pooled_rows: int = 1000,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.method = method
+        self.hidden = hidden
+        self.support = support
+        self.order = order
+        self.steps = steps
+        self.tasks_per_step = tasks_per_step
+        self.outer_rate = outer_rate
+        self.inner_steps = inner_steps
+        self.inner_rate = inner_rate
+        self.validation_fraction = validation_fraction
+        self.on_short = on_short
+        self.pooled_rows = pooled_rows
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
+        """Meta-train on the tasks that ``groups`` names; then learn from all rows pooled what `predict` answers.
+
+        Args:
+            X: features ``(n, features)``.
+            y: targets or class labels.
+            groups: the name of each row's task ``(n,)``. Without it the rows are one task, and are dealt out at random
+                to parts of about twice ``support`` rows (a class), which are learned from as if they were tasks.
+
+        Raises:
+            DataError: groups that do not fit the rows, or a task with too few of them.
+            ConfigError: a parameter out of range.
+        """
+        options = options_of(self.get_params(deep=False), self._kind)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        return self._know(*learned(self._read(X, y, reset=True), groups, options, self._kind, seed))
+
+    def adapt(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Return a fitted estimator that has learned one new task from a few rows; this one stays as it is.
+
+        Args:
+            X: features ``(n, features)``, as in `fit`.
+            y: targets; or class labels, which may be new ones where ``method`` learns a head for each task
+                (prototypes, ridge, svm, logistic), and else must be among `classes_`.
+        """
+        check_is_fitted(self, "fitted_")
+        return copy.copy(self)._know(None, one_task(self.fitted_, self._read(X, y, reset=False)))
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Write the estimator to a new or empty folder: safetensors and JSON, nothing that is ever unpickled.
+
+        Whatever ``random_state`` is, but a number, is kept as None.
+        """
+        check_is_fitted(self, "fitted_")
+        names, params = getattr(self, "feature_names_in_", None), self.get_params(deep=False)
+        trained = Trained(self.fitted_.meta, self.loss_curve_, self.validation_curve_)
+        write_estimator(Path(folder), type(self).__name__, params, trained, self.fitted_, names)
+
+    @classmethod
+    def load(cls, folder: str | PathLike[str]) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            FileError: a file that is missing, damaged, or not of such an estimator.
+        """
+        found = read_estimator(Path(folder), cls.__name__, cls._kind, cls().get_params(deep=False))
+        estimator = cls(**found.params)._know(found.trained, found.fitted)
+        estimator.n_features_in_ = found.fitted.spec.inputs
+        if found.features is not None:
+            estimator.feature_names_in_ = np.asarray(found.features, dtype=object)
+        return estimator
+
+    def _know(self, trained: Trained | None, fitted: Fitted) -> Self:
+        if trained is not None:
+            self.method_, self.n_iter_ = fitted.spec.method, len(trained.losses)
+            self.loss_curve_, self.validation_curve_ = trained.losses, trained.validation
+        self.fitted_ = fitted
+        if fitted.classes is not None:
+            self.classes_ = fitted.classes
+        return self
+
+    def _read(self, X: ArrayLike, y: ArrayLike, reset: bool) -> Table:
+        """Check rows as scikit-learn does; ``reset``: they say what features there are."""
+        raise NotImplementedError
+
+    def _features(self, X: ArrayLike) -> Array:
+        check_is_fitted(self, "fitted_")
+        return validate_data(self, X, dtype=np.float64, reset=False)
+
+    def _score(
+        self, measure: Callable[..., float], X: ArrayLike, y: ArrayLike, weights: ArrayLike | None,
+        groups: ArrayLike | None,
+    ) -> float:  # fmt: skip
+        """Return a measure of `predict`; or with ``groups``, of what is predicted after adapting to the support."""
+        if groups is None:
+            return float(measure(y, self.predict(X), sample_weight=weights))  # pyrefly: ignore [missing-attribute]
+        check_is_fitted(self, "fitted_")
+        table, options = self._read(X, y, reset=False), options_of(self.get_params(deep=False), self._kind)
+        rows, truth, predicted = few_shot(self.fitted_, table, groups, options)
+        if weights is not None:
+            weights = np.asarray(weights, dtype=np.float64)
+            if weights.ndim != 1 or len(weights) <= rows.max():
+                raise DataError(f"sample_weight must have one number a row, got shape {weights.shape}")
+            weights = weights[rows]
+        return float(measure(truth, predicted, sample_weight=weights))
+
+
+class FewShotRegressor(RegressorMixin, FewShot):
+    """Regression learned across tasks, such that a few rows of a new task are enough.
+
+    `fit` learns across the tasks that ``groups`` names, `adapt` learns a new one. Without `adapt`, `predict` answers
+    by what all training rows pooled say. X and y are standardised by the training rows; sample weights are not
+    supported in fitting.
+
+    Args:
+        method: ``"auto"`` (a Gaussian process with a learned prior) or the name of another method that regresses,
+            such as ``"ridge"``, ``"maml"``, ``"reptile"``; `headstart list methods` names them.
+        hidden: widths of the network's hidden layers, ``()`` for none; by default the method's own, else (32, 32).
+        support: rows from which a task is learned in training and in `score`: a number, or the least and the most, in
+            training drawn anew for each step. What is left of a task are its query rows.
+        order: draw the support rows at ``"random"``, or take a task's ``"first"`` rows.
+        steps: outer steps; by default 5 for each training task, from 20 to 200.
+        tasks_per_step: tasks of an outer step.
+        outer_rate: step size of the outer optimiser; by default 0.02 (Adam; for reptile 1.0, plain SGD).
+        inner_steps, inner_rate: gradient steps of an adaptation, for methods that take any.
+        validation_fraction: share of the tasks held out to choose the weights by; 0: the last weights are kept.
+        on_short: what to do with a task that has no more than ``support`` rows, in `fit` and `score`: ``"error"`` or
+            ``"skip"``.
+        pooled_rows: at most so many training rows, drawn at random, are learned from for `predict` without `adapt`.
+        random_state: decides all that is random.
+        verbose: 1 prints the loss now and then.
+
+    Attributes:
+        fitted_: what was learned; `method_`, `n_iter_` (outer steps taken), `loss_curve_`, `validation_curve_`,
+        `n_features_in_`, `feature_names_in_` as usual.
+
+    >>> import numpy as np
+    >>> x = np.linspace(0, 1, 80).reshape(-1, 1)
+    >>> line = np.arange(80) % 8
+    >>> regressor = FewShotRegressor(steps=20, random_state=0).fit(x, line * x.ravel(), groups=line)
+    >>> regressor.adapt(x[:3], -x[:3].ravel()).predict(x).shape
+    (80,)
+    """
+
+    _kind = "regression"
+
+    def predict(self, X: ArrayLike, return_std: bool = False) -> Array | tuple[Array, Array]:
+        """Predict targets, of the task that `adapt` learned, or by all training rows pooled.
+
+        Args:
+            X: features ``(n, features)``.
+            return_std: return the standard deviation of an observation as well, noise included, where the method
+                tells one; such a method is ``"gaussian_process"``.
+
+        Raises:
+            UsageError: the method tells no standard deviation.
+        """
+        x = self._features(X)
+        if not return_std:
+            return self.fitted_.in_units(self.fitted_.outputs(x))
+        found = self.fitted_.distribution(x)
+        if found is None:
+            raise UsageError(
+                f"method {self.fitted_.spec.method!r} does not say how sure it is; take one that does "
+                "(gaussian_process), or leave out return_std"
+            )
+        return self.fitted_.in_units(found.mean), self.fitted_.in_units(found.variance.sqrt(), mean=0.0)
+
+    def score(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> float:
+        """Return R² of `predict`; or with ``groups``, of predictions after adapting to each group's support rows.
+
+        Args:
+            X, y: rows.
+            sample_weight: how much each row's error counts.
+            groups: the name of each row's task: of each, ``support`` rows (the most of a range) are adapted to and the
+                others predicted. R² is over those of all tasks.
+        """
+        return self._score(r2_score, X, y, sample_weight, groups)
+
+    def _read(self, X: ArrayLike, y: ArrayLike, reset: bool) -> Table:
+        x, targets = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, reset=reset)
+        return Table(x, targets.astype(np.float64), None)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()  # pyrefly: ignore [missing-attribute]
+        tags.target_tags.multi_output = True
+        return tags
+
+
+class FewShotClassifier(ClassifierMixin, FewShot):
+    """Classification learned across tasks, such that a few rows of a new task, or of new classes, are enough.
+
+    Parameters and attributes are those of `FewShotRegressor`, but ``support`` is the number of rows of each class (with
+    ``order="first"``, of a task), ``method="auto"`` is the nearest class mean in a learned embedding
+    (``"prototypes"``), and `classes_` holds the labels. Tasks may have different classes. After `adapt`, `classes_` are
+    the new task's. Sample weights are not supported in fitting.
+
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).normal(size=(80, 2))
+    >>> y = np.where(x[:, 0] > 0, "right", "left")
+    >>> classifier = FewShotClassifier(steps=20, random_state=0).fit(x, y, groups=np.arange(80) % 2)
+    >>> classifier.adapt(x[:4], ["high", "low", "high", "low"]).classes_.tolist()
+    ['high', 'low']
+    """
+
+    _kind = "classification"
+
+    def predict(self, X: ArrayLike) -> Array:
+        """Predict the labels of rows ``(n, features)``: the most probable classes."""
+        places = self._logits(X).argmax(1)
+        return self.classes_[places]
+
+    def predict_proba(self, X: ArrayLike) -> Array:
+        """Return the probability of each of `classes_`, ``(n, classes)``; they were not calibrated."""
+        return softmax(self._logits(X))
+
+    def score(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> float:
+        """Return the accuracy of `predict`; or with ``groups``, after adapting to each group's support rows.
+
+        Arguments are those of `FewShotRegressor.score`.
+        """
+        return self._score(accuracy_score, X, y, sample_weight, groups)
+
+    def _logits(self, X: ArrayLike) -> Array:
+        x = self._features(X)
+        return self.fitted_.outputs(x).numpy()
+
+    def _read(self, X: ArrayLike, y: ArrayLike, reset: bool) -> Table:
+        x, labels = validate_data(self, X, y, dtype=np.float64, reset=reset)
+        check_classification_targets(labels)
+        classes, numbers = np.unique(labels, return_inverse=True)
+        return Table(x, numbers.astype(np.int64), classes)

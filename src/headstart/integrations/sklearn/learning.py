@@ -1,0 +1,199 @@
+"""What an estimator learns, across tasks and of one of them: functions from values to values."""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from headstart.core.objective import meta_loss
+from headstart.data.rows import Rows
+from headstart.errors import DataError
+from headstart.integrations.sklearn import data
+from headstart.integrations.sklearn.data import Array, Families, Grouped, Scaling, Table
+from headstart.integrations.sklearn.options import Kind, Options, Spec, learner_of
+from headstart.registry import find
+from headstart.training.fit_best import first, fit_best
+from headstart.training.loop import start
+from headstart.types import Adapted, Batch, Episodes, Gaussian, Meta
+
+_CHUNK, _TASKS = 4096, 64
+#: Adam's step size where nobody gives one.
+_OUTER_RATE = 0.02
+
+
+class Trained(NamedTuple):
+    """What meta-training gave."""
+
+    meta: Meta
+    losses: list[float]
+    """The mean query loss of each outer step's tasks."""
+    validation: list[float]
+    """The mean meta-loss of the validation tasks, each time that it was looked at."""
+
+
+class Fitted(NamedTuple):
+    """All that predictions depend on."""
+
+    spec: Spec
+    seed: int
+    meta: Meta
+    """What was learned across tasks."""
+    scaling: Scaling
+    adapted: Adapted
+    """What was learned of one task, or of all training rows pooled."""
+    rows: int
+    """The number of rows that `adapted` was learned from."""
+    flat: bool
+    """Whether targets are one number a row, not a vector."""
+    classes: Array | None
+    """The labels that are told apart; ``None`` in regression."""
+
+    def outputs(self, x: Array) -> Tensor:
+        """Return logits or standardised predictions ``(n, outputs)``."""
+        predict = learner_of(self.spec).predict
+        with torch.no_grad():
+            return torch.cat([predict(self.adapted, part)[0] for part in self._parts(x)])
+
+    def distribution(self, x: Array) -> Gaussian | None:
+        """Return the distribution of standardised targets ``(n, outputs)``, where the learner has one."""
+        tell = learner_of(self.spec).distribution
+        if tell is None:
+            return None
+        with torch.no_grad():
+            parts = [tell(self.adapted, part) for part in self._parts(x)]
+        return Gaussian(*(torch.cat(values, 1)[0] for values in zip(*parts)))
+
+    def _parts(self, x: Array) -> list[Tensor]:
+        return [part.unsqueeze(0) for part in self.scaling.features(x).split(_CHUNK)]
+
+    def in_units(self, values: Tensor, mean: Tensor | float | None = None) -> Array:
+        """Return standardised targets ``(n, outputs)`` in the units of the data; with mean 0, their deviations."""
+        values = values * self.scaling.y_scale + (self.scaling.y_mean if mean is None else mean)
+        return values.squeeze(-1).numpy() if self.flat else values.numpy()
+
+
+def learned(table: Table, groups: object, options: Options, kind: Kind, seed: int) -> tuple[Trained, Fitted]:
+    """Meta-train on the tasks that ``groups`` names (``None``: rows are dealt out), then learn from all rows pooled."""
+    flat, named, count = table.y.ndim == 1, groups is not None, len(table.x)
+    size = len(table.classes) if table.classes is not None else 1 if flat else table.y.shape[1]
+    sizes, inner = (table.x.shape[1], size, options.hidden), (options.inner_steps, options.inner_rate)
+    spec, scales = Spec(options.method, kind, *sizes, *inner), data.scaling(table)
+    tasks = data.grouped(groups, count) if named else data.dealt(table.labels, count, options.supports[1], seed)
+    x, y = scales.features(table.x), scales.targets(table)
+    rows = _rows(spec, x, y, tasks)
+    trained = _meta_train(spec, data.families(rows, options, named, seed), options, seed)
+    chosen = data.spread(table.labels, count, seed)[: max(options.pooled_rows, size)].sort().values
+    adapted = _adapt(spec, trained.meta, x[chosen], y[chosen])
+    return trained, Fitted(spec, seed, trained.meta, scales, adapted, len(chosen), flat, table.classes)
+
+
+def _rows(spec: Spec, x: Tensor, y: Tensor, tasks: Grouped) -> Rows:
+    """Return rows as the learner is to see them: where classes may be new, each task has its own numbers of them."""
+    if spec.kind == "classification" and spec.any_classes:
+        y = y.clone()
+        for task in range(len(tasks.names)):
+            own = tasks.task == task
+            y[own] = y[own].unique(return_inverse=True)[1]
+    return Rows(x, y, *tasks)
+
+
+def _meta_train(spec: Spec, tasks: Families | None, options: Options, seed: int) -> Trained:
+    """Learn across tasks; with validation tasks, keep the weights that did best on them."""
+    learner = learner_of(spec, seed)
+    meta = double(learner.init(Generator().manual_seed(seed)))
+    if tasks is None:
+        return Trained(meta, [], [])
+    training, judges = tasks.train(), tasks.validation()
+    if learner.prepare is not None:
+        meta = double(learner.prepare(meta, training, seed))
+    steps = min(max(5 * (training.counts or {})["train"], 20), 200) if options.steps is None else options.steps
+    if learner.gradient is None or not steps:
+        return Trained(meta, [], [])
+    optimizer = partial(torch.optim.Adam, lr=options.outer_rate or _OUTER_RATE)
+    own = find("method", spec.method).defaults.get("", {})
+    if own.get("outer.optimizer") == "sgd":
+        optimizer = partial(torch.optim.SGD, lr=options.outer_rate or own["outer.rate"])
+    state, losses, scores = start(learner, optimizer=optimizer, meta=meta), list[float](), list[float]()
+
+    def judge(meta: Meta) -> float:
+        with torch.no_grad():
+            scores.append(sum(float(meta_loss(learner, meta, episodes)[0]) for episodes in judges) / len(judges))
+        return scores[-1]
+
+    chosen = judge if judges else None
+    best, size, every = first(state.meta, chosen), options.tasks_per_step, max(1, steps // 20)
+    for look in fit_best(
+        learner, training, state=state, best=best, judge=chosen, steps=steps, every=every, tasks_per_step=size,
+        schedule="cosine", seed=seed,
+    ):  # fmt: skip
+        best, record = look.best, look.record
+        losses.append(record.loss)
+        if options.verbose and record.step % every == 0:
+            told = f", validation {scores[-1]:.4f}" if judges else ""
+            print(f"step {record.step} of {steps}: query loss {record.loss:.4f}{told}", flush=True)
+    return Trained(best.meta, losses, scores)
+
+
+def double(meta: Meta) -> Meta:
+    """Return the values in float64, in which all is computed here: tables are small, and closed forms exact."""
+    return Meta(*({name: value.double() for name, value in part.items()} for part in meta))
+
+
+def _adapt(spec: Spec, meta: Meta, x: Tensor, y: Tensor) -> Adapted:
+    """Learn one task from its rows ``x`` ``(n, features)`` and ``y`` ``(n,)`` or ``(n, outputs)``."""
+    with torch.no_grad():
+        adapted, _ = learner_of(spec).adapt(meta, Batch(x.unsqueeze(0), y.unsqueeze(0)))
+    # as they come back from a file, so that no view keeps the rows alive
+    params, buffers = (
+        {name: value.clone(memory_format=torch.contiguous_format) for name, value in part.items()}
+        for part in (adapted.params, adapted.buffers)
+    )
+    return Adapted(meta, params, buffers, adapted.seed, adapted.step)
+
+
+def one_task(known: Fitted, table: Table) -> Fitted:
+    """Return what is known after learning one task from its rows."""
+    table = _fitting(known, table)
+    adapted = _adapt(known.spec, known.meta, known.scaling.features(table.x), known.scaling.targets(table))
+    return known._replace(adapted=adapted, rows=len(table.x), classes=table.classes)
+
+
+def few_shot(known: Fitted, table: Table, groups: object, options: Options) -> tuple[Array, Array, Array]:
+    """Adapt to the support rows of each task and predict its query rows.
+
+    Returns:
+        The numbers of the query rows, their targets (in regression in the units of the data, else numbers of classes),
+        and the predictions.
+    """
+    table = _fitting(known, table)
+    tasks = data.grouped(groups, len(table.x))
+    places = torch.arange(len(table.x), dtype=torch.float64).unsqueeze(1)
+    x = torch.cat([known.scaling.features(table.x), places], 1)
+    test = data.judged(_rows(known.spec, x, known.scaling.targets(table), tasks), options, known.seed)
+    count = (test.counts or {})["test"]
+    numbers = range(count)
+    parts = [_judged(known, test.sample("test", numbers[begin : begin + _TASKS])) for begin in numbers[::_TASKS]]
+    rows, truth, predicted = (torch.cat(values) for values in zip(*parts))
+    if table.classes is not None:
+        return rows.numpy(), truth.numpy(), predicted.argmax(-1).numpy()
+    return rows.numpy(), table.y[rows.numpy()], known.in_units(predicted)
+
+
+def _judged(known: Fitted, episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
+    """Return row numbers, targets and outputs of the query rows; the last feature is the row's number."""
+    learner, query = learner_of(known.spec), episodes.query
+    with torch.no_grad():
+        adapted, _ = learner.adapt(known.meta, episodes.support._replace(x=episodes.support.x[..., :-1]))
+        found = learner.predict(adapted, query.x[..., :-1])
+    there = torch.ones(query.y.shape[:2], dtype=torch.bool) if query.mask is None else query.mask
+    return query.x[..., -1][there].long(), query.y[there], found[there]
+
+
+def _fitting(known: Fitted, table: Table) -> Table:
+    """Return a table whose labels are what the learner takes, or refuse it."""
+    shape = 1 if table.y.ndim == 1 else table.y.shape[1]
+    if table.classes is None and (known.flat != (table.y.ndim == 1) or shape != known.spec.outputs):
+        expected = "(n,)" if known.flat else f"(n, {known.spec.outputs})"
+        raise DataError(f"y has shape {table.y.shape}, but the estimator was fitted with targets of shape {expected}")
+    return table if known.classes is None or known.spec.any_classes else table.among(known.classes)

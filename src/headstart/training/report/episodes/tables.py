@@ -1,0 +1,107 @@
+"""Test tasks of a table: a curve of the only feature, predictions against targets, or accuracy by task."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+from headstart.data.tables.schema import Schema, schema_from_json
+from headstart.training.calibration import reach
+from headstart.training.evaluate import answer
+from headstart.training.report import figures as kit
+from headstart.types import Batch, Episodes, Learner, Meta, Tasks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+#: Predictions ``(B, n)`` of inputs, in the target's own unit, and half their intervals' widths where known.
+_Predict: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+
+
+@torch.no_grad()
+def picture(tasks: Tasks, learner: Learner, meta: Meta, truth: Callable[[int], Tasks] | None = None) -> bytes:
+    """Draw what was predicted of the first test tasks, in the way that suits the table."""
+    schema = schema_from_json(tasks.details["schema"], "the run's table")
+    single = len(schema.features) == 1 and schema.features[0].kind == "number" and len(schema.inputs) == 1
+    draw, most = (_curves, 4) if single else (_scatter, 5)
+    if schema.kind == "classification":
+        draw, most = _accuracies, 20
+    names = [str(name) for name in tasks.details["task_names"]["test"][:most]]
+    episodes = tasks.sample("test", range(len(names)))
+    adapted, _ = learner.adapt(meta, episodes.support)
+
+    def predict(x: Tensor) -> tuple[Tensor, Tensor | None]:
+        outputs, found = answer(learner, adapted, x)
+        if schema.kind == "classification":
+            return outputs.argmax(-1).cpu(), None
+        return _own(schema, outputs), None if found is None else (reach(0.9) * schema.scale * found.variance.sqrt())[
+            ..., 0
+        ].cpu()
+
+    return draw(schema, names, episodes, predict)
+
+
+def _curves(schema: Schema, names: list[str], episodes: Episodes, predict: _Predict) -> bytes:
+    feature, count = schema.features[0], len(names)
+    every = torch.cat([batch.x[_there(batch)][:, 0] for batch in episodes])
+    line = torch.linspace(float(every.min()), float(every.max()), 200, device=every.device, dtype=every.dtype)
+    means, halves = predict(line.view(1, -1, 1).expand(count, -1, -1))
+    figure = kit.new_figure(9.5, 6 if count > 2 else 3.4, "Test tasks, none of them seen in training", size=10)
+    panels = figure.subplots(2 if count > 2 else 1, 2, sharex=True, sharey=True, squeeze=False).flat
+    for axis in panels[count:]:
+        axis.set_axis_off()
+    x = (line * feature.scale + feature.mean).cpu()
+    for task, (axis, name) in enumerate(zip(panels, names)):
+        if halves is not None:
+            kit.band(axis, x, means[task] - halves[task], means[task] + halves[task], kit.BLUE)
+        axis.plot(x, means[task], color=kit.BLUE, linewidth=1.8, label="predicted")
+        styles = (("o", kit.ORANGE, "learned from"), (".", kit.GREY, "to be predicted"))
+        for batch, (style, colour, label) in zip(episodes, styles):
+            there = _there(batch)[task]
+            inputs = (batch.x[task, there, 0] * feature.scale + feature.mean).cpu()
+            axis.plot(inputs, _own(schema, batch.y)[task, there], style, color=colour, markersize=7, label=label)
+        kit.dress(axis, f"{schema.task_column} {name}", feature.column, schema.target, legend=not task)
+    return kit.png(figure)
+
+
+def _scatter(schema: Schema, names: list[str], episodes: Episodes, predict: _Predict) -> bytes:
+    query = episodes.query
+    means, halves = predict(query.x)
+    figure = kit.new_figure(width=5.2, height=4.6)
+    axis = figure.subplots()
+    for task, (colour, name, kept) in enumerate(zip(kit.COLOURS, names, _there(query))):
+        axis.errorbar(
+            _own(schema, query.y)[task, kept], means[task, kept], None if halves is None else halves[task, kept],
+            fmt="o", color=colour, markersize=4, elinewidth=0.6, label=f"{schema.task_column} {name}",
+        )  # fmt: skip
+    ends = [choose(axis.get_xlim() + axis.get_ylim()) for choose in (min, max)]
+    axis.plot(ends, ends, color=kit.GREY, linewidth=1, zorder=0)
+    title = f"Query rows of test tasks{'' if halves is None else ', 90 % intervals'}"
+    kit.dress(axis, title, f"{schema.target} as it is", f"{schema.target} as predicted", legend=True)
+    return kit.png(figure)
+
+
+def _accuracies(schema: Schema, names: list[str], episodes: Episodes, predict: _Predict) -> bytes:
+    query = episodes.query
+    right = (predict(query.x)[0] == query.y.cpu()).double()
+    shares = [100 * float(right[task, kept].mean()) for task, kept in enumerate(_there(query))]
+
+    def draw(axis: "Axes") -> None:
+        kit.bars(axis, shares, color=kit.GREEN)
+        axis.set_xlim(0, 100)
+        kit.dress(axis, "Query rows of test tasks", "accuracy (%)", schema.task_column)
+        kit.name_rows(axis, names)
+
+    return kit.beside([draw], 6.5, 0.8 + 0.25 * len(shares))
+
+
+def _there(batch: Batch) -> Tensor:
+    """Return which rows are there, ``(B, n)``; on the CPU."""
+    return torch.ones(batch.y.shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask.cpu()
+
+
+def _own(schema: Schema, values: Tensor) -> Tensor:
+    """Return targets ``(B, n, 1)`` in their own unit, ``(B, n)``; on the CPU."""
+    return (values[..., 0] * schema.scale + schema.mean).cpu()

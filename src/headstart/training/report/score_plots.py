@@ -1,0 +1,120 @@
+"""Pictures of scores, as PNG bytes: how a run went, and methods beside each other."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from headstart.training.build import Job
+from headstart.training.config import Config
+from headstart.training.evaluate import Score
+from headstart.training.metrics import Line
+from headstart.training.report import figures as kit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw_results(lines: list[Line], rows: list[Line], results: dict[str, Any], job: Job) -> bytes:
+    """Draw the training loss, the validation metric, and the test metric against the number of inner steps."""
+    trained = [line for line in lines if "loss" in line]
+    stepwise = sorted((int(k), v) for k, v in results["by_inner_step"].items() if v["mean"] is not None)
+    draws: list[Callable[[Axes], None]] = []
+    if trained:
+        draws += [partial(_loss, trained), partial(_validation, rows, results)]
+    if stepwise:
+        draws += [partial(_inner_steps, stepwise, results, job.learner.steps)]
+    elif not trained:
+        draws += [partial(_single, results)]
+    return kit.beside(draws, 4.4, 3.5, f"{job.config.method.name} on {job.config.tasks.name}")
+
+
+def _loss(trained: list[Line], axis: "Axes") -> None:
+    steps = [line["step"] for line in trained]
+    losses = torch.tensor([line["loss"] for line in trained], dtype=torch.float64)
+    axis.plot(steps, losses, color=kit.BLUE, alpha=0.25, linewidth=0.8, label="each step")
+    window = max(1, len(steps) // 50)
+    if window > 1:
+        smooth = losses.unfold(0, window, 1).mean(1)
+        axis.plot(steps[window - 1 :], smooth, color=kit.BLUE, linewidth=1.8, label=f"mean of {window}")
+    if len(steps) > 1 and float(losses.min()) > 0 and float(losses.max() / losses.min()) > 30:
+        axis.set_yscale("log")
+    kit.dress(axis, "Training: query loss after adapting", "outer step", "loss", legend=True)
+
+
+def _validation(rows: list[Line], results: dict[str, Any], axis: "Axes") -> None:
+    scale, label = kit.unit(results["metric"])
+    steps = [row["step"] for row in rows]
+    means = [scale * row[results["metric"]] for row in rows]
+    axis.plot(steps, means, color=kit.ORANGE, linewidth=1.8, marker="o", markersize=3)
+    if all(row["ci95"] is not None for row in rows):  # of a single task there is none
+        low, high = zip(*((m - scale * r["ci95"], m + scale * r["ci95"]) for m, r in zip(means, rows)))
+        kit.band(axis, steps, low, high, kit.ORANGE, "95 % interval")
+    best = results["best_step"]
+    axis.plot([best], [means[steps.index(best)]], "*", color=kit.RED, markersize=11, label=f"best: step {best}")
+    kit.dress(axis, "Validation tasks", "outer step", label, legend=True)
+
+
+def _inner_steps(found: Sequence[tuple[int, Any]], results: dict[str, Any], own: int | None, axis: "Axes") -> None:
+    scale, label = kit.unit(results["metric"])
+    counts, means = [count for count, _ in found], [scale * value["mean"] for _, value in found]
+    intervals = [scale * (value["ci95"] or 0.0) for _, value in found]
+    axis.errorbar(counts, means, intervals, color=kit.GREEN, linewidth=1.8, marker="o", markersize=4, capsize=3)
+    if own in counts:
+        mean = means[counts.index(own)]
+        axis.plot([own], [mean], "o", color=kit.RED, markersize=7, zorder=5, label=f"as trained, {own}: {mean:.4g}")
+    axis.set_xticks(counts)
+    title = f"{results['episodes']} test tasks: before and after adapting"
+    kit.dress(axis, title, "inner steps", label, legend=own in counts)
+
+
+def _single(results: dict[str, Any], axis: "Axes") -> None:
+    scale, label = kit.unit(results["metric"])
+    axis.bar(
+        [0], [scale * results["mean"]], yerr=[scale * (results["ci95"] or 0.0)], width=0.5, color=kit.GREEN, capsize=5
+    )
+    axis.set(xlim=(-1, 1), xticks=[])
+    kit.dress(axis, f"{results['episodes']} test task{'s' * (results['episodes'] != 1)}", "", label)
+
+
+def draw_comparison(scores: Mapping[str, Score], config: Config) -> bytes:
+    """Draw the methods' test scores with 95 % intervals, and the scores against the number of inner steps."""
+    stepping = {method: score for method, score in scores.items() if len(score.by_inner_step) > 1}
+    ways, shots = config.option("tasks.ways"), config.option("tasks.shots")
+    draws: list[Callable[[Axes], None]] = [partial(_compared, scores, ways)]
+    draws += [partial(_stepping, stepping)] * bool(stepping)
+    told = "-".join(map(str, shots)) if isinstance(shots, list) else shots
+    return kit.beside(draws, 5.2, 3.6, config.tasks.name + (f", {ways}-way {told}-shot" if ways else ""))
+
+
+def _compared(scores: Mapping[str, Score], ways: int | None, axis: "Axes") -> None:
+    metric, episodes = next((score.metric, score.episodes) for score in scores.values())
+    scale, label = kit.unit(metric)
+    means = [scale * score.mean for score in scores.values()]
+    widths = [scale * (score.ci95 if isfinite(score.ci95) else 0.0) for score in scores.values()]
+    kit.bars(axis, means, widths, alpha=0.85, ecolor=kit.GREY, height=0.6)
+    for place, (mean, width) in enumerate(zip(means, widths)):
+        axis.text(mean + width, place, f"  {mean:.1f}" if scale == 100 else f"  {mean:.3g}", va="center", fontsize=8)
+    axis.margins(x=0.12)
+    if metric == "accuracy" and ways:
+        axis.axvline(100 / ways, color=kit.GREY, linestyle=":", linewidth=1)
+    kit.dress(axis, f"{episodes} unseen test tasks, 95 % interval", label, "")
+    kit.name_rows(axis, list(scores))
+
+
+def _stepping(scores: Mapping[str, Score], axis: "Axes") -> None:
+    scale, label = kit.unit(next(iter(scores.values())).metric)
+    for place, (method, score) in enumerate(scores.items()):
+        steps = sorted(score.by_inner_step)
+        values = [scale * score.by_inner_step[step].mean for step in steps]
+        style = "-" if place < len(kit.COLOURS) else "--"
+        axis.plot(
+            steps, values, style, color=kit.COLOURS[place % len(kit.COLOURS)], marker="o", markersize=3, label=method
+        )
+    axis.set_xscale("symlog", linthresh=1)
+    ticks = sorted({step for score in scores.values() for step in score.by_inner_step})
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
+    kit.dress(axis, "before and after adapting", "inner steps", label, legend=True)
