@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headstart.errors import ConfigError
-from headstart.schema import REQUIRED, Count, Option, Positive, allowed, checked, extends, is_range, options_of
+from headstart.schema import REQUIRED, Count, Option, Positive, allowed, checked, extends, is_range, joined, options_of
 
 
 def parent(
@@ -87,6 +87,11 @@ def test_values_come_in_any_form(hint: Any, value: object, kept: object) -> None
 def test_a_range_is_kept_to_the_last_bit(ends: list[float]) -> None:
     option = Option("frequency", tuple[float, float], None, "")
     assert checked(option, "-".join(map(str, ends))) == tuple(ends) == checked(option, ends)
+
+
+@given(st.lists(st.text(st.characters(codec="ascii", min_codepoint=32), min_size=1).map(str.strip).filter(bool)))
+def test_names_with_commas_and_quotes_come_back(names: list[str]) -> None:
+    assert checked(Option("columns", tuple[str, ...], None, ""), joined(names)) == tuple(names)
 
 
 @pytest.mark.parametrize(

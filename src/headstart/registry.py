@@ -92,12 +92,7 @@ Row: TypeAlias = Method | Model | Family | Kind
 What: TypeAlias = Literal["method", "model", "task", "data"]
 
 # chosen on other splits of the panels than are reported; all tasks of a table at once
-_ALL_TASKS_AT_ONCE = {
-    "outer.steps": 300,
-    "outer.rate": 0.02,
-    "outer.schedule": "cosine",
-    "outer.tasks_per_step": 128,
-}
+_ALL_TASKS_AT_ONCE = {"outer.steps": 300, "outer.rate": 0.02, "outer.schedule": "cosine", "outer.tasks_per_step": 128}
 
 #: What every run starts from where nothing else is said.
 DEFAULTS: Values = {"method.taskmap": "vmap"}
@@ -495,12 +490,7 @@ TASKS = (
 )
 
 MODELS = (
-    Model(
-        "mlp",
-        "fully connected layers with ReLU",
-        "",
-        "headstart.models.mlp:mlp",
-    ),
+    Model("mlp", "fully connected layers with ReLU", "", "headstart.models.mlp:mlp"),
     Model(
         "conv4",
         "four 3x3 convolution blocks and a linear head, the field's standard small network",
@@ -520,12 +510,7 @@ MODELS = (
         "after Popov, Morozov, Babenko 2019, arXiv:1909.06312",
         "headstart.models.soft_forest:soft_forest",
     ),
-    Model(
-        "identity",
-        "no network, for heads on the inputs themselves",
-        "",
-        "headstart.models.identity:identity",
-    ),
+    Model("identity", "no network, for heads on the inputs themselves", "", "headstart.models.identity:identity"),
 )
 
 _ROWS: dict[What, tuple[Row, ...]] = {"method": METHODS, "model": MODELS, "task": TASKS, "data": KINDS}

@@ -14,7 +14,9 @@ them. What is left (modules, rules, functions) is for Python alone. Nothing here
 [('steps', 5, 'how many.', 'a whole number from 1 up'), ('kernel', 'linear', 'which one.', 'one of linear, rbf')]
 """
 
+import csv
 import inspect
+import io
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache, reduce
@@ -182,7 +184,8 @@ def _from_text(hint: Any, value: Any) -> Any:
         if value in named:
             return named[value]
         if get_origin(part) is tuple and part not in ranges:
-            return tuple(word.strip() for word in value.split(",") if word.strip())
+            words = next(csv.reader([value], skipinitialspace=True), [])
+            return tuple(word.strip() for word in words if word.strip())
     ends = re.fullmatch(rf"({_NUMBER})\s*-\s*({_NUMBER})", value) if ranges else None
     return ends.groups() if ends else (value, value) if ranges and len(ranges) == len(parts) else value
 
@@ -194,6 +197,17 @@ def _parts(hint: Any) -> list[Any]:
     if get_origin(hint) in (Union, UnionType):
         return [part for member in get_args(hint) for part in _parts(member) if part is not NoneType]
     return [hint]
+
+
+def joined(values: Sequence[Any]) -> str:
+    """Return values as one text, joined by commas; one that has a comma itself is in quotes.
+
+    >>> joined(["age", "dose, mg"])
+    'age,"dose, mg"'
+    """
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    return line.getvalue()
 
 
 def is_range(hint: Any) -> bool:

@@ -104,6 +104,11 @@ def test_options_are_known_by_their_full_names_too(tmp_path: Path) -> None:
         (["report", "nowhere"], 1, "holds no run"),
         (["adapt", "nowhere", "support"], 2, "--out"),
         (["predict", "nowhere", "a.png"], 1, "holds no adapted model"),
+        (
+            ["evaluate", "nowhere", "--test-tasks", "5"],
+            2,
+            "Unknown option: --test-tasks. See headstart evaluate --help.",
+        ),
         (["list", "method"], 2, 'Did you mean "methods"?'),
     ],
 )

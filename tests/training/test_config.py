@@ -71,6 +71,7 @@ def test_what_is_given_wins() -> None:
         ({"tasks": "icons", "method": "nearest", "model": "mlp"}, "--model does not apply to the method 'nearest'"),
         ({"tasks": "icons", "method": "scratch", "outer": {"steps": 5}}, "--steps does not apply to the method"),
         ({"tasks": "sinusoid", "outer": {"stpes": 3}}, "unknown option --outer.stpes; did you mean --steps?"),
+        ({"tasks": "sinusoid", "kernel": "linear"}, "did you mean tasks: {kernel: …} or method: {kernel: …}?"),
         ({"tasks": "sinusoid", "ways": 3}, "unknown part 'ways' of a configuration; did you mean tasks: {ways: …}"),
         ({"tasks": "sinusoid", "steps": 3}, "did you mean outer: {steps: …}"),
         ({"tasks": "folder"}, "--data is missing, which the tasks 'folder' need: "),
@@ -82,7 +83,7 @@ def test_what_is_given_wins() -> None:
         ({"tasks": "sinusoid", "outer": "sgd"}, "outer is 'sgd', but must be options by name"),
         ({"tasks": "sinusoid", "run": {"name": "mine"}}, "unknown option --run.name"),
         ({"tasks": "sinusoid", "outer": {"stpes": None}}, "unknown option --outer.stpes; did you mean --steps?"),
-        ({"tasks": "sinusoid", "modle": None}, "unknown part 'modle'"),
+        ({"tasks": "sinusoid", "modle": None}, "unknown part 'modle' of a configuration; did you mean model?"),
         ({"tasks": "sinusoid", "outer": {"threads": 1}}, "unknown option --outer.threads; did you mean --threads?"),
         ({"tasks": "sinusoid", "method": {"name": 5}}, "the name of method is 5, but must be a text"),
     ],
@@ -176,6 +177,8 @@ def test_what_a_file_says_of_a_part_goes_with_the_name_that_a_flag_replaces() ->
     assert merged(file, {"tasks": {"name": "icons"}})["tasks"] == {"name": "icons"}
     assert merged(file, {"tasks": {"name": "omniglot", "ways": 3}})["tasks"] == {**file["tasks"], "ways": 3}
     assert merged(file, {"method": {"rate": 1}})["method"] == {"name": "maml", "rate": 1}
+    reptile, maml = resolve({"tasks": "icons", "method": "reptile", "outer": {"steps": 7}}), {"method": "maml"}
+    assert resolve(merged(reptile.tree(), maml)) == resolve({"tasks": "icons", **maml, "outer": {"steps": 7}})
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def run(words: Sequence[str], show_traceback: bool = False) -> int:
         except (HeadstartError, CycloptsError) as error:
             if show_traceback:
                 traceback.print_exc()
-            print(f"error: {_message(error)}", file=sys.stderr)
+            print(f"error: {error if isinstance(error, HeadstartError) else _told(error, words)}", file=sys.stderr)
             return error.exit_code if isinstance(error, HeadstartError) else USAGE
         except KeyboardInterrupt:
             return 130
@@ -84,8 +84,9 @@ def run(words: Sequence[str], show_traceback: bool = False) -> int:
             return 1
 
 
-def _message(error: Exception) -> str:
-    return " ".join(str(error).split()) if isinstance(error, CycloptsError) else str(error)
+def _told(error: CycloptsError, words: Sequence[str]) -> str:
+    command = f" {words[0]}" if words and words[0] in COMMANDS else ""
+    return f"{' '.join(str(error).split())} See headstart{command} --help."
 
 
 def _show_warning(

@@ -12,8 +12,8 @@ _MORE = (
 
 def compare(*words: Raw) -> int:
     """Train several methods on the same tasks, and compare them."""
-    from headstart.cli.options import call, first_look
-    from headstart.training.config import merged, normal, schema_of
+    from headstart.cli.options import call, choices, first_look
+    from headstart.training.config import merged, normal
 
     look = first_look(words)
     if look.source is None:
@@ -22,7 +22,7 @@ def compare(*words: Raw) -> int:
     named = {"tasks": look.source, "model": look.names.get("model")}
     base: dict[str, Any] = {owner: {"name": name} for owner, name in named.items() if name}
     names = [name.strip() for name in look.names.get("methods", "").split(",") if name.strip()]
-    called = call(_compare, words, [schema_of(_for(normal(base), method)) for method in names or _usual(base)])
+    called = call(_compare, words, [choices(_for(normal(base), method)) for method in names or _usual(base)])
     if called is None:
         return 0
     from headstart.training.compare import compare, default_methods, pictures, rows

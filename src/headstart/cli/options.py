@@ -14,7 +14,19 @@ from cyclopts.exceptions import UnknownOptionError
 from headstart.errors import ConfigError
 from headstart.registry import rows
 from headstart.schema import Option, options_of
-from headstart.training.config import Outer, Run, Schema, flags, help_of, nested, unknown
+from headstart.training.config import (
+    Outer,
+    Run,
+    Schema,
+    Tree,
+    flags,
+    flat,
+    help_of,
+    nested,
+    normal,
+    schema_of,
+    unknown,
+)
 
 #: The commands' own options that decide, and such as take a value besides.
 _NAMES, _OTHERS = ("--method", "--methods", "--model", "--config"), ("--out",)
@@ -26,6 +38,10 @@ class Words(NamedTuple):
     source: str | None
     names: Mapping[str, str]
     """What follows ``--method``, ``--methods``, ``--model`` and ``--config``, by their names without dashes."""
+
+
+class Value(str):
+    """What help calls the value of an option."""
 
 
 class Called(NamedTuple):
@@ -56,6 +72,16 @@ def first_look(words: Sequence[str]) -> Words:
     known = {row.name for row in rows("task")}
     perhaps = [word for word in perhaps if word in known or os.path.exists(word)]
     return Words(next(iter([*free, *perhaps]), None), names)
+
+
+def choices(tree: Tree) -> Schema:
+    """Return what there is to choose for a tree; what it says already is the default."""
+    parts = normal(tree)
+    schema, given = schema_of(parts), flat(parts)
+    options = {
+        name: option._replace(default=given.get(name, option.default)) for name, option in schema.options.items()
+    }
+    return schema._replace(options=options)
 
 
 def call(
@@ -140,7 +166,7 @@ def _groups(schemas: Sequence[Schema]) -> dict[str, Group]:
 def _annotation(name: str, options: Mapping[str, Option], group: Group) -> Any:
     option, names = options[name], flags(name, options)[0]
     # everything else is a text, which is read where the other ways of configuring are
-    kind = bool if option.type is bool or bool in get_args(option.type) else str
+    kind = bool if option.type is bool or bool in get_args(option.type) else Value
     negative = f"--no-{names[2:]}" if kind is bool else ()
     parameter = Parameter(
         name=names, negative=negative, help=help_of(option), group=group, show_default=False, show_choices=False

@@ -13,14 +13,14 @@ _MORE = "Tasks, method and model have options of their own: `headstart train ico
 
 def train(*words: Raw) -> int:
     """Meta-train on a family of tasks, or go on with a run."""
-    from headstart.cli.options import call, first_look
-    from headstart.training.config import default_folder, merged, normal, read_config_file, resolve, schema_of
+    from headstart.cli.options import call, choices, first_look
+    from headstart.training.config import default_folder, merged, read_config_file, resolve
 
     look = first_look(words)
     file = read_config_file(Path(look.names["config"])) if "config" in look.names else {}
     named = {"tasks": look.source, "method": look.names.get("method"), "model": look.names.get("model")}
     base = merged(file, {owner: {"name": name} for owner, name in named.items() if name})
-    called = call(_train, words, [schema_of(normal(base))] if "tasks" in base else [], "" if "tasks" in base else _MORE)
+    called = call(_train, words, [choices(base)] if "tasks" in base else [], "" if "tasks" in base else _MORE)
     if called is None:
         return 0
     from headstart.training.progress import view

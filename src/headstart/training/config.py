@@ -25,8 +25,8 @@ import yaml
 from annotated_types import Ge, Gt, Le
 
 from headstart.errors import ConfigError, FileError, UsageError
-from headstart.registry import DEFAULTS, Family, Kind, Method, Model, find, load, rows
-from headstart.schema import REQUIRED, Count, Option, allowed, checked, is_range, options_of
+from headstart.registry import DEFAULTS, Family, Kind, Method, Model, What, find, load, rows
+from headstart.schema import REQUIRED, Count, Option, allowed, checked, is_range, joined, options_of
 
 Tree: TypeAlias = Mapping[str, Any]
 """A configuration as files hold it; a part may be its name alone."""
@@ -150,6 +150,7 @@ WORDS = {
 }
 _NAMES = ("tasks.name", "method.name", "model.name")
 _FACTORIES: dict[str, Any] = {"outer": Outer, "run": Run}
+_WHAT: dict[str, What] = {"tasks": "task", "method": "method", "model": "model"}
 
 
 def resolve(tree: Tree | str, source: str = "") -> Config:
@@ -231,8 +232,9 @@ def normal(tree: Tree | str) -> dict[str, dict[str, Any]]:
 def _part(owner: str, part: Any) -> dict[str, Any]:
     """Return what a tree says of an owner as a dictionary."""
     if owner not in Config._fields:
-        near = [f"{own}: {{{owner}: …}}" for own in _owners_of(owner)] or [", ".join(Config._fields)]
-        raise ConfigError(f"unknown part {owner!r} of a configuration; did you mean {' or '.join(near)}?")
+        near = get_close_matches(owner, Config._fields, n=1) or [f"{own}: {{{owner}: …}}" for own in _owners_of(owner)]
+        meant = f"did you mean {' or '.join(near)}?" if near else f"the parts are {', '.join(Config._fields)}"
+        raise ConfigError(f"unknown part {owner!r} of a configuration; {meant}")
     named = f"{owner}.name" in _NAMES
     if isinstance(part, str) and named:
         return {"name": part}
@@ -245,9 +247,9 @@ def _part(owner: str, part: Any) -> dict[str, Any]:
 
 
 def _owners_of(name: str) -> list[str]:
-    return [owner for owner, factory in _FACTORIES.items() if name in factory._fields] or [
-        owner for owner in ("tasks",) if name in ("ways", "shots", "queries", "data")
-    ]
+    """Return the parts that may have an option of that name."""
+    shared = [owner for owner, factory in _FACTORIES.items() if name in factory._fields]
+    return shared or [part for part in _WHAT if _who_takes(name, part)]
 
 
 def _own_source(tasks: dict[str, Any]) -> dict[str, Any]:
@@ -332,7 +334,7 @@ def _checked(name: str, option: Option, value: Any, schema: Schema) -> Any:
 
             to_bytes(found)
     except ValueError as error:
-        raise ConfigError(f"{flag(name, schema)} {error}") from error
+        raise ConfigError(f"{flag(name, schema)} {str(error).removeprefix('memory ')}") from error
     return found
 
 
@@ -383,12 +385,14 @@ def unknown(name: str, schema: Schema) -> str:
 
 def _takers(own: str, owner: str) -> str:
     """Return which tasks, methods and models take an option of that name; empty where none does."""
-    found = []
-    for part, what in (("tasks", "task"), ("method", "method"), ("model", "model")):
-        if owner in ("", part) and own not in _GIVEN[part]:
-            names = [row.name for row in rows(what) if own in options_of(load(what, row.name))]
-            found += [f"the {part} {', '.join(names)}"] if names else []
-    return " and ".join(found)
+    found = {part: _who_takes(own, part) for part in _WHAT if owner in ("", part)}
+    return " and ".join(f"the {part} {', '.join(names)}" for part, names in found.items() if names)
+
+
+def _who_takes(own: str, part: str) -> list[str]:
+    if own in _GIVEN[part]:
+        return []
+    return [row.name for row in rows(_WHAT[part]) if own in options_of(load(_WHAT[part], row.name))]
 
 
 def diff(old: Config, new: Config) -> list[str]:
@@ -450,7 +454,7 @@ def command(config: Config, out: str = "RUN") -> str:
 def text(value: Any, option: Option) -> str:
     """Return a value as the command line takes it."""
     if isinstance(value, (list, tuple)):
-        return ("-" if is_range(option.type) else ",").join(map(str, value))
+        return "-".join(map(str, value)) if is_range(option.type) else joined(value)
     return str(value)
 
 
@@ -479,7 +483,10 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: expected a .json, .yaml, .yml or .toml file")
     if not isinstance(found, dict):
         raise FileError(f"{path} does not hold a configuration, such as tasks: sinusoid")
-    return found
+    try:
+        return {str(owner): _part(str(owner), part) for owner, part in found.items()}
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in {path})") from error
 
 
 def _parsed(path: Path, suffix: str) -> Any:
@@ -499,10 +506,15 @@ def _parsed(path: Path, suffix: str) -> Any:
 def merged(file: Tree, given: Tree) -> dict[str, dict[str, Any]]:
     """Return the tree of a file and of flags; flags win, and what belongs to a name that they replace goes.
 
+    What the outer loop has as the replaced method's or tasks' default goes, too: nobody chose it.
+
     >>> merged({"tasks": {"name": "icons", "ways": 3}}, {"tasks": {"name": "omniglot"}, "run": {"seed": 1}})
     {'tasks': {'name': 'omniglot'}, 'run': {'seed': 1}}
     """
     parts = {owner: _part(owner, part) for owner, part in file.items()}
+    new_names = {owner: _part(owner, part).get("name") for owner, part in given.items()}
+    if any(name and parts.get(owner, {}).get("name", name) != name for owner, name in new_names.items()):
+        parts = _chosen(parts)
     for owner, part in given.items():
         new, old = _part(owner, part), parts.get(owner, {})
         replaced = "name" in new and new["name"] != old.get("name", new["name"])
@@ -510,11 +522,26 @@ def merged(file: Tree, given: Tree) -> dict[str, dict[str, Any]]:
     return parts
 
 
+def _chosen(parts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return a tree without what is a default of the run that it stands for."""
+    if "tasks" not in parts:
+        return parts
+    options = schema_of(normal(parts)).options
+    return {
+        owner: {
+            name: value
+            for name, value in part.items()
+            if (option := options.get(f"{owner}.{name}")) is None or value != _plain(option.default)
+        }
+        for owner, part in parts.items()
+    }
+
+
 def help_of(option: Option) -> str:
     """Return an option's help, with its range and its default."""
     limits, default = allowed(option.type), option.default
     words = [option.help.rstrip(".")]
-    words += [limits] if limits not in ("a text", "true or false", "a path") else []
+    words += [limits] if limits not in ("a text", "true or false", "a path", "a text or a path") else []
     if default is REQUIRED:
         words.append("required")
     elif default is True:
