@@ -260,7 +260,9 @@ def _required(package: Package, place: Path) -> list[str]:
 def _unpack(folder: Path, package: Package) -> str:
     """Unpack the package's source archive beside the installed packages, and return its version."""
     with tempfile.TemporaryDirectory() as place:
-        _pip(folder, "download", "--no-deps", "--no-binary", ":all:", "--dest", place, *_required(package, Path(place)))
+        # of this package alone: with ":all:", what pip needs to look into it is built from source too, for minutes
+        source = ("--no-deps", "--no-binary", package.name)
+        _pip(folder, "download", *source, "--dest", place, *_required(package, Path(place)))
         archives = sorted(Path(place).glob("*.tar.gz"))
         if not archives:
             raise _InstallError("there is no source archive")
