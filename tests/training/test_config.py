@@ -1,6 +1,7 @@
 """Configurations: what they take, what they refuse and in which words, and how they go to files and back."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,9 @@ def test_what_a_file_says_of_a_part_goes_with_the_name_that_a_flag_replaces() ->
         ("a.json", "[1]", FileError, "does not hold a configuration"),
         ("a.yaml", "a: [", FileError, "not valid YAML"),
         ("a.yaml", "!!python/object/apply:os.system [exit]", FileError, "not valid YAML"),
+        ("a.yaml", "outer: {steps: 1, steps: 2}", FileError, "a key is there twice"),
+        ("a.yaml", "a: &a [1]\nb: [*a, *a]", FileError, "aliases are not read here"),
+        ("a.yaml", "tasks: sinusoid\n" + 9999 * "#" * 200, FileError, "expected at most 1048576"),
         ("a.toml", "a = ", FileError, "not valid TOML"),
         ("a.txt", "", ConfigError, "expected a .json, .yaml, .yml or .toml file"),
     ],
@@ -199,3 +203,24 @@ def test_a_bad_file_is_explained(tmp_path: Path, name: str, text: str, error: ty
     assert words in str(caught.value)
     with pytest.raises(FileError, match="no such file"):
         read_config_file(tmp_path / "none.yaml")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.yaml")
+        with pytest.raises(FileError, match="not an ordinary file"):
+            read_config_file(tmp_path / "pipe.yaml")
+
+
+def test_values_of_yaml_are_read_as_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "tasks: {name: sinusoid, shots: 5}\nouter: {steps: 1:00}\nrun: {compile: off, threads: ~}"
+    )
+    with pytest.raises(ConfigError, match="--steps is '1:00'"):
+        resolve(read_config_file(tmp_path / "a.yaml"))
+    (tmp_path / "a.yaml").write_text("tasks: {name: sinusoid, shots: 5}\nrun: {compile: off, threads: ~}")
+    config = resolve(read_config_file(tmp_path / "a.yaml"))
+    assert (config.option("tasks.shots"), config.run.compile, config.run.threads) == (5, False, None)
+
+
+def test_errors_of_thousands_of_options_end() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve({"tasks": "sinusoid", "run": {f"option{number}": 1 for number in range(60_000)}})
+    assert len(str(caught.value).splitlines()) == 20

@@ -35,6 +35,7 @@ Tree: TypeAlias = Mapping[str, Any]
 FREE = object()
 
 _BYTES = 1 << 20
+_MOST_LINES = 20
 
 
 class Outer(NamedTuple):
@@ -177,8 +178,8 @@ def resolve(tree: Tree | str, source: str = "") -> Config:
         schema = schema_of(parts)
     except UsageError as error:
         raise type(error)(f"{error}{where}") from error
-    values, wrong = {}, []
-    for name, value in flat(parts).items():
+    given, values, wrong = flat(parts), {}, []
+    for name, value in given.items():
         if name in _NAMES:
             continue
         option = schema.options.get(name)
@@ -190,8 +191,10 @@ def resolve(tree: Tree | str, source: str = "") -> Config:
             values[name] = _absolute(option, _checked(name, option, value, schema))
         except ConfigError as error:
             wrong.append(str(error))
+            if len(wrong) == _MOST_LINES:
+                break
     for name, option in schema.options.items():
-        if name not in values and option.default is REQUIRED:
+        if given.get(name) is None and option.default is REQUIRED:
             owner = schema.owners()[name.partition(".")[0]]
             wrong.append(f"{flag(name, schema)} is missing, which the {owner} need: {option.help}")
         values.setdefault(name, option.default)
@@ -490,17 +493,34 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def _parsed(path: Path, suffix: str) -> Any:
-    from headstart.training.files import explained
+    from headstart.training.files import read
 
-    with explained("read", path):
-        data = path.read_bytes()
-    if len(data) > _BYTES:
-        raise FileError(f"{path} has {len(data)} bytes; expected a configuration")
+    data = read(path.resolve(), _BYTES)
     try:
-        return tomllib.loads(data.decode()) if suffix == ".toml" else yaml.safe_load(data)
+        return tomllib.loads(data.decode()) if suffix == ".toml" else yaml.load(data, _Yaml)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise FileError(f"{path} is not valid {suffix[1:].upper()}: {reason}") from error
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML whose values are texts or nothing, to be read as on the command line, so that 1:00 is not 60."""
+
+    yaml_implicit_resolvers = {
+        start: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
+        for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if len(set(map(str, keys))) < len(keys):
+            raise yaml.YAMLError("a key is there twice")
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read here")  # a few lines of them can stand for terabytes
+        return super().compose_node(parent, index)
 
 
 def merged(file: Tree, given: Tree) -> dict[str, dict[str, Any]]:
