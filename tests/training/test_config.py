@@ -3,10 +3,13 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 
+from headstart.cli.options import call
+from headstart.cli.train import _train
 from headstart.errors import ConfigError, FileError, UnknownNameError
 from headstart.registry import rows
 from headstart.training.config import (
@@ -17,10 +20,12 @@ from headstart.training.config import (
     flag,
     flags,
     merged,
+    nested,
     normal,
     read_config_file,
     resolve,
     schema_of,
+    text,
 )
 
 OWN = {"folder": {"data": "/"}, "table": {"data": "/a.csv", "task_column": "who", "target": "y"}}
@@ -35,6 +40,53 @@ def test_resolving_twice_is_resolving_once_also_by_a_file_and_by_the_command_lin
     tree = json.loads(json.dumps(once.tree()))
     assert resolve(tree) == once
     assert None not in [value for part in tree.values() for value in part.values()]
+
+
+EVERY = [
+    *(({"tasks": {"name": one.name, **OWN.get(one.name, {})}}, ("tasks", "outer")) for one in rows("task")),
+    *(({"tasks": "icons", "method": one.name}, ("method",)) for one in rows("method")),
+    *(({"tasks": "icons", "model": one.name}, ("model",)) for one in rows("model")),
+    ({"tasks": "icons"}, ("run",)),
+]
+
+
+def examples(hint: Any) -> list[Any]:
+    """Return values of a type that an option can have."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        lows = [getattr(limit, "ge", getattr(limit, "gt", None)) for limit in hint.__metadata__]
+        low = max((low for low in lows if low is not None), default=None)
+        return [value if low is None else type(value)(low + value) for value in examples(parts[0])]
+    if origin is Literal:
+        return list(parts)
+    if origin is tuple:
+        return [[examples(part)[0] for part in parts if part is not Ellipsis]]
+    if origin is not None:
+        found = [value for part in parts if part is not NoneType for value in examples(part)]
+        return [value for value in found if isinstance(value, list) or value != "/some"] or found
+    return {bool: [True, False], int: [1], float: [0.25], str: ["/some"], Path: ["/some/where"]}[hint]
+
+
+@pytest.mark.parametrize(("tree", "owners"), EVERY)
+def test_every_option_can_be_given_as_a_value_a_text_and_a_flag(tree: Any, owners: tuple[str, ...]) -> None:
+    parts = normal(tree)
+    schema = schema_of(parts)
+    options = {place: option for place, option in schema.options.items() if place.split(".")[0] in owners}
+    choices = {place: examples(option.type) for place, option in options.items()}
+    choices |= {place: ["2GiB"] for place in choices if place == "run.memory"}
+    for turn in range(max(map(len, choices.values()), default=0)):
+        values = {place: choices[place][turn % len(choices[place])] for place in options}
+        texts = {place: text(value, options[place]) for place, value in values.items()}
+        words = []
+        for place, value in values.items():
+            best = flag(place, schema)
+            switch = isinstance(value, bool)
+            words += [best if value else f"--no-{best[2:]}"] if switch else [best, texts[place]]
+        called = call(_train, words, [schema])
+        assert called is not None
+        for given in (nested(values), nested(texts), called.tree):
+            config = resolve(merged(parts, given))
+            assert {place: config.option(place) for place in values} == values
 
 
 def test_defaults_are_those_of_the_kind_of_data_the_family_and_the_method() -> None:
