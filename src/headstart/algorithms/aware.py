@@ -1,17 +1,16 @@
 """Model-aware meta-learning: read the module, and propose what to learn about it beside its initial weights."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import nn
 
 from headstart.algorithms.adaptation import Start
 from headstart.algorithms.maml import Rate, Steps, maml
-from headstart.algorithms.objectives import first_order_until as until_first_order
-from headstart.algorithms.objectives import multi_step
+from headstart.algorithms.maml_plus_plus import annealed
 from headstart.algorithms.proto_maml import prototype_start
 from headstart.algorithms.reading import NORMS, Reading, read
-from headstart.core.adjoints import Adjoint, AdjointName, Checkpointed, FirstOrder, Unrolled, resolve
+from headstart.core.adjoints import Adjoint, AdjointName, Checkpointed, Unrolled, resolve
 from headstart.core.losses import TaskLoss
 from headstart.core.parameters import Leaf, What, role_of
 from headstart.core.rules import Rule, chain, curvature, exclude, only, per_tensor, per_weight, scale
@@ -33,17 +32,6 @@ NARROW = 256
 MANY_STEPS = 10
 
 
-class Choice(NamedTuple):
-    """One part of the proposal."""
-
-    part: str
-    choice: str
-    why: str
-
-    def __str__(self) -> str:
-        return f"{self.part}: {self.choice} ({self.why})"
-
-
 class Proposal(NamedTuple):
     """What `aware` proposes for a module."""
 
@@ -57,8 +45,8 @@ class Proposal(NamedTuple):
     checkpoint: bool
     multi_step_until: float
     first_order_until: float
-    choices: tuple[Choice, ...]
-    """The same in words, with reasons."""
+    choices: tuple[str, ...]
+    """The same in words, with reasons: ``part: choice (why)``."""
 
 
 @extends(maml)
@@ -84,8 +72,7 @@ def aware(
     """Adapt ``module``, aware of what it is: L(θ, M) = Σᵢ Lᵢ(θ, M) with M proposed from its layers.
 
     `propose` reads the module and chooses where tasks start, what moves, with which rates and in which geometry, and
-    how meta-training goes; each choice is said with its reason, and each can be overridden. What comes out is an
-    ordinary `Learner`, made by `maml` from parts that all stand on their own.
+    how meta-training goes; each choice is said with its reason, and can be overridden.
 
     Args:
         module: the model.
@@ -117,42 +104,39 @@ def aware(
     >>> sorted(name for name in learner.init(None).structure if name.startswith("rate.hidden1"))
     ['rate.hidden1.bias', 'rate.hidden1.weight']
     """
-    if rule is not None and not moves is rates is geometry is None:
-        raise UsageError("rule= is the whole inner update, in place of moves=, rates= and geometry=; leave those out")
     adjoint = None if adjoint is None else resolve(adjoint)
     plan = propose(
         module,
         loss=loss,
         steps=steps,
-        start="given" if isinstance(start, Start) else start,
+        start=start,
         moves=moves,
-        rates=rates if rule is None else "given",
-        geometry=geometry if rule is None else "given",
+        rates=rates,
+        geometry=geometry,
+        rule=rule,
         multi_step_until=multi_step_until,
         first_order_until=first_order_until,
         adjoint=adjoint,
     )
     if explain is not None:
         for choice in plan.choices:
-            explain(str(choice))
+            explain(choice)
     begin = start if isinstance(start, Start) else None
-    if begin is None and plan.start == "prototypes":
+    if plan.start == "prototypes":
         begin = prototype_start(module, blend=True, taskmap=taskmap, buffers=buffers)
-    inner = _rule(plan, rate, steps) if rule is None else rule
-    exact = adjoint or (Checkpointed() if plan.checkpoint else Unrolled())
-    shared: dict[str, Any] = {
-        "loss": loss,
-        "steps": steps,
-        "rule": inner,
-        "start": begin,
-        "taskmap": taskmap,
-        "buffers": buffers,
-    }
-    learner = maml(module, adjoint=exact, **shared, **options)
-    if plan.first_order_until:
-        cheap = maml(module, adjoint=FirstOrder(), **shared, **options)
-        learner = until_first_order(learner, cheap, plan.first_order_until)
-    return multi_step(learner, until=plan.multi_step_until) if plan.multi_step_until else learner
+    return annealed(
+        module,
+        adjoint or (Checkpointed() if plan.checkpoint else Unrolled()),
+        plan.first_order_until,
+        plan.multi_step_until,
+        loss=loss,
+        steps=steps,
+        rule=_rule(plan, rate, steps) if rule is None else rule,
+        start=begin,
+        taskmap=taskmap,
+        buffers=buffers,
+        **options,
+    )
 
 
 def _rule(plan: Proposal, rate: float, steps: int) -> Rule:
@@ -173,38 +157,50 @@ def propose(
     *,
     loss: str | TaskLoss = "cross_entropy",
     steps: int = 5,
-    start: Literal["prototypes", "initial", "given"] | None = None,
+    start: Start | Begin | None = None,
     moves: What | Sequence[What] | None = None,
-    rates: Rates | Literal["given"] | None = None,
-    geometry: Geometry | Literal["given"] | None = None,
+    rates: Rates | None = None,
+    geometry: Geometry | None = None,
+    rule: Rule | None = None,
     multi_step_until: float | None = None,
     first_order_until: float | None = None,
     adjoint: Adjoint | None = None,
 ) -> Proposal:
     """Read ``module`` and propose what `aware` does with it; arguments that are given overrule the proposal."""
+    if rule is not None and not moves is rates is geometry is None:
+        raise UsageError("rule= is the whole inner update, in place of moves=, rates= and geometry=; leave those out")
     reading = read(module)
-    begin, why_begin = _start(reading, loss, start)
-    moving, staying, why_moves = _moves(module, reading, moves)
-    if rates == "given":
-        moving, staying, why_moves = (), (), Choice("moves", "what your rule moves", "asked for")
-    speed, why_speed = _rates(steps, rates)
-    metric, why_metric = _geometry(module, geometry)
-    several, why_several = _multi_step(multi_step_until)
-    cheap, why_cheap = _first_order(steps, first_order_until, adjoint)
-    checkpoint, kept = _adjoint(steps, adjoint)
-    choices = (_seen(reading), why_begin, why_moves, why_speed, why_metric, why_several, why_cheap, kept)
+    begin, begins = _start(reading, loss, start)
+    moving, staying, moved = _moves(module, reading, moves)
+    speed, paced = _rates(steps, rates)
+    metric, shaped = _geometry(module, geometry)
+    if rule is not None:
+        moving, staying, speed, metric = (), (), "one", "plain"
+        moved, paced = _said("moves", "what your rule moves"), _said("rule", "a rule of your own")
+        shaped = _said("geometry", "that of your rule")
+    several = multi_step_until or 0.0
+    if several:
+        judged = _said("objective", f"the losses after every step for the first {several:.0%} of training")
+    else:
+        why = "asked for" if multi_step_until == 0 else "judging every step takes time and memory"
+        judged = _said("objective", "the loss after the last step", why)
+    cheap, derived = _first_order(steps, first_order_until, adjoint)
+    checkpoint = adjoint is None and steps >= MANY_STEPS
+    if adjoint is not None:
+        kept = _said("adjoint", type(adjoint).__name__)
+    elif checkpoint:
+        kept = _said("adjoint", "checkpointed", f"for {MANY_STEPS} inner steps or more")
+    else:
+        kept = _said("adjoint", "unrolled", f"what fewer than {MANY_STEPS} inner steps leave is small")
+    choices = (_seen(reading), begins, moved, paced, shaped, judged, derived, kept)
     return Proposal(reading, begin, moving, staying, speed, metric, checkpoint, several, cheap, choices)
 
 
-def _adjoint(steps: int, asked: Adjoint | None) -> tuple[bool, Choice]:
-    if asked is not None:
-        return False, Choice("adjoint", type(asked).__name__, "asked for")
-    if steps >= MANY_STEPS:
-        return True, Choice("adjoint", "checkpointed", f"for {MANY_STEPS} inner steps or more")
-    return False, Choice("adjoint", "unrolled", f"what fewer than {MANY_STEPS} inner steps leave is small")
+def _said(part: str, choice: str, why: str = "asked for") -> str:
+    return f"{part}: {choice} ({why})"
 
 
-def _seen(reading: Reading) -> Choice:
+def _seen(reading: Reading) -> str:
     kinds = {
         "linear or convolutional": reading.layers,
         "normalisation": reading.norms,
@@ -216,109 +212,93 @@ def _seen(reading: Reading) -> Choice:
     }
     counts = ", ".join(f"{len(paths)} {kind}" for kind, paths in kinds.items() if paths)
     tied = f", tied: {', '.join(reading.tied)}" if reading.tied else ""
-    return Choice("module", f"{reading.size} values in {counts or 'no known'} layers{tied}", f"head: {_head(reading)}")
+    return _said("module", f"{reading.size} values in {counts or 'no known'} layers{tied}", f"head: {_head(reading)}")
 
 
 def _head(reading: Reading) -> str:
     return repr(reading.head) if reading.head else "none apart from the body"
 
 
-def _start(reading: Reading, loss: str | TaskLoss, asked: str | None) -> tuple[Begin, Choice]:
-    fits = loss == "cross_entropy" and reading.linear_head
-    if asked not in (None, "given", "prototypes", "initial"):
-        raise unknown_name("start", str(asked), ("prototypes", "initial"))
+def _start(reading: Reading, loss: str | TaskLoss, asked: Start | Begin | None) -> tuple[Begin, str]:
+    if isinstance(asked, Start):
+        return "initial", _said("start", "a start of your own")
+    if asked not in (None, *get_args(Begin)):
+        raise unknown_name("start", str(asked), get_args(Begin))
     if asked == "prototypes" and not reading.linear_head:
         raise UsageError(
             f"a start from prototypes needs a head that is an nn.Linear behind other layers, with weights of its own "
             f"(not tied, frozen or in M); the head found here: {_head(reading)}"
         )
-    if asked == "prototypes" or (asked is None and fits):
+    if asked == "prototypes" or (asked is None and loss == "cross_entropy" and reading.linear_head):
         why = "asked for" if asked else "classes are numbered anew in every task, so a learned head knows nothing"
-        return "prototypes", Choice("start", "head from class means, blended with its mean row", why)
-    why = "asked for" if asked else "no linear classifier with weights of its own at the end" if not fits else ""
-    return "initial", Choice("start", "a start of your own" if asked == "given" else "the learned weights", why)
+        return "prototypes", _said("start", "head from class means, blended with its mean row", why)
+    why = "asked for" if asked else "no linear classifier with weights of its own at the end"
+    return "initial", _said("start", "the learned weights", why)
 
 
 def _moves(
     module: nn.Module, reading: Reading, asked: What | Sequence[What] | None
-) -> tuple[tuple[What, ...], tuple[What, ...], Choice]:
+) -> tuple[tuple[What, ...], tuple[What, ...], str]:
+    """Return what moves (if empty, everything but what stays), what stays, and that in words."""
     if asked is not None:
-        chosen: tuple[What, ...] = (
-            (asked,) if isinstance(asked, str) or not isinstance(asked, Sequence) else tuple(asked)
-        )
-        return chosen, (), Choice("moves", ", ".join(_named(one) for one in chosen), "asked for")
-    roles = {role_of(module, name) for name, p in module.named_parameters() if p.requires_grad}
-    if "context" in roles:
+        several = isinstance(asked, Sequence) and not isinstance(asked, str)
+        chosen: tuple[What, ...] = tuple(asked) if several else (asked,)
+        return chosen, (), _said("moves", ", ".join(map(_named, chosen)))
+    if any(role_of(module, name) == "context" for name, p in module.named_parameters() if p.requires_grad):
         why = "the module has context parameters, which are each task's own"
-        return (_is_context,), (), Choice("moves", "the context", why)
+        return (_is_context,), (), _said("moves", "the context", why)
     if reading.size > LARGE:
-        what: list[What] = [reading.head] if reading.head else []
-        what += [kind for kind in NORMS if _can_move(module, kind)]
-        why = f"{reading.size} values are too many to copy for every task"
+        what: tuple[What, ...] = (reading.head,) if reading.head else ()
+        what += tuple(kind for kind in NORMS if _can_move(module, kind))
         if what:
-            return tuple(what), (), Choice("moves", ", ".join(_named(one) for one in what), why)
-    stays: list[What] = [nn.Embedding] if _can_move(module, nn.Embedding) and len(reading.layers) > 1 else []
-    if stays:
+            why = f"{reading.size} values are too many to copy for every task"
+            return what, (), _said("moves", ", ".join(map(_named, what)), why)
+    if len(reading.layers) > 1 and _can_move(module, nn.Embedding):
         why = "a few examples touch a few rows of an embedding"
-        return (), tuple(stays), Choice("moves", "all but the embeddings", why)
-    return (), (), Choice("moves", "everything", f"{reading.size} values a task are few")
+        return (), (nn.Embedding,), _said("moves", "all but the embeddings", why)
+    return (), (), _said("moves", "everything", f"{reading.size} values a task are few")
 
 
-def _rates(steps: int, asked: str | None) -> tuple[Rates, Choice]:
-    words = {
+def _rates(steps: int, asked: Rates | None) -> tuple[Rates, str]:
+    words: dict[Rates, str] = {
         "one": "one learned for all",
         "tensor": "one learned for each tensor",
         "step": "one learned for each tensor and inner step",
         "weight": "one learned for each weight",
     }
-    if asked == "given":
-        return "one", Choice("rule", "a rule of your own", "asked for")
-    if asked is not None and asked not in words:
-        raise unknown_name("rates", asked, words)
     if asked is not None:
-        return asked, Choice("rates", words[asked], "asked for")  # type: ignore[return-value]
+        if asked not in words:
+            raise unknown_name("rates", asked, words)
+        return asked, _said("rates", words[asked])
     if steps > 1:
-        return "tensor", Choice("rates", words["tensor"], "layers need different speeds")
-    return "weight", Choice("rates", words["weight"], "with a single step, all that is learned of it has to be in it")
+        return "tensor", _said("rates", words["tensor"], "layers need different speeds")
+    return "weight", _said("rates", words["weight"], "with a single step, all that is learned of it has to be in it")
 
 
-def _geometry(module: nn.Module, asked: str | None) -> tuple[Geometry, Choice]:
-    if asked not in (None, "given", "curvature", "plain"):
-        raise unknown_name("geometry", str(asked), ("curvature", "plain"))
-    if asked in ("curvature", "plain"):
-        return asked, Choice("geometry", asked, "asked for")  # type: ignore[return-value]
-    if asked == "given":
-        return "plain", Choice("geometry", "that of your rule", "asked for")
+def _geometry(module: nn.Module, asked: Geometry | None) -> tuple[Geometry, str]:
+    if asked is not None:
+        if asked not in get_args(Geometry):
+            raise unknown_name("geometry", asked, get_args(Geometry))
+        return asked, _said("geometry", asked)
     shapes = [tuple(p.shape) for p in module.parameters() if p.requires_grad]
     widest = max((max(shape[:2]) for shape in shapes if len(shape) > 1), default=0)
     if any(len(shape) > 2 for shape in shapes):
-        return "plain", Choice(
-            "geometry", "plain", "in convolutions, the time for its factors buys more as outer steps"
-        )
+        return "plain", _said("geometry", "plain", "in convolutions, the time for its factors buys more as outer steps")
     if 0 < widest <= NARROW:
-        return "curvature", Choice(
-            "geometry", "curvature", f"no layer is wider than {widest}, so its factors are small"
-        )
-    return "plain", Choice("geometry", "plain", f"the factors of a layer {widest} wide would outgrow it")
+        why = f"no layer is wider than {widest}, so its factors are small"
+        return "curvature", _said("geometry", "curvature", why)
+    return "plain", _said("geometry", "plain", f"the factors of a layer {widest} wide would outgrow it")
 
 
-def _multi_step(asked: float | None) -> tuple[float, Choice]:
-    if not asked:
-        why = "asked for" if asked == 0 else "judging every step takes time and memory"
-        return 0.0, Choice("objective", "the loss after the last step", why)
-    return asked, Choice("objective", f"the losses after every step for the first {asked:.0%} of training", "asked for")
-
-
-def _first_order(steps: int, asked: float | None, adjoint: Adjoint | None) -> tuple[float, Choice]:
+def _first_order(steps: int, asked: float | None, adjoint: Adjoint | None) -> tuple[float, str]:
     if adjoint is not None and not adjoint.exact:
-        return 0.0, Choice("derivatives", "first order throughout", "the adjoint that was asked for takes no others")
+        return 0.0, _said("derivatives", "first order throughout", "the adjoint that was asked for takes no others")
     share = (0.5 if steps > 1 else 0.0) if asked is None else asked
     if not share:
-        return 0.0, Choice(
-            "derivatives", "exact throughout", "asked for" if asked == 0 else "a single step costs little"
-        )
+        why = "asked for" if asked == 0 else "a single step costs little"
+        return 0.0, _said("derivatives", "exact throughout", why)
     why = "asked for" if asked else "at half the cost, a rough direction is good enough at first"
-    return share, Choice("derivatives", f"first order for the first {share:.0%} of training, then exact", why)
+    return share, _said("derivatives", f"first order for the first {share:.0%} of training, then exact", why)
 
 
 def _can_move(module: nn.Module, kind: type[nn.Module]) -> bool:

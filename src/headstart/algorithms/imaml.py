@@ -33,19 +33,16 @@ def imaml(
 
     Small λ let tasks go far, and need many steps; ``rate · (λ + the loss's largest curvature)`` above 2 makes them
     diverge. Where the loss bends downwards by about λ, the system is nearly singular and one task can outweigh all
-    others; ``damping`` adds to the λ of the linear system alone. On sinusoids (λ = 0.5, 16 steps of 0.01), gradients
-    of single tasks without it were up to 30 times as long as those through all steps; with 1, none was longer than 1.1
-    times, and they pointed the same way more nearly (median cosine 0.92, without it 0.86).
+    others, which ``damping`` prevents: on sinusoids (λ = 0.5, 16 steps of 0.01), gradients of single tasks were up to
+    30 times as long as those through all steps without it, and at most 1.1 times with 1.
 
     Args:
-        module: the model.
         strength: λ, how hard tasks are pulled back to θ.
         rate: the inner step size.
-        steps: T, the gradient steps of an adaptation, enough to come near the minimum; the defaults are those that the
-            authors' code names for Omniglot.
+        steps: T, enough to come near the minimum; the defaults are those of the authors' code for Omniglot.
         iterations: steps of conjugate gradients on the linear system of the backward pass.
-        damping: what is added to λ in the linear system; 0 is the paper's formula (the authors' code solves with
-            ``2 I + ∇²loss / (λ + 10)``, which is damped harder).
+        damping: what is added to λ in the linear system alone; 0 is the paper's formula (the authors' code damps
+            harder: ``2 I + ∇²loss / (λ + 10)``).
         solver: in place of conjugate gradients, of the system of a step, that is ``rate · (∇²loss + λ I)``: such as
             `Neumann`; ``iterations`` and ``damping`` then count for nothing.
         learn: whether the outer loop learns a λ for each parameter tensor, from ``strength`` on; M then holds their

@@ -44,9 +44,8 @@ def maml(
     """Learn initial weights θ from which ``steps`` gradient steps adapt to a task, and whatever M there is.
 
     ``θᵢ ← θᵢ − rate · ∇loss(θᵢ, Sᵢ)``, T times from θᵢ = θ; L(θ) = Σᵢ loss(θᵢ, Qᵢ), differentiated through the steps.
-
-    M is what the rule, the start, the inner loss and the module's `Structural` parts learn; without any it is empty.
-    Parameters inside `Context` modules are each task's own.
+    M is what the rule, the start, the inner loss and the module's `Structural` parts learn. Parameters inside `Context`
+    modules are each task's own.
 
     Args:
         module: the model; its trainable weights are where θ starts. It is read, never changed.
@@ -112,9 +111,7 @@ def anil(module: nn.Module, *, head: What | None = None, rate: Rate = 0.01, **op
     """Almost no inner loop: `maml` whose inner loop moves the ``head`` only.
 
     Args:
-        module: the model.
         head: which parameters are the head, by name (such as ``"block4*"``) or type; by default the last layer.
-        rate: the inner step size α.
         options: those of `maml`.
 
     Reference: Raghu, Raghu, Bengio, Vinyals 2019, arXiv:1909.09157.
@@ -127,9 +124,7 @@ def boil(module: nn.Module, *, head: What | None = None, rate: Rate = 0.01, **op
     """Body only inner loop: `maml` whose inner loop moves everything but the ``head``.
 
     Args:
-        module: the model.
         head: which parameters are the head, by name (such as ``"block4*"``) or type; by default the last layer.
-        rate: the inner step size α.
         options: those of `maml`.
 
     Reference: Oh, Yoo, Kim, Yun 2020, arXiv:2008.08882.
@@ -142,7 +137,6 @@ def meta_sgd(module: nn.Module, *, rate: Rate | tuple[Rate, Rate] = (0.005, 0.1)
     """Meta-SGD: `maml` with a learned step size for every weight, θᵢ = θ − α ∘ ∇loss(θ, Sᵢ); M = α.
 
     Args:
-        module: the model.
         rate: where each α starts: a number, or a range to draw it from uniformly (the paper's, by default).
         options: those of `maml`.
 
@@ -153,13 +147,12 @@ def meta_sgd(module: nn.Module, *, rate: Rate | tuple[Rate, Rate] = (0.005, 0.1)
 
 def head_of(module: nn.Module) -> str:
     """Return the name of the module's head: the submodule ``head``, else the last one with weights of its own."""
-    head = read(module).head
-    if not head:
-        raise UsageError(
-            f"{type(module).__name__} has no head apart from its body: it would be the last of two or more layers with "
-            f"weights; name the parameters with head="
-        )
-    return head
+    if head := read(module).head:
+        return head
+    raise UsageError(
+        f"{type(module).__name__} has no head apart from its body: it would be the last of two or more layers with "
+        f"weights; name the parameters with head="
+    )
 
 
 @extends(maml, without=("rule",))
@@ -175,15 +168,12 @@ def alfa(
     """ALFA: `maml` whose inner steps go by generated learning rates and weight decays, ``θᵢ ← β θᵢ − α ∇loss``.
 
     α and β, one of each for every parameter tensor, come of the task's own mean gradients and weights at every step
-    through a network in M, times learned base values of each tensor and step; see `generated_rates`, which also says
-    how it starts.
+    through a network in M, times learned base values of each tensor and step; see `generated_rates`.
 
     Args:
-        module: the model.
         rate: where the base learning rates start.
         decay: where the base weight decays start, the part of a weight that a step takes away.
         hidden: the size of the network's hidden layer, by default two for each parameter tensor.
-        steps: T, the gradient steps of an adaptation.
         options: those of `maml`.
 
     Reference: Baik, Choi, Choi, Kim, Lee 2020, arXiv:2011.00209.
@@ -195,11 +185,6 @@ def alfa(
 @extends(maml, without=("rule",))
 def meta_curvature(module: nn.Module, *, rate: Rate = 0.01, **options: Any) -> Learner:
     """Meta-Curvature: `maml` whose gradients go through learned matrices, θᵢ ← θᵢ − α MC(∇loss); M = the matrices.
-
-    Args:
-        module: the model.
-        rate: the inner step size α, the same for all weights.
-        options: those of `maml`.
 
     Reference: Park, Oliva 2019, arXiv:1902.03356 (MC1: an output, an input and a filter factor for every weight).
     """

@@ -36,8 +36,8 @@ def maml_plus_plus(
     - Every tensor has a learned step size for each inner step (LSLR): `headstart.rules.per_tensor`.
     - The query loss counts after every step at first, then after the last: `multi_step`.
     - Gradients are first order at first, then exact (derivative-order annealing): `first_order_until`.
-    - Batch normalisation has weights and biases for each inner step, which the outer loop learns and the inner loop
-      does not move, and goes by the batch at hand: `per_step_norm`. Left out where the module has no such layer.
+    - Batch normalisation goes by the batch at hand, with learned weights and biases for each inner step that no inner
+      step moves: `per_step_norm`. Left out where the module has no such layer.
     - The outer rate falls by a cosine: ``schedule="cosine"`` of the trainer (to 0, where the authors' code stops at
       1e-5 or higher).
 
@@ -49,7 +49,7 @@ def maml_plus_plus(
         rate: where every step size starts; 0.1 for Omniglot and 0.01 for miniImageNet in the authors' code.
         multi_step_until: the fraction of the outer steps with the multi-step loss; 0 for none.
         first_order_until: the fraction of the outer steps with first-order gradients; 0 for none. The paper takes 50
-            of its 150 epochs; the configurations that came with its code take none.
+            of its 150 epochs; its code's configurations take none.
         adjoint: how to differentiate through the steps after that: ``"unrolled"``, ``"checkpointed"`` (less memory,
             more time) or ``"first_order"``; or an `Adjoint` with settings of its own.
         options: those of `maml`.
@@ -64,9 +64,20 @@ def maml_plus_plus(
     """
     body = per_step_norm(module, steps) if has_batch_norm(module) else module
     rule = per_tensor(rate, steps=steps)
-    learner = maml(body, steps=steps, rule=rule, adjoint=adjoint, **options)
+    return annealed(body, adjoint, first_order_until, multi_step_until, steps=steps, rule=rule, **options)
+
+
+def annealed(
+    module: nn.Module,
+    adjoint: AdjointName | Adjoint,
+    first_order_until: float,
+    multi_step_until: float,
+    **options: Any,
+) -> Learner:
+    """Return `maml`, first order and with the multi-step loss for these fractions of the outer steps; 0 for never."""
+    learner = maml(module, adjoint=adjoint, **options)
     if first_order_until:
-        cheap = maml(body, steps=steps, rule=rule, adjoint=FirstOrder(), **options)
+        cheap = maml(module, adjoint=FirstOrder(), **options)
         learner = objectives.first_order_until(learner, cheap, first_order_until)
     return objectives.multi_step(learner, until=multi_step_until) if multi_step_until else learner
 
@@ -78,13 +89,12 @@ class StepBatchNorm(Structural, Stepped):
     query set after T steps by row T, and steps beyond T by the last row.
 
     ``x`` is normalised as the learner's ``buffers`` say: by the statistics of the batch at hand, at every step anew
-    (``"batch"``); by those of the layer (``"frozen"``); or, for the query set, by those that the task's support set
-    left in its last passes, by the layer's momentum (``"task"``; with momentum 1, in the last pass alone).
+    (``"batch"``); by the layer's (``"frozen"``); or, for the query set, by those that the task's support set left in
+    its last passes, by the layer's momentum (``"task"``).
 
-    Reference: Antoniou, Edwards, Storkey 2018, arXiv:1810.09502, section 4. The authors' code records running
-    statistics for every step, too, but normalises by the batch at hand, in evaluation as in training; it is the same
-    as ``"batch"`` here. There the query set after t steps goes by the row of the support pass just before it, so that
-    T rows do; here it has one of its own.
+    Reference: Antoniou, Edwards, Storkey 2018, arXiv:1810.09502, section 4. The authors' code also records running
+    statistics for every step, but never normalises by them, as with ``"batch"`` here. There the query set goes by the
+    row of the support pass just before it, so that T rows do; here it has one of its own.
 
     Args:
         layer: what to start from; its weights and biases are where every row starts. It is not changed.

@@ -57,13 +57,11 @@ def prototype_start(
     """Return the start of `proto_maml`: the head as the prototype classifier of the task's support set.
 
     Args:
-        module: the model.
-        head: the name of its last layer.
-        blend: learn how much of it: every row starts as w̄ + s · 2 c_k and every bias as b̄ − s · ‖c_k‖². s, kept
-            positive by its logarithm, is in M as ``<name>.log_scale`` and starts as 1 / (number of features): with
-            s = 1 a single support example is classified so surely that its loss has no gradient left to adapt by. w̄
-            and b̄ are the means of the head's own rows, since a class's number means nothing (Ye, Chao 2021,
-            arXiv:2106.09517).
+        head: the name of the module's last layer.
+        blend: learn how much of it: every row starts as w̄ + s · 2 c_k and every bias as b̄ − s · ‖c_k‖². log s is in
+            M as ``<name>.log_scale``, and s starts as 1 / (number of features): with s = 1 a single support example
+            is classified so surely that its loss has no gradient left. w̄ and b̄ are the means of the head's own
+            rows, since a class's number means nothing (Ye, Chao 2021, arXiv:2106.09517).
         taskmap, buffers: as for `maml`.
         name: of the part of M.
 
@@ -77,23 +75,19 @@ def prototype_start(
         raise unknown_name("layer", path, [name for name in layers if name])
     layer = layers[path]
     if not isinstance(layer, nn.Linear):
-        raise UsageError(
-            f"a start from prototypes needs a head that is an nn.Linear; {path!r} is a {type(layer).__name__}"
-        )
-    reason = why_not_own(module, path)
-    if reason:
+        kind = type(layer).__name__
+        raise UsageError(f"a start from prototypes needs a head that is an nn.Linear; {path!r} is a {kind}")
+    if reason := why_not_own(module, path):
         raise UsageError(f"a start from prototypes sets the head of each task, but {reason}")
-    weight, bias, ways = f"{path}.weight", f"{path}.bias", layer.out_features
-    has_bias = layer.bias is not None
-    body = functional(
-        replaced(module, lambda at, _: nn.Identity() if at == path else None), taskmap=taskmap, buffers=buffers
-    )
+    weight, bias, has_bias = f"{path}.weight", f"{path}.bias", layer.bias is not None
+    headless = replaced(module, lambda at, _: nn.Identity() if at == path else None)
+    body = functional(headless, taskmap=taskmap, buffers=buffers)
 
     def values(m: Params, params: Params, shared: Params, support: Batch, gradient: Gradient) -> Params:
         tasks, every = support.y.shape[0], {**shared, **params}
         own = {key: value.expand(tasks, *value.shape) for key, value in body.buffers.items()}
         embedded, _ = body.apply({key: every[key] for key in body.leaves}, own, support.x, seed=support.seed)
-        centres = class_means(embedded.flatten(2), support, ways)["prototypes"]
+        centres = class_means(embedded.flatten(2), support, layer.out_features)["prototypes"]
         rows, offsets = 2 * centres, -centres.square().sum(-1)
         if blend:
             scale = m[f"{name}.log_scale"].exp()
@@ -102,10 +96,6 @@ def prototype_start(
         return {**params, weight: rows} | ({bias: offsets} if has_bias else {})
 
     def structure(params: Params, generator: Generator | None) -> Params:
-        like = next(iter(params.values()))
-        return {f"{name}.log_scale": like.new_tensor(-log(layer.in_features))} if blend else {}
+        return {f"{name}.log_scale": next(iter(params.values())).new_tensor(-log(layer.in_features))} if blend else {}
 
-    def shown(m: Params) -> Params:
-        return {f"{name}.scale": m[f"{name}.log_scale"].exp()} if blend else {}
-
-    return Start(values, structure, shown)
+    return Start(values, structure, lambda m: {f"{name}.scale": m[f"{name}.log_scale"].exp()} if blend else {})

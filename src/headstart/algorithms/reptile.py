@@ -1,6 +1,5 @@
 """Reptile: move the initial weights towards each task's adapted weights."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from headstart.algorithms.maml import Rate, Steps, maml
+from headstart.core import tree
 from headstart.core.adjoints import FirstOrder
 from headstart.core.rules import Rule, adam, chain, scale
 from headstart.errors import UsageError
@@ -28,11 +28,10 @@ def reptile(
 ) -> Learner:
     """Move θ towards the weights that each task adapts to: θ ← θ + ε · meanᵢ (θᵢ − θ).
 
-    A task of training has no query set here: support and query examples are all adapted to. The outer step size ε is
-    the outer optimiser's (plain SGD in the paper, with ε falling linearly to 0).
+    Support and query examples are all adapted to. The outer step size ε is the outer optimiser's (plain SGD in the
+    paper, with ε falling linearly to 0).
 
     Args:
-        module: the model; its trainable weights are where θ starts.
         steps: the inner steps of an adaptation, each on one minibatch.
         rate: the inner step size, of Adam unless ``rule`` is given.
         rule: the inner update; by default Adam without momentum (β₁ = 0), as in the paper. Its moments start anew at
@@ -71,12 +70,10 @@ def _batched(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, In
 def _serial(epsilon: float) -> MetaGradient:
     def gradient(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
         """Return (θ − θ after all tasks) / ε."""
-        params = dict(meta.params)
-        losses: list[Tensor] = []
-        infos: list[Tensor] = []
+        params, losses, infos = dict(meta.params), [], []
         with torch.no_grad():
             for task in range(episodes.query.y.shape[0]):
-                one = Episodes(*(_one_task(batch, task) for batch in episodes))
+                one = _indexed(episodes, slice(task, task + 1))
                 adapted, info = learner.adapt(Meta(params, meta.structure), joined(one))
                 losses.append(learner.loss(learner.predict(adapted, one.query.x), one.query))
                 infos.append(info.support_loss)
@@ -90,34 +87,23 @@ def _serial(epsilon: float) -> MetaGradient:
 
 def _full(moved: Params, meta: Meta) -> Meta:
     """Return a gradient for everything in ``meta``: zero for what did not move."""
-    zeros = ({name: torch.zeros_like(value) for name, value in part.items()} for part in meta)
-    params, structure = zeros
-    return Meta({**params, **moved}, structure)
+    return Meta({**tree.zeros_like(meta.params), **moved}, tree.zeros_like(meta.structure))
 
 
-def _one_task(batch: Batch, task: int) -> Batch:
-    return _indexed(batch, lambda leaf: leaf[task : task + 1])
-
-
-def _indexed(tree: Tree, index: Callable[[Tensor], Tensor]) -> Any:
-    """Return the tree with its tensors indexed; an absent mask or seed stays absent."""
-    return tree_map(lambda leaf: leaf if leaf is None else index(leaf), tree)
+def _indexed(values: Tree, index: slice | tuple[slice, Tensor]) -> Any:
+    """Return a tree with its tensors indexed; an absent mask or seed stays absent."""
+    return tree_map(lambda leaf: leaf if leaf is None else leaf[index], values)
 
 
 def joined(episodes: Episodes) -> Batch:
     """Return support and query examples as one batch."""
     support, query = episodes
+    x = tree_map(lambda s, q: torch.cat([s, q], 1), support.x, query.x)
     mask = None
     if support.mask is not None or query.mask is not None:
-        mask = torch.cat([_mask(support), _mask(query)], 1)
-    x = tree_map(lambda s, q: torch.cat([s, q], 1), support.x, query.x)
+        masks = (b.y.new_ones(b.y.shape[:2], dtype=torch.bool) if b.mask is None else b.mask for b in episodes)
+        mask = torch.cat([*masks], 1)
     return Batch(x, torch.cat([support.y, query.y], 1), mask, support.seed)
-
-
-def _mask(batch: Batch) -> Tensor:
-    if batch.mask is not None:
-        return batch.mask
-    return torch.ones(batch.y.shape[:2], dtype=torch.bool, device=batch.y.device)
 
 
 def _minibatches(size: int) -> Any:
@@ -130,8 +116,7 @@ def _minibatches(size: int) -> Any:
         # a fixed shuffle: examples come ordered by class, and every task has random examples anyway
         order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).to(batch.y.device)
         places = torch.arange(step * size, (step + 1) * size, device=batch.y.device) % count
-        chosen = order[places]
-        x, y, mask = _indexed((batch.x, batch.y, batch.mask), lambda leaf: leaf[:, chosen])
+        x, y, mask = _indexed((batch.x, batch.y, batch.mask), (slice(None), order[places]))
         return Batch(x, y, mask, batch.seed)
 
     return examples
