@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -22,20 +23,13 @@ from headstart.forward.functional import Functional, functional
 from headstart.forward.trunk import split
 from headstart.types import Adapted, Batch, Info, Meta, Params, Tree
 
-
-def _nothing(m: Params) -> Params:
-    return {}
-
-
 Gradient: TypeAlias = Callable[[Params], Params]
 """``params (B, *shape) -> every task's gradient of its support loss`` with respect to those that move."""
 
 
 def uniform(shape: Sequence[int], bound: float, like: Tensor, generator: Generator | None) -> Tensor:
-    """Return numbers from −``bound`` to ``bound``, of the type of ``like`` and where it is.
-
-    They are drawn on the CPU, so that a seed means the same numbers on every device.
-    """
+    """Return numbers from −``bound`` to ``bound``, of the type of ``like`` and where it is."""
+    # drawn on the CPU, so that a seed means the same numbers on every device
     draw = torch.rand(tuple(shape), generator=generator, dtype=torch.float64)
     return ((2 * draw - 1) * bound).to(like)
 
@@ -44,12 +38,11 @@ class Start(NamedTuple):
     """Changes the parameters of a task before the first inner step."""
 
     values: Callable[[Params, Params, Params, Batch, Gradient], Params]
-    """``(M, params, shared, support, gradient) -> params``: those that move and the context, each ``(B, *shape)``, by
-    name; ``shared`` are the other parameters of the model, which have no task axis. Names of these that are returned
-    become each task's own."""
+    """``(M, params, shared, support, gradient) -> params``: those that move and the context, each ``(B, *shape)``;
+    ``shared`` are the model's others, without a task axis, and become each task's own where they are returned."""
     structure: Callable[[Params, Generator | None], Params]
     """``(params, generator) -> the part of M that it learns``, from parameters without a task axis."""
-    shown: Callable[[Params], Params] = _nothing
+    shown: Callable[[Params], Params] = lambda m: {}
     """``M -> its part of M in the units in which it acts``, for reports."""
 
 
@@ -124,8 +117,8 @@ class Adaptation:
 
     def shown(self, meta: Meta) -> Params:
         """Return M in the units in which it acts."""
-        parts = [self.model.shown, self.rule.shown, *([] if self.start is None else [self.start.shown])]
-        return {name: value for part in parts for name, value in part(meta.structure).items()}
+        parts = (self.model, self.rule, *([] if self.start is None else [self.start]))
+        return {name: value for part in parts for name, value in part.shown(meta.structure).items()}
 
     def _prepared(self, meta: Meta, support: Batch) -> tuple[Batch, bool]:
         """Return the support set as it is there, and whether anybody asks for a derivative."""
@@ -146,7 +139,7 @@ class Adaptation:
         own = {**expanded(start, self.moving, tasks), **expanded(model.context, model.context, tasks)}
         buffers = expanded(model.buffers, model.buffers, tasks)
         if self.start is not None:
-            gradient = self._gradient(Given(meta.structure, {**shared, **own}, support), buffers)
+            gradient = partial(self._gradient, Given(meta.structure, {**shared, **own}, support), buffers)
             found = self.start.values(meta.structure, own, shared, support, gradient)
             # as tensors of their own: an inner gradient holds the others still, also those computed from them
             own = {name: value.view_as(value) for name, value in found.items()}
@@ -175,23 +168,15 @@ class Adaptation:
         losses.refuse_padding(batch, self.model.batch_statistics)
         return self.inner_loss.loss(given.structure, outputs, batch, step), buffers
 
-    def _gradient(self, given: Given, buffers: Params) -> Callable[[Params], Params]:
-        """Return what gives every task's gradient of its support loss with respect to what moves."""
-
-        def gradient(params: Params) -> Params:
-            moved = {name: params[name] for name in params if name in self.moving}
-            exact = self.adjoint.exact and torch.is_grad_enabled()
-            return gradients(self.support_loss, given, Inner(moved, {}, buffers), 0, create_graph=exact)[1]
-
-        return gradient
+    def _gradient(self, given: Given, buffers: Params, params: Params) -> Params:
+        """Return every task's gradient of its support loss with respect to what moves."""
+        moved = {name: params[name] for name in params if name in self.moving}
+        exact = self.adjoint.exact and torch.is_grad_enabled()
+        return gradients(self.support_loss, given, Inner(moved, {}, buffers), 0, create_graph=exact)[1]
 
 
 def moving(rule: Rule, model: Functional) -> frozenset[str]:
-    """Return the names of the parameters that a rule moves.
-
-    Raises:
-        UsageError: it leaves nothing to move.
-    """
+    """Return the names of the parameters that a rule moves; there must be some."""
     leaves = {name: leaf for name, leaf in model.leaves.items() if leaf.role != "structure"}
     names = rule.moves(leaves)
     if not names:
@@ -202,14 +187,7 @@ def moving(rule: Rule, model: Functional) -> frozenset[str]:
 def halves_of(
     module: nn.Module, model: Functional, names: frozenset[str], **options: Any
 ) -> tuple[Functional, Functional] | None:
-    """Return the module up to the first layer that changes while adapting, and from there on; None: it starts there.
-
-    Args:
-        module: what ``model`` was made of.
-        model: the whole.
-        names: of the parameters that adaptation moves.
-        options: of `functional`.
-    """
+    """Return the module up to the first layer that changes while adapting, and from there on; None: it starts there."""
     parts = split(module, names | set(model.buffers))
     return None if parts is None else (functional(parts[0], **options), functional(parts[1], **options))
 

@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.functional import linear
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from headstart.algorithms.adaptation import uniform
@@ -25,15 +26,14 @@ def low_rank(
     """Return a copy of ``module`` whose layers have a low-rank product added: W x + b + (α / rank) · up · down · x.
 
     ``up`` starts at zero, so the copy does exactly what the module does. Both are ordinary parameters, called
-    ``….up`` and ``….down``, and the layer's own are called ``….layer.…``; an inner loop that moves `LowRank` alone
-    learns a task in a small fraction of the numbers.
+    ``….up`` and ``….down``, and the layer's own ``….layer.…``; an inner loop that moves `LowRank` alone learns a task
+    in a small fraction of the numbers.
 
     Args:
         module: it is not changed.
         rank: rows of ``down``; a layer with fewer inputs or outputs gets as many as it has.
-        what: the layers: names, a type or a predicate; by default every linear and convolution layer (of one group).
-            Layers inside PyTorch's attention and transformer layers cannot be changed, since those read the weights
-            of the layers inside them; by default they are left as they are.
+        what: the layers: names, a type or a predicate; by default every linear and convolution layer (of one group)
+            outside PyTorch's attention and transformer layers, which read the weights of the layers inside them.
         alpha: α; by default the rank, so that the product counts as it is.
         generator: draws ``down``; by default PyTorch's global one, as for ``nn.Linear``.
 
@@ -41,8 +41,8 @@ def low_rank(
         UsageError: a rank below 1, or no layer that can be changed.
         UnknownNameError: ``what`` matches nothing.
 
-    Reference: Hu et al. 2021, arXiv:2106.09685 (``down`` is drawn as ``nn.Linear`` draws its weight, as their code
-    does). A convolution's ``down`` is a convolution to ``rank`` channels, and its ``up`` works pixel by pixel.
+    Reference: Hu et al. 2021, arXiv:2106.09685 (``down`` is drawn as ``nn.Linear`` draws its weight, as in their
+    code). A convolution's ``down`` is a convolution to ``rank`` channels, and its ``up`` works pixel by pixel.
 
     >>> import headstart
     >>> from headstart.core.rules import chain, only, scale
@@ -54,13 +54,12 @@ def low_rank(
     if rank < 1:
         raise UsageError(f"rank must be at least 1, got {rank}")
     names = _adapted(module, what)
-    strength = 1.0 if alpha is None else alpha / rank
 
     def adapted(path: str, layer: nn.Module) -> nn.Module | None:
         if path not in names:
             return None
         kind = LowRankLinear if isinstance(layer, nn.Linear) else LowRankConvolution
-        return kind(cast(nn.Linear, layer), rank, strength, generator)
+        return kind(layer, rank, 1.0 if alpha is None else alpha / rank, generator)
 
     return replaced(module, adapted)
 
@@ -86,8 +85,7 @@ class LowRankLinear(LowRank):
 
     def forward(self, x: Tensor) -> Tensor:
         """Take inputs ``(n, …, features)``."""
-        added = nn.functional.linear(nn.functional.linear(x, self.down), self.up)
-        return self.layer(x) + self.strength * added
+        return self.layer(x) + self.strength * linear(linear(x, self.down), self.up)
 
 
 class LowRankConvolution(LowRank):
@@ -107,8 +105,7 @@ def _adapted(module: nn.Module, what: What | None) -> frozenset[str]:
     there = {path: layer for path, layer in layers.items() if _takes_adapter(layer)}
     if isinstance(what, str):
         names = [name for name, _ in module.named_parameters() if name.rpartition(".")[0] not in layers]
-        sealed = [name for name in names if matches(name, what)]
-        if sealed:
+        if sealed := [name for name in names if matches(name, what)]:
             raise UsageError(
                 f"{what!r} asks for an adapter beside {', '.join(sealed)}, inside PyTorch's attention or transformer "
                 f"layers, which read the weights of the layers inside them; adapt other layers, or write the "

@@ -1,10 +1,10 @@
 """Warped gradients: layers in M between those that adapt, which turn and stretch every inner step.
 
-A layer T behind y = W x leaves the inner loop to move W alone, but ∂loss/∂W goes back through T. The step that the
-product T W then takes is the gradient step of T W itself, times T Tᵀ: M is a metric, learned across tasks.
+With a layer T behind y = W x, the inner loop moves W alone, and the product T W takes the gradient step of T W itself,
+times T Tᵀ: M is a metric, learned across tasks.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -24,8 +24,6 @@ from headstart.types import Episodes, Info, Learner, Meta
 Warpable: TypeAlias = nn.Linear | _ConvNd
 """A layer that something can be put behind, as wide as its outputs."""
 
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
 
 class Warp(Structural):
     """``x + layer(x)``: a warp layer that changes nothing while its layer is zero."""
@@ -40,16 +38,9 @@ def t_net(module: nn.Module, *, rate: Rate = 0.01, **options: Any) -> Learner:
     """T-net: `maml` with a learned linear map T behind every layer, f(x) = T^L W^L σ(… σ(T¹ W¹ x)); M = the T.
 
     The inner loop moves W and bias alone; T starts as the identity and only the outer loop learns it. The last layer
-    has its T, too. As in the authors' code T comes behind the bias, T (W x + b), and is a 1×1 convolution (a matrix
-    over the channels) behind a convolution. Layers whose weights are frozen have none, and neither have those
-    that are inside PyTorch's attention and transformer layers.
-
-    M holds ``<layer>.after.layer.weight``, and the layer's own parameters are then ``<layer>.layer.…``.
-
-    Args:
-        module: the model, with at least one linear or convolution layer.
-        rate: the inner step size α.
-        options: those of `maml`.
+    has its T, too. As in the authors' code T comes behind the bias, T (W x + b), and is a 1×1 convolution behind a
+    convolution. Layers whose weights are frozen have none, and neither have those inside PyTorch's attention and
+    transformer layers. M holds ``<layer>.after.layer.weight``, the layer's own parameters are ``<layer>.layer.…``.
 
     Raises:
         UsageError: the model has no layer to put T behind.
@@ -70,13 +61,9 @@ def mt_net(
     """MT-net: `t_net` that also learns which units move, θᵢ ← θᵢ − α mask ∘ ∇loss; M = the T and the masks' logits.
 
     Each output unit of a layer has one gate, which its row of W and its bias share. A task draws the gates once, by
-    its seed; `rules.unit_mask` says how, and what they are without a seed.
-
-    M holds ``mask.<layer>.layer`` beside what `t_net` has.
+    its seed; `rules.unit_mask` says how. M holds ``mask.<layer>.layer`` beside what `t_net` has.
 
     Args:
-        module: the model, with at least one linear or convolution layer.
-        rate: the inner step size α.
         temperature: how softly the Gumbel-softmax draws the gates: a low one near 0 and 1.
         hard: whether gates are 0 and 1, as in the authors' code, with the derivatives of soft ones; the learner is
             then not ``exact``.
@@ -111,23 +98,19 @@ def warp_grad(
 
         loss(sg(θ_t) − α ∇loss(sg(θ_t), φ; S), φ; Q)        sg(·): taken as a constant
 
-    so nothing is differentiated through more than one step. θ descends the loss after all T steps as in `maml` (with
-    the trajectory objective for φ, the paper's Warp-MAML). As the two descend different losses, the gradient is not
-    that of one loss, and the learner is not ``exact``. It costs about two adaptations. With
-    ``adjoint=FirstOrder()`` both take the inner gradients as constants.
-
-    With ``objective="meta"``, θ and φ both descend the loss after all T steps, exactly.
+    so nothing is differentiated through more than one step. θ descends the loss after all T steps as in `maml` (the
+    paper's Warp-MAML). The gradient is thus not that of one loss, and the learner is not ``exact``; it costs about two
+    adaptations. With ``adjoint=FirstOrder()`` both take the inner gradients as constants. With ``objective="meta"``, θ
+    and φ both descend the loss after all T steps, exactly.
 
     The warp layers put in here are linear and residual, x + W x, with W = 0 at the start: a matrix behind a linear
-    layer, a 3×3 convolution (3, or 3×3×3) behind a convolution, each before the normalisation and the nonlinearity
-    that follow. The paper's may be any layers. For others, put `Structural` modules into the model: where it holds
-    some and ``warps`` is not given, it is taken as it is.
+    layer, a 3×3 convolution behind a convolution, each before the normalisation and the nonlinearity that follow. For
+    others, put `Structural` modules into the model: where it holds some and ``warps`` is not given, it is taken as it
+    is.
 
     Args:
-        module: the model.
         warps: the linear and convolution layers to put warp layers behind, by name or type; by default all but those
             of the head.
-        rate: the inner step size α.
         objective: what the warp layers descend: the mean loss after single steps along the way (``"trajectory"``), or
             the loss after all of them (``"meta"``).
         options: those of `maml`.
@@ -202,30 +185,25 @@ def _warpable(module: nn.Module) -> dict[str, Warpable]:
             if role_of(module, f"{path}.weight") == "initial":
                 found[path] = layer
 
-    # asked as surgery asks, which knows where it cannot cut
-    replaced(module, look)
+    replaced(module, look)  # surgery knows where it cannot cut
     return found
 
 
-def _chosen(layers: dict[str, Warpable], warps: What) -> list[str]:
-    leaves: dict[str, Leaf] = {}
-    for path, layer in layers.items():
-        for name, parameter in layer.named_parameters(prefix=path, recurse=False):
-            leaves[name] = Leaf(name, tuple(parameter.shape), type(layer))
+def _chosen(layers: dict[str, Warpable], warps: What) -> set[str]:
+    leaves = {
+        name: Leaf(name, tuple(parameter.shape), type(layer))
+        for path, layer in layers.items()
+        for name, parameter in layer.named_parameters(prefix=path, recurse=False)
+    }
     try:
         names = choose(leaves, warps)
     except UnknownNameError as error:
         raise UnknownNameError(f"warps= must choose among linear and convolution layers: {error}") from None
-    return sorted({name.rpartition(".")[0] for name in names})
+    return {name.rpartition(".")[0] for name in names}
 
 
-def _followed(module: nn.Module, paths: Iterable[str], make: Callable[[Warpable], nn.Module]) -> nn.Module:
-    chosen = set(paths)
-
-    def behind(path: str, layer: nn.Module) -> nn.Module | None:
-        return make(layer) if path in chosen and isinstance(layer, Warpable) else None
-
-    return followed(module, behind)
+def _followed(module: nn.Module, paths: Collection[str], make: Callable[[Warpable], nn.Module]) -> nn.Module:
+    return followed(module, lambda path, it: make(it) if path in paths and isinstance(it, Warpable) else None)
 
 
 def _identity(layer: Warpable) -> Structural:
@@ -249,7 +227,7 @@ def _square(layer: Warpable, kernel: int) -> Warpable:
     like: dict[str, Any] = {"bias": False, "device": "meta", "dtype": layer.weight.dtype}
     if isinstance(layer, nn.Linear):
         return nn.Linear(layer.out_features, layer.out_features, **like).to_empty(device=layer.weight.device)
-    convolution = _CONVOLUTIONS[len(layer.kernel_size)]
+    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(layer.kernel_size) - 1]
     square = convolution(layer.out_channels, layer.out_channels, kernel, padding=kernel // 2, **like)
     return square.to_empty(device=layer.weight.device)
 
