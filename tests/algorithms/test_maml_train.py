@@ -40,10 +40,10 @@ def test_it_is_second_order():
     trained = headstart.maml_train(model, x, y, learning_rate=0.1, iterations=1, inner_rate=0.5, inner_steps=2)
     moved = {n: v - dict(model.named_parameters())[n] for n, v in trained.named_parameters()}
     generator = torch.Generator().manual_seed(0)
-    from headstart.algorithms.maml_train import _episodes, _Task
+    from headstart.algorithms.maml_train import _episodes
 
     numbers = torch.randperm(4, generator=generator).tolist()
-    episodes = _episodes([_Task(x[i], y[i]) for i in numbers], None, generator)
+    episodes = _episodes([(x[i], y[i]) for i in numbers], None, generator)
     learner = headstart.maml(model, loss="mse", steps=2, rate=0.5)
     gradient, _ = headstart.meta_gradient(learner, learner.init(None), episodes)
     for name, value in moved.items():  # Adam's first step is the sign of the gradient times the rate

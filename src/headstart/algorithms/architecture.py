@@ -7,7 +7,6 @@
 import copy
 from collections.abc import Callable
 
-import torch
 from torch import Generator, Tensor, nn
 
 from headstart.core.objective import at
@@ -26,9 +25,7 @@ def sharpened(learner: Learner, *, start: float = 1.0, end: float = 0.1, gates: 
     learner itself, which is how training ends, has ``τ = end``. M holds the gates undivided. Falling temperatures for
     softmax gates: Xie, Zheng, Liu, Lin 2018 (SNAS), arXiv:1812.09926, section 2.3 (there with random gates).
 
-    What a learner pays for its gates (`pressed`) it pays for the divided ones where that was asked for first:
-    ``sharpened(pressed(learner, …))``. Where gradients are first order at first, this goes last:
-    ``sharpened(first_order_until(…))``.
+    To pay for the divided gates, `pressed` goes first, ``sharpened(pressed(learner, …))``; so does `first_order_until`.
 
     Args:
         learner: any whose M holds gates.
@@ -57,9 +54,8 @@ def _divided(learner: Learner, names: frozenset[str], temperature: float) -> Lea
     """Return a learner that works with these parts of M divided by a temperature."""
 
     def seen(meta: Meta) -> Meta:
-        return meta._replace(
-            structure={n: value / temperature if n in names else value for n, value in meta.structure.items()}
-        )
+        divided = {n: value / temperature if n in names else value for n, value in meta.structure.items()}
+        return Meta(meta.params, divided)
 
     def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
         adapted, info = learner.adapt(seen(meta), support, steps=steps)
@@ -88,13 +84,10 @@ def _divided(learner: Learner, names: frozenset[str], temperature: float) -> Lea
 def pressed(learner: Learner, cost: Callable[[Meta], Tensor], strength: float) -> Learner:
     """Make what the model costs count: L(θ, M) = Σ Lᵢ(θ, M) + strength · cost(θ, M).
 
-    The mean meta-loss pays ``strength · cost`` once, so ``strength`` is what the whole cost is worth, in units of a
-    task's loss.
-
     Args:
         learner: any.
         cost: ``meta -> a scalar``, as `expected_cost` makes.
-        strength: at least 0.
+        strength: at least 0: what the whole cost is worth once in the mean meta-loss, in units of a task's loss.
 
     Raises:
         UsageError: a negative strength.
@@ -115,13 +108,12 @@ def pressed(learner: Learner, cost: Callable[[Meta], Tensor], strength: float) -
 def derive(module: nn.Module, meta: Meta) -> nn.Module:
     """Return the plain module in which every `Mixture` is its most probable candidate, with the weights of ``meta``.
 
-    What is chosen takes its mixture's path (a `Skip` is an ``nn.Identity`` there), and no gates are left. What ``meta``
-    holds besides, such as rates of the rule, is not part of the module. Other `Structural` parts stay what they are,
-    with their values in M. Buffers, and each task's own parts, are those of ``module``.
+    What is chosen takes its mixture's path (a `Skip` is an ``nn.Identity`` there), and no gates are left. Other
+    `Structural` parts stay, with their values in M; buffers, and each task's own parts, are those of ``module``.
 
     Args:
         module: the module that the learner was made from; it is not changed.
-        meta: what was meta-learned.
+        meta: what was meta-learned; what it holds besides the module's is left out.
 
     Raises:
         UsageError: the module holds no mixture.
@@ -165,11 +157,7 @@ def loaded(module: nn.Module, meta: Meta) -> nn.Module:
     model = functional(body)
     _refuse_misfit(type(module).__name__, model.params, meta.params, "θ", strangers=True)
     _refuse_misfit(type(module).__name__, model.structure, meta.structure, "M", strangers=False)
-    own = dict(body.named_parameters())
-    with torch.no_grad():
-        for values, names in ((meta.params, model.params), (meta.structure, model.structure)):
-            for name in names:
-                own[name].copy_(values[name])
+    body.load_state_dict({**meta.params, **{name: meta.structure[name] for name in model.structure}}, strict=False)
     return body
 
 

@@ -44,11 +44,9 @@ class Evolution:
     random numbers (dropout) are the same for all perturbations. The error of the estimate falls like
     √(d / ``samples``), with d numbers in θ and M: fit for few numbers, rough for many.
 
-    ``learner._replace(gradient=Evolution(...), exact=False)`` makes a learner that is trained so.
-
     The directions are a function of the sum of the tasks' seeds (``Batch.seed``, which `headstart.fit` gives to every
-    task) and of the number of the sample. Episodes without seeds are always judged in the same directions. Directions
-    are computed a few at a time, and again where they are needed, so that memory does not grow with ``samples``.
+    task) and of the number of the sample; without seeds they are always the same. They are computed a few at a time,
+    and again where they are needed, so that memory does not grow with ``samples``.
 
     Args:
         deviation: σ, the standard deviation of the perturbations, in the units of θ and M.
@@ -57,10 +55,9 @@ class Evolution:
             even terms of the loss; else on one side, less the loss in the middle.
         shaping: ``"ranks"`` puts centred ranks in [−½, ½] in place of the losses (the least is −½; no number is as
             bad as infinity). It withstands outliers, but its length says nothing of the loss's slope, and it is no
-            unbiased estimate of the gradient any more, not even of the smoothed loss. ``None``: the losses themselves.
+            unbiased estimate, not even of the smoothed loss's gradient. ``None``: the losses themselves.
 
-    Reference: Salimans, Ho, Chen, Sidor, Sutskever 2017, arXiv:1703.03864; antithetic (mirrored) samples and ranks
-    as there.
+    Reference: Salimans, Ho, Chen, Sidor, Sutskever 2017, arXiv:1703.03864, also for mirrored samples and ranks.
 
     >>> import torch, headstart
     >>> learner = headstart.maml(torch.nn.Linear(2, 1), loss="mse", steps=1)
@@ -176,8 +173,7 @@ def normals(
     """
     number = torch.arange(samples.start, samples.stop, device=seed.device).view(-1, *(1,) * seed.ndim, 1)
     lane = torch.arange(-(-count // 4), device=seed.device)
-    low, high = ((half.unsqueeze(0).unsqueeze(-1)) for half in (seed & WORD, (seed >> 32) & WORD))
-    words = philox(torch.broadcast_tensors(lane, number, low, high), key)
+    words = philox((lane, number, (seed & WORD)[None, ..., None], (seed >> 32 & WORD)[None, ..., None]), key)
     # never 0; rounding may make it 1, whose logarithm is 0
     first, second, third, fourth = ((word.to(dtype) + 0.5) * 2.0**-32 for word in words)
     found = []
@@ -189,11 +185,12 @@ def normals(
 
 def centred_ranks(values: Tensor) -> Tensor:
     """Return the ranks of ``values`` ``(n,)`` spread evenly over [−½, ½]; equal values share their mean rank."""
+    if len(values) < 2:
+        return torch.zeros_like(values)
     values = torch.where(values.isnan(), torch.inf, values)
-    less = values.unsqueeze(0) < values.unsqueeze(1)
-    equal = values.unsqueeze(0) == values.unsqueeze(1)
+    less, equal = values[None] < values[:, None], values[None] == values[:, None]
     ranks = less.sum(1).to(values.dtype) + (equal.sum(1) - 1).to(values.dtype) / 2
-    return ranks / max(len(values) - 1, 1) - 0.5 if len(values) > 1 else torch.zeros_like(values)
+    return ranks / (len(values) - 1) - 0.5
 
 
 def _seed(episodes: Episodes, device: torch.device) -> Tensor:
@@ -223,16 +220,12 @@ def es_maml(
     ∇L_σ(θ) = E[(L(θ + σε) − L(θ − σε)) ε] / (2σ), where L(θ) = Σᵢ loss(U(θ, Sᵢ), Qᵢ) and U adapts to the support
     set; no derivative passes through U, so there is none of second order, and memory is that of adapting alone.
 
-    U is the paper's choice of adaptation operator: ``inner="gradient"`` takes MAML's T exact gradient steps;
-    ``inner="evolution"`` takes T steps along ∇̂loss = meanₖ (loss(θᵢ + σε, Sᵢ) − loss(θᵢ − σε, Sᵢ)) ε / (2σ), the
-    paper's zero-order one, so that the model need not be differentiable anywhere. The paper's third, hill climbing,
-    is not offered.
-
-    Two things differ from the paper: every perturbation is judged by all B tasks, where there each task has one of
-    its own (the same on average, with less noise a perturbation); and losses take the place of rewards.
+    U is the paper's choice: ``inner="gradient"`` takes MAML's T exact gradient steps; ``inner="evolution"`` takes T
+    steps along ∇̂loss = meanₖ (loss(θᵢ + σε, Sᵢ) − loss(θᵢ − σε, Sᵢ)) ε / (2σ), so that the model need not be
+    differentiable anywhere. The paper's third, hill climbing, is not offered. Every perturbation is judged by all B
+    tasks, where there each task has one of its own (the same on average, with less noise a perturbation).
 
     Args:
-        module: the model.
         deviation: σ, the standard deviation of the perturbations of θ and M.
         samples: the number of random directions of an outer step.
         antithetic: whether losses are taken on both sides of each direction, for two evaluations a sample.
@@ -249,22 +242,18 @@ def es_maml(
     if inner not in ("gradient", "evolution"):
         raise unknown_name("inner", str(inner), ("gradient", "evolution"))
     outer = Evolution(deviation, samples, antithetic, shaping)
-    learner = maml(module, adjoint=FirstOrder(), **options)
-    if inner == "evolution":
-        learner = _evolved(learner, inner_deviation, inner_samples)
-    return learner._replace(gradient=outer, exact=False)
-
-
-def _evolved(learner: Learner, deviation: float, samples: int) -> Learner:
-    """Return the learner of `maml` with inner gradients that are estimated."""
-    if not deviation > 0 or samples < 1:
+    learner = maml(module, adjoint=FirstOrder(), **options)._replace(gradient=outer, exact=False)
+    if inner == "gradient":
+        return learner
+    if not inner_deviation > 0 or inner_samples < 1:
         raise UsageError(
-            f"inner_deviation must be greater than 0 and inner_samples at least 1, got {deviation} and {samples}"
+            f"inner_deviation must be greater than 0 and inner_samples at least 1, "
+            f"got {inner_deviation} and {inner_samples}"
         )
     # maml's functions are those of an Adaptation
     made: Adaptation = learner.adapt.__self__  # type: ignore[attr-defined]
-    inner = _Evolved(**vars(made), deviation=deviation, samples=samples)
-    return learner._replace(init=inner.init, adapt=inner.adapt, predict=inner.predict, path=inner.path)
+    own = _Evolved(**vars(made), deviation=inner_deviation, samples=inner_samples)
+    return learner._replace(init=own.init, adapt=own.adapt, predict=own.predict, path=own.path)
 
 
 @dataclass(frozen=True)
@@ -281,12 +270,7 @@ class _Evolved(Adaptation):
             points = {name: value.detach() for name, value in moved.items()}
             losses, after = exact(given, points, buffers, step)
             slopes = smoothed_gradient(
-                lambda params: exact(given, params, buffers, step)[0],
-                points,
-                seed,
-                self.deviation,
-                self.samples,
-                step,
+                lambda params: exact(given, params, buffers, step)[0], points, seed, self.deviation, self.samples, step
             )
         # of the loss's value, with the estimate as its derivative
         tilts = [((moved[n] - points[n]) * slope).reshape(len(slope), -1).sum(1) for n, slope in slopes.items()]

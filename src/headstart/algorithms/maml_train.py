@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,18 +30,16 @@ def maml_train(
 ) -> nn.Module:
     """Return a copy of ``model`` whose weights are a good start for tasks like these (MAML, second order).
 
-    In every iteration each of some tasks is split at random into support and query examples; the weights are adapted
-    to the support examples by ``inner_steps`` gradient steps, and θ moves down the gradient of the *query* loss *after*
-    adapting, differentiated through those steps: L(θ) = Σᵢ loss(θ − α ∇loss(θ, Sᵢ), Qᵢ).
+    In every iteration some tasks are each split at random into support and query examples; the weights are adapted to
+    the support examples by ``inner_steps`` gradient steps, and θ moves down the gradient of the *query* loss *after*
+    adapting, differentiated through those steps: L(θ) = Σᵢ loss(θ − α ∇loss(θ, Sᵢ), Qᵢ). To learn a new task, take the
+    same steps on its examples.
 
-    A loop of SGD steps over the tasks does neither: it has no query examples, and it lowers the loss *before* adapting,
-    so it ends near the one model that is best for all tasks pooled (for sine curves of random phase, nearly a flat
-    line), whether or not that model adapts well. That is joint training; `headstart.joint` is it, as a baseline.
+    A loop of SGD steps over the tasks lowers the loss *before* adapting, so it ends near the one model that is best for
+    all tasks pooled (for sine curves of random phase, nearly a flat line), whether or not that adapts well. That is
+    joint training; `headstart.joint` is it, as a baseline.
 
-    Layers that keep running statistics go by the batch at hand in training, and get the statistics of all tasks at
-    the end.
-
-    To learn a new task, take ``inner_steps`` gradient steps of ``inner_rate`` on its examples, as in training.
+    Layers that keep running statistics go by the batch at hand in training, and get those of all tasks at the end.
 
     Args:
         model: any module; its weights are where θ starts. It is not changed.
@@ -72,22 +69,22 @@ def maml_train(
     torch.Size([10, 1])
     """
     _check(inputs, targets, support_size)
-    tasks = [_Task(x, y) for x, y in zip(inputs, targets)]
     if tasks_per_step < 1 or iterations < 0 or not learning_rate > 0:
         raise UsageError(
             f"learning_rate must be greater than 0, iterations at least 0 and tasks_per_step at least 1; "
             f"got {learning_rate}, {iterations} and {tasks_per_step}"
         )
-    kind = "mse" if targets[0].is_floating_point() else "cross_entropy"
-    learner = maml(model, loss=kind if loss is None else loss, steps=inner_steps, rate=inner_rate)
+    if loss is None:
+        loss = "mse" if targets[0].is_floating_point() else "cross_entropy"
+    learner = maml(model, loss=loss, steps=inner_steps, rate=inner_rate)
     meta = learner.init(None)
     leaves = [value.requires_grad_() for value in meta.params.values()]
     optimizer = torch.optim.Adam(leaves, lr=learning_rate)
     generator = torch.Generator().manual_seed(seed)
     for iteration in range(iterations):
-        numbers = torch.randperm(len(tasks), generator=generator)[:tasks_per_step].tolist()
-        episodes = _episodes([tasks[number] for number in numbers], support_size, generator)
-        gradient, info = meta_gradient(learner, meta, episodes)
+        numbers = torch.randperm(len(inputs), generator=generator)[:tasks_per_step].tolist()
+        tasks = [(inputs[number], targets[number]) for number in numbers]
+        gradient, info = meta_gradient(learner, meta, _episodes(tasks, support_size, generator))
         _check_finite(info.query_loss, numbers, iteration)
         for leaf, value in zip(leaves, gradient.params.values(), strict=True):
             leaf.grad = value
@@ -101,44 +98,33 @@ def maml_train(
 @torch.no_grad()
 def _set_statistics(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     """Give layers that keep running statistics those of the tasks' inputs, averaged over the tasks."""
-    layers = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
-    if not layers:
+    if not any(isinstance(layer, _NormBase) and layer.running_mean is not None for layer in model.modules()):
         return
-    modes = {m: m.training for m in model.modules()}
-    momenta = [layer.momentum for layer in layers]
-    model.eval()
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain average over the passes
-        layer.train()
+    body = copy.deepcopy(model).eval()
+    for layer in body.modules():
+        if isinstance(layer, _NormBase) and layer.running_mean is not None:
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain average over the passes
+            layer.train()
     for x in inputs:
-        model(x)
-    for layer, momentum in zip(layers, momenta):
-        layer.momentum = momentum
-    for m, mode in modes.items():
-        m.training = mode
+        body(x)
+    model.load_state_dict(body.state_dict())
 
 
-class _Task(NamedTuple):
-    x: Tensor
-    y: Tensor
-
-
-def _episodes(tasks: Sequence[_Task], support_size: int | None, generator: torch.Generator) -> Episodes:
+def _episodes(tasks: Sequence[tuple[Tensor, Tensor]], support_size: int | None, generator: torch.Generator) -> Episodes:
     """Split every task at random, and pad the tasks to one size where they differ."""
-    halves: tuple[list[_Task], list[_Task]] = ([], [])
-    for task in tasks:
-        order = torch.randperm(len(task.x), generator=generator).to(task.x.device)
+    halves: tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]] = ([], [])
+    for x, y in tasks:
+        order = torch.randperm(len(x), generator=generator).to(x.device)
         size = len(order) // 2 if support_size is None else support_size
         for half, chosen in zip(halves, (order[:size], order[size:])):
-            half.append(_Task(task.x[chosen], task.y[chosen]))
-    return Episodes(*(_stacked(half) for half in halves))
+            half.append((x[chosen], y[chosen]))
+    return Episodes(*map(_stacked, halves))
 
 
-def _stacked(tasks: Sequence[_Task]) -> Batch:
-    sizes = torch.tensor([len(task.x) for task in tasks], device=tasks[0].x.device)
-    x = nn.utils.rnn.pad_sequence([task.x for task in tasks], batch_first=True)
-    y = nn.utils.rnn.pad_sequence([task.y for task in tasks], batch_first=True)
+def _stacked(tasks: Sequence[tuple[Tensor, Tensor]]) -> Batch:
+    x, y = (nn.utils.rnn.pad_sequence(list(part), batch_first=True) for part in zip(*tasks))
+    sizes = torch.tensor([len(task[0]) for task in tasks], device=x.device)
     if bool((sizes == x.shape[1]).all()):
         return Batch(x, y)
     return Batch(x, y, torch.arange(x.shape[1], device=x.device) < sizes.unsqueeze(1))
@@ -154,9 +140,10 @@ def _check(inputs: Sequence[Tensor], targets: Sequence[Tensor], support_size: in
     needed = (support_size or 1) + 1
     for number, (x, y) in enumerate(zip(inputs, targets)):
         if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim and y.ndim):
-            raise ShapeError(
-                f"task {number} must be two tensors with one row an example; got {_described(x)} and {_described(y)}"
-            )
+            kinds = [
+                f"a tensor of shape {tuple(it.shape)}" if isinstance(it, Tensor) else type(it).__name__ for it in (x, y)
+            ]
+            raise ShapeError(f"task {number} must be two tensors with one row an example; got {' and '.join(kinds)}")
         if len(x) != len(y):
             raise ShapeError(f"task {number} has {len(x)} inputs but {len(y)} targets")
         if len(x) < needed:
@@ -169,10 +156,6 @@ def _check(inputs: Sequence[Tensor], targets: Sequence[Tensor], support_size: in
         for name, values in (("inputs", x), ("targets", y)):
             if values.is_floating_point() and not bool(values.isfinite().all()):
                 raise DataError(f"the {name} of task {number} hold NaN or infinity; remove or replace those examples")
-
-
-def _described(value: object) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _check_finite(losses: Tensor | None, numbers: Sequence[int], iteration: int) -> None:
