@@ -1,30 +1,16 @@
-"""How the derivative of the adapted parameters with respect to what adaptation started from is computed.
-
-An adjoint runs T inner steps. It decides what is remembered for the backward pass; the mathematics of a step is not
-its business.
-"""
+"""How the derivative of the adapted parameters with respect to what adaptation started from is computed."""
 
 from typing import Literal, TypeAlias, get_args
 
-from headstart.core.adjoints.checkpointed import Checkpointed
-from headstart.core.adjoints.implicit import Implicit
-from headstart.core.adjoints.unrolled import FirstOrder, Truncated, Unrolled
-from headstart.core.inner import Adjoint
-from headstart.core.linear import ConjugateGradient, Neumann
+from headstart.core.adjoints.checkpointed import Checkpointed as Checkpointed
+from headstart.core.adjoints.implicit import Implicit as Implicit
+from headstart.core.adjoints.unrolled import FirstOrder as FirstOrder
+from headstart.core.adjoints.unrolled import Truncated as Truncated
+from headstart.core.adjoints.unrolled import Unrolled as Unrolled
+from headstart.core.inner import Adjoint as Adjoint
+from headstart.core.linear import ConjugateGradient as ConjugateGradient
+from headstart.core.linear import Neumann as Neumann
 from headstart.errors import unknown_name
-
-__all__ = [
-    "Adjoint",
-    "AdjointName",
-    "Checkpointed",
-    "ConjugateGradient",
-    "FirstOrder",
-    "Implicit",
-    "Neumann",
-    "Truncated",
-    "Unrolled",
-    "resolve",
-]
 
 AdjointName: TypeAlias = Literal["unrolled", "checkpointed", "first_order"]
 
@@ -33,11 +19,7 @@ def resolve(adjoint: AdjointName | Adjoint) -> Adjoint:
     """Return the adjoint called ``adjoint``, with its defaults, or ``adjoint`` itself."""
     if not isinstance(adjoint, str):
         return adjoint
-    named: dict[str, Adjoint] = {
-        "unrolled": Unrolled(),
-        "checkpointed": Checkpointed(),
-        "first_order": FirstOrder(),
-    }
+    named = {"unrolled": Unrolled, "checkpointed": Checkpointed, "first_order": FirstOrder}
     if adjoint not in named:
         raise unknown_name("adjoint", adjoint, get_args(AdjointName))
-    return named[adjoint]
+    return named[adjoint]()

@@ -1,8 +1,7 @@
 """Derivatives through all steps that remember few of them.
 
 The forward pass takes the steps without history and keeps some of the states. The backward pass is a sweep: it takes
-the steps between two kept states again, and differentiates one step at a time, so that no more than one step's graph
-exists. Which states are kept is a schedule: every so many, or those that save the most.
+the steps between two kept states again, and differentiates one at a time, so that no more than one step's graph exists.
 
 Reference: Griewank, Walther 2000, doi:10.1145/347837.347846 (binomial checkpointing, "revolve").
 """
@@ -32,31 +31,26 @@ Place: TypeAlias = Callable[[], Keep]
 
 
 class Segment(NamedTuple):
-    """Steps ``start … end − 1``, which begin at a state that the forward pass keeps."""
+    """Steps ``start … end − 1`` from a state that the forward pass keeps; going back keeps up to ``slots`` more."""
 
     start: int
     end: int
     slots: int
-    """How many more states the reverse sweep may keep at a time while it goes through the segment."""
 
 
 class Needs(NamedTuple):
-    """What a sweep needs, in bytes."""
+    """The bytes that a sweep needs for a state between two steps, and for going back over one, at the most."""
 
     state: int
-    """For a state between two steps."""
     backward: int
-    """For going back over one step, at the most."""
 
 
 @dataclass(frozen=True)
 class Checkpointed:
     """Remember the state of every ``every``-th step and compute the steps between again: exact, less memory.
 
-    The backward pass holds the T / every states, those of ``every`` steps, and the graph of one step; the steps that
-    are not remembered are taken once more. ``every="sqrt"``, the default, takes √T: memory for 2 √T states at about
-    one more gradient a step. ``every=1`` remembers each state, and takes each step once more only to
-    differentiate it.
+    ``every="sqrt"``, the default, takes √T: memory for 2 √T states and the graph of one step, at about one more
+    gradient a step. ``every=1`` remembers each state, and takes each step once more only to differentiate it.
 
     With ``memory`` in its place, it keeps as many states as that much memory has room for, where they save the most
     (binomial checkpointing), so that any T fits; where there is room for everything, it takes no step again.
@@ -98,26 +92,18 @@ class Checkpointed:
         if not wanted((given, start)) or steps == 0:
             return run(step, given, start, range(steps), create_graph=False)
         if self.memory is None:
-            keep = self.place() if self.place else None
-            return sweep(step, given, start, self._periodic(steps), keep)
-        needs = measured(step, given, start)
-        if (steps - 1) * kept_bytes(step, given, start) + needs.backward <= to_bytes(self.memory):
+            every = max(1, math.isqrt(steps)) if self.every == "sqrt" else self.every
+            return sweep(step, given, start, periodic(steps, every), self.place() if self.place else None)
+        room, needs = to_bytes(self.memory), measured(step, given, start)
+        if (steps - 1) * kept_bytes(step, given, start) + needs.backward <= room:
             return run(step, given, start, range(steps), create_graph=True)
-        return sweep(step, given, start, self._binomial(steps, needs))
-
-    def _periodic(self, steps: int) -> list[Segment]:
-        return periodic(steps, max(1, math.isqrt(steps)) if self.every == "sqrt" else self.every)
-
-    def _binomial(self, steps: int, needs: Needs) -> list[Segment]:
-        """Return the segments for which ``memory`` has room besides going back over one step."""
-        room = to_bytes(self.memory or 0)
         slots = (room - needs.backward) // needs.state - 1
         if slots < 0:
             raise UsageError(
                 f"one inner step of these tasks needs about {to_text(needs.backward + needs.state)} of memory, and "
                 f"memory={self.memory!r} allows {to_text(room)}; allow more, or take fewer tasks at a time"
             )
-        return binomial(steps, min(slots, steps - 1))
+        return sweep(step, given, start, binomial(steps, min(slots, steps - 1)))
 
 
 def periodic(steps: int, every: int) -> list[Segment]:
@@ -179,10 +165,6 @@ def kept_bytes(step: Step, given: Given, start: Inner) -> int:
     return size
 
 
-def _in_memory(inner: Inner) -> Fetch:
-    return lambda: inner
-
-
 class _Plan(NamedTuple):
     """What a sweep is told besides its tensors."""
 
@@ -212,7 +194,7 @@ def sweep(
 ) -> tuple[Inner, list[Tensor]]:
     """Take the steps of ``segments``; their derivative is a sweep back through them. Second ones are refused."""
     packed, tensors = pack((given, start))
-    plan = _Plan(step, segments, packed, keep or _in_memory, autocast_of(tensors), [], [])
+    plan = _Plan(step, segments, packed, keep or (lambda inner: lambda: inner), autocast_of(tensors), [], [])
     *end, losses = _Sweep.apply(plan, *tensors)
     return plan.end[0].unpack(end), list(losses.unbind())
 
@@ -282,11 +264,9 @@ class _Backward:
 
     def _advanced(self, kept: _Kept, number: int) -> _Kept:
         kept.draws.restore()
-        inner = kept.inner()
         with torch.no_grad():
-            for taken in range(kept.number, number):
-                inner, _ = self.plan.step(self.given, inner, taken, False)
-        return _keep(self.plan, number, inner)
+            steps = range(kept.number, number)
+            return _keep(self.plan, number, run(self.plan.step, self.given, kept.inner(), steps, False)[0])
 
     def _step(self, kept: _Kept) -> None:
         """Go back over the step that begins at ``kept``."""
@@ -299,10 +279,7 @@ class _Backward:
 
 
 def _reverse(step: Step, given: Given, inner: Inner, number: int, slopes: Slopes) -> tuple[Slopes, Slopes]:
-    """Return the slopes of the leaves of ``given`` and of ``inner`` for those of the next state: reverse over reverse.
-
-    The leaves that matter require gradients.
-    """
+    """Return the slopes of the leaves of ``given`` and of ``inner`` for those of the next state."""
     with torch.enable_grad():
         after, _ = step(given, inner, number, True)
     # where the state comes from in the graph is all that is needed of it

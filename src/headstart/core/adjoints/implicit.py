@@ -14,7 +14,7 @@ from headstart.core.linear import ConjugateGradient, Product, Solver
 from headstart.core.process import Autocast, Draws, autocast_of, casting, draws
 from headstart.core.tree import Packed, pack, tensors_of
 from headstart.errors import UsageError
-from headstart.types import Params, Tree
+from headstart.types import Params
 
 logger = logging.getLogger("headstart")
 
@@ -24,14 +24,12 @@ class Implicit:
     """Differentiate the end of adaptation as the root φ of a step's displacement: d(φ) = rule(∇loss(φ)) = 0.
 
     By the implicit function theorem dφ = −(∂d/∂φ)⁻¹ ∂d/∂z dz for all z that d depends on: M, the parameters that do
-    not move, the support set, and the rule's state, of which the point that `rules.proximal` pulls towards is one. The
-    steps keep nothing, so memory does not grow with T; the backward pass costs one second derivative for each product
-    of the solver.
+    not move, the support set, and the rule's state, of which the point that `rules.proximal` pulls towards is one.
+    Memory does not grow with T; the backward pass costs one second derivative for each product of the solver.
 
     It is the derivative of the point of rest, exact to the accuracy of the solver once adaptation has come to rest
     there, so ``exact`` is False; before that it is off by as much as φ is, roughly. Where the start has no part in the
-    point of rest, as it has none without `proximal`, its derivative is zero; where nothing that is to be differentiated
-    has a part in it, that is refused.
+    point of rest, as it has none without `proximal`, its derivative is zero.
 
     The rule's state must be the same after a step as before it (not so for `momentum` and `adam`). The displacement is
     that of the last step, with its number; parameters that the rule leaves out of it are where they started, or count
@@ -103,13 +101,21 @@ class _Rest(torch.autograd.Function):
         before = draws(start)
         ctx.drawn.restore()
         with casting(plan.autocast):
-            displacement = _displacement(plan.step, given, rest, plan.steps - 1)
+            with torch.enable_grad():
+                step, last = plan.step, plan.steps - 1
+                grads = gradients(step.support_loss, given, rest, last + step.first, create_graph=True)[1]
+                displacement = step.displacement(given, rest, last, grads)[0]
             before.restore()
             asked = tensors_of((given, start.rule))
             found, stayed = _solved(plan.solver, displacement, params, dict(zip(names, slopes)), asked)
-        held, buffers = len(tensors_of(given)), len(tensors_of(start.buffers))
         own = [stayed[name] if one.requires_grad and name in ctx.still else None for name, one in start.params.items()]
-        _refuse_nothing([*found, *own])
+        if all(slope is None for slope in (*found, *own)):
+            raise UsageError(
+                "the point where these inner steps come to rest depends on nothing that is to be learned, so Implicit "
+                "would learn nothing: a rule such as scale forgets where it started. Pull towards the start with "
+                "rules.chain(rules.proximal(...), rules.scale(...)), as headstart.imaml does, or take another adjoint"
+            )
+        held, buffers = len(tensors_of(given)), len(tensors_of(start.buffers))
         return None, *found[:held], *own, *found[held:], *[None] * buffers
 
 
@@ -126,22 +132,6 @@ def _solved(
     changes = [-answer.value[name] for name in displacement]
     found = slopes_of(moved, changes, [*asked, *(params[name] for name in stays)])
     return found[: len(asked)], dict(zip(stays, added([slopes[name] for name in stays], found[len(asked) :])))
-
-
-def _refuse_nothing(found: Slopes) -> None:
-    if all(slope is None for slope in found):
-        raise UsageError(
-            "the point where these inner steps come to rest depends on nothing that is to be learned, so Implicit "
-            "would learn nothing: a rule such as scale forgets where it started. Pull towards the start with "
-            "rules.chain(rules.proximal(...), rules.scale(...)), as headstart.imaml does, or take another adjoint"
-        )
-
-
-def _displacement(step: Step, given: Given, inner: Inner, number: int) -> Params:
-    """Return what the step subtracts, with its history."""
-    with torch.enable_grad():
-        _, grads, _ = gradients(step.support_loss, given, inner, number + step.first, create_graph=True)
-        return step.displacement(given, inner, number, grads)[0]
 
 
 def _product(moved: list[Tensor], params: Params) -> Product:
@@ -162,20 +152,16 @@ def _descended(step: Step, given: Given, start: Inner, steps: int) -> tuple[Inne
     for number in range(steps):
         drawn = draws(start)
         after, loss = step(given, inner, number, False)
-        _refuse_changing(inner.rule, after.rule)
+        (old, kind), (new, now) = tree_flatten(inner.rule), tree_flatten(after.rule)
+        if kind != now or any(map(_differ, old, new)):
+            raise UsageError(
+                "Implicit differentiates a point where steps come to rest, so the rule's state must not change from "
+                "step to step, as that of momentum and adam does; use rules such as scale, per_weight, proximal and "
+                "clip, or another adjoint"
+            )
         inner = after
         losses.append(loss)
     return inner, losses, drawn
-
-
-def _refuse_changing(before: Tree, after: Tree) -> None:
-    (old, kind), (new, now) = tree_flatten(before), tree_flatten(after)
-    if kind != now or any(map(_differ, old, new)):
-        raise UsageError(
-            "Implicit differentiates a point where steps come to rest, so the rule's state must not change from "
-            "step to step, as that of momentum and adam does; use rules such as scale, per_weight, proximal and "
-            "clip, or another adjoint"
-        )
 
 
 def _differ(old: Any, new: Any) -> bool:

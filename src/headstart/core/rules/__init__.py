@@ -5,16 +5,7 @@ on what the one before it made: ``chain(clip(norm=1.0), momentum(0.9), scale(0.1
 its own part of M, which the outer loop meta-learns.
 """
 
-from headstart.core.rules.atoms import (
-    adam,
-    clip,
-    momentum,
-    per_tensor,
-    per_weight,
-    proximal,
-    scale,
-    weight_decay,
-)
+from headstart.core.rules.atoms import adam, clip, momentum, per_tensor, per_weight, proximal, scale, weight_decay
 from headstart.core.rules.generated import generated_rates
 from headstart.core.rules.geometry import curvature, diagonal, kronecker
 from headstart.core.rules.masks import fixed_mask, mask, unit_mask
