@@ -38,8 +38,8 @@ def per_tensor(rate: float, *, steps: int | None = None, positive: bool = False,
 
     Args:
         rate: where every α starts, positive.
-        steps: T: with it, every tensor has one α for each of the steps 0 … T − 1, ``(T,)`` in M (LSLR, the per-layer
-            per-step rates of MAML++); later steps go by the last one. Without it, one for all steps.
+        steps: T: with it, every tensor has one α for each of the steps 0 … T − 1, ``(T,)`` in M (LSLR, as in MAML++);
+            later steps go by the last one. Without it, one for all steps.
         positive: keep every α positive.
         name: of the part of M.
 
@@ -63,8 +63,6 @@ def per_tensor(rate: float, *, steps: int | None = None, positive: bool = False,
 
 def per_weight(rate: float | tuple[float, float] = (0.005, 0.1), *, positive: bool = False, name: str = "rate") -> Rule:
     """Multiply each weight's gradient by its own learned step size, α ∘ g with α shaped like θ (Meta-SGD).
-
-    It is also the learned diagonal preconditioner.
 
     Args:
         rate: where each α starts: a number, or a range to draw it from uniformly (the paper's, by default).
@@ -129,22 +127,18 @@ def momentum(decay: float = 0.9, *, nesterov: bool = False, learn: bool = False,
     if learn and decay == 0:
         raise UsageError("a learned decay must start above 0, since its logit would be infinite; got 0")
 
-    def decay_of(m: Params) -> Tensor | float:
-        return m[f"logit_{name}"].sigmoid() if learn else decay
+    def structure(params: Params, generator: Generator | None) -> Params:
+        return {f"logit_{name}": next(iter(params.values())).new_tensor(decay).logit()} if learn else {}
+
+    def shown(m: Params) -> Params:
+        return {name: m[f"logit_{name}"].sigmoid()} if learn else {}
 
     def update(m: Params, state: Params, grads: Params, params: Params, step: int) -> tuple[Params, Params]:
-        kept = decay_of(m)
+        kept = shown(m).get(name, decay)
         state = {k: kept * state[k] + g for k, g in grads.items()}
         return ({k: g + kept * state[k] for k, g in grads.items()} if nesterov else state), state
 
-    rule = Rule(update, lambda m, params, seed: tree.zeros_like(params))
-    if not learn:
-        return rule
-
-    def structure(params: Params, generator: Generator | None) -> Params:
-        return {f"logit_{name}": next(iter(params.values())).new_tensor(decay).logit()}
-
-    return rule._replace(structure=structure, shown=lambda m: {name: m[f"logit_{name}"].sigmoid()})
+    return Rule(update, lambda m, params, seed: tree.zeros_like(params), structure, shown=shown)
 
 
 def adam(decay: float = 0.9, square_decay: float = 0.999, epsilon: float = 1e-8) -> Rule:
@@ -158,9 +152,6 @@ def adam(decay: float = 0.9, square_decay: float = 0.999, epsilon: float = 1e-8)
     require_fraction("square_decay", square_decay)
     require_positive("epsilon", epsilon)
 
-    def state(m: Params, params: Params, seed: Tensor | None) -> Tree:
-        return tree.zeros_like(params), tree.zeros_like(params)
-
     def update(m: Params, state: Tree, grads: Params, params: Params, step: int) -> tuple[Params, Tree]:
         first = {k: decay * state[0][k] + (1 - decay) * g for k, g in grads.items()}
         second = {k: square_decay * state[1][k] + (1 - square_decay) * g.square() for k, g in grads.items()}
@@ -168,7 +159,7 @@ def adam(decay: float = 0.9, square_decay: float = 0.999, epsilon: float = 1e-8)
         out = {k: (first[k] / bias) / (tree.safe_sqrt(second[k] / square_bias) + epsilon) for k in grads}
         return out, (first, second)
 
-    return Rule(update, state)
+    return Rule(update, lambda m, params, seed: (tree.zeros_like(params), tree.zeros_like(params)))
 
 
 def clip(*, value: float | None = None, norm: float | None = None) -> Rule:
@@ -176,9 +167,8 @@ def clip(*, value: float | None = None, norm: float | None = None) -> Rule:
     if (value is None) == (norm is None):
         raise UsageError(f"clip takes either value= or norm=, got value={value} and norm={norm}")
     if value is not None:
-        limit = value
-        require_positive("value", limit)
-        return stateless(lambda m, grads, params: {k: g.clamp(-limit, limit) for k, g in grads.items()})
+        require_positive("value", value)
+        return stateless(lambda m, grads, params: {k: g.clamp(-value, value) for k, g in grads.items()})
     longest = float(norm or 0)
     require_positive("norm", longest)
 
@@ -196,7 +186,7 @@ def weight_decay(strength: float, *, learn: bool = False, name: str = "weight_de
     Args:
         strength: λ, positive; where the learned ones start.
         learn: whether the outer loop learns a λ_w for each parameter tensor; M then holds their logarithms
-            (``log_weight_decay.<parameter>``), so that they stay positive.
+            (``log_weight_decay.<parameter>``).
         name: of the part of M.
     """
     pull = _strengths(strength, learn, name)
@@ -209,14 +199,12 @@ def weight_decay(strength: float, *, learn: bool = False, name: str = "weight_de
 
 
 def proximal(strength: float, *, learn: bool = False, name: str = "proximal") -> Rule:
-    """Pull towards where the task started: g + λ (θ_t − θ⁰), the gradient of the loss + λ/2 ‖θ_t − θ⁰‖².
-
-    It is differentiated with respect to θ⁰ as well.
+    """Pull towards where the task started: g + λ (θ_t − θ⁰), the gradient of the loss + λ/2 ‖θ_t − θ⁰‖², also for θ⁰.
 
     Args:
         strength: λ, positive; where the learned ones start.
         learn: whether the outer loop learns a λ_w for each parameter tensor; M then holds their logarithms
-            (``log_proximal.<parameter>``), so that they stay positive.
+            (``log_proximal.<parameter>``).
         name: of the part of M.
 
     Reference: Rajeswaran, Finn, Kakade, Levine 2019, arXiv:1909.04630, equation 3.

@@ -18,11 +18,10 @@ def generated_rates(
     ``(a, b) = W₂ relu(W₁ τ + c₁) + c₂``, and τ holds the means over each of the L tensors of its gradient and of its
     weights, 2L numbers of each task at each step. It goes last in a chain.
 
-    M holds the base values α⁰_w (``alfa.rate.<parameter>``) and λ⁰_w (``alfa.decay.<parameter>``), and the network
-    (``alfa.hidden.weight`` W₁, ``alfa.hidden.bias`` c₁, ``alfa.output.weight`` W₂, ``alfa.output.bias`` c₂).
-
-    W₂ starts at zero and c₂ at one, so that adaptation starts as gradient descent with ``rate`` and ``decay``; W₁
-    and c₁ are drawn uniformly in ±1/√(2L). The authors' code draws W₂ and c₂, too. β is one minus a decay, as there.
+    M holds the base values α⁰_w (``alfa.rate.<parameter>``) and λ⁰_w (``alfa.decay.<parameter>``), W₁ and c₁
+    (``alfa.hidden.weight``, ``….bias``), W₂ and c₂ (``alfa.output.weight``, ``….bias``). W₂ starts at zero and c₂ at
+    one, so that adaptation starts as gradient descent with ``rate`` and ``decay``; W₁ and c₁ are drawn uniformly in
+    ±1/√(2L). The authors' code draws W₂ and c₂, too. β is one minus a decay, as there.
 
     Args:
         rate: where every α⁰ starts, positive.
@@ -57,8 +56,7 @@ def generated_rates(
         at = () if steps is None else (min(step, steps - 1),)
 
         def moved(key: str, rate: Tensor, decay: Tensor) -> Tensor:
-            alpha = m[f"{name}.rate.{key}"][at] * rate
-            taken = m[f"{name}.decay.{key}"][at] * decay
+            alpha, taken = m[f"{name}.rate.{key}"][at] * rate, m[f"{name}.decay.{key}"][at] * decay
             gradient, value = grads[key], params[key]
             return tree.over_tasks(alpha, gradient) * gradient + tree.over_tasks(taken, value) * value
 

@@ -25,24 +25,18 @@ def curvature(*, name: str = "curvature") -> Rule:
         found: Params = {}
         for key, value in params.items():
             for factor, size in _factors(tuple(value.shape)).items():
-                eye = value.new_ones(size) if factor == "diagonal" else torch.eye(size).to(value)
-                found[f"{name}.{factor}.{key}"] = eye
+                start = torch.ones(size) if factor == "diagonal" else torch.eye(size)
+                found[f"{name}.{factor}.{key}"] = start.to(value)
         return found
 
-    def transform(m: Params, grads: Params, params: Params) -> Params:
-        return {key: _curved(gradient, m, name, key) for key, gradient in grads.items()}
-
-    def shown(m: Params) -> Params:
-        return tree.prefixed(name, tree.within(m, name))
-
-    return stateless(transform)._replace(structure=structure, shown=shown)
+    rule = stateless(lambda m, grads, params: {key: _curved(g, m, name, key) for key, g in grads.items()})
+    return rule._replace(structure=structure, shown=lambda m: tree.prefixed(name, tree.within(m, name)))
 
 
 def diagonal(*, name: str = "diagonal") -> Rule:
     """Multiply each weight's gradient by a learned positive number: a diagonal preconditioner, from the identity.
 
-    M holds the logarithms (``log_diagonal.<parameter>``), so that every step goes downhill; it is `per_weight` from
-    1 on, to be followed by a step size.
+    M holds the logarithms (``log_diagonal.<parameter>``), so that every step goes downhill; a step size is to follow.
     """
     return per_weight(1.0, positive=True, name=name)
 
@@ -50,15 +44,15 @@ def diagonal(*, name: str = "diagonal") -> Rule:
 def kronecker(*, name: str = "kronecker") -> Rule:
     """Precondition each tensor's gradient by learned Kronecker factors: G → (A Aᵀ) G (B Bᵀ), from the identity.
 
-    G is a tensor's gradient seen as a matrix ``(out, rest)``, A is ``(out, out)`` and B ``(rest, rest)``; a vector
-    has a diagonal d and goes to d² ∘ g. As products with their own transposes the factors, and so their Kronecker
-    product, are symmetric and positive semi-definite whatever the outer loop does to M: a step never goes uphill.
-    (`curvature` is not bound to that, and is smaller for convolutions: it splits ``rest`` into input and kernel.)
+    G is a tensor's gradient seen as a matrix ``(out, rest)``, A is ``(out, out)`` and B ``(rest, rest)``; a vector has
+    a diagonal d and goes to d² ∘ g. Products with their own transposes are symmetric and positive semi-definite
+    whatever the outer loop does to M, so a step never goes uphill. (`curvature` is not bound to that, and is smaller
+    for convolutions: it splits ``rest`` into input and kernel.)
 
     M holds A, B and d as ``kronecker.output.<parameter>``, ``kronecker.input.…`` and ``kronecker.diagonal.…``.
 
-    Reference: Martens, Grosse 2015, arXiv:1503.05671, for the structure (K-FAC). Here the factors are learned by the
-    outer loop; they are not estimates of the Fisher matrix.
+    Reference: Martens, Grosse 2015, arXiv:1503.05671, for the structure (K-FAC). Here the outer loop learns the
+    factors; they are not estimates of the Fisher matrix.
     """
 
     def structure(params: Params, generator: Generator | None) -> Params:
@@ -77,17 +71,12 @@ def kronecker(*, name: str = "kronecker") -> Rule:
         left, right = (_gram(m[f"{name}.{side}.{key}"]) for side in ("output", "input"))
         return (left @ gradient.flatten(2) @ right).view(gradient.shape)
 
-    def transform(m: Params, grads: Params, params: Params) -> Params:
-        return {key: conditioned(m, key, gradient) for key, gradient in grads.items()}
-
     def shown(m: Params) -> Params:
-        own = tree.within(m, name)
-        return {
-            f"{name}.{key}": value.square() if key.startswith("diagonal.") else _gram(value)
-            for key, value in own.items()
-        }
+        own = tree.within(m, name).items()
+        return {f"{name}.{key}": v.square() if key.startswith("diagonal.") else _gram(v) for key, v in own}
 
-    return stateless(transform)._replace(structure=structure, shown=shown)
+    rule = stateless(lambda m, grads, params: {key: conditioned(m, key, g) for key, g in grads.items()})
+    return rule._replace(structure=structure, shown=shown)
 
 
 def _gram(factor: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ beside it. Without a seed nothing is random.
 """
 
 from collections.abc import Callable, Mapping
-from functools import reduce
-from math import log
-from typing import Literal, NamedTuple, TypeAlias
+from functools import partial, reduce
+from math import log, prod
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -26,14 +26,11 @@ _LOW, _HIGH = -0.1, 1.1
 
 
 class _Gates(NamedTuple):
-    """How gates come of logits."""
+    """How gates come of logits: where nothing is random, with logistic noise (if ever), and P(m > 0)."""
 
     settled: Callable[[Tensor], Tensor]
-    """``logits -> gates`` where nothing is random."""
     drawn: Callable[[Tensor, Tensor], Tensor] | None
-    """``(logits, logistic noise) -> gates``; ``None`` for gates that are never random."""
     open: Callable[[Tensor], Tensor]
-    """``logits -> P(m > 0)``."""
 
 
 _Places: TypeAlias = Callable[[dict[str, tuple[int, ...]]], dict[str, tuple[str, tuple[int, ...]]]]
@@ -57,8 +54,7 @@ def mask(
     - ``"hard_concrete"``: with a task's seed, ``m = min(1, max(0, 1.2 s − 0.1))`` with ``s = σ((φ + ln u − ln(1 − u))
       / temperature)`` and u uniform in (0, 1), one draw for a task; P(m > 0) = σ(φ − temperature ln(0.1 / 1.1)).
       Without a seed the test-time gate ``m = min(1, max(0, 1.2 σ(φ) − 0.1))``. Exactly differentiable in φ.
-    - ``"straight_through"``: ``m = 1[φ > 0]``, with σ'(φ) in place of its derivative. So the meta-gradient with
-      respect to φ is by design not the derivative of the meta-loss, and the rule says so (``exact`` is false).
+    - ``"straight_through"``: ``m = 1[φ > 0]``, with σ'(φ) in place of its derivative; ``exact`` is then false.
 
     Args:
         target: the part of the gates that is to be open, in (0, 1].
@@ -70,9 +66,8 @@ def mask(
         name: of the part of M.
 
     Reference: Louizos, Welling, Kingma 2017, arXiv:1712.01312 (there the gates multiply weights, and each open one
-    costs the same); Bengio, Leonard, Courville 2013, arXiv:1308.3432, for the straight-through estimator. Sparse
-    straight-through masks on inner gradients: von Oswald et al. 2021, arXiv:2110.14402, who pass the derivative of
-    the identity.
+    costs the same); Bengio, Leonard, Courville 2013, arXiv:1308.3432, for the straight-through estimator, which von
+    Oswald et al. 2021, arXiv:2110.14402, put on inner gradients with the derivative of the identity.
 
     >>> from headstart import rules
     >>> rule = rules.chain(rules.mask(target=0.1, granularity="unit"), rules.scale(0.1))
@@ -85,10 +80,9 @@ def mask(
     axes = {"weight": None, "unit": 1, "tensor": 0}
     if granularity not in axes:
         raise unknown_name("granularity", granularity, axes)
-    kinds = {"hard_concrete": _hard_concrete(temperature), "straight_through": _straight_through()}
-    if kind not in kinds:
-        raise unknown_name("kind of mask", kind, kinds)
-    gates = kinds[kind]
+    if kind not in get_args(Kind):
+        raise unknown_name("kind of mask", kind, get_args(Kind))
+    gates = _hard_concrete(temperature) if kind == "hard_concrete" else _Gates(_stepped, None, _stepped)
 
     def places(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[str, tuple[int, ...]]]:
         return {key: (f"{name}.{key}", shape[: axes[granularity]]) for key, shape in shapes.items()}
@@ -103,9 +97,9 @@ def mask(
 def unit_mask(*, temperature: float = 1.0, hard: bool = False, name: str = "mask") -> Rule:
     """Multiply gradients by one learned Bernoulli gate for each output unit, drawn once for a task (MT-net's mask).
 
-    All weights that feed one activation share its gate: in every module, the rows of its weight and the elements of
-    its bias. M holds the logits ``mask.<module>``, from 0, so that a unit moves with probability 1/2 = σ(0). (Where
-    the parameters of a module have different numbers of rows, those with as many rows share gates.)
+    The rows of a module's weight and the elements of its bias share gates. M holds the logits ``mask.<module>``, from
+    0, so that a unit moves with probability 1/2 = σ(0). (Where the parameters of a module have different numbers of
+    rows, those with as many rows share gates.)
 
     With a task's seed, ``m = σ((φ + ln u − ln(1 − u)) / temperature)`` with u uniform in (0, 1): the Gumbel-softmax
     of the two logits φ and 0. Without a seed, its expectation at temperature 0, ``m = σ(φ)``, which unlike a
@@ -124,9 +118,6 @@ def unit_mask(*, temperature: float = 1.0, hard: bool = False, name: str = "mask
     def soft(logits: Tensor, noise: Tensor) -> Tensor:
         return ((logits + noise) / temperature).sigmoid()
 
-    def places(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[str, tuple[int, ...]]]:
-        return _by_unit(name, shapes)
-
     if hard:
         gates = _Gates(
             lambda logits: _straight(logits >= 0, logits.sigmoid()),
@@ -135,7 +126,7 @@ def unit_mask(*, temperature: float = 1.0, hard: bool = False, name: str = "mask
         )
     else:
         gates = _Gates(torch.sigmoid, soft, torch.sigmoid)
-    return _gated(name, gates, places, start=0.0)._replace(exact=not hard)
+    return _gated(name, gates, partial(_by_unit, name), start=0.0)._replace(exact=not hard)
 
 
 def fixed_mask(masks: Mapping[str, Tensor]) -> Rule:
@@ -191,11 +182,8 @@ def _hard_concrete(temperature: float) -> _Gates:
     )
 
 
-def _straight_through() -> _Gates:
-    def gate(logits: Tensor) -> Tensor:
-        return _straight(logits > 0, logits.sigmoid())
-
-    return _Gates(gate, None, gate)
+def _stepped(logits: Tensor) -> Tensor:
+    return _straight(logits > 0, logits.sigmoid())
 
 
 def _straight(forwards: Tensor, backwards: Tensor) -> Tensor:
@@ -215,22 +203,19 @@ def _gated(name: str, gates: _Gates, places: _Places, start: float) -> Rule:
     def state(m: Params, params: Params, seed: Tensor | None) -> Params:
         if seed is None or gates.drawn is None:
             return {}
-        shapes = {key: (shape, params[p]) for p, (key, shape) in of(params, 1).items()}
-        stream = _word_of(name)
+        stream, shapes = _word_of(name), {key: (shape, params[p]) for p, (key, shape) in of(params, 1).items()}
         return {
             key: _logistic(seed, shapes[key][0], index, stream).to(shapes[key][1])
             for index, key in enumerate(sorted(shapes))
         }
 
     def update(m: Params, noise: Params, grads: Params, params: Params, step: int) -> tuple[Params, Params]:
-        placed = of(grads, 1)
-        keys = dict.fromkeys(key for key, _ in placed.values())
-        drawn = gates.drawn
-        if drawn is not None and noise:
-            m_of = {key: drawn(m[key], noise[key]) for key in keys}
-        else:
-            m_of = {key: gates.settled(m[key])[None] for key in keys}
-        return {p: g * _over(m_of[placed[p][0]], g) for p, g in grads.items()}, noise
+        placed = {p: key for p, (key, _) in of(grads, 1).items()}
+        open_by = {
+            key: gates.drawn(m[key], noise[key]) if gates.drawn and noise else gates.settled(m[key])[None]
+            for key in dict.fromkeys(placed.values())
+        }
+        return {p: g * _over(open_by[placed[p]], g) for p, g in grads.items()}, noise
 
     def shown(m: Params) -> Params:
         return {key: gates.settled(logits) for key, logits in _own(m, name).items()}
@@ -244,13 +229,12 @@ def _by_unit(name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[s
     for key, shape in shapes.items():
         modules.setdefault(key.rpartition(".")[0], set()).add(shape[:1])
 
-    def place(key: str, rows: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    def place(key: str, rows: tuple[int, ...]) -> str:
         module = key.rpartition(".")[0]
         several = f"{rows[0]}_rows" if rows else "single"
-        parts = (name, module, several if len(modules[module]) > 1 else "")
-        return ".".join(part for part in parts if part), rows
+        return ".".join(part for part in (name, module, several if len(modules[module]) > 1 else "") if part)
 
-    return {key: place(key, shape[:1]) for key, shape in shapes.items()}
+    return {key: (place(key, shape[:1]), shape[:1]) for key, shape in shapes.items()}
 
 
 def _own(m: Params, name: str) -> Params:
@@ -269,10 +253,10 @@ def _word_of(name: str) -> int:
 
 def _logistic(seed: Tensor, shape: tuple[int, ...], index: int, stream: int) -> Tensor:
     """Return logistic noise ``(B, *shape)``, each element a function of (seed, stream, index, element) alone."""
-    count = int(torch.Size(shape).numel())
-    lane = torch.arange(-(-count // 4), device=seed.device).expand(len(seed), -1)
-    low, high = (half[:, None].expand_as(lane) for half in (seed & WORD, (seed >> 32) & WORD))
+    count = prod(shape)
+    lane = torch.arange(-(-count // 4), device=seed.device)
+    low, high = ((half & WORD)[:, None] for half in (seed, seed >> 32))
     # bit 30 keeps these draws apart from those of dropout, whose second key is a pass number
-    words = torch.stack(philox((lane, torch.zeros_like(lane), low, high), (index, stream | 1 << 30)), -1)
+    words = torch.stack(philox((lane, 0, low, high), (index, stream | 1 << 30)), -1)
     uniform = (words.flatten(1)[:, :count].double() + 0.5) / 2**32
     return torch.logit(uniform).view(len(seed), *shape)

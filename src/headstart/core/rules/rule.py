@@ -13,35 +13,23 @@ from headstart.errors import UsageError
 from headstart.types import Params, Tree
 
 
-def _all(leaves: Mapping[str, Leaf]) -> frozenset[str]:
-    return frozenset(leaves)
-
-
-def _nothing(*_: object) -> Params:
-    return {}
-
-
-def _free(*_: object) -> float:
-    return 0.0
-
-
 class Rule(NamedTuple):
     """One inner update as pure functions; write your own, and prove it with `headstart.testing.check_rule`."""
 
     update: Callable[[Params, Tree, Params, Params, int], tuple[Params, Tree]]
     """``(M, state, gradients, params, step) -> (what to subtract from params, next state)``."""
-    state: Callable[[Params, Params, Tensor | None], Tree] = _nothing
+    state: Callable[[Params, Params, Tensor | None], Tree] = lambda *_: {}
     """``(M, params, seed) -> state`` before the first step; a dict (or tuple of dicts) of tensors with a task axis.
 
     ``seed`` ``(B,)`` is what a task's random numbers go by; without one, nothing may be random.
     """
-    structure: Callable[[Params, Generator | None], Params] = _nothing
+    structure: Callable[[Params, Generator | None], Params] = lambda *_: {}
     """``(θ, generator) -> the part of M that this rule learns``, from parameters without a task axis."""
-    moves: Callable[[Mapping[str, Leaf]], frozenset[str]] = _all
+    moves: Callable[[Mapping[str, Leaf]], frozenset[str]] = frozenset
     """The names of the parameters that adaptation moves; the others stay shared by all tasks."""
-    penalty: Callable[[Params], Tensor | float] = _free
+    penalty: Callable[[Params], Tensor | float] = lambda m: 0.0
     """``M -> R(M)``, what the outer loop pays for the rule's part of M: L(θ, M) = Σ Lᵢ(θ, M) + R(M)."""
-    shown: Callable[[Params], Params] = _nothing
+    shown: Callable[[Params], Params] = lambda *_: {}
     """``M -> its part of M in the units in which it acts``, for reports: rates as they multiply, masks in [0, 1]."""
     exact: bool = True
     """Whether its derivatives are those of what it computes (a straight-through estimator's are not)."""
@@ -69,17 +57,17 @@ def chain(*rules: Rule) -> Rule:
             raise UsageError(f"the rule leaves nothing to move among {', '.join(leaves)}")
         return names
 
-    def penalty(m: Params) -> Tensor | float:
-        return sum((rule.penalty(m) for rule in rules), 0.0)
-
     def shown(m: Params) -> Params:
         return {name: value for rule in rules for name, value in rule.shown(m).items()}
+
+    def penalty(m: Params) -> Tensor | float:
+        return sum((rule.penalty(m) for rule in rules), 0.0)
 
     return Rule(update, state, structure, moves, penalty, shown, exact=all(rule.exact for rule in rules))
 
 
 def merged_structure(parts: Mapping[str, Params]) -> Params:
-    """Return parts of M as one; no two may hold the same name.
+    """Return parts of M as one.
 
     Raises:
         UsageError: two parts hold the same name.
@@ -102,9 +90,9 @@ def stateless(transform: Callable[[Params, Params, Params], Params]) -> Rule:
     return Rule(lambda m, state, grads, params, step: (transform(m, grads, params), state))
 
 
-def identity() -> Rule:
-    """Return the rule that passes gradients on as they are."""
-    return stateless(lambda m, grads, params: grads)
+def _moving(moves: Callable[[Mapping[str, Leaf]], frozenset[str]]) -> Rule:
+    """Return the rule that passes gradients on as they are, and moves these parameters."""
+    return stateless(lambda m, grads, params: grads)._replace(moves=moves)
 
 
 def only(*what: What) -> Rule:
@@ -114,12 +102,12 @@ def only(*what: What) -> Rule:
     >>> from headstart import rules
     >>> rule = rules.chain(rules.only("head", nn.BatchNorm2d), rules.scale(0.1))
     """
-    return identity()._replace(moves=lambda leaves: choose(leaves, *what))
+    return _moving(lambda leaves: choose(leaves, *what))
 
 
 def exclude(*what: What) -> Rule:
     """Move all parameters but those that ``what`` chooses."""
-    return identity()._replace(moves=lambda leaves: frozenset(leaves) - choose(leaves, *what))
+    return _moving(lambda leaves: frozenset(leaves) - choose(leaves, *what))
 
 
 def require_positive(name: str, value: float) -> None:
