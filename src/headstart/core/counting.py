@@ -16,7 +16,7 @@ from headstart.errors import UsageError
 class Counted(TorchDispatchMode):
     """Counts the operations in its context, backward passes included, and the bytes of what they make while it lives.
 
-    Views, which compute nothing, are no operations. What one needs only while it runs is not seen.
+    Views are no operations. What one needs only while it runs is not seen.
 
     >>> import torch
     >>> with Counted() as counted:
@@ -89,7 +89,7 @@ def to_bytes(memory: int | str) -> int:
     size = 0 if found is None else int(float(found[1]) * _UNITS.get(found[2].upper(), 0))
     if size < 1:
         raise UsageError(
-            f"memory must be a number of bytes from 1 up, or a text such as '2GiB' or '500MB'; got {memory!r}"
+            f"memory must be a number of bytes from 1 up, or a text such as '2GiB', '500MB'; got {memory!r}"
         )
     return size
 

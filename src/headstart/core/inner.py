@@ -1,7 +1,7 @@
 """The inner loop: T steps of a rule on the support loss, for B tasks at once, and what an adjoint of it is.
 
 θᵢ ← θᵢ − rule(∇ support lossᵢ(θᵢ)), T times. An `Adjoint` runs the steps and decides what is remembered for the
-backward pass; the mathematics of a step is not its business. They are in `core.adjoints`.
+backward pass; the mathematics of a step is not its business.
 """
 
 from collections.abc import Callable, Iterable
@@ -74,11 +74,7 @@ class Step(NamedTuple):
 def gradients(
     support_loss: SupportLoss, given: Given, inner: Inner, number: int, create_graph: bool
 ) -> tuple[Tensor, Params, Params]:
-    """Return the support losses ``(B,)``, every task's own gradient of them, and the buffers after the pass.
-
-    Raises:
-        UsageError: the loss has no derivative with respect to any of the parameters.
-    """
+    """Return the support losses ``(B,)``, every task's own gradient of them, and the buffers after the pass."""
     with torch.enable_grad():
         leaves = {
             name: value if create_graph and value.requires_grad else value.detach().requires_grad_()
@@ -99,17 +95,13 @@ def gradients(
         name: torch.zeros_like(leaf) if gradient is None else gradient
         for (name, leaf), gradient in zip(leaves.items(), found)
     }
-    if not create_graph:
-        # the graph that made them is gone with the gradients
+    if not create_graph:  # the graph that made them is gone with the gradients
         buffers = {name: value.detach() for name, value in buffers.items()}
     return losses, named, buffers
 
 
 class Adjoint(Protocol):
-    """How the derivative of the adapted parameters is computed.
-
-    ``(step, given, start, steps) -> (state after the steps, [losses of each step])``
-    """
+    """How adapted parameters are differentiated: ``(step, given, start, steps) -> (state after, [losses of each])``."""
 
     @property
     def exact(self) -> bool:
@@ -132,10 +124,9 @@ def run(
 def solve(
     support_loss: SupportLoss, start: Inner, given: Given, rule: Rule, adjoint: Adjoint, steps: int, first: int = 0
 ) -> tuple[Inner, Info]:
-    """Return the state after ``steps`` inner steps (see `Step`) and the support losses before each, ``(steps, B)``.
+    """Return the state after ``steps`` inner steps, numbered from ``first`` on, and the losses before each.
 
-    Steps are numbered from ``first`` on. The result is differentiable as the adjoint says; where gradients are off,
-    nothing is remembered.
+    The result is differentiable as the adjoint says; where gradients are off, nothing is remembered.
     """
     if steps < 0:
         raise UsageError(f"the number of inner steps must be 0 or more, got {steps}")

@@ -20,12 +20,10 @@ Product: TypeAlias = Callable[[Params], Params]
 
 
 class Solution(NamedTuple):
-    """What a solver has reached."""
+    """What a solver has reached: x, and every task's ‖right − A x‖ / ‖right‖ ``(B,)``, 0 where the right side is 0."""
 
     value: Params
-    """x, with A x ≈ right."""
     residual: Tensor
-    """‖right − A x‖ / ‖right‖ of every task, ``(B,)``; 0 where the right side is 0."""
 
 
 Solver: TypeAlias = Callable[[Product, Params], Solution]
@@ -40,8 +38,7 @@ class ConjugateGradient:
     relative residual falls to ``tolerance``, and where a direction has no positive curvature, since A is then not
     positive definite; one that meets such a direction first has x = 0.
 
-    For `Implicit` A is that of gradient descent with one step size, pulled back by `rules.proximal` hard enough: of a
-    step's displacement, ``rate · (∇²loss + λ I)``.
+    For `Implicit` A is that of a step's displacement, ``rate · (∇²loss + λ I)``, with `rules.proximal` hard enough.
 
     Reference: Hestenes, Stiefel 1952, doi:10.6028/jres.049.044.
     """
@@ -67,8 +64,8 @@ class ConjugateGradient:
             curvature = _dot(direction, image)
             going = (size > self.tolerance**2 * start) & (curvature > 0) & curvature.isfinite()
             length = size / torch.where(going, curvature, 1)
-            value = _moved(going, value, length, direction)
-            residual = _moved(going, residual, -length, image)
+            value = _chosen(going, _sum(value, length, direction), value)
+            residual = _chosen(going, _sum(residual, -length, image), residual)
             reached = _dot(residual, residual)
             onward = _sum(residual, reached / torch.where(size > 0, size, 1), direction)
             direction = _chosen(going, onward, direction)
@@ -80,9 +77,9 @@ class ConjugateGradient:
 class Neumann:
     """Solve A x = right by x = Σₖ (I − A)ᵏ right, with k from 0 to ``terms``: ``terms`` + 1 terms in all.
 
-    The series converges where I − A is a contraction, as the steps of a rule for `Implicit`; A need not be symmetric.
-    Each task has the partial sum with the smallest residual, so that one whose series diverges has what it had reached
-    before. It is what remembering the last ``terms`` + 1 of many steps at the point of rest comes to.
+    The series converges where I − A is a contraction, as a step of a rule for `Implicit`; A need not be symmetric. Each
+    task has the partial sum with the smallest residual. It is what remembering the last ``terms`` + 1 of many steps at
+    the point of rest comes to.
     """
 
     terms: int = 20
@@ -117,11 +114,6 @@ def _dot(left: Params, right: Params) -> Tensor:
 
 def _sum(one: Params, factor: Tensor, other: Params) -> Params:
     return {name: value + tree.over_tasks(factor, value) * other[name] for name, value in one.items()}
-
-
-def _moved(going: Tensor, value: Params, length: Tensor, direction: Params) -> Params:
-    """Return ``value + length · direction`` for the tasks that are going."""
-    return _chosen(going, _sum(value, length, direction), value)
 
 
 def _chosen(which: Tensor, one: Params, other: Params) -> Params:

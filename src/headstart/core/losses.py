@@ -102,10 +102,7 @@ def without_padding(loss: TaskLoss, batch_normalised: str) -> TaskLoss:
 
 
 def refuse_padding(batch: Batch, batch_normalised: str) -> None:
-    """Raise `UsageError` for masked examples where the layer at ``batch_normalised`` normalises by the batch.
-
-    They would enter its statistics, and so change every prediction.
-    """
+    """Raise `UsageError` for masked examples where the layer at ``batch_normalised`` takes them into its statistics."""
     if batch_normalised and batch.mask is not None and not all_true(batch.mask):
         raise UsageError(
             f"tasks have different numbers of examples, and the layer at {batch_normalised!r} normalises by all of "
@@ -115,11 +112,8 @@ def refuse_padding(batch: Batch, batch_normalised: str) -> None:
 
 
 def present(batch: Batch) -> Batch:
-    """Return the batch with zeros in place of the inputs and targets that its mask leaves out.
-
-    Leaving them out of the loss is not enough: a derivative of zero times an input of NaN is NaN.
-    """
-    mask = batch.mask
+    """Return the batch with zeros in place of the inputs and targets that its mask leaves out."""
+    mask = batch.mask  # leaving them out of the loss is not enough: a derivative of zero times an input of NaN is NaN
     if mask is None:
         return batch
 

@@ -66,16 +66,13 @@ def meta_gradient(learner: Learner, meta: Meta, episodes: Episodes, reduction: R
     if learner.gradient is None:
         raise UsageError("this learner learns nothing across tasks, so it has no meta-gradient")
     gradient, info = learner.gradient(learner, meta, episodes)
-    gradient = Meta(
-        *(
-            {name: _like(slope, own.get(name, slope)) for name, slope in part.items()}
-            for part, own in zip(gradient, meta)
-        )
-    )
     if reduction == "sum":
         tasks = episodes.query.y.shape[0]
-        gradient = Meta(*({name: tasks * g for name, g in part.items()} for part in gradient))
-    return gradient, info
+        gradient = Meta(*({name: tasks * slope for name, slope in part.items()} for part in gradient))
+    laid_out = (
+        {name: _like(slope, own.get(name, slope)) for name, slope in part.items()} for part, own in zip(gradient, meta)
+    )
+    return Meta(*laid_out), info
 
 
 def _like(slope: Tensor, value: Tensor) -> Tensor:
@@ -86,11 +83,10 @@ def _like(slope: Tensor, value: Tensor) -> Tensor:
 def backprop(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
     """The `MetaGradient` that differentiates the mean meta-loss."""
     leaves = Meta(tree.detached(meta.params), tree.detached(meta.structure))
-    tensors = [*leaves.params.values(), *leaves.structure.values()]
     try:
         with torch.enable_grad():
             loss, info = meta_loss(learner, leaves, episodes)
-            gradients = torch.autograd.grad(loss, tensors, materialize_grads=True)
+            gradients = torch.autograd.grad(loss, tree.tensors_of(leaves), materialize_grads=True)
     except RuntimeError as error:
         raise _explained(error) from error
     named = iter(gradients)

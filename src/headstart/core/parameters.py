@@ -7,9 +7,10 @@ A parameter is part of θ, unless it lies inside a module that says something el
 - context (`Context`): the tasks' own; each task starts from the module's values, and nothing is learned across tasks.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import accumulate
 from typing import Literal, NamedTuple, TypeAlias
 
 from torch import nn
@@ -41,9 +42,7 @@ class Structural(nn.Module):
 
 
 class Context(nn.Module):
-    """A module whose parameters are each task's own: they start from the same values in every task, and the outer
-    loop does not learn them.
-    """
+    """A module whose parameters are each task's own, from the same values in every task; nothing learns those."""
 
 
 class Stepped(nn.Module):
@@ -85,8 +84,12 @@ def matches(name: str, pattern: str) -> bool:
     >>> matches("head.weight", "head"), matches("head.weight", "*.bias"), matches("heads.weight", "head")
     (True, False, False)
     """
-    parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
+    return any(fnmatchcase(path, pattern) for path in _paths(name))
+
+
+def _paths(name: str) -> Iterator[str]:
+    """Return the modules that a name lies in, from the outermost on, and the name itself."""
+    return accumulate(name.split("."), "{}.{}".format)
 
 
 def choose(leaves: Mapping[str, Leaf], *what: What) -> frozenset[str]:
@@ -110,20 +113,10 @@ def _chosen(leaf: Leaf, what: What) -> bool:
 
 def _nothing(leaves: Mapping[str, Leaf], what: What) -> UnknownNameError:
     if isinstance(what, str):
-        near = get_close_matches(what, _prefixes(leaves), n=3, cutoff=0.3)
+        near = get_close_matches(what, dict.fromkeys(path for name in leaves for path in _paths(name)), 3, cutoff=0.3)
         hint = f"; nearest: {', '.join(near)}" if near else ""
         return UnknownNameError(f"no parameter matches {what!r}{hint}. There are: {', '.join(leaves)}")
     if isinstance(what, type):
-        kinds = sorted({leaf.module.__name__ for leaf in leaves.values()})
-        return UnknownNameError(
-            f"no parameter belongs to a {what.__name__}. There are parameters of: {', '.join(kinds)}"
-        )
+        kinds = ", ".join(sorted({leaf.module.__name__ for leaf in leaves.values()}))
+        return UnknownNameError(f"no parameter belongs to a {what.__name__}. There are parameters of: {kinds}")
     return UnknownNameError(f"the predicate chooses none of the parameters {', '.join(leaves)}")
-
-
-def _prefixes(leaves: Mapping[str, Leaf]) -> list[str]:
-    found: dict[str, None] = {}
-    for name in leaves:
-        parts = name.split(".")
-        found.update(dict.fromkeys(".".join(parts[:end]) for end in range(1, len(parts) + 1)))
-    return list(found)

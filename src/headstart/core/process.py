@@ -1,7 +1,4 @@
-"""Settings of the process and of its threads: what a computation goes by besides its arguments.
-
-Which kernels PyTorch takes, in which precision it computes, in how many threads, and where the generators stand.
-"""
+"""Settings of the process and its threads: PyTorch's kernels, precision and threads, and where generators stand."""
 
 import contextlib
 import functools
@@ -25,10 +22,7 @@ from headstart.types import Tree
 
 
 class Shared:
-    """A context that the first thread enters and the last one leaves, for what holds for the whole process.
-
-    There is one for each setting, whoever needs it: two that change the same setting would undo each other.
-    """
+    """A context that the first thread enters and the last one leaves, one for each setting of the whole process."""
 
     def __init__(self, context: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
         self.context, self.lock, self.holders = context, threading.Lock(), 0
@@ -115,9 +109,9 @@ class Settings(NamedTuple):
 
 
 def settings() -> Settings | None:
-    """Return this thread's settings, or ``None`` where the computation can neither be recorded nor leave the thread.
+    """Return this thread's settings; ``None`` inside hooks for saved tensors, and modes that see every operation.
 
-    That is inside hooks for saved tensors, and inside modes that see every operation. It takes about a microsecond.
+    There, a computation can neither be recorded nor leave the thread. It takes about a microsecond.
     """
     functions = torch._C._len_torch_function_stack()
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
@@ -132,19 +126,17 @@ def settings() -> Settings | None:
             return None
         device = mode.device
     kinds = [kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.is_autocast_enabled(kind)]
-    return Settings(
-        torch.get_default_dtype(), device, tuple((kind, torch.get_autocast_dtype(kind), True) for kind in kinds)
-    )
+    autocast = tuple((kind, torch.get_autocast_dtype(kind), True) for kind in kinds)
+    return Settings(torch.get_default_dtype(), device, autocast)
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Where the generators stand that a computation may draw from; to be compared."""
+    """Where the generators stand that a computation may draw from (the others: Python's, numpy's); to be compared."""
 
     cpu: Tensor
     devices: tuple[list[int], list[Tensor]]
     others: tuple[Any, ...] = ()
-    """Python's, and numpy's where it is there to draw from."""
 
     def restore(self) -> None:
         """Let the generators draw again what they drew from here on."""
@@ -220,15 +212,11 @@ def pool(workers: int) -> ThreadPoolExecutor:
 
     threads = ThreadPoolExecutor(workers, "headstart", initializer=alone)
     try:
-        for future in [threads.submit(_nothing) for _ in range(workers)]:
+        for future in [threads.submit(lambda: None) for _ in range(workers)]:
             future.result()
     finally:
         torch.set_num_threads(before)
     return threads
-
-
-def _nothing() -> None:
-    pass
 
 
 if hasattr(os, "register_at_fork"):  # a process that was forked has no threads but one

@@ -29,8 +29,7 @@ def detached(params: Params) -> Params:
 
 def per_task_norm(params: Params) -> Tensor:
     """Return the Euclidean norm ``(B,)`` of each task's tensors taken together; its gradient at zero is zero."""
-    square = torch.stack([value.reshape(len(value), -1).square().sum(1) for value in params.values()]).sum(0)
-    return safe_sqrt(square)
+    return safe_sqrt(torch.stack([value.reshape(len(value), -1).square().sum(1) for value in params.values()]).sum(0))
 
 
 def safe_sqrt(square: Tensor) -> Tensor:
@@ -82,10 +81,7 @@ def pack(tree: Any) -> tuple[Packed, list[Tensor]]:
 
 
 def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
-    """Return a tree with ``function`` of its tensors in their places.
-
-    It is ``tree_map``, which takes many times longer to find out what it is given: a state has few tensors.
-    """
+    """Return a tree with ``function`` of its tensors in their places: a ``tree_map`` that is many times faster."""
     kind = type(tree)
     if isinstance(tree, Tensor) or tree is Tensor:
         return function(tree)

@@ -29,24 +29,15 @@ def conditions() -> Iterator[Conditions]:
 
 
 def readable(tensor: Tensor) -> bool:
-    """Return whether a tensor has values that can be read at no cost.
-
-    Reading them back from an accelerator would stall it, and while operations are recorded (see `engine.record`)
-    they must not decide anything.
-    """
+    """Return whether a tensor has values that can be read at no cost, and may decide something: nothing is recorded."""
     return tensor.device.type == "cpu" and tensor.numel() > 0 and get_proxy_mode() is None
 
 
 def in_range(y: Tensor, count: int, there_are: str) -> Tensor:
-    """Return labels as int64, checked to be from 0 to ``count − 1``.
+    """Return integer labels as int64, checked to be from 0 to ``count − 1``.
 
     While operations are recorded, the check becomes part of the record (see `conditions`). On an accelerator nothing
-    is read: there `one_hot` gives NaN.
-
-    Args:
-        y: labels, integers of any shape.
-        count: number of classes.
-        there_are: where that number comes from, such as ``"the model has 5 outputs"``.
+    is read: there `one_hot` gives NaN. ``there_are`` says where the number comes from: ``"the model has 5 outputs"``.
 
     Raises:
         ShapeError: a label is out of range.
@@ -79,8 +70,8 @@ def all_true(mask: Tensor) -> bool:
 def one_hot(labels: Tensor, ways: int, like: Tensor) -> Tensor:
     """Return ``(…, ways)``, 1 at each label and 0 elsewhere, of the type and on the device of ``like``.
 
-    PyTorch's own looks at the values of the labels, which stalls an accelerator and cannot be recorded. Where the
-    values cannot be checked first (see `in_range`), a label out of range gives NaN, so that it is not overlooked.
+    PyTorch's own looks at the labels' values, which stalls an accelerator and cannot be recorded. Where they cannot be
+    checked first (see `in_range`), a label out of range gives NaN, so that it is not overlooked.
     """
     labels = labels.to(like.device).unsqueeze(-1)
     member = (labels == torch.arange(ways, device=like.device)).to(like)

@@ -20,10 +20,7 @@ def wanted(tree: Any) -> bool:
 
 
 def leaf(value: Any, needed: bool | None = None) -> Any:
-    """Return a tensor without history, requiring gradients where they are needed and exist; what is none as it is.
-
-    By default they are needed where the tensor itself requires them.
-    """
+    """Return a tensor without history, requiring gradients where needed (by default as it does); others as they are."""
     if not isinstance(value, Tensor):
         return value
     needed = value.requires_grad if needed is None else needed
