@@ -6,10 +6,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
 from headstart.core import losses
@@ -18,9 +18,7 @@ from headstart.core.inner import Given, Inner, expanded, gradients, solve
 from headstart.core.losses import present
 from headstart.core.rules import Rule
 from headstart.core.rules.rule import merged_structure
-from headstart.errors import UsageError
-from headstart.forward.functional import Functional, functional
-from headstart.forward.trunk import split
+from headstart.forward.functional import Functional
 from headstart.types import Adapted, Batch, Info, Meta, Params, Tree
 
 Gradient: TypeAlias = Callable[[Params], Params]
@@ -78,9 +76,12 @@ class Adaptation:
 
     def init(self, generator: Generator | None = None) -> Meta:
         """Return θ and M to start meta-training from."""
-        model, params = self.model, _copied(self.model.params)
+        model, params = self.model, tree_map(Tensor.clone, self.model.params)
         moved = {name: value for name, value in {**params, **model.context}.items() if name in self.moving}
-        parts = {"the module": _copied(model.structure), "the rule": self.rule.structure(moved, generator)}
+        parts = {
+            "the module": tree_map(Tensor.clone, model.structure),
+            "the rule": self.rule.structure(moved, generator),
+        }
         for name, variant in (("the start", self.start), ("the inner loss", self.inner_loss)):
             parts[name] = {} if variant is None else variant.structure({**moved, **model.context}, generator)
         return Meta(params, merged_structure(parts))
@@ -175,26 +176,5 @@ class Adaptation:
         return gradients(self.support_loss, given, Inner(moved, {}, buffers), 0, create_graph=exact)[1]
 
 
-def moving(rule: Rule, model: Functional) -> frozenset[str]:
-    """Return the names of the parameters that a rule moves; there must be some."""
-    leaves = {name: leaf for name, leaf in model.leaves.items() if leaf.role != "structure"}
-    names = rule.moves(leaves)
-    if not names:
-        raise UsageError(f"the rule leaves nothing to move among {', '.join(leaves) or 'no parameters'}")
-    return names
-
-
-def halves_of(
-    module: nn.Module, model: Functional, names: frozenset[str], **options: Any
-) -> tuple[Functional, Functional] | None:
-    """Return the module up to the first layer that changes while adapting, and from there on; None: it starts there."""
-    parts = split(module, names | set(model.buffers))
-    return None if parts is None else (functional(parts[0], **options), functional(parts[1], **options))
-
-
 def _named(model: Functional, params: Params) -> Params:
     return {name: params[name] for name in model.leaves if name in params}
-
-
-def _copied(params: Params) -> Params:
-    return {name: value.clone() for name, value in params.items()}

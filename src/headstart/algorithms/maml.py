@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 from annotated_types import Ge, Gt, Le
 from torch import Generator, nn
 
-from headstart.algorithms.adaptation import Adaptation, InnerLoss, Start, halves_of, moving
+from headstart.algorithms.adaptation import Adaptation, InnerLoss, Start
 from headstart.algorithms.reading import read
 from headstart.core import adjoints, losses
 from headstart.core.adjoints import Adjoint, AdjointName, FirstOrder
@@ -19,6 +19,7 @@ from headstart.core.rules import Rule, chain, curvature, exclude, generated_rate
 from headstart.errors import UsageError
 from headstart.forward.functional import Buffers, Precision, functional
 from headstart.forward.task_map import TaskMap, TaskMapName
+from headstart.forward.trunk import split
 from headstart.schema import NotNegative, Size, extends
 from headstart.types import Batch, Learner
 
@@ -75,12 +76,17 @@ def maml(
     >>> learner.predict(adapted, torch.zeros(3, 7, 2)).shape
     torch.Size([3, 7, 1])
     """
-    model = functional(module, buffers=buffers, taskmap=taskmap, precision=precision)
+    how: dict[str, Any] = {"buffers": buffers, "taskmap": taskmap, "precision": precision}
+    model = functional(module, **how)
     inner_rule, through = scale(rate) if rule is None else rule, adjoints.resolve(adjoint)
     task_loss = losses.without_padding(losses.resolve(loss), model.batch_statistics)
-    names, halves = moving(inner_rule, model), None
+    leaves = {name: leaf for name, leaf in model.leaves.items() if leaf.role != "structure"}
+    names, halves = inner_rule.moves(leaves), None
+    if not names:
+        raise UsageError(f"the rule leaves nothing to move among {', '.join(leaves) or 'no parameters'}")
     if examples is None and start is None and isinstance(buffers, str):  # these may look into the whole of it
-        halves = halves_of(module, model, names, buffers=buffers, taskmap=taskmap, precision=precision)
+        parts = split(module, names | set(model.buffers))
+        halves = parts and (functional(parts[0], **how), functional(parts[1], **how))
     inner = Adaptation(model, names, inner_rule, task_loss, through, steps, examples, start, inner_loss, halves)
     inner.init(Generator().manual_seed(0))  # refuses now parts of M that clash
     return Learner(

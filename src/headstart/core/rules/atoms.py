@@ -4,6 +4,8 @@ Step sizes are one, or learned ones in M, by tensor, inner step and weight. With
 of a rate, so that no outer step can turn its sign; it is then called ``log_rate`` where it would be ``rate``.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Generator, Tensor
 
@@ -189,13 +191,7 @@ def weight_decay(strength: float, *, learn: bool = False, name: str = "weight_de
             (``log_weight_decay.<parameter>``).
         name: of the part of M.
     """
-    pull = _strengths(strength, learn, name)
-
-    def update(m: Params, state: Params, grads: Params, params: Params, step: int) -> tuple[Params, Params]:
-        pulled = pull.update(m, {}, {k: params[k] for k in grads}, params, step)[0]
-        return {k: g + pulled[k] for k, g in grads.items()}, state
-
-    return Rule(update, structure=pull.structure, shown=pull.shown)
+    return _pulled(strength, learn, name, lambda m, params, seed: {})
 
 
 def proximal(strength: float, *, learn: bool = False, name: str = "proximal") -> Rule:
@@ -209,17 +205,17 @@ def proximal(strength: float, *, learn: bool = False, name: str = "proximal") ->
 
     Reference: Rajeswaran, Finn, Kakade, Levine 2019, arXiv:1909.04630, equation 3.
     """
-    pull = _strengths(strength, learn, name)
+    return _pulled(strength, learn, name, lambda m, params, seed: dict(params))
+
+
+def _pulled(strength: float, learn: bool, name: str, start: Callable[[Params, Params, Tensor | None], Params]) -> Rule:
+    """Return the rule that adds a pull by λ, or by each tensor's λ_w from M, towards where ``start`` says, or zero."""
+    require_positive("strength", strength)
+    pull = per_tensor(strength, positive=True, name=name) if learn else scale(strength)
 
     def update(m: Params, state: Params, grads: Params, params: Params, step: int) -> tuple[Params, Params]:
-        away = {k: params[k] - state[k] for k in grads}
+        away = {k: params[k] - state[k] if state else params[k] for k in grads}
         pulled = pull.update(m, {}, away, params, step)[0]
         return {k: g + pulled[k] for k, g in grads.items()}, state
 
-    return Rule(update, lambda m, params, seed: dict(params), pull.structure, shown=pull.shown)
-
-
-def _strengths(strength: float, learn: bool, name: str) -> Rule:
-    """Return the rule that multiplies a pull by λ, or by each tensor's λ_w from M."""
-    require_positive("strength", strength)
-    return per_tensor(strength, positive=True, name=name) if learn else scale(strength)
+    return Rule(update, start, pull.structure, shown=pull.shown)
