@@ -58,14 +58,13 @@ def low_rank(
     def adapted(path: str, layer: nn.Module) -> nn.Module | None:
         if path not in names:
             return None
-        kind = LowRankLinear if isinstance(layer, nn.Linear) else LowRankConvolution
-        return kind(layer, rank, 1.0 if alpha is None else alpha / rank, generator)
+        return LowRank(layer, rank, 1.0 if alpha is None else alpha / rank, generator)
 
     return replaced(module, adapted)
 
 
 class LowRank(nn.Module):
-    """A layer with a low-rank product beside it: move it with ``only(LowRank)``."""
+    """A linear or convolution layer with a low-rank product beside it: move it with ``only(LowRank)``."""
 
     layer: nn.Module
 
@@ -79,24 +78,14 @@ class LowRank(nn.Module):
         self.down = nn.Parameter(uniform((rank, *weight.shape[1:]), 1 / sqrt(inputs), weight, generator))
         self.up = nn.Parameter(weight.new_zeros(outputs, rank))
 
-
-class LowRankLinear(LowRank):
-    """A linear layer with a low-rank product beside it."""
-
     def forward(self, x: Tensor) -> Tensor:
-        """Take inputs ``(n, …, features)``."""
-        return self.layer(x) + self.strength * linear(linear(x, self.down), self.up)
-
-
-class LowRankConvolution(LowRank):
-    """A convolution with a convolution to few channels, and a linear map of them, beside it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Take inputs ``(n, channels, *space)``."""
-        layer = cast(nn.Conv2d, self.layer)
-        # with the layer's own stride, dilation and padding of whatever mode
-        few = layer._conv_forward(x, self.down, None)
-        return self.layer(x) + self.strength * torch.einsum("or,nr...->no...", self.up, few)
+        """Take the layer's inputs: ``(n, …, features)`` or ``(n, channels, *space)``."""
+        if isinstance(self.layer, nn.Linear):
+            added = linear(linear(x, self.down), self.up)
+        else:  # with the layer's own stride, dilation and padding of whatever mode
+            few = cast(nn.Conv2d, self.layer)._conv_forward(x, self.down, None)
+            added = torch.einsum("or,nr...->no...", self.up, few)
+        return self.layer(x) + self.strength * added
 
 
 def _adapted(module: nn.Module, what: What | None) -> frozenset[str]:

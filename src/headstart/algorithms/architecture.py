@@ -143,7 +143,6 @@ def choices(module: nn.Module, meta: Meta) -> dict[str, str]:
         UsageError: the module holds no mixture.
         ShapeError: ``meta`` is not of this module.
     """
-    mixtures(module)
     return {path: mixture.choice() for path, mixture in mixtures(loaded(module, meta)).items()}
 
 

@@ -75,9 +75,6 @@ def aware(
     how meta-training goes; each choice is said with its reason, and can be overridden.
 
     Args:
-        module: the model.
-        loss: ``"cross_entropy"``, ``"mse"`` or ``(outputs, batch) -> (B,)``.
-        steps: T, the gradient steps of an adaptation.
         rate: where the step sizes start.
         start: where tasks start: ``"prototypes"`` (the head from class means, see `prototype_start`), ``"initial"``
             (θ) or a `Start`; by default the former for classes and a linear head.
@@ -88,8 +85,7 @@ def aware(
             `headstart.rules.curvature`) or ``"plain"``; by default the former where layers are narrow and none is a
             convolution.
         rule: the whole inner update, in place of the three above.
-        adjoint: how to differentiate through the steps: ``"unrolled"``, ``"checkpointed"`` (less memory, more time) or
-            ``"first_order"``; or an `Adjoint` of its own settings; by default checkpointed from 10 steps on.
+        adjoint: how to differentiate through the steps, as for `maml`; by default checkpointed from 10 steps on.
         multi_step_until: the fraction of meta-training with the loss after every step; by default none.
         first_order_until: the fraction of meta-training with first-order gradients; by default half with several steps.
         options: those of `maml`.

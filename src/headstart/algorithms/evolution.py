@@ -85,25 +85,19 @@ class Evolution:
     def __call__(self, learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
         """Return the estimate of the gradient of the mean meta-loss, and `Info` of the meta value itself."""
         here, info = meta_loss(learner, meta, episodes)
-        seed = _seed(episodes, here.device)
-        places = [(part, name) for part, tensors in enumerate(meta) for name in tensors]
-        values = [meta[part][name] for part, name in places]
-
-        def as_meta(tensors: Iterable[Tensor]) -> Meta:
-            parts: tuple[Params, Params] = ({}, {})
-            for (part, name), tensor in zip(places, tensors):
-                parts[part][name] = tensor
-            return Meta(*parts)
+        seed = episodes.support.seed if episodes.query.seed is None else episodes.query.seed
+        seed = here.new_zeros((), dtype=torch.int64) if seed is None else seed.sum().to(here.device)
+        packed, values = tree.pack(meta)
 
         def loss(directions: list[Tensor], distance: float) -> Tensor:
-            moved = as_meta(value + distance * direction for value, direction in zip(values, directions))
-            return meta_loss(learner, moved, episodes)[0]
+            moved = [value + distance * direction for value, direction in zip(values, directions)]
+            return meta_loss(learner, packed.unpack(moved), episodes)[0]
 
         weights = self._weights(loss, _directions(values, seed, self.samples), here)
         sums = [torch.zeros_like(value) for value in values]
         for weight, directions in zip(weights.unbind(), _directions(values, seed, self.samples)):
             sums = [total + weight.to(total.dtype) * direction for total, direction in zip(sums, directions)]
-        return as_meta(sums), info
+        return packed.unpack(sums), info
 
     def _weights(
         self, loss: Callable[[list[Tensor], float], Tensor], samples: Iterable[list[Tensor]], here: Tensor
@@ -122,14 +116,9 @@ class Evolution:
 def smoothed_gradient(
     loss: Callable[[Params], Tensor], params: Params, seed: Tensor, deviation: float, samples: int, draw: int = 0
 ) -> Params:
-    """Return every task's own estimate of the gradient of its loss, from antithetic samples.
+    """Return every task's own estimate of the gradient of its loss ``params -> (B,)``, from antithetic samples.
 
-    Args:
-        loss: ``params -> (B,)``, where task i's loss depends on task i's tensors alone.
-        params: each ``(B, *shape)``.
-        seed: ``(B,)`` int64; a task's directions are a function of its own seed, ``draw`` and the sample's number.
-        deviation, samples: as for `Evolution`.
-        draw: which of a task's independent sets of directions.
+    A task's directions are a function of its own ``seed`` ``(B,)``, of ``draw`` and of the sample's number.
     """
     sums = tree.zeros_like(params)
     with torch.no_grad():
@@ -162,14 +151,8 @@ def normals(
 ) -> Tensor:
     """Return standard normal numbers ``(samples, *seed.shape, count)``, each a function of its place, seed and key.
 
-    Philox words, two by two through the transform of Box and Muller 1958, doi:10.1214/aoms/1177706645.
-
-    Args:
-        count: numbers of a sample.
-        samples: which ones, in ``[0, 2**32)``.
-        seed: int64.
-        key: two words: which of the independent sets of numbers.
-        dtype: float32 or float64.
+    Philox words, two by two through the transform of Box and Muller 1958, doi:10.1214/aoms/1177706645. ``samples`` says
+    which ones, in ``[0, 2**32)``, and ``key`` (two words) which of the independent sets of numbers.
     """
     number = torch.arange(samples.start, samples.stop, device=seed.device).view(-1, *(1,) * seed.ndim, 1)
     lane = torch.arange(-(-count // 4), device=seed.device)
@@ -193,15 +176,6 @@ def centred_ranks(values: Tensor) -> Tensor:
     return ranks / (len(values) - 1) - 0.5
 
 
-def _seed(episodes: Episodes, device: torch.device) -> Tensor:
-    """Return one seed of all the tasks' own, whatever their order."""
-    seed = episodes.support.seed if episodes.query.seed is None else episodes.query.seed
-    return torch.zeros((), dtype=torch.int64, device=device) if seed is None else seed.sum().to(device)
-
-
-Inner = Literal["gradient", "evolution"]
-
-
 @extends(maml, without=("adjoint",))
 def es_maml(
     module: nn.Module,
@@ -210,7 +184,7 @@ def es_maml(
     samples: Count = 32,
     antithetic: bool = True,
     shaping: Shaping | None = None,
-    inner: Inner = "gradient",
+    inner: Literal["gradient", "evolution"] = "gradient",
     inner_deviation: Positive = 0.05,
     inner_samples: Count = 32,
     **options: Any,

@@ -44,14 +44,11 @@ def maml_plus_plus(
     The outer gradient is not clipped (the authors' code clips it at 10 for miniImageNet).
 
     Args:
-        module: the model.
-        steps: T, the gradient steps of an adaptation.
         rate: where every step size starts; 0.1 for Omniglot and 0.01 for miniImageNet in the authors' code.
         multi_step_until: the fraction of the outer steps with the multi-step loss; 0 for none.
         first_order_until: the fraction of the outer steps with first-order gradients; 0 for none. The paper takes 50
             of its 150 epochs; its code's configurations take none.
-        adjoint: how to differentiate through the steps after that: ``"unrolled"``, ``"checkpointed"`` (less memory,
-            more time) or ``"first_order"``; or an `Adjoint` with settings of its own.
+        adjoint: how to differentiate through the steps after that, as for `maml`.
         options: those of `maml`.
 
     Reference: Antoniou, Edwards, Storkey 2018, arXiv:1810.09502.
@@ -155,10 +152,12 @@ def per_step_norm(module: nn.Module, steps: int) -> nn.Module:
 
     body = replaced(module, make)
     if not found:
-        norms = [f"{path} ({type(m).__name__})" for path, m in module.named_modules() if "Norm" in type(m).__name__]
+        norms = ", ".join(
+            f"{at} ({type(m).__name__})" for at, m in module.named_modules() if "Norm" in type(m).__name__
+        )
         raise UsageError(
             f"{type(module).__name__} has no BatchNorm1d, BatchNorm2d or BatchNorm3d to make per step; "
-            f"its normalisation layers are: {', '.join(norms) or 'none'}"
+            f"its normalisation layers are: {norms or 'none'}"
         )
     return body
 

@@ -152,7 +152,7 @@ class Draws:
             return NotImplemented
         (ids, states), (others, theirs) = self.devices, other.devices
         same = torch.equal(self.cpu, other.cpu) and ids == others and all(map(torch.equal, states, theirs))
-        return same and _comparable(self.others) == _comparable(other.others)
+        return same and self.others == other.others
 
 
 def draws(tree: Tree) -> Draws:
@@ -162,10 +162,12 @@ def draws(tree: Tree) -> Draws:
 
 def generators() -> Draws:
     """Return where all of PyTorch's, Python's and numpy's generators stand."""
-    numpy = sys.modules.get("numpy")
-    others = random.getstate(), None if numpy is None else numpy.random.get_state()
+    numpy, theirs = sys.modules.get("numpy"), None
+    if numpy is not None:
+        kind, keys, *rest = numpy.random.get_state()
+        theirs = (kind, keys.tolist(), *rest)  # a list can be compared
     states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return Draws(torch.get_rng_state(), (list(range(len(states))), states), others)
+    return Draws(torch.get_rng_state(), (list(range(len(states))), states), (random.getstate(), theirs))
 
 
 @contextlib.contextmanager
@@ -176,13 +178,6 @@ def put_back() -> Iterator[None]:
         yield
     finally:
         before.restore()
-
-
-def _comparable(others: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not others or others[1] is None:
-        return others
-    kind, keys, *rest = others[1]
-    return others[0], kind, keys.tobytes(), *rest
 
 
 @contextlib.contextmanager
