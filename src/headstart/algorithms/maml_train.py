@@ -1,6 +1,7 @@
 """Model-agnostic meta-learning in one call, for tasks that are lists of examples."""
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -85,7 +86,12 @@ def maml_train(
         numbers = torch.randperm(len(inputs), generator=generator)[:tasks_per_step].tolist()
         tasks = [(inputs[number], targets[number]) for number in numbers]
         gradient, info = meta_gradient(learner, meta, _episodes(tasks, support_size, generator))
-        _check_finite(info.query_loss, numbers, iteration)
+        for number, value in zip(numbers, info.query_loss.tolist() if info.query_loss is not None else ()):
+            if not math.isfinite(value):
+                raise DivergenceError(
+                    f"the query loss of task {number} is {value} in iteration {iteration}; "
+                    f"lower inner_rate or learning_rate"
+                )
         for leaf, value in zip(leaves, gradient.params.values(), strict=True):
             leaf.grad = value
         optimizer.step()
@@ -156,13 +162,3 @@ def _check(inputs: Sequence[Tensor], targets: Sequence[Tensor], support_size: in
         for name, values in (("inputs", x), ("targets", y)):
             if values.is_floating_point() and not bool(values.isfinite().all()):
                 raise DataError(f"the {name} of task {number} hold NaN or infinity; remove or replace those examples")
-
-
-def _check_finite(losses: Tensor | None, numbers: Sequence[int], iteration: int) -> None:
-    assert losses is not None
-    bad = (~losses.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        raise DivergenceError(
-            f"the query loss of task {numbers[bad[0]]} is {float(losses[bad[0]])} in iteration {iteration}; "
-            f"lower inner_rate or learning_rate"
-        )

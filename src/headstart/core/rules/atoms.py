@@ -27,12 +27,17 @@ def scale(rate: float, *, learn: bool = False, positive: bool = False, name: str
     require_positive("rate", rate)
     if not learn:
         return stateless(lambda m, grads, params: {k: rate * g for k, g in grads.items()})
-    rates = _Rates(name, positive)
-    rule = stateless(lambda m, grads, params: {k: rates.of(m) * g for k, g in grads.items()})
-    return rule._replace(
-        structure=lambda params, generator: {rates.key(): rates.start(next(iter(params.values())).new_full((), rate))},
-        shown=lambda m: {name: rates.of(m)},
-    )
+    key = f"log_{name}" if positive else name
+
+    def rate_of(m: Params) -> Tensor:
+        return m[key].exp() if positive else m[key]
+
+    def structure(params: Params, generator: Generator | None) -> Params:
+        start = next(iter(params.values())).new_full((), rate)
+        return {key: start.log() if positive else start}
+
+    rule = stateless(lambda m, grads, params: {k: rate_of(m) * g for k, g in grads.items()})
+    return rule._replace(structure=structure, shown=lambda m: {name: rate_of(m)})
 
 
 def per_tensor(rate: float, *, steps: int | None = None, positive: bool = False, name: str = "rate") -> Rule:
@@ -50,17 +55,8 @@ def per_tensor(rate: float, *, steps: int | None = None, positive: bool = False,
     require_positive("rate", rate)
     if steps is not None and steps < 1:
         raise UsageError(f"steps must be at least 1, got {steps}")
-    rates = _Rates(name, positive)
     shape = () if steps is None else (steps,)
-
-    def structure(params: Params, generator: Generator | None) -> Params:
-        return {rates.key(k): rates.start(value.new_full(shape, rate)) for k, value in params.items()}
-
-    def update(m: Params, state: Params, grads: Params, params: Params, step: int) -> tuple[Params, Params]:
-        at = () if steps is None else (min(step, steps - 1),)
-        return {k: rates.of(m, k)[at] * g for k, g in grads.items()}, state
-
-    return Rule(update, structure=structure, shown=rates.shown)
+    return _rated(lambda value, generator: value.new_full(shape, rate), positive, name, steps)
 
 
 def per_weight(rate: float | tuple[float, float] = (0.005, 0.1), *, positive: bool = False, name: str = "rate") -> Rule:
@@ -77,43 +73,39 @@ def per_weight(rate: float | tuple[float, float] = (0.005, 0.1), *, positive: bo
     require_positive("rate", low)
     if low > high:
         raise UsageError(f"rate goes from {low} to {high}; give the lower end first")
-    rates = _Rates(name, positive)
+
+    def start(value: Tensor, generator: Generator | None) -> Tensor:
+        if low == high:
+            return torch.full_like(value, low)
+        # drawn on the CPU, so that a seed means the same numbers on every device
+        draw = torch.rand(value.shape, generator=generator, dtype=torch.float64)
+        return (low + (high - low) * draw).to(value)
+
+    return _rated(start, positive, name)
+
+
+def _rated(
+    start: Callable[[Tensor, Generator | None], Tensor], positive: bool, name: str, steps: int | None = None
+) -> Rule:
+    """Return the rule of a learned rate, or one for each step, of each parameter, which starts at ``start`` of it."""
+    key = f"log_{name}" if positive else name
+
+    def rate_of(m: Params, parameter: str) -> Tensor:
+        value = m[f"{key}.{parameter}"]
+        return value.exp() if positive else value
 
     def structure(params: Params, generator: Generator | None) -> Params:
-        def start(value: Tensor) -> Tensor:
-            if low == high:
-                return torch.full_like(value, low)
-            # drawn on the CPU, so that a seed means the same numbers on every device
-            draw = torch.rand(value.shape, generator=generator, dtype=torch.float64)
-            return (low + (high - low) * draw).to(value)
+        rates = {f"{key}.{k}": start(value, generator) for k, value in params.items()}
+        return {k: rate.log() for k, rate in rates.items()} if positive else rates
 
-        return {rates.key(k): rates.start(start(value)) for k, value in params.items()}
+    def update(m: Params, state: Params, grads: Params, params: Params, step: int) -> tuple[Params, Params]:
+        if steps is None:
+            return {k: rate_of(m, k) * g for k, g in grads.items()}, state
+        return {k: rate_of(m, k)[min(step, steps - 1)] * g for k, g in grads.items()}, state
 
-    rule = stateless(lambda m, grads, params: {k: rates.of(m, k) * g for k, g in grads.items()})
-    return rule._replace(structure=structure, shown=rates.shown)
-
-
-class _Rates:
-    """How rates stand in M: as they are, or by their logarithms."""
-
-    def __init__(self, name: str, positive: bool) -> None:
-        self.name = name
-        self.positive = positive
-
-    def key(self, tensor: str = "") -> str:
-        own = f"log_{self.name}" if self.positive else self.name
-        return f"{own}.{tensor}" if tensor else own
-
-    def start(self, rate: Tensor) -> Tensor:
-        return rate.log() if self.positive else rate
-
-    def of(self, m: Params, tensor: str = "") -> Tensor:
-        value = m[self.key(tensor)]
-        return value.exp() if self.positive else value
-
-    def shown(self, m: Params) -> Params:
-        keys = tree.within(m, self.key())
-        return {f"{self.name}.{key}": self.of(m, key) for key in keys}
+    return Rule(
+        update, structure=structure, shown=lambda m: {f"{name}.{k}": rate_of(m, k) for k in tree.within(m, key)}
+    )
 
 
 def momentum(decay: float = 0.9, *, nesterov: bool = False, learn: bool = False, name: str = "momentum") -> Rule:
