@@ -128,11 +128,7 @@ def _rows(values: Tensor, steps: int) -> nn.Parameter:
 
 
 def per_step_norm(module: nn.Module, steps: int) -> nn.Module:
-    """Return a copy of ``module`` with a `StepBatchNorm` in place of every batch normalisation layer.
-
-    Args:
-        module: it is not changed. Layers that are per step already stay as they are.
-        steps: T, the number of inner steps, at least 1.
+    """Return a copy of ``module`` with a `StepBatchNorm` for ``steps`` ≥ 1 in place of every batch normalisation layer.
 
     Raises:
         UsageError: there is no BatchNorm1d, BatchNorm2d or BatchNorm3d in it.

@@ -37,8 +37,7 @@ def maml_train(
     same steps on its examples.
 
     A loop of SGD steps over the tasks lowers the loss *before* adapting, so it ends near the one model that is best for
-    all tasks pooled (for sine curves of random phase, nearly a flat line), whether or not that adapts well. That is
-    joint training; `headstart.joint` is it, as a baseline.
+    all tasks pooled (for sine curves of random phase, nearly a flat line). That is joint training (`headstart.joint`).
 
     Layers that keep running statistics go by the batch at hand in training, and get those of all tasks at the end.
 

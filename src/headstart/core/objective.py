@@ -17,15 +17,8 @@ Reduction = Literal["mean", "sum"]
 def meta_loss(learner: Learner, meta: Meta, episodes: Episodes, reduction: Reduction = "mean") -> tuple[Tensor, Info]:
     """Return Σᵢ Lᵢ(θ, M), the query losses after adapting to the support sets or what the learner has in their place.
 
-    Args:
-        learner: the method.
-        meta: θ and M.
-        episodes: B tasks.
-        reduction: ``"sum"`` is the formula literally, ``"mean"`` divides it by B.
-
-    Returns:
-        A scalar that can be differentiated with respect to ``meta``, and `Info` with the losses of each task. A
-        learner's ``penalty`` R(θ, M) counts once in the mean, and B times in the sum.
+    It is a scalar, and `Info` holds the losses of each task. ``"sum"`` is the formula literally, ``"mean"`` divides it
+    by B; a learner's ``penalty`` R(θ, M) counts once in the mean, and B times in the sum.
     """
     if reduction not in ("mean", "sum"):
         raise unknown_name("reduction", reduction, ("mean", "sum"))

@@ -15,16 +15,9 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox(counter: Words, key: tuple[int, int]) -> Words:
-    """Return four random words for every counter (Philox4x32-10).
+    """Return four arrays of random words for a counter of four and a key of two words (Philox4x32-10).
 
     Written in operators alone, so that numpy computes it where many small calls count, and torch on any device.
-
-    Args:
-        counter: four arrays of words.
-        key: two words.
-
-    Returns:
-        Four arrays of words.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key

@@ -38,9 +38,9 @@ def safe_sqrt(square: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
 
 
-def over_tasks(per_task: Tensor, like: Tensor) -> Tensor:
-    """Reshape ``(B,)`` so that it multiplies ``like`` ``(B, *shape)`` task by task."""
-    return per_task.view(-1, *(1,) * (like.ndim - 1))
+def over_tasks(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape ``(B, *first axes)``, such as ``(B,)``, so that it multiplies ``like`` ``(B, *shape)`` task by task."""
+    return values.view(*values.shape, *(1,) * (like.ndim - values.ndim))
 
 
 def within(params: Mapping[str, Value], prefix: str) -> dict[str, Value]:

@@ -16,14 +16,7 @@ from headstart.types import Params, Tree
 
 
 def scale(rate: float, *, learn: bool = False, positive: bool = False, name: str = "rate") -> Rule:
-    """Multiply by a step size: α g. With ``learn``, α is part of M under ``name``.
-
-    Args:
-        rate: α, positive.
-        learn: whether the outer loop learns α.
-        positive: keep the learned α positive.
-        name: of the part of M.
-    """
+    """Multiply by a step size: α g. With ``learn``, α is part of M as ``name``, kept ``positive`` if asked for."""
     require_positive("rate", rate)
     if not learn:
         return stateless(lambda m, grads, params: {k: rate * g for k, g in grads.items()})

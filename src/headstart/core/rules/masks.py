@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import torch
 from torch import Generator, Tensor
 
+from headstart.core import tree
 from headstart.core.parameters import Leaf, choose
 from headstart.core.philox import WORD, philox
 from headstart.core.rules.rule import Rule, require_positive, stateless
@@ -215,7 +216,7 @@ def _gated(name: str, gates: _Gates, places: _Places, start: float) -> Rule:
             key: gates.drawn(m[key], noise[key]) if gates.drawn and noise else gates.settled(m[key])[None]
             for key in dict.fromkeys(placed.values())
         }
-        return {p: g * _over(open_by[placed[p]], g) for p, g in grads.items()}, noise
+        return {p: g * tree.over_tasks(open_by[placed[p]], g) for p, g in grads.items()}, noise
 
     def shown(m: Params) -> Params:
         return {key: gates.settled(logits) for key, logits in _own(m, name).items()}
@@ -239,11 +240,6 @@ def _by_unit(name: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[s
 
 def _own(m: Params, name: str) -> Params:
     return {key: value for key, value in m.items() if key == name or key.startswith(f"{name}.")}
-
-
-def _over(gate: Tensor, like: Tensor) -> Tensor:
-    """Reshape ``(B or 1, *first axes)`` so that it multiplies ``like`` ``(B, *shape)``."""
-    return gate.reshape(*gate.shape, *(1,) * (like.ndim - gate.ndim))
 
 
 def _word_of(name: str) -> int:
