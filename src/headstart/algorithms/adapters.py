@@ -91,7 +91,12 @@ class LowRank(nn.Module):
 def _adapted(module: nn.Module, what: What | None) -> frozenset[str]:
     """Return the paths of the layers to adapt."""
     layers = reachable(module)
-    there = {path: layer for path, layer in layers.items() if _takes_adapter(layer)}
+    there = {
+        path: layer
+        for path, layer in layers.items()
+        if isinstance(layer, nn.Linear)
+        or (isinstance(layer, _ConvNd) and layer.groups == 1 and not isinstance(layer, _ConvTransposeNd))
+    }
     if isinstance(what, str):
         names = [name for name, _ in module.named_parameters() if name.rpartition(".")[0] not in layers]
         if sealed := [name for name in names if matches(name, what)]:
@@ -106,9 +111,3 @@ def _adapted(module: nn.Module, what: What | None) -> frozenset[str]:
         return frozenset(there)
     leaves = {path: Leaf(path, tuple(cast(Tensor, layer.weight).shape), type(layer)) for path, layer in there.items()}
     return choose(leaves, what)
-
-
-def _takes_adapter(layer: nn.Module) -> bool:
-    if isinstance(layer, _ConvNd):
-        return layer.groups == 1 and not isinstance(layer, _ConvTransposeNd)
-    return isinstance(layer, nn.Linear)

@@ -137,12 +137,7 @@ def derive(module: nn.Module, meta: Meta) -> nn.Module:
 
 
 def choices(module: nn.Module, meta: Meta) -> dict[str, str]:
-    """Return the name of the most probable candidate of every mixture, by the mixture's path.
-
-    Raises:
-        UsageError: the module holds no mixture.
-        ShapeError: ``meta`` is not of this module.
-    """
+    """Return the name of the most probable candidate of every mixture, by the mixture's path; raises as `derive`."""
     return {path: mixture.choice() for path, mixture in mixtures(loaded(module, meta)).items()}
 
 

@@ -4,7 +4,7 @@ For a function F and ε ~ N(0, I), the smoothed function F_σ(φ) = E F(φ + σ�
 
     ∇F_σ(φ) = E[(F(φ + σε) − F(φ)) ε] / σ = E[(F(φ + σε) − F(φ − σε)) ε] / (2σ),
 
-whatever F is: it may be a step function. For a smooth F it tends to ∇F(φ) as σ → 0.
+even where F is a step function. For a smooth F it tends to ∇F(φ) as σ → 0.
 """
 
 import math

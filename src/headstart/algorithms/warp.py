@@ -51,7 +51,10 @@ def t_net(module: nn.Module, *, rate: Rate = 0.01, **options: Any) -> Learner:
     >>> sorted(t_net(headstart.mlp(2, 3, hidden=(4,))).init(None).structure)
     ['head.after.layer.weight', 'hidden1.after.layer.weight']
     """
-    return maml(_transformed(module), rate=rate, **options)
+    layers = _warpable(module)
+    if not layers:
+        raise _nothing_to_warp(module, "with trainable weights")
+    return maml(_followed(module, layers, _identity), rate=rate, **options)
 
 
 @extends(maml, without=("rule",))
@@ -79,7 +82,7 @@ def mt_net(
     ['head.after.layer.weight', 'mask.head.layer']
     """
     gates = unit_mask(temperature=temperature, hard=hard)
-    return maml(_transformed(module), rule=chain(gates, scale(rate)), **options)
+    return t_net(module, rule=chain(gates, scale(rate)), **options)
 
 
 @extends(maml)
@@ -156,21 +159,10 @@ def _step_losses(learner: Learner, meta: Meta, episodes: Episodes) -> Tensor:
     return torch.stack([query_losses(learner, adapted, episodes.query) for adapted in reached[1:]]).mean(0)
 
 
-def _transformed(module: nn.Module) -> nn.Module:
-    """Return a copy with an identity map in M behind every layer."""
-    layers = _warpable(module)
-    if not layers:
-        raise _nothing_to_warp(module, "with trainable weights")
-    return _followed(module, layers, _identity)
-
-
 def _warped(module: nn.Module, warps: What | None) -> nn.Module:
     """Return a copy with warp layers that change nothing yet."""
-    layers = _warpable(module)
-    if warps is not None:
-        return _followed(module, _chosen(layers, warps), _zero)
-    head = read(module).head
-    behind = [path for path in layers if head and not matches(path, head)]
+    layers, head = _warpable(module), read(module).head
+    behind = [path for path in layers if head and not matches(path, head)] if warps is None else _chosen(layers, warps)
     if not behind:
         raise _nothing_to_warp(module, f"with trainable weights before its head {head!r}" if head else "before a head")
     return _followed(module, behind, _zero)
