@@ -15,7 +15,7 @@ from headstart.errors import ShapeError, UsageError, unknown_name
 from headstart.forward.functional import functional
 from headstart.forward.mixture import GATES, Mixture, mixtures
 from headstart.forward.surgery import replaced
-from headstart.types import Adapted, Batch, Info, Learner, Meta, Params, Tree
+from headstart.types import Adapted, Batch, Info, Learner, Meta, Tree
 
 
 def sharpened(learner: Learner, *, start: float = 1.0, end: float = 0.1, gates: str = f"*{GATES}") -> Learner:
@@ -149,21 +149,16 @@ def loaded(module: nn.Module, meta: Meta) -> nn.Module:
     """
     body = copy.deepcopy(module)
     model = functional(body)
-    _refuse_misfit(type(module).__name__, model.params, meta.params, "θ", strangers=True)
-    _refuse_misfit(type(module).__name__, model.structure, meta.structure, "M", strangers=False)
+    for part, expected, given in (("θ", model.params, meta.params), ("M", model.structure, meta.structure)):
+        wrong = [f"lacks {name!r}" for name in expected if name not in given]
+        wrong += [f"holds {name!r}, which is not there" for name in given if part == "θ" and name not in expected]
+        for name, like in expected.items():
+            if name in given and given[name].shape != like.shape:
+                wrong.append(f"holds {name!r} of shape {tuple(given[name].shape)}, expected {tuple(like.shape)}")
+        if wrong:
+            raise ShapeError(
+                f"the {part} of meta is not that of this {type(module).__name__}: it {wrong[0]}; "
+                f"give the module that the learner was made from"
+            )
     body.load_state_dict({**meta.params, **{name: meta.structure[name] for name in model.structure}}, strict=False)
     return body
-
-
-def _refuse_misfit(kind: str, expected: Params, given: Params, part: str, *, strangers: bool) -> None:
-    """Raise `ShapeError` where ``given`` lacks a name, has another shape or (as ``strangers``) a name too many."""
-    wrong = [f"lacks {name!r}" for name in expected if name not in given]
-    wrong += [f"holds {name!r}, which is not there" for name in given if strangers and name not in expected]
-    for name, like in expected.items():
-        if name in given and given[name].shape != like.shape:
-            wrong.append(f"holds {name!r} of shape {tuple(given[name].shape)}, expected {tuple(like.shape)}")
-    if wrong:
-        raise ShapeError(
-            f"the {part} of meta is not that of this {kind}: it {wrong[0]}; "
-            f"give the module that the learner was made from"
-        )

@@ -34,8 +34,8 @@ def reptile(
     Args:
         steps: the inner steps of an adaptation, each on one minibatch.
         rate: the inner step size, of Adam unless ``rule`` is given.
-        rule: the inner update; by default Adam without momentum (β₁ = 0), as in the paper. Its moments start anew at
-            every task, where the authors' code carries them from task to task.
+        rule: the inner update; by default Adam without momentum (β₁ = 0), as in the paper, whose moments start anew at
+            every task (the authors' code carries them on).
         inner_batch: examples of a minibatch of an inner step; by default all of the task's.
         serial: by default the B tasks adapt from the same θ and are averaged (the paper's Algorithm 2); a number ε
             takes them one after another, each from the θ that the one before it left (Algorithm 1), to be followed by

@@ -174,7 +174,6 @@ class _Plan(NamedTuple):
     """Of (given, start)."""
     keep: Keep
     autocast: Autocast
-    """What the forward pass found."""
     drawn: list[Draws]
     """Where the generators stood in the state kept last."""
     end: list[Packed]

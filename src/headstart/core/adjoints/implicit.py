@@ -71,7 +71,6 @@ class _Plan(NamedTuple):
     """Of (given, start)."""
     solver: Solver
     autocast: Autocast
-    """What the forward pass found."""
     buffers: list[Packed]
     """Filled by the forward pass: the buffers after the last step."""
 
