@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from headstart import registry
+from headstart.algorithms import estimators
+from headstart.algorithms.estimators import rows_of
 from headstart.algorithms.table_baselines import mixed_effects as mixed_module
-from headstart.algorithms.table_baselines import rows as rows_module
+from headstart.algorithms.table_baselines import pooled as pooled_module
 from headstart.algorithms.table_baselines.mixed_effects import mixed_effects
 from headstart.algorithms.table_baselines.per_task import PENALTIES, one_model_per_task
 from headstart.algorithms.table_baselines.pooled import boosted_trees, pooled, task_category
-from headstart.algorithms.table_baselines.rows import rows_of
 from headstart.data.rows import Rows, row_tasks
 from headstart.data.tables.table import table
 from headstart.errors import DivergenceError, ShapeError, UnknownNameError, UsageError
@@ -102,7 +103,7 @@ def test_answers_are_the_same_each_time_and_for_each_task_alone(name, monkeypatc
         learner, adapted, episodes = predicted(name, tasks, (0, 1, 2))
         found = learner.predict(adapted, episodes.query.x)
     assert found.shape == episodes.query.y.shape and found.isfinite().all()
-    monkeypatch.setattr(rows_module, "_FITS", type(rows_module._FITS)())  # nothing is remembered
+    pooled_module._FITS.clear()  # nothing is remembered
     learner, adapted, episodes = predicted(name, tasks, (1,))
     assert torch.equal(learner.predict(adapted, episodes.query.x)[0], found[1])
     if learner.distribution is not None:
@@ -324,7 +325,7 @@ def test_mistakes_are_told(name, monkeypatch):
 
 
 def test_what_is_not_installed_is_named_with_how_to(monkeypatch):
-    monkeypatch.setattr(rows_module, "import_module", lambda name: (_ for _ in ()).throw(ModuleNotFoundError(name)))
+    monkeypatch.setattr(estimators, "import_module", lambda name: (_ for _ in ()).throw(ModuleNotFoundError(name)))
     with pytest.raises(UsageError, match=r"scikit-learn is not installed.*pip install headstart\[baselines\]"):
         boosted_trees(inputs=1)
     with pytest.raises(UsageError, match=r"statsmodels is not installed.*pip install headstart\[baselines\]"):

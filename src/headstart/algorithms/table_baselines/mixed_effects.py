@@ -8,7 +8,7 @@ import torch
 from annotated_types import Ge
 from torch import Generator, Tensor
 
-from headstart.algorithms.table_baselines.rows import Array, check_targets, flat, required, rows_of, time_of
+from headstart.algorithms.estimators import Array, check_targets, flat, required, rows_of, time_of
 from headstart.core import losses
 from headstart.core.losses import present
 from headstart.errors import DivergenceError, UsageError, unknown_name
@@ -94,9 +94,6 @@ def mixed_effects(
         variance = spread.clamp(min=0) + known["noise"].unsqueeze(-1)
         return Gaussian(*(part.transpose(1, 2).to(rows) for part in (mean.squeeze(-1), variance)))
 
-    def predict(adapted: Adapted, x: Tree) -> Tensor:
-        return distribution(adapted, x).mean
-
     def prepare(meta: Meta, tasks: Tasks, seed: int, folder: object = None, /) -> Meta:
         time = time_of(tasks, meta.structure["time"])
         if trend != "linear" and not bool(time.any()):
@@ -110,18 +107,23 @@ def mixed_effects(
         group = np.repeat(np.arange(len(rows)), [len(task.x) + len(task.query) for task, _ in rows])
         known = {"time": time.double()}
         if trend == "spline":
-            known["knots"] = _knots(x @ known["time"].to(x), knots)
+            different = (x @ known["time"].to(x)).unique()
+            if len(different) < knots:
+                raise UsageError(
+                    f"a spline with {knots} knots needs as many different times, got {len(different)}; take the trend"
+                    " quadratic or linear"
+                )
+            known["knots"] = torch.quantile(different, torch.linspace(0, 1, knots, dtype=different.dtype))
         own, z = (part[0].numpy() for part in _design(known, x.unsqueeze(0), trend))
         fits = [_estimate(values, own, z, group) for values in y.T]
-        found = {f"{name}": torch.from_numpy(np.stack([fit[name] for fit in fits])) for name in fits[0]} | known
+        found = {name: torch.from_numpy(np.stack([fit[name] for fit in fits])) for name in fits[0]} | known
         return meta._replace(structure={name: found[name].to(value) for name, value in meta.structure.items()})
 
     def shown(meta: Meta) -> Params:
         return {name: meta.structure[name] for name in ("fixed", "random_covariance", "noise")}
 
-    return Learner(
-        init, adapt, predict, losses.mse, None, exact=False, distribution=distribution, prepare=prepare, shown=shown
-    )
+    learner = Learner(init, adapt, lambda adapted, x: distribution(adapted, x).mean, losses.mse, None, exact=False)
+    return learner._replace(distribution=distribution, prepare=prepare, shown=shown)
 
 
 class _Effects(NamedTuple):
@@ -139,9 +141,8 @@ def _predicted(known: Params, x: Tensor, z: Tensor, y: Tensor) -> _Effects:
     """Return the best linear unbiased predictions of x ``(B, 1, n, p)``, z ``(B, 1, n, q)``, y ``(B, o, n, 1)``."""
     g = known["random_covariance"]
     shared = z @ g
-    unit = torch.eye(z.shape[2], dtype=z.dtype)
-    v = shared @ z.transpose(-1, -2) + known["noise"].view(-1, 1, 1) * unit
-    gain = torch.linalg.solve(v, shared).transpose(-1, -2)
+    v = shared @ z.mT + known["noise"].view(-1, 1, 1) * torch.eye(z.shape[2], dtype=z.dtype)
+    gain = torch.linalg.solve(v, shared).mT
     # rows that are not there are zero in z, and so in the gain
     effects = gain @ (y - x @ known["fixed"].unsqueeze(-1))
     return _Effects(effects.squeeze(-1), g - gain @ shared, gain @ x)
@@ -152,7 +153,7 @@ def _design(known: Params, rows: Tensor, trend: str) -> tuple[Tensor, Tensor]:
     rows = rows.detach().double().cpu()
     time = (rows @ known["time"].to(rows)).unsqueeze(-1)
     one = torch.ones_like(time)
-    more = {"linear": [], "quadratic": [time**2], "spline": []}[trend]
+    more = [time**2] if trend == "quadratic" else []
     bends = [_spline(time, known["knots"])] if trend == "spline" else more
     return torch.cat([one, rows, *bends], -1), torch.cat([one, time, *more], -1)
 
@@ -163,16 +164,6 @@ def _spline(time: Tensor, knots: Tensor) -> Tensor:
     cubes = ((time - knots).clamp(min=0) / span) ** 3
     slopes = (cubes[..., :-1] - cubes[..., -1:]) * span / (last - knots[:-1])
     return slopes[..., :-1] - slopes[..., -1:]
-
-
-def _knots(time: Tensor, count: int) -> Tensor:
-    different = time.unique()
-    if len(different) < count:
-        raise UsageError(
-            f"a spline with {count} knots needs as many different times, got {len(different)}; take the trend quadratic"
-            " or linear"
-        )
-    return torch.quantile(different, torch.linspace(0, 1, count, dtype=different.dtype))
 
 
 def _double(values: Params) -> Params:
@@ -187,20 +178,17 @@ def _estimate(y: Array, x: Array, z: Array, group: Array) -> dict[str, Array]:
     """
     columns = _independent(x)
     most = z.shape[1] if z[:, 1:].any() else 1
-    for count in range(most, 0, -1):
-        found = _converged(y, x[:, columns], z[:, :count], group)
-        if found is not None:
-            break
-    else:
+    tries = ((count, _converged(y, x[:, columns], z[:, :count], group)) for count in range(most, 0, -1))
+    count, found = next((one for one in tries if one[1] is not None), (0, None))
+    if found is None:
         raise DivergenceError("the mixed-effects model converges not even with an intercept for each task")
     fixed, covariance = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
     random = np.zeros((z.shape[1], z.shape[1]))
     fixed[columns] = found.fe_params
     covariance[np.ix_(columns, columns)] = np.asarray(found.cov_params())[: len(columns), : len(columns)]
     random[:count, :count] = np.asarray(found.cov_re)
-    return {
-        "fixed": fixed, "fixed_covariance": covariance, "random_covariance": random, "noise": np.asarray(found.scale),
-    }  # fmt: skip
+    noise = np.asarray(found.scale)
+    return {"fixed": fixed, "fixed_covariance": covariance, "random_covariance": random, "noise": noise}
 
 
 def _independent(x: Array) -> list[int]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.algorithms.table_baselines.rows import Array, Task, learner_of, required, rows_of
+from headstart.algorithms.estimators import Array, Task, learner_of, required, rows_of
 from headstart.errors import unknown_name
 from headstart.types import Learner, Meta, Params, Tasks
 
@@ -44,12 +44,9 @@ def one_model_per_task(
     """
     if estimator not in ESTIMATORS:
         raise unknown_name("estimator", estimator, ESTIMATORS)
-    by_process = estimator == "gaussian_process"
+    by_process, by_ridge = estimator == "gaussian_process", estimator == "ridge"
     if by_process:
         required("sklearn.gaussian_process")
-
-    def structure() -> Params:
-        return {"penalty": torch.ones(())} if estimator == "ridge" else {}
 
     def answer(known: Params, task: Task) -> tuple[Array, Array | None]:
         if not len(task.x):
@@ -57,7 +54,7 @@ def one_model_per_task(
             return nothing, nothing + 1 if by_process else None
         if by_process:
             return _process(task)
-        if estimator == "ridge":
+        if by_ridge:
             return _ridge(task, float(known["penalty"])), None
         value = task.y[-1] if estimator == "last" else task.y.mean(0)
         return np.broadcast_to(value, (len(task.query), outputs)), None
@@ -71,10 +68,12 @@ def one_model_per_task(
         chosen: Tensor = meta.structure["penalty"].new_tensor(PENALTIES[int(np.argmin(errors))])
         return meta._replace(structure={"penalty": chosen})
 
-    return learner_of(
-        answer, structure, prepare if estimator == "ridge" else None, inputs=inputs, outputs=outputs,
-        intervals=by_process,
-    )._replace(shown=lambda meta: dict(meta.structure))  # fmt: skip
+    def structure() -> Params:
+        return {"penalty": torch.ones(())} if by_ridge else {}
+
+    found = prepare if by_ridge else None
+    learner = learner_of(answer, structure, found, inputs=inputs, outputs=outputs, intervals=by_process)
+    return learner._replace(shown=lambda meta: dict(meta.structure))
 
 
 def _ridge(task: Task, penalty: float) -> Array:
