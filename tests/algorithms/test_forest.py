@@ -202,13 +202,13 @@ def test_strengths_are_shown_in_the_units_in_which_they_act():
 def test_what_does_not_fit_is_refused():
     learner, meta = prepared()
     support = random_episodes((3,), outputs=2, regression=True).support
-    with pytest.raises(ShapeError, match="this forest is of 3 features"):
+    with pytest.raises(ShapeError, match=r"of 3 numbers; got"):
         learner.adapt(meta, support._replace(x=support.x[..., :2]))
-    with pytest.raises(ShapeError, match="regresses 2 target values"):
+    with pytest.raises(ShapeError, match=r"targets \(tasks, rows, 2\)"):
         learner.adapt(meta, support._replace(y=support.y[..., :1]))
     learner, meta = prepared(regression=False, outputs=3)
     labels = random_episodes((3,), outputs=3).support
-    with pytest.raises(ShapeError, match="labels are .* and integers"):
+    with pytest.raises(ShapeError, match=r"\(tasks, rows\) and integers"):
         learner.adapt(meta, labels._replace(y=labels.y.double()))
     with pytest.raises(ShapeError, match="labels must be 0 to 2"):
         learner.adapt(meta, labels._replace(y=labels.y + 1))
@@ -221,7 +221,7 @@ def test_what_does_not_fit_is_refused():
         ({"grown_by": "forest"}, UnknownNameError, "unknown kind of forest"),
         ({"trees": 0}, UsageError, "trees must be at least 1, got 0"),
         ({"leaves": 1}, UsageError, "leaves must be at least 2"),
-        ({"signs": -1}, UsageError, "signs at least 0"),
+        ({"signs": -1}, UsageError, "signs must be at least 0"),
         ({"max_features": 0}, UsageError, "max_features must be a share"),
         ({"tasks_read": 0}, UsageError, "tasks_read must be at least 1"),
     ],
@@ -374,7 +374,7 @@ def test_all_rows_of_counted_tasks_are_read_and_256_tasks_of_those_without_end()
 
 def test_a_machine_without_scikit_learn_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
-    with pytest.raises(UsageError, match=r"scikit-learn, which is not installed; pip install headstart\[sklearn\]"):
+    with pytest.raises(UsageError, match=r"scikit-learn is not installed.*pip install headstart\[sklearn\]"):
         grow(cancelling(), OPTIONS, seed=0)
 
 

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from headstart.algorithms import gaussians
+from headstart.algorithms.estimators import MOST, check_targets, flat, required, there
 from headstart.core import losses
 from headstart.core.losses import present
 from headstart.core.objective import backprop, query_losses
 from headstart.core.values import in_range, one_hot
-from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.errors import UsageError, unknown_name
 from headstart.schema import Count, Whole
 from headstart.types import Adapted, Batch, Gaussian, Info, Learner, Meta, Params, Tasks, Tree
 
@@ -109,8 +110,6 @@ def _rounded_down(threshold: float) -> np.float32:
 
 
 Kind = Literal["random_forest", "extra_trees"]
-#: How many tasks are read of a family that has no end of them.
-READ = 256
 
 
 class Options(NamedTuple):
@@ -140,68 +139,52 @@ class Grown(NamedTuple):
 def read(tasks: Tasks, count: int, first: int = 0) -> Batch:
     """Return all rows, support and query, of ``count`` training tasks as one batch with a mask; on the CPU."""
     episodes = tasks.sample("train", range(first, first + count))
-    there = [torch.ones(b.y.shape[:2], dtype=torch.bool) if b.mask is None else b.mask.cpu() for b in episodes]
-    x, y = (torch.cat([part.cpu() for part in parts], 1) for parts in zip(*((b.x, b.y) for b in episodes)))
-    return present(Batch(x.flatten(2) if x.ndim > 2 else x.unsqueeze(2), y, torch.cat(there, 1)))
+    parts = zip(*((batch.x, batch.y, there(batch)) for batch in episodes))
+    x, y, mask = (torch.cat(both, 1).cpu() for both in parts)
+    return present(Batch(x.flatten(2) if x.ndim > 2 else x.unsqueeze(2), y, mask))
 
 
 def number(tasks: Tasks, count: int | None) -> int:
-    """Return how many training tasks to read: ``count`` as far as there are so many; by default all, or ``READ``."""
-    counted = READ if tasks.counts is None else tasks.counts["train"]
+    """Return how many training tasks to read: ``count`` as far as there are so many; by default all, or ``MOST``."""
+    counted = MOST if tasks.counts is None else tasks.counts["train"]
     return counted if count is None else count if tasks.counts is None else min(count, counted)
 
 
 def grow(rows: Batch, options: Options, seed: int) -> Grown:
     """Grow scikit-learn's forest on the rows ``(B, n, features)`` of B tasks with targets ``(B, n, outputs)``.
 
-    A split that parts the rows of each task well is worth finding even where its effect has another sign in every
-    task, but the pooled targets do not show it. So trees are grown on several targets at once: beside the pooled ones
-    on ``signs`` columns in which every task's targets, centred by task, are multiplied by a random sign of the task. In
-    expectation over the signs, a split's gain in such a column has no terms between tasks: where the tasks have equal
-    shares of the rows on its two sides, it is in proportion to the sum of the tasks' own gains. Many columns make it
-    sure.
+    The pooled targets do not show a split that parts the rows of each task well, but with another sign in every task.
+    So trees are grown on several targets at once: beside the pooled ones on ``signs`` columns in which every task's
+    targets, centred by task, are multiplied by a random sign of the task. In expectation over the signs, a split's gain
+    in such a column has no terms between tasks: where the tasks have equal shares of the rows on its two sides, it is
+    in proportion to the sum of the tasks' own gains.
 
     Raises:
         UsageError: scikit-learn is not installed.
     """
-    mask = torch.ones(rows.y.shape[:2], dtype=torch.bool) if rows.mask is None else rows.mask
-    y = present(rows).y.double()
+    ensemble = required("sklearn.ensemble", "sklearn")
+    mask, y = there(rows), present(rows).y.double()
     centred = y - (y.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)).unsqueeze(1)
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), (len(y), options.signs))
     sketch = torch.einsum("bno,bk->bnok", centred, torch.from_numpy(signs)).flatten(2)
     targets = torch.cat([y, sketch], 2)[mask].numpy()
     targets = targets[:, 0] if targets.shape[1] == 1 else targets  # scikit-learn warns of a single column
-    forest = _forest(options, seed).fit(rows.x[mask].float().numpy(), targets)
-    outputs = y.shape[2]
-    found = [_as_boxes(one.tree_, options.leaves, outputs) for one in forest.estimators_]
-    return Grown(*(torch.from_numpy(np.stack(part)) for part in zip(*found)))
-
-
-def _as_boxes(tree: Any, leaves: int, outputs: int) -> tuple[NDArray[Any], ...]:
-    """Return what `Grown` holds of one tree."""
-    nodes = boxes_of(tree, leaves)
-    values = np.zeros((2 * leaves - 1, outputs))
-    values[nodes.places] = tree.value[:, :outputs, 0]
-    return nodes.lower, nodes.upper, values[:leaves], nodes.depth
-
-
-def _forest(options: Options, seed: int) -> Any:
-    try:
-        from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
-    except ImportError as error:
-        raise UsageError(
-            "the method 'forest' grows its trees by scikit-learn, which is not installed; "
-            "pip install headstart[sklearn]"
-        ) from error
-    make = RandomForestRegressor if options.kind == "random_forest" else ExtraTreesRegressor
-    return make(
+    make = ensemble.RandomForestRegressor if options.kind == "random_forest" else ensemble.ExtraTreesRegressor
+    forest = make(
         options.trees,
         max_leaf_nodes=options.leaves,
         min_samples_leaf=options.min_rows,
         max_features=options.max_features,
         n_jobs=1,
         random_state=seed,
-    )
+    ).fit(rows.x[mask].float().numpy(), targets)
+    found = []
+    for tree in (one.tree_ for one in forest.estimators_):
+        nodes = boxes_of(tree, options.leaves)
+        values = np.zeros((len(nodes.depth), y.shape[2]))
+        values[nodes.places] = tree.value[:, : y.shape[2], 0]
+        found.append((nodes.lower, nodes.upper, values[: options.leaves], nodes.depth))
+    return Grown(*(torch.from_numpy(np.stack(part)) for part in zip(*found)))
 
 
 #: Bounds of a variance ratio, so that its logarithm is finite.
@@ -236,11 +219,9 @@ def posterior(held: Tensor, residual: Tensor, ratio: Tensor) -> Posterior:
     """
     root = ratio.sqrt()
     scaled = held * root
-    unit = torch.eye(held.shape[1], dtype=held.dtype, device=held.device)
-    factor = gaussians.cholesky(scaled @ scaled.transpose(1, 2) + unit)
+    factor = gaussians.cholesky(scaled @ scaled.mT + torch.eye(held.shape[1]).to(held))
     explained = gaussians.solve_lower(factor, scaled)
-    whitened = gaussians.solve_lower(factor, residual)
-    return Posterior(root.unsqueeze(-1) * (explained.transpose(1, 2) @ whitened), explained)
+    return Posterior(root.unsqueeze(-1) * (explained.mT @ gaussians.solve_lower(factor, residual)), explained)
 
 
 def strengths(
@@ -285,29 +266,33 @@ def strengths(
     return Strength(ratio, noise)
 
 
-#: How many numbers memberships may take, how many rows of a task are looked at, and of how many tasks at least and at
-#: most, where strengths are read off.
-NUMBERS, ROWS, LEAST, MOST = 2**23, 64, 16, 256
+#: How many numbers memberships may take, how many rows of a task are looked at, and of how many tasks at least, where
+#: strengths are read off; of `MOST` at most.
+NUMBERS, ROWS, LEAST = 2**23, 64, 16
 #: Nodes of this depth and deeper are of one level.
 DEEP = 4
 
 
 def prepared(meta: Meta, tasks: Tasks, options: Options, count: int | None, seed: int) -> Meta:
-    """Return ``meta`` with trees grown on training tasks, and strengths that explain them.
+    """Return ``meta`` with trees grown on training tasks (see `number`), and strengths that explain them.
 
-    Strengths are read off other tasks than those that trees are grown on, where the family has no end of them.
-
-    Args:
-        meta: of a forest; where it holds ``log_noise``, that is set too.
-        tasks: the family; class ids become one-hot targets.
-        options: how trees are grown.
-        count: how many tasks are read; see `number`.
-        seed: of growing.
+    Class ids become one-hot targets. Strengths are read off other tasks than those that trees are grown on, where the
+    family has no end of them.
     """
-    outputs, read_in_all = meta.params["leaves"].shape[2], number(tasks, count)
-    grown = grow(_with_targets(read(tasks, read_in_all), outputs), options, seed)
-    most = min(read_in_all, MOST)
-    found = _strengths(grown, _with_targets(read(tasks, most, read_in_all if tasks.counts is None else 0), outputs))
+    outputs, in_all = meta.params["leaves"].shape[2], number(tasks, count)
+
+    def rows(many: int, first: int = 0) -> Batch:
+        found = read(tasks, many, first)
+        y = found.y if found.y.is_floating_point() else one_hot(found.y, outputs, found.x)
+        return found._replace(y=y.double())
+
+    grown = grow(rows(in_all), options, seed)
+    other = rows(min(in_all, MOST), in_all if tasks.counts is None else 0)
+    few = max(LEAST, NUMBERS // (min(ROWS, other.y.shape[1]) * grown.depth.numel()))
+    x, y, mask = (part[:few, :ROWS] for part in (other.x, other.y, there(other)))
+    held = memberships(Boxes(grown.lower.double(), grown.upper.double()), x) * mask.unsqueeze(-1)
+    residual = (y - shared(grown.leaves, held)) * mask.unsqueeze(-1)
+    found = strengths(held, residual, mask, grown.depth.flatten().clamp(max=DEEP))
     values = {**grown._asdict(), "log_ratio": found.ratio.log().view_as(grown.depth), "log_noise": found.noise.log()}
 
     def filled(old: Params) -> Params:
@@ -316,34 +301,8 @@ def prepared(meta: Meta, tasks: Tasks, options: Options, count: int | None, seed
     return Meta(filled(meta.params), filled(meta.structure))
 
 
-def _strengths(grown: Grown, rows: Batch) -> Strength:
-    assert rows.mask is not None  # `read` gives one
-    count = max(LEAST, NUMBERS // (min(ROWS, rows.y.shape[1]) * grown.depth.numel()))
-    x, y, there = (part[:count, :ROWS] for part in (rows.x, rows.y, rows.mask))
-    held = memberships(Boxes(grown.lower.double(), grown.upper.double()), x) * there.unsqueeze(-1)
-    residual = (y - shared(grown.leaves, held)) * there.unsqueeze(-1)
-    return strengths(held, residual, there, grown.depth.flatten().clamp(max=DEEP))
-
-
-def _with_targets(rows: Batch, outputs: int) -> Batch:
-    """Return rows with targets ``(B, n, outputs)``, of class ids the one-hot ones."""
-    y = rows.y if rows.y.is_floating_point() else one_hot(rows.y, outputs, rows.x)
-    return rows._replace(y=y.double())
-
-
 #: Scales of the logits that are tried before the first outer step.
 SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-#: Training tasks that they are tried on, at most.
-TASKS = 256
-
-
-class Size(NamedTuple):
-    """Sizes of a forest."""
-
-    trees: int
-    leaves: int
-    inputs: int
-    outputs: int
 
 
 def forest(
@@ -361,8 +320,8 @@ def forest(
 ) -> Learner:
     """Learn where trees split across tasks, and what they say there task by task.
 
-    `Learner.prepare` grows scikit-learn's forest on the rows of the training tasks (see `grow`: its targets show splits
-    that matter to tasks even where their effects cancel out between tasks) and keeps every node as a box in M. With
+    `Learner.prepare` grows scikit-learn's forest on the rows of the training tasks (see `grow`: it finds splits that
+    matter to tasks even where their effects cancel out between tasks) and keeps every node as a box in M. With
     h(x) ∈ {0, 1}^D which of the D nodes of all T trees hold x, leaves and inner nodes alike, a task is
 
         f(x) = (1/T) Σ_t μ[t, leaf_t(x)] + h(x)ᵀ u / √T,    u ~ N(0, σ² diag(ratio)),    y = f(x) + N(0, σ²)
@@ -401,63 +360,63 @@ def forest(
         raise unknown_name("loss", loss, ("mse", "cross_entropy"))
     if grown_by not in ("random_forest", "extra_trees"):
         raise unknown_name("kind of forest", grown_by, ("random_forest", "extra_trees"))
+    least = {"inputs": (inputs, 1), "outputs": (outputs, 1), "trees": (trees, 1), "leaves": (leaves, 2)}
+    least |= {
+        "min_rows": (min_rows, 1),
+        "signs": (signs, 0),
+        "tasks_read": (1 if tasks_read is None else tasks_read, 1),
+    }
+    for name, (value, bound) in least.items():
+        if value < bound:
+            raise UsageError(f"{name} must be at least {bound}, got {value}")
+    if not 0 < max_features <= 1:
+        raise UsageError(f"max_features must be a share above 0 and up to 1, got {max_features}")
     options = Options(grown_by, trees, leaves, min_rows, max_features, signs)
-    _check(options, inputs, outputs, tasks_read)
-    size = Size(trees, leaves, inputs, outputs)
-    return (_regressor if loss == "mse" else _classifier)(size, options, tasks_read)
+    classifies = loss == "cross_entropy"
 
-
-def _regressor(size: Size, options: Options, tasks_read: int | None) -> Learner:
     def init(generator: Generator | None = None) -> Meta:
-        meta = _start(size)
-        noise = meta.params["leaves"].new_zeros(size.outputs)
-        return meta._replace(structure={**meta.structure, "log_noise": noise})
+        """Return trees that have not grown: each is one leaf, and the forest the offset of a task."""
+        values = torch.zeros(trees, leaves, outputs)
+        space = unbounded(trees, 2 * leaves - 1, inputs, values.dtype)
+        own = {"log_scale": torch.tensor(math.log(8.0))} if classifies else {"log_noise": torch.zeros(outputs)}
+        structure = {**space._asdict(), "log_ratio": values.new_zeros(trees, 2 * leaves - 1), **own}
+        return Meta({"leaves": values}, structure)
+
+    def held_by(meta: Meta, x: Tree) -> Tensor:
+        return memberships(Boxes(meta.structure["lower"], meta.structure["upper"]), flat(x, inputs))
 
     def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
         support = present(support)
-        if not support.y.is_floating_point() or support.y.shape[2:] != (size.outputs,):
-            raise ShapeError(
-                f"this forest regresses {size.outputs} target values, so targets are (tasks, rows, {size.outputs}) "
-                f"and floating; got {tuple(support.y.shape)} of {support.y.dtype}"
-            )
-        return _conditioned(size, meta, support, support.y)
+        check_targets(support, outputs, classifies)
+        mean, y = meta.params["leaves"], support.y
+        if classifies:
+            y = one_hot(in_range(y, outputs, f"this forest has {outputs} classes"), outputs, mean)
+        held = gaussians.zeroed(held_by(meta, support.x), support.mask)
+        residual = gaussians.zeroed(y - shared(mean, held), support.mask)
+        found = posterior(held, residual, meta.structure["log_ratio"].flatten().exp())
+        adapted = Adapted(meta, {"deviations": found.mean}, {"support.explained": found.explained}, support.seed)
+        return adapted, Info(held.new_zeros(0, len(held)))
+
+    def values(adapted: Adapted, held: Tensor) -> Tensor:
+        return shared(adapted.meta.params["leaves"], held) + held @ adapted.params["deviations"]
 
     def distribution(adapted: Adapted, x: Tree) -> Gaussian:
-        held = _held(size, adapted.meta, x)
+        held = held_by(adapted.meta, x)
         scaled = held * adapted.meta.structure["log_ratio"].flatten().exp().sqrt()
-        known = (scaled @ adapted.buffers["support.explained"].transpose(1, 2)).square().sum(2)
+        known = (scaled @ adapted.buffers["support.explained"].mT).square().sum(2)
         # rounding may explain a little more than there is
         variance = 1 + (scaled.square().sum(2) - known).clamp(min=0)
-        noise = adapted.meta.structure["log_noise"].exp()
-        return Gaussian(_values(adapted, held), variance.unsqueeze(-1) * noise)
+        return Gaussian(values(adapted, held), variance.unsqueeze(-1) * adapted.meta.structure["log_noise"].exp())
 
     def predict(adapted: Adapted, x: Tree) -> Tensor:
-        return _values(adapted, _held(size, adapted.meta, x))
-
-    def prepare(meta: Meta, tasks: Tasks, seed: int, folder: PathLike[str] | None = None, /) -> Meta:
-        return prepared(meta, tasks, options, tasks_read, seed)
-
-    learner = Learner(init, adapt, predict, losses.mse, backprop)
-    return learner._replace(objective=gaussians.predictive, distribution=distribution, prepare=prepare, shown=_shown)
-
-
-def _classifier(size: Size, options: Options, tasks_read: int | None) -> Learner:
-    def init(generator: Generator | None = None) -> Meta:
-        meta = _start(size)
-        scale = meta.params["leaves"].new_full((), math.log(8.0))
-        return meta._replace(structure={**meta.structure, "log_scale": scale})
-
-    def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
-        support = present(support)
-        return _conditioned(size, meta, support, _members(support, size, meta.params["leaves"]))
-
-    def predict(adapted: Adapted, x: Tree) -> Tensor:
-        scale = adapted.meta.structure["log_scale"].exp()
-        return scale * _values(adapted, _held(size, adapted.meta, x))
+        found = values(adapted, held_by(adapted.meta, x))
+        return adapted.meta.structure["log_scale"].exp() * found if classifies else found
 
     def prepare(meta: Meta, tasks: Tasks, seed: int, folder: PathLike[str] | None = None, /) -> Meta:
         meta = prepared(meta, tasks, options, tasks_read, seed)
-        episodes = tasks.sample("train", range(min(TASKS, number(tasks, tasks_read))))
+        if not classifies:
+            return meta
+        episodes = tasks.sample("train", range(min(MOST, number(tasks, tasks_read))))
 
         def scaled(scale: float) -> Meta:
             value = meta.structure["log_scale"].new_full((), math.log(scale))
@@ -470,61 +429,10 @@ def _classifier(size: Size, options: Options, tasks_read: int | None) -> Learner
         with torch.no_grad():
             return scaled(min(SCALES, key=cost))
 
-    learner = Learner(init, adapt, predict, losses.cross_entropy, backprop)
-    return learner._replace(prepare=prepare, shown=_shown)
+    def shown(meta: Meta) -> Params:
+        """Return the strengths as they act; boxes are no numbers to take means of."""
+        logs = {name: value for name, value in meta.structure.items() if name.startswith("log_")}
+        return {name.removeprefix("log_"): value.exp() for name, value in logs.items()}
 
-
-def _held(size: Size, meta: Meta, x: Tree) -> Tensor:
-    rows = x.flatten(2) if x.ndim > 2 else x.unsqueeze(2)
-    if rows.shape[2] != size.inputs:
-        raise ShapeError(f"this forest is of {size.inputs} features, got inputs {tuple(x.shape)}")
-    return memberships(Boxes(meta.structure["lower"], meta.structure["upper"]), rows)
-
-
-def _start(size: Size) -> Meta:
-    """Return trees that have not grown: each is one leaf, and the forest the offset of a task."""
-    dtype, nodes = torch.get_default_dtype(), 2 * size.leaves - 1
-    leaves = torch.zeros(size.trees, size.leaves, size.outputs, dtype=dtype)
-    space = unbounded(size.trees, nodes, size.inputs, dtype)
-    return Meta({"leaves": leaves}, {**space._asdict(), "log_ratio": leaves.new_zeros(size.trees, nodes)})
-
-
-def _shown(meta: Meta) -> Params:
-    """Return the strengths as they act; boxes are no numbers to take means of."""
-    logs = {name: value for name, value in meta.structure.items() if name.startswith("log_")}
-    return {name.removeprefix("log_"): value.exp() for name, value in logs.items()}
-
-
-def _conditioned(size: Size, meta: Meta, support: Batch, y: Tensor) -> tuple[Adapted, Info]:
-    """Return the deviations of tasks with the (present) support rows ``support.x`` and targets ``y``."""
-    held = gaussians.zeroed(_held(size, meta, support.x), support.mask)
-    residual = gaussians.zeroed(y - shared(meta.params["leaves"], held), support.mask)
-    found = posterior(held, residual, meta.structure["log_ratio"].flatten().exp())
-    adapted = Adapted(meta, {"deviations": found.mean}, {"support.explained": found.explained}, support.seed)
-    return adapted, Info(held.new_zeros(0, len(held)))
-
-
-def _values(adapted: Adapted, held: Tensor) -> Tensor:
-    return shared(adapted.meta.params["leaves"], held) + held @ adapted.params["deviations"]
-
-
-def _members(batch: Batch, size: Size, like: Tensor) -> Tensor:
-    y = batch.y
-    if y.is_floating_point() or y.ndim != 2:
-        raise ShapeError(
-            f"this forest classifies, so labels are (tasks, rows) and integers; got {tuple(y.shape)} of {y.dtype}"
-        )
-    return one_hot(in_range(y, size.outputs, f"this forest has {size.outputs} classes"), size.outputs, like)
-
-
-def _check(options: Options, inputs: int, outputs: int, tasks_read: int | None) -> None:
-    sizes = {"inputs": inputs, "outputs": outputs, "trees": options.trees, "min_rows": options.min_rows}
-    if tasks_read is not None:
-        sizes["tasks_read"] = tasks_read
-    for name, size in sizes.items():
-        if size < 1:
-            raise UsageError(f"{name} must be at least 1, got {size}")
-    if options.leaves < 2 or options.signs < 0:
-        raise UsageError(f"leaves must be at least 2 and signs at least 0, got {options.leaves} and {options.signs}")
-    if not 0 < options.max_features <= 1:
-        raise UsageError(f"max_features must be a share above 0 and up to 1, got {options.max_features}")
+    learner = Learner(init, adapt, predict, losses.resolve(loss), backprop, prepare=prepare, shown=shown)
+    return learner if classifies else learner._replace(objective=gaussians.predictive, distribution=distribution)
