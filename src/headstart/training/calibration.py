@@ -1,7 +1,6 @@
-"""How well predicted normal distributions fit: the likelihood of what came, how often intervals cover, their width.
+"""How well predicted normal distributions of B tasks' targets fit what came: one number a task.
 
-Each takes the distributions of the targets of B tasks and gives one number a task, the mean over its examples and
-target values; masked examples count nowhere.
+Each is the mean over a task's examples and target values; masked examples count nowhere.
 """
 
 import math
@@ -42,10 +41,9 @@ def coverage(distribution: Gaussian, batch: Batch, level: float = 0.9) -> Tensor
         batch: ``y`` of the same shape, floating.
         level: in (0, 1).
     """
-    y = _targets(distribution, batch)
     mean, variance = distribution
-    inside = (y - mean).abs() <= reach(level) * variance.sqrt()
-    return _mean(inside.to(mean.dtype), batch.mask)
+    inside = (_targets(distribution, batch) - mean).abs() <= reach(level) * variance.sqrt()
+    return masked_mean(inside.to(mean.dtype).flatten(2).mean(2), batch.mask)
 
 
 def interval_width(distribution: Gaussian, level: float = 0.9, mask: Tensor | None = None) -> Tensor:
@@ -56,7 +54,7 @@ def interval_width(distribution: Gaussian, level: float = 0.9, mask: Tensor | No
         level: in (0, 1).
         mask: ``(B, n)``, false where there is no such example.
     """
-    return _mean(2 * reach(level) * distribution.variance.sqrt(), mask)
+    return masked_mean(2 * reach(level) * distribution.variance.sqrt().flatten(2).mean(2), mask)
 
 
 def reach(level: float) -> float:
@@ -73,14 +71,9 @@ def reach(level: float) -> float:
 def _targets(distribution: Gaussian, batch: Batch) -> Tensor:
     y = present(batch).y
     if not y.is_floating_point() or not distribution.mean.shape == distribution.variance.shape == y.shape:
+        mean, variance = (tuple(part.shape) for part in distribution)
         raise ShapeError(
-            f"a distribution needs means, variances and floating targets of one shape; got mean "
-            f"{tuple(distribution.mean.shape)}, variance {tuple(distribution.variance.shape)} and y {tuple(y.shape)} "
-            f"of {y.dtype}"
+            "a distribution needs means, variances and floating targets of one shape; "
+            f"got mean {mean}, variance {variance} and y {tuple(y.shape)} of {y.dtype}"
         )
     return y
-
-
-def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the mean over examples and target values of ``(B, n, *outputs)``."""
-    return masked_mean(values.flatten(2).mean(2), mask)

@@ -42,8 +42,7 @@ class Embedding(NamedTuple):
 
     def start(self) -> Meta:
         """Return θ and the network's part of M, in memory of their own."""
-        own = ({name: value.clone() for name, value in part.items()} for part in (self.params, self.structure))
-        return Meta(*own)
+        return Meta(*({name: value.clone() for name, value in part.items()} for part in (self.params, self.structure)))
 
     def of_tasks(self, batch: Batch) -> Params:
         """Return every task's copy of the buffers."""
@@ -81,8 +80,7 @@ def _flat(x: Tree) -> Tensor:
             f"a head without a network takes inputs that are one tensor; got a {type(x).__name__}; give it a module "
             f"that makes features of them"
         )
-    floating = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-    return floating.reshape(*x.shape[:2], -1)
+    return (x if x.is_floating_point() else x.to(torch.get_default_dtype())).reshape(*x.shape[:2], -1)
 
 
 class Head(NamedTuple):
@@ -101,7 +99,7 @@ def learner(module: nn.Module | None, head: Head, **options: Any) -> Learner:
     """Return the learner that fits ``head`` to each task's support set, on the features of an `embedding`."""
     features = embedding(module, **options)
     task_loss = losses.without_padding(head.loss, features.batch_statistics)
-    accurate = _double if head.solved else _same
+    accurate = _double if head.solved else lambda value: value
 
     def init(generator: Generator | None = None) -> Meta:
         start, like = features.start(), features.like
@@ -133,9 +131,8 @@ def learner(module: nn.Module | None, head: Head, **options: Any) -> Learner:
 
 def shown(meta: Meta) -> Params:
     """Return M with what stands in it by its logarithm as what it is."""
-    return {
-        name.replace("log_", ""): value.exp() if "log_" in name else value for name, value in meta.structure.items()
-    }
+    structure = meta.structure.items()
+    return {name.replace("log_", ""): value.exp() if "log_" in name else value for name, value in structure}
 
 
 def _compact(batch: Batch) -> Batch:
@@ -143,7 +140,7 @@ def _compact(batch: Batch) -> Batch:
     if batch.mask is None:
         return batch
     there = batch.mask.any(0)
-    there = there | (torch.arange(len(there), device=there.device) == 0)  # never none at all
+    there[:1] = True  # never none at all
     x, y, mask = tree_map(lambda leaf: leaf[:, there], (batch.x, batch.y, batch.mask))
     return Batch(x, y, mask, batch.seed)
 
@@ -151,10 +148,6 @@ def _compact(batch: Batch) -> Batch:
 def _double(value: Tensor) -> Tensor:
     # Apple's accelerators have no double precision; these systems are small enough for the processor
     return value.to("cpu" if value.device.type == "mps" else value.device, torch.float64)
-
-
-def _same(value: Tensor) -> Tensor:
-    return value
 
 
 def class_members(features: Tensor, support: Batch, ways: int | None) -> Tensor:
@@ -177,5 +170,4 @@ def class_members(features: Tensor, support: Batch, ways: int | None) -> Tensor:
 
 def absent(member: Tensor) -> Tensor:
     """Return what to add to logits ``(B, ways)``: −∞ for a class without a support example, 0 else."""
-    sizes = member.sum(1)
-    return torch.zeros_like(sizes).masked_fill(sizes == 0, -torch.inf)
+    return torch.where(member.sum(1) == 0, -torch.inf, member.new_zeros(()))

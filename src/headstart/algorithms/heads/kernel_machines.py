@@ -8,8 +8,9 @@ minimise over P, each row of which is at least 0 and sums to 1,
 and their coefficients are C (Y − P). The support vector machine has h(P_n) = P_n[y_n], logistic regression
 h(P_n) = Σ_k P_nk log P_nk. B tasks are solved at once; each stops by itself, so no task changes another's answer.
 
-Shapes: Q ``(B, n, n)``; Y, P and ``allowed`` ``(B, K, n)``: the class comes before the example. What is not allowed
-(examples that are masked out, classes without an example) has P = Y = 0. All in double precision, without history.
+Shapes: Q ``(B, n, n)``; Y, P and ``allowed`` ``(B, K, n)``: the class comes before the example, and Q P_k for all
+classes is P @ Q. What is not allowed (examples that are masked out, classes without an example) has P = Y = 0. All in
+double precision, without history.
 """
 
 import logging
@@ -53,7 +54,7 @@ def machine(
     intercept: float | None = None,
     **options: Any,
 ) -> Learner:
-    """Return the learner of a classifier that is solved by ``optimum``: what `svm` and `logistic` share.
+    """Return the learner of a classifier that is solved by ``optimum``.
 
     Args:
         module: the embedding, its outputs flattened; ``None``: the inputs themselves, flattened.
@@ -76,13 +77,25 @@ def machine(
     constant = float(module is None) if intercept is None else intercept**2
     linear = kernel == "linear"
 
+    def compare(structure: Params, left: Tensor, right: Tensor) -> Tensor:
+        """Return k(x, x′) ``(B, n, m)``."""
+        if linear:
+            return left @ right.mT
+        exponent = squared_distances(left, right) / (2 * left.shape[-1])
+        return torch.exp(-exponent * torch.exp(-2 * structure["log_width"]))
+
     def fit(structure: Params, features: Tensor, support: Batch) -> Params:
         member = class_members(features, support, ways)
-        gram = kernel_matrix(structure, features, features) + constant
-        if support.mask is not None:
-            gram = gram * (support.mask.unsqueeze(1) & support.mask.unsqueeze(2)).to(gram)
+        targets = member.mT
+        allowed = (targets.sum(1, keepdim=True) > 0) & (targets.sum(2, keepdim=True) > 0)
         cost = structure["log_C"].exp() if "log_C" in structure else (-structure["log_regularisation"]).exp()
-        coefficients = cost * dual(optimum, cost * gram, member)
+        shared = cost * (compare(structure, features, features) + constant)
+        if support.mask is not None:
+            shared = shared * (support.mask.unsqueeze(1) & support.mask.unsqueeze(2)).to(shared)
+        spread, solve = optimum(shared.detach(), targets, allowed)
+        # of the derivative of the dual, only this part has Q in it
+        slope = (spread - targets) @ shared
+        coefficients = cost * (targets - implicit(spread, slope, solve)).mT
         fitted = {"offset": constant * coefficients.sum(1), "absent": absent(member)}
         if linear:
             return {**fitted, "weights": features.mT @ coefficients}
@@ -92,7 +105,7 @@ def machine(
         if linear:
             scores = features @ fitted["weights"]
         else:
-            scores = kernel_matrix(structure, features, fitted["support"]) @ fitted["coefficients"]
+            scores = compare(structure, features, fitted["support"]) @ fitted["coefficients"]
         logits = structure["log_scale"].exp() * (scores + fitted["offset"].unsqueeze(1))
         return logits + fitted["absent"].unsqueeze(1)
 
@@ -167,39 +180,10 @@ def logistic(module: nn.Module | None = None, *, regularisation: Positive = 1.0,
     return machine(module, maximum_entropy, {"regularisation": regularisation}, **options)
 
 
-def kernel_matrix(structure: Params, left: Tensor, right: Tensor) -> Tensor:
-    """Return k(x, x′) ``(B, n, m)``: the linear kernel, or the squared exponential where M has a ``log_width``."""
-    if "log_width" not in structure:
-        return left @ right.mT
-    exponent = squared_distances(left, right) / (2 * left.shape[-1])
-    return torch.exp(-exponent * torch.exp(-2 * structure["log_width"]))
-
-
-def dual(optimum: Callable[[Tensor, Tensor, Tensor], Solved], shared: Tensor, member: Tensor) -> Tensor:
-    """Return Y − P ``(B, n, K)`` at the optimum, differentiable once with respect to Q.
-
-    Args:
-        optimum: `maximum_margin` or `maximum_entropy`.
-        shared: Q = C · Gram matrix ``(B, n, n)``.
-        member: Y, one-hot ``(B, n, K)``; 0 for an example that is masked out.
-    """
-    targets = member.mT
-    allowed = (targets.sum(1, keepdim=True) > 0) & (targets.sum(2, keepdim=True) > 0)
-    spread, solve = optimum(shared.detach(), targets, allowed)
-    # of the derivative of the dual, only this part has Q in it
-    slope = (spread - targets) @ shared
-    return (targets - implicit(spread, slope, solve)).mT
-
-
 _STEPS = 60
 _SWEEPS = 40
 #: Added to Q among the pairs that are free, relative to its diagonal; refinement takes it out again.
 _RIDGE = 1e-8
-
-
-def _apply(shared: Tensor, values: Tensor) -> Tensor:
-    """Return Q P_k for every class."""
-    return values @ shared  # Q is symmetric
 
 
 def maximum_margin(shared: Tensor, targets: Tensor, allowed: Tensor) -> Solved:
@@ -222,12 +206,8 @@ def _warn(wrong: Tensor) -> None:
     """Say where tasks were not solved: ``wrong`` ``(B,)`` is how far they are from their optimum."""
     unsolved = ~(wrong <= 1e-6)  # NaN, too
     if bool(unsolved.any()):
-        logger.warning(
-            "%d of %d tasks' classifiers were solved to %.1g only; features, or C, may be too large",
-            int(unsolved.sum()),
-            len(wrong),
-            wrong.max().item(),
-        )
+        text = "%d of %d tasks' classifiers were solved to %.1g only; features, or C, may be too large"
+        logger.warning(text, int(unsolved.sum()), len(wrong), wrong.max().item())
 
 
 def _exact(shared: Tensor, targets: Tensor, allowed: Tensor, spread: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,7 +246,7 @@ def _among_free(shared: Tensor, free: Tensor, right: Tensor) -> Tensor:
         members = moving.sum(1, keepdim=True).clamp(min=1)
         found = torch.zeros_like(right)
         for _ in range(5):
-            left = torch.where(moving, right - _apply(shared, found), 0)
+            left = torch.where(moving, right - found @ shared, 0)
             # λ takes up what all classes of an example share: without it, rounding is that of what is left
             left = torch.where(moving, left - left.sum(1, keepdim=True) / members, 0)
             found = found + factors.solve(left, -found.sum(1))[0]
@@ -275,7 +255,7 @@ def _among_free(shared: Tensor, free: Tensor, right: Tensor) -> Tensor:
 
 def margin_slope(shared: Tensor, targets: Tensor, spread: Tensor) -> Tensor:
     """Return the derivative of the support vector machine's dual with respect to P."""
-    return _apply(shared, spread - targets) + targets
+    return (spread - targets) @ shared + targets
 
 
 def margin_gap(shared: Tensor, targets: Tensor, spread: Tensor, allowed: Tensor) -> Tensor:
@@ -294,23 +274,28 @@ class _Point(NamedTuple):
     slack: Tensor
     """z, the multipliers of P ≥ 0."""
     level: Tensor
-    """λ ``(B, n)``, those of the sums of P."""
+    """λ ``(B, 1, n)``, those of the sums of P."""
 
-    def chosen(self, tasks: Tensor, other: "_Point") -> "_Point":
-        """Return this point where ``tasks`` ``(B,)`` says so, else the other."""
-        return _Point(*(torch.where(tasks.view(-1, *(1,) * (a.ndim - 1)), a, b) for a, b in zip(self, other)))
+
+def _chosen(tasks: Tensor, one: _Point, other: _Point) -> _Point:
+    """Return ``one`` where ``tasks`` ``(B,)`` says so, else the other."""
+    return _Point(*(torch.where(tasks.view(-1, 1, 1), a, b) for a, b in zip(one, other)))
 
 
 def _interior_point(shared: Tensor, targets: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
     """Return P and its multipliers z ≥ 0, with P z near 0."""
     size = shared.diagonal(dim1=1, dim2=2).amax(1)
     goal = 1e-9 * torch.minimum(size, 1 / size)
-    point = best = _centre(shared, targets, allowed)
+    spread = allowed.to(shared) / allowed.sum(1, keepdim=True).clamp(min=1)
+    slope = margin_slope(shared, targets, spread)
+    lowest = slope.masked_fill(~allowed, torch.inf).amin(1, keepdim=True)
+    level = torch.where(allowed.any(1, keepdim=True), lowest - (1 + size).view(-1, 1, 1), 0)
+    point = best = _Point(spread, torch.where(allowed, slope - level, 1), level)
     least = torch.full_like(size, torch.inf)
     done = torch.zeros_like(size, dtype=torch.bool)
     for _ in range(_STEPS):
         gap = margin_gap(shared, targets, point.spread, allowed)
-        best = point.chosen(gap < least, best)
+        best = _chosen(gap < least, point, best)
         least = torch.fmin(least, gap)
         # where the gap grows, rounding has taken over
         done = done | ~(_mean(allowed, point.spread * point.slack) > goal) | ~(gap <= 100 * least)
@@ -318,17 +303,9 @@ def _interior_point(shared: Tensor, targets: Tensor, allowed: Tensor) -> tuple[T
             break
         moves = _direction(shared, targets, allowed, point)
         length = 0.995 * _longest(allowed, point, moves).clamp(max=1 / 0.995)
-        moved = _Point(*(a + length.view(-1, *(1,) * (a.ndim - 1)) * b for a, b in zip(point, moves)))
-        point = point.chosen(done, moved)
+        moved = _Point(*(value + length.view(-1, 1, 1) * way for value, way in zip(point, moves)))
+        point = _chosen(done, point, moved)
     return best.spread, best.slack
-
-
-def _centre(shared: Tensor, targets: Tensor, allowed: Tensor) -> _Point:
-    spread = allowed.to(shared) / allowed.sum(1, keepdim=True).clamp(min=1)
-    slope = margin_slope(shared, targets, spread)
-    margin = 1 + shared.diagonal(dim1=1, dim2=2).amax(1).view(-1, 1)
-    level = torch.where(allowed.any(1), slope.masked_fill(~allowed, torch.inf).amin(1) - margin, 0)
-    return _Point(spread, torch.where(allowed, slope - level.unsqueeze(1), 1), level)
 
 
 def _mean(allowed: Tensor, products: Tensor) -> Tensor:
@@ -338,14 +315,14 @@ def _mean(allowed: Tensor, products: Tensor) -> Tensor:
 def _direction(shared: Tensor, targets: Tensor, allowed: Tensor, point: _Point) -> _Point:
     """Return Mehrotra's step: where a plain step leads says how far to aim for the centre."""
     spread, slack, level = point
-    off = torch.where(allowed, margin_slope(shared, targets, spread) - level.unsqueeze(1) - slack, 0)
+    off = torch.where(allowed, margin_slope(shared, targets, spread) - level - slack, 0)
     short = allowed.any(1).to(spread) - spread.sum(1)
     factors = coupled(shared, spread / slack)
 
     def towards(product: Tensor) -> _Point:
         """Solve for P z to change by ``product``, to first order."""
         moved, shift = factors.solve(torch.where(allowed, product / spread, 0) - off, short)
-        return _Point(moved, torch.where(allowed, (product - slack * moved) / spread, 0), shift)
+        return _Point(moved, torch.where(allowed, (product - slack * moved) / spread, 0), shift.unsqueeze(1))
 
     plain = towards(-spread * slack)
     length = _longest(allowed, point, plain).clamp(max=1).view(-1, 1, 1)
@@ -357,10 +334,10 @@ def _direction(shared: Tensor, targets: Tensor, allowed: Tensor, point: _Point) 
 
 def _longest(allowed: Tensor, point: _Point, move: _Point) -> Tensor:
     """Return how far a task can go ``(B,)`` before one of its values is 0."""
-    limits = [
+    limits = (
         torch.where(allowed & (way < 0), -value / way, torch.inf).amin((1, 2))
         for value, way in zip(point[:2], move[:2])
-    ]
+    )
     return torch.minimum(*limits)
 
 
@@ -369,49 +346,39 @@ def maximum_entropy(shared: Tensor, targets: Tensor, allowed: Tensor) -> Solved:
 
     At the optimum P = softmax(Q (Y − P)).
     """
+    there = allowed.any(1, keepdim=True)
+
+    def softmax(dual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return softmax(Q dual) among what is allowed, and the value ``(B,)`` of the penalised loss."""
+        scores = dual @ shared
+        # an example that is not there has no class at all
+        shown = torch.where(there, scores.masked_fill(~allowed, -torch.inf), 0)
+        costs = torch.where(there, shown.logsumexp(1, keepdim=True), 0).sum((1, 2))
+        value = costs + (scores * (dual / 2 - targets)).sum((1, 2))
+        return torch.where(allowed, shown.softmax(1), 0), value
+
     with torch.no_grad():
-        there = allowed.any(1, keepdim=True)
         dual = torch.zeros_like(targets)
         done = torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
         for _ in range(_STEPS):
-            spread, value = _softmax(shared, targets, allowed, there, dual)
+            spread, value = softmax(dual)
             wrong = dual - (targets - spread)
             done = done | ~(wrong.abs().amax((1, 2)) > 1e-14)
             if bool(done.all()):
                 break
-            moves = coupled(shared, spread).solve(_apply(shared, wrong))[0] - wrong
-            length = _descending(shared, targets, allowed, there, (dual, moves, value))
+            moves = coupled(shared, spread).solve(wrong @ shared)[0] - wrong
+            # the first of the lengths 1, ½, ¼, … that does not raise the loss
+            length, most = torch.ones_like(value), value + 1e-12 * (1 + value.abs())
+            for _ in range(30):
+                short = softmax(dual + length.view(-1, 1, 1) * moves)[1] > most
+                if not bool(short.any()):
+                    break
+                length = torch.where(short, length / 2, length)
             dual = dual + torch.where(done, 0, length).view(-1, 1, 1) * moves
-        spread, _ = _softmax(shared, targets, allowed, there, dual)
+        spread, _ = softmax(dual)
         factors = coupled(shared, spread)
         _warn((dual - (targets - spread)).abs().amax((1, 2)))
         return Solved(targets - dual, lambda right: factors.solve(right)[0])
-
-
-def _softmax(shared: Tensor, targets: Tensor, allowed: Tensor, there: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
-    """Return softmax(Q dual) among what is allowed, and the value ``(B,)`` of the penalised loss."""
-    scores = _apply(shared, dual)
-    # an example that is not there has no class at all
-    shown = torch.where(there, scores.masked_fill(~allowed, -torch.inf), 0)
-    spread = torch.where(allowed, shown.softmax(1), 0)
-    losses = torch.where(there, shown.logsumexp(1, keepdim=True), 0).sum((1, 2)) - (scores * targets).sum((1, 2))
-    return spread, losses + (scores * dual).sum((1, 2)) / 2
-
-
-def _descending(
-    shared: Tensor, targets: Tensor, allowed: Tensor, there: Tensor, line: tuple[Tensor, Tensor, Tensor]
-) -> Tensor:
-    """Return the first of the lengths 1, ½, ¼, … that does not raise the penalised loss, for each task ``(B,)``."""
-    dual, moves, value = line
-    length = torch.ones_like(value)
-    rounding = 1e-12 * (1 + value.abs())
-    for _ in range(30):
-        reached = _softmax(shared, targets, allowed, there, dual + length.view(-1, 1, 1) * moves)[1]
-        short = reached > value + rounding
-        if not bool(short.any()):
-            break
-        length = torch.where(short, length / 2, length)
-    return length
 
 
 class Coupled(NamedTuple):

@@ -73,8 +73,7 @@ def ridge(
         weights, offset = solve(features, flat, support.mask, structure["log_regularisation"].exp(), centred)
         # the shape of what is learned says that of a target
         shape = targets.shape[2:]
-        fitted = {"weights": weights.unflatten(2, shape) if shape else weights.squeeze(2)}
-        fitted["offset"] = offset.unflatten(1, shape) if shape else offset.squeeze(1)
+        fitted = {"weights": weights.reshape(*weights.shape[:2], *shape), "offset": offset.reshape(len(offset), *shape)}
         return {**fitted, "absent": absent(targets)} if classes else fitted
 
     def outputs(structure: Params, fitted: Params, features: Tensor) -> Tensor:
