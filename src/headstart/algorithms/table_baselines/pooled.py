@@ -62,16 +62,14 @@ def pooled(*, inputs: int, outputs: int = 1, loss: Loss = "mse", estimator: Esti
     References: Breiman 2001, doi:10.1023/A:1010933404324 (forests); Friedman 2001, doi:10.1214/aos/1013203451, and
     Ke et al. 2017, "LightGBM" (boosted trees); Pedregosa et al. 2011, arXiv:1201.0490 (scikit-learn).
     """
-    classifies = loss == "cross_entropy"
 
     def answer(rows: Pooled, time: Array, task: Task) -> tuple[Array, Array | None]:
         if not len(rows.x):
-            return _nothing(task, outputs, classifies)
-        if estimator != "linear" or classifies:
-            return _said(_fitted(estimator, classifies, rows.x, rows.y), task.query, outputs, classifies), None
+            return _nothing(task, outputs)
+        if estimator != "linear" or loss == "cross_entropy":
+            return _said(estimator, rows.x, rows.y, task.query, outputs), None
         line: _Line = _once("pooled", lambda: _line(_with_square(rows.x, time), rows.y), rows.x, rows.y, time)
-        asked = _with_square(task.query, time)
-        return asked @ line.weights, _variance(line, asked, 0.0)
+        return line(_with_square(task.query, time))
 
     return _learner(answer, inputs, outputs, loss, estimator)
 
@@ -94,15 +92,14 @@ def task_category(
 
     References: as for `pooled`; Mundlak 1978, doi:10.2307/1913646 (fixed effects).
     """
-    classifies = loss == "cross_entropy"
 
     def answer(rows: Pooled, time: Array, task: Task) -> tuple[Array, Array | None]:
         own = int(rows.task.max(initial=-1)) + 1
         if not len(rows.x) + len(task.x):
-            return _nothing(task, outputs, classifies)
+            return _nothing(task, outputs)
         x, y = np.concatenate([rows.x, task.x]), np.concatenate([rows.y, task.y])
         number, asked_number = np.append(rows.task, np.full(len(task.x), own)), np.full(len(task.query), own)
-        if estimator == "linear" and not classifies:
+        if estimator == "linear" and loss == "mse":
             return _effects(x, y, number, time, task)
         if estimator == "boosted_trees":
             if own >= _MOST_CATEGORIES:
@@ -111,13 +108,12 @@ def task_category(
                     "one; take the estimator forest or linear, or the method boosted_trees"
                 )
             x, asked = np.column_stack([x, number]), np.column_stack([task.query, asked_number])
-            model = _fitted(estimator, classifies, x, y, categorical_features=[x.shape[1] - 1])
-            return _said(model, asked, outputs, classifies), None
+            return _said(estimator, x, y, asked, outputs, categorical_features=[x.shape[1] - 1]), None
         x, asked = (
             np.hstack([part, np.equal.outer(of, np.arange(own + 1))])
             for part, of in ((x, number), (task.query, asked_number))
         )
-        return _said(_fitted(estimator, classifies, x, y), asked, outputs, classifies), None
+        return _said(estimator, x, y, asked, outputs), None
 
     return _learner(answer, inputs, outputs, loss, estimator)
 
@@ -149,19 +145,18 @@ def boosted_trees(*, inputs: int, outputs: int = 1, loss: Loss = "mse", trees: C
     gentle = {"learning_rate": 0.05, "max_depth": 3, "min_samples_leaf": 10, "l2_regularization": 1.0}
 
     def answer(rows: Pooled, time: Array, task: Task) -> tuple[Array, Array | None]:
-        told = _described(task.x, task.y, time, outputs, classifies)
+        told = _described(task.x, task.y, time, outputs)
         level = np.zeros(outputs) if classifies else told[:outputs]
         if not len(rows.x):
-            return _nothing(task, outputs, classifies)[0] + level, None
+            return _nothing(task, outputs)[0] + level, None
         # the query rows of the training tasks, each beside its task's support rows
         numbers, place = np.unique(rows.task, return_inverse=True)
         own = [rows.support & (rows.task == number) for number in numbers]
-        beside = np.stack([_described(rows.x[some], rows.y[some], time, outputs, classifies) for some in own])[place]
+        beside = np.stack([_described(rows.x[some], rows.y[some], time, outputs) for some in own])[place]
         x, y = np.hstack([rows.x, beside])[~rows.support], rows.y[~rows.support]
         y = y if classifies else y - beside[~rows.support, :outputs]
-        model = _fitted("boosted_trees", classifies, x, y, max_iter=trees, **gentle)
         asked = np.hstack([task.query, np.broadcast_to(told, (len(task.query), len(told)))])
-        return level + _said(model, asked, outputs, classifies), None
+        return level + _said("boosted_trees", x, y, asked, outputs, max_iter=trees, **gentle), None
 
     return _learner(answer, inputs, outputs, loss, "boosted_trees")
 
@@ -223,15 +218,15 @@ def _learner(
     )._replace(shown=shown)  # fmt: skip
 
 
-def _nothing(task: Task, outputs: int, classifies: bool) -> tuple[Array, Array | None]:
+def _nothing(task: Task, outputs: int) -> tuple[Array, Array | None]:
     """Return what is said without a row to learn from."""
     found = np.zeros((len(task.query), outputs))
-    return (found - np.log(outputs), None) if classifies else (found, found + 1)
+    return (found - np.log(outputs), None) if task.y.ndim == 1 else (found, found + 1)
 
 
-def _described(x: Array, y: Array, time: Array, outputs: int, classifies: bool) -> Array:
+def _described(x: Array, y: Array, time: Array, outputs: int) -> Array:
     """Return what support rows come to: class frequencies, or mean, last and slope of each target value."""
-    if classifies:
+    if y.ndim == 1:
         counts: Array = np.bincount(y, minlength=outputs) / max(1, len(y))
         return counts
     if not len(y):
@@ -240,8 +235,12 @@ def _described(x: Array, y: Array, time: Array, outputs: int, classifies: bool) 
     return np.concatenate([y.mean(0), y[-1], past @ y / max(past @ past, 1e-12)])
 
 
-def _fitted(estimator: str, classifies: bool, x: Array, y: Array, **settings: Any) -> Any:
-    """Return the estimator fitted to rows; in regression a list, one for each target value."""
+def _said(estimator: str, x: Array, y: Array, query: Array, outputs: int, **settings: Any) -> Array:
+    """Return what an estimator fitted to rows x and targets, or class ids, y says: values, or log-probabilities.
+
+    These are log((1 − δ) p + δ / outputs), with p = 0 for classes that y has not.
+    """
+    classifies = y.ndim == 1
     kind = "Classifier" if classifies else "Regressor"
     name, options = {
         "forest": (f"RandomForest{kind}", {"n_estimators": 300, "min_samples_leaf": 3, "random_state": 0}),
@@ -249,14 +248,20 @@ def _fitted(estimator: str, classifies: bool, x: Array, y: Array, **settings: An
         "linear": ("LogisticRegression", {"max_iter": 1000}),
     }[estimator]
     make = getattr(required("sklearn.linear_model" if estimator == "linear" else "sklearn.ensemble"), name)
-
-    def fit() -> Any:
-        if not classifies:
-            return [make(**options).fit(x, values) for values in y.T]
-        seen = np.unique(y)
-        return int(seen[0]) if len(seen) == 1 else make(**options).fit(x, y)
-
-    return _once(f"{name} {sorted(options.items())}", fit, x, y)
+    if not len(query):
+        return np.zeros((0, outputs))
+    seen = np.unique(y)
+    if classifies and len(seen) == 1:
+        return np.broadcast_to(np.log(np.where(np.arange(outputs) == seen, 1.0, 1e-9)), (len(query), outputs))
+    columns = [y] if classifies else y.T
+    fit = f"{name} {sorted(options.items())}"
+    models = _once(fit, lambda: [make(**options).fit(x, column) for column in columns], x, y)
+    if not classifies:
+        return np.stack([model.predict(query) for model in models], 1)
+    found = np.zeros((len(query), outputs))
+    found[:, np.asarray(models[0].classes_, dtype=int)] = models[0].predict_proba(query)
+    logs: Array = np.log((1 - SMOOTHING) * found + SMOOTHING / outputs)
+    return logs
 
 
 def _once(what: str, make: Callable[[], Any], *arrays: Array) -> Any:
@@ -273,29 +278,8 @@ def _once(what: str, make: Callable[[], Any], *arrays: Array) -> Any:
     return _FITS[key]
 
 
-def _said(model: Any, query: Array, outputs: int, classifies: bool) -> Array:
-    """Return what a fitted estimator says: target values, or log((1 − δ) p + δ / ways), p = 0 for unseen classes."""
-    if not len(query):
-        return np.zeros((0, outputs))
-    if not classifies:
-        return np.stack([each.predict(query) for each in model], 1)
-    if isinstance(model, int):  # one class alone
-        return np.broadcast_to(np.log(np.where(np.arange(outputs) == model, 1.0, 1e-9)), (len(query), outputs))
-    found = np.zeros((len(query), outputs))
-    found[:, np.asarray(model.classes_, dtype=int)] = model.predict_proba(query)
-    logs: Array = np.log((1 - SMOOTHING) * found + SMOOTHING / outputs)
-    return logs
-
-
-class _Line(NamedTuple):
-    """Least squares."""
-
-    weights: Array
-    """``(columns, outputs)``."""
-    inverse: Array
-    """Of the design's products ``(columns, columns)``."""
-    noise: Array
-    """The variance of the residuals ``(outputs,)``."""
+_Line = Callable[..., tuple[Array, Array]]
+"""``(columns of rows, more=0.0) -> (their target values, the variances of these as new observations)``."""
 
 
 def _with_square(x: Array, time: Array) -> Array:
@@ -305,10 +289,16 @@ def _with_square(x: Array, time: Array) -> Array:
 
 
 def _line(design: Array, y: Array, effects: int = 0) -> _Line:
+    """Fit least squares."""
     inverse = np.linalg.pinv(design.T @ design)
     weights = inverse @ design.T @ y
     free = max(1, len(y) - effects - int(np.linalg.matrix_rank(design)))
-    return _Line(weights, inverse, np.square(y - design @ weights).sum(0) / free)
+    noise = np.square(y - design @ weights).sum(0) / free
+
+    def said(asked: Array, more: float = 0.0) -> tuple[Array, Array]:
+        return asked @ weights, (1 + more + ((asked @ inverse) * asked).sum(1))[:, None] * noise
+
+    return said
 
 
 def _effects(x: Array, y: Array, number: Array, time: Array, task: Task) -> tuple[Array, Array]:
@@ -328,10 +318,5 @@ def _effects(x: Array, y: Array, number: Array, time: Array, task: Task) -> tupl
         return line, means[-1, :width], means[-1, width:]
 
     line, centre, level = _once("effects", fit, x, y, number, time)
-    asked = _with_square(task.query, time)[:, 1:] - centre
-    return level + asked @ line.weights, _variance(line, asked, 1 / max(1, len(task.x)))
-
-
-def _variance(line: _Line, asked: Array, more: float) -> Array:
-    """Return the usual variance of a new observation."""
-    return (1 + more + ((asked @ line.inverse) * asked).sum(1))[:, None] * line.noise
+    mean, variance = line(_with_square(task.query, time)[:, 1:] - centre, 1 / max(1, len(task.x)))
+    return level + mean, variance
