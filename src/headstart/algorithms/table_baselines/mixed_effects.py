@@ -1,14 +1,14 @@
 """Linear mixed-effects models: fitted to the training tasks, predicted for new ones in closed form."""
 
 import warnings
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from annotated_types import Ge
 from torch import Generator, Tensor
 
-from headstart.algorithms.estimators import Array, check_targets, flat, required, rows_of, time_of
+from headstart.algorithms.estimators import Array, check_targets, flat, required, rows_of, there, time_of
 from headstart.core import losses
 from headstart.core.losses import present
 from headstart.errors import DivergenceError, UsageError, unknown_name
@@ -75,22 +75,29 @@ def mixed_effects(
         support = present(support)
         check_targets(support, outputs, classifies=False)
         known = _double(meta.structure)
-        x, z = _design(known, flat(support.x, inputs), trend)
-        if support.mask is not None:  # what is not there says nothing: its rows are zero
-            there = support.mask.unsqueeze(-1).to(x)
-            x, z = x * there, z * there
-        y = support.y.detach().double().cpu()
-        found = _predicted(known, x.unsqueeze(1), z.unsqueeze(1), y.transpose(1, 2).unsqueeze(-1))
-        values = {name: value.to(support.y) for name, value in found._asdict().items()}
+        # what is not there says nothing: its rows are zero, and so is their gain
+        mask = there(support).unsqueeze(-1).cpu()
+        x, z = ((part * mask).unsqueeze(1) for part in _design(known, flat(support.x, inputs), trend))
+        y = support.y.detach().double().cpu().mT.unsqueeze(-1)
+        g = known["random_covariance"]
+        shared = z @ g
+        v = shared @ z.mT + known["noise"].view(-1, 1, 1) * torch.eye(z.shape[2], dtype=z.dtype)
+        gain = torch.linalg.solve(v, shared).mT
+        found = {  # b̂ (B, o, q), its covariance (B, o, q, q), and how b̂ would move with β (B, o, q, p)
+            "effects": (gain @ (y - x @ known["fixed"].unsqueeze(-1))).squeeze(-1),
+            "covariance": g - gain @ shared,
+            "explained": gain @ x,
+        }
+        values = {name: value.to(support.y) for name, value in found.items()}
         return Adapted(meta, values, {}, support.seed), Info(support.y.new_zeros(0, len(y)))
 
     def distribution(adapted: Adapted, x: Tree) -> Gaussian:
-        known, task = _double(adapted.meta.structure), _Effects(**_double(adapted.params))
+        known, task = _double(adapted.meta.structure), _double(adapted.params)
         rows = flat(x, inputs)
         own, z = (part.unsqueeze(1) for part in _design(known, rows, trend))
-        mean = own @ known["fixed"].unsqueeze(-1) + z @ task.effects.unsqueeze(-1)
-        lever = own - z @ task.explained
-        spread = ((z @ task.covariance) * z).sum(-1) + ((lever @ known["fixed_covariance"]) * lever).sum(-1)
+        mean = own @ known["fixed"].unsqueeze(-1) + z @ task["effects"].unsqueeze(-1)
+        lever = own - z @ task["explained"]
+        spread = ((z @ task["covariance"]) * z).sum(-1) + ((lever @ known["fixed_covariance"]) * lever).sum(-1)
         variance = spread.clamp(min=0) + known["noise"].unsqueeze(-1)
         return Gaussian(*(part.transpose(1, 2).to(rows) for part in (mean.squeeze(-1), variance)))
 
@@ -124,28 +131,6 @@ def mixed_effects(
 
     learner = Learner(init, adapt, lambda adapted, x: distribution(adapted, x).mean, losses.mse, None, exact=False)
     return learner._replace(distribution=distribution, prepare=prepare, shown=shown)
-
-
-class _Effects(NamedTuple):
-    """What is known of B tasks' b, for each of o target values."""
-
-    effects: Tensor
-    """b̂ ``(B, o, q)``."""
-    covariance: Tensor
-    """Of b given the support rows ``(B, o, q, q)``."""
-    explained: Tensor
-    """G Zᵀ V⁻¹ X ``(B, o, q, p)``: how b̂ would move with β."""
-
-
-def _predicted(known: Params, x: Tensor, z: Tensor, y: Tensor) -> _Effects:
-    """Return the best linear unbiased predictions of x ``(B, 1, n, p)``, z ``(B, 1, n, q)``, y ``(B, o, n, 1)``."""
-    g = known["random_covariance"]
-    shared = z @ g
-    v = shared @ z.mT + known["noise"].view(-1, 1, 1) * torch.eye(z.shape[2], dtype=z.dtype)
-    gain = torch.linalg.solve(v, shared).mT
-    # rows that are not there are zero in z, and so in the gain
-    effects = gain @ (y - x @ known["fixed"].unsqueeze(-1))
-    return _Effects(effects.squeeze(-1), g - gain @ shared, gain @ x)
 
 
 def _design(known: Params, rows: Tensor, trend: str) -> tuple[Tensor, Tensor]:
