@@ -21,7 +21,7 @@ from headstart.algorithms.estimators import Array, Task, array, flat, learner_of
 from headstart.core.losses import present
 from headstart.errors import ConfigError, UsageError, unknown_name
 from headstart.schema import Size
-from headstart.types import Adapted, Batch, Episodes, Learner, Meta, Params, Tasks, Tree
+from headstart.types import Adapted, Episodes, Learner, Meta, Params, Tasks, Tree
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,7 @@ class Kind(NamedTuple):
     """Parameters that no task may have larger than its number of support rows."""
 
 
-_INPUTS: Space = {
-    "inputs.scale": Choice("none", "task", "tasks"),
-    "inputs.components": Choice(None, 2, 4, 8, 16),
-}
+_INPUTS: Space = {"inputs.scale": Choice("none", "task", "tasks"), "inputs.components": Choice(None, 2, 4, 8, 16)}
 _BOTH: Space = {**_INPUTS, "targets.scale": Choice("none", "task", "tasks")}
 _C, _KERNEL = LogUniform(1e-2, 1e3, 1.0), Choice("rbf", "linear", "poly")
 _GAMMA = Choice("scale", "auto", *(10.0**power for power in range(-4, 2)))
@@ -206,10 +203,7 @@ KINDS: dict[str, dict[str, Kind]] = {
 def gaussian_process(length_scale: float = 1.0, noise: float = 0.1, amplitude: float = 1.0) -> Any:
     """Return scikit-learn's Gaussian process regressor with a squared exponential kernel, which fitting leaves as is.
 
-    Args:
-        length_scale: of the kernel.
-        noise: variance of the noise.
-        amplitude: standard deviation of the function.
+    ``noise`` is the variance of the noise, ``amplitude`` the standard deviation of the function.
     """
     kernels = required("sklearn.gaussian_process.kernels", "search")
     kernel = kernels.ConstantKernel(amplitude**2) * kernels.RBF(length_scale)
@@ -343,8 +337,15 @@ def search(
     def prepare(meta: Meta, tasks: Tasks, seed: int, folder: PathLike[str] | None = None, /) -> Meta:
         groups = [range(n, min(n + 16, tasks_per_trial)) for n in range(0, tasks_per_trial, 16)]
         drawn = [Episodes(*map(present, tasks.sample("train", group))) for group in groups]
-        statistics = _statistics([batch for episodes in drawn for batch in episodes], inputs, classifies)
-        known = meta.structure | {name: value.to(dtype) for name, value in statistics.items()}
+        batches = [batch for episodes in drawn for batch in episodes]
+        rows = {"inputs": [flat(batch.x, inputs)[there(batch)] for batch in batches]}
+        if not classifies:
+            rows["targets"] = [batch.y[there(batch)].view(-1, outputs) for batch in batches]
+        known = dict(meta.structure)
+        for name, parts in rows.items():
+            values = torch.cat(parts).detach().cpu().double().numpy()
+            known[f"{name}.mean"] = torch.tensor(values.mean(0), dtype=dtype)
+            known[f"{name}.deviation"] = torch.tensor(_deviation(values), dtype=dtype)
 
         def mean(said: Sequence[Tensor]) -> float:
             found = [fitting.loss(outputs, query) for outputs, (_, query) in zip(said, drawn)]
@@ -447,21 +448,24 @@ def _classified(make: Callable[[], Any], task: Task, values: Mapping[str, Any], 
         found[:, classes] = 0
         return found
     x, query = _around(task, values, known)
-    estimator = _fitted(make, x, task.y)
+    estimator = make()
+    _asked(estimator, "fit", x, task.y)
     columns = np.asarray(getattr(estimator, "classes_", classes)).astype(int)
-    if not hasattr(estimator, "predict_proba") and hasattr(estimator, "decision_function"):
-        decisions = np.asarray(_asked(estimator, "decision_function", query), dtype=float)
-        if decisions.ndim == 1:
-            decisions = np.stack([np.zeros_like(decisions), decisions], 1)
-        found[:, columns] = torch.from_numpy(decisions).log_softmax(1)
-        return found
     if hasattr(estimator, "predict_proba"):
-        p = np.asarray(_asked(estimator, "predict_proba", query), dtype=float)
+        logs = _tensor(_asked(estimator, "predict_proba", query)).log()
+    elif hasattr(estimator, "decision_function"):
+        decisions = _tensor(_asked(estimator, "decision_function", query))
+        decisions = decisions if decisions.ndim == 2 else torch.stack((torch.zeros_like(decisions), decisions), 1)
+        logs = decisions.log_softmax(1)
     else:
-        p = np.equal.outer(np.asarray(_asked(estimator, "predict", query)).astype(int), columns).astype(float)
-    with np.errstate(divide="ignore"):
-        found[:, columns] = np.log(p)
+        said = np.asarray(_asked(estimator, "predict", query)).astype(int)
+        logs = _tensor(np.equal.outer(said, columns)).log()
+    found[:, columns] = logs
     return found
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.from_numpy(np.array(values, dtype=np.float64))
 
 
 def _calibrated(logs: Tensor, power: float, smoothing: float) -> Tensor:
@@ -478,10 +482,13 @@ def _regressed(
     x, query = _around(task, values, known)
     mean, deviation = _location(values, task.y, known, "targets")
     y = (task.y - mean) / deviation
-    parts = y.T if per_output or y.shape[1] == 1 else [y]
-    said = [np.asarray(_asked(_fitted(make, x, part), "predict", query), dtype=float) for part in parts]
-    found: Array = np.hstack([values.reshape(len(query), -1) for values in said]) * deviation + mean
-    return found
+    found = []
+    for part in y.T if per_output or y.shape[1] == 1 else [y]:
+        estimator = make()
+        _asked(estimator, "fit", x, part)
+        found.append(np.asarray(_asked(estimator, "predict", query), dtype=float).reshape(len(query), -1))
+    said: Array = np.hstack(found) * deviation + mean
+    return said
 
 
 def _around(task: Task, values: Mapping[str, Any], known: Params) -> tuple[Array, Array]:
@@ -508,25 +515,6 @@ def _deviation(rows: Array) -> Array:
     """Return the standard deviation ``(d,)`` of rows ``(n, d)``, 1 where they are all alike."""
     deviation = rows.std(0)
     return np.where(deviation > 1e-12 * np.abs(rows).max(0), deviation, 1.0)
-
-
-def _statistics(batches: Sequence[Batch], inputs: int, classifies: bool) -> Params:
-    """Return the mean and deviation of inputs and targets over all rows."""
-    rows = {"inputs": [flat(batch.x, inputs)[there(batch)] for batch in batches]}
-    if not classifies:
-        rows["targets"] = [batch.y[there(batch)].reshape(int(there(batch).sum()), -1) for batch in batches]
-    found: Params = {}
-    for name, parts in rows.items():
-        values = torch.cat(parts).detach().cpu().double().numpy()
-        found |= {f"{name}.mean": torch.from_numpy(values.mean(0))}
-        found |= {f"{name}.deviation": torch.from_numpy(_deviation(values))}
-    return found
-
-
-def _fitted(make: Callable[[], Any], x: Array, y: Array) -> Any:
-    estimator = make()
-    _asked(estimator, "fit", x, y)
-    return estimator
 
 
 def _asked(estimator: Any, method: str, *arrays: Array) -> Any:
