@@ -32,7 +32,7 @@ from headstart.training.evaluate import evaluate
 from headstart.training.loop import fit, start
 from headstart.types import Batch, Meta, Tasks
 
-pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+ensemble = pytest.importorskip("sklearn.ensemble", reason="scikit-learn is not installed")
 SMALL = {"trees": 4, "leaves": 4, "max_features": 1.0}
 
 
@@ -89,8 +89,6 @@ def strength(meta, log_ratio):
 
 @pytest.mark.parametrize("grown_by", ["random_forest", "extra_trees"])
 def test_shrunk_all_the_way_it_is_scikit_learns_forest(grown_by):
-    from sklearn import ensemble
-
     learner, meta = prepared(outputs=1, signs=0, grown_by=grown_by)
     tasks = random_tasks(True, 1)
     rows = read(tasks, number(tasks, None))
@@ -153,20 +151,18 @@ def test_what_is_read_off_depends_on_the_seed_alone_and_looks_like_the_start(reg
 
 def test_it_learns_ten_rows_better_than_forests_of_the_task_alone_and_of_all_rows():
     """And outer steps make it better."""
-    from sklearn.ensemble import RandomForestRegressor
-
     tasks = plateaus(features=4, relevant=2, queries=15)
     learner = forest(inputs=4, trees=20, leaves=12, tasks_read=100)
     meta = learner.prepare(learner.init(None), tasks, 0)
     before = evaluate(learner, meta, tasks, episodes=60)
     rows = read(tasks, 100)
     options = {"n_estimators": 20, "random_state": 0, "n_jobs": 1}
-    pooled = RandomForestRegressor(min_samples_leaf=20, **options).fit(rows.x.flatten(0, 1), rows.y.flatten())
+    pooled = ensemble.RandomForestRegressor(min_samples_leaf=20, **options).fit(rows.x.flatten(0, 1), rows.y.flatten())
     support, query = tasks.sample("test", range(60))
     errors = {"alone": [], "pooled": []}
     for task in range(60):
         x, y, new, truth = (part[task].numpy() for part in (support.x, support.y[..., 0], query.x, query.y[..., 0]))
-        alone = RandomForestRegressor(min_samples_leaf=2, **options).fit(x, y)
+        alone = ensemble.RandomForestRegressor(min_samples_leaf=2, **options).fit(x, y)
         for name, model in (("alone", alone), ("pooled", pooled)):
             errors[name].append(((model.predict(new) - truth) ** 2).mean())
     assert all(before.mean < 0.75 * sum(found) / 60 for found in errors.values())
@@ -229,9 +225,6 @@ def test_what_does_not_fit_is_refused():
 def test_bad_arguments_are_refused(options, error, words):
     with pytest.raises(error, match=words):
         forest(inputs=2, **options)
-
-
-ensemble = pytest.importorskip("sklearn.ensemble", reason="scikit-learn is not installed")
 
 
 def fitted(kind, x, y, leaves, seed=0):
@@ -304,7 +297,6 @@ def test_the_mean_of_leaf_values_is_the_forests_prediction():
     np.testing.assert_allclose(got.numpy(), forest.predict(x), rtol=1e-12)
 
 
-pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 OPTIONS = Options("random_forest", 10, 4, 5, 1.0, 16)
 
 
@@ -332,12 +324,10 @@ def test_splits_whose_effects_cancel_out_between_tasks_are_found():
 
 
 def test_leaf_values_are_the_pooled_forests():
-    from sklearn.ensemble import RandomForestRegressor
-
     rows = cancelling()
     grown = grow(rows, OPTIONS._replace(signs=0), seed=3)
     x, y = rows.x.flatten(0, 1).numpy(), rows.y.flatten().double().numpy()
-    forest = RandomForestRegressor(10, max_leaf_nodes=4, min_samples_leaf=5, random_state=3).fit(x, y)
+    forest = ensemble.RandomForestRegressor(10, max_leaf_nodes=4, min_samples_leaf=5, random_state=3).fit(x, y)
     for tree, one in enumerate(forest.estimators_):
         expected = one.tree_.value[one.tree_.children_left < 0, 0, 0]
         np.testing.assert_allclose(grown.leaves[tree, : len(expected), 0].numpy(), expected)

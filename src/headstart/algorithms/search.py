@@ -253,10 +253,10 @@ def search(
     """Choose an estimator's hyper-parameters M for a family of tasks: the least Σᵢ loss on Qᵢ after fitting on Sᵢ.
 
     An estimator is anything with ``fit(x, y)`` and ``predict(x)``, such as scikit-learn's: no derivative is needed.
-    Adapting keeps the support set; predicting fits, on the task's support rows alone. M holds the hyper-parameters, a
-    number for each name in the space (`Uniform` and the like say how it is coded), scaling and principal components
-    among them, and ``inputs.mean``, ``inputs.deviation`` (and of ``targets``) of the rows of the training tasks.
-    `Learner.shown` tells M decoded, an option that is no number as 0 or 1.
+    Adapting keeps the support set; predicting fits, on the task's support rows alone. M has a number for each name in
+    the space (`Uniform` and the like say how it is coded), and ``inputs.mean``, ``inputs.deviation`` (and of
+    ``targets``) of the rows of the training tasks. `Learner.shown` tells M decoded, an option that is no number as 0
+    or 1.
 
     `Learner.prepare` searches M on a fixed set of training tasks, by the tree-structured Parzen estimator of Optuna.
     It begins with the estimator's own defaults, so on those tasks the result is never worse than they are. With a

@@ -70,12 +70,12 @@ def machine(
     """
     if kernel not in get_args(HeadKernel):
         raise unknown_name("kernel", kernel, get_args(HeadKernel))
-    numbers = {**structure, **({"width": width} if kernel == "rbf" else {}), "scale": scale}
-    for name, value in {**numbers, "width": width}.items():
+    linear = kernel == "linear"
+    numbers = {**structure, "width": width, "scale": scale}
+    for name, value in numbers.items():
         if not value > 0:
             raise UsageError(f"{name} must be above 0, got {value}: it is learned by its logarithm")
     constant = float(module is None) if intercept is None else intercept**2
-    linear = kernel == "linear"
 
     def compare(structure: Params, left: Tensor, right: Tensor) -> Tensor:
         """Return k(x, x′) ``(B, n, m)``."""
@@ -99,17 +99,15 @@ def machine(
         fitted = {"offset": constant * coefficients.sum(1), "absent": absent(member)}
         if linear:
             return {**fitted, "weights": features.mT @ coefficients}
-        return {**fitted, "support": features, "coefficients": coefficients}
+        return {**fitted, "support": features, "weights": coefficients}
 
     def outputs(structure: Params, fitted: Params, features: Tensor) -> Tensor:
-        if linear:
-            scores = features @ fitted["weights"]
-        else:
-            scores = compare(structure, features, fitted["support"]) @ fitted["coefficients"]
+        kernel = features if linear else compare(structure, features, fitted["support"])
+        scores = kernel @ fitted["weights"]
         logits = structure["log_scale"].exp() * (scores + fitted["offset"].unsqueeze(1))
         return logits + fitted["absent"].unsqueeze(1)
 
-    logs = {f"log_{name}": math.log(value) for name, value in numbers.items()}
+    logs = {f"log_{name}": math.log(value) for name, value in numbers.items() if name != "width" or not linear}
     return learner(module, Head(logs, fit, outputs, losses.cross_entropy), **options)
 
 
@@ -118,9 +116,9 @@ def svm(module: nn.Module | None = None, *, C: Positive = 0.1, **options: Any) -
     """Learn an embedding f on which a multi-class support vector machine, solved for each task, is right (MetaOptNet).
 
     The machine of Crammer and Singer: minimise ½ Σ_k ‖w_k‖² + C Σ_n ξ_n such that, for every example n and class k,
-    (w_{y_n} − w_k) · f(x_n) ≥ 1 − [k = y_n] − ξ_n. Its dual is solved to rounding in double precision, all tasks at
-    once, and differentiated by the implicit function theorem, which is exact (where an example is about to become, or
-    no longer be, a support vector, the solution has a kink). The logit of class k is γ w_k · f(x).
+    (w_{y_n} − w_k) · f(x_n) ≥ 1 − [k = y_n] − ξ_n. Its dual is solved to rounding, and differentiated exactly by the
+    implicit function theorem (there is a kink where an example is about to become, or no longer be, a support vector).
+    The logit of class k is γ w_k · f(x).
 
     M is log C, log γ and, with ``kernel="rbf"``, log ℓ: k(x, x′) = exp(−‖f(x) − f(x′)‖² / (2 d ℓ²)) for d features
     takes the place of f(x) · f(x′). (The paper fixes C = 0.1 and the linear kernel.)
@@ -152,12 +150,10 @@ def svm(module: nn.Module | None = None, *, C: Positive = 0.1, **options: Any) -
 def logistic(module: nn.Module | None = None, *, regularisation: Positive = 1.0, **options: Any) -> Learner:
     """Learn an embedding f on which multinomial logistic regression, solved for each task, is right.
 
-    Minimise λ/2 Σ_k ‖w_k‖² + Σ_n −log softmax(w · f(x_n))[y_n], by Newton's method until it has converged, in double
-    precision and all tasks at once; the derivative is that of the solution, by the implicit function theorem. The
-    logit of class k is γ w_k · f(x). M is log λ, log γ and, with ``kernel="rbf"``, log ℓ as in `svm`.
-
-    (LR-D2 of Bertinetto et al. 2018 is another method: it takes few Newton steps, on two classes, and differentiates
-    through them.)
+    Minimise λ/2 Σ_k ‖w_k‖² + Σ_n −log softmax(w · f(x_n))[y_n], by Newton's method until it has converged; the
+    derivative is that of the solution, by the implicit function theorem. (LR-D2 of Bertinetto et al. 2018 is another
+    method: it differentiates through few Newton steps, on two classes.) The logit of class k is γ w_k · f(x). M is
+    log λ, log γ and, with ``kernel="rbf"``, log ℓ as in `svm`.
 
     Args:
         module: the embedding, its outputs flattened; ``None``: the inputs themselves, flattened.
@@ -176,7 +172,6 @@ def logistic(module: nn.Module | None = None, *, regularisation: Positive = 1.0,
     >>> learner.predict(adapted, torch.tensor([[[-2.0], [5.0]]])).argmax(-1)
     tensor([[0, 1]])
     """
-
     return machine(module, maximum_entropy, {"regularisation": regularisation}, **options)
 
 
@@ -190,8 +185,7 @@ def maximum_margin(shared: Tensor, targets: Tensor, allowed: Tensor) -> Solved:
     """Solve the dual of the multi-class support vector machine of Crammer and Singer.
 
     A primal-dual interior-point method (Mehrotra's predictor and corrector) finds which pairs of an example and a
-    class are free (P > 0); a solve on these is then exact to rounding, and gives the derivative, which is that of the
-    solution as long as the free pairs stay the same.
+    class are free (P > 0); a solve on these is then exact to rounding, and gives the derivative.
     """
     with torch.no_grad():
         spread, slack = _interior_point(shared, targets, allowed)
@@ -222,10 +216,9 @@ def _exact(shared: Tensor, targets: Tensor, allowed: Tensor, spread: Tensor, fre
         spread = kept - _among_free(shared, free, margin_slope(shared, targets, kept))
         reached = margin_gap(shared, targets, spread, allowed)
         # a task that is done stays as it is, however long the others take
-        better = (reached < gap) & ~done
-        closer = better.view(-1, 1, 1)
-        best, chosen = torch.where(closer, spread, best), torch.where(closer, free, chosen)
-        gap = torch.where(better, reached, gap)
+        better = ((reached < gap) & ~done).view(-1, 1, 1)
+        best, chosen = torch.where(better, spread, best), torch.where(better, free, chosen)
+        gap = torch.where(better.flatten(), reached, gap)
         slope = margin_slope(shared, targets, spread)
         level = (slope * free).sum(1, keepdim=True) / free.sum(1, keepdim=True).clamp(min=1)
         again = allowed & (torch.where(free, spread, level - slope) > 0)
@@ -440,10 +433,8 @@ def implicit(solution: Tensor, residual: Tensor, solve: Callable[[Tensor], Tenso
 
     def through(slope: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            raise DifferentiationError(
-                "a solution that is differentiated implicitly has a first derivative only; "
-                "differentiate without create_graph=True"
-            )
+            text = "a solution that is differentiated implicitly has a first derivative only"
+            raise DifferentiationError(f"{text}; differentiate without create_graph=True")
         return -solve(slope)
 
     change = residual - residual.detach()  # 0, with the history of the residual
