@@ -68,7 +68,15 @@ def ridge(
     structure = {"log_regularisation": math.log(regularisation)}
 
     def fit(structure: Params, features: Tensor, support: Batch) -> Params:
-        targets = class_members(features, support, ways) if classes else _targets(features, support)
+        if classes:
+            targets = class_members(features, support, ways)
+        elif support.y.is_floating_point() and support.y.shape[:2] == features.shape[:2]:
+            targets = support.y.to(features)
+        else:
+            raise ShapeError(
+                f"ridge with loss='mse' needs floating targets (tasks, examples, *targets) for {features.shape[0]} "
+                f"tasks and {features.shape[1]} examples; got y {tuple(support.y.shape)} of {support.y.dtype}"
+            )
         flat = targets.flatten(2) if targets.ndim > 2 else targets.unsqueeze(-1)
         weights, offset = solve(features, flat, support.mask, structure["log_regularisation"].exp(), centred)
         # the shape of what is learned says that of a target
@@ -121,13 +129,3 @@ def _regularised(matrix: Tensor, right: Tensor, penalty: Tensor) -> Tensor:
     least = torch.maximum(penalty, rounding).view(-1, 1, 1)
     lower = torch.linalg.cholesky_ex(matrix + least * torch.eye(size).to(matrix))[0]
     return torch.cholesky_solve(right, lower)
-
-
-def _targets(features: Tensor, support: Batch) -> Tensor:
-    y = support.y
-    if not y.is_floating_point() or y.shape[:2] != features.shape[:2]:
-        raise ShapeError(
-            f"ridge with loss='mse' needs floating targets (tasks, examples, *targets), for {features.shape[0]} tasks "
-            f"and {features.shape[1]} examples; got y {tuple(y.shape)} of {y.dtype}"
-        )
-    return y.to(features)

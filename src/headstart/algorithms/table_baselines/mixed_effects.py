@@ -8,7 +8,8 @@ import torch
 from annotated_types import Ge
 from torch import Generator, Tensor
 
-from headstart.algorithms.estimators import Array, check_targets, flat, required, rows_of, there, time_of
+from headstart.algorithms.estimators import Array, check_targets, flat, required, there, time_of
+from headstart.algorithms.table_baselines.pooled import training_rows
 from headstart.core import losses
 from headstart.core.losses import present
 from headstart.errors import DivergenceError, UsageError, unknown_name
@@ -32,9 +33,8 @@ def mixed_effects(
 
     `Learner.prepare` estimates β, G and σ² by restricted maximum likelihood (statsmodels) from all rows of the training
     tasks. Where that does not converge, z loses its last part; M then has 0 there in G. A new task's b is its best
-    linear unbiased prediction from the support rows, b̂ = G Zᵀ V⁻¹ (y − X β) with V = Z G Zᵀ + σ² I, and the
-    distribution is that of an observation: b given the support rows, the uncertainty of β, and the noise. Before
-    anything has been read, β = 0, G = I and σ² = 1.
+    linear unbiased prediction from the support rows, b̂ = G Zᵀ V⁻¹ (y − X β) with V = Z G Zᵀ + σ² I; the distribution
+    of an observation adds the uncertainty of β, and the noise. Before anything has been read, β = 0, G = I, σ² = 1.
 
     Args:
         inputs: numbers in one input; inputs are flattened.
@@ -108,10 +108,8 @@ def mixed_effects(
                 f"a {trend} trend goes with time, and nothing says which of {inputs} inputs that is; name the column"
                 " with --time-column, or take the trend linear"
             )
-        rows = list(rows_of(tasks))
-        x = torch.from_numpy(np.concatenate([part for task, _ in rows for part in (task.x, task.query)]))
-        y = np.concatenate([part for task, later in rows for part in (task.y, later)])
-        group = np.repeat(np.arange(len(rows)), [len(task.x) + len(task.query) for task, _ in rows])
+        rows = training_rows(tasks)
+        x = torch.from_numpy(rows.x)
         known = {"time": time.double()}
         if trend == "spline":
             different = (x @ known["time"].to(x)).unique()
@@ -122,7 +120,7 @@ def mixed_effects(
                 )
             known["knots"] = torch.quantile(different, torch.linspace(0, 1, knots, dtype=different.dtype))
         own, z = (part[0].numpy() for part in _design(known, x.unsqueeze(0), trend))
-        fits = [_estimate(values, own, z, group) for values in y.T]
+        fits = [_estimate(values, own, z, rows.task) for values in rows.y.T]
         found = {name: torch.from_numpy(np.stack([fit[name] for fit in fits])) for name in fits[0]} | known
         return meta._replace(structure={name: found[name].to(value) for name, value in meta.structure.items()})
 

@@ -42,6 +42,16 @@ class Pooled(NamedTuple):
     """``(N,)`` bool, whether it was a support row."""
 
 
+def training_rows(tasks: Tasks) -> Pooled:
+    """Return all rows of the training tasks."""
+    parts: list[Pooled] = []
+    for number, (task, later) in enumerate(rows_of(tasks)):
+        size = len(task.x) + len(task.query)
+        x, y = np.concatenate([task.x, task.query]), np.concatenate([task.y, later])
+        parts.append(Pooled(x, y, np.full(size, number), np.arange(size) < len(task.x)))
+    return Pooled(*(np.concatenate(values) for values in zip(*parts)))
+
+
 def pooled(*, inputs: int, outputs: int = 1, loss: Loss = "mse", estimator: Estimator = "linear") -> Learner:
     """Fit one model to all rows of all training tasks, and use it for every new task as it is.
 
@@ -192,13 +202,7 @@ def _learner(
         }
 
     def prepare(meta: Meta, tasks: Tasks, seed: int, folder: object = None, /) -> Meta:
-        parts: list[Pooled] = []
-        for number, (task, later) in enumerate(rows_of(tasks)):
-            size = len(task.x) + len(task.query)
-            x, y = np.concatenate([task.x, task.query]), np.concatenate([task.y, later])
-            parts.append(Pooled(x, y, np.full(size, number), np.arange(size) < len(task.x)))
-        rows = Pooled(*(np.concatenate(values) for values in zip(*parts)))
-        found = {f"rows.{name}": torch.from_numpy(values) for name, values in rows._asdict().items()}
+        found = {f"rows.{name}": torch.from_numpy(values) for name, values in training_rows(tasks)._asdict().items()}
         found["time"] = time_of(tasks, meta.structure["time"])
         return meta._replace(structure={name: found[name].to(value) for name, value in meta.structure.items()})
 
