@@ -219,7 +219,8 @@ def posterior(held: Tensor, residual: Tensor, ratio: Tensor) -> Posterior:
     """
     root = ratio.sqrt()
     scaled = held * root
-    factor = gaussians.cholesky(scaled @ scaled.mT + torch.eye(held.shape[1]).to(held))
+    unit = torch.eye(held.shape[1], dtype=held.dtype, device=held.device)
+    factor = gaussians.cholesky(scaled @ scaled.mT + unit)
     explained = gaussians.solve_lower(factor, scaled)
     return Posterior(root.unsqueeze(-1) * (explained.mT @ gaussians.solve_lower(factor, residual)), explained)
 
