@@ -17,8 +17,11 @@
 A message says what came, what was expected, and the fix.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 class HeadstartError(Exception):
@@ -81,3 +84,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     near = get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
     return UnknownNameError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known) or 'none'}")
+
+
+def pick(kind: str, name: str, among: Mapping[str, Value]) -> Value:
+    """Return what ``among`` holds under ``name``, or raise the error of `unknown_name`."""
+    if name not in among:
+        raise unknown_name(kind, name, among)
+    return among[name]

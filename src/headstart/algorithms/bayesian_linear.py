@@ -7,15 +7,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from headstart.algorithms import gaussians
-from headstart.algorithms.gaussian_process import Likelihood, joined_mask, pooled, residual
-from headstart.algorithms.heads.head import embedding, shown
+from headstart.algorithms.gaussian_process import pooled
+from headstart.algorithms.gaussians import Likelihood
+from headstart.algorithms.heads.head import embedding
 from headstart.algorithms.kernels import triangular, with_one
 from headstart.core import losses
 from headstart.core.losses import present
-from headstart.core.objective import backprop
-from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.errors import ShapeError, UsageError, pick
 from headstart.schema import extends
-from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Params, Tasks, Tree
+from headstart.types import Adapted, Batch, Gaussian, Info, Learner, Meta, Params, Tasks, Tree
 
 #: The standard deviation of the noise to start from, for targets of variance 1.
 NOISE = 0.3
@@ -68,11 +68,12 @@ def alpaca(
     phi, size = embedding(module, **options), 1 + _count(module, inputs, features)
     like = torch.empty(0, dtype=dtype) if module is None else phi.like
 
-    def design_of(meta: Meta, x: Tree, own: Params, seed: Tensor | None, draw: int) -> tuple[Tensor, Params]:
+    def view(meta: Meta, x: Tree, own: Params, seed: Tensor | None, draw: int) -> tuple[Tensor, Tensor, Params]:
         found, own = phi.apply({**meta.params, **meta.structure}, own, x, seed, draw)
         if found.shape[-1] != size - 1:
             raise ShapeError(f"there are {found.shape[-1]} features, but the learner was made for {size - 1}")
-        return with_one(found), own
+        design = with_one(found)
+        return design, design @ meta.structure["mean"], own
 
     def init(generator: Generator | None = None) -> Meta:
         start = phi.start()
@@ -88,56 +89,32 @@ def alpaca(
     def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
         support = present(support)
         losses.refuse_padding(support, phi.batch_statistics)
-        design, own = design_of(meta, support.x, phi.of_tasks(support), support.seed, 0)
+        design, means, own = view(meta, support.x, phi.of_tasks(support), support.seed, 0)
         design = gaussians.zeroed(design, support.mask)
-        left = gaussians.zeroed(residual(support.y, design @ meta.structure["mean"]), support.mask)
+        left = gaussians.zeroed(gaussians.residual(support.y, means), support.mask)
         prior = _precision_factor(meta)
-        factor = gaussians.cholesky(design.transpose(1, 2) @ design + prior @ prior.T)
+        factor = gaussians.cholesky(design.mT @ design + prior @ prior.T)
         # the same as in the docstring, without the difference of large numbers
-        change = torch.cholesky_solve(design.transpose(1, 2) @ left, factor)
+        change = torch.cholesky_solve(design.mT @ left, factor)
         params = {"mean": meta.structure["mean"] + change, "factor": factor}
         return Adapted(meta, params, own, support.seed), Info(design.new_zeros(0, len(design)))
 
     def distribution(adapted: Adapted, x: Tree) -> Gaussian:
-        design, _ = design_of(adapted.meta, x, adapted.buffers, adapted.seed, 1)
-        whitened = gaussians.solve_lower(adapted.params["factor"], design.transpose(1, 2))
+        design, _, _ = view(adapted.meta, x, adapted.buffers, adapted.seed, 1)
+        whitened = gaussians.solve_lower(adapted.params["factor"], design.mT)
         spread = (1 + whitened.square().sum(1)).unsqueeze(-1)
         return Gaussian(design @ adapted.params["mean"], spread * torch.exp(2 * adapted.meta.structure["log_noise"]))
 
-    def joint(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
-        """The `Objective` −log p(y_support, y_query), for each target value."""
-        support, query = (present(batch) for batch in episodes)
-        losses.refuse_padding(support, phi.batch_statistics)
-        ahead, own = design_of(meta, support.x, phi.of_tasks(support), support.seed, 0)
-        behind, _ = design_of(meta, query.x, own, support.seed, 1)
-        design, mask = torch.cat([ahead, behind], 1), joined_mask(support, query)
-        log_noise = meta.structure["log_noise"]
-        left = residual(torch.cat([support.y, query.y], 1), design @ meta.structure["mean"]) * torch.exp(-log_noise)
-        # (I + Φ Λ₀⁻¹ Φᵀ), in units of the noise
-        spread = torch.linalg.solve_triangular(_precision_factor(meta), design.transpose(1, 2), upper=False)
+    def covariance(meta: Meta, design: Tensor) -> tuple[Tensor, Tensor]:
+        """Return I + Φ Λ₀⁻¹ Φᵀ, in units of the noise."""
+        spread = gaussians.solve_lower(_precision_factor(meta), design.mT)
         unit = torch.eye(design.shape[1], dtype=design.dtype, device=design.device)
-        covariance = gaussians.masked_covariance(unit + spread.transpose(1, 2) @ spread, mask)
-        factor = gaussians.cholesky(covariance, mask)
-        with torch.no_grad():
-            change = torch.exp(log_noise) * gaussians.foreseen(factor, left, mask, ahead.shape[1])
-            errors = learner.loss(behind @ meta.structure["mean"] + change, query)
-        info = Info(left.new_zeros(0, len(left)), errors)
-        return gaussians.joint_loss(factor, left, mask) + log_noise.mean(), info
+        return unit + spread.mT @ spread, meta.structure["log_noise"]
 
-    objectives = {"predictive": gaussians.predictive, "joint": joint}
-    if likelihood not in objectives:
-        raise unknown_name("likelihood", likelihood, objectives)
-    return Learner(
-        init,
-        adapt,
-        lambda adapted, x: distribution(adapted, x).mean,
-        losses.without_padding(losses.mse, phi.batch_statistics),
-        backprop,
-        objective=objectives[likelihood],
-        distribution=distribution,
-        prepare=_prepare if module is None else None,
-        shown=shown,
-    )
+    objectives = {"predictive": gaussians.predictive, "joint": gaussians.joint(view, covariance, phi)}
+    objective = pick("likelihood", likelihood, objectives)
+    learner = gaussians.regressor(init, adapt, distribution, objective, phi.batch_statistics)
+    return learner._replace(prepare=_prepare) if module is None else learner
 
 
 def _count(module: nn.Module | None, inputs: int | None, features: int | None) -> int:
@@ -160,5 +137,4 @@ def _precision_factor(meta: Meta) -> Tensor:
 def _prepare(meta: Meta, tasks: Tasks, seed: int, folder: object = None, /) -> Meta:
     """Start K̄₀ as the least-squares line through all training tasks."""
     mean = meta.structure["mean"]
-    found = pooled(tasks, mean.dtype)
-    return meta._replace(structure=meta.structure | {"mean": found.weights.to(mean.device)})
+    return meta._replace(structure=meta.structure | {"mean": pooled(tasks, mean.dtype).line.to(mean.device)})

@@ -6,22 +6,20 @@ Adapting conditions the prior on the support set, in closed form.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
 from headstart.algorithms import gaussians, kernels
-from headstart.algorithms.gaussians import Conditioner
-from headstart.algorithms.heads.head import embedding, shown
+from headstart.algorithms.gaussians import Likelihood, View
+from headstart.algorithms.heads.head import Embedding, embedding
 from headstart.algorithms.kernels import Kernel, with_one
 from headstart.core import losses, tree
-from headstart.core.inner import expanded
 from headstart.core.losses import present
-from headstart.core.objective import backprop
-from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.errors import ShapeError, UsageError, pick
 from headstart.schema import NotNegative, Size, extends
-from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Objective, Params, Tasks, Tree
+from headstart.types import Adapted, Batch, Gaussian, Info, Learner, Meta, Params, Tasks, Tree
 
 #: Most tasks from which starting values are read.
 MOST_TASKS = 1024
@@ -92,12 +90,10 @@ def network_mean(inputs: int, outputs: int, hidden: Sequence[int]) -> Mean:
 
 
 class Pooled(NamedTuple):
-    """All training tasks taken together, by ordinary least squares."""
+    """All training tasks taken together."""
 
-    weights: Tensor
-    """``(1 + d, o)``, of y on [1, x]."""
-    residual: Tensor
-    """``(o,)``, the standard deviation of what they leave."""
+    line: Tensor
+    """``(1 + d, o)``, the least-squares weights of y on [1, x]."""
     values: int
     """How many target values there are, in all training tasks."""
     tasks: int
@@ -108,140 +104,72 @@ def pooled(tasks: Tasks, dtype: torch.dtype) -> Pooled:
     """Return the least-squares line through the rows of the training tasks (of `MOST_TASKS` of them at most)."""
     count = (tasks.counts or {}).get("train", 0)
     seen = min(count or MOST_TASKS, MOST_TASKS)
-    x, y = (torch.cat(parts) for parts in zip(*map(_rows, tasks.sample("train", range(seen)))))
-    design = with_one(x.unsqueeze(0)).squeeze(0).double()
+    rows = [
+        (batch.x.flatten(2)[gaussians.there(batch)], batch.y[gaussians.there(batch)])
+        for batch in tasks.sample("train", range(seen))
+    ]
+    x, y = (torch.cat(parts).double() for parts in zip(*rows))
+    design = with_one(x)
     square = design.T @ design
     # a little ridge: features may be constant, or copies of each other
     ridge = 1e-6 * len(design) * torch.eye(len(square), dtype=square.dtype, device=square.device)
-    weights = torch.linalg.solve(square + ridge, design.T @ y.double())
-    residual = (y - design @ weights).square().mean(0).sqrt()
-    return Pooled(weights.to(dtype), residual.to(dtype), round(y.numel() * (count or seen) / seen), count)
+    line = torch.linalg.solve(square + ridge, design.T @ y).to(dtype)
+    return Pooled(line, round(y.numel() * (count or seen) / seen), count)
 
 
-def _rows(batch: Batch) -> tuple[Tensor, Tensor]:
-    batch = present(batch)
-    there = torch.ones_like(batch.y[..., 0], dtype=torch.bool) if batch.mask is None else batch.mask
-    return batch.x.flatten(2)[there], batch.y[there]
-
-
-Likelihood: TypeAlias = Literal["joint", "predictive"]
-
-
-class Prior(NamedTuple):
-    """A Gaussian process prior over the functions of tasks; its part of M is ``kernel.…`` and ``log_noise``."""
-
-    init: Callable[[Generator | None], Meta]
-    view: "View"
-    kernel: Kernel
-    buffers: Params
-    """The module's buffers of which every task has a copy."""
-    batch_statistics: str
-    """The path of a layer that normalises by the batch; empty where there is none."""
-    for_new: Callable[[Meta], Meta] = lambda meta: meta
-    """M as it holds for a new task, beside the training tasks that it was fitted to."""
-
-
-View: TypeAlias = Callable[[Meta, Tree, Params, Tensor | None, int], tuple[Tensor, Tensor, Params]]
-"""``(meta, x, buffers, seed, draw) -> (the kernel's inputs (B, n, d), prior means (B, n, outputs), buffers)``."""
-
-
-def conditioned(prior: Prior, likelihood: Likelihood) -> Learner:
-    """Return the learner that conditions ``prior`` on the support set.
+def _conditioned(
+    init: Callable[..., Meta],
+    view: View,
+    kernel: Kernel,
+    network: Embedding,
+    likelihood: Likelihood,
+    widened: Callable[[Meta], Meta] | None = None,
+) -> Learner:
+    """Return the learner that conditions a Gaussian process prior over the functions of tasks on the support set.
 
     What a task has learned grows with its support set: the inputs, the Cholesky factor of their covariance and the
     weights stand among the `Adapted` buffers, ``support.…``.
 
-    Raises:
-        UnknownNameError: a likelihood that does not exist.
+    Args:
+        init: its part of M has ``kernel.…`` and ``log_noise``.
+        view: gives the kernel's inputs and the prior means.
+        kernel: the prior covariance.
+        network: what ``view`` runs.
+        likelihood: see `gaussian_process`.
+        widened: M as it holds for a new task, beside the training tasks that it was fitted to.
     """
-    objectives = {"joint": _joint(prior), "predictive": gaussians.predictive}
-    if likelihood not in objectives:
-        raise unknown_name("likelihood", likelihood, objectives)
+
+    def for_new(meta: Meta) -> Meta:
+        return meta if widened is None else widened(meta)
+
+    def covariance(meta: Meta, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        matrix = kernel.matrix(tree.within(meta.structure, "kernel"), inputs, inputs)
+        unit = torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
+        return matrix + torch.exp(2 * meta.structure["log_noise"]) * unit, matrix.new_zeros(1)
 
     def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
         support = present(support)
-        losses.refuse_padding(support, prior.batch_statistics)
-        own = expanded(prior.buffers, prior.buffers, len(support.y))
-        inputs, means, own = prior.view(meta, support.x, own, support.seed, 0)
-        covariance = _covariance(prior, prior.for_new(meta), inputs, support.mask)
-        factor = gaussians.cholesky(covariance, support.mask)
-        known = gaussians.condition(factor, residual(support.y, means), support.mask)
-        there = torch.ones_like(inputs[..., 0], dtype=torch.bool) if support.mask is None else support.mask
-        kept = {"inputs": inputs, "there": there, "factor": known.factor, "weights": known.weights}
+        losses.refuse_padding(support, network.batch_statistics)
+        inputs, means, own = view(meta, support.x, network.of_tasks(support), support.seed, 0)
+        factor = gaussians.cholesky(covariance(for_new(meta), inputs)[0], support.mask)
+        weights = gaussians.condition(factor, gaussians.residual(support.y, means), support.mask)
+        kept = {"inputs": inputs, "there": gaussians.there(support), "factor": factor, "weights": weights}
         buffers = tree.prefixed("module", own) | tree.prefixed("support", kept)
         return Adapted(meta, {}, buffers, support.seed), Info(inputs.new_zeros(0, len(inputs)))
 
     def distribution(adapted: Adapted, x: Tree) -> Gaussian:
-        meta, kept = prior.for_new(adapted.meta), tree.within(adapted.buffers, "support")
-        inputs, means, _ = prior.view(meta, x, tree.within(adapted.buffers, "module"), adapted.seed, 1)
+        meta, kept = for_new(adapted.meta), tree.within(adapted.buffers, "support")
+        inputs, means, _ = view(meta, x, tree.within(adapted.buffers, "module"), adapted.seed, 1)
         params = tree.within(meta.structure, "kernel")
-        cross = torch.where(kept["there"].unsqueeze(1), prior.kernel.matrix(params, inputs, kept["inputs"]), 0)
-        known = Conditioner(kept["factor"], kept["weights"])
-        change, variance = gaussians.posterior(known, cross, prior.kernel.diagonal(params, inputs))
+        cross = torch.where(kept["there"].unsqueeze(1), kernel.matrix(params, inputs, kept["inputs"]), 0)
+        prior = kernel.diagonal(params, inputs)
+        change, variance = gaussians.posterior(kept["factor"], kept["weights"], cross, prior)
         variance = variance + torch.exp(2 * meta.structure["log_noise"])
         return Gaussian(means + change, variance.unsqueeze(-1).expand_as(means))
 
-    return Learner(
-        prior.init,
-        adapt,
-        lambda adapted, x: distribution(adapted, x).mean,
-        losses.without_padding(losses.mse, prior.batch_statistics),
-        backprop,
-        objective=objectives[likelihood],
-        distribution=distribution,
-        shown=shown,
-    )
-
-
-def _joint(prior: Prior) -> Objective:
-    """Return the `Objective` −log p(y_support, y_query), for each target value.
-
-    The query losses that it tells are those under the prior as it fits the training tasks.
-    """
-
-    def objective(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
-        support, query = (present(batch) for batch in episodes)
-        losses.refuse_padding(support, prior.batch_statistics)
-        own = expanded(prior.buffers, prior.buffers, len(support.y))
-        ahead, means_ahead, own = prior.view(meta, support.x, own, support.seed, 0)
-        # as in prediction, the query set goes by the support set's seed
-        behind, means_behind, _ = prior.view(meta, query.x, own, support.seed, 1)
-        mask = joined_mask(support, query)
-        factor = gaussians.cholesky(_covariance(prior, meta, torch.cat([ahead, behind], 1), mask), mask)
-        left = torch.cat([residual(support.y, means_ahead), residual(query.y, means_behind)], 1)
-        with torch.no_grad():
-            predicted = means_behind + gaussians.foreseen(factor, left, mask, ahead.shape[1])
-            info = Info(left.new_zeros(0, len(left)), learner.loss(predicted, query))
-        return gaussians.joint_loss(factor, left, mask), info
-
-    return objective
-
-
-def joined_mask(support: Batch, query: Batch) -> Tensor | None:
-    """Return the mask of support and query rows together, ``None`` where every one is there."""
-    if support.mask is None and query.mask is None:
-        return None
-    parts = (
-        torch.ones_like(y[..., 0], dtype=torch.bool) if mask is None else mask for _, y, mask, _ in (support, query)
-    )
-    return torch.cat(tuple(parts), 1)
-
-
-def residual(y: Tensor, means: Tensor) -> Tensor:
-    """Return y − m(x), or raise `ShapeError` where they do not fit."""
-    if not y.is_floating_point() or y.shape != means.shape:
-        raise ShapeError(
-            f"the targets must be floating, (tasks, examples, outputs) = {tuple(means.shape)}; "
-            f"got y {tuple(y.shape)} of {y.dtype}. Make the learner with outputs= the number of target values"
-        )
-    return y - means
-
-
-def _covariance(prior: Prior, meta: Meta, inputs: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the covariance of observations ``(B, n, n)``, noise included."""
-    matrix = prior.kernel.matrix(tree.within(meta.structure, "kernel"), inputs, inputs)
-    unit = torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
-    return gaussians.masked_covariance(matrix + torch.exp(2 * meta.structure["log_noise"]) * unit, mask)
+    objectives = {"joint": gaussians.joint(view, covariance, network), "predictive": gaussians.predictive}
+    objective = pick("likelihood", likelihood, objectives)
+    return gaussians.regressor(init, adapt, distribution, objective, network.batch_statistics)
 
 
 #: Starting values for targets of variance 1: standard deviations of the noise, of random intercepts and slopes, and
@@ -280,18 +208,16 @@ def gaussian_process(
     The first part of the kernel gives every task an intercept and slopes of its own with a full covariance, the second
     a curve of its own with a length for every feature. Adapting conditions f on the support set in closed form. With
     ``mean="linear"`` and ``kernel="linear"`` this is the linear mixed-effects model (Laird, Ware 1982), and `predict`
-    its best linear unbiased predictor; the further parts let the shared curve, and each task's own, bend. θ is the
-    mean function, M the kernel and the noise.
+    its best linear unbiased predictor. θ is the mean function, M the kernel and the noise.
 
     Trained on −log p(y_support, y_query) of each task, jointly, for each target value. A weak prior keeps few tasks
-    from overfitting (maximum a posteriori): logarithms of scales, lengths and noise, and correlations, are
-    N(starting value, 2²), the network has small weights (`network`). Inputs and
-    targets should be standardised; several target values share the kernel and the noise, and are independent.
+    from overfitting: logarithms of scales, lengths and noise, and correlations, are N(starting value, 2²), the
+    network has small weights. Standardise inputs and targets; several target values share the kernel and the noise,
+    and are independent.
 
-    What T training tasks say of p random effects is itself uncertain. With the joint likelihood, a new task's effects
-    therefore have the covariance (T + 1) / (T − p − 2) · L Lᵀ: that of a new draw, after T draws from a normal
-    distribution of which nothing was known (Jeffreys' prior; twice L Lᵀ at most, and as it is before
-    `Learner.prepare` has counted the tasks). The uncertainty of the other parts is left out.
+    With the joint likelihood, a new task's p random effects have the covariance (T + 1) / (T − p − 2) · L Lᵀ: that of
+    a new draw, after T from a normal distribution of which nothing was known (Jeffreys' prior; twice L Lᵀ at most,
+    and L Lᵀ before `Learner.prepare` has counted the tasks). The uncertainty of the other parts is left out.
 
     Args:
         module: a network f(x) of the mean function m(x) = b + x W + f(x); by default a small one is built.
@@ -322,18 +248,32 @@ def gaussian_process(
     """
     if module is not None and mean != "network":
         raise UsageError(f"a module is the mean function's network, but mean={mean!r} has none; use mean='network'")
-    phi = embedding(module, **options)
-    # a module's curve is added to the line; its weights have no prior
-    chosen = _mean(mean if module is None else "linear", inputs, outputs, hidden)
-    made, like = _table_kernel(kernel, inputs), torch.empty(0, dtype=dtype) if module is None else phi.like
+    phi, like = embedding(module, **options), torch.empty(0, dtype=dtype)
+    forms = {
+        "network": network_mean(inputs, outputs, hidden),
+        "linear": linear_mean(inputs, outputs),
+        "constant": constant_mean(outputs),
+    }
+    chosen = pick("mean", mean, forms)
+    if module is not None:  # its curve is added to the line; its weights have no prior
+        chosen, like = forms["linear"], phi.like
+    rest = {
+        "exponential": partial(kernels.matern, smoothness=0.5),
+        "matern": kernels.matern,
+        "rbf": kernels.rbf,
+        "linear": None,
+    }
+    parts = {"effects": kernels.effects(inputs, intercept=INTERCEPT, slopes=SLOPES)}
+    further = pick("kernel", kernel, rest)
+    total = kernels.total(parts if further is None else parts | {"rest": further(inputs, scale=REST)})
 
     def init(generator: Generator | None = None) -> Meta:
-        structure = tree.prefixed("kernel", made.start(generator, like.dtype)) | _noise(like.dtype)
+        structure = tree.prefixed("kernel", total.start(generator, like.dtype)) | _noise(like.dtype)
         structure |= {"values": torch.tensor(VALUES), "tasks": torch.tensor(0.0)}
         own = phi.start()
         params = chosen.start(generator, like.dtype) | tree.prefixed("module", {**own.params, **own.structure})
-        parts = (tree.prefixed("mean", params), structure)
-        return Meta(*({name: value.to(like) for name, value in part.items()} for part in parts))
+        both = (tree.prefixed("mean", params), structure)
+        return Meta(*({name: value.to(like) for name, value in part.items()} for part in both))
 
     def view(meta: Meta, x: Tree, own: Params, seed: Tensor | None, draw: int) -> tuple[Tensor, Tensor, Params]:
         if x.flatten(2).shape[-1] != inputs:
@@ -345,11 +285,16 @@ def gaussian_process(
             means = means + curve.reshape(means.shape)
         return x.flatten(2), means, own
 
-    prior = Prior(init, view, made, phi.buffers, phi.batch_statistics)
-    if likelihood == "joint":
-        prior = prior._replace(for_new=_widened)
-    learner = conditioned(prior, likelihood)
-    return learner._replace(penalty=_weak_prior(init(None).structure, chosen, regularization), prepare=_prepare)
+    def penalty(meta: Meta) -> Tensor:
+        """Return −log p(θ, M) for each target value of the training tasks."""
+        moved = [(v - start[k].to(v)).square().sum() for k, v in meta.structure.items() if k not in COUNTS]
+        cost = 0.5 * torch.stack(moved).sum() / WIDTH**2 + chosen.cost(tree.within(meta.params, "mean"))
+        # the number of values is a constant: rounded, it has no derivative
+        return regularization * cost / meta.structure["values"].round().clamp(min=1)
+
+    start = init(None).structure
+    learner = _conditioned(init, view, total, phi, likelihood, _widened if likelihood == "joint" else None)
+    return learner._replace(penalty=penalty, prepare=_prepare)
 
 
 @extends(embedding)
@@ -387,14 +332,20 @@ def dkt(
     >>> sorted(learner.init(None).params)
     ['bias', 'weight']
     """
-    phi = embedding(module, **options)
-    made, mean, like = _deep_kernel(kernel, features), constant_mean(outputs), phi.like
+    phi, mean = embedding(module, **options), constant_mean(outputs)
+    found = {
+        "rbf": kernels.rbf,
+        "matern": kernels.matern,
+        "spectral": kernels.spectral,
+        "linear": lambda features: kernels.linear(),
+    }
+    made = pick("kernel", kernel, found)(features)
 
     def init(generator: Generator | None = None) -> Meta:
-        numbers = tree.prefixed("kernel", made.start(generator, like.dtype)) | _noise(like.dtype)
-        numbers |= tree.prefixed("mean", mean.start(generator, like.dtype))
+        numbers = tree.prefixed("kernel", made.start(generator, phi.like.dtype)) | _noise(phi.like.dtype)
+        numbers |= tree.prefixed("mean", mean.start(generator, phi.like.dtype))
         params, structure = phi.start()
-        return Meta(params, structure | {name: value.to(like.device) for name, value in numbers.items()})
+        return Meta(params, structure | {name: value.to(phi.like.device) for name, value in numbers.items()})
 
     def view(meta: Meta, x: Tree, own: Params, seed: Tensor | None, draw: int) -> tuple[Tensor, Tensor, Params]:
         embedded, own = phi.apply({**meta.params, **meta.structure}, own, x, seed, draw)
@@ -402,56 +353,11 @@ def dkt(
             raise ShapeError(f"the network gives {embedded.shape[-1]} features; the kernel was made for {features}")
         return embedded, mean.values(tree.within(meta.structure, "mean"), embedded), own
 
-    return conditioned(Prior(init, view, made, phi.buffers, phi.batch_statistics), likelihood)
+    return _conditioned(init, view, made, phi, likelihood)
 
 
 def _noise(dtype: torch.dtype) -> Params:
     return {"log_noise": torch.tensor(math.log(NOISE), dtype=dtype)}
-
-
-def _mean(name: str, inputs: int, outputs: int, hidden: Sequence[int]) -> Mean:
-    if name == "network":
-        return network_mean(inputs, outputs, hidden)
-    if name == "linear":
-        return linear_mean(inputs, outputs)
-    if name == "constant":
-        return constant_mean(outputs)
-    raise unknown_name("mean", name, ("network", "linear", "constant"))
-
-
-def _table_kernel(name: str, inputs: int) -> Kernel:
-    effects = kernels.effects(inputs, intercept=INTERCEPT, slopes=SLOPES)
-    if name == "linear":
-        return kernels.total({"effects": effects})
-    rests = {
-        "exponential": partial(kernels.matern, smoothness=0.5),
-        "matern": kernels.matern,
-        "rbf": kernels.rbf,
-    }
-    if name not in rests:
-        raise unknown_name("kernel", name, (*rests, "linear"))
-    return kernels.total({"effects": effects, "rest": rests[name](inputs, scale=REST)})
-
-
-def _deep_kernel(name: str, features: int | None) -> Kernel:
-    if name == "linear":
-        return kernels.linear()
-    stationary = {"rbf": kernels.rbf, "matern": kernels.matern, "spectral": kernels.spectral}
-    if name not in stationary:
-        raise unknown_name("kernel", name, (*stationary, "linear"))
-    return stationary[name](features)
-
-
-def _weak_prior(start: Params, mean: Mean, regularization: float) -> Callable[[Meta], Tensor]:
-    """Return −log p(θ, M) for each target value of the training tasks."""
-
-    def penalty(meta: Meta) -> Tensor:
-        moved = [(v - start[k].to(v)).square().sum() for k, v in meta.structure.items() if k not in COUNTS]
-        cost = 0.5 * torch.stack(moved).sum() / WIDTH**2 + mean.cost(tree.within(meta.params, "mean"))
-        # the number of values is a constant: rounded, it has no derivative
-        return regularization * cost / meta.structure["values"].round().clamp(min=1)
-
-    return penalty
 
 
 def _widened(meta: Meta) -> Meta:
@@ -464,11 +370,10 @@ def _widened(meta: Meta) -> Meta:
 
 def _prepare(meta: Meta, tasks: Tasks, seed: int, folder: object = None, /) -> Meta:
     """Start the mean function as the least-squares line through all training tasks, and count them."""
-    values = meta.structure["values"]
+    params, values = dict(meta.params), meta.structure["values"]
     found = pooled(tasks, values.dtype)
-    params = dict(meta.params)
     if "mean.linear" in params:
-        start = {"mean.bias": found.weights[0], "mean.linear": found.weights[1:]}
-        params |= {name: value.to(params[name].device).clone() for name, value in start.items()}
+        line = found.line.to(values.device)
+        params |= {"mean.bias": line[0].clone(), "mean.linear": line[1:].clone()}
     counts = {"values": torch.full_like(values, found.values), "tasks": torch.full_like(values, found.tasks)}
     return Meta(params, meta.structure | counts)

@@ -1,39 +1,27 @@
-"""Normal distributions of B tasks at once: Cholesky factors with masks, log densities, conditioning."""
+"""Normal distributions of B tasks at once: Cholesky factors with masks, conditioning, regression learned by them."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from headstart.algorithms.heads.head import Embedding, shown
+from headstart.core import losses
 from headstart.core.losses import masked_mean, present
-from headstart.types import Episodes, Gaussian, Info, Learner, Meta
+from headstart.core.objective import backprop
+from headstart.errors import ShapeError
+from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Objective, Params, Tree
+
+Likelihood: TypeAlias = Literal["joint", "predictive"]
+View: TypeAlias = Callable[[Meta, Tree, Params, Tensor | None, int], tuple[Tensor, Tensor, Params]]
+"""``(meta, x, buffers, seed, draw) -> (features (B, n, d), prior means (B, n, outputs), buffers)``."""
 
 LOG_TWO_PI = math.log(2 * math.pi)
 #: What is added to the diagonal of a covariance at first, relative to its mean; each further try multiplies it by 100.
 JITTER = {torch.float64: 1e-12, torch.float32: 1e-7}
 TRIES = 4
-
-
-class Conditioner(NamedTuple):
-    """What conditioning on observations needs."""
-
-    factor: Tensor
-    """L ``(B, n, n)``, lower triangular, of the observations' covariance K = L Lᵀ."""
-    weights: Tensor
-    """K⁻¹ (y − m) ``(B, n, o)``, zero where there is no observation."""
-
-
-def masked_covariance(matrix: Tensor, mask: Tensor | None) -> Tensor:
-    """Return ``(B, n, n)`` with the rows and columns of absent examples replaced by those of the unit matrix.
-
-    They then are independent of everything, and have no part in determinants (log 1 = 0) and solutions.
-    """
-    if mask is None:
-        return matrix
-    pairs = mask.unsqueeze(2) & mask.unsqueeze(1)
-    unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    return torch.where(pairs, matrix, unit * (~mask).unsqueeze(-1))
 
 
 def cholesky(matrix: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -43,12 +31,14 @@ def cholesky(matrix: Tensor, mask: Tensor | None = None) -> Tensor:
     factorise then. One that never does gives NaN.
 
     Args:
-        matrix: the matrices; with a ``mask``, those of `masked_covariance`.
-        mask: ``(B, n)``, false where there is no example, so that the mean is that of the others.
+        matrix: the matrices.
+        mask: ``(B, n)``, false where there is no example: its row and column become those of the unit matrix, so that
+            it is independent of everything, and has no part in determinants (log 1 = 0) and solutions.
     """
-    size = matrix.shape[-1]
-    unit = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+    unit = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     mean = masked_mean(matrix.detach().diagonal(dim1=-2, dim2=-1), mask)
+    if mask is not None:
+        matrix = torch.where(mask.unsqueeze(2) & mask.unsqueeze(1), matrix, unit * (~mask).unsqueeze(-1))
     jitter = JITTER.get(matrix.dtype, 1e-6) * mean
     factor, failed = torch.linalg.cholesky_ex(matrix + jitter[..., None, None] * unit)
     for _ in range(TRIES - 1):
@@ -64,47 +54,37 @@ def solve_lower(factor: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, right, upper=False)
 
 
-def condition(factor: Tensor, residual: Tensor, mask: Tensor | None) -> Conditioner:
-    """Return what predicting from observations needs.
+def condition(factor: Tensor, residual: Tensor, mask: Tensor | None) -> Tensor:
+    """Return K⁻¹ (y − m) ``(B, n, o)`` for `posterior`, zero where there is no observation.
 
     Args:
-        factor: of their covariance, noise included, ``(B, n, n)``.
+        factor: L of the observations' covariance K = L Lᵀ, noise included, ``(B, n, n)``.
         residual: observations less their prior means, ``(B, n, o)``.
         mask: ``(B, n)``, which of them are there.
     """
-    whitened = solve_lower(factor, zeroed(residual, mask))
-    return Conditioner(factor, torch.linalg.solve_triangular(factor.transpose(1, 2), whitened, upper=True))
+    return torch.cholesky_solve(zeroed(residual, mask), factor)
 
 
-def posterior(known: Conditioner, cross: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+def posterior(factor: Tensor, weights: Tensor, cross: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Return the posterior (mean − prior mean) ``(B, m, o)`` and variance ``(B, m)`` at new inputs.
 
     Args:
-        known: see `condition`.
+        factor, weights: see `condition`.
         cross: covariances with the observations ``(B, m, n)``, zero for those that are not there.
         variance: prior variances ``(B, m)``.
     """
-    explained = solve_lower(known.factor, cross.transpose(1, 2)).square().sum(1)
+    explained = solve_lower(factor, cross.mT).square().sum(1)
     # rounding may explain a little more than there is
-    return cross @ known.weights, (variance - explained).clamp(min=0)
-
-
-def log_density(factor: Tensor, residual: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return log N(residual; 0, L Lᵀ) ``(B,)``, summed over the columns of ``residual`` ``(B, n, o)``.
-
-    The covariance must be masked (`masked_covariance`); absent examples then have no part in it.
-    """
-    residual = zeroed(residual, mask)
-    whitened = solve_lower(factor, residual).square().sum((1, 2))
-    half_determinant = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    outputs = residual.shape[-1]
-    return -0.5 * whitened - outputs * (half_determinant + 0.5 * LOG_TWO_PI * count(residual, mask))
+    return cross @ weights, (variance - explained).clamp(min=0)
 
 
 def joint_loss(factor: Tensor, residual: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return −log N(residual; 0, L Lᵀ) for each target value, ``(B,)``: jointly, divided by their number."""
-    values = residual.shape[-1] * count(residual, mask).clamp(min=1)
-    return -log_density(factor, residual, mask) / values
+    """Return −log N(residual; 0, L Lᵀ) of ``(B, n, o)``, divided by the number of values that are there, ``(B,)``."""
+    residual = zeroed(residual, mask)
+    count = residual.new_full((1,), residual.shape[1]) if mask is None else mask.sum(1).to(residual)
+    outputs, half_determinant = residual.shape[-1], factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    whitened = 0.5 * solve_lower(factor, residual).square().sum((1, 2))
+    return (whitened + outputs * (half_determinant + 0.5 * LOG_TWO_PI * count)) / (outputs * count.clamp(min=1))
 
 
 def foreseen(factor: Tensor, residual: Tensor, mask: Tensor | None, first: int) -> Tensor:
@@ -133,9 +113,67 @@ def predictive(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor
     return marginal_loss(predicted, query.y, query.mask), info._replace(query_loss=errors)
 
 
-def count(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Return how many examples of each task are there, ``(B,)``."""
-    return values.new_full(values.shape[:1], values.shape[1]) if mask is None else mask.sum(1).to(values.dtype)
+def joint(view: View, covariance: Callable[[Meta, Tensor], tuple[Tensor, Tensor]], network: Embedding) -> Objective:
+    """Return the `Objective` −log p(y_support, y_query), for each target value.
+
+    Args:
+        view: what the prior makes of inputs.
+        covariance: ``(meta, features) -> (covariance of observations (B, n, n), log of the unit of each target)``.
+        network: what ``view`` runs.
+    """
+
+    def objective(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
+        support, query = (present(batch) for batch in episodes)
+        losses.refuse_padding(support, network.batch_statistics)
+        ahead, means_ahead, own = view(meta, support.x, network.of_tasks(support), support.seed, 0)
+        # as in prediction, the query set goes by the support set's seed
+        behind, means_behind, _ = view(meta, query.x, own, support.seed, 1)
+        masked = support.mask is not None or query.mask is not None
+        mask = torch.cat([there(support), there(query)], 1) if masked else None
+        matrix, log_unit = covariance(meta, torch.cat([ahead, behind], 1))
+        factor, unit = cholesky(matrix, mask), log_unit.exp()
+        left = torch.cat([residual(support.y, means_ahead), residual(query.y, means_behind)], 1) / unit
+        with torch.no_grad():
+            predicted = means_behind + unit * foreseen(factor, left, mask, ahead.shape[1])
+            info = Info(left.new_zeros(0, len(left)), learner.loss(predicted, query))
+        return joint_loss(factor, left, mask) + log_unit.mean(), info
+
+    return objective
+
+
+def regressor(
+    init: Callable[..., Meta],
+    adapt: Callable[..., tuple[Adapted, Info]],
+    distribution: Callable[[Adapted, Tree], Gaussian],
+    objective: Objective,
+    batch_statistics: str = "",
+) -> Learner:
+    """Return the learner that predicts the mean of its ``distribution``, and is judged by its squared error."""
+    return Learner(
+        init,
+        adapt,
+        lambda adapted, x: distribution(adapted, x).mean,
+        losses.without_padding(losses.mse, batch_statistics),
+        backprop,
+        objective=objective,
+        distribution=distribution,
+        shown=shown,
+    )
+
+
+def residual(y: Tensor, means: Tensor) -> Tensor:
+    """Return y − m(x), or raise `ShapeError` where they do not fit."""
+    if not y.is_floating_point() or y.shape != means.shape:
+        raise ShapeError(
+            f"the targets must be floating, (tasks, examples, outputs) = {tuple(means.shape)}; "
+            f"got y {tuple(y.shape)} of {y.dtype}. Make the learner with outputs= the number of target values"
+        )
+    return y - means
+
+
+def there(batch: Batch) -> Tensor:
+    """Return the mask of a batch ``(B, n)``, true everywhere where it has none."""
+    return batch.y.new_ones(batch.y.shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask
 
 
 def zeroed(values: Tensor, mask: Tensor | None) -> Tensor:
