@@ -98,7 +98,7 @@ def test_cnp_pools_by_the_mean_and_minimises_the_likelihood() -> None:
     whole = learner.adapt(meta, support)[0].params["representation"]
     ones = [learner.adapt(meta, Batch(support.x[:, [i]], support.y[:, [i]]))[0] for i in range(4)]
     torch.testing.assert_close(whole, torch.stack([one.params["representation"] for one in ones]).mean(0))
-    weights = [meta.params[f"decoder.layers.{i}.{part}"] for i in (0, 2, 4) for part in ("weight", "bias")]
+    weights = [meta.params[f"decoder.{i}.{part}"] for i in (0, 2, 4) for part in ("weight", "bias")]
     layer = torch.cat((whole.unsqueeze(1).expand(-1, 5, -1), query.x), -1)
     for place, (weight, bias) in enumerate(zip(weights[::2], weights[1::2])):
         layer = layer @ weight.T + bias
@@ -131,7 +131,7 @@ def test_anp_minimises_a_bound_of_the_likelihood() -> None:
     assert learner.objective is not None and learner.distribution is not None
     start = started(learner, 3).params
     # a latent encoder that tells sets apart
-    meta = Meta({name: (2 if name.startswith("latent.") else 1) * value for name, value in start.items()}, {})
+    meta = Meta({name: (2 if name.startswith("latent") else 1) * value for name, value in start.items()}, {})
     one = random_episodes((1,), outputs=1, tasks=1, query=3, regression=True)
     support, query = (Batch(b.x.expand(2000, -1, -1), b.y.expand(2000, -1, -1), None, torch.arange(2000)) for b in one)
     # every seed draws its own z
@@ -173,7 +173,7 @@ def test_anp_predicts_a_mixture_by_the_tasks_seed() -> None:
 @BOTH
 def test_training_learns_to_read_the_support_set(make: Callable[..., Learner]) -> None:
     tasks = gp_curves(queries=12, lengthscale=1.0)
-    learner = make(inputs=1, hidden=32, depth=3, taskmap="vmap")
+    learner = make(inputs=1, hidden=32, depth=3)
     for record in fit(learner, tasks, steps=200, optimizer=lambda tensors: torch.optim.Adam(tensors, lr=3e-3)):
         state = record.state
     support, query = tasks.sample("validation", range(200))

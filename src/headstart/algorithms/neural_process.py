@@ -1,38 +1,24 @@
 """Neural processes: networks that read a support set and answer with a distribution, in one forward pass."""
 
-import math
-from collections.abc import Mapping
-from math import sqrt
+from math import prod, sqrt
 from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Generator, Tensor, nn
+from torch.func import functional_call
 
+from headstart.algorithms import gaussians
 from headstart.algorithms.adaptation import uniform
 from headstart.algorithms.evolution import normals
-from headstart.algorithms.gaussians import marginal_loss, predictive
-from headstart.core import losses
 from headstart.core.losses import present
-from headstart.core.objective import backprop
-from headstart.core.tree import prefixed, within
+from headstart.core.tree import within
 from headstart.errors import ShapeError, UsageError
-from headstart.forward.functional import Functional, functional
-from headstart.forward.task_map import TaskMap, TaskMapName
 from headstart.schema import Count, Size, extends
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Params, Tree
 
 Depth: TypeAlias = Annotated[int, Ge(2), Le(100)]
-
-
-class Sizes(NamedTuple):
-    """What the networks are built for."""
-
-    inputs: int
-    outputs: int
-    hidden: int
-    depth: int
-    """Linear layers of an encoder, at least 2; a decoder has one less and its last."""
+Floor: TypeAlias = Annotated[float, Gt(0), Lt(1)]
 
 
 def layers(inputs: int, hidden: int, depth: int, outputs: int | None = None) -> nn.Sequential:
@@ -42,48 +28,6 @@ def layers(inputs: int, hidden: int, depth: int, outputs: int | None = None) -> 
     for before, after in zip(sizes, sizes[1:]):
         stack += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*stack[:-1])
-
-
-class ExampleEncoder(nn.Module):
-    """rᵢ = h(xᵢ, yᵢ) for each support example."""
-
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__()
-        self.layers = layers(sizes.inputs + sizes.outputs, sizes.hidden, sizes.depth)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return ``(n, hidden)`` for ``x`` ``(n, inputs)`` and ``y`` ``(n, outputs)``."""
-        return self.layers(torch.cat((x, y), -1))
-
-
-class SetEncoder(nn.Module):
-    """r = mean of h(xᵢ, yᵢ) over the support examples."""
-
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__()
-        self.each = ExampleEncoder(sizes)
-
-    def forward(self, x: Tensor, y: Tensor, there: Tensor) -> Tensor:
-        """Return ``(hidden,)``; ``there`` ``(n,)`` is 1 for an example, 0 for padding, which counts nowhere."""
-        return (self.each(x, y) * there.unsqueeze(-1)).sum(-2) / there.sum().clamp(min=1)
-
-
-class LatentEncoder(nn.Module):
-    """The normal distribution of the latent variable given a set: z ~ N(μ(s), σ(s)²), s the mean of h(xᵢ, yᵢ).
-
-    σ = 0.1 + 0.9 sigmoid(·), as in the authors' code.
-    """
-
-    def __init__(self, sizes: Sizes, latent: int) -> None:
-        super().__init__()
-        self.set = SetEncoder(sizes)
-        middle = (sizes.hidden + latent) // 2
-        self.head = nn.Sequential(nn.Linear(sizes.hidden, middle), nn.ReLU(), nn.Linear(middle, 2 * latent))
-
-    def forward(self, x: Tensor, y: Tensor, there: Tensor) -> Tensor:
-        """Return ``(2, latent)``: the mean and the standard deviation."""
-        mean, raw = self.head(self.set(x, y, there)).chunk(2, -1)
-        return torch.stack((mean, 0.1 + 0.9 * raw.sigmoid()))
 
 
 class CrossAttention(nn.Module):
@@ -96,113 +40,86 @@ class CrossAttention(nn.Module):
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, there: Tensor) -> Tensor:
-        """Return ``(m, width)`` for ``query`` ``(m, width)`` and ``key``, ``value`` ``(n, width)``.
+        """Return ``(…, m, width)`` for ``query`` ``(…, m, width)`` and ``key``, ``value`` ``(…, n, width)``.
 
-        ``there`` ``(n,)`` is 1 for an example and 0 for padding, which gets no weight; where nothing is there, so is
-        the answer.
+        ``there`` ``(…, n)`` is 1 for an example and 0 for padding, which gets no weight; where nothing is there, the
+        answer is 0.
         """
         heads = (self.query(query), self.key(key), self.value(value))
-        asked, known, told = (part.unflatten(-1, (self.heads, -1)).transpose(0, 1) for part in heads)
-        scores = asked @ known.transpose(1, 2) / sqrt(asked.shape[-1])
-        scores = scores.masked_fill(there < 0.5, torch.finfo(scores.dtype).min)
-        return self.output(((scores.softmax(-1) * there) @ told).transpose(0, 1).flatten(1))
+        asked, known, told = (part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in heads)
+        there = there[..., None, None, :]
+        scores = (asked @ known.mT / sqrt(asked.shape[-1])).masked_fill(there < 0.5, torch.finfo(asked.dtype).min)
+        return self.output(((scores.softmax(-1) * there) @ told).transpose(-3, -2).flatten(-2))
 
 
-class Decoder(nn.Module):
-    """What is known of a target at x: the mean and the raw spread of a normal distribution."""
+class Process(NamedTuple):
+    """What both processes are made of: networks as functions of one θ, in which each has its name for a prefix."""
 
-    def __init__(self, sizes: Sizes, context: int) -> None:
-        super().__init__()
-        self.layers = layers(context + sizes.inputs, sizes.hidden, sizes.depth, 2 * sizes.outputs)
-
-    def forward(self, context: Tensor, x: Tensor) -> Tensor:
-        """Return ``(…, m, 2 outputs)`` for a context ``(…, m or 1, context)`` and ``x`` ``(m, inputs)``."""
-        shape = (*context.shape[:-2], len(x))
-        return self.layers(torch.cat((context.expand(*shape, -1), x.expand(*shape, -1)), -1))
-
-
-class Networks(NamedTuple):
-    """Several modules as pure functions of one θ, in which each has its name for a prefix."""
-
-    parts: dict[str, Functional]
+    inputs: int
+    outputs: int
+    floor: float
+    networks: dict[str, nn.Module]
+    """Without weights."""
     like: Tensor
-    """An empty tensor of their type, on their device."""
-    modules: dict[str, nn.Module]
-    """Their structure, without weights."""
+    """An empty tensor of the weights' type, on their device."""
 
-    def start(self, generator: Generator | None) -> Params:
-        """Draw θ to start from."""
+    def init(self, generator: Generator | None = None) -> Meta:
+        """Draw weights uniform in ±√(6 / (inputs + outputs of a layer)) (Glorot, Bengio 2010), and biases of 0.
+
+        As in the authors' code; with the smaller weights of ``nn.Linear``, little of a support set reaches the targets.
+        """
         weights: Params = {}
-        for name, module in self.modules.items():
-            weights |= prefixed(name, _drawn(module, self.like, generator))
-        return weights
+        for part, network in self.networks.items():
+            for name, value in network.named_parameters(prefix=part):
+                if value.ndim == 1:
+                    weights[name] = self.like.new_zeros(value.shape)
+                else:
+                    weights[name] = uniform(value.shape, sqrt(6 / sum(value.shape)), self.like, generator)
+        return Meta(weights, {})
 
-    def run(self, name: str, meta: Meta, *x: Tensor) -> Tensor:
-        """Return the outputs of a module on B tasks."""
-        return self.parts[name].apply(within(meta.params, name), {}, x)[0]
+    def run(self, part: str, meta: Meta, *x: Tensor) -> Tensor:
+        """Return the outputs of a network."""
+        return functional_call(self.networks[part], within(meta.params, part), x)
+
+    def examples(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return ``[x, y]`` ``(B, n, inputs + outputs)`` and 1 where there is such an example, 0 else, ``(B, n)``."""
+        x, y, _, _ = present(batch)
+        if not y.is_floating_point() or tuple(y.shape[2:]) != (self.outputs,):
+            raise ShapeError(
+                f"a neural process of {self.outputs} target values needs floating targets (tasks, examples, "
+                f"{self.outputs}); got y {tuple(y.shape)} of {y.dtype}"
+            )
+        return torch.cat((self.flat(x), y), -1), gaussians.there(batch).to(y)
+
+    def flat(self, x: Tree) -> Tensor:
+        """Return inputs as vectors, ``(B, n, inputs)``."""
+        if not isinstance(x, Tensor) or prod(x.shape[2:]) != self.inputs:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ShapeError(
+                f"a neural process of {self.inputs} inputs needs a tensor x (tasks, examples, *features) with as many "
+                f"features; got {got}"
+            )
+        return x.flatten(2)
+
+    def decoded(self, meta: Meta, *parts: Tensor) -> Gaussian:
+        """Return N(μ, σ²) for what is known of targets, in parts that are broadcast: σ = f + (1 − f) softplus(s)."""
+        shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+        raw = self.run("decoder", meta, torch.cat([part.expand(*shape, -1) for part in parts], -1))
+        mean, spread = raw.chunk(2, -1)
+        return Gaussian(mean, (self.floor + (1 - self.floor) * nn.functional.softplus(spread)).square())
 
 
-def _drawn(module: nn.Module, like: Tensor, generator: Generator | None) -> Params:
-    """Return weights uniform in ±√(6 / (inputs + outputs of a layer)) (Glorot, Bengio 2010), and biases of 0.
-
-    As in the authors' code; with the smaller weights of ``nn.Linear``, little of a support set reaches the targets.
-    """
-    weights: Params = {}
-    for name, value in module.named_parameters():
-        bound = math.sqrt(6 / sum(value.shape))
-        weights[name] = like.new_zeros(value.shape) if value.ndim == 1 else uniform(value.shape, bound, like, generator)
-    return weights
-
-
-def networks(modules: Mapping[str, nn.Module], taskmap: TaskMapName | TaskMap, like: Tensor) -> Networks:
-    """Return modules on the ``meta`` device as pure functions, of weights like ``like`` in type and place."""
-    parts = {name: functional(module, taskmap=taskmap) for name, module in modules.items()}
-    return Networks(parts, like, dict(modules))
-
-
-def checked(sizes: Sizes, floor: float) -> Sizes:
-    """Return the sizes, or raise `UsageError` where there is no such network."""
-    if min(sizes) < 1 or sizes.depth < 2 or not 0 < floor < 1:
+def _require(inputs: int, outputs: int, hidden: int, depth: int, floor: float) -> None:
+    if min(inputs, outputs, hidden) < 1 or depth < 2 or not 0 < floor < 1:
         raise UsageError(
             f"a neural process needs inputs, outputs and hidden of at least 1, a depth of at least 2 and a floor "
-            f"between 0 and 1; got {', '.join(f'{name}={size}' for name, size in sizes._asdict().items())}, "
-            f"floor={floor}"
+            f"between 0 and 1; got inputs={inputs}, outputs={outputs}, hidden={hidden}, depth={depth}, floor={floor}"
         )
-    return sizes
 
 
-def examples(batch: Batch, sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``x`` ``(B, n, inputs)``, ``y`` ``(B, n, outputs)`` and 1 where there is such an example, ``(B, n)``."""
-    batch = present(batch)
-    y = batch.y
-    if not y.is_floating_point() or tuple(y.shape[2:]) != (sizes.outputs,):
-        raise ShapeError(
-            f"a neural process of {sizes.outputs} target values needs floating targets (tasks, examples, "
-            f"{sizes.outputs}); got y {tuple(y.shape)} of {y.dtype}"
-        )
-    return flat(batch.x, sizes), y, there(batch, y)
-
-
-def flat(x: Tree, sizes: Sizes) -> Tensor:
-    """Return inputs as vectors, ``(B, n, inputs)``."""
-    if not isinstance(x, Tensor) or math.prod(x.shape[2:]) != sizes.inputs:
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ShapeError(
-            f"a neural process of {sizes.inputs} inputs needs a tensor x (tasks, examples, *features) with as many "
-            f"features; got {got}"
-        )
-    return x.flatten(2)
-
-
-def there(batch: Batch, like: Tensor) -> Tensor:
-    """Return 1 where there is such an example and 0 where not, ``(B, n)``."""
-    return like.new_ones(batch.y.shape[:2]) if batch.mask is None else batch.mask.to(like.dtype)
-
-
-def gaussian(raw: Tensor, floor: float) -> Gaussian:
-    """Return what a decoder says: the mean, and σ² with σ = floor + (1 − floor) softplus(s)."""
-    mean, spread = raw.chunk(2, -1)
-    return Gaussian(mean, (floor + (1 - floor) * nn.functional.softplus(spread)).square())
+def _mean(values: Tensor, there: Tensor) -> Tensor:
+    """Return the mean of ``(B, n, d)`` over the examples that are there, ``(B, d)``."""
+    return (values * there.unsqueeze(-1)).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
 
 
 def cnp(
@@ -211,8 +128,7 @@ def cnp(
     outputs: int = 1,
     hidden: Size = 128,
     depth: Depth = 4,
-    floor: Annotated[float, Gt(0), Lt(1)] = 0.01,
-    taskmap: TaskMapName | TaskMap = "vmap",
+    floor: Floor = 0.01,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Learner:
@@ -230,8 +146,6 @@ def cnp(
         depth: linear layers of the encoder h, and of the decoder g.
         floor: f, the least standard deviation, in units of y; the authors' code has 0.1, and less lets a well-known
             target be predicted with little noise.
-        taskmap: how the tasks of a step go through the networks: at once (``"vmap"``), one by one (``"loop"``), or as
-            is measured to be faster (``"auto"``: two runs may then differ in rounding).
         device: where the weights are put.
         dtype: their type.
 
@@ -246,30 +160,24 @@ def cnp(
     >>> learner.distribution(adapted, episodes.query.x).variance.shape
     torch.Size([4, 50, 1])
     """
-    sizes = checked(Sizes(inputs, outputs, hidden, depth), floor)
+    _require(inputs, outputs, hidden, depth, floor)
     with torch.device("meta"):  # weights are drawn by `init`, so none are drawn here
-        modules = {"encoder": SetEncoder(sizes), "decoder": Decoder(sizes, hidden)}
-    made = networks(modules, taskmap, torch.empty(0, dtype=dtype, device=device))
+        networks: dict[str, nn.Module] = {
+            "encoder": layers(inputs + outputs, hidden, depth),
+            "decoder": layers(hidden + inputs, hidden, depth, 2 * outputs),
+        }
+    made = Process(inputs, outputs, floor, networks, torch.empty(0, dtype=dtype, device=device))
 
     def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
-        x, y, known = examples(support, sizes)
-        representation = made.run("encoder", meta, x, y, known)
+        pairs, there = made.examples(support)
+        representation = _mean(made.run("encoder", meta, pairs), there)
         adapted = Adapted(meta, {"representation": representation}, {}, support.seed)
-        return adapted, Info(representation.new_zeros(0, len(y)))
+        return adapted, Info(pairs.new_zeros(0, len(pairs)))
 
     def distribution(adapted: Adapted, x: Tree) -> Gaussian:
-        context = adapted.params["representation"].unsqueeze(1)
-        return gaussian(made.run("decoder", adapted.meta, context, flat(x, sizes)), floor)
+        return made.decoded(adapted.meta, adapted.params["representation"].unsqueeze(1), made.flat(x))
 
-    return Learner(
-        init=lambda generator=None: Meta(made.start(generator), {}),
-        adapt=adapt,
-        predict=lambda adapted, x: distribution(adapted, x).mean,
-        loss=losses.mse,
-        gradient=backprop,
-        objective=predictive,
-        distribution=distribution,
-    )
+    return gaussians.regressor(made.init, adapt, distribution, gaussians.predictive)
 
 
 @extends(cnp)
@@ -282,8 +190,7 @@ def anp(
     heads: Count = 8,
     latent: Size | None = None,
     draws: Count = 8,
-    floor: Annotated[float, Gt(0), Lt(1)] = 0.01,
-    taskmap: TaskMapName | TaskMap = "vmap",
+    floor: Floor = 0.01,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Learner:
@@ -316,84 +223,72 @@ def anp(
 
     Reference: Kim et al. 2019, arXiv:1901.05761.
     """
-    sizes = checked(Sizes(inputs, outputs, hidden, depth), floor)
+    _require(inputs, outputs, hidden, depth, floor)
     length = hidden if latent is None else latent
     if heads < 1 or hidden % heads or length < 1 or draws < 1:
         raise UsageError(
             f"anp needs heads that divide hidden, a latent of at least 1 and at least 1 draw; got heads={heads}, "
             f"hidden={hidden}, latent={latent}, draws={draws}"
         )
+    middle = (hidden + length) // 2
     with torch.device("meta"):
-        modules = {
-            "encoder": ExampleEncoder(sizes),
-            "latent": LatentEncoder(sizes, length),
+        networks: dict[str, nn.Module] = {
+            "encoder": layers(inputs + outputs, hidden, depth),
+            "latent": layers(inputs + outputs, hidden, depth),
+            "latent_head": nn.Sequential(nn.Linear(hidden, middle), nn.ReLU(), nn.Linear(middle, 2 * length)),
             "key": layers(inputs, hidden, 2),
             "attention": CrossAttention(hidden, heads),
-            "decoder": Decoder(sizes, hidden + length),
+            "decoder": layers(hidden + length + inputs, hidden, depth, 2 * outputs),
         }
-    own = _Attentive(networks(modules, taskmap, torch.empty(0, dtype=dtype, device=device)), sizes, draws, floor)
-    return Learner(
-        init=lambda generator=None: Meta(own.networks.start(generator), {}),
-        adapt=own.adapt,
-        predict=lambda adapted, x: own.distribution(adapted, x).mean,
-        loss=losses.mse,
-        gradient=backprop,
-        objective=own.objective,
-        distribution=own.distribution,
-    )
+    made = Process(inputs, outputs, floor, networks, torch.empty(0, dtype=dtype, device=device))
 
+    def latent_of(meta: Meta, pairs: Tensor, there: Tensor) -> Tensor:
+        """Return μ(s) and σ(s), ``(B, 2, latent)``; σ = 0.1 + 0.9 sigmoid(·), as in the authors' code."""
+        s = _mean(made.run("latent", meta, pairs), there)
+        mean, raw = made.run("latent_head", meta, s).chunk(2, -1)
+        return torch.stack((mean, 0.1 + 0.9 * raw.sigmoid()), 1)
 
-class _Attentive(NamedTuple):
-    """The functions of `anp`."""
-
-    networks: Networks
-    sizes: Sizes
-    draws: int
-    floor: float
-
-    def adapt(self, meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
-        x, y, known = _without_padding(examples(support, self.sizes), support.mask)
+    def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
+        pairs, there = made.examples(support)
+        if support.mask is not None:  # attention is over the places in which some task has an example
+            some = support.mask.any(0)
+            pairs, there = pairs[:, some], there[:, some]
         found = {
-            "key": self.networks.run("key", meta, x),
-            "value": self.networks.run("encoder", meta, x, y),
-            "there": known,
-            "latent": self.networks.run("latent", meta, x, y, known),
+            "key": made.run("key", meta, pairs[..., :inputs]),
+            "value": made.run("encoder", meta, pairs),
+            "there": there,
+            "latent": latent_of(meta, pairs, there),
         }
-        return Adapted(meta, found, {}, support.seed), Info(y.new_zeros(0, len(y)))
+        return Adapted(meta, found, {}, support.seed), Info(pairs.new_zeros(0, len(pairs)))
 
-    def decoded(self, adapted: Adapted, x: Tree, z: Tensor) -> Gaussian:
+    def decoded(adapted: Adapted, x: Tree, z: Tensor) -> Gaussian:
         """Return the distributions ``(B, draws, n, outputs)`` for each of the draws ``z`` ``(B, draws, latent)``."""
-        meta, own, x = adapted.meta, adapted.params, flat(x, self.sizes)
-        asked = self.networks.run("key", meta, x)
-        attended = self.networks.run("attention", meta, asked, own["key"], own["value"], own["there"])
-        shape = (*z.shape[:2], x.shape[1], -1)
-        context = torch.cat((attended.unsqueeze(1).expand(shape), z.unsqueeze(2).expand(shape)), -1)
-        return gaussian(self.networks.run("decoder", meta, context, x), self.floor)
+        meta, own, x = adapted.meta, adapted.params, made.flat(x)
+        asked = made.run("key", meta, x)
+        attended = made.run("attention", meta, asked, own["key"], own["value"], own["there"])
+        return made.decoded(meta, attended.unsqueeze(1), z.unsqueeze(2), x.unsqueeze(1))
 
-    def distribution(self, adapted: Adapted, x: Tree) -> Gaussian:
-        mean, deviation = adapted.params["latent"].unbind(1)
-        white = _white(adapted.seed, (len(mean), self.draws, mean.shape[1]), mean, stream=1)
-        each = self.decoded(adapted, x, mean.unsqueeze(1) + deviation.unsqueeze(1) * white)
+    def distribution(adapted: Adapted, x: Tree) -> Gaussian:
+        mean, deviation = adapted.params["latent"].unsqueeze(2).unbind(1)
+        white = _white(adapted.seed, (len(mean), draws, length), mean, stream=1)
+        each = decoded(adapted, x, mean + deviation * white)
         # the mixture's variance: that of its parts, and that between them
         return Gaussian(each.mean.mean(1), each.variance.mean(1) + each.mean.var(1, correction=0))
 
-    def objective(self, learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
-        adapted, info = self.adapt(meta, episodes.support)
-        query = present(episodes.query)
-        support_and_query = zip(*(examples(batch, self.sizes) for batch in episodes))
-        posterior = self.networks.run("latent", meta, *(torch.cat(parts, 1) for parts in support_and_query))
+    def objective(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
+        adapted, info = adapt(meta, episodes.support)
+        query, prior = present(episodes.query), adapted.params["latent"]
+        both = zip(*(made.examples(batch) for batch in episodes))
+        posterior = latent_of(meta, *(torch.cat(parts, 1) for parts in both))
         mean, deviation = posterior.unbind(1)
         z = mean + deviation * _white(query.seed, tuple(mean.shape), mean, stream=0)
-        drawn_once = Gaussian(*(part.squeeze(1) for part in self.decoded(adapted, query.x, z.unsqueeze(1))))
-        nats = marginal_loss(drawn_once, query.y, query.mask)
-        values = self.sizes.outputs * there(query, mean).sum(1).clamp(min=1)
-        bound = nats + _divergence(posterior, adapted.params["latent"]) / values
+        drawn_once = Gaussian(*(part.squeeze(1) for part in decoded(adapted, query.x, z.unsqueeze(1))))
+        nats = gaussians.marginal_loss(drawn_once, query.y, query.mask)
+        values = outputs * gaussians.there(query).sum(1).clamp(min=1)
+        bound = nats + _divergence(posterior, prior) / values
         return bound, info._replace(query_loss=learner.loss(drawn_once.mean.detach(), query))
 
-
-def _without_padding(parts: tuple[Tensor, ...], mask: Tensor | None) -> tuple[Tensor, ...]:
-    """Return tensors ``(B, n, …)`` without the places in which no task has an example."""
-    return parts if mask is None else tuple(part[:, mask.any(0)] for part in parts)
+    return gaussians.regressor(made.init, adapt, distribution, objective)
 
 
 def _divergence(posterior: Tensor, prior: Tensor) -> Tensor:
@@ -407,5 +302,5 @@ def _white(seed: Tensor | None, shape: tuple[int, ...], like: Tensor, stream: in
     """Return standard normal numbers ``(B, …)`` that are functions of the task's seed (0 where there is none)."""
     own = torch.zeros(shape[0], dtype=torch.int64, device=like.device) if seed is None else seed
     # 0x6E70, "np": other numbers than dropout's
-    drawn = normals(math.prod(shape[1:]), range(stream, stream + 1), own, (0x6E70, 0), torch.float64)
+    drawn = normals(prod(shape[1:]), range(stream, stream + 1), own, (0x6E70, 0), torch.float64)
     return drawn.view(shape).to(like)
