@@ -2,29 +2,27 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from headstart.data.curves.points import point_tasks
 from headstart.data.random import check_deviations, normal, uniform
-from headstart.errors import UsageError, unknown_name
-from headstart.schema import Count, NotNegative
+from headstart.errors import UsageError, pick
+from headstart.schema import NotNegative, extends
 from headstart.types import Tasks
 
 KINDS = ("sine", "line", "quadratic")
 """The kinds of function that there are."""
 
 
+@extends(point_tasks)
 def curves(
     *,
-    shots: Count = 10,
-    queries: Count = 10,
     noise: NotNegative = 0.3,
     kinds: Sequence[str] = KINDS,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> Tasks:
     """Regress curves of several kinds from a few noisy points (Vuorio, Sun, Hu, Lim 2019, arXiv:1910.13616).
 
@@ -42,17 +40,12 @@ def curves(
     lines and 5.514 on quadratics, 12.589 on the three together, each plus ``noise**2``.
 
     Args:
-        shots: support points of a task.
-        queries: query points of a task.
         noise: standard deviation of the noise, in units of y.
         kinds: one or more of 'sine', 'line' and 'quadratic', none of them twice.
-        seed: of the family; in ``[0, 2**32)``.
-        device: where the points are put.
-        dtype: their type.
+        options: those of `point_tasks`: shots, queries, seed, device, dtype.
 
     Raises:
-        UsageError: ``shots`` or ``queries`` below 1, a noise that is negative or not finite, no kind or one twice,
-            or a seed outside ``[0, 2**32)``.
+        UsageError: a noise that is negative or not finite, or no kind or one twice.
         UnknownNameError: a kind that does not exist.
 
     >>> curves(shots=5, kinds=("sine", "line")).sample("train", range(25)).support.y.shape
@@ -60,14 +53,12 @@ def curves(
     """
     kinds = tuple(kinds)
     for kind in kinds:
-        if kind not in KINDS:
-            raise unknown_name("kind of curve", kind, KINDS)
+        pick("kind of curve", kind, _FUNCTIONS)
     if not kinds or len(set(kinds)) < len(kinds):
         raise UsageError(f"kinds must be one or more of {', '.join(KINDS)}, none of them twice, got {kinds}")
     check_deviations(noise=noise)
 
-    def draw(split: str, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        count = shots + queries
+    def draw(seed: int, split: str, numbers: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
         drawn = uniform(seed, split, numbers, stream=0, count=4 + count)
         kind, x = (len(kinds) * drawn[:, 0:1]).long(), 10 * drawn[:, 4:] - 5
         a, b, c = drawn[:, 1:2], drawn[:, 2:3], drawn[:, 3:4]
@@ -84,7 +75,7 @@ def curves(
         "noise_variance": noise**2,
         "source": "Vuorio, Sun, Hu, Lim 2019, arXiv:1910.13616",
     }
-    return point_tasks("curves", draw, details, shots=shots, queries=queries, seed=seed, device=device, dtype=dtype)
+    return point_tasks("curves", draw, details, **options)
 
 
 def _quadratic(a: Tensor, b: Tensor, c: Tensor, x: Tensor) -> Tensor:

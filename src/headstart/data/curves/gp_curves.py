@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from headstart.data.curves.points import point_tasks
 from headstart.data.random import below, bits, check_deviations, normal, size_range, uniform
-from headstart.errors import ShapeError, UsageError, unknown_name
-from headstart.schema import Count, NotNegative, Positive
+from headstart.errors import ShapeError, UsageError, pick
+from headstart.schema import Count, NotNegative, Positive, extends
 from headstart.types import Batch, Episodes, Gaussian, Tasks
 
 Kernel = Literal["rbf", "matern", "periodic"]
@@ -26,23 +26,17 @@ class Covariance(NamedTuple):
     """``(d, ℓ) -> k``"""
 
 
-def _rbf(distance: Tensor, lengthscale: float) -> Tensor:
-    return torch.exp(-0.5 * (distance / lengthscale) ** 2)
-
-
 def _matern(distance: Tensor, lengthscale: float) -> Tensor:
     scaled = math.sqrt(5) * distance / lengthscale
     return (1 + scaled + scaled**2 / 3) * torch.exp(-scaled)
 
 
-def _periodic(distance: Tensor, lengthscale: float) -> Tensor:
-    return torch.exp(-2 * (torch.sin(math.pi * distance) / lengthscale) ** 2)
-
-
 KERNELS: dict[str, Covariance] = {
-    "rbf": Covariance("exp(-d² / 2ℓ²)", 0.4, _rbf),
+    "rbf": Covariance("exp(-d² / 2ℓ²)", 0.4, lambda d, length: torch.exp(-0.5 * (d / length) ** 2)),
     "matern": Covariance("(1 + s + s²/3) exp(-s), s = √5 d / ℓ", 0.4, _matern),
-    "periodic": Covariance("exp(-2 sin²(π d) / ℓ²)", 1.0, _periodic),
+    "periodic": Covariance(
+        "exp(-2 sin²(π d) / ℓ²)", 1.0, lambda d, length: torch.exp(-2 * (torch.sin(math.pi * d) / length) ** 2)
+    ),
 }
 """The kernels that there are: squared-exponential, Matérn of smoothness 5/2, and periodic with period 1."""
 
@@ -50,6 +44,7 @@ KERNELS: dict[str, Covariance] = {
 _JITTER = 1e-8
 
 
+@extends(point_tasks)
 def gp_curves(
     *,
     kernel: Kernel = "rbf",
@@ -57,9 +52,7 @@ def gp_curves(
     queries: Count = 50,
     noise: NotNegative = 0.1,
     lengthscale: Positive | None = None,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> Tasks:
     """Regress curves drawn from one Gaussian process from a few noisy points: what neural processes are judged on.
 
@@ -77,13 +70,10 @@ def gp_curves(
         noise: standard deviation of the noise in y, of the query set too. The curves' own is 1.
         lengthscale: ℓ of the kernel, in units of x (a number without unit for 'periodic'); 0.4 by default, 1 for
             'periodic'.
-        seed: of the family; in ``[0, 2**32)``.
-        device: where the points are put.
-        dtype: their type.
+        options: those of `point_tasks`: seed, device, dtype.
 
     Raises:
-        UsageError: no support or query points, a range that is empty, a noise or a length that is not a number of
-            its kind, or a seed outside ``[0, 2**32)``.
+        UsageError: a range that is empty, or a noise or a length that is not a number of its kind.
         UnknownNameError: a kernel that does not exist.
 
     Curves from a known process as the test of a learner: Garnelo et al. 2018, arXiv:1807.01613.
@@ -92,17 +82,14 @@ def gp_curves(
     >>> support.x.shape, sorted(set(support.mask.sum(1).tolist())), query.y.shape
     (torch.Size([16, 5, 1]), [3, 4, 5], torch.Size([16, 50, 1]))
     """
-    if kernel not in KERNELS:
-        raise unknown_name("kernel", kernel, KERNELS)
-    covariance = KERNELS[kernel]
+    covariance = pick("kernel", kernel, KERNELS)
     length = covariance.lengthscale if lengthscale is None else lengthscale
     fewest, most = size_range("shots", shots)
     check_deviations(noise=noise)
     if not 0 < length < math.inf:
         raise UsageError(f"lengthscale must be a number above 0, got {length}")
-    count = most + queries
 
-    def draw(split: str, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def draw(seed: int, split: str, numbers: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
         # support points first, so that they do not depend on the number of queries
         x = 4 * uniform(seed, split, numbers, stream=0, count=count) - 2
         white = normal(seed, split, numbers, stream=1, count=count)
@@ -111,8 +98,8 @@ def gp_curves(
 
     def sample(split: str, numbers: Sequence[int]) -> Episodes:
         support, query = full.sample(split, numbers)
-        sizes = fewest + below(bits(seed, split, numbers, stream=2, count=1), most - fewest + 1)
-        mask = (torch.arange(most) < sizes).to(device)
+        words = bits(full.details["seed"], split, numbers, stream=2, count=1)
+        mask = (torch.arange(most) < fewest + below(words, most - fewest + 1)).to(support.x.device)
         x, y = (torch.where(mask.unsqueeze(2), values, 0) for values in (support.x, support.y))
         return Episodes(Batch(x, y, mask), query)
 
@@ -125,7 +112,7 @@ def gp_curves(
         "noise_variance": noise**2,
         "source": "Garnelo et al. 2018, arXiv:1807.01613 (the idea; kernels and numbers of points are options)",
     }
-    full = point_tasks("gp_curves", draw, details, shots=most, queries=queries, seed=seed, device=device, dtype=dtype)
+    full = point_tasks("gp_curves", draw, details, shots=most, queries=queries, **options)
     return full if fewest == most else full._replace(sample=sample, details={**full.details, "shots": (fewest, most)})
 
 
@@ -169,7 +156,7 @@ def true_distribution(tasks: Tasks, support: Batch, x: Tensor) -> Gaussian:
     weights = torch.linalg.solve_triangular(factor, cross.transpose(1, 2), upper=False)
     whitened = torch.linalg.solve_triangular(factor, y.unsqueeze(2), upper=False)
     left = (1 - weights.square().sum(1)).clamp(min=0) + variance
-    return Gaussian(*((values.unsqueeze(2)).to(x.dtype) for values in ((weights * whitened).sum(1), left)))
+    return Gaussian(*(values.unsqueeze(2).to(x.dtype) for values in ((weights * whitened).sum(1), left)))
 
 
 def _gram(left: Tensor, right: Tensor, kernel: str, lengthscale: float) -> Tensor:

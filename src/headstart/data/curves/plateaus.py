@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from headstart.data.curves.points import point_tasks
 from headstart.data.random import below, bits, check_deviations, check_seed, check_sizes, normal, uniform
 from headstart.errors import UsageError
-from headstart.schema import Count, NotNegative, Probability, Whole
+from headstart.schema import Count, NotNegative, Probability, Whole, extends
 from headstart.types import Tasks
 
 
@@ -33,9 +33,9 @@ class Partition(NamedTuple):
         return node - self.feature.shape[1]
 
 
+@extends(point_tasks)
 def plateaus(
     *,
-    shots: Count = 10,
     queries: Count = 20,
     features: Count = 8,
     relevant: Count = 3,
@@ -45,9 +45,8 @@ def plateaus(
     offset: NotNegative = 1.0,
     noise: NotNegative = 0.3,
     family: Whole = 0,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> Tasks:
     """Regress functions that are constant on the cells of axis-aligned trees, which all tasks share.
 
@@ -62,7 +61,6 @@ def plateaus(
     expected query error below ``noise**2``.
 
     Args:
-        shots: support rows of a task.
         queries: query rows of a task.
         features: columns of x; ``x`` is ``(B, n, features)`` and ``y`` ``(B, n, 1)``.
         relevant: how many of them count.
@@ -72,13 +70,12 @@ def plateaus(
         offset: standard deviation of the tasks' offsets.
         noise: standard deviation of the noise, in units of y.
         family: draws what all tasks have in common; in ``[0, 2**32)``.
-        seed: draws the tasks; in ``[0, 2**32)``.
-        device: where the rows are put.
-        dtype: their type.
+        dtype: of the rows.
+        options: those of `point_tasks`: shots, seed, device.
 
     Raises:
         UsageError: a size below 1, more relevant features than features, a share outside [0, 1], a standard deviation
-            that is negative or not finite, or a family or seed outside ``[0, 2**32)``.
+            that is negative or not finite, or a family outside ``[0, 2**32)``.
 
     >>> plateaus(shots=5, features=4).sample("train", range(25)).support.x.shape
     torch.Size([25, 5, 4])
@@ -91,10 +88,10 @@ def plateaus(
         raise UsageError(f"common must be a share from 0 to 1, got {common}")
     check_seed(family)
     partition, counting = _partition(family, features, relevant, trees, depth)
-    leaves, rows = 2**depth, shots + queries
+    leaves = 2**depth
     shared = normal(family, "train", [0], 2, trees * leaves).view(trees, leaves)
 
-    def draw(split: str, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def draw(seed: int, split: str, numbers: Sequence[int], rows: int) -> tuple[Tensor, Tensor]:
         x = 2 * uniform(seed, split, numbers, stream=0, count=rows * features).view(-1, rows, features) - 1
         # the support rows first in each stream, so that they do not depend on the number of queries
         drawn = normal(seed, split, numbers, 1, 1 + trees * leaves + rows)
@@ -115,10 +112,7 @@ def plateaus(
         "noise_variance": noise**2,
         "family": family,
     }
-    return point_tasks(
-        "plateaus", draw, details, shots=shots, queries=queries, seed=seed, device=device, dtype=dtype,
-        features=features,
-    )  # fmt: skip
+    return point_tasks("plateaus", draw, details, features, queries=queries, dtype=dtype, **options)
 
 
 def _partition(seed: int, features: int, relevant: int, trees: int, depth: int) -> tuple[Partition, list[int]]:

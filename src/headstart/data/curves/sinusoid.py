@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,18 +10,15 @@ from torch import Tensor
 from headstart.data.curves.points import point_tasks
 from headstart.data.random import uniform
 from headstart.errors import UsageError
-from headstart.schema import Count, Positive
+from headstart.schema import Positive, extends
 from headstart.types import Tasks
 
 
+@extends(point_tasks)
 def sinusoid(
     *,
-    shots: Count = 10,
-    queries: Count = 10,
     frequency: tuple[Positive, Positive] = (1.0, 1.0),
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> Tasks:
     """Regress y = A sin(x - p) from a few noiseless points (Finn, Abbeel, Levine 2017, arXiv:1703.03400).
 
@@ -37,16 +35,11 @@ def sinusoid(
     not depend on the support set is 1.623 E[cos w x], and costs 3.115 in that range.
 
     Args:
-        shots: support points of a task.
-        queries: query points of a task.
         frequency: angular frequency in radians per unit of x: a range ``(low, high)`` that tasks draw from.
-        seed: of the family; in ``[0, 2**32)``.
-        device: where the points are put.
-        dtype: their type.
+        options: those of `point_tasks`: shots, queries, seed, device, dtype.
 
     Raises:
-        UsageError: ``shots`` or ``queries`` below 1, a frequency that is not 0 < low <= high, or a seed outside
-            ``[0, 2**32)``.
+        UsageError: a frequency that is not 0 < low <= high.
 
     >>> sinusoid(shots=5).sample("train", range(25)).support.x.shape
     torch.Size([25, 5, 1])
@@ -59,8 +52,8 @@ def sinusoid(
         raise UsageError(f"frequency must be a pair (low, high) with 0 < low <= high, got {frequency!r}")
     plain = low == high == 1
 
-    def draw(split: str, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        drawn = uniform(seed, split, numbers, stream=0, count=2 + shots + queries)
+    def draw(seed: int, split: str, numbers: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
+        drawn = uniform(seed, split, numbers, stream=0, count=2 + count)
         amplitude, phase, x = 0.1 + 4.9 * drawn[:, 0:1], math.pi * drawn[:, 1:2], 10 * drawn[:, 2:] - 5
         if plain:
             angle = x - phase
@@ -81,4 +74,4 @@ def sinusoid(
             else "Li, Zhou, Chen, Li 2017, arXiv:1707.09835 (theirs: frequencies from 0.8 to 1.2)"
         ),
     }
-    return point_tasks("sinusoid", draw, details, shots=shots, queries=queries, seed=seed, device=device, dtype=dtype)
+    return point_tasks("sinusoid", draw, details, **options)
