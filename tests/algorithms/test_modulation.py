@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import headstart
-from headstart.algorithms.modulation import Sizes, drawn, embedded, encoder, mmaml
+from headstart.algorithms.modulation import TaskEncoder, drawn, embedded, mmaml
 from headstart.errors import ShapeError, UsageError
 from headstart.testing import check_learner, random_episodes
 from headstart.types import Batch, Meta
@@ -89,7 +89,7 @@ def test_a_single_layer_can_be_modulated():
 
 
 def test_what_cannot_be_done_is_refused():
-    with pytest.raises(UsageError, match="embedding must be at least 1"):
+    with pytest.raises(UsageError, match="embedding and hidden must be at least 1"):
         mmaml(net(), embedding=0)
     with pytest.raises(UsageError, match="cannot tell what its inputs are"):
         mmaml(nn.Sequential(nn.LayerNorm(3), nn.Tanh()), what=nn.LayerNorm)
@@ -111,7 +111,7 @@ READS = {
 
 
 def made(reads, outputs=3):
-    network = encoder(Sizes(reads, outputs, hidden=6, embedding=5))
+    network = TaskEncoder(reads, outputs, hidden=6, embedding=5).to("meta")
     return network, drawn(network, torch.zeros((), dtype=torch.float64), torch.Generator().manual_seed(0))
 
 
@@ -145,7 +145,7 @@ def test_class_ids_are_read_as_one_hot_targets(generator):
 
 def test_what_it_cannot_read_is_refused():
     with pytest.raises(UsageError, match="LayerNorm does not tell"):
-        encoder(Sizes(nn.LayerNorm(3), 3, 6, 5))
+        TaskEncoder(nn.LayerNorm(3), 3, 6, 5)
     network, weights = made(nn.Linear(4, 2))
     y = torch.zeros(2, 3, dtype=torch.int64)
     with pytest.raises(ShapeError, match="vectors of 4 values"):

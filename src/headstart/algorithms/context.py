@@ -1,7 +1,7 @@
 """CAVIA: adapt a few context parameters, and nothing else."""
 
 from math import sqrt
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from torch import Generator, Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -86,51 +86,35 @@ class ContextParameters(Context):
         self.values = nn.Parameter(like.new_zeros(size))
 
 
-class _Reader(nn.Module):
-    """Follows a layer and reads φ through a linear map, which is in θ."""
+class ReadsContext(nn.Module):
+    """Follows a layer and changes its outputs by linear maps of φ, which are in θ.
 
-    def __init__(self, context: ContextParameters, rows: int, owns: bool) -> None:
+    With an ``axis`` it scales and shifts the channels there; without one it adds V φ, as if φ had been concatenated
+    to the layer's inputs.
+    """
+
+    def __init__(self, context: ContextParameters, rows: int, axis: int | None, owns: bool) -> None:
         super().__init__()
         if owns:
             self.context = context
         # in a tuple, so that φ is a submodule of one reader alone; copies of the module copy it once
         self.shared = (context,)
-        self.weight = nn.Parameter(context.values.new_zeros(rows, len(context.values)))
-
-    def read(self) -> Tensor:
-        return self.weight @ self.shared[0].values
-
-
-class ContextInput(_Reader):
-    """Adds V φ to a linear layer's outputs: as if φ had been concatenated to its inputs."""
-
-    def forward(self, y: Tensor) -> Tensor:
-        """Take outputs ``(n, …, features)``."""
-        return y + self.read()
-
-
-class ContextFilm(_Reader):
-    """Scales and shifts a layer's channels by linear maps of φ."""
-
-    def __init__(self, context: ContextParameters, channels: int, axis: int, owns: bool) -> None:
-        super().__init__(context, 2 * channels, owns)
         self.axis = axis
+        self.weight = nn.Parameter(context.values.new_zeros(rows, len(context.values)))
 
     def forward(self, y: Tensor) -> Tensor:
         """Take outputs ``(n, …)``."""
-        gamma, beta = self.read().chunk(2)
+        read = self.weight @ self.shared[0].values
+        if self.axis is None:
+            return y + read
+        gamma, beta = read.chunk(2)
         return film(y, gamma, beta, self.axis)
 
 
-class _Reading(NamedTuple):
-    body: nn.Module
-    """A copy of the module that reads φ."""
-    maps: dict[str, float]
-    """The names of the linear maps of φ, and the bounds between which they start."""
-
-
-def _reading(module: nn.Module, size: int, where: Where | None, what: What | None) -> _Reading:
-    """Return a copy of ``module`` that reads context parameters."""
+def _reading(
+    module: nn.Module, size: int, where: Where | None, what: What | None
+) -> tuple[nn.Module, dict[str, float]]:
+    """Return a copy of ``module`` that reads φ, and the names of the maps with the bounds between which they start."""
     if where not in ("input", "film", None):
         raise unknown_name("place for context parameters", str(where), ("input", "film"))
     if where is None:
@@ -144,17 +128,17 @@ def _reading(module: nn.Module, size: int, where: Where | None, what: What | Non
     modulated = layers_to_modulate(module, what) if where == "film" else {}
 
     def reader(path: str, layer: nn.Module) -> nn.Module | None:
-        if path not in linear and path not in modulated:
-            return None
-        name = f"{path}.after.weight" if path else "after.weight"
-        owns = not maps
         if path in linear:
-            maps[name] = 1 / sqrt(linear[path].in_features + size)
-            return ContextInput(context, linear[path].out_features, owns)
-        maps[name] = 1 / sqrt(size)
-        return ContextFilm(context, *modulated[path], owns)
+            rows, axis, read = linear[path].out_features, None, linear[path].in_features + size
+        elif path in modulated:
+            rows, axis, read = 2 * modulated[path].count, modulated[path].axis, size
+        else:
+            return None
+        owns = not maps
+        maps[f"{path}.after.weight" if path else "after.weight"] = 1 / sqrt(read)
+        return ReadsContext(context, rows, axis, owns)
 
-    return _Reading(followed(module, reader), maps)
+    return followed(module, reader), maps
 
 
 def _linear_layers(module: nn.Module, what: What | None) -> dict[str, nn.Linear]:

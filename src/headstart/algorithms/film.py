@@ -12,6 +12,14 @@ from headstart.errors import UsageError
 from headstart.forward.surgery import replaced
 
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
+#: Where kinds of layers say how many channels they have, and the axis of these.
+_COUNTS: tuple[tuple[type[nn.Module], str, int], ...] = (
+    (nn.Linear, "out_features", -1),
+    (_ConvNd, "out_channels", 1),
+    (_BatchNorm, "num_features", 1),
+    (_InstanceNorm, "num_features", 1),
+    (nn.GroupNorm, "num_channels", 1),
+)
 
 
 class Channels(NamedTuple):
@@ -50,7 +58,9 @@ def layers_to_modulate(module: nn.Module, what: What | None = None) -> dict[str,
     layers = {path: layer for path, layer in reachable(module).items() if not list(layer.children())}
     known = {path: channels for path, layer in layers.items() if (channels := channels_of(layer)) is not None}
     if what is not None:
-        return {path: known[path] for path in known if path in choose(_described(layers, known), what)}
+        leaves = {path: Leaf(path, (found.count,), type(layers[path])) for path, found in known.items()}
+        chosen = choose(leaves, what)
+        return {path: known[path] for path in known if path in chosen}
     order = [path for path, layer in layers.items() if not isinstance(layer, nn.Identity)]
     weighted = [path for path in order if isinstance(layers[path], (nn.Linear, _ConvNd))]
     if len(weighted) < 2:
@@ -58,31 +68,22 @@ def layers_to_modulate(module: nn.Module, what: What | None = None) -> dict[str,
             f"{type(module).__name__} has {len(weighted)} linear or convolution layers that can be changed, so none "
             f"comes before its head; name the layers to modulate with what="
         )
-    chosen: dict[str, Channels] = {}
+    modulated: dict[str, Channels] = {}
     for path in weighted[:-1]:
         after = order[order.index(path) + 1]
         normalised = isinstance(layers[after], _NORMS) and known.get(after) == known[path]
-        chosen[after if normalised else path] = known[path]
-    return chosen
+        modulated[after if normalised else path] = known[path]
+    return modulated
 
 
 def channels_of(layer: nn.Module) -> Channels | None:
     """Return the channels of a layer's outputs, or None for a layer of another kind."""
-    if isinstance(layer, nn.Linear):
-        return Channels(layer.out_features, -1)
-    if isinstance(layer, _ConvNd):
-        return Channels(layer.out_channels, 1)
-    if isinstance(layer, (_BatchNorm, _InstanceNorm)):
-        return Channels(layer.num_features, 1)
-    if isinstance(layer, nn.GroupNorm):
-        return Channels(layer.num_channels, 1)
+    for kind, name, axis in _COUNTS:
+        if isinstance(layer, kind):
+            return Channels(getattr(layer, name), axis)
     if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1:
         return Channels(layer.normalized_shape[0], -1)
     return None
-
-
-def _described(layers: dict[str, nn.Module], known: dict[str, Channels]) -> dict[str, Leaf]:
-    return {path: Leaf(path, (channels.count,), type(layers[path])) for path, channels in known.items()}
 
 
 def film(x: Tensor, scale: Tensor, shift: Tensor, axis: int) -> Tensor:

@@ -1,7 +1,7 @@
 """MMAML: a network reads the support set and modulates the model before it adapts."""
 
 from math import sqrt
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -18,17 +18,6 @@ from headstart.errors import ShapeError, UsageError
 from headstart.forward.surgery import followed
 from headstart.schema import Size, extends
 from headstart.types import Batch, Learner, Params
-
-
-class Sizes(NamedTuple):
-    """What an encoder is built for."""
-
-    reads: nn.Module
-    """A layer whose kind of inputs the encoder takes: the first one of the model."""
-    outputs: int
-    """Classes, or target values of an example."""
-    hidden: int
-    embedding: int
 
 
 @extends(maml, without=("rule", "start"))
@@ -50,8 +39,7 @@ def mmaml(
 
     The encoder works on every example (x, y) by itself and takes the mean (`TaskEncoder`), so the order of the
     support examples does not matter. The paper's reads (x, y) with a bidirectional LSTM for curves, and pools images
-    without their labels; here class ids are read as well, one-hot. Where classes are numbered
-    arbitrarily, as in few-shot classification, the encoder has to learn to leave the numbers aside.
+    without their labels; here class ids are read as well, one-hot, also where their numbers are arbitrary.
 
     Args:
         module: the model.
@@ -76,14 +64,16 @@ def mmaml(
     {'generator.hidden1.weight': (80, 8), 'generator.hidden1.bias': (80,), 'generator.hidden2.weight': (80, 8), \
 'generator.hidden2.bias': (80,)}
     """
-    for name, size in {"embedding": embedding, "hidden": hidden}.items():
-        if size < 1:
-            raise UsageError(f"{name} must be at least 1, got {size}")
+    if min(embedding, hidden) < 1:
+        raise UsageError(f"embedding and hidden must be at least 1, got {embedding} and {hidden}")
     sites = layers_to_modulate(module, what)
-    sizes = Sizes(_first_layer(module), outputs or _output_size(module), hidden, embedding)
+    with torch.device("meta"):  # its weights are in M
+        network = TaskEncoder(_first_layer(module), outputs or _output_size(module), hidden, embedding)
     like = next(module.parameters()).detach()
     body = followed(module, lambda path, _: Modulated(sites[path], like) if path in sites else None)
-    return maml(body, rule=chain(exclude(Modulated), scale(rate)), start=_modulation(sites, sizes), **options)
+    return maml(
+        body, rule=chain(exclude(Modulated), scale(rate)), start=_modulation(sites, network, embedding), **options
+    )
 
 
 class Modulated(Context):
@@ -100,15 +90,14 @@ class Modulated(Context):
         return film(y, self.scale, self.shift, self.axis)
 
 
-def _modulation(sites: dict[str, Channels], sizes: Sizes) -> Start:
+def _modulation(sites: dict[str, Channels], network: "TaskEncoder", embedding: int) -> Start:
     """Return the start that sets scales and shifts by the embedding of the support set."""
-    network = encoder(sizes)
 
     def structure(params: Params, generator: Generator | None) -> Params:
         like = next(iter(params.values()))
         parts = tree.prefixed("encoder", drawn(network, like, generator))
         for path, channels in sites.items():
-            parts[_named("generator", path, "weight")] = like.new_zeros(2 * channels.count, sizes.embedding)
+            parts[_named("generator", path, "weight")] = like.new_zeros(2 * channels.count, embedding)
             parts[_named("generator", path, "bias")] = like.new_zeros(2 * channels.count)
         return parts
 
@@ -155,16 +144,16 @@ class TaskEncoder(nn.Module):
     e = tanh(W₃ · mean over examples and positions of ReLU(W₂ ReLU(f(x) + U y)))
 
     Positions are the pixels that three convolutions with stride 2 leave of an image, the tokens of a text, or the
-    vectors of which an input consists; f is linear, an embedding, or the convolutions. y is one-hot for class ids.
+    vectors of which an input consists; f is linear, an embedding, or the convolutions, after the kind of the model's
+    first layer, ``reads``. y is one-hot for class ids.
     """
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, reads: nn.Module, outputs: int, hidden: int, embedding: int) -> None:
         super().__init__()
-        hidden = sizes.hidden
-        self.inputs, self.width = _stem(sizes.reads, hidden)
-        self.target = nn.Linear(sizes.outputs, hidden, bias=False)
+        self.inputs, self.width = _stem(reads, hidden)
+        self.target = nn.Linear(outputs, hidden, bias=False)
         self.middle = nn.Linear(hidden, hidden)
-        self.last = nn.Linear(hidden, sizes.embedding)
+        self.last = nn.Linear(hidden, embedding)
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         """Return ``(B, embedding)`` for examples ``x`` ``(B, n, *features)`` and ``y`` ``(B, n)`` or ``(B, n, …)``."""
@@ -204,16 +193,6 @@ class TaskEncoder(nn.Module):
         return y.reshape(*y.shape[:2], outputs)
 
 
-def encoder(sizes: Sizes) -> TaskEncoder:
-    """Return an encoder without weights, on the ``meta`` device: they are in M.
-
-    Raises:
-        UsageError: the model's first layer is of a kind that says nothing of its inputs.
-    """
-    with torch.device("meta"):
-        return TaskEncoder(sizes)
-
-
 def drawn(network: nn.Module, like: Tensor, generator: Generator | None) -> Params:
     """Return weights to start from, drawn uniformly from ± 1/√(inputs of a unit), as ``nn.Linear`` does."""
     weights: Params = {}
@@ -226,11 +205,7 @@ def drawn(network: nn.Module, like: Tensor, generator: Generator | None) -> Para
 
 
 def embedded(network: TaskEncoder, weights: Params, support: Batch) -> Tensor:
-    """Return the embedding ``(B, size)`` of each task's support set.
-
-    Raises:
-        ShapeError: examples that the encoder cannot read.
-    """
+    """Return the embedding ``(B, size)`` of each task's support set."""
     if not isinstance(support.x, Tensor):
         raise ShapeError(f"the task encoder reads one tensor x, got {type(support.x).__name__}")
     return functional_call(network, weights, (support.x, support.y, support.mask))
@@ -238,12 +213,11 @@ def embedded(network: TaskEncoder, weights: Params, support: Batch) -> Tensor:
 
 def _stem(reads: nn.Module, hidden: int) -> tuple[nn.Module, int]:
     """Return what reads an input, and the width of the vectors that it takes (0 where it takes none)."""
-    if isinstance(reads, nn.Linear):
-        return nn.Linear(reads.in_features, hidden), reads.in_features
-    if isinstance(reads, nn.RNNBase):
-        return nn.Linear(reads.input_size, hidden), reads.input_size
-    if isinstance(reads, nn.MultiheadAttention):
-        return nn.Linear(reads.embed_dim, hidden), reads.embed_dim
+    vectors = ((nn.Linear, "in_features"), (nn.RNNBase, "input_size"), (nn.MultiheadAttention, "embed_dim"))
+    for kind, name in vectors:
+        if isinstance(reads, kind):
+            width = getattr(reads, name)
+            return nn.Linear(width, hidden), width
     if isinstance(reads, nn.Embedding):
         return nn.Embedding(reads.num_embeddings, hidden), 0
     if isinstance(reads, _ConvNd):
