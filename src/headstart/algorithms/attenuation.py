@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Gt, Lt
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from headstart.algorithms.adaptation import Gradient, Start, uniform
 from headstart.algorithms.maml import maml
@@ -25,7 +25,7 @@ def l2f(module: nn.Module, *, keep: Annotated[float, Gt(0), Lt(1)] = 0.5, **opti
     between them and a sigmoid at the end, so γ_w is in (0, 1); M = g (``attenuator.…``), the same for all tasks.
     Only tensors that adaptation moves are attenuated.
 
-    The meta-gradient goes through the support gradient that γ is computed from wherever the adjoint is exact (the
+    Where the adjoint is exact, the meta-gradient goes through the support gradient that γ is computed from (the
     authors' code takes it as a constant, as `FirstOrder` does here).
 
     Args:
@@ -61,29 +61,14 @@ def attenuated(keep: float = 0.5, *, name: str = "attenuator") -> Start:
         return parts
 
     def values(m: Params, params: Params, shared: Params, support: Batch, gradient: Gradient) -> Params:
-        grads = gradient(params)
-        factors = _factors(tree.within(m, name), _means(grads, params))
-        by_name = dict(zip(sorted(params), factors.unbind(1)))
-        return {k: tree.over_tasks(by_name[k], v) * v if k in grads else v for k, v in params.items()}
+        grads, names = gradient(params), sorted(params)
+        # a context that does not move has no gradient
+        each = (grads[k] if k in grads else torch.zeros_like(params[k]) for k in names)
+        x = torch.stack([value.reshape(len(value), -1).mean(1) for value in each], 1)
+        for layer in _LAYERS:
+            x = nn.functional.linear(x, m[f"{name}.{layer}.weight"], m[f"{name}.{layer}.bias"])
+            x = x.sigmoid() if layer == "last" else x.relu()
+        factors = dict(zip(names, x.unbind(1)))
+        return {k: tree.over_tasks(factors[k], v) * v if k in grads else v for k, v in params.items()}
 
     return Start(values, structure)
-
-
-def _means(grads: Params, params: Params) -> Tensor:
-    """Return the mean gradient of every tensor of a task, ``(B, tensors)``, in the order of their names; 0 where a
-    tensor (a context that does not move) has none.
-    """
-    columns = []
-    for name in sorted(params):
-        value = grads[name] if name in grads else torch.zeros_like(params[name])
-        columns.append(value.reshape(len(value), -1).mean(1))
-    return torch.stack(columns, 1)
-
-
-def _factors(weights: Params, means: Tensor) -> Tensor:
-    """Return γ ``(B, tensors)``."""
-    x = means
-    for layer in _LAYERS:
-        x = nn.functional.linear(x, weights[f"{layer}.weight"], weights[f"{layer}.bias"])
-        x = x.sigmoid() if layer == "last" else x.relu()
-    return x

@@ -67,13 +67,11 @@ def matern(features: int | None = None, *, smoothness: float = 2.5, scale: float
         2.5: lambda c: 1 + c + c.square() / 3,
     }
     if smoothness not in polynomials:
-        known = ", ".join(str(one) for one in polynomials)
-        raise UsageError(f"smoothness must be one of {known}, got {smoothness}")
-    polynomial = polynomials[smoothness]
+        raise UsageError(f"smoothness must be one of {', '.join(map(str, polynomials))}, got {smoothness}")
 
     def shape(square: Tensor) -> Tensor:
         c = math.sqrt(2 * smoothness) * tree.safe_sqrt(square)
-        return polynomial(c) * torch.exp(-c)
+        return polynomials[smoothness](c) * torch.exp(-c)
 
     return _stationary(shape, features, scale, length)
 
@@ -91,10 +89,7 @@ def _stationary(shape: Callable[[Tensor], Tensor], features: int | None, scale: 
         by = torch.exp(-params["log_length"])
         return torch.exp(2 * params["log_scale"]) * shape(squared_distances(left * by, right * by))
 
-    def diagonal(params: Params, x: Tensor) -> Tensor:
-        return torch.exp(2 * params["log_scale"]).expand(x.shape[:2])
-
-    return Kernel(start, matrix, diagonal)
+    return Kernel(start, matrix, lambda params, x: torch.exp(2 * params["log_scale"]).expand(x.shape[:2]))
 
 
 def linear(*, scale: float = 1.0, offset: float = 1.0) -> Kernel:
@@ -121,9 +116,8 @@ def linear(*, scale: float = 1.0, offset: float = 1.0) -> Kernel:
 def effects(features: int, *, intercept: float = 1.0, slopes: float = 1.0) -> Kernel:
     """k(x, x′) = [1, x] L Lᵀ [1, x′]ᵀ: random intercept and slopes with a full covariance L Lᵀ.
 
-    They are the random effects of a linear mixed-effects model (Laird, Ware 1982). L is lower triangular: its diagonal
-    is the exponential of ``log_diagonal``, row i below it ``exp(log_diagonal_i) · lower_i``, which makes ``lower``
-    free of units.
+    The random effects of a linear mixed-effects model (Laird, Ware 1982). L is lower triangular (`triangular`), with
+    ``lower`` free of units.
 
     Args:
         features: number of features d.
@@ -162,8 +156,7 @@ def triangular(log_diagonal: Tensor, lower: Tensor) -> Tensor:
 def spectral(features: int | None = None, *, mixtures: int = 4, scale: float = 1.0, length: float = 1.0) -> Kernel:
     """k(x, x′) = Σ_q s_q² Π_d exp(−2π² v_qd² τ_d²) cos(2π μ_qd τ_d), τ = x − x′: the spectral mixture kernel.
 
-    Any stationary kernel is a limit of such sums: its spectrum is approximated by Gaussians of means ±μ_q and standard
-    deviations v_q.
+    Its spectrum is a mixture of Gaussians of means ±μ_q and standard deviations v_q.
 
     Args:
         features: number of features d, for frequencies of each; ``None``: all features have the same.
@@ -196,10 +189,7 @@ def spectral(features: int | None = None, *, mixtures: int = 4, scale: float = 1
             ]
         ).sum(0)
 
-    def diagonal(params: Params, x: Tensor) -> Tensor:
-        return torch.exp(2 * params["log_scale"]).sum().expand(x.shape[:2])
-
-    return Kernel(start, matrix, diagonal)
+    return Kernel(start, matrix, lambda params, x: torch.exp(2 * params["log_scale"]).sum().expand(x.shape[:2]))
 
 
 def total(parts: Mapping[str, Kernel]) -> Kernel:
@@ -213,13 +203,14 @@ def total(parts: Mapping[str, Kernel]) -> Kernel:
     def start(generator: Generator | None, dtype: torch.dtype) -> Params:
         made: Params = {}
         for name, kernel in parts.items():
-            made.update(tree.prefixed(name, kernel.start(generator, dtype)))
+            made |= tree.prefixed(name, kernel.start(generator, dtype))
         return made
 
-    def matrix(params: Params, left: Tensor, right: Tensor) -> Tensor:
-        return torch.stack([one.matrix(tree.within(params, name), left, right) for name, one in parts.items()]).sum(0)
+    def summed(params: Params, of: Callable[[Kernel, Params], Tensor]) -> Tensor:
+        return torch.stack([of(one, tree.within(params, name)) for name, one in parts.items()]).sum(0)
 
-    def diagonal(params: Params, x: Tensor) -> Tensor:
-        return torch.stack([one.diagonal(tree.within(params, name), x) for name, one in parts.items()]).sum(0)
-
-    return Kernel(start, matrix, diagonal)
+    return Kernel(
+        start,
+        lambda params, left, right: summed(params, lambda one, own: one.matrix(own, left, right)),
+        lambda params, x: summed(params, lambda one, own: one.diagonal(own, x)),
+    )

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from headstart.algorithms.adaptation import InnerLoss, uniform
-from headstart.core import losses, tree
+from headstart.core import losses
 from headstart.core.values import in_range, one_hot
 from headstart.errors import ShapeError, UsageError
 from headstart.types import Batch, Params
@@ -51,9 +51,10 @@ def learned_loss(
         raise UsageError(f"learned_loss needs positive sizes, got outputs {outputs} and hidden {tuple(hidden)}")
     known = None if base is None else losses.resolve(base)
 
+    last = len(hidden)
+
     def structure(params: Params, generator: Generator | None) -> Params:
         like = next(iter(params.values()))
-        last = len(widths) - 2
         found: Params = {}
         for index, (width_in, width_out) in enumerate(pairwise(widths)):
             # the numbers are drawn even where they count for nothing, so that what follows is the same
@@ -64,19 +65,14 @@ def learned_loss(
         return found
 
     def loss(m: Params, predicted: Tensor, batch: Batch, step: int) -> Tensor:
-        score = _network(tree.within(m, name), _pairs(predicted, batch.y, outputs), len(widths) - 1)
+        x = _pairs(predicted, batch.y, outputs)
+        for index in range(last):
+            x = torch.relu(x @ m[f"{name}.{index}.weight"].T + m[f"{name}.{index}.bias"])
+        score = x @ m[f"{name}.{last}.weight"].T
         learned = losses.masked_mean(F.softplus(score.squeeze(-1)), batch.mask)
         return learned if known is None else known(predicted, batch) + learned - math.log(2)
 
     return InnerLoss(loss, structure)
-
-
-def _network(phi: Params, x: Tensor, layers: int) -> Tensor:
-    for index in range(layers):
-        x = x @ phi[f"{index}.weight"].T
-        if index < layers - 1:
-            x = torch.relu(x + phi[f"{index}.bias"])
-    return x
 
 
 def _pairs(predicted: Tensor, y: Tensor, outputs: int) -> Tensor:

@@ -18,8 +18,8 @@ def multi_step(learner: Learner, *, until: float | None = None, weights: Sequenc
     """Meta-train on the query loss after every inner step: Lᵢ = Σₜ wₜ loss(θᵢ after t steps, Qᵢ), t = 1 … T.
 
     The weights start as 1/T each and go over to the last step while a fraction ``until`` of the outer steps is done
-    (see `step_weights`). From then on the learner is the one given, which looks at the last step alone and costs no
-    more. What is evaluated and reported is always the query loss after the last step.
+    (`step_weights`); from then on the learner is the one given. What is evaluated and reported is always the query
+    loss after the last step.
 
     Args:
         learner: any that takes inner steps and follows the gradient of its meta-loss (not reptile, joint, scratch).
@@ -28,8 +28,7 @@ def multi_step(learner: Learner, *, until: float | None = None, weights: Sequenc
         weights: w₁ … w_T, at least 0, in place of those: they then hold throughout, and are not made to sum to 1.
 
     Raises:
-        UsageError: a learner without inner steps, or with an objective or a gradient of its own; weights that do not
-            fit.
+        UsageError: a learner without inner steps, or with an objective or gradient of its own; weights that do not fit.
 
     Reference: Antoniou, Edwards, Storkey 2018, arXiv:1810.09502, section 4.
 
@@ -43,12 +42,11 @@ def multi_step(learner: Learner, *, until: float | None = None, weights: Sequenc
         if until is not None:
             raise UsageError("multi_step takes either until= or weights=, got both")
         always = _weighted(_checked(weights, steps))
-        changing = learner.during is not None
-        return learner._replace(
-            objective=always, during=(lambda done: at(learner, done)._replace(objective=always)) if changing else None
-        )
+        held = None if learner.during is None else lambda done: at(learner, done)._replace(objective=always)
+        return learner._replace(objective=always, during=held)
     end = 0.1 if until is None else until
-    _require_fraction("until", end)
+    if not 0 < end <= 1:
+        raise UsageError(f"until must be above 0 and at most 1, got {end}")
 
     def during(done: float) -> Learner:
         now = at(learner, done)
@@ -60,8 +58,8 @@ def multi_step(learner: Learner, *, until: float | None = None, weights: Sequenc
 def step_weights(steps: int, done: float) -> tuple[float, ...]:
     """Return w₁ … w_T when a fraction ``done`` of their annealing is over.
 
-    All but the last fall linearly from 1/T to 0.03/T, where they stay; the last is what remains of 1. These are the
-    numbers of the authors' code, with a fraction in place of its epochs.
+    All but the last fall linearly from 1/T to 0.03/T, where they stay, as in the authors' code; the last is what
+    remains of 1.
 
     >>> step_weights(2, 0.0), step_weights(2, 0.5), step_weights(2, 1.0)
     ((0.5, 0.5), (0.25, 0.75), (0.015, 0.985))
@@ -73,8 +71,8 @@ def step_weights(steps: int, done: float) -> tuple[float, ...]:
 def first_order_until(learner: Learner, first_order: Learner, fraction: float) -> Learner:
     """Meta-train by first-order gradients while less than ``fraction`` of the outer steps is done (annealing).
 
-    Meanwhile tasks adapt as ``first_order`` does; objective, penalty and all else are those of ``learner``, so this
-    goes before or after `multi_step` alike. What changes how tasks adapt, as `sharpened` does, has to come after it.
+    Meanwhile tasks adapt as ``first_order`` does; all else is of ``learner``, so this goes before or after
+    `multi_step` alike. What changes how tasks adapt, as `sharpened` does, has to come after it.
 
     Args:
         learner: how meta-training ends.
@@ -94,7 +92,15 @@ def first_order_until(learner: Learner, first_order: Learner, fraction: float) -
     """
     if not 0 <= fraction <= 1:
         raise UsageError(f"fraction must be from 0 to 1, got {fraction}")
-    _require_alike(learner, first_order)
+    described = []
+    for one in (learner, first_order):
+        meta = one.init(Generator().manual_seed(0))
+        described.append([{name: tuple(value.shape) for name, value in part.items()} for part in meta])
+    if described[0] != described[1] or learner.steps != first_order.steps:
+        raise UsageError(
+            "the first-order learner must be the same method on the same module with adjoint=FirstOrder(); "
+            f"got θ and M {described[1]} in {first_order.steps} steps, expected {described[0]} in {learner.steps}"
+        )
 
     def during(done: float) -> Learner:
         now = at(learner, done)
@@ -110,8 +116,7 @@ def _weighted(weights: Sequence[float]) -> Objective:
     """Return the objective Σₜ wₜ loss(θᵢ after t steps, Qᵢ)."""
 
     def objective(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
-        if learner.path is None:
-            raise UsageError("the multi-step loss needs the adaptation after each inner step; Learner.path is None")
+        assert learner.path is not None
         reached, info = learner.path(meta, episodes.support)
         # where a step counts for nothing, its loss need not be known; the last one is reported
         counted = [t for t, weight in enumerate(weights, start=1) if weight or t == len(weights)]
@@ -142,21 +147,3 @@ def _checked(weights: Sequence[float], steps: int) -> tuple[float, ...]:
             f"weights must be {steps} numbers, one for each inner step, at least 0 and not all of them 0; got {values}"
         )
     return values
-
-
-def _require_fraction(name: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise UsageError(f"{name} must be above 0 and at most 1, got {value}")
-
-
-def _require_alike(learner: Learner, first_order: Learner) -> None:
-    """Raise `UsageError` unless two learners learn the same tensors in the same number of inner steps."""
-    described = []
-    for one in (learner, first_order):
-        meta = one.init(Generator().manual_seed(0))
-        described.append([{name: tuple(value.shape) for name, value in part.items()} for part in meta])
-    if described[0] != described[1] or learner.steps != first_order.steps:
-        raise UsageError(
-            "the first-order learner must be the same method on the same module with adjoint=FirstOrder(); "
-            f"got θ and M {described[1]} in {first_order.steps} steps, expected {described[0]} in {learner.steps}"
-        )

@@ -66,15 +66,15 @@ def _head(module: nn.Module) -> str:
     own = [
         name
         for name, layer in module.named_modules()
-        if name and any(_in_theta(module, f"{name}.{own}", p) for own, p in layer.named_parameters(recurse=False))
+        if name
+        and any(
+            p.requires_grad and role_of(module, path) == "initial"
+            for path, p in layer.named_parameters(prefix=name, recurse=False)
+        )
     ]
     if len(own) < 2:
         return ""
     return "head" if any(name.partition(".")[0] == "head" for name in own) else own[-1]
-
-
-def _in_theta(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    return parameter.requires_grad and role_of(module, name) == "initial"
 
 
 def why_not_own(module: nn.Module, path: str) -> str:
