@@ -8,11 +8,11 @@ from torch.distributions import MultivariateNormal
 
 from headstart.algorithms.gaussian_process import (
     HEAD,
-    constant_mean,
     dkt,
     gaussian_process,
-    linear_mean,
-    network_mean,
+    mean_cost,
+    mean_start,
+    mean_values,
     pooled,
 )
 from headstart.core.objective import meta_loss
@@ -283,38 +283,35 @@ def test_what_is_learned_is_where_the_network_is(make):
 X = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
 
 
-def values(mean, params):
-    return mean.values(params, X)
+def begun(form, hidden=(), inputs=3, outputs=2, generator=None, dtype=torch.float32):
+    return mean_start(form, inputs, outputs, hidden, generator, dtype)
 
 
 def test_a_line_starts_as_zero_and_is_one():
-    mean = linear_mean(3, 2)
-    params = mean.start(None, torch.float32)
-    assert not values(mean, params).any()
+    assert not mean_values(begun("linear"), X).any()
     params = {"bias": torch.tensor([1.0, 2.0]), "linear": torch.arange(6.0).view(3, 2)}
-    torch.testing.assert_close(values(mean, params), X @ params["linear"] + params["bias"])
-    constant = constant_mean(2)
-    torch.testing.assert_close(values(constant, {"bias": params["bias"]}), params["bias"].expand(2, 5, 2))
+    torch.testing.assert_close(mean_values(params, X), X @ params["linear"] + params["bias"])
+    constant = begun("constant") | {"bias": params["bias"]}
+    torch.testing.assert_close(mean_values(constant, X), params["bias"].expand(2, 5, 2))
 
 
 def test_a_network_bends_the_line_once_its_head_has_weights():
-    mean = network_mean(3, 2, (4, 5))
-    params = mean.start(torch.Generator().manual_seed(1), torch.float32)
-    assert not values(mean, params).any()
+    params = begun("network", (4, 5), generator=torch.Generator().manual_seed(1))
+    assert not mean_values(params, X).any()
     params["head"] = torch.ones(5, 2)
     hidden = X
     for layer in (1, 2):
         hidden = (hidden @ params[f"hidden{layer}.weight"] + params[f"hidden{layer}.bias"]).tanh()
-    torch.testing.assert_close(values(mean, params), hidden.sum(-1, keepdim=True).expand(2, 5, 2))
+    torch.testing.assert_close(mean_values(params, X), hidden.sum(-1, keepdim=True).expand(2, 5, 2))
 
 
 def test_the_prior_of_a_network_is_normal_with_the_widths_that_are_told():
-    mean = network_mean(3, 1, (4,))
-    params = {name: torch.zeros_like(value) for name, value in mean.start(None, torch.float64).items()}
-    assert mean.cost(params) == 0
+    started = begun("network", (4,), outputs=1, dtype=torch.float64)
+    params = {name: torch.zeros_like(value) for name, value in started.items()}
+    assert mean_cost(params) == 0
 
     def cost(name):
-        return mean.cost(params | {name: torch.ones_like(params[name])}).item()
+        return mean_cost(params | {name: torch.ones_like(params[name])}).item()
 
     assert cost("hidden1.weight") == pytest.approx(3 * 12 / 2)
     assert cost("hidden1.bias") == pytest.approx(4 / 2)
@@ -323,8 +320,7 @@ def test_the_prior_of_a_network_is_normal_with_the_widths_that_are_told():
 
 
 def test_a_network_is_the_same_for_a_seed_and_for_none():
-    mean = network_mean(2, 1, (3,))
-    starts = [mean.start(g, torch.float32) for g in (None, None, torch.Generator().manual_seed(4))]
+    starts = [begun("network", (3,), generator=g) for g in (None, None, torch.Generator().manual_seed(4))]
     assert torch.equal(starts[0]["hidden1.weight"], starts[1]["hidden1.weight"])
     assert not torch.equal(starts[0]["hidden1.weight"], starts[2]["hidden1.weight"])
 

@@ -6,7 +6,8 @@ Adapting conditions the prior on the support set, in closed form.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Generator, Tensor, nn
@@ -17,7 +18,7 @@ from headstart.algorithms.heads.head import Embedding, embedding
 from headstart.algorithms.kernels import Kernel, with_one
 from headstart.core import losses, tree
 from headstart.core.losses import present
-from headstart.errors import ShapeError, UsageError, pick
+from headstart.errors import ShapeError, UsageError, pick, unknown_name
 from headstart.schema import NotNegative, Size, extends
 from headstart.types import Adapted, Batch, Gaussian, Info, Learner, Meta, Params, Tasks, Tree
 
@@ -27,66 +28,57 @@ MOST_TASKS = 1024
 HEAD = 0.1
 
 
-class Mean(NamedTuple):
-    """A mean function m(x)."""
-
-    start: Callable[[Generator | None, torch.dtype], Params]
-    values: Callable[[Params, Tensor], Tensor]
-    """``(params, x) -> m(x) (B, n, outputs)``."""
-    cost: Callable[[Params], Tensor | float] = lambda params: 0.0
-    """−log of the prior on its parameters, up to a constant."""
+Form: TypeAlias = Literal["network", "linear", "constant"]
 
 
-def constant_mean(outputs: int) -> Mean:
-    """m(x) = b, learned from 0."""
-    return Mean(
-        lambda generator, dtype: {"bias": torch.zeros(outputs, dtype=dtype)},
-        lambda params, x: params["bias"].expand(*x.shape[:2], outputs),
-    )
-
-
-def linear_mean(inputs: int, outputs: int) -> Mean:
-    """m(x) = b + x W, learned from 0."""
-
-    def start(generator: Generator | None, dtype: torch.dtype) -> Params:
-        return {"bias": torch.zeros(outputs, dtype=dtype), "linear": torch.zeros(inputs, outputs, dtype=dtype)}
-
-    return Mean(start, lambda params, x: params["bias"] + x.flatten(2) @ params["linear"])
-
-
-def network_mean(inputs: int, outputs: int, hidden: Sequence[int]) -> Mean:
-    """m(x) = b + x W + tanh(… tanh(x V₁ + c₁) …) H: a line, and a smooth curve that starts as 0.
-
-    The priors V ~ N(0, 1 / width), c ~ N(0, 1) and H ~ N(0, 0.1²) keep the curve small unless the data ask for it.
-    """
-    line = linear_mean(inputs, outputs)
-    widths = (inputs, *hidden)
-    layers = range(1, len(widths))
-
-    def start(generator: Generator | None, dtype: torch.dtype) -> Params:
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
-        made = line.start(generator, dtype)
-        for layer, (before, after) in enumerate(zip(widths, widths[1:]), start=1):
-            drawn = torch.randn(before + 1, after, generator=generator, dtype=torch.float64).to(dtype)
-            made[f"hidden{layer}.weight"] = drawn[1:] / math.sqrt(before)
-            made[f"hidden{layer}.bias"] = drawn[0].clone()
-        made["head"] = torch.zeros(widths[-1], outputs, dtype=dtype)
+def mean_start(
+    form: Form, inputs: int, outputs: int, hidden: Sequence[int], generator: Generator | None, dtype: torch.dtype
+) -> Params:
+    """Return the parameters of a mean function that is 0: of `mean_values`, as far as its form has them."""
+    made = {"bias": torch.zeros(outputs, dtype=dtype)}
+    if form == "constant":
         return made
+    made["linear"] = torch.zeros(inputs, outputs, dtype=dtype)
+    if form == "linear":
+        return made
+    if form != "network":
+        raise unknown_name("mean", form, ("network", "linear", "constant"))
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    widths = (inputs, *hidden)
+    for layer, (before, after) in enumerate(pairwise(widths), start=1):
+        drawn = torch.randn(before + 1, after, generator=generator, dtype=torch.float64).to(dtype)
+        made[f"hidden{layer}.weight"] = drawn[1:] / math.sqrt(before)
+        made[f"hidden{layer}.bias"] = drawn[0].clone()
+    made["head"] = torch.zeros(widths[-1], outputs, dtype=dtype)
+    return made
 
-    def values(params: Params, x: Tensor) -> Tensor:
-        curve = x.flatten(2)
-        for layer in layers:
-            curve = torch.tanh(curve @ params[f"hidden{layer}.weight"] + params[f"hidden{layer}.bias"])
-        return line.values(params, x) + curve @ params["head"]
 
-    def cost(params: Params) -> Tensor:
-        squares = [params["head"].square().sum() / HEAD**2]
-        for layer in layers:
-            weight = params[f"hidden{layer}.weight"]
-            squares += [len(weight) * weight.square().sum(), params[f"hidden{layer}.bias"].square().sum()]
-        return 0.5 * torch.stack(squares).sum()
+def mean_values(params: Params, x: Tensor) -> Tensor:
+    """Return m(x) = b + x W + tanh(… tanh(x V₁ + c₁) …) H ``(B, n, outputs)``: a line, and a smooth curve."""
+    x = x.flatten(2)
+    means = params["bias"].expand(*x.shape[:2], -1)
+    if "linear" in params:
+        means = means + x @ params["linear"]
+    if "head" in params:
+        for layer in _layers(params):
+            x = torch.tanh(x @ params[f"hidden{layer}.weight"] + params[f"hidden{layer}.bias"])
+        means = means + x @ params["head"]
+    return means
 
-    return Mean(start, values, cost)
+
+def mean_cost(params: Params) -> Tensor | float:
+    """Return −log of the priors that keep the curve small, V ~ N(0, 1 / width), c ~ N(0, 1) and H ~ N(0, 0.1²)."""
+    if "head" not in params:
+        return 0.0
+    squares = [params["head"].square().sum() / HEAD**2]
+    for layer in _layers(params):
+        weight = params[f"hidden{layer}.weight"]
+        squares += [len(weight) * weight.square().sum(), params[f"hidden{layer}.bias"].square().sum()]
+    return 0.5 * torch.stack(squares).sum()
+
+
+def _layers(params: Params) -> range:
+    return range(1, 1 + sum(name.startswith("hidden") for name in params) // 2)
 
 
 class Pooled(NamedTuple):
@@ -191,7 +183,7 @@ def gaussian_process(
     *,
     inputs: int,
     outputs: int = 1,
-    mean: Literal["network", "linear", "constant"] = "network",
+    mean: Form = "network",
     kernel: Literal["exponential", "matern", "rbf", "linear"] = "exponential",
     hidden: Sequence[Size] = (16,),
     regularization: NotNegative = 1.0,
@@ -248,15 +240,9 @@ def gaussian_process(
     """
     if module is not None and mean != "network":
         raise UsageError(f"a module is the mean function's network, but mean={mean!r} has none; use mean='network'")
-    phi, like = embedding(module, **options), torch.empty(0, dtype=dtype)
-    forms = {
-        "network": network_mean(inputs, outputs, hidden),
-        "linear": linear_mean(inputs, outputs),
-        "constant": constant_mean(outputs),
-    }
-    chosen = pick("mean", mean, forms)
-    if module is not None:  # its curve is added to the line; its weights have no prior
-        chosen, like = forms["linear"], phi.like
+    phi = embedding(module, **options)
+    # a module's curve is added to the line; its weights have no prior
+    form, like = (mean, torch.empty(0, dtype=dtype)) if module is None else ("linear", phi.like)
     rest = {
         "exponential": partial(kernels.matern, smoothness=0.5),
         "matern": kernels.matern,
@@ -271,7 +257,8 @@ def gaussian_process(
         structure = tree.prefixed("kernel", total.start(generator, like.dtype)) | _noise(like.dtype)
         structure |= {"values": torch.tensor(VALUES), "tasks": torch.tensor(0.0)}
         own = phi.start()
-        params = chosen.start(generator, like.dtype) | tree.prefixed("module", {**own.params, **own.structure})
+        params = mean_start(form, inputs, outputs, hidden, generator, like.dtype)
+        params |= tree.prefixed("module", {**own.params, **own.structure})
         both = (tree.prefixed("mean", params), structure)
         return Meta(*({name: value.to(like) for name, value in part.items()} for part in both))
 
@@ -279,7 +266,7 @@ def gaussian_process(
         if x.flatten(2).shape[-1] != inputs:
             raise ShapeError(f"inputs have {x.flatten(2).shape[-1]} features; the learner was made for inputs={inputs}")
         params = tree.within(meta.params, "mean")
-        means = chosen.values(params, x)
+        means = mean_values(params, x)
         if module is not None:
             curve, own = phi.apply(tree.within(params, "module"), own, x, seed, draw)
             means = means + curve.reshape(means.shape)
@@ -288,7 +275,7 @@ def gaussian_process(
     def penalty(meta: Meta) -> Tensor:
         """Return −log p(θ, M) for each target value of the training tasks."""
         moved = [(v - start[k].to(v)).square().sum() for k, v in meta.structure.items() if k not in COUNTS]
-        cost = 0.5 * torch.stack(moved).sum() / WIDTH**2 + chosen.cost(tree.within(meta.params, "mean"))
+        cost = 0.5 * torch.stack(moved).sum() / WIDTH**2 + mean_cost(tree.within(meta.params, "mean"))
         # the number of values is a constant: rounded, it has no derivative
         return regularization * cost / meta.structure["values"].round().clamp(min=1)
 
@@ -332,7 +319,7 @@ def dkt(
     >>> sorted(learner.init(None).params)
     ['bias', 'weight']
     """
-    phi, mean = embedding(module, **options), constant_mean(outputs)
+    phi = embedding(module, **options)
     found = {
         "rbf": kernels.rbf,
         "matern": kernels.matern,
@@ -343,7 +330,7 @@ def dkt(
 
     def init(generator: Generator | None = None) -> Meta:
         numbers = tree.prefixed("kernel", made.start(generator, phi.like.dtype)) | _noise(phi.like.dtype)
-        numbers |= tree.prefixed("mean", mean.start(generator, phi.like.dtype))
+        numbers["mean.bias"] = torch.zeros(outputs, dtype=phi.like.dtype)
         params, structure = phi.start()
         return Meta(params, structure | {name: value.to(phi.like.device) for name, value in numbers.items()})
 
@@ -351,7 +338,7 @@ def dkt(
         embedded, own = phi.apply({**meta.params, **meta.structure}, own, x, seed, draw)
         if features is not None and embedded.shape[-1] != features:
             raise ShapeError(f"the network gives {embedded.shape[-1]} features; the kernel was made for {features}")
-        return embedded, mean.values(tree.within(meta.structure, "mean"), embedded), own
+        return embedded, meta.structure["mean.bias"].expand(*embedded.shape[:2], -1), own
 
     return _conditioned(init, view, made, phi, likelihood)
 

@@ -2,12 +2,13 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Literal, TypeAlias
 
 from annotated_types import Ge, Le
 from torch import nn
 
-from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.errors import ShapeError, UsageError, pick, unknown_name
 
 Filters: TypeAlias = Annotated[int, Ge(1), Le(1024)]
 Downsample = Literal["pool", "stride"]
@@ -41,11 +42,8 @@ def conv4(
     """
 
     def convolution(channels: int) -> dict[str, nn.Module]:
-        stride = 2 if downsample == "stride" else 1
-        return {
-            "conv": nn.Conv2d(channels, filters, 3, stride=stride, padding=1),
-            "norm": normalisation(norm, filters),
-        }
+        conv = nn.Conv2d(channels, filters, 3, stride=2 if downsample == "stride" else 1, padding=1)
+        return {"conv": conv, "norm": normalisation(norm, filters)}
 
     return four_blocks("conv4", inputs, ways, filters, downsample, convolution)
 
@@ -90,15 +88,12 @@ def image_shape(input_shape: Sequence[int], model: str) -> tuple[int, int, int]:
 
 def normalisation(norm: Norm, filters: int) -> nn.Module:
     """Return the normalisation layer of that name for ``filters`` channels."""
-    if norm == "batch":
+    kinds = {
         # momentum 1: a task's own statistics, where asked for, are those of its support set
-        return nn.BatchNorm2d(filters, momentum=1.0)
-    if norm == "instance":
-        return nn.InstanceNorm2d(filters, affine=True)
-    if norm == "layer":
-        return nn.GroupNorm(1, filters)
-    if norm == "group":
-        return nn.GroupNorm(filters // 8 if filters % 8 == 0 else 1, filters)
-    if norm == "none":
-        return nn.Identity()
-    raise unknown_name("norm", norm, ("batch", "instance", "layer", "group", "none"))
+        "batch": partial(nn.BatchNorm2d, filters, momentum=1.0),
+        "instance": partial(nn.InstanceNorm2d, filters, affine=True),
+        "layer": partial(nn.GroupNorm, 1, filters),
+        "group": partial(nn.GroupNorm, filters // 8 if filters % 8 == 0 else 1, filters),
+        "none": nn.Identity,
+    }
+    return pick("norm", norm, kinds)()

@@ -1,7 +1,7 @@
 """A search space around `conv4`: the same four blocks, in which the convolution is yet to be chosen."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -44,8 +44,14 @@ def searchable4(
     torch.Size([2, 5])
     """
 
+    for name in candidates or ():
+        if name not in _NAMES:
+            raise unknown_name("candidate", name, _NAMES)
+
     def mixture(channels: int) -> dict[str, nn.Module]:
-        return {"mixture": Mixture(_chosen(_candidates(channels, filters, downsample, norm), candidates))}
+        found = _candidates(channels, filters, downsample, norm)
+        names = found if candidates is None else candidates
+        return {"mixture": Mixture({name: found[name] for name in names if name in found})}
 
     return four_blocks("searchable4", inputs, ways, filters, downsample, mixture)
 
@@ -72,12 +78,3 @@ def _candidates(channels: int, filters: int, downsample: Downsample, norm: Norm)
     named = {n: nn.Sequential(OrderedDict(layer=m, norm=normalisation(norm, filters))) for n, m in found.items()}
     skips = {"skip": Skip()} if channels == filters and stride == 1 else {}
     return {**named, **skips}
-
-
-def _chosen(found: Mapping[str, nn.Module], names: Sequence[str] | None) -> dict[str, nn.Module]:
-    if names is None:
-        return dict(found)
-    for name in names:
-        if name not in _NAMES:
-            raise unknown_name("candidate", name, _NAMES)
-    return {name: found[name] for name in names if name in found}
