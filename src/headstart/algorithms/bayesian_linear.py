@@ -42,8 +42,8 @@ def alpaca(
     mixed-effects model, whose fixed effects are K̄₀ and whose random effects have the covariance Σ Λ₀⁻¹. Trained on
     the posterior-predictive −log p(y_query | support set), one by one, for each target value.
 
-    Here Σ is diagonal and learned, where the paper takes the noise as known; φ has a 1 beside the network's features;
-    and a task is split into support and query set once, where the paper draws how much of a sequence has been seen.
+    The paper takes the noise Σ as known, here it is diagonal and learned; φ has a 1 beside the network's features; a
+    task is split into support and query set once, where the paper draws how much of a sequence has been seen.
 
     Args:
         module: the network; its outputs ``(n, *features)`` are flattened.
@@ -137,4 +137,4 @@ def _precision_factor(meta: Meta) -> Tensor:
 def _prepare(meta: Meta, tasks: Tasks, seed: int, folder: object = None, /) -> Meta:
     """Start K̄₀ as the least-squares line through all training tasks."""
     mean = meta.structure["mean"]
-    return meta._replace(structure=meta.structure | {"mean": pooled(tasks, mean.dtype).line.to(mean.device)})
+    return meta._replace(structure=meta.structure | {"mean": pooled(tasks, mean.dtype)[0].to(mean.device)})

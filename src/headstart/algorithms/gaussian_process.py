@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Generator, Tensor, nn
@@ -26,7 +26,17 @@ from headstart.types import Adapted, Batch, Gaussian, Info, Learner, Meta, Param
 MOST_TASKS = 1024
 #: Standard deviation of the prior on the weights of a network's head: small beside targets of variance 1.
 HEAD = 0.1
-
+#: Starting values for targets of variance 1: standard deviations of the noise, of random intercepts and slopes, and
+#: of what is left.
+NOISE, INTERCEPT, SLOPES, REST = 0.3, 0.5, 0.3, 0.05
+#: The standard deviation of the weak prior, in units of the logarithm.
+WIDTH = 2.0
+#: The parts of M that count, and are not learned: rounded, they have no derivative.
+COUNTS = ("values", "tasks")
+#: The random effects' covariance is never widened by more than this.
+WIDEST = 2.0
+#: How many target values the weak prior is weighed against before `Learner.prepare` has counted them.
+VALUES = 1000.0
 
 Form: TypeAlias = Literal["network", "linear", "constant"]
 
@@ -81,19 +91,13 @@ def _layers(params: Params) -> range:
     return range(1, 1 + sum(name.startswith("hidden") for name in params) // 2)
 
 
-class Pooled(NamedTuple):
-    """All training tasks taken together."""
+def pooled(tasks: Tasks, dtype: torch.dtype) -> tuple[Tensor, int, int]:
+    """Return what all training tasks say together, read off `MOST_TASKS` of them at most.
 
-    line: Tensor
-    """``(1 + d, o)``, the least-squares weights of y on [1, x]."""
-    values: int
-    """How many target values there are, in all training tasks."""
-    tasks: int
-    """How many tasks there are; 0 where there is no end of them."""
-
-
-def pooled(tasks: Tasks, dtype: torch.dtype) -> Pooled:
-    """Return the least-squares line through the rows of the training tasks (of `MOST_TASKS` of them at most)."""
+    Returns:
+        The least-squares weights ``(1 + d, o)`` of y on [1, x], and how many target values and tasks there are; 0 tasks
+        where there is no end of them.
+    """
     count = (tasks.counts or {}).get("train", 0)
     seen = min(count or MOST_TASKS, MOST_TASKS)
     rows = [
@@ -106,7 +110,7 @@ def pooled(tasks: Tasks, dtype: torch.dtype) -> Pooled:
     # a little ridge: features may be constant, or copies of each other
     ridge = 1e-6 * len(design) * torch.eye(len(square), dtype=square.dtype, device=square.device)
     line = torch.linalg.solve(square + ridge, design.T @ y).to(dtype)
-    return Pooled(line, round(y.numel() * (count or seen) / seen), count)
+    return line, round(y.numel() * (count or seen) / seen), count
 
 
 def _conditioned(
@@ -117,18 +121,10 @@ def _conditioned(
     likelihood: Likelihood,
     widened: Callable[[Meta], Meta] | None = None,
 ) -> Learner:
-    """Return the learner that conditions a Gaussian process prior over the functions of tasks on the support set.
+    """Return the learner that conditions a Gaussian process on the support set; in M are ``kernel.…``, ``log_noise``.
 
-    What a task has learned grows with its support set: the inputs, the Cholesky factor of their covariance and the
-    weights stand among the `Adapted` buffers, ``support.…``.
-
-    Args:
-        init: its part of M has ``kernel.…`` and ``log_noise``.
-        view: gives the kernel's inputs and the prior means.
-        kernel: the prior covariance.
-        network: what ``view`` runs.
-        likelihood: see `gaussian_process`.
-        widened: M as it holds for a new task, beside the training tasks that it was fitted to.
+    What a task has learned grows with its support set, and so stands among the `Adapted` buffers, ``support.…``.
+    ``widened`` gives M as it holds for a new task, beside the training tasks that it was fitted to.
     """
 
     def for_new(meta: Meta) -> Meta:
@@ -162,19 +158,6 @@ def _conditioned(
     objectives = {"joint": gaussians.joint(view, covariance, network), "predictive": gaussians.predictive}
     objective = pick("likelihood", likelihood, objectives)
     return gaussians.regressor(init, adapt, distribution, objective, network.batch_statistics)
-
-
-#: Starting values for targets of variance 1: standard deviations of the noise, of random intercepts and slopes, and
-#: of what is left.
-NOISE, INTERCEPT, SLOPES, REST = 0.3, 0.5, 0.3, 0.05
-#: The standard deviation of the weak prior, in units of the logarithm.
-WIDTH = 2.0
-#: The parts of M that count, and are not learned: rounded, they have no derivative.
-COUNTS = ("values", "tasks")
-#: The random effects' covariance is never widened by more than this.
-WIDEST = 2.0
-#: How many target values the weak prior is weighed against before `Learner.prepare` has counted them.
-VALUES = 1000.0
 
 
 @extends(embedding)
@@ -297,8 +280,8 @@ def dkt(
     """Learn a kernel on a network's features, k(f(x), f(x′)), that all tasks share: deep kernel transfer.
 
     A task's targets are a Gaussian process with a constant mean, this kernel, and noise. The network is θ; mean,
-    kernel and noise are M. Trained on the marginal likelihood of all of a task's points, support and query together,
-    −log p(y_support, y_query) for each target value. Adapting conditions on the support set in closed form.
+    kernel and noise are M. Trained on −log p(y_support, y_query) of all of a task's points, for each target value.
+    Adapting conditions on the support set in closed form.
 
     Args:
         module: the network f; its outputs ``(n, *features)`` are flattened.
@@ -358,9 +341,8 @@ def _widened(meta: Meta) -> Meta:
 def _prepare(meta: Meta, tasks: Tasks, seed: int, folder: object = None, /) -> Meta:
     """Start the mean function as the least-squares line through all training tasks, and count them."""
     params, values = dict(meta.params), meta.structure["values"]
-    found = pooled(tasks, values.dtype)
+    line, *counts = pooled(tasks, values.dtype)
     if "mean.linear" in params:
-        line = found.line.to(values.device)
+        line = line.to(values.device)
         params |= {"mean.bias": line[0].clone(), "mean.linear": line[1:].clone()}
-    counts = {"values": torch.full_like(values, found.values), "tasks": torch.full_like(values, found.tasks)}
-    return Meta(params, meta.structure | counts)
+    return Meta(params, meta.structure | {name: torch.full_like(values, n) for name, n in zip(COUNTS, counts)})

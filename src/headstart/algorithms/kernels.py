@@ -23,7 +23,7 @@ class Kernel(NamedTuple):
     """A covariance function."""
 
     start: Callable[[Generator | None, torch.dtype], Params]
-    """``start(generator, dtype)``: the parameters to start from; few kernels draw any of them."""
+    """``(generator, dtype)``: the parameters to start from; few kernels draw any of them."""
     matrix: Callable[[Params, Tensor, Tensor], Tensor]
     """k(x, x′) ``(B, n, m)`` for ``x`` ``(B, n, d)`` and ``x′`` ``(B, m, d)``."""
     diagonal: Callable[[Params, Tensor], Tensor]

@@ -24,11 +24,9 @@ def learned_loss(
 ) -> InnerLoss:
     """Return the inner loss ``ℓ_φ(y, f(x)) = softplus(network_φ(f(x), y))``, averaged over a task's examples; M = φ.
 
-    The network is fully connected with ReLU; it reads an example's outputs and its target, a class id as one-hot. The
-    query loss stays the learner's own and is what φ is learned by.
-
-    With ``base`` the loss is ``base + ℓ_φ − log 2``, and the network's last layer starts at zero, so that adaptation
-    starts as without ℓ_φ; the paper has ℓ_φ alone.
+    The network is fully connected with ReLU; it reads an example's outputs and its target, a class id as one-hot. φ is
+    learned by the query loss, which stays the learner's own. With ``base`` the loss is ``base + ℓ_φ − log 2``, and the
+    last layer starts at zero, so that adaptation starts as without ℓ_φ; the paper has ℓ_φ alone.
 
     Args:
         outputs: number of the model's output values for one example.
@@ -38,7 +36,7 @@ def learned_loss(
 
     Reference: Bechtle, Molchanov, Chebotar, Grefenstette, Righetti, Sukhatme, Meier 2021, arXiv:1906.05374 (ML³).
     As in the authors' code for classification, weights are drawn by Glorot and Bengio, biases start at 0, and the last
-    layer has none. There the initial weights of the model are not learned; here `maml` learns them along with φ.
+    layer has none. There the model's initial weights are not learned; here `maml` learns them too.
 
     >>> import headstart
     >>> net = headstart.mlp(1, 1)

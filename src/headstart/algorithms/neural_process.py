@@ -42,8 +42,7 @@ class CrossAttention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, there: Tensor) -> Tensor:
         """Return ``(…, m, width)`` for ``query`` ``(…, m, width)`` and ``key``, ``value`` ``(…, n, width)``.
 
-        ``there`` ``(…, n)`` is 1 for an example and 0 for padding, which gets no weight; where nothing is there, the
-        answer is 0.
+        ``there`` ``(…, n)`` is 0 for padding, which gets no weight; where nothing is there, the answer is 0.
         """
         heads = (self.query(query), self.key(key), self.value(value))
         asked, known, told = (part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in heads)
@@ -136,16 +135,15 @@ def cnp(
 
     r = mean of h(xᵢ, yᵢ) over the support set;  y | x ~ N(μ, σ²) with (μ, s) = g(r, x), σ = f + (1 − f) softplus(s).
 
-    h and g are networks of ``depth`` layers with ReLU. The outer loop minimises −log N(y; μ, σ²) of the query set.
-    In the paper the targets contain the support points too; here they are the query set alone.
+    h and g are networks of ``depth`` layers with ReLU. The outer loop minimises −log N(y; μ, σ²) of the query set; in
+    the paper, of the support points too.
 
     Args:
         inputs: number of values of one x; inputs of other shapes are flattened.
         outputs: number of target values of one y.
         hidden: units of a layer, and of the vector r that a support set becomes.
         depth: linear layers of the encoder h, and of the decoder g.
-        floor: f, the least standard deviation, in units of y; the authors' code has 0.1, and less lets a well-known
-            target be predicted with little noise.
+        floor: f, the least standard deviation, in units of y; the authors' code has 0.1.
         device: where the weights are put.
         dtype: their type.
 
@@ -204,12 +202,12 @@ def anp(
 
         E_{z ~ q(z | S ∪ Q)} log p(y_Q | x_Q, r, z) − KL(q(z | S ∪ Q) ‖ q(z | S))
 
-    with one draw of z a task, by its seed (`Batch.seed`). The likelihood is of the query set alone, as in the bound of
-    Garnelo et al. 2018 (arXiv:1807.01622); the paper's authors count the support set too. As in their code for curves,
-    there is no self-attention among the support examples.
+    with one draw of z a task, by its seed (`Batch.seed`). The likelihood is of the query set alone, as in Garnelo et
+    al. 2018 (arXiv:1807.01622); the paper's authors count the support set too. As in their code for curves, there is
+    no self-attention among the support examples.
 
-    The distribution that is predicted is a mixture over z ~ q(z | S); it is given by the normal of its mean and
-    variance, over ``draws`` draws: by the seed of the support set, or where it has none, the same for every task.
+    Predicted is the normal of the mean and variance of the mixture over z ~ q(z | S), of ``draws`` draws: by the seed
+    of the support set, or where it has none, the same for every task.
 
     Args:
         inputs, outputs, dtype, device: those of `cnp`, like all that is not named here.
