@@ -33,13 +33,11 @@ def cavia(
 
     ``φᵢ ← φᵢ − rate · ∇_φ loss(φᵢ, θ, Sᵢ)``, T times from φᵢ = 0; L(θ) = Σᵢ loss(φᵢ, θ, Qᵢ). The network reads φ
 
-    - as ``"input"``: concatenated to the inputs of its first linear layer, W x + V φ + b, with V in θ (drawn as for
-      an ``nn.Linear`` that takes both; W and b start where the module has them);
-    - or by ``"film"``: it scales and shifts the channels of its hidden layers, h (1 + A φ) + B φ, with A and B of
-      every layer in θ (drawn as for an ``nn.Linear``). The maps have no bias, so that with φ = 0 the network does
-      exactly what the module does.
+    - as ``"input"``: concatenated to the inputs of its first linear layer, W x + V φ + b;
+    - or by ``"film"``: it scales and shifts the channels of its hidden layers, h (1 + A φ) + B φ.
 
-    What is kept for a task is φ: ``size`` numbers.
+    V, A and B are in θ, drawn as for an ``nn.Linear``, and have no bias: with φ = 0 the network does exactly what the
+    module does. What is kept for a task is φ: ``size`` numbers.
 
     Args:
         module: the model.
@@ -47,7 +45,7 @@ def cavia(
         where: how the network reads them: ``"input"`` or ``"film"``; by default ``"film"`` where the module has
             convolutions, else ``"input"``.
         what: the layers that read φ: names, a type or a predicate; by default the first linear layer, or for FiLM
-            every hidden one (behind its normalisation, where it has one).
+            every hidden one (behind its normalisation).
         rate: the inner step size; the paper's is 1.
         options: those of `maml`.
 
@@ -87,11 +85,7 @@ class ContextParameters(Context):
 
 
 class ReadsContext(nn.Module):
-    """Follows a layer and changes its outputs by linear maps of φ, which are in θ.
-
-    With an ``axis`` it scales and shifts the channels there; without one it adds V φ, as if φ had been concatenated
-    to the layer's inputs.
-    """
+    """Follows a layer: scales and shifts its channels along ``axis``, or without one adds V φ to its outputs."""
 
     def __init__(self, context: ContextParameters, rows: int, axis: int | None, owns: bool) -> None:
         super().__init__()
@@ -142,7 +136,6 @@ def _reading(
 
 
 def _linear_layers(module: nn.Module, what: What | None) -> dict[str, nn.Linear]:
-    """Return the linear layers that ``what`` chooses, by default the first one."""
     linear = {path: layer for path, layer in reachable(module).items() if isinstance(layer, nn.Linear)}
     if not linear:
         raise UsageError(
@@ -150,7 +143,6 @@ def _linear_layers(module: nn.Module, what: What | None) -> dict[str, nn.Linear]
             f"as inputs; use where='film'"
         )
     if what is None:
-        first = next(iter(linear))
-        return {first: linear[first]}
+        return dict([next(iter(linear.items()))])
     leaves = {path: Leaf(path, tuple(layer.weight.shape), type(layer)) for path, layer in linear.items()}
     return {path: linear[path] for path in choose(leaves, what)}

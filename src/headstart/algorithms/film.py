@@ -48,8 +48,7 @@ def layers_to_modulate(module: nn.Module, what: What | None = None) -> dict[str,
     Args:
         module: it is not changed.
         what: names, a type or a predicate that chooses them; by default every linear and convolution layer but the
-            last one (the head). Where a normalisation comes next, it is taken in the layer's place, since it would
-            undo a scale and a shift in front of it.
+            last one (the head), or the normalisation behind it, which would undo a scale and a shift in front of it.
 
     Raises:
         UsageError: the module has no such layer.

@@ -46,7 +46,7 @@ def mmaml(
         embedding: size of e, the embedding of a task.
         hidden: width of the layers of the task encoder.
         what: the layers to modulate: names, a type or a predicate; by default every hidden one (behind its
-            normalisation, where it has one).
+            normalisation).
         outputs: number of classes, or of target values; by default the size of the module's last layer.
         rate: the inner step size; modulation makes gradients longer, so it bears smaller ones than `maml`.
         options: those of `maml`.
@@ -115,7 +115,7 @@ def _modulation(sites: dict[str, Channels], network: "TaskEncoder", embedding: i
 
 
 def _named(*parts: str) -> str:
-    """Return a name of those parts that are not empty: the path of a module that is itself a layer is."""
+    """Return the parts that are not empty as a name: the path of a module that is itself a layer is."""
     return ".".join(part for part in parts if part)
 
 

@@ -43,23 +43,26 @@ def read(module: nn.Module) -> Reading:
     ('head', 5, 4, 1941)
     """
     head = _head(module)
+
+    def paths(*kinds: type[nn.Module]) -> tuple[str, ...]:
+        return tuple(name or "the top" for name, layer in module.named_modules() if isinstance(layer, kinds))
+
+    places: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
     return Reading(
         head,
         bool(head) and isinstance(module.get_submodule(head), nn.Linear) and not why_not_own(module, head),
-        _paths(module, nn.Linear, _ConvNd),
-        _paths(module, *NORMS),
-        _paths(module, nn.MultiheadAttention),
-        _paths(module, nn.Embedding),
-        _paths(module, nn.RNNBase),
-        _paths(module, Structural),
-        _paths(module, Context),
-        _tied(module),
+        paths(nn.Linear, _ConvNd),
+        paths(*NORMS),
+        paths(nn.MultiheadAttention),
+        paths(nn.Embedding),
+        paths(nn.RNNBase),
+        paths(Structural),
+        paths(Context),
+        tuple(names[0] for names in places.values() if len(names) > 1),
         sum(p.numel() for p in module.parameters() if p.requires_grad),
     )
-
-
-def _paths(module: nn.Module, *kinds: type[nn.Module]) -> tuple[str, ...]:
-    return tuple(name or "the top" for name, layer in module.named_modules() if isinstance(layer, kinds))
 
 
 def _head(module: nn.Module) -> str:
@@ -89,10 +92,3 @@ def why_not_own(module: nn.Module, path: str) -> str:
         if len(places) > 1:
             return f"{name!r} is tied: {' and '.join(places)} are one"
     return ""
-
-
-def _tied(module: nn.Module) -> tuple[str, ...]:
-    places: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        places.setdefault(id(parameter), []).append(name)
-    return tuple(names[0] for names in places.values() if len(names) > 1)

@@ -14,7 +14,6 @@ from headstart.schema import NotNegative, extends
 from headstart.types import Tasks
 
 KINDS = ("sine", "line", "quadratic")
-"""The kinds of function that there are."""
 
 
 @extends(point_tasks)
@@ -33,11 +32,10 @@ def curves(
     - quadratic: y = A (x - c)² + b, with |A| ~ U[0.02, 0.15] of either sign, c ~ U[-3, 3], b ~ U[-3, 3];
 
     then x ~ U[-5, 5] for each of its points, and adds Gaussian noise of standard deviation ``noise`` to every y, of
-    the query set too. So no learner has an expected query error below ``noise**2``, 0.09 by default.
-    ``x`` and ``y`` are ``(B, n, 1)``.
+    the query set too. So no learner has an expected query error below ``noise**2``. ``x`` and ``y`` are ``(B, n, 1)``.
 
-    The best answer that does not depend on the support set is 0, for every kind. It costs 4.252 on sines, 28 on
-    lines and 5.514 on quadratics, 12.589 on the three together, each plus ``noise**2``.
+    The best answer that does not depend on the support set is 0. It costs 4.252 on sines, 28 on lines and 5.514 on
+    quadratics, 12.589 on the three together, each plus ``noise**2``.
 
     Args:
         noise: standard deviation of the noise, in units of y.

@@ -58,18 +58,15 @@ def gp_curves(
 
     Every task draws x ~ U[-2, 2] for each of its points and y ~ N(0, K + noise² I), support and query together, K
     the kernel's covariance of the points (`KERNELS`; variance 1). Where ``shots`` is a range, every task draws its
-    number of support points from it, each as likely as the others; the sets are padded to the largest and masked.
-
-    `true_distribution` gives the posterior of the process itself, which no learner can beat on average: its
-    log-likelihood is the upper bound, and its intervals cover as often as they say.
+    number of support points from it, uniformly; the sets are padded to the largest and masked. `true_distribution`
+    gives the posterior of the process itself, which no learner can beat on average.
 
     Args:
         kernel: the covariance of the process that curves are drawn from.
         shots: support points of a task, or the least and the most of them.
         queries: query points of a task.
         noise: standard deviation of the noise in y, of the query set too. The curves' own is 1.
-        lengthscale: ℓ of the kernel, in units of x (a number without unit for 'periodic'); 0.4 by default, 1 for
-            'periodic'.
+        lengthscale: ℓ of the kernel, in units of x (without unit for 'periodic'); 0.4 by default, 1 for 'periodic'.
         options: those of `point_tasks`: seed, device, dtype.
 
     Raises:

@@ -56,9 +56,8 @@ def plateaus(
         y = offset bᵢ + Σ_t (√common c_{t,l} + √(1 − common) w_{i,t,l}) / √trees + noise ε
 
     where l is x's cell in tree t, with bᵢ, c, wᵢ and ε standard normal: c is the family's, bᵢ and wᵢ are the task's
-    own. x ~ U[-1, 1] in every feature. So where the cells are is the same in all tasks and can be learned across them,
-    and little of what their values are: a model of all rows pooled sees the share ``common``. No learner has an
-    expected query error below ``noise**2``.
+    own. x ~ U[-1, 1] in every feature. So where the cells are can be learned across tasks, and little of their values:
+    a model of all rows pooled sees the share ``common``. No learner has an expected query error below ``noise**2``.
 
     Args:
         queries: query rows of a task.

@@ -25,14 +25,13 @@ def sinusoid(
     Every task draws its amplitude A ~ U[0.1, 5] and phase p ~ U[0, pi], and x ~ U[-5, 5] for each of its
     ``shots`` support and ``queries`` query points. ``x`` and ``y`` are ``(B, n, 1)``.
 
-    Two mean squared errors are known in closed form. Answering 0 costs E[A²] E[sin²(x - p)] = 4.252; the best
-    answer that does not depend on the support set, -1.623 cos x, costs 3.006. A learner that stays near 3
-    has not adapted at all.
+    Answering 0 has a mean squared error of E[A²] E[sin²(x - p)] = 4.252; the best answer that does not depend on the
+    support set, -1.623 cos x, one of 3.006. A learner that stays near 3 has not adapted at all.
 
-    With another ``frequency`` than (1, 1), y = A sin(w x + p): every task draws w ~ U[low, high] too, and the same
-    A, p and x as before. Mind the sign of the phase, which follows Li, Zhou, Chen, Li 2017 (Meta-SGD,
-    arXiv:1707.09835); theirs is the range (0.8, 1.2). Answering 0 still costs 4.252; the best answer that does
-    not depend on the support set is 1.623 E[cos w x], and costs 3.115 in that range.
+    With another ``frequency`` than (1, 1), y = A sin(w x + p), w ~ U[low, high], and the same A, p and x; mind the
+    sign of the phase, which follows Li, Zhou, Chen, Li 2017 (Meta-SGD, arXiv:1707.09835), where the range is
+    (0.8, 1.2). Answering 0 still costs 4.252; the best that does not depend on the support set, 1.623 E[cos w x], costs
+    3.115 in that range.
 
     Args:
         frequency: angular frequency in radians per unit of x: a range ``(low, high)`` that tasks draw from.
