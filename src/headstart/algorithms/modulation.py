@@ -17,7 +17,7 @@ from headstart.core.rules import chain, exclude, scale
 from headstart.errors import ShapeError, UsageError
 from headstart.forward.surgery import followed
 from headstart.schema import Size, extends
-from headstart.types import Batch, Learner, Params
+from headstart.types import Batch, Learner, Params, Tree
 
 
 @extends(maml, without=("rule", "start"))
@@ -102,7 +102,7 @@ def _modulation(sites: dict[str, Channels], network: "TaskEncoder", embedding: i
         return parts
 
     def values(m: Params, params: Params, shared: Params, support: Batch, gradient: Gradient) -> Params:
-        task = embedded(network, tree.within(m, "encoder"), support)
+        task = functional_call(network, tree.within(m, "encoder"), (support.x, support.y, support.mask))
         modulated = dict(params)
         for path in sites:
             weight, bias = (m[_named("generator", path, part)] for part in ("weight", "bias"))
@@ -155,8 +155,10 @@ class TaskEncoder(nn.Module):
         self.middle = nn.Linear(hidden, hidden)
         self.last = nn.Linear(hidden, embedding)
 
-    def forward(self, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tree, y: Tensor, mask: Tensor | None) -> Tensor:
         """Return ``(B, embedding)`` for examples ``x`` ``(B, n, *features)`` and ``y`` ``(B, n)`` or ``(B, n, …)``."""
+        if not isinstance(x, Tensor):
+            raise ShapeError(f"the task encoder reads one tensor x, got {type(x).__name__}")
         features = self._features(x) + self.target(self._targets(y)).unsqueeze(2)
         each = self.middle(features.relu()).relu().mean(2)
         if mask is None:
@@ -204,13 +206,6 @@ def drawn(network: nn.Module, like: Tensor, generator: Generator | None) -> Para
     return weights
 
 
-def embedded(network: TaskEncoder, weights: Params, support: Batch) -> Tensor:
-    """Return the embedding ``(B, size)`` of each task's support set."""
-    if not isinstance(support.x, Tensor):
-        raise ShapeError(f"the task encoder reads one tensor x, got {type(support.x).__name__}")
-    return functional_call(network, weights, (support.x, support.y, support.mask))
-
-
 def _stem(reads: nn.Module, hidden: int) -> tuple[nn.Module, int]:
     """Return what reads an input, and the width of the vectors that it takes (0 where it takes none)."""
     vectors = ((nn.Linear, "in_features"), (nn.RNNBase, "input_size"), (nn.MultiheadAttention, "embed_dim"))
@@ -220,13 +215,9 @@ def _stem(reads: nn.Module, hidden: int) -> tuple[nn.Module, int]:
             return nn.Linear(width, hidden), width
     if isinstance(reads, nn.Embedding):
         return nn.Embedding(reads.num_embeddings, hidden), 0
-    if isinstance(reads, _ConvNd):
-        convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(reads.kernel_size)]
-        layers: list[nn.Module] = []
-        for channels in (reads.in_channels, hidden, hidden):
-            layers += [convolution(channels, hidden, 3, stride=2, padding=1), nn.ReLU()]
-        return nn.Sequential(*layers[:-1]), 0
-    raise UsageError(
-        f"the task encoder takes its kind of inputs from the model's first layer, and a {type(reads).__name__} "
-        f"does not tell; it can be a linear, convolution, embedding, recurrent or attention layer"
-    )
+    assert isinstance(reads, _ConvNd)
+    convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(reads.kernel_size)]
+    layers: list[nn.Module] = []
+    for channels in (reads.in_channels, hidden, hidden):
+        layers += [convolution(channels, hidden, 3, stride=2, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers[:-1]), 0

@@ -32,8 +32,7 @@ def resnet12(
         widths: channels of the four blocks; (64, 160, 320, 640) in Lee et al., (64, 128, 256, 512) in Oreshkin et al.
         norm: what normalises behind each convolution: ``"batch"``, ``"instance"``, ``"layer"``, ``"group"`` (8 channels
             a group, or all) or ``"none"``.
-        pooled: whether the mean over places is taken; Lee et al. leave it out, and so keep ``widths[-1]`` values for
-            each place.
+        pooled: whether the mean over places is taken; Lee et al. leave it out, and keep all values of each place.
 
     References: Oreshkin, Rodriguez, Lacoste 2018, arXiv:1805.10123; Lee, Maji, Ravichandran, Soatto 2019,
     arXiv:1904.03758. Their networks also drop features in training (DropBlock); this one does not.
@@ -78,7 +77,7 @@ class ResidualBlock(Composed):
         self.pool = nn.MaxPool2d(2)
 
     def compose(self, run: Callable[[str, Tensor], Tensor], x: Tensor) -> Tensor:
-        """Return the block's outputs; the largest of four is taken before the leaky ReLU, which keeps their order."""
+        # the largest of four is taken before the leaky ReLU, which keeps their order
         return run("leaky", run("pool", run("residual", x) + run("shortcut", x)))
 
 

@@ -24,12 +24,9 @@ def searchable4(
     Each candidate but ``skip`` ends in a normalisation layer of its own, so that they are mixed at one scale; ReLU and
     pooling come behind the mixture. In every block there are
 
-    - ``conv3``, ``conv5``: a 3×3 (as in `conv4`) or 5×5 convolution;
-    - ``pointwise``: a 1×1 convolution;
-    - ``separable3``, ``separable5``: each channel by itself, then 1×1 (Howard et al. 2017, arXiv:1704.04861), without
-      anything in between;
-    - from the second block on, where channels stay the same: ``average``, a 3×3 mean of each channel, and with
-      ``downsample="pool"``, where the shape does too, ``skip``.
+    - ``conv3``, ``conv5``, ``pointwise``: a 3×3 (as in `conv4`), 5×5 or 1×1 convolution;
+    - ``separable3``, ``separable5``: each channel by itself, then 1×1 (Howard et al. 2017, arXiv:1704.04861);
+    - from the second block on: ``average``, a 3×3 mean of each channel, and with ``downsample="pool"``, ``skip``.
 
     Args:
         inputs: the shape of an image, ``(channels, height, width)``.

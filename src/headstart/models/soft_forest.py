@@ -48,9 +48,8 @@ def soft_forest(
 ) -> nn.Sequential:
     """Return soft oblivious decision trees whose leaves are a linear layer, called ``head``, on the leaves' shares.
 
-    Everything is differentiable any number of times, so every method that takes a module takes this one; those that
-    adapt the head alone (``anil``, ridge heads, …) adapt the values of leaves. Inputs should be standardised:
-    thresholds start around 0.
+    It can be differentiated any number of times, so every method that takes a module takes it; those that adapt the
+    head alone (``anil``, ridge heads, …) adapt the values of leaves. Standardise inputs: thresholds start around 0.
 
     Args:
         inputs: number of input values, or the shape of an input, which is flattened.
@@ -70,7 +69,7 @@ def soft_forest(
         raise UsageError(
             f"soft_forest needs positive sizes, got inputs {inputs}, outputs {outputs}, trees {trees}, depth {depth}"
         )
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers = OrderedDict[str, nn.Module]()
     if not isinstance(inputs, int) and len(inputs) > 1:
         layers["flatten"] = nn.Flatten()
     layers["trees"] = SoftTrees(flat, trees, depth)

@@ -24,9 +24,8 @@ def transformer(
 ) -> nn.Sequential:
     """Return embeddings, pre-norm transformer blocks, the mean over the tokens that are there, and a ``head``.
 
-    It takes token ids ``(n, tokens)`` (int64) and gives ``(n, ways)``. The attention is written with ``nn.Linear``, so
-    `headstart.low_rank` can adapt every linear layer, also inside it: ``what="block*"``, or
-    ``what="block*.attention.query"``. (Embeddings and normalisation take no adapters.)
+    It takes token ids ``(n, tokens)`` (int64) and gives ``(n, ways)``. The attention is of ``nn.Linear`` layers, which
+    `headstart.low_rank` can adapt like the others: ``what="block*"``, or ``what="block*.attention.query"``.
 
     Args:
         inputs: the most tokens that a text may have, or the shape of an input, ``(length,)``.
@@ -55,8 +54,7 @@ def transformer(
         )
     if not 0 <= padding < vocabulary:
         raise UsageError(f"the padding id must be one of the {vocabulary} token ids from 0, got {padding}")
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["embedding"] = Embedded(vocabulary, shape[0], width, padding)
+    layers = OrderedDict[str, nn.Module](embedding=Embedded(vocabulary, shape[0], width, padding))
     for index in range(1, depth + 1):
         layers[f"block{index}"] = Block(width, heads, dropout)
     layers["pool"] = Pooled(width)
@@ -68,8 +66,7 @@ def transformer(
 class Embedded(nn.Module):
     """The sum of a vector for the token and one for its place: ``(n, tokens) -> (n, tokens, width + 1)``.
 
-    The last value of each token says whether it is there (1) or padding (0), so that one tensor goes from layer to
-    layer.
+    The last value of each token says whether it is there (1) or padding (0).
     """
 
     def __init__(self, vocabulary: int, length: int, width: int, padding: int) -> None:
@@ -134,21 +131,16 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor, there: Tensor) -> Tensor:
         seen = there.mT > 0
         # a text without tokens reads its padding: its outputs count nowhere, but must be numbers
         seen = (seen | ~seen.any(-1, keepdim=True))[..., None, :, :]
-        query, key, value = (self._by_head(layer(x)) for layer in (self.query, self.key, self.value))
+        parts = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.query, self.key, self.value))
+        query, key, value = (part.transpose(-3, -2) for part in parts)
         read = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
         return self.out(read.transpose(-3, -2).flatten(-2))
-
-    def _by_head(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
 
 class Pooled(nn.Module):
