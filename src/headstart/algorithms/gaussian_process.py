@@ -92,11 +92,9 @@ def _layers(params: Params) -> range:
 
 
 def pooled(tasks: Tasks, dtype: torch.dtype) -> tuple[Tensor, int, int]:
-    """Return what all training tasks say together, read off `MOST_TASKS` of them at most.
+    """Return the least-squares weights ``(1 + d, o)`` of y on [1, x], and how many target values and tasks there are.
 
-    Returns:
-        The least-squares weights ``(1 + d, o)`` of y on [1, x], and how many target values and tasks there are; 0 tasks
-        where there is no end of them.
+    Of all training tasks, or `MOST_TASKS`; the number of tasks is 0 where there is no end of them.
     """
     count = (tasks.counts or {}).get("train", 0)
     seen = min(count or MOST_TASKS, MOST_TASKS)
@@ -237,8 +235,9 @@ def gaussian_process(
     total = kernels.total(parts if further is None else parts | {"rest": further(inputs, scale=REST)})
 
     def init(generator: Generator | None = None) -> Meta:
-        structure = tree.prefixed("kernel", total.start(generator, like.dtype)) | _noise(like.dtype)
-        structure |= {"values": torch.tensor(VALUES), "tasks": torch.tensor(0.0)}
+        structure = tree.prefixed("kernel", total.start(generator, like.dtype))
+        counts = {"values": torch.tensor(VALUES), "tasks": torch.tensor(0.0)}
+        structure |= {"log_noise": torch.tensor(math.log(NOISE), dtype=like.dtype), **counts}
         own = phi.start()
         params = mean_start(form, inputs, outputs, hidden, generator, like.dtype)
         params |= tree.prefixed("module", {**own.params, **own.structure})
@@ -312,10 +311,10 @@ def dkt(
     made = pick("kernel", kernel, found)(features)
 
     def init(generator: Generator | None = None) -> Meta:
-        numbers = tree.prefixed("kernel", made.start(generator, phi.like.dtype)) | _noise(phi.like.dtype)
-        numbers["mean.bias"] = torch.zeros(outputs, dtype=phi.like.dtype)
-        params, structure = phi.start()
-        return Meta(params, structure | {name: value.to(phi.like.device) for name, value in numbers.items()})
+        (params, structure), like = phi.start(), phi.like
+        structure |= tree.prefixed("kernel", made.start(generator, like.dtype))
+        structure |= {"log_noise": like.new_full((), math.log(NOISE)), "mean.bias": like.new_zeros(outputs)}
+        return Meta(params, {name: value.to(like.device) for name, value in structure.items()})
 
     def view(meta: Meta, x: Tree, own: Params, seed: Tensor | None, draw: int) -> tuple[Tensor, Tensor, Params]:
         embedded, own = phi.apply({**meta.params, **meta.structure}, own, x, seed, draw)
@@ -324,10 +323,6 @@ def dkt(
         return embedded, meta.structure["mean.bias"].expand(*embedded.shape[:2], -1), own
 
     return _conditioned(init, view, made, phi, likelihood)
-
-
-def _noise(dtype: torch.dtype) -> Params:
-    return {"log_noise": torch.tensor(math.log(NOISE), dtype=dtype)}
 
 
 def _widened(meta: Meta) -> Meta:

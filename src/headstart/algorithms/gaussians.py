@@ -117,9 +117,8 @@ def joint(view: View, covariance: Callable[[Meta, Tensor], tuple[Tensor, Tensor]
     """Return the `Objective` −log p(y_support, y_query), for each target value.
 
     Args:
-        view: what the prior makes of inputs.
+        view: the prior means of inputs, by ``network``.
         covariance: ``(meta, features) -> (covariance of observations (B, n, n), log of the unit of each target)``.
-        network: what ``view`` runs.
     """
 
     def objective(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:

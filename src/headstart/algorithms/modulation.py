@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from headstart.algorithms.adaptation import Gradient, Start, uniform
 from headstart.algorithms.film import Channels, channels_of, film, layers_to_modulate
+from headstart.algorithms.gaussians import zeroed
 from headstart.algorithms.maml import Rate, maml
 from headstart.core import tree
 from headstart.core.parameters import Context, What
@@ -96,9 +97,9 @@ def _modulation(sites: dict[str, Channels], network: "TaskEncoder", embedding: i
     def structure(params: Params, generator: Generator | None) -> Params:
         like = next(iter(params.values()))
         parts = tree.prefixed("encoder", drawn(network, like, generator))
-        for path, channels in sites.items():
-            parts[_named("generator", path, "weight")] = like.new_zeros(2 * channels.count, embedding)
-            parts[_named("generator", path, "bias")] = like.new_zeros(2 * channels.count)
+        for path, (count, _) in sites.items():
+            parts[_named("generator", path, "weight")] = like.new_zeros(2 * count, embedding)
+            parts[_named("generator", path, "bias")] = like.new_zeros(2 * count)
         return parts
 
     def values(m: Params, params: Params, shared: Params, support: Batch, gradient: Gradient) -> Params:
@@ -161,11 +162,8 @@ class TaskEncoder(nn.Module):
             raise ShapeError(f"the task encoder reads one tensor x, got {type(x).__name__}")
         features = self._features(x) + self.target(self._targets(y)).unsqueeze(2)
         each = self.middle(features.relu()).relu().mean(2)
-        if mask is None:
-            pooled = each.mean(1)
-        else:
-            there = mask.unsqueeze(-1)
-            pooled = torch.where(there, each, 0).sum(1) / there.sum(1).clamp(min=1)
+        count = each.shape[1] if mask is None else mask.sum(1, keepdim=True).clamp(min=1)
+        pooled = zeroed(each, mask).sum(1) / count
         # bounded, so that a task with large targets cannot send the modulation far off
         return self.last(pooled).tanh()
 
