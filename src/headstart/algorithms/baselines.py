@@ -9,7 +9,7 @@ from headstart.algorithms.reptile import joined
 from headstart.core.adjoints import FirstOrder
 from headstart.core.objective import backprop
 from headstart.schema import extends
-from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta
+from headstart.types import Episodes, Info, Learner, Meta
 
 
 @extends(maml, without=("adjoint",))
@@ -27,11 +27,9 @@ def joint(module: nn.Module, **options: Any) -> Learner:
 
 
 def _pooled(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
-    def unadapted(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
-        return learner.adapt(meta, support, steps=0)
-
     batch = joined(episodes)
-    return backprop(learner._replace(adapt=unadapted), meta, Episodes(batch, batch))
+    unadapted = learner._replace(adapt=lambda meta, support, /, steps=None: learner.adapt(meta, support, steps=0))
+    return backprop(unadapted, meta, Episodes(batch, batch))
 
 
 @extends(maml, without=("adjoint",))

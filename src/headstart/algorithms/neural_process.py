@@ -6,6 +6,7 @@ from typing import Annotated, NamedTuple, TypeAlias
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Generator, Tensor, nn
+from torch.distributions import Normal, kl_divergence
 from torch.func import functional_call
 
 from headstart.algorithms import gaussians
@@ -275,7 +276,7 @@ def anp(
 
     def objective(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
         adapted, info = adapt(meta, episodes.support)
-        query, prior = present(episodes.query), adapted.params["latent"]
+        query = present(episodes.query)
         both = zip(*(made.examples(batch) for batch in episodes))
         posterior = latent_of(meta, *(torch.cat(parts, 1) for parts in both))
         mean, deviation = posterior.unbind(1)
@@ -283,17 +284,11 @@ def anp(
         drawn_once = Gaussian(*(part.squeeze(1) for part in decoded(adapted, query.x, z.unsqueeze(1))))
         nats = gaussians.marginal_loss(drawn_once, query.y, query.mask)
         values = outputs * gaussians.there(query).sum(1).clamp(min=1)
-        bound = nats + _divergence(posterior, prior) / values
+        wide, narrow = (Normal(*both.unbind(1), validate_args=False) for both in (adapted.params["latent"], posterior))
+        bound = nats + kl_divergence(narrow, wide).sum(1) / values
         return bound, info._replace(query_loss=learner.loss(drawn_once.mean.detach(), query))
 
     return gaussians.regressor(made.init, adapt, distribution, objective)
-
-
-def _divergence(posterior: Tensor, prior: Tensor) -> Tensor:
-    """Return KL(posterior ‖ prior) ``(B,)`` of normals given as ``(B, 2, latent)``, mean and standard deviation."""
-    (mean, deviation), (other, width) = posterior.unbind(1), prior.unbind(1)
-    ratio = deviation / width
-    return 0.5 * (ratio.square() + ((mean - other) / width).square() - 1 - 2 * ratio.log()).sum(1)
 
 
 def _white(seed: Tensor | None, shape: tuple[int, ...], like: Tensor, stream: int) -> Tensor:

@@ -9,6 +9,9 @@ from headstart.errors import unknown_name
 from headstart.forward.mixture import Mixture, Skip
 from headstart.models.conv4 import Downsample, Filters, Norm, four_blocks, normalisation
 
+#: Those that fit every block, and those that need as many channels as there are filters.
+_NAMES = ("conv3", "conv5", "pointwise", "separable3", "separable5", "average", "skip")
+
 
 def searchable4(
     inputs: Sequence[int],
@@ -45,33 +48,27 @@ def searchable4(
         if name not in _NAMES:
             raise unknown_name("candidate", name, _NAMES)
 
+    stride = 2 if downsample == "stride" else 1
+
     def mixture(channels: int) -> dict[str, nn.Module]:
-        found = _candidates(channels, filters, downsample, norm)
+        def conv(size: int, stride: int = stride) -> nn.Module:
+            return nn.Conv2d(channels, filters, size, stride, padding=size // 2)
+
+        def separable(size: int) -> nn.Module:
+            depthwise = nn.Conv2d(channels, channels, size, stride, padding=size // 2, groups=channels, bias=False)
+            return nn.Sequential(OrderedDict[str, nn.Module](depthwise=depthwise, pointwise=conv(1, 1)))
+
+        layers = {"conv3": conv(3), "conv5": conv(5), "pointwise": conv(1)}
+        layers |= {"separable3": separable(3), "separable5": separable(5)}
+        if channels == filters:
+            layers["average"] = nn.AvgPool2d(3, stride, padding=1)
+        found: dict[str, nn.Module] = {
+            name: nn.Sequential(OrderedDict(layer=layer, norm=normalisation(norm, filters)))
+            for name, layer in layers.items()
+        }
+        if channels == filters and stride == 1:
+            found["skip"] = Skip()
         names = found if candidates is None else candidates
         return {"mixture": Mixture({name: found[name] for name in names if name in found})}
 
     return four_blocks("searchable4", inputs, ways, filters, downsample, mixture)
-
-
-#: Those that fit every block, and those that need as many channels as there are filters.
-_NAMES = ("conv3", "conv5", "pointwise", "separable3", "separable5", "average", "skip")
-
-
-def _candidates(channels: int, filters: int, downsample: Downsample, norm: Norm) -> dict[str, nn.Module]:
-    """Return all candidates that fit a block."""
-    stride = 2 if downsample == "stride" else 1
-
-    def conv(size: int, stride: int = stride) -> nn.Module:
-        return nn.Conv2d(channels, filters, size, stride, padding=size // 2)
-
-    def separable(size: int) -> nn.Module:
-        depthwise = nn.Conv2d(channels, channels, size, stride, padding=size // 2, groups=channels, bias=False)
-        return nn.Sequential(OrderedDict[str, nn.Module](depthwise=depthwise, pointwise=conv(1, 1)))
-
-    found = {"conv3": conv(3), "conv5": conv(5), "pointwise": conv(1)}
-    found |= {"separable3": separable(3), "separable5": separable(5)}
-    if channels == filters:
-        found["average"] = nn.AvgPool2d(3, stride, padding=1)
-    named = {n: nn.Sequential(OrderedDict(layer=m, norm=normalisation(norm, filters))) for n, m in found.items()}
-    skips = {"skip": Skip()} if channels == filters and stride == 1 else {}
-    return {**named, **skips}

@@ -117,7 +117,7 @@ def true_distribution(tasks: Tasks, support: Batch, x: Tensor) -> Gaussian:
     """Return the distribution of every target at ``x`` given the support set, under the process that drew both.
 
     N(k(x, S) A⁻¹ y, 1 + noise² − k(x, S) A⁻¹ k(S, x)), A = K(S, S) + noise² I. Its log-likelihood is the upper bound
-    of any learner's, in expectation over tasks.
+    of any learner's in expectation.
 
     Args:
         tasks: of `gp_curves`.
@@ -145,10 +145,9 @@ def true_distribution(tasks: Tasks, support: Batch, x: Tensor) -> Gaussian:
     variance = tasks.details["noise_variance"] + _JITTER
     known, asked, y = (values[..., 0].double() for values in (support.x, x, support.y))
     gram, cross = _gram(known, known, kernel, length), _gram(asked, known, kernel, length)
-    if support.mask is not None:
-        there = support.mask
-        y, cross = torch.where(there, y, 0), torch.where(there.unsqueeze(1), cross, 0)
-        gram = torch.where(there.unsqueeze(1) & there.unsqueeze(2), gram, 0)
+    there = torch.ones_like(y, dtype=torch.bool) if support.mask is None else support.mask
+    y, cross = torch.where(there, y, 0), torch.where(there.unsqueeze(1), cross, 0)
+    gram = torch.where(there.unsqueeze(1) & there.unsqueeze(2), gram, 0)
     factor = torch.linalg.cholesky(gram + variance * torch.eye(y.shape[1], dtype=y.dtype, device=y.device))
     weights = torch.linalg.solve_triangular(factor, cross.transpose(1, 2), upper=False)
     whitened = torch.linalg.solve_triangular(factor, y.unsqueeze(2), upper=False)
