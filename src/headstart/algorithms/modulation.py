@@ -72,27 +72,6 @@ def mmaml(
         network = TaskEncoder(_first_layer(module), outputs or _output_size(module), hidden, embedding)
     like = next(module.parameters()).detach()
     body = followed(module, lambda path, _: Modulated(sites[path], like) if path in sites else None)
-    return maml(
-        body, rule=chain(exclude(Modulated), scale(rate)), start=_modulation(sites, network, embedding), **options
-    )
-
-
-class Modulated(Context):
-    """Scales and shifts a layer's channels by values that a task is given at its start, zero by themselves."""
-
-    def __init__(self, channels: Channels, like: Tensor) -> None:
-        super().__init__()
-        self.axis = channels.axis
-        self.scale = nn.Parameter(like.new_zeros(channels.count))
-        self.shift = nn.Parameter(like.new_zeros(channels.count))
-
-    def forward(self, y: Tensor) -> Tensor:
-        """Take outputs ``(n, …)``."""
-        return film(y, self.scale, self.shift, self.axis)
-
-
-def _modulation(sites: dict[str, Channels], network: "TaskEncoder", embedding: int) -> Start:
-    """Return the start that sets scales and shifts by the embedding of the support set."""
 
     def structure(params: Params, generator: Generator | None) -> Params:
         like = next(iter(params.values()))
@@ -112,7 +91,21 @@ def _modulation(sites: dict[str, Channels], network: "TaskEncoder", embedding: i
             modulated[_named(path, "after", "shift")] = beta
         return modulated
 
-    return Start(values, structure)
+    return maml(body, rule=chain(exclude(Modulated), scale(rate)), start=Start(values, structure), **options)
+
+
+class Modulated(Context):
+    """Scales and shifts a layer's channels by values that a task is given at its start, zero by themselves."""
+
+    def __init__(self, channels: Channels, like: Tensor) -> None:
+        super().__init__()
+        self.axis = channels.axis
+        self.scale = nn.Parameter(like.new_zeros(channels.count))
+        self.shift = nn.Parameter(like.new_zeros(channels.count))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Take outputs ``(n, …)``."""
+        return film(y, self.scale, self.shift, self.axis)
 
 
 def _named(*parts: str) -> str:
