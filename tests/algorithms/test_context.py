@@ -138,7 +138,7 @@ def test_what_cannot_be_done_is_refused():
         cavia(net(), size=0)
     with pytest.raises(UnknownNameError, match="'film'"):
         cavia(net(), where="filn")
-    with pytest.raises(UsageError, match="no parameters"):
+    with pytest.raises(UsageError, match="no linear layer"):
         cavia(nn.Identity())
     with pytest.raises(UsageError, match="where='film'"):
         cavia(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 1)), where="input")

@@ -92,7 +92,7 @@ def alpaca(
         design, means, own = view(meta, support.x, phi.of_tasks(support), support.seed, 0)
         design = gaussians.zeroed(design, support.mask)
         left = gaussians.zeroed(gaussians.residual(support.y, means), support.mask)
-        prior = _precision_factor(meta)
+        prior = triangular(meta.structure["log_diagonal"], meta.structure["lower"])
         factor = gaussians.cholesky(design.mT @ design + prior @ prior.T)
         # the same as in the docstring, without the difference of large numbers
         change = torch.cholesky_solve(design.mT @ left, factor)
@@ -107,7 +107,8 @@ def alpaca(
 
     def covariance(meta: Meta, design: Tensor) -> tuple[Tensor, Tensor]:
         """Return I + Φ Λ₀⁻¹ Φᵀ, in units of the noise."""
-        spread = gaussians.solve_lower(_precision_factor(meta), design.mT)
+        prior = triangular(meta.structure["log_diagonal"], meta.structure["lower"])
+        spread = gaussians.solve_lower(prior, design.mT)
         unit = torch.eye(design.shape[1], dtype=design.dtype, device=design.device)
         return unit + spread.mT @ spread, meta.structure["log_noise"]
 
@@ -127,11 +128,6 @@ def _count(module: nn.Module | None, inputs: int | None, features: int | None) -
     if features is None and not layers:
         raise UsageError("the module has no linear layer to read the number of its features off; say features=")
     return layers[-1].out_features if features is None else features
-
-
-def _precision_factor(meta: Meta) -> Tensor:
-    """Return the lower Cholesky factor of Λ₀."""
-    return triangular(meta.structure["log_diagonal"], meta.structure["lower"])
 
 
 def _prepare(meta: Meta, tasks: Tasks, seed: int, folder: object = None, /) -> Meta:

@@ -113,13 +113,10 @@ def _reading(
         raise unknown_name("place for context parameters", str(where), ("input", "film"))
     if where is None:
         where = "film" if any(isinstance(layer, _ConvNd) for layer in module.modules()) else "input"
-    like = next(module.parameters(), None)
-    if like is None:
-        raise UsageError(f"{type(module).__name__} has no parameters, so nothing can read context parameters")
-    context = ContextParameters(size, like.detach())
-    maps: dict[str, float] = {}
     linear = _linear_layers(module, what) if where == "input" else {}
     modulated = layers_to_modulate(module, what) if where == "film" else {}
+    context = ContextParameters(size, next(module.parameters()).detach())
+    maps: dict[str, float] = {}
 
     def reader(path: str, layer: nn.Module) -> nn.Module | None:
         if path in linear:
@@ -143,6 +140,6 @@ def _linear_layers(module: nn.Module, what: What | None) -> dict[str, nn.Linear]
             f"as inputs; use where='film'"
         )
     if what is None:
-        return dict([next(iter(linear.items()))])
+        return dict(list(linear.items())[:1])
     leaves = {path: Leaf(path, tuple(layer.weight.shape), type(layer)) for path, layer in linear.items()}
     return {path: linear[path] for path in choose(leaves, what)}

@@ -32,14 +32,13 @@ class Channels(NamedTuple):
 
 def reachable(module: nn.Module) -> dict[str, nn.Module]:
     """Return the layers that `replaced` can replace, by name, in the order in which the module holds them."""
-    found: dict[str, nn.Module] = {}
+    found: dict[nn.Module, str] = {}
 
     def note(path: str, layer: nn.Module) -> None:
-        if not any(other is layer for other in found.values()):
-            found[path] = layer
+        found.setdefault(layer, path)
 
     replaced(module, note)
-    return found
+    return {path: layer for layer, path in found.items()}
 
 
 def layers_to_modulate(module: nn.Module, what: What | None = None) -> dict[str, Channels]:

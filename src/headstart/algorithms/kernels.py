@@ -116,8 +116,7 @@ def linear(*, scale: float = 1.0, offset: float = 1.0) -> Kernel:
 def effects(features: int, *, intercept: float = 1.0, slopes: float = 1.0) -> Kernel:
     """k(x, x′) = [1, x] L Lᵀ [1, x′]ᵀ: random intercept and slopes with a full covariance L Lᵀ.
 
-    The random effects of a linear mixed-effects model (Laird, Ware 1982). L is lower triangular (`triangular`), with
-    ``lower`` free of units.
+    The random effects of a linear mixed-effects model (Laird, Ware 1982); L is `triangular`.
 
     Args:
         features: number of features d.

@@ -50,6 +50,9 @@ def sinusoid(
     if not 0 < low <= high < math.inf:
         raise UsageError(f"frequency must be a pair (low, high) with 0 < low <= high, got {frequency!r}")
     plain = low == high == 1
+    source = "Finn, Abbeel, Levine 2017, arXiv:1703.03400"
+    if not plain:
+        source = "Li, Zhou, Chen, Li 2017, arXiv:1707.09835 (theirs: frequencies from 0.8 to 1.2)"
 
     def draw(seed: int, split: str, numbers: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
         drawn = uniform(seed, split, numbers, stream=0, count=2 + count)
@@ -67,10 +70,6 @@ def sinusoid(
         "phase": (0.0, math.pi),
         "frequency": (low, high),
         "x": (-5.0, 5.0),
-        "source": (
-            "Finn, Abbeel, Levine 2017, arXiv:1703.03400"
-            if plain
-            else "Li, Zhou, Chen, Li 2017, arXiv:1707.09835 (theirs: frequencies from 0.8 to 1.2)"
-        ),
+        "source": source,
     }
     return point_tasks("sinusoid", draw, details, **options)
