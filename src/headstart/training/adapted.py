@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from headstart.data.kind import DataKind, Inputs, NewTask, Row, find_kind, kind_of_family
 from headstart.errors import ConfigError, DataError, DivergenceError, FileError, UsageError, unknown_name
 from headstart.registry import find, rows
-from headstart.training import checkpoint as checkpoints
 from headstart.training.build import find_device, make_learner
-from headstart.training.checkpoint import alike
+from headstart.training.checkpoint import alike, newest
 from headstart.training.config import Config, resolve
 from headstart.training.files import from_safetensors, make_folder, read, read_json, to_json, to_safetensors, write
 from headstart.training.loop import start
@@ -74,8 +74,8 @@ def adapt(
 ) -> AdaptedModel:
     """Learn the new tasks that a file or folder holds, and write the result.
 
-    Where the run normalised by batches (``--buffers batch``), normalisation now goes by the support set, so that the
-    prediction for an example does not depend on which others are asked for.
+    Where the run normalised by batches (``--buffers batch``), normalisation now goes by the support set, so that a
+    prediction does not depend on which others are asked for.
 
     Args:
         run: a run folder.
@@ -102,7 +102,8 @@ def adapt(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is not empty; choose a new folder")
     learner_of = _learners(config, kind, prepared, where)
-    meta = _best(run, learner_of(0))
+    # the run's own tasks are not made: their data may be elsewhere
+    meta = newest(run, start(learner_of(0)).meta).best.meta
     supports = kind.support(prepared, Path(source), strict)
     _refuse_ways(config, kind.like(prepared, 0), str(source), [task for task, _ in supports])
     _check_sizes(kind, prepared, [task for task, _ in supports], str(source))
@@ -114,22 +115,11 @@ def adapt(
 
 
 def _learners(config: Config, kind: DataKind, prepared: Any, device: torch.device) -> Callable[[int], Learner]:
-    """Return what makes the run's learner, once for each number of classes; 0 stands for the number as trained.
-
-    Normalisation by batches goes by the support set, whatever else is asked for.
-    """
+    """Return what makes the run's learner, once for each number of classes; 0 stands for the number as trained."""
     if config.option("method.buffers") == "batch":
         own = config.method
         config = config._replace(method=own._replace(options={**own.options, "buffers": "task"}))
     return cache(lambda classes: make_learner(config, kind.like(prepared, classes), device)[0])
-
-
-def _best(run: Path, learner: Learner) -> Meta:
-    """Return the best weights of a run, without making its tasks, whose data may be elsewhere."""
-    found = checkpoints.find(run, start(learner).meta)
-    if found.checkpoint is None:
-        raise FileError(f"the run in {run} has no checkpoint yet")
-    return found.checkpoint.best.meta
 
 
 def _refuse_ways(config: Config, like: Tasks, source: str, tasks: Sequence[NewTask]) -> None:
@@ -160,10 +150,9 @@ def _learned(
     for (classes, _), group in _groups([task for task, _ in supports]):
         for first in range(0, len(group), together):
             places = group[first : first + together]
-            batches = [supports[place][1] for place in places]
-            x, y = torch.cat([batch.x for batch in batches]), torch.cat([batch.y for batch in batches])
+            x, y = (torch.cat(parts).to(device) for parts in zip(*(supports[place][1][:2] for place in places)))
             with torch.no_grad():
-                adapted, _ = learner_of(classes).adapt(meta, Batch(x.to(device), y.to(device)))
+                adapted, _ = learner_of(classes).adapt(meta, Batch(x, y))
             for row, place in enumerate(places):
                 found[place] = AdaptedTask(*supports[place][0], learner_of(classes), _alone(adapted, row))
     return tuple(found[place] for place in range(len(supports)))
@@ -244,7 +233,7 @@ def open_adapted(folder: str | Path, device: str = "auto") -> AdaptedModel:
     try:
         kind, options = find_kind(str(described["kind"])), dict(described["config"])
         prepared = kind.read(described["preparation"], str(path))
-        tasks = [_new_task(task) for task in described["tasks"]]
+        tasks = TypeAdapter(list[NewTask]).validate_json(json.dumps(described["tasks"]), strict=True)
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path} does not describe an adapted model: {error}") from error
     _check_sizes(kind, prepared, tasks, str(path))
@@ -253,17 +242,6 @@ def open_adapted(folder: str | Path, device: str = "auto") -> AdaptedModel:
     adapted = _read_weights(folder / WEIGHTS, kind, prepared, tasks, learner_of, where)
     found = (AdaptedTask(*task, learner_of(len(task.labels)), own) for task, own in zip(tasks, adapted))
     return AdaptedModel(kind, described["preparation"], config, tuple(found), where)
-
-
-def _new_task(value: Mapping[str, Any]) -> NewTask:
-    task = NewTask(value["name"], tuple(value["labels"]), tuple(value["counts"]))
-    if not (
-        isinstance(task.name, str | None)
-        and all(isinstance(label, str) for label in task.labels)
-        and all(type(count) is int and count >= 0 for count in task.counts)
-    ):
-        raise TypeError(f"a task is {value}")
-    return task
 
 
 def _check_sizes(kind: DataKind, prepared: Any, tasks: Sequence[NewTask], where: str) -> None:
@@ -275,7 +253,7 @@ def _check_sizes(kind: DataKind, prepared: Any, tasks: Sequence[NewTask], where:
         labels = like.output_size if like.kind == "classification" else 0
         if not len(task.labels) == len(set(task.labels)) == labels != 1 or len(task.counts) != (labels or 1):
             raise FileError(f"{where} has a task of {len(task.labels)} classes, and {len(task.counts)} counts of them")
-        if not 0 < total <= _MOST_EXAMPLES or total * prod(like.input_shape) > _MOST_NUMBERS:
+        if min(task.counts) < 0 or not 0 < total <= min(_MOST_EXAMPLES, _MOST_NUMBERS / prod(like.input_shape)):
             raise FileError(f"{where} has a task of {total} examples of shape {like.input_shape}")
 
 
@@ -349,46 +327,49 @@ def predict(
     found: list[Row] = []
     for inputs in model.kind.inputs(prepared, given, () if alone else names):
         answers: dict[int, Row] = {}
-        for one, places in _by_task(inputs, model, alone):
+        for one, places in _by_task(inputs, learned, alone):
             for first in range(0, len(places), _CHUNK):
                 some = places[first : first + _CHUNK]
                 answers |= zip(some, _answers(model, prepared, one, inputs, some))
-        found += [_beside(row, answers[place], inputs.where(place)) for place, row in enumerate(inputs.rows)]
+        for place, row in enumerate(inputs.rows):
+            taken = [name for name in ("probabilities", *flattened(answers[place])) if name in row]
+            if taken:
+                where = inputs.where(place)
+                raise DataError(f"{where}: there is a column {taken[0]!r}, as the predictions are called; rename it")
+            found.append(row | answers[place])
     return found
 
 
-def _by_task(inputs: Inputs, model: AdaptedModel, alone: AdaptedTask | None) -> list[tuple[AdaptedTask, list[int]]]:
-    """Return the places of the examples that are predicted by each task; where ``alone`` is given, by that one."""
-    learned: dict[str | None, AdaptedTask] = {}
+def _by_task(
+    inputs: Inputs, learned: Mapping[str | None, AdaptedTask], alone: AdaptedTask | None
+) -> list[tuple[AdaptedTask, list[int]]]:
+    """Return the places of the examples that are predicted by each task: by ``alone``, or by the examples' own."""
     places: dict[str | None, list[int]] = {}
     for place, own in enumerate(inputs.tasks):
-        if own not in learned:
-            before = next((name for name in learned if name is not None), None) if own is not None else None
-            learned[own] = _task_of(own, before, inputs.where(place), model, alone)
-        places.setdefault(learned[own].name, []).append(place)
-    by_name = {task.name: task for task in learned.values()}
-    return [(by_name[name], found) for name, found in places.items()]
-
-
-def _task_of(
-    own: str | None, before: str | None, where: str, model: AdaptedModel, alone: AdaptedTask | None
-) -> AdaptedTask:
-    """Return the task by which an example of the task ``own`` is predicted, or refuse one of no task that was learned.
-
-    ``before`` is another task that an earlier example is of, which one task without a name cannot be as well.
-    """
-    if alone is not None and (own is None or own == alone.name or alone.name is before is None):
-        return alone
+        places.setdefault(own, []).append(place)
+    wheres = {own: inputs.where(found[0]) for own, found in places.items()}
     if alone is not None:
-        known = f"{before!r} before it" if alone.name is None else f"{alone.name!r}, from which was learned"
-        raise DataError(f"{where}: {own!r} is another task than {known}; adapt to that task, or do not name it")
-    by_name = {task.name: task for task in model.tasks}
-    if own in by_name:
-        return by_name[own]
-    named = ", ".join(repr(name) for name in list(by_name)[:20])
-    if own is None:
-        raise DataError(f"{where}: it does not say of which task it is, and several were learned; take --task: {named}")
-    raise DataError(f"{where}: {own!r} is none of the tasks that were learned: {named}; adapt to that task, too")
+        # one task without a name may be any one task
+        known = "{!r} before it" if alone.name is None else "{!r}, from which was learned"
+        first, *others = [name for name in (alone.name, *places) if name is not None] or [None]
+        for own in others:
+            if own != first:
+                raise DataError(
+                    f"{wheres[own]}: {own!r} is another task than {known.format(first)}; adapt to that task, or do not"
+                    " name it"
+                )
+        return [(alone, list(range(len(inputs.tasks))))]
+    listed = ", ".join(repr(name) for name in list(learned)[:20])
+    for own, where in wheres.items():
+        if own is None:
+            raise DataError(
+                f"{where}: it does not say of which task it is, and several were learned; take --task: {listed}"
+            )
+        if own not in learned:
+            raise DataError(
+                f"{where}: {own!r} is none of the tasks that were learned: {listed}; adapt to that task, too"
+            )
+    return [(learned[own], found) for own, found in places.items()]
 
 
 def _answers(model: AdaptedModel, prepared: Any, task: AdaptedTask, inputs: Inputs, places: Sequence[int]) -> list[Row]:
@@ -408,13 +389,6 @@ def _answers(model: AdaptedModel, prepared: Any, task: AdaptedTask, inputs: Inpu
     return model.kind.answers(prepared, task.labels, outputs, deviations)
 
 
-def _beside(row: Row, answer: Row, where: str) -> Row:
-    taken = [name for name in ("probabilities", *flattened(answer)) if name in row]
-    if taken:
-        raise DataError(f"{where}: there is a column {taken[0]!r}, as the predictions are called; rename it")
-    return row | answer
-
-
 def flattened(row: Row) -> Row:
     """Return a prediction with a column for each label's probability in place of all in one."""
     plain = {name: value for name, value in row.items() if name != "probabilities"}
@@ -432,21 +406,17 @@ def to_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def to_json_lines(rows: Sequence[Row]) -> str:
-    """Return predictions as one JSON object a line."""
-    return "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
-
-
 def writer_of(out: Path) -> Callable[[Sequence[Row]], str]:
-    """Return what makes of predictions the text of a file of that name.
+    """Return what makes of predictions the text of a file of that name: CSV, or a JSON object a line.
 
     Raises:
         UsageError: a file that is neither ``.csv`` nor ``.jsonl``.
     """
-    writers = {".csv": to_csv, ".jsonl": to_json_lines}
-    if out.suffix not in writers:
-        raise UsageError(f"--out {out}: predictions are written to a .csv or a .jsonl file")
-    return writers[out.suffix]
+    if out.suffix == ".csv":
+        return to_csv
+    if out.suffix == ".jsonl":
+        return lambda rows: "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
+    raise UsageError(f"--out {out}: predictions are written to a .csv or a .jsonl file")
 
 
 def _card(model: AdaptedModel) -> str:

@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,13 +78,13 @@ def restore(state: State, checkpoint: Checkpoint) -> None:
     Raises:
         FileError: the optimiser's tensors do not fit the weights.
     """
-    for own, saved in zip(tensors_of(state.meta), tensors_of(checkpoint.meta)):
+    owners = tensors_of(state.meta)
+    for own, saved in zip(owners, tensors_of(checkpoint.meta)):
         own.resize_(saved.shape).copy_(saved)
     state.step = checkpoint.step
     if state.optimizer is None:
         return
     places: dict[int, dict[str, Tensor]] = {}
-    owners = tensors_of(state.meta)
     for name, value in checkpoint.optimizer.items():
         place, _, key = name.partition(".")
         if not place.isdigit() or int(place) >= len(owners) or value.shape not in (owners[int(place)].shape, ()):
@@ -100,13 +100,30 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
     Raises:
         FileError: the folder cannot be written or is full; the checkpoints before are intact.
     """
+    state = {
+        "step": checkpoint.step,
+        "best": {"step": checkpoint.best.step, "value": checkpoint.best.value},
+        "torch": str(torch.__version__),
+    }
+    contents = {
+        "last.safetensors": to_safetensors(flat(checkpoint.meta)),
+        "best.safetensors": to_safetensors(flat(checkpoint.best.meta)),
+        "optimizer.safetensors": to_safetensors(checkpoint.optimizer),
+        "state.json": to_json(state),
+    }
     holder = run / FOLDER
     make_folder(holder)
     place = holder / f"step-{checkpoint.step:09d}"
     temporary = holder / f"{TEMPORARY}{uuid.uuid4().hex[:12]}"
     with explained("write the checkpoint", place):
         try:
-            _write_all(temporary, _contents(checkpoint))
+            temporary.mkdir()
+            for name, data in contents.items():
+                write_synced(temporary / name, data)
+            sync_folder(temporary)
+            manifest = {"files": {name: _fingerprint(data) for name, data in contents.items()}}
+            write_synced(temporary / "manifest.json", to_json(manifest))
+            sync_folder(temporary)
             if place.exists():  # left by a run that was damaged and has come here again
                 os.replace(place, temporary.with_name(temporary.name + "-old"))
             os.replace(temporary, place)
@@ -117,6 +134,10 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
     for _, old in _listed(run)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return place
+
+
+def _fingerprint(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def find(run: Path, like: Meta) -> Found:
@@ -135,6 +156,20 @@ def find(run: Path, like: Meta) -> Found:
         reasons = "\n".join(reason for _, reason in damaged)
         raise FileError(f"no checkpoint in {run / FOLDER} can be used; remove it to start over:\n{reasons}")
     return Found(None, damaged)
+
+
+def newest(run: Path, like: Meta) -> Checkpoint:
+    """Return what `find` finds; a warning tells of the damaged ones.
+
+    Raises:
+        FileError: there is no good checkpoint.
+    """
+    found = find(run, like)
+    for place, reason in found.damaged:
+        warnings.warn(f"checkpoint {place.name} cannot be used, taking the one before: {reason}", stacklevel=3)
+    if found.checkpoint is None:
+        raise FileError(f"the run in {run} has no checkpoint yet")
+    return found.checkpoint
 
 
 def clean(run: Path) -> None:
@@ -182,31 +217,6 @@ def alike(found: Tensor, wanted: Tensor) -> bool:
     return same and found.dtype == wanted.dtype
 
 
-def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
-    state = {
-        "step": checkpoint.step,
-        "best": {"step": checkpoint.best.step, "value": checkpoint.best.value},
-        "torch": str(torch.__version__),
-    }
-    return {
-        "last.safetensors": to_safetensors(flat(checkpoint.meta)),
-        "best.safetensors": to_safetensors(flat(checkpoint.best.meta)),
-        "optimizer.safetensors": to_safetensors(checkpoint.optimizer),
-        "state.json": to_json(state),
-    }
-
-
-def _write_all(folder: Path, contents: Mapping[str, bytes]) -> None:
-    folder.mkdir()
-    manifest = {}
-    for name, data in contents.items():
-        write_synced(folder / name, data)
-        manifest[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    sync_folder(folder)
-    write_synced(folder / "manifest.json", to_json({"files": manifest}))
-    sync_folder(folder)
-
-
 def _listed(run: Path) -> list[tuple[int, Path]]:
     """Return the checkpoints by step, newest first."""
     holder = run / FOLDER
@@ -219,7 +229,20 @@ def _listed(run: Path) -> list[tuple[int, Path]]:
 
 
 def _load(place: Path, like: Meta) -> Checkpoint:
-    data = _verified(place)
+    if place.is_symlink():
+        raise FileError(f"{place} is a link; headstart reads ordinary folders only")
+    manifest: Any = read_json(place / "manifest.json")
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or set(files) != set(_FILES):
+        raise FileError(f"{place / 'manifest.json'} does not list the files {', '.join(_FILES)}")
+    data = {name: read(place / name) for name in _FILES}
+    for name in _FILES:
+        found = _fingerprint(data[name])
+        if found != files[name]:
+            raise FileError(
+                f"{place / name} is damaged: it has {found['bytes']} bytes and SHA-256 {found['sha256'][:12]}…,"
+                f" not what its manifest says"
+            )
     state = read_json(place / "state.json")
     try:
         step, best_step, value = int(state["step"]), int(state["best"]["step"]), float(state["best"]["value"])
@@ -227,31 +250,9 @@ def _load(place: Path, like: Meta) -> Checkpoint:
         raise FileError(f"{place / 'state.json'} does not say the step and the best step") from error
     if f"step-{step:09d}" != place.name:
         raise FileError(f"{place / 'state.json'} is of step {step}, not of the step that the folder is called by")
-    last, best = (
-        load_weights(data[name], str(place / name), like) for name in ("last.safetensors", "best.safetensors")
-    )
+    last, best = (load_weights(data[name], str(place / name), like) for name in _FILES[:2])
     optimizer = from_safetensors(data["optimizer.safetensors"], str(place / "optimizer.safetensors"))
     return Checkpoint(step, last, Best(best_step, value, best), optimizer)
-
-
-def _verified(place: Path) -> dict[str, bytes]:
-    """Return the files' bytes, each as its manifest says."""
-    if place.is_symlink():
-        raise FileError(f"{place} is a link; headstart reads ordinary folders only")
-    manifest: Any = read_json(place / "manifest.json")
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or set(files) != set(_FILES):
-        raise FileError(f"{place / 'manifest.json'} does not list the files {', '.join(_FILES)}")
-    data = {}
-    for name in _FILES:
-        data[name] = read(place / name)
-        found = {"bytes": len(data[name]), "sha256": hashlib.sha256(data[name]).hexdigest()}
-        if found != files[name]:
-            raise FileError(
-                f"{place / name} is damaged: it has {found['bytes']} bytes and SHA-256 {found['sha256'][:12]}…,"
-                f" not what its manifest says"
-            )
-    return data
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> Params:

@@ -100,50 +100,37 @@ def evaluate(
     """
     if episodes < 2 or batch < 1:
         raise ConfigError(f"episodes must be at least 2 and batch at least 1, got {episodes} and {batch}")
-    episodes = _there(tasks, split, episodes)
+    if tasks.counts is not None:
+        if not tasks.counts.get(split):
+            listed = ", ".join(f"{count} {name}" for name, count in tasks.counts.items())
+            raise ConfigError(f"there is no task in split {split!r} of {tasks.name!r} to judge on; it has {listed}")
+        episodes = min(episodes, tasks.counts[split])
     metric: Metric = "accuracy" if tasks.kind == "classification" else "mse"
     scale = tasks.unit**2 if metric == "mse" else 1.0
-    own, listed = _step_counts(learner, steps)
-    values: dict[int | None, list[float]] = {count: [] for count in listed}
-    looks: list[_Look] = []
+    own = learner.steps
+    counts: Sequence[int | None] = [own]
+    if own is not None:
+        own, counts = (steps, [steps]) if isinstance(steps, int) else (own, sorted({own, *(steps or ())}))
+    values: dict[int | None, list[float]] = {count: [] for count in counts}
+    looks: list[Tensor] = []
     for first in range(0, episodes, batch):
         numbers = range(first, min(first + batch, episodes))
         sampled = tasks.sample(split, numbers)
-        for count in listed:
+        for count, found in values.items():
             with torch.no_grad():
                 adapted, _ = learner.adapt(meta, sampled.support, steps=count)
                 outputs, distribution = answer(learner, adapted, sampled.query.x)
-            found = [scale * value for value in _measured(metric, outputs, sampled.query)]
-            values[count] += found
+            found += [scale * value for value in _measured(metric, outputs, sampled.query)]
             if count == own:
-                _check_finite(found, sampled, split, numbers)
+                _check_finite(found[first:], sampled, split, numbers)
                 if distribution is not None:
-                    looks += _looks(distribution, sampled.query)
-                    _check_finite([look.nll for look in looks[-len(numbers) :]], sampled, split, numbers)
+                    looks.append(_looks(distribution, sampled.query))
+                    _check_finite(looks[-1][:, 0].tolist(), sampled, split, numbers)
         if on_batch is not None:
             on_batch(numbers[-1] + 1)
     by_step = {count: interval(found) for count, found in values.items() if count is not None}
     calibration = _calibration(looks, tasks.unit) if looks else None
     return Score(metric, *interval(values[own]), episodes, split, tuple(values[own]), by_step, calibration)
-
-
-def _there(tasks: Tasks, split: str, episodes: int) -> int:
-    """Return how many of the first ``episodes`` tasks of a split there are."""
-    if tasks.counts is None:
-        return episodes
-    if not tasks.counts.get(split):
-        listed = ", ".join(f"{count} {name}" for name, count in tasks.counts.items())
-        raise ConfigError(f"there is no task in split {split!r} of {tasks.name!r} to judge on; it has {listed}")
-    return min(episodes, tasks.counts[split])
-
-
-def _step_counts(learner: Learner, steps: int | Sequence[int] | None) -> tuple[int | None, list[int | None]]:
-    """Return the number of inner steps of the score itself, and all to try; ``None`` where there are none."""
-    if learner.steps is None:
-        return None, [None]
-    if isinstance(steps, int):
-        return steps, [steps]
-    return learner.steps, list(sorted({learner.steps, *(steps or ())}))
 
 
 def answer(learner: Learner, adapted: Adapted, x: Tree) -> tuple[Tensor, Gaussian | None]:
@@ -154,35 +141,24 @@ def answer(learner: Learner, adapted: Adapted, x: Tree) -> tuple[Tensor, Gaussia
     return distribution.mean, distribution
 
 
-class _Look(NamedTuple):
-    """A task's part in `Calibration`, with targets as they are."""
+def _looks(distribution: Gaussian, query: Batch) -> Tensor:
+    """Return each task's part in `Calibration`, with targets as they are: ``(B, 4)``, the last how many values it has.
 
-    nll: float
-    coverage: float
-    width: float
-    values: int
-    """How many target values its query set has."""
-
-
-def _looks(distribution: Gaussian, query: Batch) -> list[_Look]:
-    """Return each task's part in the calibration; on the CPU, in double precision."""
+    On the CPU, in double precision.
+    """
     predicted = Gaussian(*(part.cpu().double() for part in distribution))
     mask = None if query.mask is None else query.mask.cpu()
     batch = Batch(predicted.mean, query.y.cpu().double(), mask)
+    rows = torch.full(query.y.shape[:1], query.y.shape[1]) if mask is None else mask.sum(1)
     measures = gaussian_nll(predicted, batch), coverage(predicted, batch), interval_width(predicted, mask=mask)
-    counts = [query.y.shape[1]] * len(query.y) if mask is None else mask.sum(1).tolist()
-    size = math.prod(query.y.shape[2:])
-    rows = zip(*(measure.tolist() for measure in measures), counts)
-    return [_Look(nll, covered, width, size * count) for nll, covered, width, count in rows]
+    return torch.stack((*measures, rows.double() * math.prod(query.y.shape[2:])), 1)
 
 
-def _calibration(looks: Sequence[_Look], unit: float) -> Calibration:
-    every = sum(look.values for look in looks)
-    covered, width = (
-        sum(getattr(look, name) * look.values for look in looks) / every for name in ("coverage", "width")
-    )
+def _calibration(looks: Sequence[Tensor], unit: float) -> Calibration:
+    nll, covered, width, values = torch.cat(tuple(looks)).unbind(1)
+    covered, width = (float((part * values).sum() / values.sum()) for part in (covered, width))
     # a density of another unit: p(y) dy is the same
-    return Calibration(interval([look.nll + math.log(unit) for look in looks]), covered, unit * width)
+    return Calibration(interval((nll + math.log(unit)).tolist()), covered, unit * width)
 
 
 def _measured(metric: Metric, outputs: Tensor, query: Batch) -> list[float]:
@@ -225,21 +201,19 @@ def student(degrees: int) -> float:
     >>> round(student(1), 3), round(student(9), 3), round(student(599), 3)
     (12.706, 2.262, 1.964)
     """
+
+    def within(reach: float) -> float:
+        angle, odd = math.atan(reach / math.sqrt(degrees)), degrees % 2
+        term, total = math.sin(angle) * (math.cos(angle) if odd else 1.0), 0.0
+        for place in range(2 + odd, degrees + 1, 2):
+            total += term
+            term *= math.cos(angle) ** 2 * (place - 1) / place
+        return 2 / math.pi * (angle + total) if odd else total
+
     if degrees > 10_000:
         return 1.96
     low, high = 0.0, 20.0
     while high - low > 1e-12:
         middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, degrees) < 0.95 else (low, middle)
+        low, high = (middle, high) if within(middle) < 0.95 else (low, middle)
     return high
-
-
-def _within(reach: float, degrees: int) -> float:
-    """Return the probability of |t| < ``reach``."""
-    angle = math.atan(reach / math.sqrt(degrees))
-    odd = degrees % 2
-    term, total = math.sin(angle) * (math.cos(angle) if odd else 1.0), 0.0
-    for place in range(2 + odd, degrees + 1, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * (place - 1) / place
-    return 2 / math.pi * (angle + total) if odd else total

@@ -17,6 +17,7 @@ import signal
 import warnings
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,27 +103,20 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
 
 def _train(job: Job, run: Path, stop: Stop, view: View) -> Result:
     state, best = _begin(job, run, view)
-    steps = outer_of(job.config).steps
-    if state.step < steps:
-        best = _meta_train(job, run, state, best, stop, view)
+    if job.config.outer is not None and state.step < job.config.outer.steps:
+        best = _meta_train(job, job.config.outer, run, state, best, stop, view)
     view.close()
     write(run / "last.safetensors", to_safetensors(flat(state.meta)))
     write(run / "best.safetensors", to_safetensors(flat(best.meta)))
-    score = None
-    if not stop.requested:
-        score = _test(job, run, state, best, stop, view)
+    score = None if stop.requested else _test(job, run, state, best, stop, view)
     return Result(run, job.config, state.step, best.step, score, stop.number)
-
-
-def outer_of(config: Config) -> Outer:
-    """Return the outer loop of a run; of a method that takes no steps, one of none."""
-    return config.outer or Outer(steps=0)
 
 
 def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
     """Return where to go on from: the newest good checkpoint, or the start with its validation score."""
-    config, steps = job.config, outer_of(job.config).steps
-    state = start(job.learner, optimizer=make_optimizer(config), seed=config.run.seed)
+    begin = partial(start, job.learner, optimizer=make_optimizer(job.config), seed=job.config.run.seed)
+    steps = job.config.outer.steps if job.config.outer else 0
+    state = begin()
     checkpoints.clean(run)
     found = checkpoints.find(run, state.meta)
     for place, reason in found.damaged:
@@ -136,14 +130,7 @@ def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
         return state, found.checkpoint.best
     if job.learner.prepare is not None:
         view.note("reading the training tasks")
-        state = start(
-            job.learner,
-            optimizer=make_optimizer(config),
-            seed=config.run.seed,
-            meta=state.meta,
-            tasks=job.tasks,
-            folder=run,
-        )
+        state = begin(meta=state.meta, tasks=job.tasks, folder=run)
     judge = _Judge(job)
     best = first(state.meta, judge)
     with closing(MetricsFile(run, -1)) as metrics:
@@ -153,10 +140,9 @@ def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
     return state, best
 
 
-def _meta_train(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View) -> Best:
+def _meta_train(job: Job, outer: Outer, run: Path, state: State, best: Best, stop: Stop, view: View) -> Best:
     """Take the steps that are left: step, look at validation, log, save."""
-    config, outer = job.config.run, outer_of(job.config)
-    steps = outer.steps
+    config, steps = job.config.run, outer.steps
     # no more than there are: each of them once
     tasks_per_step = min(outer.tasks_per_step, (job.tasks.counts or {}).get("train", outer.tasks_per_step))
     for stale in ("results.json", "test.csv", "README.md", *LEARNED):  # they tell of fewer steps
@@ -178,10 +164,10 @@ def _meta_train(job: Job, run: Path, state: State, best: Best, stop: Stop, view:
             schedule=outer.schedule,
             seed=config.seed,
         ):
-            record, best = look.record, look.best
+            record, value, best = look
             line: dict[str, Any] = dict(zip(("step", "loss", "gradient_norm", "rate"), record))
-            if look.value is not None:
-                line["validation"], validation = judge.said, shown(job.tasks.kind, look.value)
+            if value is not None:
+                line["validation"], validation = judge.said, shown(job.tasks.kind, value)
             metrics.add(line)
             view.step(record, f"validation {validation}")
             if stop.requested or record.step % config.save_every == 0 or record.step == steps:
@@ -242,17 +228,9 @@ def test(
     on_batch: Callable[[int], None] | None = None,
 ) -> Score:
     """Judge ``meta`` on test tasks, also after fewer and more inner steps than the learner's own."""
-    own = job.learner.steps
-    counts = None if own is None else sorted({0, 1, 2, 5, 10, own, 2 * own})
-    return evaluate(
-        job.learner,
-        meta,
-        job.tasks,
-        episodes=episodes or job.config.run.test_tasks,
-        split=split,
-        steps=counts,
-        on_batch=on_batch,
-    )
+    own, episodes = job.learner.steps, episodes or job.config.run.test_tasks
+    steps = None if own is None else [0, 1, 2, 5, 10, own, 2 * own]
+    return evaluate(job.learner, meta, job.tasks, episodes=episodes, split=split, steps=steps, on_batch=on_batch)
 
 
 def open_run(run: str | Path, device: str = "auto") -> tuple[Job, Checkpoint]:
@@ -271,12 +249,7 @@ def open_run(run: str | Path, device: str = "auto") -> tuple[Job, Checkpoint]:
     tree["run"]["device"] = device
     job = build(resolve(tree))
     refuse_other_data(run, kind_of_family(job.config.tasks.name), job.tasks)
-    found = checkpoints.find(run, start(job.learner).meta)
-    for place, reason in found.damaged:
-        warnings.warn(f"checkpoint {place.name} cannot be used, taking the one before: {reason}", stacklevel=2)
-    if found.checkpoint is None:
-        raise FileError(f"the run in {run} has no checkpoint yet")
-    return job, found.checkpoint
+    return job, checkpoints.newest(run, start(job.learner).meta)
 
 
 def read_config(run: Path) -> Config:

@@ -1,7 +1,7 @@
 """What a run has learned about its model: M in plain numbers, and how far tasks move each tensor."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,7 +13,7 @@ from headstart.training.build import Job
 from headstart.training.evaluate import interval
 from headstart.training.files import finite, to_json, write
 from headstart.training.metrics import write_csv
-from headstart.types import Adapted, Batch, Learner, Meta, Params
+from headstart.types import Learner, Meta, Params
 
 Row: TypeAlias = dict[str, Any]
 
@@ -43,9 +43,8 @@ class Findings(NamedTuple):
 def find(job: Job, meta: Meta) -> Findings:
     """Return what was learned about the model of a run, with movement over at most as many tasks as it is tested on."""
     there = (job.tasks.counts or {}).get("test", TASKS)
-    return Findings(
-        learned(job.learner, meta), movement(job, meta, max(2, min(TASKS, job.config.run.test_tasks, there)))
-    )
+    episodes = max(2, min(TASKS, job.config.run.test_tasks, there))
+    return Findings(learned(job.learner, meta), movement(job, meta, episodes))
 
 
 def write_findings(run: Path, found: Findings) -> list[Path]:
@@ -111,37 +110,32 @@ def movement(job: Job, meta: Meta, episodes: int = TASKS) -> list[Row]:
         raise ConfigError(f"movement is a mean over tasks and needs at least 2, got {episodes}")
     if not learner.steps:
         return []
-    found: dict[str, list[list[Tensor]]] = {}
+    found: dict[tuple[str, int], list[Tensor]] = {}
     sizes: dict[str, int] = {}
     numbers = (learner.steps + 1) * max(1, sum(value.numel() for value in meta.params.values()))
     at_once = max(1, min(_AT_A_TIME, _NUMBERS // numbers))
     for first in range(0, episodes, at_once):
         support = job.tasks.sample("test", range(first, min(first + at_once, episodes))).support
+        if learner.path is not None:
+            reached = iter(learner.path(meta, support)[0])
+        else:
+            reached = (learner.adapt(meta, support, steps=steps)[0] for steps in range(learner.steps + 1))
         own: Params = {}
-        for step, adapted in enumerate(_reached(learner, meta, support)):
+        for step, adapted in enumerate(reached):
             for name, value in adapted.params.items():
                 start = meta.params[name] if name in meta.params else own.setdefault(name, value)
                 distances = (value - start).cpu().double().flatten(1).norm(dim=1)
-                found.setdefault(name, [[] for _ in range(learner.steps + 1)])[step].append(distances)
+                found.setdefault((name, step), []).append(distances)
                 sizes[name] = value[0].numel()
     rows = []
-    for name, by_step in found.items():
+    for name, size in sizes.items():
         length = float(meta.params[name].cpu().double().norm()) if name in meta.params else 0.0
-        for step, parts in enumerate(by_step):
-            distances = torch.cat(parts)
+        for step in range(learner.steps + 1):
+            distances = torch.cat(found[name, step])
             told = interval((distances / (length or 1.0)).tolist())._asdict() | {"distance": float(distances.mean())}
-            about = {"tensor": name, "step": step, "size": sizes[name], "relative": bool(length), "tasks": episodes}
+            about = {"tensor": name, "step": step, "size": size, "relative": bool(length), "tasks": episodes}
             rows.append(finite(about | told))
     return rows
-
-
-def _reached(learner: Learner, meta: Meta, support: Batch) -> Iterator[Adapted]:
-    """Return the adaptation after each number of inner steps."""
-    if learner.path is not None:
-        yield from learner.path(meta, support)[0]
-    else:
-        for steps in range((learner.steps or 0) + 1):
-            yield learner.adapt(meta, support, steps=steps)[0]
 
 
 def learned(learner: Learner, meta: Meta) -> list[Row]:
@@ -159,23 +153,23 @@ def learned(learner: Learner, meta: Meta) -> list[Row]:
     ``negative`` is the fraction below 0, ``values`` holds vectors of at most 16 elements. What is not finite is
     ``None``.
     """
-    seen = _in_units(learner, meta)
-    if not seen:
-        return []
     starts = _in_units(learner, learner.init(Generator().manual_seed(0)))
-    places = {name: _place(name, meta.params) for name in seen}
-    stepped = _stepped_parts(seen, places, meta.params)
-    gates = _gates(seen, places)
+    parts: dict[str, dict[str, tuple[Tensor, Tensor | None]]] = {}
+    for name, value in _in_units(learner, meta).items():
+        part, tensor = _place(name, meta.params)
+        parts.setdefault(part, {})[tensor] = value, starts.get(name)
     rows: list[Row] = []
-    for name, value in seen.items():
-        part, tensor = places[name]
-        kind = "gate" if part in gates else _kind(part, value, starts.get(name))
-        if kind == "gate" and value.ndim:
-            rows += [_row(kind, part, str(index), None, one) for index, one in enumerate(value)]
-        elif part in stepped:
-            rows += [_row(kind, part, tensor, step, one) for step, one in enumerate(value)]
-        else:
-            rows.append(_row(kind, part, tensor, None, value))
+    for part, held in parts.items():
+        values = {tensor: value for tensor, (value, _) in held.items()}
+        gates, stepped = _are_gates(part, values), _are_stepped(values, meta.params)
+        for tensor, (value, begun) in held.items():
+            kind = "gate" if gates else _kind(part, value, begun)
+            if gates and value.ndim:
+                rows += [_row(kind, part, str(index), None, one) for index, one in enumerate(value)]
+            elif stepped:
+                rows += [_row(kind, part, tensor, step, one) for step, one in enumerate(value)]
+            else:
+                rows.append(_row(kind, part, tensor, None, value))
     return rows
 
 
@@ -190,9 +184,9 @@ def _in_units(learner: Learner, meta: Meta) -> Params:
         leaves = {name: value for name, value in structure.items() if value.requires_grad}
         outputs = [value.sum() for value in seen.values() if value.requires_grad]
         told = torch.autograd.grad(outputs, list(leaves.values()), allow_unused=True) if outputs else ()
-    shown = {name for (name, _), gradient in zip(leaves.items(), told) if gradient is not None}
-    seen.update({name: value for name, value in structure.items() if name not in shown and name not in seen})
-    return {name: value.detach().cpu().double() for name, value in seen.items() if value.numel()}
+    shown = {name for name, gradient in zip(leaves, told) if gradient is not None}
+    every = seen | {name: value for name, value in structure.items() if name not in shown | seen.keys()}
+    return {name: value.detach().cpu().double() for name, value in every.items() if value.numel()}
 
 
 def _place(name: str, params: Mapping[str, Tensor]) -> tuple[str, str]:
@@ -210,28 +204,20 @@ def _place(name: str, params: Mapping[str, Tensor]) -> tuple[str, str]:
     return ".".join(words[:end]), ".".join(words[end:])
 
 
-def _stepped_parts(seen: Params, places: Mapping[str, tuple[str, str]], params: Params) -> set[str]:
-    """Return the parts that hold one number for each inner step: vectors of one length, whatever they are for."""
-    lengths: dict[str, set[tuple[int, ...]]] = {}
-    other: set[str] = set()
-    for name, value in seen.items():
-        part, tensor = places[name]
-        lengths.setdefault(part, set()).add(tuple(value.shape))
-        if tensor in params and params[tensor].shape != value.shape:
-            other.add(part)
-    return {
-        part for part, shapes in lengths.items() if part in other and {len(s) for s in shapes} == {1} == {len(shapes)}
-    }
+def _are_stepped(values: Params, params: Params) -> bool:
+    """Return whether a part holds one number for each inner step: vectors of one length, whatever they are for."""
+    shapes = {value.shape for value in values.values()}
+    others = any(name in params and params[name].shape != value.shape for name, value in values.items())
+    return others and len(shapes) == 1 == len(next(iter(shapes)))
 
 
-def _gates(seen: Params, places: Mapping[str, tuple[str, str]]) -> set[str]:
-    """Return the parts that are proportions of a mixture."""
-    groups: dict[str, list[Tensor]] = {}
-    for name, value in seen.items():
-        if "gates" in places[name][0].split(".") and value.ndim < 2:
-            groups.setdefault(places[name][0], []).append(value.flatten())
-    joined = {part: torch.cat(values) for part, values in groups.items()}
-    return {part for part, gate in joined.items() if bool((gate >= 0).all()) and abs(float(gate.sum()) - 1) < 1e-3}
+def _are_gates(part: str, values: Params) -> bool:
+    """Return whether a part holds the proportions of a mixture."""
+    gates = [value.flatten() for value in values.values() if value.ndim < 2]
+    if "gates" not in part.split(".") or not gates:
+        return False
+    every = torch.cat(gates)
+    return bool((every >= 0).all()) and abs(float(every.sum()) - 1) < 1e-3
 
 
 def _kind(part: str, value: Tensor, start: Tensor | None) -> str:
