@@ -45,6 +45,12 @@ def new_figure(width: float, height: float, heading: str = "", size: float = 12)
     return figure
 
 
+def colour(index: int) -> str:
+    """Return one of ten colours that can be told apart, the next ones being the same again."""
+    colours = (*COLOURS, "#8e5ea2", "#4bc0c0", "#b07d48", "#e377c2", "#bcbd22")
+    return colours[index % len(colours)]
+
+
 def beside(draws: "Sequence[Callable[[Axes], None]]", width: float, height: float, heading: str = "") -> bytes:
     """Return a picture of axes beside each other, each so wide, as a PNG file."""
     figure = new_figure(width * len(draws), height, heading)
@@ -53,7 +59,7 @@ def beside(draws: "Sequence[Callable[[Axes], None]]", width: float, height: floa
     return png(figure)
 
 
-def dress(axis: "Axes", title: str, x: str, y: str, legend: bool = False) -> None:
+def dress(axis: "Axes", title: str, x: str, y: str = "", legend: bool = False) -> None:
     """Give an axis its title, labels and quiet grid."""
     axis.set_title(title, fontsize=10)
     axis.set_xlabel(x, fontsize=9)

@@ -45,15 +45,14 @@ def _loss(trained: list[Line], axis: "Axes") -> None:
 
 
 def _validation(rows: list[Line], results: dict[str, Any], axis: "Axes") -> None:
-    scale, label = kit.unit(results["metric"])
-    steps = [row["step"] for row in rows]
-    means = [scale * row[results["metric"]] for row in rows]
-    axis.plot(steps, means, color=kit.ORANGE, linewidth=1.8, marker="o", markersize=3)
+    metric, best = results["metric"], results["best_step"]
+    scale, label = kit.unit(metric)
+    means = {row["step"]: scale * row[metric] for row in rows}
+    axis.plot(*zip(*means.items()), color=kit.ORANGE, linewidth=1.8, marker="o", markersize=3)
     if all(row["ci95"] is not None for row in rows):  # of a single task there is none
-        low, high = zip(*((m - scale * r["ci95"], m + scale * r["ci95"]) for m, r in zip(means, rows)))
-        kit.band(axis, steps, low, high, kit.ORANGE, "95 % interval")
-    best = results["best_step"]
-    axis.plot([best], [means[steps.index(best)]], "*", color=kit.RED, markersize=11, label=f"best: step {best}")
+        low, high = ([scale * (row[metric] + sign * row["ci95"]) for row in rows] for sign in (-1, 1))
+        kit.band(axis, [*means], low, high, kit.ORANGE, "95 % interval")
+    axis.plot([best], [means[best]], "*", color=kit.RED, markersize=11, label=f"best: step {best}")
     kit.dress(axis, "Validation tasks", "outer step", label, legend=True)
 
 
@@ -72,9 +71,8 @@ def _inner_steps(found: Sequence[tuple[int, Any]], results: dict[str, Any], own:
 
 def _single(results: dict[str, Any], axis: "Axes") -> None:
     scale, label = kit.unit(results["metric"])
-    axis.bar(
-        [0], [scale * results["mean"]], yerr=[scale * (results["ci95"] or 0.0)], width=0.5, color=kit.GREEN, capsize=5
-    )
+    half = scale * (results["ci95"] or 0.0)
+    axis.bar([0], [scale * results["mean"]], yerr=[half], width=0.5, color=kit.GREEN, capsize=5)
     axis.set(xlim=(-1, 1), xticks=[])
     kit.dress(axis, f"{results['episodes']} test task{'s' * (results['episodes'] != 1)}", "", label)
 
@@ -108,13 +106,10 @@ def _stepping(scores: Mapping[str, Score], axis: "Axes") -> None:
     scale, label = kit.unit(next(iter(scores.values())).metric)
     for place, (method, score) in enumerate(scores.items()):
         steps = sorted(score.by_inner_step)
-        values = [scale * score.by_inner_step[step].mean for step in steps]
-        style = "-" if place < len(kit.COLOURS) else "--"
-        axis.plot(
-            steps, values, style, color=kit.COLOURS[place % len(kit.COLOURS)], marker="o", markersize=3, label=method
-        )
+        means = [scale * score.by_inner_step[step].mean for step in steps]
+        axis.plot(steps, means, color=kit.colour(place), marker="o", markersize=3, label=method)
     axis.set_xscale("symlog", linthresh=1)
     ticks = sorted({step for score in scores.values() for step in score.by_inner_step})
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.set_xticks(ticks, map(str, ticks))
     axis.minorticks_off()
     kit.dress(axis, "before and after adapting", "inner steps", label, legend=True)

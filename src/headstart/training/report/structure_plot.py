@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import itemgetter
 from textwrap import fill
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -37,15 +38,6 @@ class Panel(NamedTuple):
         """Height in inches."""
         return _FRAME_HEIGHT + _ROW_HEIGHT * max(3, min(_MOST_ROWS, len(self.lines)) + self.more)
 
-    def onto(self, axis: "Axes") -> None:
-        """Draw no more rows than can be read, and say so."""
-        shown = self.lines[:_MOST_ROWS]
-        self.draw(axis, shown)
-        cut = f" (first {_MOST_ROWS} of {len(self.lines)})" if len(shown) < len(self.lines) else ""
-        axis.set_title(self.title + cut, fontsize=10)
-        kit.name_rows(axis, [self.name(line[0]) for line in shown], least=3)  # few rows stay as thick as many
-        axis.tick_params(axis="y", labelsize=7, length=0)
-
 
 def draw_structure(found: Findings, title: str) -> bytes | None:
     """Draw what was learned about a model; ``None`` where there is nothing to show."""
@@ -61,10 +53,15 @@ def draw_structure(found: Findings, title: str) -> bytes | None:
         room = height - _height(column)
         ratios = [panel.height for panel in column] + [room] * (room > 0.1)
         axes = part.subplots(len(ratios), 1, squeeze=False, height_ratios=ratios)[:, 0]
-        for axis in axes[len(column) :]:
-            axis.set_axis_off()
-        for axis, panel in zip(axes, column):
-            panel.onto(axis)
+        if room > 0.1:
+            axes[-1].set_axis_off()
+        for axis, (heading, lines, name, draw, _) in zip(axes, column):
+            shown = lines[:_MOST_ROWS]  # no more than can be read
+            draw(axis, shown)
+            cut = f" (first {_MOST_ROWS} of {len(lines)})" if len(shown) < len(lines) else ""
+            axis.set_title(heading + cut, fontsize=10)
+            kit.name_rows(axis, [name(line[0]) for line in shown], least=3)  # few rows stay as thick as many
+            axis.tick_params(axis="y", labelsize=7, length=0)
     return kit.png(figure)
 
 
@@ -74,23 +71,21 @@ def _height(column: Sequence[Panel]) -> float:
 
 def _panels(found: Findings) -> list[Panel]:
     panels = []
+    tensor = itemgetter("tensor")
     moved = [row for row in last_step(found.movement) if row["mean"] is not None]
     by_tensor = _grouped(found.movement, "tensor")
     for relative in (True, False):
         rows = [row for row in moved if row["relative"] == relative]
         if any(row["mean"] > 0 for row in rows):
-            steps = rows[0]["step"]
-            title = (
-                f"Movement of a task's tensors in {steps} step{'s' * (steps != 1)}{'' if relative else ', absolute'}"
-            )
+            steps = f"{rows[0]['step']} step{'s' * (rows[0]['step'] != 1)}{'' if relative else ', absolute'}"
             lines = [[row, *by_tensor[row["tensor"]][:-1]] for row in rows]
-            panels.append(Panel(title, lines, _tensor, _movement))
+            panels.append(Panel(f"Movement of a task's tensors in {steps}", lines, tensor, _movement))
     kinds = _grouped(found.learned, "kind")
     others = [row for row in kinds.get("other", []) if row["mean"] is not None and row["step"] is None]
     numbers = kinds.get("rate", []) + [row for row in kinds.get("other", []) if row["step"] is not None]
     for part, rows in _grouped([row for row in numbers if row["mean"] is not None], "part").items():
         if any(row["size"] > 1 for row in rows):
-            panels.append(Panel(f"{part}, by tensor", [[row] for row in rows], _tensor, _spread))
+            panels.append(Panel(f"{part}, by tensor", [[row] for row in rows], tensor, _spread))
         else:
             title = f"{part}, by tensor{' and step' if rows[0]['step'] is not None else ''}"
             lines = list(_grouped(rows, "tensor").values())
@@ -120,10 +115,6 @@ def _grouped(rows: list[Row], key: str) -> dict[str, list[Row]]:
     return found
 
 
-def _tensor(row: Row) -> str:
-    return row["tensor"]
-
-
 def _whole_name(row: Row) -> str:
     return ".".join(filter(None, (row["part"], row["tensor"])))
 
@@ -151,7 +142,7 @@ def _movement(axis: "Axes", lines: Lines) -> None:
         axis.set_xlim(left=least / 3)  # what moved less still, by rounding alone, has no bar
     norm = "‖θᵢ − θ‖ / ‖θ‖ (%)" if relative else "‖θᵢ − start‖"
     fewer = "; orange: after fewer steps" if marks else ""
-    kit.dress(axis, "", f"{norm}, mean over {last[0]['tasks']} test tasks\nand 95 % interval{fewer}", "")
+    kit.dress(axis, "", f"{norm}, mean over {last[0]['tasks']} test tasks\nand 95 % interval{fewer}")
 
 
 def _heat_map(axis: "Axes", lines: Lines) -> None:
@@ -163,9 +154,8 @@ def _heat_map(axis: "Axes", lines: Lines) -> None:
     there = table.isfinite()
     colours, norm = _colours(table[there].tolist())
     image = axis.imshow(table.numpy(), aspect="auto", cmap=colours, norm=norm)
-    bar = axis.figure.colorbar(image, ax=axis, pad=0.02, aspect=30)
-    bar.ax.tick_params(labelsize=7)
-    kit.dress(axis, "", "inner step (from 0)" if by_step else "", "")
+    axis.figure.colorbar(image, ax=axis, pad=0.02, aspect=30).ax.tick_params(labelsize=7)
+    kit.dress(axis, "", "inner step (from 0)" if by_step else "")
     axis.grid(False)
     every = -(-len(steps) // 12)
     axis.set_xticks(range(0, len(steps), every) if by_step else [], map(str, steps[::every] if by_step else []))
@@ -173,11 +163,9 @@ def _heat_map(axis: "Axes", lines: Lines) -> None:
         drawn = image.to_rgba(table.numpy())
         for y, x in there.nonzero().tolist():
             # a number can be read on its colour
-            dark = float(drawn[y][x][:3] @ (0.3, 0.59, 0.11)) < 0.5
-            text = axis.text(
-                x, y, f"{float(table[y, x]):.3g}", ha="center", va="center", fontsize=6.5,
-                color="white" if dark else "black",
-            )  # fmt: skip
+            colour = "white" if float(drawn[y][x][:3] @ (0.3, 0.59, 0.11)) < 0.5 else "black"
+            number = f"{float(table[y, x]):.3g}"
+            text = axis.text(x, y, number, ha="center", va="center", fontsize=6.5, color=colour)
             text.set_in_layout(False)
 
 
@@ -208,29 +196,29 @@ def _spread(axis: "Axes", lines: Lines) -> None:
             axis.annotate(share, (row["max"], place), fontsize=6.5, va="center", color=kit.RED)
     axis.axvline(0, color=kit.GREY, linewidth=0.8)
     axis.margins(x=0.16)
-    kit.dress(axis, "", "mean, standard deviation (thick), range (thin)", "")
+    kit.dress(axis, "", "mean, standard deviation (thick), range (thin)")
 
 
 def _bars(key: str, label: str, unit: int, parts: list[str], axis: "Axes", lines: Lines) -> None:
     """Bars of one number of each row, coloured by part."""
-    colours = [kit.COLOURS[parts.index(row["part"]) % len(kit.COLOURS)] for (row,) in lines]
+    colours = [kit.colour(parts.index(row["part"])) for (row,) in lines]
     kit.bars(axis, [unit * row[key] for (row,) in lines], color=colours)
     axis.set_xlim(0, 100 if unit == 100 else None)
-    kit.dress(axis, "", label, "")
+    kit.dress(axis, "", label)
 
 
 def _gates(axis: "Axes", lines: Lines) -> None:
     """A bar a mixture, stacked of its candidates' proportions."""
-    colours = (*kit.COLOURS, "#8e5ea2", "#4bc0c0", "#b07d48", "#e377c2", "#bcbd22")
     shares = [{row["tensor"]: 100 * row["mean"] for row in line} for line in lines]
     ends = [0.0] * len(lines)
-    for index, candidate in enumerate(dict.fromkeys(name for share in shares for name in share)):
-        widths, colour = [share.get(candidate, 0.0) for share in shares], colours[index % len(colours)]
-        kit.bars(axis, widths, left=ends, color=colour, height=0.7, label=kit.short(candidate))
+    candidates = list(dict.fromkeys(name for share in shares for name in share))
+    for index, candidate in enumerate(candidates):
+        widths = [share.get(candidate, 0.0) for share in shares]
+        kit.bars(axis, widths, left=ends, color=kit.colour(index), height=0.7, label=kit.short(candidate))
         ends = [end + width for end, width in zip(ends, widths)]
-    kit.dress(axis, "", "proportion (%)", "")
+    kit.dress(axis, "", "proportion (%)")
     axis.set_xlim(0, 100)
     axis.legend(
         title="Mixtures: proportions of their candidates", title_fontsize=10, fontsize=7, frameon=False,
-        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, index + 1),
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, len(candidates)),
     )  # fmt: skip
