@@ -95,19 +95,15 @@ def _configs(parts: dict[str, dict[str, Any]], methods: Sequence[str]) -> dict[s
     if not methods or len(set(methods)) < len(methods):
         raise UsageError(f"compare needs one or more different methods, got {', '.join(methods) or 'none'}")
     given = {name: value for name, value in flat(parts).items() if value is not None and name != "method.name"}
-    own = {method: taken(given, method) for method in methods}
+    own = {method: _taken(given, method) for method in methods}
     lost = given.keys() - {name for values in own.values() for name in values}
     if lost:
         raise ConfigError(f"none of {', '.join(methods)} takes {', '.join(map(flag, sorted(lost)))}; leave it out")
     return {method: resolve(nested({"method.name": method, **values})) for method, values in own.items()}
 
 
-def taken(given: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """Return which of the options, by owner and name, a method, its model and its tasks take.
-
-    Raises:
-        UnknownNameError: tasks, a method or a model that do not exist.
-    """
+def _taken(given: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Return which of the options, by owner and name, a method, its model and its tasks take."""
     row = find("method", method)
     owners = {"tasks", "method", "run", *(["outer"] if row.outer else []), *(["model"] if row.model != "none" else [])}
     own = {name: value for name, value in given.items() if name.partition(".")[0] in owners}
@@ -122,20 +118,10 @@ def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     for method, result, seconds in entries:
         score = result.score
         assert score is not None
-        table.append(
-            {
-                "method": method,
-                score.metric: score.mean,
-                "ci95": score_to_json(score)["ci95"],
-                "episodes": score.episodes,
-                "steps": result.step,
-                "best_step": result.best_step,
-                "seconds": round(seconds, 1),
-                "score": shown(
-                    "classification" if score.metric == "accuracy" else "regression", score.mean, score.ci95
-                ),
-            }
-        )
+        row = {"method": method, score.metric: score.mean, "ci95": score_to_json(score)["ci95"]}
+        row |= {"episodes": score.episodes, "steps": result.step, "best_step": result.best_step}
+        kind = "classification" if score.metric == "accuracy" else "regression"
+        table.append({**row, "seconds": round(seconds, 1), "score": shown(kind, score.mean, score.ci95)})
     return table
 
 

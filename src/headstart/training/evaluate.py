@@ -22,18 +22,16 @@ class Interval(NamedTuple):
 
     mean: float
     ci95: float
-    """t · standard deviation / √(number of tasks), with t of `student` (1.96 for many tasks, more for few); NaN for a
-    single task, of which no interval can be told."""
+    """t · standard deviation / √(number of tasks), with t of `student` (1.96 for many tasks); NaN for a single task."""
 
 
 class Calibration(NamedTuple):
     """How well the predicted distributions fit the query set, for learners that predict distributions."""
 
     nll: Interval
-    """The negative log-likelihood of a target value in nats, averaged over a task's; the density is of the data's own
-    unit (less is better)."""
+    """The negative log-likelihood of a target value in nats, of the data's own unit (less is better)."""
     coverage: float
-    """Which fraction of all query values lies in its central interval of ``level``; ``level`` where all is right."""
+    """Which fraction of all query values lies in its central interval of ``level``."""
     width: float
     """The mean width of these intervals over all query values, in the data's own unit."""
     level: float = 0.9

@@ -27,10 +27,19 @@ _JSON_BYTES = 16 << 20
 _HEADER_BYTES = 1 << 20
 _TENSORS = 10_000
 #: safetensors' names of the types that headstart writes.
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL")
+#: What can be done about what the system refuses.
+_FIXES = {
+    errno.ENOSPC: "the disk is full; free some space and run again",
+    errno.EDQUOT: "your quota is used up; free some space and run again",
+    errno.EFBIG: "the file would be larger than allowed",
+    errno.EACCES: "permission denied; choose another folder or change its permissions",
+    errno.EPERM: "permission denied; choose another folder or change its permissions",
+    errno.EROFS: "the disk is read-only; choose another folder",
+    errno.ENOENT: "there is no such file or folder",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a file of that name is in the way",
+}
 
 TEMPORARY = ".tmp-"
 """What the names of unfinished files and folders start with."""
@@ -121,20 +130,22 @@ def read_json(path: Path) -> Any:
         FileError: a file that cannot be read, or is not such JSON.
     """
     try:
-        return json.loads(read(path, _JSON_BYTES), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return _strict_json(read(path, _JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is not valid JSON: {error or 'nested too deeply'}") from error
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is there twice")
-    return found
+def _strict_json(data: bytes) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a key is there twice")
+        return found
 
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not a JSON number")
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+    return json.loads(data, object_pairs_hook=unique, parse_constant=refuse)
 
 
 def to_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
@@ -149,24 +160,11 @@ def from_safetensors(data: bytes, where: str) -> dict[str, Tensor]:
     Raises:
         FileError: bytes that are not a small, complete safetensors file of finite numbers.
     """
-    _check_header(data, where)
-    try:
-        tensors = safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise FileError(f"{where} is not a valid safetensors file: {error}") from error
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise FileError(f"{where}: tensor {name!r} holds numbers that are not finite")
-    return tensors
-
-
-def _check_header(data: bytes, where: str) -> None:
-    """Refuse what no file of ours looks like, before anything is parsed in earnest."""
     size = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else -1
     if not 2 <= size <= min(_HEADER_BYTES, len(data) - 8):
         raise FileError(f"{where} is not a complete safetensors file: it has {len(data)} bytes")
     try:
-        header = json.loads(data[8 : 8 + size], object_pairs_hook=_unique, parse_constant=_no_constant)
+        header = _strict_json(data[8 : 8 + size])
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
         unknown = [name for name, entry in entries.items() if entry["dtype"] not in _DTYPES]
@@ -177,6 +175,14 @@ def _check_header(data: bytes, where: str) -> None:
         raise FileError(f"{where} holds {what}; headstart writes no such file")
     if max(ends, default=0) != len(data) - 8 - size:
         raise FileError(f"{where} is cut off or has something appended: it has {len(data)} bytes")
+    try:
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise FileError(f"{where} is not a valid safetensors file: {error}") from error
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise FileError(f"{where}: tensor {name!r} holds numbers that are not finite")
+    return tensors
 
 
 @contextlib.contextmanager
@@ -187,16 +193,5 @@ def explained(action: str, path: Path) -> Iterator[None]:
     except FileError:
         raise
     except OSError as error:
-        fixes = {
-            errno.ENOSPC: "the disk is full; free some space and run again",
-            errno.EDQUOT: "your quota is used up; free some space and run again",
-            errno.EFBIG: "the file would be larger than allowed",
-            errno.EACCES: "permission denied; choose another folder or change its permissions",
-            errno.EPERM: "permission denied; choose another folder or change its permissions",
-            errno.EROFS: "the disk is read-only; choose another folder",
-            errno.ENOENT: "there is no such file or folder",
-            errno.ENOTDIR: "a part of the path is a file, not a folder",
-            errno.EEXIST: "a file of that name is in the way",
-        }
-        reason = fixes.get(error.errno or 0, error.strerror or str(error))
+        reason = _FIXES.get(error.errno or 0, error.strerror or str(error))
         raise FileError(f"cannot {action} {path}: {reason}") from error

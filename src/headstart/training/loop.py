@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -89,9 +88,10 @@ def start(
     Raises:
         UsageError: a learner that has a gradient, but neither θ nor M.
     """
-    own = copied(learner.init(Generator().manual_seed(seed)) if meta is None else meta)
+    own = learner.init(Generator().manual_seed(seed)) if meta is None else meta
     if learner.prepare is not None and tasks is not None:
-        own = copied(learner.prepare(own, tasks, seed, folder))
+        own = learner.prepare(copied(own), tasks, seed, folder)
+    own = copied(own)
     if learner.gradient is not None and not tensors_of(own):
         raise UsageError(
             "there is nothing to learn: neither the model nor the method has a number of its own; give the method a "
@@ -123,15 +123,14 @@ def fit(
 ) -> Iterator[StepRecord]:
     """Meta-train: yield a record of every outer step, up to step number ``steps``.
 
-    Step s (from 0) takes the tasks ``s·B … s·B + B − 1`` of the split 'train', so what a step does depends on the
-    state and the seed alone, and a run that was cut off goes on exactly by handing its state back in. On Linux the
-    process keeps the memory that it frees until the last step (see `training.kept_memory`).
+    Step s (from 0) takes the tasks ``s·B … s·B + B − 1`` of the split 'train': it depends on the state and the seed
+    alone, and a run that was cut off goes on exactly by handing its state back in. On Linux the process keeps the
+    memory that it frees until the last step (`training.kept_memory`).
 
     Args:
-        learner: the method. Its tasks are taken in parts, in threads, where that is faster; for more, such as
-            compiling, hand in what `accelerate` returns. Its model and losses must be functions of their tensors: on a
-            CPU, operations are recorded after some steps and then replayed, with whatever Python numbers they had;
-            where such numbers change during training, hand in ``accelerate(learner, replay=False)``.
+        learner: the method; to compile, say, hand in what `accelerate` returns. On a CPU, operations are recorded
+            after some steps and replayed with the Python numbers that they had: where those change during training,
+            hand in ``accelerate(learner, replay=False)``.
         tasks: where episodes come from.
         steps: the number of steps after which to stop, those in ``state`` included.
         tasks_per_step: B.
@@ -166,35 +165,22 @@ def fit(
             numbers = range(state.step * tasks_per_step, (state.step + 1) * tasks_per_step)
             episodes = seeded(tasks.sample("train", numbers), seed, numbers)
 
-            with seeded_generator(int(_mixed(seed, np.array([state.step], dtype=np.uint64))[0])):
+            # for models that draw from PyTorch's own generator
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(int(_mixed(seed, np.array([state.step], dtype=np.uint64))[0]))
                 gradient, info = meta_gradient(at(learner, state.step / steps), state.meta, episodes)
             loss, norm = _finite(gradient, info, episodes, state.step, numbers)
 
             factor = SCHEDULES[schedule](state.step / steps)
             for group, rate in zip(groups, rates):
                 group["lr"] = rate * factor
-            _outer_step(state, state.optimizer, gradient)
+            for part, grads in zip(state.meta, gradient):
+                for name, value in part.items():
+                    value.grad = grads[name]
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.step += 1
             yield StepRecord(state.step, loss, norm, rates[0] * factor, state)
-
-
-@contextmanager
-def seeded_generator(seed: int) -> Iterator[None]:
-    """Seed PyTorch's CPU generator within, for models that draw from it, and put it back afterwards."""
-    before = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before)
-
-
-def _outer_step(state: State, optimizer: torch.optim.Optimizer, gradient: Meta) -> None:
-    for part, grads in zip(state.meta, gradient):
-        for name, value in part.items():
-            value.grad = grads[name]
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    state.step += 1
 
 
 def _finite(gradient: Meta, info: Info, episodes: Episodes, step: int, numbers: Sequence[int]) -> tuple[float, float]:
@@ -217,18 +203,17 @@ def _finite(gradient: Meta, info: Info, episodes: Episodes, step: int, numbers: 
 
 def check_data(episodes: Episodes, split: str, numbers: Sequence[int]) -> None:
     """Raise `DataError` where a task's examples hold numbers that are not finite."""
-    bad = [number for row, number in enumerate(numbers) if not all(_all_finite(part, row) for part in episodes)]
+
+    def finite(batch: Batch, row: int) -> bool:
+        there = slice(None) if batch.mask is None else batch.mask[row]
+        return all(bool(torch.isfinite(leaf[row][there]).all()) for leaf in (*tree_leaves(batch.x), batch.y))
+
+    bad = [number for row, number in enumerate(numbers) if not all(finite(part, row) for part in episodes)]
     if bad:
         raise DataError(
             f"the data of split {split!r}, task{'s' * (len(bad) > 1)} {named(bad)}, hold numbers that are not"
             " finite (NaN or infinite); remove or repair those examples"
         )
-
-
-def _all_finite(batch: Batch, row: int) -> bool:
-    there = slice(None) if batch.mask is None else batch.mask[row]
-    leaves = [leaf[row][there] for leaf in (*tree_leaves(batch.x), batch.y)]
-    return all(bool(torch.isfinite(leaf).all()) for leaf in leaves if leaf.is_floating_point())
 
 
 def named(numbers: Sequence[int], most: int = 5) -> str:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
@@ -25,14 +26,14 @@ class MetricsFile:
         self.path = run / NAME
         if self.path.exists() or self.path.is_symlink():
             kept = [line for line in read_lines(run) if line["step"] <= step]
-            write(self.path, b"".join(_encoded(line) for line in kept))
+            write(self.path, "".join(map(_text, kept)).encode())
         with explained("write", self.path):
             self.file: TextIO = self.path.open("a", encoding="utf-8", newline="\n")
 
     def add(self, line: Line) -> None:
         """Append a line; `sync` brings it to the disk."""
         with explained("write", self.path):
-            self.file.write(_encoded(line).decode())
+            self.file.write(_text(line))
 
     def sync(self) -> None:
         """Bring all lines to the disk."""
@@ -42,10 +43,8 @@ class MetricsFile:
 
     def close(self) -> None:
         """Close the file; what it holds was synced, or belongs to steps that will be taken again."""
-        try:
+        with suppress(OSError):
             self.file.close()
-        except OSError:
-            pass
 
 
 def read_lines(run: Path) -> list[Line]:
@@ -55,13 +54,11 @@ def read_lines(run: Path) -> list[Line]:
         FileError: no such file.
     """
     lines: list[Line] = []
-    for text in read(run / NAME).split(b"\n"):
-        try:
+    with suppress(ValueError, TypeError, KeyError):
+        for text in read(run / NAME).split(b"\n"):
             line = json.loads(text)
             int(line["step"])
-        except (ValueError, TypeError, KeyError):
-            break
-        lines.append(line)
+            lines.append(line)
     return lines
 
 
@@ -90,5 +87,5 @@ def write_csv(path: Path, rows: list[Line]) -> None:
     write(path, text.getvalue().encode())
 
 
-def _encoded(line: Line) -> bytes:
-    return (json.dumps(line, allow_nan=False) + "\n").encode()
+def _text(line: Line) -> str:
+    return json.dumps(line, allow_nan=False) + "\n"

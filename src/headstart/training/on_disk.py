@@ -29,11 +29,9 @@ _ADVICE = {
 class OnDisk:
     """Keep the states of inner steps in a temporary file of ``folder``: ``Checkpointed(every=1, place=OnDisk(…))``.
 
-    Memory does not grow with T then, and no step is taken again but to differentiate it. The file has no name, so that
-    nothing is left of it however a run ends. The folder should be on a disk: in one that is held in memory, as many
-    a ``/tmp``, nothing is gained.
-
-    Each adaptation has a file of its own, open until its derivative is taken or let go.
+    Memory does not grow with T then, and no step is taken again but to differentiate it. Each adaptation has a file
+    without a name, of which nothing is left however a run ends, open until its derivative is taken or let go. In a
+    folder that is held in memory, as many a ``/tmp``, nothing is gained.
 
     Raises:
         FileError: when it is used: a folder that cannot be written to, or that is full; too many files open; a state

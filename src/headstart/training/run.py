@@ -67,8 +67,8 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
     """Meta-train as ``config`` says, in the folder ``out``, or go on with the run that is there.
 
     The weights with the best validation score are kept, and judged on the test tasks at the end. A run that was
-    killed and goes on ends with the weights, bit for bit, and the metrics of one that was not, on the same kind of
-    machine with the same PyTorch and number of threads; with ``compile``, to rounding.
+    killed and goes on ends bit for bit as one that was not, on the same kind of machine with the same PyTorch and
+    number of threads; with ``compile``, to rounding.
 
     Args:
         config: the options, as `headstart.training.config` has them; a text is the tasks alone.
@@ -204,15 +204,9 @@ def _test(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View)
         score = test(job, best.meta, on_batch=leave_if_asked)
     except _Stopped:
         return None
-    results = {
-        **score_to_json(score),
-        "step": state.step,
-        "best_step": best.step,
-        "best_validation": best.value,
-        "parameters": job.parameters,
-        "device": str(job.device),
-        "headstart": headstart.__version__,
-    }
+    results = score_to_json(score)
+    results |= {"step": state.step, "best_step": best.step, "best_validation": best.value}
+    results |= {"parameters": job.parameters, "device": str(job.device), "headstart": headstart.__version__}
     write_csv(run / "test.csv", by_task(job, score))
     write(run / "results.json", to_json(results))
     report(run, job, best.meta)

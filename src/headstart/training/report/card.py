@@ -13,10 +13,22 @@ from headstart.training.report.structure import Findings, summary
 
 def card(job: Job, results: dict[str, Any], found: Findings, pictured: bool = True) -> str:
     """Return the text of a finished run's README.md; ``pictured``: there is a picture of an episode."""
-    config = job.config
+    config, kind = job.config, kind_of_family(job.config.tasks.name)
     told = _rows(job, results) | ({"Learned about the model": summary(found)} if found.any() else {})
     rows = "\n".join(f"| {name} | {text} |" for name, text in told.items())
     structure = "\n![What was learned about the model](structure.png)\n" if found.any() else ""
+    notes = [kind.caption] if pictured else []
+    if config.option("model.norm") == config.option("method.buffers") == "batch":
+        notes.insert(
+            0,
+            "Batch normalisation goes by the statistics of the batch at hand, so the query images of a test task are"
+            " predicted together (a transductive setting). `headstart adapt` goes by the support images instead, so"
+            " that images can be predicted one by one, somewhat less well.",
+        )
+    usage = f"headstart adapt RUN {kind.usage[0]} --out ADAPTED\n    headstart predict ADAPTED {kind.usage[1]}"
+    if kind.preparation(job.tasks) is None:
+        usage = "headstart evaluate RUN"
+    noted = "\n".join(notes)
     return f"""# {config.method.name} on {config.tasks.name}
 
 Weights from which a new task of this kind is learned out of a few examples, made with headstart {results["headstart"]}.
@@ -27,14 +39,15 @@ Weights from which a new task of this kind is learned out of a few examples, mad
 
 ![Training and adaptation](results.png)
 {structure}
-{_notes(job, pictured)}
+{noted}
+
 ## Make it again
 
     {command(config)}
 
 ## Use it
 
-{_usage(job)}
+    {usage}
 """
 
 
@@ -72,8 +85,7 @@ def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
 
 def _result(results: dict[str, Any]) -> str:
     percent = results["metric"] == "accuracy"
-    scale, unit, name = (100, " %", "accuracy") if percent else (1, "", "mean squared error")
-    digits = ".2f" if percent else ".4g"
+    scale, unit, name, digits = (100, " %", "accuracy", ".2f") if percent else (1, "", "mean squared error", ".4g")
     interval = "" if results["ci95"] is None else f" ± {half(scale * results['ci95'])}"
     text = (
         f"**{name} {scale * results['mean']:{digits}}{interval}{unit}** on {results['episodes']} test"
@@ -88,25 +100,20 @@ def _result(results: dict[str, Any]) -> str:
 def _data(job: Job) -> str:
     details = job.tasks.details
     parts = []
-    if job.tasks.counts is not None:
-        counted = ", ".join(f"{count} {split}" for split, count in job.tasks.counts.items())
-        parts.append(f"tasks: {counted} (no task is in two splits)")
-    skipped = sum(details.get("skipped", {}).values())
-    if skipped:
+    for what, one, counts in (("tasks", "task", job.tasks.counts), ("classes", "class", details.get("classes"))):
+        if counts is not None:
+            counted = ", ".join(f"{count} {split}" for split, count in counts.items())
+            parts.append(f"{what}: {counted} (no {one} is in two splits)")
+    if skipped := sum(details.get("skipped", {}).values()):
         parts.append(f"{skipped} tasks with too few rows were skipped")
     if details.get("duplicates"):
         parts.append(f"{details['duplicates']} repeated rows (--on-duplicates {details['on_duplicates']})")
     if details.get("left_out"):
         parts.append("columns left out: " + ", ".join(f"{name!r} ({why})" for name, why in details["left_out"].items()))
-    if "classes" in details:
-        counts = ", ".join(f"{count} {split}" for split, count in details["classes"].items())
-        parts.append(f"classes: {counts} (no class is in two splits)")
     if "source" in details:
         parts.append(f"source: {details['source']}")
-    licence = details.get("licence") or details.get("licences")
-    if licence:
-        listed = ", ".join(sorted(str(one) for one in licence)) if not isinstance(licence, str) else licence
-        parts.append(f"licence: {listed}")
+    if licence := details.get("licence") or details.get("licences"):
+        parts.append(f"licence: {licence if isinstance(licence, str) else ', '.join(sorted(map(str, licence)))}")
     return "; ".join(parts)
 
 
@@ -114,35 +121,10 @@ def _model(job: Job) -> str:
     model = job.config.model
     if model is None:
         return "none"
-    schema = schema_of(job.config.tree())
-    told = [
-        f"{name} {text(value, schema.options[f'model.{name}'])}"
-        for name, value in model.options.items()
-        if value is not None
-    ]
-    return f"{model.name} ({', '.join(told)}), {job.parameters} parameters"
-
-
-def _notes(job: Job, pictured: bool) -> str:
-    config = job.config
-    notes = []
-    if config.option("model.norm") == config.option("method.buffers") == "batch":
-        notes.append(
-            "Batch normalisation goes by the statistics of the batch at hand, so the query images of a test task are"
-            " predicted together (a transductive setting). `headstart adapt` goes by the support images instead, so"
-            " that images can be predicted one by one, somewhat less well."
-        )
-    if pictured:
-        notes.append(kind_of_family(config.tasks.name).caption)
-    return "\n".join(notes) + "\n"
-
-
-def _usage(job: Job) -> str:
-    kind = kind_of_family(job.config.tasks.name)
-    if kind.preparation(job.tasks) is None:
-        return "    headstart evaluate RUN"
-    source, inputs = kind.usage
-    return f"    headstart adapt RUN {source} --out ADAPTED\n    headstart predict ADAPTED {inputs}"
+    known = schema_of(job.config.tree()).options
+    given = {name: value for name, value in model.options.items() if value is not None}
+    told = ", ".join(f"{name} {text(value, known[f'model.{name}'])}" for name, value in given.items())
+    return f"{model.name} ({told}), {job.parameters} parameters"
 
 
 def calibration_text(found: Mapping[str, Any]) -> str:
