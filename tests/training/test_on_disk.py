@@ -70,7 +70,7 @@ def test_the_file_is_closed_when_the_derivative_is_taken_or_let_go(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "advice"), [(errno.EMFILE, "hold fewer, or allow more open files"), (errno.ENOENT, "name another folder")]
+    ("code", "advice"), [(errno.EMFILE, "hold fewer .*, or allow more open files"), (errno.ENOENT, "there is no such")]
 )
 def test_what_to_do_goes_by_why_no_file_can_be_made(tmp_path, monkeypatch, code, advice):
     def refused(*args, **options):
@@ -78,7 +78,7 @@ def test_what_to_do_goes_by_why_no_file_can_be_made(tmp_path, monkeypatch, code,
 
     if code != errno.ENOENT:
         monkeypatch.setattr(tempfile, "TemporaryFile", refused)
-    with pytest.raises(FileError, match=f"cannot keep states in .*none: {os.strerror(code)}; .*{advice}"):
+    with pytest.raises(FileError, match=f"cannot keep states in .*none: .*{advice}"):
         OnDisk(tmp_path / "none")()
 
 
@@ -102,8 +102,8 @@ class Faulty(FileIO):
     ("fault", "message"),
     [
         ("", ""),
-        ("full", "cannot keep states on disk: No space left on device; free some space"),
-        ("unreadable", "cannot read a kept state back from disk: Input/output error"),
+        ("full", "cannot keep states in .*: the disk is full; free some space"),
+        ("unreadable", "cannot read a state back that was kept in .*: Input/output error"),
     ],
 )
 def test_a_write_in_parts_is_whole_and_what_fails_is_said(tmp_path, monkeypatch, fault, message):

@@ -105,11 +105,23 @@ def adapt(
     # the run's own tasks are not made: their data may be elsewhere
     meta = newest(run, start(learner_of(0)).meta).best.meta
     supports = kind.support(prepared, Path(source), strict)
-    _refuse_ways(config, kind.like(prepared, 0), str(source), [task for task, _ in supports])
-    _check_sizes(kind, prepared, [task for task, _ in supports], str(source))
-    # as many at once as in training, whose derivatives took more memory
-    tasks = _learned(supports, meta, learner_of, where, config.outer.tasks_per_step if config.outer else 16)
-    model = AdaptedModel(kind, preparation, config, tasks, where)
+    given = [task for task, _ in supports]
+    _refuse_ways(config, kind.like(prepared, 0), str(source), given)
+    _check_sizes(kind, prepared, given, str(source))
+    # as many of the same size at once as in training, whose derivatives took more memory
+    together = config.outer.tasks_per_step if config.outer else 16
+    tasks: dict[int, AdaptedTask] = {}
+    for (classes, _), group in _groups(given):
+        for first in range(0, len(group), together):
+            places = group[first : first + together]
+            x, y = (torch.cat(parts).to(where) for parts in zip(*(supports[place][1][:2] for place in places)))
+            with torch.no_grad():
+                adapted, _ = learner_of(classes).adapt(meta, Batch(x, y))
+            tasks |= {
+                place: AdaptedTask(*given[place], learner_of(classes), _alone(adapted, row))
+                for row, place in enumerate(places)
+            }
+    model = AdaptedModel(kind, preparation, config, tuple(tasks[place] for place in range(len(given))), where)
     _save(out, model)
     return model
 
@@ -136,26 +148,6 @@ def _refuse_ways(config: Config, like: Tasks, source: str, tasks: Sequence[NewTa
                 f" {trained}, or train with --ways {classes}, or with a method that takes any number:"
                 f" {', '.join(others)}"
             )
-
-
-def _learned(
-    supports: Sequence[tuple[NewTask, Batch]],
-    meta: Meta,
-    learner_of: Callable[[int], Learner],
-    device: torch.device,
-    together: int,
-) -> tuple[AdaptedTask, ...]:
-    """Adapt to each support set, to those of the same size together."""
-    found: dict[int, AdaptedTask] = {}
-    for (classes, _), group in _groups([task for task, _ in supports]):
-        for first in range(0, len(group), together):
-            places = group[first : first + together]
-            x, y = (torch.cat(parts).to(device) for parts in zip(*(supports[place][1][:2] for place in places)))
-            with torch.no_grad():
-                adapted, _ = learner_of(classes).adapt(meta, Batch(x, y))
-            for row, place in enumerate(places):
-                found[place] = AdaptedTask(*supports[place][0], learner_of(classes), _alone(adapted, row))
-    return tuple(found[place] for place in range(len(supports)))
 
 
 def _groups(tasks: Sequence[NewTask | AdaptedTask]) -> list[tuple[tuple[int, int], list[int]]]:

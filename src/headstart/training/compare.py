@@ -53,8 +53,8 @@ def compare(
 ) -> list[Entry]:
     """Train several methods on the same tasks, each in the folder ``out/method``.
 
-    All are judged on the same test tasks. An option that a method does not take is left out for that method, and
-    defaults are each method's own. Killed, the same call goes on where it was.
+    All are judged on the same test tasks. An option that a method does not take is left out for it, and defaults are
+    each method's own. Killed, the same call goes on where it was.
 
     Args:
         tree: a configuration (`headstart.training.config`) without a method's name; a text is the tasks alone.

@@ -39,6 +39,8 @@ _FIXES = {
     errno.ENOENT: "there is no such file or folder",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EEXIST: "a file of that name is in the way",
+    errno.EMFILE: "too many files are open; hold fewer adaptations kept on disk, or allow more open files",
+    errno.ENFILE: "too many files are open; hold fewer adaptations kept on disk, or allow more open files",
 }
 
 TEMPORARY = ".tmp-"

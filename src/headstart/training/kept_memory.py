@@ -1,8 +1,7 @@
 """Memory that is freed in one step stays at hand for the next one.
 
-The feature maps of a step are megabytes each. The C library gives such memory back to the system as soon as it is
-freed, and the system clears every page of it when it is asked for again: with convolutions that is a tenth of the time,
-and more where several threads ask.
+The C library gives the megabytes of a feature map back to the system as soon as they are freed, and the system clears
+every page when it is asked for again: with convolutions a tenth of the time, and more where several threads ask.
 """
 
 import contextlib

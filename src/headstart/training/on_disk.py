@@ -1,12 +1,11 @@
 """States of a long inner loop in a file, for adjoints that need not hold them in memory."""
 
-import contextlib
 import errno
 import tempfile
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,14 +14,7 @@ from torch import Tensor
 from headstart.core.adjoints.checkpointed import Fetch, Keep
 from headstart.core.inner import Inner
 from headstart.core.tree import pack
-from headstart.errors import FileError
-
-_TOO_MANY = "each adaptation whose derivative is still to be taken has a file: hold fewer, or allow more open files"
-_ADVICE = {
-    errno.ENOSPC: "free some space, keep fewer, or name another folder",
-    errno.EMFILE: _TOO_MANY,
-    errno.ENFILE: _TOO_MANY,
-}
+from headstart.training.files import explained
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,8 @@ class _File:
     """A `Keep` with a file of its own, which is gone with it."""
 
     def __init__(self, folder: str | PathLike[str]) -> None:
-        with _explained(f"cannot keep states in {folder}", "name another folder"):
+        self.folder = Path(folder)
+        with explained("keep states in", self.folder):
             self.file = tempfile.TemporaryFile(dir=folder, buffering=0)
         weakref.finalize(self, self.file.close)
         self.end = 0
@@ -56,7 +49,7 @@ class _File:
     def __call__(self, inner: Inner) -> Fetch:
         packed, tensors = pack(inner)
         begin = self.end
-        with _explained("cannot keep states on disk", "keep fewer, or name another folder"):
+        with explained("keep states in", self.folder):
             self.file.seek(begin)
             for tensor in tensors:
                 data = memoryview(_bytes(tensor.detach().cpu().contiguous()))
@@ -66,7 +59,7 @@ class _File:
         kinds = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
 
         def fetch() -> Inner:
-            with _explained("cannot read a kept state back from disk", "name another folder"):
+            with explained("read a state back that was kept in", self.folder):
                 self.file.seek(begin)
                 return packed.unpack([self._read(*kind) for kind in kinds])
 
@@ -81,15 +74,6 @@ class _File:
                 raise OSError(errno.EIO, f"the file ends {len(left)} bytes too early")
             left = left[count:]
         return found.to(device)
-
-
-@contextlib.contextmanager
-def _explained(what: str, advice: str) -> Iterator[None]:
-    """Raise `FileError` for what the system refuses inside."""
-    try:
-        yield
-    except OSError as error:
-        raise FileError(f"{what}: {error.strerror}; {_ADVICE.get(error.errno or 0, advice)}") from None
 
 
 def _bytes(tensor: Tensor) -> Any:

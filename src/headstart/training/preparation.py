@@ -40,14 +40,9 @@ def read_preparation(run: Path, kind: DataKind) -> Any:
 
 
 def refuse_other_data(run: Path, kind: DataKind, tasks: Tasks) -> None:
-    """Refuse tasks whose training data are others than those that a run was made of.
+    """Refuse tasks whose training data are others than those that a run was made of, as far as it has kept any.
 
     With other data the tasks may be split otherwise, so that tasks that were trained on would be judged on.
-
-    Args:
-        run: the run's folder; what has no ``preparation.json`` yet refuses nothing.
-        kind: the kind of its data.
-        tasks: the tasks at hand.
 
     Raises:
         DataError: what is learned from the training data is not what the run has kept.

@@ -71,9 +71,8 @@ def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
         counts, most, looks = job.tasks.counts or {}, outer.tasks_per_step, config.run.evaluate_tasks
         looked = min(looks, counts.get("validation", looks))
         rows["Outer loop"] = (
-            f"{results['step']} steps of {min(most, counts.get('train', most))} tasks each"
-            " (the mean of their gradients),"
-            f" {outer.optimizer} with rate {outer.rate} ({outer.schedule})"
+            f"{results['step']} steps of {min(most, counts.get('train', most))} tasks each (the mean of their"
+            f" gradients), {outer.optimizer} with rate {outer.rate} ({outer.schedule})"
         )
         rows["Weights"] = (
             f"best.safetensors, after step {results['best_step']}: the best of all looks at {looked}"

@@ -29,7 +29,7 @@ def report(run: Path, job: Job, meta: Meta) -> list[Path]:
     Args:
         run: the folder of a finished run.
         job: what its configuration describes.
-        meta: its best weights, for the picture of an episode and for what was learned about the model.
+        meta: its best weights.
 
     Raises:
         FileError: the run has no test score yet, or a file cannot be written.
@@ -56,14 +56,15 @@ def report(run: Path, job: Job, meta: Meta) -> list[Path]:
 def draw_episode(job: Job, meta: Meta) -> bytes | None:
     """Draw what adapting to a test task looks like; ``None`` where there is no picture of the kind of data."""
 
-    def truth(queries: int) -> Tasks:
-        own = job.config.tasks
-        quiet = {"queries": queries, **({"noise": 0.0} if "noise" in own.options else {})}
-        return make_tasks(job.config._replace(tasks=own._replace(options={**own.options, **quiet})), job.device)
-
-    target = kind_of_family(job.config.tasks.name).picture
+    own = job.config.tasks
+    target = kind_of_family(own.name).picture
     if target is None:
         return None
+
+    def truth(queries: int) -> Tasks:
+        options = own.options | {"queries": queries} | ({"noise": 0.0} if "noise" in own.options else {})
+        return make_tasks(job.config._replace(tasks=own._replace(options=options)), job.device)
+
     module, function = target.split(":")
     return getattr(import_module(module), function)(job.tasks, job.learner, meta, truth)
 

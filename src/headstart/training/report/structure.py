@@ -1,6 +1,7 @@
 """What a run has learned about its model: M in plain numbers, and how far tasks move each tensor."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -59,9 +60,10 @@ def write_findings(run: Path, found: Findings) -> list[Path]:
 
 def summary(found: Findings) -> str:
     """Return in a sentence what was learned about the model, and which tensors tasks move most and least."""
-    sizes: dict[str, int] = {}
-    for row in (row for row in found.learned if row["kind"] != "count"):
-        sizes[row["part"]] = sizes.get(row["part"], 0) + row["size"]
+    sizes = Counter[str]()
+    for row in found.learned:
+        if row["kind"] != "count":
+            sizes[row["part"]] += row["size"]
     listed = [f"{part} ({size} number{'s' * (size != 1)})" for part, size in sizes.items()]
     text = ", ".join(listed[:6]) + (f" and {len(listed) - 6} parts more" if len(listed) > 6 else "")
     moved = [row for row in last_step(found.movement) if row["mean"] is not None and row["relative"]]
@@ -71,7 +73,7 @@ def summary(found: Findings) -> str:
         told = f"{steps} test tasks move {most['tensor']} most, by {_percent(most['mean'])} of its length"
         if most is not least:
             told += f", and {least['tensor']} least, by {_percent(least['mean'])}"
-        text = f"{text}; {told}" if text else f"nothing but where it starts; {told}"
+        text = f"{text or 'nothing but where it starts'}; {told}"
     return text
 
 
@@ -244,16 +246,13 @@ def _from_identity(part: str, value: Tensor) -> float | None:
 
 def _row(kind: str, part: str, tensor: str, step: int | None, value: Tensor) -> Row:
     flat = value.flatten()
-    numbers = {
-        "mean": flat.mean(), "std": flat.std(correction=0), "min": flat.min(), "max": flat.max(),
-        "negative": (flat < 0).double().mean(),
+    listed = value.ndim == 1 and len(flat) <= _FEW and bool(flat.isfinite().all())
+    row = {
+        "kind": kind, "part": part, "tensor": tensor, "step": step, "size": len(flat),
+        "mean": float(flat.mean()), "std": float(flat.std(correction=0)), "min": float(flat.min()),
+        "max": float(flat.max()), "negative": float((flat < 0).double().mean()),
+        "open": float((flat > 0.5).double().mean()) if kind == "mask" else None,
+        "from_identity": _from_identity(part, value) if kind == "matrix" else None,
+        "values": flat.tolist() if listed else None,
     }  # fmt: skip
-    return finite(
-        {"kind": kind, "part": part, "tensor": tensor, "step": step, "size": len(flat)}
-        | {name: float(number) for name, number in numbers.items()}
-        | {
-            "open": float((flat > 0.5).double().mean()) if kind == "mask" else None,
-            "from_identity": _from_identity(part, value) if kind == "matrix" else None,
-            "values": flat.tolist() if value.ndim == 1 and len(flat) <= _FEW and bool(flat.isfinite().all()) else None,
-        }
-    )
+    return finite(row)
