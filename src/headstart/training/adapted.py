@@ -10,8 +10,6 @@
 The run keeps how its data became numbers (``preparation.json``), so that adapting does not need them again.
 """
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
@@ -31,6 +29,7 @@ from headstart.training.checkpoint import alike, newest
 from headstart.training.config import Config, resolve
 from headstart.training.files import from_safetensors, make_folder, read, read_json, to_json, to_safetensors, write
 from headstart.training.loop import start
+from headstart.training.metrics import csv_text
 from headstart.training.preparation import PREPARATION, read_preparation
 from headstart.training.run import read_config
 from headstart.types import Adapted, Batch, Learner, Meta, Params, Tasks
@@ -389,13 +388,9 @@ def flattened(row: Row) -> Row:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Return predictions as CSV, with every column that one of them has."""
-    flat = [flattened(row) for row in rows]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n")
-    writer.writeheader()
-    for row in flat:
-        writer.writerow({name: f"{v:.9g}" if isinstance(v, float) else v for name, v in row.items()})
-    return text.getvalue()
+    return csv_text(
+        {name: f"{v:.9g}" if isinstance(v, float) else v for name, v in flattened(row).items()} for row in rows
+    )
 
 
 def writer_of(out: Path) -> Callable[[Sequence[Row]], str]:

@@ -31,7 +31,7 @@ class Look(NamedTuple):
 
 
 def first(meta: Meta, judge: Judge | None) -> Best:
-    """Return the weights to begin with as the best so far; judged, where there is one who judges."""
+    """Return the weights to begin with as the best so far, judged where anybody judges."""
     return Best(0, math.nan if judge is None else judge(meta), copied(meta))
 
 

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
@@ -77,14 +78,19 @@ def validations(lines: list[Line]) -> list[Line]:
 
 
 def write_csv(path: Path, rows: list[Line]) -> None:
-    """Write rows with the same keys as a CSV file."""
+    """Write rows as a CSV file."""
     if not rows:
         raise FileError(f"there is nothing to write to {path}")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    write(path, csv_text(rows).encode())
+
+
+def csv_text(rows: Iterable[Line]) -> str:
+    """Return rows as CSV, with every column that one of them has."""
+    text, rows = io.StringIO(), list(rows)
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write(path, text.getvalue().encode())
+    return text.getvalue()
 
 
 def _text(line: Line) -> str:

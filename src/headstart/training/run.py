@@ -252,14 +252,15 @@ def read_config(run: Path) -> Config:
     Raises:
         FileError: no run in that folder.
     """
-    if not (run / CONFIG).exists():
+    path = run / CONFIG
+    if not path.exists():
         raise FileError(f"{run} holds no run: there is no {CONFIG} in it; give a folder that `headstart train` made")
-    values = read_json(run / CONFIG)
+    values = read_json(path)
     if not isinstance(values, dict):
-        raise FileError(f"{run / CONFIG} is not a configuration; expected a JSON object")
+        raise FileError(f"{path} is not a configuration; expected a JSON object")
     if "format" in values:
         raise FileError(f"{run} holds an adapted model; expected the folder of a run, as `headstart train` makes it")
-    return resolve(values, str(run / CONFIG))
+    return resolve(values, str(path))
 
 
 def _refuse_other_run(run: Path, config: Config) -> None:

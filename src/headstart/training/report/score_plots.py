@@ -81,8 +81,7 @@ def draw_comparison(scores: Mapping[str, Score], config: Config) -> bytes:
     """Draw the methods' test scores with 95 % intervals, and the scores against the number of inner steps."""
     stepping = {method: score for method, score in scores.items() if len(score.by_inner_step) > 1}
     ways, shots = config.option("tasks.ways"), config.option("tasks.shots")
-    draws: list[Callable[[Axes], None]] = [partial(_compared, scores, ways)]
-    draws += [partial(_stepping, stepping)] * bool(stepping)
+    draws = [partial(_compared, scores, ways)] + [partial(_stepping, stepping)] * bool(stepping)
     told = "-".join(map(str, shots)) if isinstance(shots, list) else shots
     return kit.beside(draws, 5.2, 3.6, config.tasks.name + (f", {ways}-way {told}-shot" if ways else ""))
 

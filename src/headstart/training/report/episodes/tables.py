@@ -36,9 +36,8 @@ def picture(tasks: Tasks, learner: Learner, meta: Meta, truth: Callable[[int], T
         outputs, found = answer(learner, adapted, x)
         if schema.kind == "classification":
             return outputs.argmax(-1).cpu(), None
-        return _own(schema, outputs), None if found is None else (reach(0.9) * schema.scale * found.variance.sqrt())[
-            ..., 0
-        ].cpu()
+        halves = None if found is None else reach(0.9) * schema.scale * found.variance[..., 0].sqrt().cpu()
+        return _own(schema, outputs), halves
 
     return draw(schema, names, episodes, predict)
 
