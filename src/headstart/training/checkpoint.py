@@ -26,18 +26,7 @@ import torch
 from torch import Tensor
 
 from headstart.errors import FileError
-from headstart.training.files import (
-    TEMPORARY,
-    explained,
-    from_safetensors,
-    make_folder,
-    read,
-    read_json,
-    sync_folder,
-    to_json,
-    to_safetensors,
-    write_synced,
-)
+from headstart.training import files
 from headstart.training.fit_best import Best
 from headstart.training.loop import State, flat, tensors_of
 from headstart.types import Meta, Params
@@ -69,7 +58,15 @@ class Found(NamedTuple):
 
 def take(state: State, best: Best) -> Checkpoint:
     """Return the checkpoint of a state; it shares the state's tensors."""
-    return Checkpoint(state.step, state.meta, best, _optimizer_tensors(state.optimizer))
+    entries = {} if state.optimizer is None else state.optimizer.state_dict()["state"]
+    held = {f"{place}.{key}": value for place, own in entries.items() for key, value in own.items()}
+    tensors: Params = {}
+    for name, value in held.items():
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif value is not None:
+            raise FileError(f"the optimiser keeps {name!r} as a {type(value).__name__}; only tensors can be saved")
+    return Checkpoint(state.step, state.meta, best, tensors)
 
 
 def restore(state: State, checkpoint: Checkpoint) -> None:
@@ -106,28 +103,28 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
         "torch": str(torch.__version__),
     }
     contents = {
-        "last.safetensors": to_safetensors(flat(checkpoint.meta)),
-        "best.safetensors": to_safetensors(flat(checkpoint.best.meta)),
-        "optimizer.safetensors": to_safetensors(checkpoint.optimizer),
-        "state.json": to_json(state),
+        "last.safetensors": files.to_safetensors(flat(checkpoint.meta)),
+        "best.safetensors": files.to_safetensors(flat(checkpoint.best.meta)),
+        "optimizer.safetensors": files.to_safetensors(checkpoint.optimizer),
+        "state.json": files.to_json(state),
     }
     holder = run / FOLDER
-    make_folder(holder)
+    files.make_folder(holder)
     place = holder / f"step-{checkpoint.step:09d}"
-    temporary = holder / f"{TEMPORARY}{uuid.uuid4().hex[:12]}"
-    with explained("write the checkpoint", place):
+    temporary = holder / f"{files.TEMPORARY}{uuid.uuid4().hex[:12]}"
+    with files.explained("write the checkpoint", place):
         try:
             temporary.mkdir()
             for name, data in contents.items():
-                write_synced(temporary / name, data)
-            sync_folder(temporary)
+                files.write_synced(temporary / name, data)
+            files.sync_folder(temporary)
             manifest = {"files": {name: _fingerprint(data) for name, data in contents.items()}}
-            write_synced(temporary / "manifest.json", to_json(manifest))
-            sync_folder(temporary)
+            files.write_synced(temporary / "manifest.json", files.to_json(manifest))
+            files.sync_folder(temporary)
             if place.exists():  # left by a run that was damaged and has come here again
                 os.replace(place, temporary.with_name(temporary.name + "-old"))
             os.replace(temporary, place)
-            sync_folder(holder)
+            files.sync_folder(holder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     clean(run)
@@ -175,7 +172,7 @@ def newest(run: Path, like: Meta) -> Checkpoint:
 def clean(run: Path) -> None:
     """Remove what unfinished writes left behind."""
     for holder in (run, run / FOLDER):
-        for path in holder.glob(f"{TEMPORARY}*") if holder.is_dir() and not holder.is_symlink() else ():
+        for path in holder.glob(f"{files.TEMPORARY}*") if holder.is_dir() and not holder.is_symlink() else ():
             with contextlib.suppress(OSError):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
@@ -183,7 +180,7 @@ def clean(run: Path) -> None:
 def set_aside(damaged: list[tuple[Path, str]]) -> None:
     """Rename damaged checkpoints, so that they are kept but never looked at again."""
     for place, _ in damaged:
-        with explained("rename", place):
+        with files.explained("rename", place):
             os.replace(place, place.with_name(f"damaged-{place.name}-{uuid.uuid4().hex[:6]}"))
 
 
@@ -193,7 +190,7 @@ def load_weights(data: bytes, where: str, like: Meta) -> Meta:
     Raises:
         FileError: bytes that are no such file.
     """
-    found, wanted = from_safetensors(data, where), flat(like)
+    found, wanted = files.from_safetensors(data, where), flat(like)
     for name in sorted(found.keys() ^ wanted.keys()):
         raise FileError(f"{where} {'has' if name in found else 'lacks'} the tensor {name!r}; it is of another model")
     for name, value in wanted.items():
@@ -231,19 +228,19 @@ def _listed(run: Path) -> list[tuple[int, Path]]:
 def _load(place: Path, like: Meta) -> Checkpoint:
     if place.is_symlink():
         raise FileError(f"{place} is a link; headstart reads ordinary folders only")
-    manifest: Any = read_json(place / "manifest.json")
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or set(files) != set(_FILES):
+    manifest: Any = files.read_json(place / "manifest.json")
+    listed = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(listed, dict) or set(listed) != set(_FILES):
         raise FileError(f"{place / 'manifest.json'} does not list the files {', '.join(_FILES)}")
-    data = {name: read(place / name) for name in _FILES}
+    data = {name: files.read(place / name) for name in _FILES}
     for name in _FILES:
         found = _fingerprint(data[name])
-        if found != files[name]:
+        if found != listed[name]:
             raise FileError(
                 f"{place / name} is damaged: it has {found['bytes']} bytes and SHA-256 {found['sha256'][:12]}…,"
                 f" not what its manifest says"
             )
-    state = read_json(place / "state.json")
+    state = files.read_json(place / "state.json")
     try:
         step, best_step, value = int(state["step"]), int(state["best"]["step"]), float(state["best"]["value"])
     except (KeyError, TypeError, ValueError) as error:
@@ -251,17 +248,5 @@ def _load(place: Path, like: Meta) -> Checkpoint:
     if f"step-{step:09d}" != place.name:
         raise FileError(f"{place / 'state.json'} is of step {step}, not of the step that the folder is called by")
     last, best = (load_weights(data[name], str(place / name), like) for name in _FILES[:2])
-    optimizer = from_safetensors(data["optimizer.safetensors"], str(place / "optimizer.safetensors"))
+    optimizer = files.from_safetensors(data["optimizer.safetensors"], str(place / "optimizer.safetensors"))
     return Checkpoint(step, last, Best(best_step, value, best), optimizer)
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> Params:
-    tensors: Params = {}
-    entries_by_place = {} if optimizer is None else optimizer.state_dict()["state"]
-    for place, entries in entries_by_place.items():
-        for key, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{place}.{key}"] = value
-            elif value is not None:
-                raise FileError(f"the optimiser keeps {key!r} as a {type(value).__name__}; only tensors can be saved")
-    return tensors

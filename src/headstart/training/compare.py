@@ -86,7 +86,11 @@ def compare(
         entries.append(Entry(method, result, perf_counter() - start))
         if result.stopped is not None:
             return entries
-    _write(out, entries)
+    table = rows(entries)
+    write(out / "comparison.json", to_json(table))
+    write_csv(out / "comparison.csv", [{k: v for k, v in row.items() if k != "score"} for row in table])
+    scores = {entry.method: entry.result.score for entry in entries if entry.result.score is not None}
+    write(out / "comparison.png", draw_comparison(scores, entries[0].result.config))
     return entries
 
 
@@ -129,11 +133,3 @@ def pictures(entries: Sequence[Entry], out: str | Path) -> list[Path]:
     """Return the paths of all pictures that the comparison drew."""
     runs = [entry.result.run / name for entry in entries for name in ("results.png", "episode.png")]
     return [Path(out) / "comparison.png", *(path for path in runs if path.exists())]
-
-
-def _write(out: Path, entries: Sequence[Entry]) -> None:
-    table = rows(entries)
-    write(out / "comparison.json", to_json(table))
-    write_csv(out / "comparison.csv", [{k: v for k, v in row.items() if k != "score"} for row in table])
-    scores = {entry.method: entry.result.score for entry in entries if entry.result.score is not None}
-    write(out / "comparison.png", draw_comparison(scores, entries[0].result.config))

@@ -74,13 +74,11 @@ def evaluate(
     are in the data's own unit (`Tasks.unit`).
 
     Args:
-        learner: the method.
-        meta: what was meta-learned.
+        learner, meta: the method, and what was meta-learned.
         tasks: where episodes come from.
         episodes: N, at least 2; where the split has fewer tasks (`Tasks.counts`), each of them is taken once.
         split: 'train', 'validation' or 'test'.
-        steps: a number of inner steps in place of the learner's own, or several to be listed in
-            ``by_inner_step`` beside the learner's own.
+        steps: a number of inner steps in place of the learner's own, or several, for ``by_inner_step``, beside it.
         batch: tasks at a time; it changes speed and memory, and the result by rounding only.
         on_batch: called with the number of tasks done after each batch.
 

@@ -57,8 +57,7 @@ def fit_best(
         learner, tasks, steps, tasks_per_step, schedule, seed: as `fit` takes them.
         state: where to start; it is changed.
         best: the best weights so far: `first` of those to start from.
-        judge: says of weights how well they do on the validation tasks; ``None``: the last weights are the best.
-        every: after so many steps ``judge`` is asked, and after the last.
+        judge: asked after ``every`` steps and after the last; ``None``: the last weights are the best.
         larger: whether larger is better. What is as good as the best, or no number, is not better.
 
     Raises:

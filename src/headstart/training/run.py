@@ -96,20 +96,16 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
             write(run / CONFIG, to_json(config.tree()))
             write_preparation(run, kind_of_family(config.tasks.name), job.tasks)
             try:
-                return _train(job, run, stop, view)
+                state, best = _begin(job, run, view)
+                if config.outer is not None and state.step < config.outer.steps:
+                    best = _meta_train(job, config.outer, run, state, best, stop, view)
+                view.close()
+                write(run / "last.safetensors", to_safetensors(flat(state.meta)))
+                write(run / "best.safetensors", to_safetensors(flat(best.meta)))
+                score = None if stop.requested else _test(job, run, state, best, stop, view)
+                return Result(run, config, state.step, best.step, score, stop.number)
             finally:
                 view.close()
-
-
-def _train(job: Job, run: Path, stop: Stop, view: View) -> Result:
-    state, best = _begin(job, run, view)
-    if job.config.outer is not None and state.step < job.config.outer.steps:
-        best = _meta_train(job, job.config.outer, run, state, best, stop, view)
-    view.close()
-    write(run / "last.safetensors", to_safetensors(flat(state.meta)))
-    write(run / "best.safetensors", to_safetensors(flat(best.meta)))
-    score = None if stop.requested else _test(job, run, state, best, stop, view)
-    return Result(run, job.config, state.step, best.step, score, stop.number)
 
 
 def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
@@ -120,7 +116,7 @@ def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
     checkpoints.clean(run)
     found = checkpoints.find(run, state.meta)
     for place, reason in found.damaged:
-        warnings.warn(f"checkpoint {place.name} cannot be used, going back to the one before: {reason}", stacklevel=4)
+        warnings.warn(f"checkpoint {place.name} cannot be used, going back to the one before: {reason}", stacklevel=3)
     checkpoints.set_aside(found.damaged)
     if found.checkpoint is not None:
         checkpoints.restore(state, found.checkpoint)

@@ -95,9 +95,8 @@ def movement(job: Job, meta: Meta, episodes: int = TASKS) -> list[Row]:
 
     For every number of inner steps k = 0 … T there is a row a tensor that adaptation changes: the mean over tasks of
     ‖θᵢ after k steps − θ‖ / ‖θ‖ and half its 95 % interval. A tensor that is zero in θ, and one that is each task's
-    own from the beginning (`Context`), moves by the norm itself, and ``relative`` is then false; the latter's start is
-    the task's own value at k = 0. ``distance`` is the mean of the norm itself for every tensor: where θ is near zero,
-    a small step is a large part of it.
+    own from the beginning (`Context`, measured from its value at k = 0), moves by the norm itself, and ``relative`` is
+    then false. ``distance`` is the mean of the norm itself for every tensor.
 
     Args:
         job: the run's tasks and learner.
