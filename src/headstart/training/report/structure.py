@@ -155,16 +155,15 @@ def learned(learner: Learner, meta: Meta) -> list[Row]:
     ``None``.
     """
     starts = _in_units(learner, learner.init(Generator().manual_seed(0)))
-    parts: dict[str, dict[str, tuple[Tensor, Tensor | None]]] = {}
+    parts: dict[str, Params] = {}
     for name, value in _in_units(learner, meta).items():
         part, tensor = _place(name, meta.params)
-        parts.setdefault(part, {})[tensor] = value, starts.get(name)
+        parts.setdefault(part, {})[tensor] = value
     rows: list[Row] = []
-    for part, held in parts.items():
-        values = {tensor: value for tensor, (value, _) in held.items()}
+    for part, values in parts.items():
         gates, stepped = _are_gates(part, values), _are_stepped(values, meta.params)
-        for tensor, (value, begun) in held.items():
-            kind = "gate" if gates else _kind(part, value, begun)
+        for tensor, value in values.items():
+            kind = "gate" if gates else _kind(part, value, starts.get(f"{part}.{tensor}" if tensor else part))
             if gates and value.ndim:
                 rows += [_row(kind, part, str(index), None, one) for index, one in enumerate(value)]
             elif stepped:
