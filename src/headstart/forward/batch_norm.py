@@ -28,11 +28,7 @@ from headstart.errors import DifferentiationError
 def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Return ``F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)``, with a faster second derivative.
 
-    Args:
-        x: ``(n, channels, …)``, normalised over all axes but the channels.
-        weight: ``(channels,)``, or None for ones.
-        bias: ``(channels,)``, or None for zeros.
-        eps: what is added to the variance.
+    ``x``: ``(n, channels, …)``, normalised over all axes but the channels; ``weight`` and ``bias``: ``(channels,)``.
     """
     if x.numel() <= x.shape[1] or not _plain(x, weight, bias):
         return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
@@ -41,13 +37,12 @@ def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 
 
 class _Inputs(NamedTuple):
-    """What a forward pass keeps."""
+    """What a forward pass keeps; ``scale`` is r."""
 
     x: Tensor
     weight: Tensor | None
     mean: Tensor
     scale: Tensor
-    """r."""
 
 
 class _Normalised(torch.autograd.Function):

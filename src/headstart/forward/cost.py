@@ -29,7 +29,7 @@ def multiply_adds(module: nn.Module, input_shape: Sequence[int]) -> int:
     >>> multiply_adds(nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5)), (10,))
     300
     """
-    return _counted(module, input_shape, [])[0]
+    return _counted(module, input_shape, ())[0]
 
 
 def expected_cost(module: nn.Module, input_shape: Sequence[int]) -> Callable[[Meta], Tensor]:

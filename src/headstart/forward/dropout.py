@@ -22,11 +22,8 @@ class TaskDropout(nn.Module):
 
     def __init__(self, p: float, shared_axes: int, index: int) -> None:
         super().__init__()
-        self.p = p
-        self.shared_axes = shared_axes
-        self.index = index
-        self.draw = 0
-        self.calls = 0
+        self.p, self.shared_axes, self.index = p, shared_axes, index
+        self.draw, self.calls = 0, 0
         # a buffer, so that every task's own seed is handed in with its parameters
         self.register_buffer("seed", torch.zeros((), dtype=torch.int64, device="meta"))
 
@@ -62,8 +59,7 @@ def replace_dropout(body: nn.Module) -> None:
 def refuse_unseeded(body: nn.Module) -> None:
     """Raise `UsageError` for a layer that would draw from the global generator, which all tasks share."""
     for path, layer in body.named_modules():
-        fix = _fix(layer)
-        if fix:
+        if fix := _fix(layer):
             raise UsageError(
                 f"{type(layer).__name__} at {path or 'the top'!r} draws random numbers that Batch.seed cannot "
                 f"determine, so nothing could be repeated; {fix}, or leave Batch.seed out (then nothing is drawn)"
@@ -78,8 +74,3 @@ def _fix(layer: nn.Module) -> str:
     if isinstance(layer, _DropoutNd) and layer.p > 0:
         return "use nn.Dropout, or nn.Dropout1d to nn.Dropout3d, inside another module"
     return ""
-
-
-def task_dropouts(body: nn.Module) -> dict[str, TaskDropout]:
-    """Return the replaced layers by name."""
-    return {name: layer for name, layer in body.named_modules() if isinstance(layer, TaskDropout)}

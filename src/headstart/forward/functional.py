@@ -1,9 +1,8 @@
 """A module as a pure function of its parameters, mapped over tasks.
 
-`functional` reads an ordinary ``nn.Module`` once and returns a `Functional`: the parameters by name, and an
-``apply`` that runs B tasks, each with parameters of its own or shared ones. The module itself is never called or
-changed: ``apply`` runs a private copy of its structure (on the ``meta`` device, so without weights) into which the
-tensors are handed at every call. Tied weights stay one parameter.
+`functional` reads an ordinary ``nn.Module`` once and returns its parameters by name and an ``apply`` that runs B tasks,
+each with parameters of its own or shared ones. The module itself is never called or changed: ``apply`` runs a private
+copy of its structure without weights, into which the tensors are handed. Tied weights stay one parameter.
 
 Only the forward pass is mapped over tasks; gradients are taken outside, of the sum of the tasks' losses, with
 respect to leaves that have a task axis. Differentiating ``vmap(torch.func.grad(...))`` instead gives silently wrong
@@ -30,7 +29,7 @@ from headstart.errors import DifferentiationError, ShapeError, UsageError, unkno
 from headstart.forward import second_derivatives as twice
 from headstart.forward.over_tasks import over_tasks
 from headstart.forward.skeleton import Skeleton, batch_normalised, refuse_untwiceable, statistics_of, without_weights
-from headstart.forward.task_map import OneTask, TaskMap, auto, in_turn, loop, vmap
+from headstart.forward.task_map import OneTask, TaskMap, auto, first_line, in_turn, loop, vmap
 from headstart.types import Params, Tree
 
 BufferPolicy: TypeAlias = Literal["batch", "frozen", "task"]
@@ -160,7 +159,7 @@ def functional(
             params, x = laid_out(params, x), tree_map(channels_last, x)
         keys = {} if seed is None else {f"{name}.seed": seed for name in frame.dropouts}
         x_args, x_kwargs = _arguments(x)
-        dims = [{name: _task_axis(p, leaves[name]) for name, p in params.items()}, 0, 0, 0, 0]
+        dims = [{name: 0 if p.ndim > len(shapes[name]) else None for name, p in params.items()}, 0, 0, 0, 0]
 
         def one(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
             # a forward pass may update a buffer in place, so each gets a copy to update
@@ -228,28 +227,21 @@ def _shown(module: nn.Module, structure: Params) -> Params:
     for path, layer in module.named_modules():
         if isinstance(layer, Structural):
             own = tree.within(structure, path) if path else structure
-            if not own:  # all of it is frozen, and so not in M
-                continue
-            seen.update(tree.prefixed(path, layer.shown(own)) if path else layer.shown(own))
+            if own:  # else all of it is frozen, and so not in M
+                seen |= tree.prefixed(path, layer.shown(own)) if path else layer.shown(own)
     return seen
 
 
 def _explained(error: RuntimeError, x: Tree, leaves: Mapping[str, Leaf]) -> Exception:
     """Return what PyTorch says of shapes that do not fit in words that help, or the error itself."""
-    text = str(error)
-    if not re.search(_MISFITS, text):
+    if not re.search(_MISFITS, str(error)):
         return error
     got = ", ".join(f"{tuple(leaf.shape[1:])} of {leaf.dtype}" for leaf in tree_leaves(x))
     first = next(iter(leaves.values()), None)
     own = f"; its first weight, {first.name}, has shape {first.shape}" if first else ""
     return ShapeError(
-        f"the model cannot take a task's inputs (examples, *features) = {got}{own}; "
-        f"PyTorch says: {text.splitlines()[0]}"
+        f"the model cannot take a task's inputs (examples, *features) = {got}{own}; PyTorch says: {first_line(error)}"
     )
-
-
-def _task_axis(tensor: Tensor, leaf: Leaf) -> int | None:
-    return 0 if tensor.ndim == len(leaf.shape) + 1 else None
 
 
 def _arguments(x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -259,12 +251,11 @@ def _arguments(x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _leaves(module: nn.Module) -> dict[str, Leaf]:
-    leaves = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            holder = module.get_submodule(name.rpartition(".")[0])
-            leaves[name] = Leaf(name, tuple(parameter.shape), type(holder), role_of(module, name))
-    return leaves
+    return {
+        name: Leaf(name, tuple(p.shape), type(module.get_submodule(name.rpartition(".")[0])), role_of(module, name))
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    }
 
 
 def _policies(module: nn.Module, buffers: Buffers) -> dict[str, BufferPolicy]:
@@ -294,37 +285,31 @@ def _policies(module: nn.Module, buffers: Buffers) -> dict[str, BufferPolicy]:
 def _resolve(taskmap: str | TaskMap, module: nn.Module) -> TaskMap:
     if not isinstance(taskmap, str):
         return taskmap
-    unmapped = next((name for name, layer in module.named_modules() if _unmappable(layer)), None)
-    if taskmap == "vmap":
-        if unmapped is not None:
-            layer = module.get_submodule(unmapped)
-            kind = type(layer).__name__ + (" with backward hooks" if not isinstance(layer, nn.RNNBase) else "")
-            raise DifferentiationError(
-                f"{kind} at {unmapped or 'the top'!r} cannot be mapped over tasks by vmap; use taskmap='loop' or 'auto'"
-            )
-        return vmap
+    if taskmap not in ("auto", "vmap", "loop"):
+        raise unknown_name("task map", taskmap, ("auto", "vmap", "loop"))
     if taskmap == "loop":
         return loop
-    if taskmap == "auto":
-        return loop if unmapped is not None else auto()
-    raise unknown_name("task map", taskmap, ("auto", "vmap", "loop"))
-
-
-def _unmappable(layer: nn.Module) -> bool:
-    """Return whether ``vmap`` refuses a layer, or leaves out what its backward hooks do."""
-    return isinstance(layer, nn.RNNBase) or bool(layer._backward_hooks or layer._backward_pre_hooks)
+    for path, layer in module.named_modules():
+        recurrent = isinstance(layer, nn.RNNBase)
+        # vmap refuses the one, and leaves out what the others do
+        if recurrent or layer._backward_hooks or layer._backward_pre_hooks:
+            if taskmap == "auto":
+                return loop
+            kind = type(layer).__name__ + ("" if recurrent else " with backward hooks")
+            raise DifferentiationError(
+                f"{kind} at {path or 'the top'!r} cannot be mapped over tasks by vmap; use taskmap='loop' or 'auto'"
+            )
+    return vmap if taskmap == "vmap" else auto()
 
 
 def _forward_context(module: nn.Module) -> Callable[[], contextlib.AbstractContextManager[Any]]:
     """Return the context in which the forward pass uses kernels that can be differentiated twice."""
-    recurrent = any(isinstance(m, nn.RNNBase) for m in module.modules())
+    modules = list(module.modules())
+    recurrent = any(isinstance(m, nn.RNNBase) for m in modules)
     # any module that is not torch's own may call attention as a function
-    attention = any(
-        isinstance(m, (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer))
-        or not type(m).__module__.startswith("torch.nn.modules")
-        for m in module.modules()
-    )
-
+    own = any(not type(m).__module__.startswith("torch.nn.modules") for m in modules)
+    known = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+    attention = own or any(isinstance(m, known) for m in modules)
     settings = [PLAIN_ATTENTION] * attention + [WITHOUT_CUDNN] * recurrent
 
     @contextlib.contextmanager
@@ -348,16 +333,14 @@ def _refuse_mutation(constants: Params, versions: list[int]) -> None:
 
 def channels_last(tensor: Tensor) -> Tensor:
     """Return ``(…, channels, height, width)`` with the channels of a pixel beside each other; as it is off a CPU."""
-    if tensor.device.type != "cpu" or tensor.ndim < 4 or _is_last(tensor):
+    if tensor.device.type != "cpu" or tensor.ndim < 4:
         return tensor
-    if tensor.shape[-3] == 1:  # contiguous() would leave the stride of a single channel as it is
+    channels, _, width = tensor.shape[-3:]
+    if tensor.stride()[-3:] == (1, width * channels, channels):
+        return tensor
+    if channels == 1:  # contiguous() would leave the stride of a single channel as it is
         return tensor.squeeze(-3).contiguous().unsqueeze(-1).movedim(-1, -3)
     return tensor.movedim(-3, -1).contiguous().movedim(-1, -3)
-
-
-def _is_last(tensor: Tensor) -> bool:
-    channels, _, width = tensor.shape[-3:]
-    return tensor.stride()[-3:] == (1, width * channels, channels)
 
 
 def widest(modules: Iterable[nn.Module]) -> float:

@@ -37,23 +37,19 @@ class Gates(Structural):
 class Mixture(nn.Module):
     """``Σₖ pₖ candidateₖ(x)`` with ``p = softmax(gates)``; the gates are part of M, the candidates' weights of θ.
 
-    So the outer loop learns which layer a family of tasks wants (the gates) and where its adaptation starts from (the
-    weights); the inner steps move the weights of all candidates and leave the gates. `headstart.sharpened` makes the
-    proportions end near a choice, `headstart.pressed` makes expensive ones pay, and `headstart.derive` makes the
-    choice: an ordinary module.
+    The outer loop learns which layer a family of tasks wants (the gates) and where its adaptation starts from (the
+    weights); inner steps move the weights of all candidates only. `headstart.sharpened` makes the proportions end near
+    a choice, `headstart.pressed` makes expensive ones pay, and `headstart.derive` makes the choice: an ordinary module.
 
-    What the papers have and this has not: they take turns between weights and gates, on separate data. Here both
-    follow the loss on the query sets, which no inner step has seen. In T-NAS and MetaNAS tasks also adapt the gates.
+    The papers take turns between weights and gates, on separate data; here both follow the loss on the query sets,
+    which no inner step has seen. In T-NAS and MetaNAS tasks also adapt the gates.
 
     Args:
-        candidates: at least two modules by name, or in order (then called ``"0"``, ``"1"``, …), whose outputs have
-            one shape. `Skip` passes the input on.
+        candidates: at least two modules by name, or in order (called ``"0"``, ``"1"``, …), with outputs of one shape.
 
     Raises:
         UsageError: fewer than two candidates.
         ShapeError: when used, where two candidates' outputs differ in shape.
-
-    References: see the head of `headstart.forward.mixture`.
 
     >>> layer = Mixture({"wide": nn.Conv2d(4, 4, 5, padding=2), "narrow": nn.Conv2d(4, 4, 1), "skip": Skip()})
     >>> layer(torch.zeros(2, 4, 8, 8)).shape
@@ -76,7 +72,13 @@ class Mixture(nn.Module):
     def forward(self, *args: Tensor) -> Tensor:
         """Return the candidates' outputs, mixed."""
         outputs = [candidate(*args) for candidate in self.candidates.values()]
-        _refuse_different_shapes(self.gates.names, outputs)
+        names = self.gates.names
+        for name, output in zip(names[1:], outputs[1:]):
+            if output.shape != outputs[0].shape:
+                raise ShapeError(
+                    f"candidates of a mixture must give one shape, but {names[0]!r} gives {tuple(outputs[0].shape)} "
+                    f"and {name!r} gives {tuple(output.shape)}; change the padding, stride or channels of one of them"
+                )
         shares = self.gates()
         mixed = shares[0] * outputs[0]
         for share, output in zip(shares[1:], outputs[1:]):
@@ -107,12 +109,3 @@ def mixtures(module: nn.Module) -> dict[str, Mixture]:
     if not found:
         raise UsageError(f"{type(module).__name__} holds no Mixture, so there is no architecture to choose")
     return found
-
-
-def _refuse_different_shapes(names: Sequence[str], outputs: Sequence[Tensor]) -> None:
-    for name, output in zip(names[1:], outputs[1:]):
-        if output.shape != outputs[0].shape:
-            raise ShapeError(
-                f"candidates of a mixture must give one shape, but {names[0]!r} gives {tuple(outputs[0].shape)} and "
-                f"{name!r} gives {tuple(output.shape)}; change the padding, stride or channels of one of them"
-            )

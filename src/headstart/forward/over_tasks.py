@@ -1,10 +1,9 @@
 """Layers that work on all tasks at once, each with weights of every task or with shared ones.
 
-Mapping a layer over tasks by ``torch.func.vmap`` costs a dispatch and a few views for each operation, and as many
-again in each derivative. Here the layers that most networks are made of are written for tensors with a task axis:
-a linear layer is one batched product, a convolution is one grouped convolution or one batched product of unfolded
-patches, and batch normalisation of B tasks is that of B times as many channels. A chain of layers (``nn.Sequential``)
-runs layer by layer; those that are not known here are mapped by ``vmap``, one by one.
+``torch.func.vmap`` costs a dispatch and a few views for each operation, and as many again in each derivative. Here a
+linear layer is one batched product, a convolution is one grouped convolution or one batched product of unfolded
+patches, and batch normalisation of B tasks is that of B times as many channels. A chain (``nn.Sequential``) runs layer
+by layer; layers that are not known here are mapped by ``vmap``, one by one.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -164,8 +163,9 @@ def _convolution(layer: nn.Conv2d, own: Params, x: Tensor) -> Tensor:
         out = out.unsqueeze(0) if len(x) == 1 else out.unflatten(0, (x.shape[1], x.shape[0])).transpose(0, 1)
         return out if bias is None or bias.ndim == 1 else out + bias[:, None, :, None, None]
     bias = None if bias is None else bias.expand(len(x), weight.shape[1])
-    if x.is_cuda and layer.groups == 1 and isinstance(layer.padding, tuple) and _patches(layer, x) <= UNFOLDED:
-        return _unfolded(layer, weight, bias, x)
+    if x.is_cuda and layer.groups == 1 and isinstance(layer.padding, tuple):
+        if prod(x.shape[1:]) * prod(layer.kernel_size) // prod(layer.stride) <= UNFOLDED:
+            return _unfolded(layer, weight, bias, x)
     # each task is a group of channels
     kernels, offsets = _together(weight), None if bias is None else _together(bias)
     return _apart(F.conv2d(_grouped(x), kernels, offsets, *options, len(x) * layer.groups), len(x))
@@ -184,10 +184,6 @@ def _apart(out: Tensor, tasks: int) -> Tensor:
 
 def _together(part: Tensor) -> Tensor:
     return part.squeeze(0) if len(part) == 1 else part.flatten(0, 1)
-
-
-def _patches(layer: nn.Conv2d, x: Tensor) -> int:
-    return prod(x.shape[1:]) * prod(layer.kernel_size) // prod(layer.stride)
 
 
 def _unfolded(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -241,65 +237,45 @@ def _scaled(out: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias
 
 
-def _each_example(layer: nn.Module, own: Params, x: Tensor) -> Tensor:
+def _each_example(layer: Callable[[Tensor], Tensor], own: Params, x: Tensor) -> Tensor:
     """Run a layer without weights that takes every example by itself."""
     tasks, examples = x.shape[:2]
     if tasks == 1:
-        alone: Tensor = layer(x.squeeze(0))
-        return alone.unsqueeze(0)
+        return layer(x.squeeze(0)).unsqueeze(0)
     if x.stride(0) < x.stride(1):  # as grouped convolutions leave it: examples first
-        out: Tensor = layer(x.transpose(0, 1).flatten(0, 1))
-        return out.unflatten(0, (examples, tasks)).transpose(0, 1)
-    out = layer(x.flatten(0, 1))
-    return out.unflatten(0, (tasks, examples))
+        return layer(x.transpose(0, 1).flatten(0, 1)).unflatten(0, (examples, tasks)).transpose(0, 1)
+    return layer(x.flatten(0, 1)).unflatten(0, (tasks, examples))
 
 
-def _as_it_is(layer: nn.Module, own: Params, x: Tensor) -> Tensor:
-    out: Tensor = layer(x)
-    return out
+def _as_it_is(layer: Callable[[Tensor], Tensor], own: Params, x: Tensor) -> Tensor:
+    return layer(x)
 
 
-def _any(layer: nn.Module, x: Tensor) -> bool:
+def _any(layer: Any, x: Tensor) -> bool:
     return True
 
 
-def _images(layer: nn.Module, x: Tensor) -> bool:
+def _images(layer: Any, x: Tensor) -> bool:
     return x.ndim == 5
 
 
-def _plain_convolution(layer: nn.Module, x: Tensor) -> bool:
-    return x.ndim == 5 and getattr(layer, "padding_mode", "") == "zeros"
-
-
-def _own_statistics(layer: nn.Module, x: Tensor) -> bool:
-    return x.ndim == 5 and getattr(layer, "running_mean", 0) is None and _fits(layer, x)
-
-
-def _fits(layer: nn.Module, x: Tensor) -> bool:
-    """Return whether there are as many channels as weights: one weight would be spread over several channels."""
-    return x.ndim >= 3 and x.shape[2] in (getattr(layer, "num_features", 0), getattr(layer, "num_channels", 0))
-
-
-def _of_examples(layer: nn.Module, x: Tensor) -> bool:
-    return getattr(layer, "start_dim", 0) >= 1
-
-
-def _at_rest(layer: nn.Module, x: Tensor) -> bool:
-    return not layer.training
-
-
-_KNOWN: dict[type[nn.Module], tuple[Callable[[nn.Module, Tensor], bool], Layer]] = {
+#: The layers that are written here, each with when it may be; where there are fewer weights than channels, PyTorch
+#: spreads one over several.
+_KNOWN: dict[type[nn.Module], tuple[Callable[[Any, Tensor], bool], Layer]] = {
     **{kind: (_any, _as_it_is) for kind in ELEMENTWISE},
     nn.Linear: (_any, _linear),
-    nn.Conv2d: (_plain_convolution, _convolution),
-    nn.BatchNorm2d: (_own_statistics, _batch_norm),
+    nn.Conv2d: (lambda layer, x: x.ndim == 5 and layer.padding_mode == "zeros", _convolution),
+    nn.BatchNorm2d: (
+        lambda layer, x: x.ndim == 5 and layer.running_mean is None and x.shape[2] == layer.num_features,
+        _batch_norm,
+    ),
     nn.LayerNorm: (_any, _layer_norm),
-    nn.GroupNorm: (_fits, _group_norm),
+    nn.GroupNorm: (lambda layer, x: x.ndim >= 3 and x.shape[2] == layer.num_channels, _group_norm),
     nn.MaxPool2d: (_images, _each_example),
     nn.AvgPool2d: (_images, _each_example),
     nn.AdaptiveAvgPool2d: (_images, _each_example),
-    nn.Flatten: (_of_examples, _each_example),
-    TaskDropout: (_at_rest, _as_it_is),
+    nn.Flatten: (lambda layer, x: layer.start_dim >= 1, _each_example),
+    TaskDropout: (lambda layer, x: not layer.training, _as_it_is),
 }
 
 

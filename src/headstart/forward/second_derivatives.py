@@ -5,16 +5,17 @@ the second derivative or, worse, leave terms out silently; so its Hessian-vector
 differences of its gradient, in float64, on one task's examples. A module that fails is named with its path.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
+from headstart.core.tree import mapped, within
 from headstart.errors import DifferentiationError
 from headstart.types import Params
 
@@ -63,11 +64,17 @@ def certify(body: nn.Module, state: Params, args: tuple[Any, ...], kwargs: dict[
 
 def _culprit(body: nn.Module, state: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, str]:
     """Return the path and type of the innermost submodule that fails by itself."""
-    with torch.no_grad(), _recorded(body) as calls:
+    calls: list[Call] = []
+
+    def hook(path: str) -> Callable[..., None]:
+        return lambda m, args, kwargs, out: calls.append(Call(path, m, args, kwargs))
+
+    with torch.no_grad(), contextlib.ExitStack() as hooks:
+        for path, module in body.named_modules():
+            hooks.callback(module.register_forward_hook(hook(path), with_kwargs=True).remove)
         functional_call(body, state, args, kwargs)
     for call in sorted(calls, key=lambda call: -call.path.count(".") - bool(call.path)):
-        prefix = f"{call.path}." if call.path else ""
-        own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        own = within(state, call.path) if call.path else state
         inputs = {f"input {i}": a for i, a in enumerate(call.args) if _is_floating(a)}
         if _fails(call, own, inputs):
             return call.path, type(call.module).__name__
@@ -89,7 +96,13 @@ def _fails(call: Call, own: Params, inputs: Params) -> bool:
 def _problem(forward: Callable[[Params], Any], params: Params) -> str:
     """Return what is wrong with the second derivative of ``Σ forward(params)²``, or nothing."""
     generator = torch.Generator().manual_seed(0)
-    v, w = ({n: _randn(p, generator) for n, p in params.items()} for _ in range(2))
+
+    def direction() -> Params:
+        return {
+            n: torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device) for n, p in params.items()
+        }
+
+    v, w = direction(), direction()
 
     def slope(p: Params, create_graph: bool = False) -> Tensor:
         """Return ⟨∇, w⟩."""
@@ -133,8 +146,7 @@ def _disagreement(got: float, at: Callable[[float], float]) -> float | None:
     def close(one: float, other: float) -> bool:
         return abs(one - other) <= TOLERANCE * max(abs(one), abs(other), least)
 
-    last: float | None = None
-    settled: float | None = None
+    last = settled = None
     for step in STEPS:
         difference = (at(step) - at(-step)) / (2 * step)
         if close(difference, got):
@@ -147,28 +159,6 @@ def _disagreement(got: float, at: Callable[[float], float]) -> float | None:
     return settled
 
 
-@contextmanager
-def _recorded(body: nn.Module) -> Iterator[list[Call]]:
-    """Collect the calls of submodules while the context is open."""
-    calls: list[Call] = []
-    hooks = [
-        module.register_forward_hook(
-            lambda m, args, kwargs, out, path=path: calls.append(Call(path, m, args, kwargs)),
-            with_kwargs=True,
-        )
-        for path, module in body.named_modules()
-    ]
-    try:
-        yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _randn(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device)
-
-
 def _is_floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
@@ -178,4 +168,4 @@ def _floating(params: Params) -> Params:
 
 
 def _double(tree: Any) -> Any:
-    return tree_map(lambda leaf: leaf.detach().double() if _is_floating(leaf) else leaf, tree)
+    return mapped(lambda leaf: leaf.detach().double() if _is_floating(leaf) else leaf, tree)

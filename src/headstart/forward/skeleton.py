@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from headstart.core.parameters import Stepped
 from headstart.errors import DifferentiationError
 from headstart.forward.batch_norm import TaskStatistics
-from headstart.forward.dropout import TaskDropout, refuse_unseeded, replace_dropout, task_dropouts
+from headstart.forward.dropout import TaskDropout, refuse_unseeded, replace_dropout
 from headstart.forward.over_tasks import chained, entangled, native, tied
 from headstart.types import Params
 
@@ -35,11 +35,11 @@ class Skeleton:
                 layer.inplace = False  # type: ignore[assignment]  # a task's inputs are not the model's to change
         for name, layer in _norms(self.body).items():
             _follow(self.body, name, layer, policies[_join(name, "running_mean")], support)
-        kinds = {name: layer for name, layer in self.body.named_modules() if isinstance(layer, TaskStatistics)}
-        self.statistics: dict[str, TaskStatistics] = kinds
         if training:
             refuse_unseeded(self.body)
-        self.dropouts: dict[str, TaskDropout] = task_dropouts(self.body)
+        named = dict(self.body.named_modules())
+        self.statistics = {name: layer for name, layer in named.items() if isinstance(layer, TaskStatistics)}
+        self.dropouts = {name: layer for name, layer in named.items() if isinstance(layer, TaskDropout)}
         self.stepped = [layer for layer in self.body.modules() if isinstance(layer, Stepped)]
         changing = bool(self.statistics or self.stepped or (training and self.dropouts))
         whole = tied(self.body) or entangled(self.body)
@@ -66,11 +66,8 @@ class Skeleton:
 
 def without_weights(module: nn.Module) -> nn.Module:
     """Return a copy of a module whose tensors are on the ``meta`` device; what was tied stays tied."""
-    memo: dict[int, object] = {}
-    for parameter in module.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-    for buffer in module.buffers():
-        memo[id(buffer)] = buffer.detach().to("meta")
+    memo: dict[int, object] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
+    memo |= {id(buffer): buffer.detach().to("meta") for buffer in module.buffers()}
     return copy.deepcopy(module, memo)
 
 
@@ -120,8 +117,7 @@ def _join(path: str, name: str) -> str:
 def refuse_untwiceable(module: nn.Module) -> None:
     """Raise `DifferentiationError` for a layer known to have no second derivative, or none that is right."""
     for path, layer in module.named_modules():
-        fix = _fix(layer)
-        if fix:
+        if fix := _fix(layer):
             raise DifferentiationError(f"{type(layer).__name__} at {path or 'the top'!r} {fix}")
 
 

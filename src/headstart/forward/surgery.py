@@ -20,25 +20,23 @@ def replaced(module: nn.Module, make: Callable[[str, nn.Module], nn.Module | Non
             two places is replaced once.
     """
     body = copy.deepcopy(module)
-    found = make("", body)
-    if found is not None or isinstance(body, _SEALED):
-        return body if found is None else found
     made: dict[nn.Module, nn.Module] = {}
-    closed: list[str] = []
-    for path, layer in list(body.named_modules(remove_duplicate=False)):
-        if not path or any(path.startswith(f"{above}.") for above in closed):
-            continue
-        if isinstance(layer, _SEALED):
-            closed.append(path)
-            continue
-        if layer not in made:
-            new = make(path, layer)
-            if new is None:
+
+    def replace_inside(path: str, layer: nn.Module) -> None:
+        for name, child in list(layer._modules.items()):
+            if child is None or isinstance(layer, _SEALED) or isinstance(child, _SEALED):
                 continue
-            made[layer] = new
-        body.set_submodule(path, made[layer])
-        closed.append(path)
-    return body
+            here = f"{path}.{name}".lstrip(".")
+            new = made[child] if child in made else make(here, child)
+            if new is None:
+                replace_inside(here, child)
+            else:
+                layer._modules[name] = made[child] = made[new] = new
+
+    whole = make("", body)
+    if whole is None:
+        replace_inside("", body)
+    return body if whole is None else whole
 
 
 def followed(module: nn.Module, make: Callable[[str, nn.Module], nn.Module | None]) -> nn.Module:

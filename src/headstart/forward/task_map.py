@@ -1,9 +1,7 @@
 """How B tasks go through the model: all at once, or one after another.
 
-A task map takes a function of one task, its arguments and, for each argument, whether its tensors have a task
-axis, and returns the outputs with the task axis in front. `vmap` batches every operation over the tasks; `loop`
-runs the tasks one by one and stacks, sharing every other line of code, so it is the oracle for `vmap`. `auto`
-tries both on the first batch of each shape and keeps the faster.
+`vmap` batches every operation over the tasks; `loop` runs the tasks one by one and stacks, sharing every other line of
+code, so it is the oracle for `vmap`. `auto` tries both on the first batch of each shape and keeps the faster.
 """
 
 import logging
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from headstart.core.tree import mapped, tensors_of
 from headstart.types import Tree
 
 logger = logging.getLogger("headstart")
@@ -55,7 +54,8 @@ def vmap(function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> Tre
 
 def loop(function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> Tree:
     """Run ``function`` on one task after another and stack the outputs."""
-    outputs = [function(*select(dims, args, task)) for task in range(task_count(dims, args))]
+    tasks = range(task_count(dims, args))
+    outputs = [function(*(_select(dim, arg, task) for dim, arg in zip(dims, args))) for task in tasks]
     return tree_map(lambda *leaves: torch.stack(leaves), *outputs)
 
 
@@ -81,11 +81,6 @@ def _unbound(dim: Any, arg: Tree, tasks: int) -> list[Tree]:
     return [tree_unflatten([piece[task].unsqueeze(0) for piece in pieces], shape) for task in range(tasks)]
 
 
-def select(dims: Dims, args: Sequence[Tree], task: int) -> list[Tree]:
-    """Return the arguments of one task."""
-    return [_select(dim, arg, task) for dim, arg in zip(dims, args)]
-
-
 def _select(dim: Any, arg: Tree, task: int) -> Tree:
     if isinstance(dim, dict):
         return {name: _select(dim[name], value, task) for name, value in arg.items()}
@@ -97,8 +92,7 @@ def task_count(dims: Dims, args: Sequence[Tree]) -> int:
     for dim, arg in zip(dims, args):
         pairs = [(dim[name], arg[name]) for name in dim] if isinstance(dim, dict) else [(dim, arg)]
         for inner, value in pairs:
-            leaves = tree_leaves(value) if inner == 0 else []
-            if leaves:
+            if inner == 0 and (leaves := tree_leaves(value)):
                 return int(leaves[0].shape[0])
     raise ValueError("no argument has a task axis")
 
@@ -120,7 +114,7 @@ class auto:
     def __call__(self, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> Tree:
         if isinstance(function, OneTask) and function.sure:
             return function.at_once(*args)
-        key = tuple((tuple(leaf.shape), leaf.dtype, leaf.device) for leaf in _tensors(args))
+        key = tuple((tuple(leaf.shape), leaf.dtype, leaf.device) for leaf in tensors_of(args))
         if key not in self.chosen:
             with self.lock:
                 if key not in self.chosen:
@@ -137,46 +131,28 @@ class auto:
             return loop
         looped = _seconds(loop, function, dims, args)
         winner = loop if looped * self.margin < batched else vmap
-        logger.info(
-            "task map: %s (vmap %.1f ms, loop %.1f ms for a forward and backward pass)",
-            winner.__name__,
-            batched * 1e3,
-            looped * 1e3,
-        )
+        times = (winner.__name__, batched * 1e3, looped * 1e3)
+        logger.info("task map: %s (vmap %.1f ms, loop %.1f ms for a forward and backward pass)", *times)
         return winner
 
 
 def _seconds(task_map: TaskMap, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> float:
     """Return the shortest of three times of a forward and backward pass."""
-    times = []
-
-    def keep(saved: Tensor) -> Tensor:
-        return saved
-
+    times, keep = [], torch.nn.Identity()
     for _ in range(3):
-        detached = tree_map(_fresh, list(args))
-        leaves = [leaf for leaf in _tensors(detached) if leaf.requires_grad]
+        detached = mapped(lambda leaf: leaf.detach().requires_grad_(leaf.requires_grad), list(args))
+        leaves = [leaf for leaf in tensors_of(detached) if leaf.requires_grad]
         _synchronize(leaves)
         start = time.perf_counter()
         # the trial is no part of the pass around it, which may checkpoint or offload what is saved
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, keep):
-            outputs = _tensors(task_map(function, dims, detached))
+            outputs = tensors_of(task_map(function, dims, detached))
             total = sum((out.sum() for out in outputs if out.requires_grad), start=torch.zeros(()))
-            if leaves and isinstance(total, Tensor) and total.requires_grad:
+            if leaves and total.requires_grad:
                 torch.autograd.grad(total, leaves, allow_unused=True)
         _synchronize(leaves)
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def _fresh(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return value.detach().requires_grad_(value.requires_grad)
-
-
-def _tensors(tree: Tree) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _synchronize(tensors: Sequence[Tensor]) -> None:

@@ -7,9 +7,9 @@ network.
 
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
@@ -24,30 +24,25 @@ _RANDOM = (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 _FLOW = ("forward", "__call__", "__iter__")
 
 
-class _Layer(NamedTuple):
-    """A layer of a sequence, or of a sequence inside it."""
-
-    path: tuple[str, ...]
-    layer: nn.Module
+#: A layer of a sequence, or of a sequence inside it, behind its path.
+_Layer: TypeAlias = tuple[tuple[str, ...], nn.Module]
 
 
 def split(module: nn.Module, moving: Collection[str]) -> tuple[nn.Sequential, nn.Sequential] | None:
     """Return ``(trunk, rest)`` with ``rest(trunk(x)) = module(x)``, where the trunk holds nothing that moves.
 
-    The trunk is the longest run of first layers, looked for inside nested sequences too, that hold none of ``moving``
-    and give the same features at every pass: a layer that draws random numbers, or is `Stepped`, ends it. Layers of
-    your own kind are taken to be functions of their inputs and tensors. Batch normalisation by the batch's own
-    statistics is one; where running statistics are updated, name them in ``moving``.
+    The trunk is the longest run of first layers, also inside nested sequences, that hold none of ``moving`` and give
+    the same features at every pass: a layer that draws random numbers, or is `Stepped`, ends it. Layers of your own
+    kind, and normalisation by the batch, are taken to be functions of their inputs and tensors; name running
+    statistics that are updated in ``moving``.
 
     Args:
-        module: it is not changed. The two parts share its layers, so they have no tensors of their own, and every
-            tensor keeps the name that it has in the module.
+        module: it is not changed. The two parts share its layers, and every tensor keeps its name.
         moving: names of parameters or buffers that differ from one pass to the next.
 
     Returns:
-        The two parts (`torch.func.functional_call` wants each part's own names only), or
-        None where there is nothing to gain or no way to tell: the module is not an `nn.Sequential`, or has a
-        ``forward`` or hooks of its own; or no layer with parameters is in the trunk.
+        The two parts (`torch.func.functional_call` wants each part's own names only), or None where the module is not
+        an `nn.Sequential`, or has a ``forward`` or hooks of its own, or no layer with parameters is in the trunk.
 
     Raises:
         UnknownNameError: the module has no tensor of that name.
@@ -57,10 +52,8 @@ def split(module: nn.Module, moving: Collection[str]) -> tuple[nn.Sequential, nn
     >>> list(trunk.state_dict()), list(rest.state_dict())
     (['body.weight', 'body.bias'], ['head.weight', 'head.bias'])
     """
-    tensors = {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
+    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    tensors |= module.named_buffers(remove_duplicate=False)
     for name in moving:
         if name not in tensors:
             raise unknown_name("tensor", name, tensors)
@@ -99,7 +92,7 @@ def _flattened(module: nn.Module, path: tuple[str, ...] = ()) -> list[_Layer]:
     for name, child in module._modules.items():  # named_children leaves out those that are used again
         if child is not None:
             here = (*path, name)
-            layers += _flattened(child, here) if _is_plain(child) else [_Layer(here, child)]
+            layers += _flattened(child, here) if _is_plain(child) else [(here, child)]
     return layers
 
 
@@ -108,15 +101,13 @@ def _changes(layer: _Layer, drops: bool) -> bool:
 
     ``drops``: any dropout counts, also of probability 0, since the masks of others depend on how many are before them.
     """
-    for inside in layer.layer.modules():
+    for inside in layer[1].modules():
         dropout = getattr(inside, "dropout", 0.0)
         if isinstance(inside, (*_RANDOM, Stepped)) or (drops and isinstance(inside, _DropoutNd)):
             return True
         if isinstance(dropout, (int, float)) and dropout > 0:
             return True
-        if any(is_lazy(tensor) for tensor in inside.parameters(recurse=False)):
-            return True
-    return False
+    return any(map(is_lazy, layer[1].parameters()))
 
 
 def _tensors(layers: Sequence[_Layer]) -> set[int]:
@@ -127,9 +118,7 @@ def _tensors(layers: Sequence[_Layer]) -> set[int]:
 def _assembled(layers: Sequence[_Layer]) -> nn.Sequential:
     """Return the sequence of some layers, in which each has the path that it had."""
     inside: dict[str, list[_Layer]] = {}
-    for path, layer in layers:
-        inside.setdefault(path[0], []).append(_Layer(path[1:], layer))
-    children: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, own in inside.items():
-        children[name] = _assembled(own) if own[0].path else own[0].layer
-    return nn.Sequential(children)
+    for (name, *below), layer in layers:
+        inside.setdefault(name, []).append((tuple(below), layer))
+    children = {name: _assembled(own) if own[0][0] else own[0][1] for name, own in inside.items()}
+    return nn.Sequential(OrderedDict(children))
