@@ -168,7 +168,7 @@ def test_a_record_is_a_list_of_operations():
     meta, episodes = learner.init(None), random_episodes((4,))
     own = recorded(learner, meta, episodes)
     assert own.told == (True, True) and own.conditional
-    found = own.graph(*(tensor.clone() for tensor in tensors_of(meta, episodes)))
+    found = own.run(*(tensor.clone() for tensor in tensors_of(meta, episodes)))
     expected = backprop(learner, meta, episodes)[0].params
     assert all(torch.equal(a, b) for a, b in zip(found, expected.values()))
 
@@ -318,7 +318,7 @@ def test_a_record_remembers_as_little_as_the_adjoint():
     tensors = tensors_of(meta, episodes)
     with Counted() as live:
         backprop(learner, meta, episodes)
-    record = recorded(learner, meta, episodes).graph
+    record = recorded(learner, meta, episodes).run
     shorten(record.graph)
     record.recompile()
     with torch.no_grad(), Counted() as replay:

@@ -1,26 +1,26 @@
 """The same meta-gradient in less time or less memory: in parts, in threads, from a record, compiled.
 
-L(θ, M) is a mean over tasks, so its gradient is the mean of those of parts of the tasks. Parts that follow one
-another need the memory of one; parts at the same time, each in a thread of its own, use the cores of a processor
-better than operations that are each split among the cores.
+L(θ, M) is a mean over tasks, and its gradient the mean of those of parts of the tasks. Parts that follow one another
+need the memory of one; parts in threads use a processor's cores better than operations that are split among them.
 """
 
 import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
-from torch.utils._pytree import tree_map
 
 from headstart.core.counting import Counted, to_bytes, to_text
 from headstart.core.objective import at, backprop
 from headstart.core.process import Settings, generators, one_thread, pool, put_back, settings
+from headstart.core.tree import mapped
 from headstart.engine.compiled import COMPILED
-from headstart.engine.record import SEEN, Form, Forms, Inputs, Key, Recorded, Way, inputs_of, replayed, with_gradient
+from headstart.engine.record import SEEN, Forms, Inputs, Key, Recorded, Way, inputs_of, replayed, with_gradient
 from headstart.errors import UsageError
-from headstart.types import Batch, Episodes, Info, Learner, Meta
+from headstart.types import Episodes, Info, Learner, Meta
 
 logger = logging.getLogger("headstart")
 
@@ -55,34 +55,30 @@ def accelerate(
 ) -> Learner:
     """Return the learner with a meta-gradient that is the same to rounding, and computed otherwise.
 
-    Only learners whose meta-gradient is by back-propagation change; tasks do not see each other in it, so they can be
-    taken in parts. What is decided is decided by counting, not by timing, so that every run decides the same.
-
-    On a CPU, operations are replayed from a record after some steps, with the same bits (see `engine.record`). A
-    model that draws random numbers from generators of the process is neither recorded nor threaded, and so is what runs
+    Only learners whose meta-gradient is by back-propagation change. Decisions go by counting, not by timing, so that
+    every run decides the same. On a CPU, operations are replayed from a record after some steps, with the same bits
+    (see `engine.record`). What draws from generators of the process is neither recorded nor threaded, nor is what runs
     inside PyTorch's hooks and modes that see every operation.
 
     Args:
         learner: the method.
         compile: whether to compile the record (see `engine.compiled`), whatever the size of operations.
         threads: on a CPU, how many parts of the tasks to work on at the same time, each with one thread; 1: one part
-            after another, in operations that PyTorch splits among its threads where they are large. ``"auto"``:
-            PyTorch's number of threads (``torch.get_num_threads()``) where operations are large, and one where they are
-            so small that splitting them costs more than it gains; fewer where ``memory`` has no room for so many. A
-            compiled program splits its own operations.
+            after another, in operations that PyTorch splits where they are large. ``"auto"``:
+            ``torch.get_num_threads()`` where operations are large, and one where they are small; fewer where ``memory``
+            has no room for so many. A compiled program splits its own operations.
         chunk: the most tasks that are worked on together; parts follow one another.
         memory: in place of ``chunk``: the most that the graphs of the tasks worked on together may take, in bytes or
             as ``"2GiB"``, measured on one task.
         replay: False computes every step anew: for a model or a loss that goes by more than its tensors and its own
-            random numbers, such as a Python number that something else changes during training.
+            random numbers, such as a Python number that changes during training.
 
     Raises:
         UsageError: an option out of its range, or one task that needs more than ``memory``.
     """
-    if threads != "auto" and not _is_count(threads):
-        raise UsageError(f"threads must be a whole number from 1 up or 'auto', got {threads!r}")
-    if chunk is not None and not _is_count(chunk):
-        raise UsageError(f"chunk must be a whole number from 1 up, or None, got {chunk!r}")
+    for name, value, other in (("threads", threads, "auto"), ("chunk", chunk, None)):
+        if value != other and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise UsageError(f"{name} must be a whole number from 1 up or {other!r}, got {value!r}")
     if chunk is not None and memory is not None:
         raise UsageError(f"accelerate takes chunk= or memory=, not both; got {chunk} and {memory!r}")
     room = None if memory is None else to_bytes(memory)
@@ -91,10 +87,6 @@ def accelerate(
             logger.warning("not compiled: this learner's meta-gradient is not by back-propagation")
         return learner
     return with_gradient(learner, _InParts(learner, _Options(compile, threads, chunk, room, replay)))
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 class _Options(NamedTuple):
@@ -106,16 +98,15 @@ class _Options(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """How to work on a number of tasks."""
+    """How to work on a number of tasks: in parts of ``size``, so many ``workers`` at the same time.
+
+    Operations that are ``small`` run in one thread; a record of those that were ``counted`` may be replayed.
+    """
 
     size: int
-    """The most tasks of a part."""
     workers: int
-    """How many parts to work on at the same time."""
     small: bool
-    """Whether operations are so small that what is around them counts: they run in one thread."""
     counted: bool = True
-    """Whether operations were counted, so that a record of them may be replayed."""
 
 
 class _InParts:
@@ -131,7 +122,10 @@ class _InParts:
         key = here, torch.get_num_threads(), given.kind
         plan = self.plans.get(key)
         if plan is None:
-            plan = self._remembered(key, self._plan(here, meta, episodes))
+            plan = self._plan(here, meta, episodes)
+            if len(self.plans) >= REMEMBERED:
+                self.plans.pop(next(iter(self.plans)), None)
+            self.plans[key] = plan
         gradient = self._gradient(here, plan, learner)
         # a compiled program splits those of its operations where that pays
         small = plan.small and not self.options.compile
@@ -148,34 +142,27 @@ class _InParts:
     def _gradient(self, here: Settings | None, plan: _Plan, learner: Learner) -> Gradient:
         """Return what computes the gradient of a part."""
         if here is not None and (self.options.compile or (plan.counted and self.options.replay)):
-            return functools.partial(self._recorded, self.recorded.forms.of(learner), here, learner, plan)
+            form, patience = self.recorded.forms.of(learner), 1 if plan.small else PATIENCE
+            return functools.partial(self.recorded.run, form, here, learner, patience)
         if self.options.compile:
             self.recorded.say(SEEN)
         return lambda given: backprop(learner, given.meta, given.episodes)
-
-    def _recorded(self, form: Form, here: Settings, learner: Learner, plan: _Plan, given: Inputs) -> Part:
-        return self.recorded.run(form, here, learner, given, 1 if plan.small else PATIENCE)
-
-    def _remembered(self, key: Key, plan: _Plan) -> _Plan:
-        if len(self.plans) >= REMEMBERED:
-            self.plans.pop(next(iter(self.plans)), None)
-        self.plans[key] = plan
-        return plan
 
     def _plan(self, here: Settings | None, meta: Meta, episodes: Episodes) -> _Plan:
         """Return a plan that goes by the learner and the shapes alone, not by how far a run is."""
         options, tasks = self.options, len(episodes.query.y)
         counted = here is not None and episodes.query.y.device.type == "cpu"
         with put_back():
-            room = None if options.room is None else _Room(options.room, self._needed(meta, episodes), _bytes(meta))
+            result = sum(value.nbytes for part in meta for value in part.values())
+            room = None if options.room is None else _Room(options.room, self._needed(meta, episodes), result)
             size = min(tasks, options.chunk or tasks) if room is None else room.tasks(tasks, 1)
             if not counted or (options.threads == 1 and not options.replay):
                 return _Plan(size, 1, False, counted)
-            found = self._looked_at(meta, next(_parts(episodes, 1)))
+            found = [_looked_at(stage, meta, next(_parts(episodes, 1))) for stage in self.stages]
             if all(each >= LARGE for each, _ in found):
                 size = 1  # nothing is gained by more at a time, which take more memory
             elif size > 1:
-                found = self._looked_at(meta, next(_parts(episodes, size)))
+                found = [_looked_at(stage, meta, next(_parts(episodes, size))) for stage in self.stages]
             small, draws = all(each < LARGE for each, _ in found), any(drawn for _, drawn in found)
         asked = torch.get_num_threads() if options.threads == "auto" else options.threads
         workers = 1 if small and options.threads == "auto" else asked
@@ -189,10 +176,6 @@ class _InParts:
         size = min(size, -(-tasks // workers))
         return _Plan(size, min(workers, -(-tasks // size)), small)
 
-    def _looked_at(self, meta: Meta, part: Episodes) -> list[tuple[float, bool]]:
-        """Return what `_looked_at` finds throughout meta-training."""
-        return [_looked_at(stage, meta, part) for stage in self.stages]
-
     def _needed(self, meta: Meta, episodes: Episodes) -> int:
         """Return the bytes that the graph of one task takes, at most."""
         one, peaks = next(_parts(episodes, 1)), []
@@ -205,13 +188,11 @@ class _InParts:
 
 
 class _Room(NamedTuple):
-    """A budget of memory."""
+    """A budget of memory in bytes, what one task needs of it, and what the result, a gradient."""
 
     bytes: int
     needed: int
-    """By one task."""
     result: int
-    """By a gradient."""
 
     def left(self, workers: int) -> int:
         """Return what is left beside the sum of the parts, and a part that waits to be added to it."""
@@ -250,18 +231,9 @@ def _looked_at(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[float,
     return counted.size, drawn
 
 
-def _bytes(meta: Meta) -> int:
-    return sum(value.numel() * value.element_size() for part in meta for value in part.values())
-
-
 def _parts(episodes: Episodes, size: int) -> Iterator[Episodes]:
-    tasks = len(episodes.query.y)
-    for start in range(0, tasks, size):
-
-        def cut(leaf: Any, start: int = start) -> Any:
-            return leaf if leaf is None else leaf[start : start + size]
-
-        yield Episodes(*(Batch(*(tree_map(cut, part) for part in batch)) for batch in episodes))
+    for start in range(0, len(episodes.query.y), size):
+        yield mapped(itemgetter(slice(start, start + size)), episodes)
 
 
 def _at_once(gradient: Gradient, parts: Iterator[Inputs], workers: int, here: Settings) -> Iterator[Part]:

@@ -1,9 +1,8 @@
 """The meta-gradient as one compiled program.
 
-What is compiled is the record of the whole computation (`engine.record`), so the program holds no function that is
-differentiated from outside, which ``torch.compile`` refuses for second derivatives. It is worth it where operations are
-small and steps many: compiling takes seconds for a small network and minutes for a convolutional one (it is kept on
-disk between runs).
+What is compiled is the record of the whole computation (`engine.record`): ``torch.compile`` refuses what is
+differentiated from outside. It is worth it where operations are small and steps many: compiling takes seconds for a
+small network and minutes for a convolutional one (it is kept on disk between runs).
 """
 
 import logging

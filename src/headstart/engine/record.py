@@ -1,8 +1,7 @@
 """The meta-gradient as a list of tensor operations, recorded once and run again.
 
-The whole computation, the inner steps with their derivatives and the outer derivative, is recorded for inputs of
-certain shapes (`engine.tracing`). Every derivative is taken while recording, so running the record needs none of the
-work of finding out what to compute, and computes the same, operation by operation.
+The inner steps with their derivatives and the outer derivative are recorded for inputs of certain shapes
+(`engine.tracing`). Running the record computes the same, operation by operation, without finding out what to compute.
 """
 
 import logging
@@ -10,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,10 +19,11 @@ from torch import Tensor, fx
 from headstart.core.counting import Counted
 from headstart.core.objective import backprop
 from headstart.core.process import Settings, generators, settings
+from headstart.core.tree import mapped
 from headstart.engine.rewrite import call_directly, fold, shorten
-from headstart.engine.tracing import Record, constants, layout, recorded, tensors_of, without_notes, writes
+from headstart.engine.tracing import Program, constants, layout, recorded, tensors_of, without_notes, writes
 from headstart.forward.task_map import first_line
-from headstart.types import Episodes, Info, Learner, Meta
+from headstart.types import Episodes, Info, Learner, Meta, Params
 
 logger = logging.getLogger("headstart")
 
@@ -79,16 +80,6 @@ def replayed(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
     return run
 
 
-class Program(NamedTuple):
-    """A meta-gradient for inputs of certain shapes, ready to run."""
-
-    run: Run
-    """``(*tensors_of) -> what the graph of a `Record` gives``."""
-    told: tuple[bool, ...]
-    conditional: bool
-    operations: int
-
-
 class Inputs(NamedTuple):
     """What a meta-gradient is computed of."""
 
@@ -108,12 +99,13 @@ def inputs_of(meta: Meta, episodes: Episodes) -> Inputs:
 
 
 class Form(NamedTuple):
-    """A learner as one of those that were met."""
+    """A learner as one of those that were met, by a number for all of the same functions and for no others.
+
+    ``settled``: whether it may be here to stay; a learner that is annealed has another form at every step.
+    """
 
     number: int
-    """The same for learners of the same functions; never given again to others."""
     settled: bool
-    """Whether it may be here to stay: a learner that is annealed has another form at every step."""
 
 
 class Forms:
@@ -157,14 +149,14 @@ def _alike(one: Any, other: Any) -> bool:
     return one is other or (plain and type(one) is type(other) and bool(one == other))
 
 
+@dataclass
 class _Entry:
-    """What is known of inputs of one kind."""
+    """What is known of inputs of one kind; the thread that records holds the lock."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()  # held by the thread that records
-        self.calls = 0
-        self.done = False
-        self.program: Program | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    calls: int = 0
+    done: bool = False
+    program: Program | None = None
 
 
 class Recorded:
@@ -191,9 +183,9 @@ class Recorded:
         if here is None:
             self.say(SEEN)
             return backprop(learner, meta, episodes)
-        return self.run(self.forms.of(learner), here, learner, inputs_of(meta, episodes))
+        return self.run(self.forms.of(learner), here, learner, 1, inputs_of(meta, episodes))
 
-    def run(self, form: Form, here: Settings, learner: Learner, given: Inputs, patience: int = 1) -> tuple[Meta, Info]:
+    def run(self, form: Form, here: Settings, learner: Learner, patience: int, given: Inputs) -> tuple[Meta, Info]:
         """Compute for a learner of that form by these settings; ``patience`` times as often as it is at first."""
         key: Key = (form.number, here, torch.get_num_threads(), given.kind)
         if self.way.same:  # even by the strides of axes of size 1 a convolution chooses how it goes on
@@ -206,7 +198,7 @@ class Recorded:
             if entry.done:
                 return backprop(learner, given.meta, given.episodes)
             return self._first(entry, form, here, learner, given, patience)
-        found = _ran(program, here, given.tensors)
+        found = _ran(program.run, here, given.tensors)
         if program.conditional and not found[-1]:
             return backprop(learner, given.meta, given.episodes)  # which says what is wrong with the values
         return _named(program, given.meta, found)
@@ -226,7 +218,7 @@ class Recorded:
             return backprop(learner, given.meta, given.episodes)
         try:
             if entry.done:  # by the thread that was waited for
-                return self.run(form, here, learner, given)
+                return self.run(form, here, learner, patience, given)
             before = generators()
             found = backprop(learner, given.meta, given.episodes)
             entry.calls += 1
@@ -255,14 +247,14 @@ class Recorded:
                 return None, expected
             logger.debug("meta-gradient of %d operations: recording", counted.operations)
             with RECORDING:
-                record = recorded(learner, meta, episodes)
-                program = self._translated(record, here, tensors)
-            again = _named(program, meta, _ran(program, here, tensors))
-            gap = self._gap(record, again, expected)
+                program = self._translated(recorded(learner, meta, episodes), here, tensors)
+            tolerance = 0.0 if self.way.same else max(TOLERANCES.get(dtype, 0.0) for dtype in program.dtypes)
+            again = _named(program, meta, _ran(program.run, here, tensors))
+            gap = differing(again, expected, tolerance)
             for factor in () if not gap or self.way.same else RETRIED:
-                other = Meta(*({name: factor * value for name, value in part.items()} for part in meta))
-                ours = _named(program, meta, _ran(program, here, tensors_of(other, episodes)))
-                gap = gap and self._gap(record, ours, backprop(learner, other, episodes))
+                other: Meta = mapped(lambda value, factor=factor: factor * value, meta)
+                ours = _named(program, meta, _ran(program.run, here, tensors_of(other, episodes)))
+                gap = gap and differing(ours, backprop(learner, other, episodes), tolerance)
         except Exception as error:  # whatever PyTorch or a compiler may raise, the usual way is there
             self.say(f"{type(error).__name__}: {first_line(error)}")
             return None, expected
@@ -273,22 +265,14 @@ class Recorded:
         logger.info("meta-gradient %s: %d operations in %.1f s", self.way.name, program.operations, seconds)
         return program, expected if self.way.same else again
 
-    def _translated(self, record: Record, here: Settings, tensors: list[Tensor]) -> Program:
+    def _translated(self, record: Program, here: Settings, tensors: list[Tensor]) -> Program:
         tensors = _plain(tensors)
         with torch.no_grad(), here.without_autocast():
-            if not writes(record.graph):
-                shorten(record.graph.graph)
-            run = self.way.translate(record.graph, tensors)
-            repeated = _repeated(run(*tensors), [*tensors, *constants(record.graph)])
-        if repeated:
-            run = _copying(run, repeated)
-        return Program(run, record.told, record.conditional, record.operations)
-
-    def _gap(self, record: Record, got: tuple[Meta, Info], expected: tuple[Meta, Info]) -> str:
-        """Return where two results differ by more than they may; nothing where they do not."""
-        if self.way.same:
-            return differing(got, expected, 0.0)
-        return differing(got, expected, max(TOLERANCES.get(dtype, 0.0) for dtype in record.dtypes))
+            if not writes(record.run):
+                shorten(record.run.graph)
+            run = self.way.translate(record.run, tensors)
+            repeated = _repeated(run(*tensors), [*tensors, *constants(record.run)])
+        return record._replace(run=_copying(run, repeated) if repeated else run)
 
     def say(self, why: str) -> None:
         """Say once why the meta-gradient runs as it is."""
@@ -311,12 +295,12 @@ def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [(tensor.detach() if tensor.requires_grad else tensor).contiguous() for tensor in tensors]
 
 
-def _ran(program: Program, here: Settings, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+def _ran(run: Run, here: Settings, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     with torch.no_grad():
         if here.autocast:
             with here.without_autocast():
-                return program.run(*_plain(tensors))
-        return program.run(*_plain(tensors))
+                return run(*_plain(tensors))
+        return run(*_plain(tensors))
 
 
 def _repeated(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[int]:
@@ -353,10 +337,12 @@ def differing(got: tuple[Meta, Info], expected: tuple[Meta, Info], tolerance: fl
 
     Numbers that are not finite have to be the same in both.
     """
-    ours, theirs = (
-        {**{f"θ.{n}": v for n, v in meta[0].items()}, **{f"M.{n}": v for n, v in meta[1].items()}, **_told(info)}
-        for (meta, info) in (got, expected)
-    )
+
+    def by_name(meta: Meta, info: Info) -> Params:
+        told = {name: value for name, value in info._asdict().items() if value is not None}
+        return {**{f"θ.{n}": v for n, v in meta[0].items()}, **{f"M.{n}": v for n, v in meta[1].items()}, **told}
+
+    ours, theirs = by_name(*got), by_name(*expected)
     whole = math.hypot(*(float(torch.linalg.vector_norm(v[v.isfinite()])) for v in theirs.values()))
     for name, value in theirs.items():
         own = ours[name]
@@ -370,7 +356,3 @@ def differing(got: tuple[Meta, Info], expected: tuple[Meta, Info], tolerance: fl
         if gap > tolerance * length:
             return f"{name}: off by {gap / length if length else math.inf:.1e} of its length"
     return ""
-
-
-def _told(info: Info) -> dict[str, Tensor]:
-    return {name: value for name, value in info._asdict().items() if value is not None}

@@ -1,9 +1,8 @@
 """A record rewritten to take less time, with the same bits: fewer operations, each called in the least time.
 
-Operations whose result is there already go, and what depends on no input is computed once; both for records that write
-into nothing. Those that are left are called by the functions of PyTorch that cost the least: an operation as it is
-recorded is called with its arguments checked in Python and boxed; most have a function or a method that is bound to C++
-directly and costs half as much to call.
+In records that write into nothing, operations whose result is there already go, and what depends on no input is
+computed once. Those that are left are called by functions or methods that are bound to C++ directly, which cost half
+as much as an operation as it is recorded, with its arguments checked in Python and boxed.
 """
 
 import inspect
@@ -57,11 +56,14 @@ def _value(node: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor | None:
     """Return what a node gives, if it follows from ``values`` and the shapes of its inputs."""
     call: Any = node.target
     args: Any = node.args
-    if _is_like(node) and args[0].meta["val"].numel() <= _KEPT:
+    # of which the values of the first argument do not matter
+    like_it = call in _LIKE or (call == ATEN.pow.Tensor_Scalar and args[1] in (0, 0.0))
+    if like_it and args[0].meta["val"].numel() <= _KEPT:
         one = args[0].meta["val"]
         like = torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device=one.device)
         return call(like, *args[1:], **node.kwargs)
-    if node.all_input_nodes and all(given in values for given in node.all_input_nodes) and _is_settled(node):
+    settled = torch.Tag.nondeterministic_seeded not in getattr(call, "tags", ())
+    if settled and node.all_input_nodes and all(given in values for given in node.all_input_nodes):
         args, options = fx.map_arg((args, node.kwargs), values.__getitem__)
         return call(*args, **options)
     return None
@@ -71,7 +73,8 @@ def _hold(record: fx.GraphModule, values: dict[fx.Node, Tensor]) -> None:
     """Put values in the places of nodes, equal ones once."""
     names: dict[Any, str] = {}
     for node, value in values.items():
-        numbers = _in_memory(value).view(torch.uint8).cpu().numpy().tobytes()
+        # all of its memory, once: an expanded tensor has a few numbers very often
+        numbers = value.new_empty(0).set_(value.untyped_storage()).view(torch.uint8).cpu().numpy().tobytes()
         name = names.setdefault((*_place(value), numbers), f"constant_{len(names)}")
         if not hasattr(record, name):
             record.register_buffer(name, value, persistent=False)
@@ -89,11 +92,6 @@ def _changes_nothing(node: fx.Node) -> bool:
     return False
 
 
-def _is_like(node: fx.Node) -> bool:
-    """Whether the values of the first argument do not matter."""
-    return node.target in _LIKE or (node.target == ATEN.pow.Tensor_Scalar and node.args[1] in (0, 0.0))
-
-
 def _is_view(node: fx.Node) -> bool:
     return (
         isinstance(node.target, torch._ops.OpOverload)
@@ -109,20 +107,10 @@ def _is_kept(value: Tensor) -> bool:
     return value.untyped_storage().nbytes() <= _KEPT * value.element_size() and not (value.is_conj() or value.is_neg())
 
 
-def _is_settled(node: fx.Node) -> bool:
-    """Whether an operation gives the same whenever it is run."""
-    return torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())
-
-
 def _place(value: Tensor) -> tuple[Any, ...]:
     """Return all that tells apart two views of the same memory."""
     own = (value.shape, value.stride(), value.storage_offset(), value.dtype, value.device)
     return *own, value.is_conj(), value.is_neg()
-
-
-def _in_memory(value: Tensor) -> Tensor:
-    """Return all numbers in a tensor's memory, each once: an expanded tensor has a few of them very often."""
-    return value.new_empty(0).set_(value.untyped_storage())
 
 
 def _like(one: fx.Node, other: Any) -> bool:

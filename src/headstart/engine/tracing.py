@@ -15,14 +15,15 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 from headstart.core.objective import backprop
 from headstart.core.tree import pack
 from headstart.core.values import conditions
-from headstart.types import Batch, Episodes, Info, Learner, Meta
+from headstart.types import Batch, Episodes, Learner, Meta
 
 
-class Record(NamedTuple):
+class Program(NamedTuple):
     """A meta-gradient for inputs of certain shapes."""
 
-    graph: fx.GraphModule
-    """``(*tensors_of) -> the gradients of θ and of M, what there is of `Info`, and whether `conditional` holds``."""
+    run: Any
+    """``(*tensors_of) -> the gradients of θ and of M, what there is of `Info`, and whether `conditional` holds``: the
+    graph of operations as it was recorded, or a function that was made of it."""
     told: tuple[bool, ...]
     """Which fields of `Info` there are."""
     conditional: bool
@@ -32,7 +33,7 @@ class Record(NamedTuple):
     """Of all numbers in it."""
 
 
-def recorded(learner: Learner, meta: Meta, episodes: Episodes) -> Record:
+def recorded(learner: Learner, meta: Meta, episodes: Episodes) -> Program:
     """Return the operations of `backprop`.
 
     Raises:
@@ -40,36 +41,30 @@ def recorded(learner: Learner, meta: Meta, episodes: Episodes) -> Record:
     """
     packed, given = pack((meta, episodes))
     told: list[bool] = []
-    conditional: list[bool] = []
+    conditional: list[Tensor] = []
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         with conditions() as noted:
             gradient, info = backprop(learner, *packed.unpack(tensors))
         found = [holds for _, holds in noted.values()]
-        if found and found[0].device.type != "cpu":  # reading it would stall an accelerator
-            info, found = _spoiled(info, found), []
-        told[:] = [part is not None for part in info]
-        conditional[:] = [True] if found else []
+        if found and found[0].device.type != "cpu":  # reading it would stall an accelerator, so losses become NaN
+            if info.query_loss is not None:
+                info = info._replace(query_loss=torch.where(torch.stack(found).all(), info.query_loss, torch.nan))
+            found = []
         held = [torch.stack(found).all()] if found else []
+        told[:], conditional[:] = [part is not None for part in info], held
         own = [part for part in info if part is not None]
         return [*gradient.params.values(), *gradient.structure.values(), *own, *held]
 
     inputs = [tensor.detach().contiguous() for tensor in given]
     graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-    made = [node.meta.get("val") for node in graph.graph.nodes]
     for node in graph.graph.nodes:
         if _sized_by_values(node):
             raise RuntimeError(f"{node.target} gives as many numbers as its inputs' values say")
     operations = sum(node.op == "call_function" for node in graph.graph.nodes)
+    made = (node.meta.get("val") for node in graph.graph.nodes)
     dtypes = frozenset(value.dtype for value in made if isinstance(value, Tensor))
-    return Record(graph, tuple(told), bool(conditional), operations, dtypes)
-
-
-def _spoiled(info: Info, holds: list[Tensor]) -> Info:
-    """Return losses that are NaN where values are not as demanded."""
-    if info.query_loss is None:
-        return info
-    return info._replace(query_loss=torch.where(torch.stack(holds).all(), info.query_loss, torch.nan))
+    return Program(graph, tuple(told), bool(conditional), operations, dtypes)
 
 
 def without_notes(record: fx.GraphModule) -> fx.GraphModule:
@@ -87,12 +82,9 @@ def constants(record: fx.GraphModule) -> list[Tensor]:
 
 
 def _sized_by_values(node: fx.Node) -> bool:
-    if (
-        torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
-        and node.target != torch.ops.aten.index.Tensor
-    ):
-        return True
-    places: Any = node.args[1] if node.target == torch.ops.aten.index.Tensor else ()
+    if node.target != torch.ops.aten.index.Tensor:
+        return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
+    places: Any = node.args[1]
     return any(isinstance(place, fx.Node) and place.meta["val"].dtype == torch.bool for place in places)
 
 
