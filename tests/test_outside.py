@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from headstart import registry
+from headstart.cli import app
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "building.md").read_text()
 SMALL = "--steps 3 --tasks-per-step 2 --evaluate-tasks 2 --test-tasks 4".split()
@@ -51,18 +54,21 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def headstart(package: Path, tmp_path: Path):
+def headstart(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Run a command of headstart where that package is installed."""
+    monkeypatch.syspath_prepend(package)
+    monkeypatch.chdir(tmp_path)
+    registry.rows.cache_clear()
 
     def run(*words: str) -> str:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])}
-        done = subprocess.run(
-            [sys.executable, "-m", "headstart", *words], capture_output=True, text=True, cwd=tmp_path, env=environment
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        code, (out, error) = app.run(words), capsys.readouterr()
+        assert code == 0, error
+        return out
 
-    return run
+    yield run
+    registry.rows.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "toys"]:
+        del sys.modules[name]
 
 
 def test_they_are_listed_with_their_options(headstart):
@@ -121,7 +127,6 @@ print("sound")
 
 
 def test_what_an_entry_point_must_name(monkeypatch):
-    from headstart import registry
     from headstart.errors import ConfigError
 
     class Point:
