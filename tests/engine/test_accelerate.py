@@ -90,7 +90,7 @@ CASES = {
     "maml": lambda: (maml_of(perceptron()), ROWS),
     "loop": lambda: (maml_of(perceptron(), taskmap="loop"), ROWS),
     "auto": lambda: (maml_of(perceptron(), taskmap="auto"), ROWS),
-    "images": lambda: (maml_of(convolutional()), IMAGES),
+    "images": lambda: (maml_of(convolutional(), steps=1), IMAGES),
     "task statistics": lambda: (maml_of(convolutional(), buffers="task"), IMAGES),
     "penalty": lambda: (with_penalty(), ROWS),
     "padded": lambda: (maml_of(perceptron()), padded(ROWS)),
@@ -109,6 +109,8 @@ WAYS = [
     {"threads": 8}, {"threads": 2, "chunk": 1}, {"threads": 2, "chunk": 2}, {"memory": "1GiB", "threads": 2},
     {"threads": "auto"},
 ]  # fmt: skip
+#: Those that every learner is taken in: parts of one after another, in threads, both, and as it is decided.
+WAYS_OF_ALL = [{"chunk": 2}, {"threads": 2}, {"threads": 2, "chunk": 1}, {"threads": "auto"}]
 
 
 def assert_same(found, expected):
@@ -121,7 +123,7 @@ def test_the_gradient_and_what_is_told_of_every_task_stay_the_same(case, two_thr
     meta = learner.init(torch.Generator().manual_seed(0))
     expected = meta_gradient(learner, meta, episodes)
     assert expected[1].query_loss.unique().numel() == TASKS  # or the order of the tasks would not be seen
-    for way in WAYS:
+    for way in WAYS if case == "maml" else WAYS_OF_ALL:
         fast = accelerate(learner, **way)
         found = meta_gradient(fast, meta, episodes)
         assert_same(found, expected)
