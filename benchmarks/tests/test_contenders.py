@@ -19,7 +19,7 @@ from headstart.training.loop import start
 SINE = Case("sine", "mlp", 3, support=4, query=5, steps=2, rate=0.0625)
 CONV = Case("conv4", "conv4", 2, support=5, query=10, steps=1, rate=0.125, ways=5, size=16, filters=4)
 ANIL = CONV._replace(name="anil", what="anil")
-ADAPTERS = Case("adapters", "transformer", 2, 5, 5, 2, 0.125, ways=5, size=6, what="adapters")
+ADAPTERS = Case("adapters", "transformer", 2, 5, 5, 1, 0.125, ways=5, size=6, what="adapters")
 ADAPT = CONV._replace(name="adapt", tasks=1, what="adapt")
 CASES = {
     LOOP: (),
