@@ -17,7 +17,7 @@
 A message says what came, what was expected, and the fix.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
@@ -86,8 +86,13 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     return UnknownNameError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known) or 'none'}")
 
 
+def check_known(kind: str, name: str, known: Collection[str]) -> None:
+    """Raise `unknown_name` unless ``name`` is among the ``known`` ones."""
+    if name not in known:
+        raise unknown_name(kind, name, known)
+
+
 def pick(kind: str, name: str, among: Mapping[str, Value]) -> Value:
-    """Return what ``among`` holds under ``name``, or raise the error of `unknown_name`."""
-    if name not in among:
-        raise unknown_name(kind, name, among)
+    """Return what ``among`` holds under ``name``, or raise as `check_known`."""
+    check_known(kind, name, among)
     return among[name]

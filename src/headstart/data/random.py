@@ -1,8 +1,7 @@
 """Counter-based random numbers: they are computed from a task's number, so no order of asking changes them.
 
-`philox` maps a counter of four 32-bit words and a key of two to four random words. Here the counter is
-``(lane, stream, t low, t high)`` and the key ``(seed, split)``: a task's numbers depend on nothing else, and
-no generator state exists that workers, ranks or resumed runs could disagree about.
+The counter of `philox` is ``(lane, stream, t low, t high)`` and its key ``(seed, split)``: a task's numbers depend on
+nothing else, and no generator state exists that workers, ranks or resumed runs could disagree about.
 """
 
 import math
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headstart.core.philox import WORD, philox
-from headstart.errors import UsageError, unknown_name
+from headstart.errors import UsageError, check_known
 
 Words = TypeVar("Words", Tensor, NDArray[np.int64])
 
@@ -52,8 +51,7 @@ def streams(seed: int, split: str, numbers: Sequence[int], counts: Mapping[int, 
     >>> [words.shape for words in streams(0, "train", [3, 7], {0: 10, 1: 6})]
     [torch.Size([2, 10]), torch.Size([2, 6])]
     """
-    if split not in SPLITS:
-        raise unknown_name("split", split, SPLITS)
+    check_known("split", split, SPLITS)
     check_seed(seed)
     numbers = list(numbers)
     if numbers and not (0 <= min(numbers) and max(numbers) < 2**63):
@@ -78,7 +76,6 @@ def uniform(seed: int, split: str, numbers: Sequence[int], stream: int, count: i
 
 def normal(seed: int, split: str, numbers: Sequence[int], stream: int, count: int) -> Tensor:
     """Return ``(B, count)`` float64, standard normal (Box and Muller 1958); arguments as for `bits`.
-
     The first of many numbers are those of few.
     """
     drawn = uniform(seed, split, numbers, stream, 2 * count)
@@ -88,8 +85,7 @@ def normal(seed: int, split: str, numbers: Sequence[int], stream: int, count: in
 def below(words: Words, bound: Words | int) -> Words:
     """Turn random words, in torch or numpy, into integers in ``[0, bound)``, for bounds up to 2**31.
 
-    Multiply and shift (Lemire 2019, arXiv:1805.10941) without the rejection step: the chance of any integer
-    is off by less than 2**-32.
+    Multiply and shift (Lemire 2019, arXiv:1805.10941) without rejection: chances are off by less than 2**-32.
     """
     return (words * bound) >> 32  # pyrefly: ignore[bad-return]
 

@@ -1,16 +1,17 @@
 """Tasks made of rows: one small table a task, each split anew into support and query rows."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from headstart.data.random import SPLITS, bits, check_seed, check_sizes
-from headstart.errors import DataError, UsageError, unknown_name
+from headstart.errors import DataError, UsageError, check_known
 from headstart.types import Batch, Episodes, Tasks
 
 Order = Literal["random", "first"]
+OnShort = Literal["error", "skip"]
 
 
 class Rows(NamedTuple):
@@ -33,7 +34,7 @@ def row_tasks(
     support: int = 5,
     order: Order = "random",
     queries: int | None = None,
-    on_short: Literal["error", "skip"] = "error",
+    on_short: OnShort = "error",
     classes: int | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -71,10 +72,8 @@ def row_tasks(
     """
     check_seed(seed)
     check_sizes(support=support, queries=1 if queries is None else queries)
-    known = {"order of rows": (order, ("random", "first")), "on_short": (on_short, ("error", "skip"))}
-    for what, (chosen, choices) in known.items():
-        if chosen not in choices:
-            raise unknown_name(what, chosen, choices)
+    check_known("order of rows", order, get_args(Order))
+    check_known("on_short", on_short, get_args(OnShort))
     _check_splits(rows, splits)
     _check_rows(rows, classes)
     regression = rows.y.is_floating_point()
@@ -99,11 +98,11 @@ def row_tasks(
         if even:
             return Batch(x, y)
         # what is not there is zero, lest a task hold another one's row
-        return Batch(_zeroed(x, mask), _zeroed(y, mask), mask)
+        x, y = (values.masked_fill(~mask.view(*mask.shape, *(1,) * (values.ndim - 2)), 0) for values in (x, y))
+        return Batch(x, y, mask)
 
     def sample(split: str, numbers: Sequence[int]) -> Episodes:
-        if split not in kept:
-            raise unknown_name("split", split, kept)
+        check_known("split", split, kept)
         drawn = ordered.draw(seed, split, numbers, _tasks_of(seed, split, numbers, kept[split]))
         query = drawn.query & (drawn.query.cumsum(1) <= most)
         counts = (sizes[split].support.sum(1), sizes[split].query.sum(1).clamp(max=most))
@@ -112,7 +111,7 @@ def row_tasks(
     counts = {split: len(found) for split, found in kept.items()}
     names = {split: [rows.names[task] for task in found.tolist()] for split, found in kept.items()}
     told = {**(details or {}), "task_names": names, "tasks": counts, "skipped": skipped}
-    kind: Literal["classification", "regression"] = "regression" if regression else "classification"
+    kind = "regression" if regression else "classification"
     return Tasks(name, sample, kind, tuple(rows.x.shape[1:]), size, told, counts, unit)
 
 
@@ -160,11 +159,6 @@ class _Ordered(NamedTuple):
         begun = torch.where(begins, rank, 0).cummax(1).values
         rank = torch.empty_like(labels).scatter_(1, places, rank - begun)
         return _Drawn(index, there & (rank < self.support), there & (rank >= self.support))
-
-
-def _zeroed(values: Tensor, mask: Tensor) -> Tensor:
-    """Return values ``(B, n, ...)`` with zeros where ``mask`` is false."""
-    return torch.where(mask.view(*mask.shape, *(1,) * (values.ndim - 2)), values, torch.zeros_like(values))
 
 
 def _tasks_of(seed: int, split: str, numbers: Sequence[int], tasks: Tensor) -> Tensor:
@@ -215,8 +209,7 @@ def _check_splits(rows: Rows, splits: Mapping[str, Sequence[int]]) -> None:
     """Refuse splits that do not exist, tasks that do not, and a task in two splits."""
     seen: dict[int, str] = {}
     for split, tasks in splits.items():
-        if split not in SPLITS:
-            raise unknown_name("split", split, SPLITS)
+        check_known("split", split, SPLITS)
         for task in tasks:
             if not 0 <= task < len(rows.names):
                 raise UsageError(f"split {split!r} names task {task}, but there are {len(rows.names)}")

@@ -206,7 +206,7 @@ def test_malformed_stores_are_refused():
         ({"shots": (3, 2)}, "shots must be"),
         ({"queries": 0}, "queries must be at least 1"),
         ({"seed": 2**32}, "seed must be"),
-        ({"on_short": "drop"}, "on_short must be 'error' or 'skip'"),
+        ({"on_short": "drop"}, "unknown on_short 'drop'"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options, message):

@@ -9,15 +9,19 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias, get_args
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from headstart.data.random import SPLITS, below, bits, check_seed, check_sizes, distinct, size_range, streams
-from headstart.errors import DataError, LeakageError, ShapeError, ShortClassError, UsageError, unknown_name
+from headstart.data.rows import OnShort
+from headstart.errors import DataError, LeakageError, ShapeError, ShortClassError, UsageError, check_known
+from headstart.schema import Count
 from headstart.types import Batch, Episodes, Tasks
 
+Ways: TypeAlias = Annotated[int, Ge(2), Le(1000)]
 Draw: TypeAlias = Callable[[str, Sequence[int]], tuple[Tensor, ...]]
 """Of a split and task numbers, tensors whose first axis is the task."""
 
@@ -69,8 +73,8 @@ def image_store(classes: Mapping[str, Tensor]) -> ImageStore:
 def rotated(store: ImageStore, keep: Sequence[bool] | None = None) -> ImageStore:
     """Add copies turned by 90, 180 and 270 degrees (counter-clockwise) as classes of their own.
 
-    Class ``a`` gains ``a@90``, ``a@180`` and ``a@270``, after all original classes. They count as the class
-    ``a`` where `few_shot` checks that no two splits share a class (Santoro et al. 2016, arXiv:1605.06065).
+    Class ``a`` gains ``a@90``, ``a@180`` and ``a@270``, after all original classes (Santoro et al. 2016,
+    arXiv:1605.06065). To `few_shot`, which lets no two splits share a class, they are the class ``a``.
 
     Args:
         store: images as high as they are wide.
@@ -116,8 +120,7 @@ def _check_splits(name: str, stores: Mapping[str, ImageStore]) -> None:
     owner: dict[str, str] = {}
     shapes = {split: tuple(store.images.shape[1:]) for split, store in stores.items()}
     for split, store in stores.items():
-        if split not in SPLITS:
-            raise unknown_name("split", split, SPLITS)
+        check_known("split", split, SPLITS)
         if store.images.dtype != torch.uint8 or store.images.dim() != 4:
             raise ShapeError(
                 f"images of split {split!r} of {name} are {store.images.dtype} {tuple(store.images.shape)};"
@@ -167,14 +170,14 @@ def few_shot(
     name: str,
     stores: Mapping[str, ImageStore],
     *,
-    ways: int = 5,
-    shots: int | tuple[int, int] = 1,
-    queries: int = 15,
+    ways: Ways = 5,
+    shots: Count | tuple[Count, Count] = 1,
+    queries: Count = 15,
     seed: int = 0,
-    on_short: Literal["error", "skip"] = "error",
     device: str | torch.device = "cpu",
+    on_short: OnShort = "error",
+    train_ways: Ways | None = None,
     details: Mapping[str, Any] | None = None,
-    train_ways: int | None = None,
 ) -> Tasks:
     """Make few-shot classification tasks out of stores of images (Vinyals et al. 2016, arXiv:1606.04080).
 
@@ -186,17 +189,16 @@ def few_shot(
     Args:
         name: what the tasks are called.
         stores: by split: 'train', 'validation', 'test', or some of them.
-        ways: classes of a task, at least 2.
-        shots: support images a class. A pair ``(low, high)``: every task draws its number of shots uniformly
-            from ``low … high``, one number for all its classes; the support set then has room for ``high`` a
-            class, and ``support.mask`` is false (and ``x`` zero) where there is no example.
+        ways: classes of a task.
+        shots: support images a class, or a range ``(low, high)`` that each task draws one number for all its classes
+            from; its support set has room for ``high``, and ``mask`` is false (``x`` zero) where there is no example.
         queries: query images a class.
-        seed: in ``[0, 2**32)``; with the split and the task number it decides a task.
-        on_short: what to do with a class of fewer than shots + queries images: an error, or leave it out
-            (``details['skipped_classes']`` counts them).
+        seed: in ``[0, 2**32)``; decides the tasks.
         device: where the images are kept and the tasks are made.
+        on_short: what to do with a class of fewer than shots + queries images: an error, or leave it out (counted in
+            ``details['skipped_classes']``).
+        train_ways: classes of a training task, where they differ from ``ways``.
         details: more for the model card.
-        train_ways: classes of a task of the split 'train', where they differ from ``ways``.
 
     Raises:
         UsageError: a number out of range.
@@ -208,14 +210,11 @@ def few_shot(
     if fewest < 2:
         raise UsageError(f"ways must be at least 2 (there is nothing to tell apart in fewer), got {fewest}")
     check_sizes(queries=queries)
-    if on_short not in ("error", "skip"):
-        raise UsageError(f"on_short must be 'error' or 'skip', got {on_short!r}")
+    check_known("on_short", on_short, get_args(OnShort))
     check_seed(seed)
     ways_of = {split: train_ways if train_ways and split == "train" else ways for split in stores}
     _check_splits(name, stores)
-    usable = {
-        split: _usable(name, store, split, ways_of[split], high, queries, on_short) for split, store in stores.items()
-    }
+    usable = {s: _usable(name, store, s, ways_of[s], high, queries, on_short) for s, store in stores.items()}
     # rows are gathered: channels that lie last would be moved at every batch
     held = {split: store.images.to(device).contiguous() for split, store in usable.items()}
     count = high + queries
@@ -235,8 +234,7 @@ def few_shot(
     drawn = drawn_ahead(draw, 2 * max(ways_of.values()) * count)
 
     def sample(split: str, numbers: Sequence[int]) -> Episodes:
-        if split not in held:
-            raise unknown_name("split", split, held)
+        check_known("split", split, held)
         rows, *mask = drawn(split, list(numbers))
         return _episodes(held[split], rows, high, *mask)
 
@@ -294,9 +292,8 @@ def _episodes(images: Tensor, rows: Tensor, shots: int, mask: Tensor | None = No
 def drawn_ahead(draw: Draw, words: int) -> Draw:
     """Return what ``draw`` computes, and keep what it will be asked for next.
 
-    Numbers that follow each other are cut from blocks of up to 256 tasks, since most of the time of small draws goes
-    into starting operations. ``draw`` must be a pure function that draws a task by its number alone, and what it
-    returns is shared: nothing may write into it.
+    Numbers that follow each other are cut from blocks of up to 256 tasks: the time of small draws goes into starting
+    operations. ``draw`` must draw a task by its number alone, and nothing may write into what is returned.
 
     Args:
         draw: what to compute.

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +13,10 @@ from annotated_types import Ge, Le
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from headstart.data.images.fewshot import few_shot, image_store, shuffled
+from headstart.data.images.fewshot import Ways, few_shot, image_store, shuffled
 from headstart.data.random import SPLITS
 from headstart.errors import DataError, FileError, ShortClassError, UsageError
-from headstart.schema import Count
+from headstart.schema import extends
 from headstart.types import Tasks
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -129,41 +129,31 @@ class ClassFolder(NamedTuple):
     """How many image files could not be read."""
 
 
+@extends(few_shot, without=("details",))
 def folder(
     data: str | Path,
     *,
-    ways: Annotated[int, Ge(2), Le(1000)] = 5,
-    shots: Count | tuple[Count, Count] = 1,
-    queries: Count = 15,
-    seed: int = 0,
+    ways: Ways = 5,
     image_size: Annotated[int, Ge(8), Le(512)] = 28,
     channels: Literal[1, 3] = 3,
-    device: str | torch.device = "cpu",
-    on_short: Literal["error", "skip"] = "error",
     strict: bool = False,
-    train_ways: Annotated[int, Ge(2), Le(1000)] | None = None,
+    **options: Any,
 ) -> Tasks:
     """Make few-shot tasks out of a folder of class folders of images.
 
-    Where ``data`` holds ``train``, ``validation`` (or ``val``) and ``test`` folders of class folders, those
-    are the splits. Else the class folders are shuffled by the SHA-256 of their names, and a fifth of them
-    each is for validation and for test. That depends on the names alone, so runs with other seeds, ways or
-    shots test on the same classes; but adding or removing a class can move others to another split.
+    Where ``data`` holds ``train``, ``validation`` (or ``val``) and ``test`` folders of class folders, those are the
+    splits. Else the class folders are shuffled by the SHA-256 of their names, and a fifth each is for validation and
+    for test: whatever the seed, but adding or removing a class can move others to another split.
     `headstart.data.images.folder.read_image` says how an image is read.
 
     Args:
         data: the folder.
         ways: classes of a task.
-        shots: support images a class, or a range ``(low, high)`` that tasks draw from.
-        queries: query images a class.
-        seed: decides the tasks.
-        device: where the images are kept and the tasks are made.
-        on_short: what to do with a class of fewer than shots + queries images: an error, or leave it out.
-        train_ways: classes of a training task, where they differ from ``ways``.
         image_size: height and width of the images, in pixels.
         channels: 1 for grey, 3 for colour.
         strict: refuse a folder that holds an image that cannot be read; else it is left out with a
             `SkippedImageWarning`, and counted in ``details['skipped_images']``.
+        options: those of `few_shot`.
 
     Raises:
         FileError: no such folder.
@@ -174,17 +164,14 @@ def folder(
     check_image_shape(image_size, channels)
     splits = _splits(Path(data), ways)
     read = {split: _read(paths, image_size, channels, strict) for split, paths in splits.items()}
-    return few_shot(
-        "folder",
-        {split: image_store(dict(zip(found.names, found.images))) for split, found in read.items()},
-        ways=ways, shots=shots, queries=queries, seed=seed, on_short=on_short, train_ways=train_ways, device=device,
-        details={
-            "source": Path(data).resolve().name,
-            "class_names": {split: found.names for split, found in read.items()},
-            "skipped_images": sum(found.skipped for found in read.values()),
-            "licence": "that of the images in the folder; no image is in this folder but in episode.png",
-        },
-    )  # fmt: skip
+    stores = {split: image_store(dict(zip(found.names, found.images))) for split, found in read.items()}
+    details = {
+        "source": Path(data).resolve().name,
+        "class_names": {split: found.names for split, found in read.items()},
+        "skipped_images": sum(found.skipped for found in read.values()),
+        "licence": "that of the images in the folder; no image is in this folder but in episode.png",
+    }
+    return few_shot("folder", stores, ways=ways, details=details, **options)
 
 
 def read_class_folder(

@@ -10,19 +10,18 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from annotated_types import Ge, Le
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from headstart.data.images.download import cache_dir, download, sha256_of
 from headstart.data.images.fewshot import few_shot, image_store, rotated, shuffled
-from headstart.errors import DataError, FileError, UsageError
-from headstart.schema import Count
+from headstart.errors import DataError, FileError, check_known
+from headstart.schema import extends
 from headstart.types import Tasks
 
 _SOURCE = "https://github.com/brendenlake/omniglot/raw/master/python/"
@@ -33,18 +32,11 @@ _SHA256 = {
 _VALIDATION_CHARACTERS, _TEST_CHARACTERS, _VALIDATION_ALPHABETS = 100, 423, 5
 
 
-def omniglot(
-    *,
-    data: Path | None = None,
-    ways: Annotated[int, Ge(2), Le(1000)] = 5,
-    shots: Count | tuple[Count, Count] = 1,
-    queries: Count = 15,
-    seed: int = 0,
-    split: Literal["characters", "alphabets"] = "characters",
-    device: str | torch.device = "cpu",
-    on_short: Literal["error", "skip"] = "error",
-    train_ways: Annotated[int, Ge(2), Le(1000)] | None = None,
-) -> Tasks:
+Split = Literal["characters", "alphabets"]
+
+
+@extends(few_shot, without=("details",))
+def omniglot(*, data: Path | None = None, split: Split = "characters", **options: Any) -> Tasks:
     """Tell handwritten characters apart (Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050).
 
     Images are 28 x 28, reduced from 105 x 105 by averaging areas, ink 1 on paper 0. No split depends on
@@ -63,39 +55,29 @@ def omniglot(
         data: folder with ``images_background.zip`` and ``images_evaluation.zip``; ``None``: they are
             downloaded once (15 MB) into the user's cache folder.
         split: whether training, validation and test share alphabets (but no characters), or not even those.
-        ways: classes of a task.
-        shots: support images a class, or a range ``(low, high)`` that tasks draw from.
-        queries: query images a class.
-        seed: decides the tasks.
-        device: where the images are kept and the tasks are made.
-        on_short: what to do with a class of fewer than shots + queries images: an error, or leave it out.
-        train_ways: classes of a training task, where they differ from ``ways``.
+        options: those of `few_shot`.
 
     Raises:
         FileError: files that are missing, damaged, or cannot be downloaded.
         DataError: zips that do not hold the 964 and 659 characters of Omniglot.
         ShortClassError: more shots and queries than the 20 images of a character.
     """
-    if split not in ("characters", "alphabets"):
-        raise UsageError(f"split must be 'characters' or 'alphabets', got {split!r}")
+    check_known("split", split, get_args(Split))
     folder = _downloaded() if data is None else Path(data)
     images, names, background = read_omniglot(folder)
     parts, drawn = _parts(names, background, split), dict(zip(names, images))
     stores = {part: image_store({name: drawn[name] for name in chosen}) for part, chosen in parts.items()}
     turned = tuple(stores) if split == "characters" else ("train",)
-    return few_shot(
-        "omniglot",
-        {part: rotated(store) if part in turned else store for part, store in stores.items()},
-        ways=ways, shots=shots, queries=queries, seed=seed, on_short=on_short, train_ways=train_ways, device=device,
-        details={
-            "light_on_dark": True,
-            "split": split,
-            "characters": {part: len(chosen) for part, chosen in parts.items()},
-            "rotated_splits": turned,
-            "source": "Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050",
-            "licence": "MIT",
-        },
-    )  # fmt: skip
+    details = {
+        "light_on_dark": True,
+        "split": split,
+        "characters": {part: len(chosen) for part, chosen in parts.items()},
+        "rotated_splits": turned,
+        "source": "Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050",
+        "licence": "MIT",
+    }
+    stores = {part: rotated(store) if part in turned else store for part, store in stores.items()}
+    return few_shot("omniglot", stores, details=details, **options)
 
 
 def _parts(names: Sequence[str], background: int, split: str) -> dict[str, Sequence[str]]:

@@ -16,14 +16,13 @@ import zlib
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from annotated_types import Ge, Le
 
 from headstart.data.images.fewshot import ImageStore, few_shot, rotated
 from headstart.errors import FileError
-from headstart.schema import Count
+from headstart.schema import Count, extends
 from headstart.types import Tasks
 
 FORMAT = "headstart-icons-1"
@@ -88,33 +87,19 @@ def _damaged(why: str) -> FileError:
     return FileError(f"cannot use the icons data file {path}: {why}. Reinstall headstart to restore it.")
 
 
-def icons(
-    *,
-    ways: Annotated[int, Ge(2), Le(1000)] = 5,
-    shots: Count | tuple[Count, Count] = 1,
-    queries: Count = 7,
-    seed: int = 0,
-    rotations: bool = True,
-    device: str | torch.device = "cpu",
-    on_short: Literal["error", "skip"] = "error",
-    train_ways: Annotated[int, Ge(2), Le(1000)] | None = None,
-) -> Tasks:
+@extends(few_shot, without=("details",))
+def icons(*, queries: Count = 7, rotations: bool = True, **options: Any) -> Tasks:
     """Make few-shot tasks of telling icons apart: ``x`` is ``(B, n, 1, 28, 28)`` in [0, 1], ink is 1.
 
     Every class has at least 12 drawings, so that up to 12 shots + queries need nothing left out; beyond, say
     ``on_short='skip'``. Results compare methods within this data set, not with published Omniglot figures.
 
     Args:
-        ways: classes of a task.
-        shots: support images a class, or a range ``(low, high)`` of them.
         queries: query images a class; 7 leaves room for 5 shots.
-        seed: decides the tasks.
         rotations: let training classes also appear turned by 90, 180 and 270 degrees, as classes of their own
             (Santoro et al. 2016, arXiv:1605.06065), where that shows something new: not where the name tells a
             direction or the drawings look the same turned. Validation and test are always upright.
-        device: where the images are kept and the tasks are made.
-        train_ways: classes of a training task, where they differ from ``ways``.
-        on_short: what to do with a class of fewer than shots + queries images: an error, or leave it out.
+        options: those of `few_shot`.
 
     Raises:
         UsageError: a number out of range.
@@ -129,12 +114,8 @@ def icons(
     if rotations:
         stores["train"] = rotated(stores["train"], archive.turns["train"])
     upright = {split: len(store.names) for split, store in archive.stores.items()}
-    return few_shot(
-        "icons",
-        stores,
-        ways=ways, shots=shots, queries=queries, seed=seed, on_short=on_short, train_ways=train_ways, device=device,
-        details={**archive.details, "light_on_dark": True, "upright_classes": upright, "rotations": rotations},
-    )  # fmt: skip
+    details = {**archive.details, "light_on_dark": True, "upright_classes": upright, "rotations": rotations}
+    return few_shot("icons", stores, queries=queries, details=details, **options)
 
 
 def load_icons() -> dict[str, ImageStore]:
