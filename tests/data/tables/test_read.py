@@ -271,12 +271,13 @@ def test_dates_are_days(in_memory: Any) -> None:
 
 def test_dates_in_several_formats_are_refused(in_memory: Any) -> None:
     table = in_memory({"x": ["2020-01-31", "2020-02-01", "01/02/2020", "2020-02-03"]})
+    assert common_date_format(table, "x") == "date"
     with pytest.raises(DataError, match="some.csv, line 4, column 'x': '01/02/2020' is not a date, as the column's"):
-        common_date_format(table, "x")
+        dates(table, "x", "date")
     with pytest.raises(DataError, match="line 2, column 'x': '01/02/2020' is a date that is not ISO 8601; write all"):
-        common_date_format(in_memory({"x": ["01/02/2020", "02/02/2020"]}), "x")
+        dates(in_memory({"x": ["01/02/2020", "02/02/2020"]}), "x", "other")
     with pytest.raises(DataError, match="line 3, column 'x': '2020-01-01T12:00' is not a date, as"):
-        common_date_format(in_memory({"x": ["2020-01-01", "2020-01-01T12:00", "2020-01-02"]}), "x")
+        dates(in_memory({"x": ["2020-01-01", "2020-01-01T12:00", "2020-01-02"]}), "x", "date")
     with pytest.raises(DataError, match="line 2, column 'x': '2020-02-30' is no day of the calendar"):
         dates(in_memory({"x": ["2020-02-30"]}), "x", "date")
     assert common_date_format(in_memory({"x": ["2020-01-01", "red", "blue", ""]}), "x") is None

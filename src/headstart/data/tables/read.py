@@ -83,11 +83,7 @@ def error(table: Table, column: str, row: int | None, message: str) -> DataError
 
 
 def find_columns(path: str, header: Sequence[str], names: Iterable[tuple[str, str]]) -> None:
-    """Refuse ``(option, column)`` pairs whose column is not in the header, suggesting the nearest.
-
-    Raises:
-        DataError: the first such column.
-    """
+    """Raise `DataError` about the first ``(option, column)`` whose column is not in the header: what is near?"""
     for option, name in names:
         if name not in header:
             folded = {known.casefold(): known for known in header}
@@ -128,8 +124,8 @@ _OTHERS = {
 def read_table(path: str | Path, choose: Choose | None = None, available: int | None = None) -> Table:
     """Read a CSV or Parquet file; what it is is told by its first bytes.
 
-    CSV is UTF-8 (with or without a byte order mark) with one header row; its separator, a comma, semicolon, tab or
-    bar, is found out. Spaces around a value are dropped; an empty value, NA, N/A, NaN, null or None is missing.
+    CSV is UTF-8 with one header row; its separator, a comma, semicolon, tab or bar, is found out. Spaces around a
+    value are dropped; an empty value, NA, N/A, NaN, null or None is missing.
 
     Args:
         path: the file.
@@ -188,14 +184,15 @@ def _check_memory(path: Path, needed: int, available: int | None) -> None:
 
 def _not_utf8(path: Path) -> DataError:
     """Return the error that says where a file stops being UTF-8."""
+    where = str(path)
     with path.open("rb") as file:
         for line, data in enumerate(file, start=1):
             try:
                 data.decode()
             except UnicodeDecodeError as problem:
-                where = f"{path}, line {line}: byte 0x{data[problem.start]:02x}"
-                return DataError(f"{where} is not UTF-8; save the file as UTF-8")
-    return DataError(f"{path} is not UTF-8; save the file as UTF-8")
+                where += f", line {line}: byte 0x{data[problem.start]:02x}"
+                break
+    return DataError(f"{where} is not UTF-8; save the file as UTF-8")
 
 
 def _separator(file: TextIO) -> str:
@@ -214,10 +211,7 @@ def _separator(file: TextIO) -> str:
 
 
 def _rows_of(reader: Any, path: Path, choose: Choose | None) -> Table:
-    """Read the rows of a CSV file, a chunk at a time."""
-    chunks: list[list[Texts]] = []
-    lines: list[np.ndarray] = []
-    started = 0
+    chunks, lines, started = list[list[Texts]](), list[NDArray[np.int64]](), 0
     try:
         header = _check_header(path, next((row for row in reader if row), []))
         kept = list(header) if choose is None else list(choose(str(path), header))
@@ -344,13 +338,8 @@ def as_numbers(texts: Texts) -> NDArray[np.float64] | None:
 def numbers(table: Table, column: str, fix: str) -> NDArray[np.float64]:
     """Return a column's numbers, NaN where one is missing.
 
-    Args:
-        table: the rows.
-        column: the column's name.
-        fix: what to do about a value that is no number.
-
     Raises:
-        DataError: the first value that is no finite number, with its place.
+        DataError: the first value that is no finite number, with its place and the ``fix``.
     """
     texts = table.columns[column]
     found = as_numbers(texts)
@@ -370,15 +359,28 @@ def booleans(table: Table, column: str) -> NDArray[np.float64]:
     Raises:
         DataError: the first other value.
     """
+
+    def truth(text: str) -> float:
+        if not are_booleans([text]):
+            raise ValueError("not true or false, as the column's other values are")
+        return text.casefold() in TRUE
+
+    return _each(table, column, truth)
+
+
+def _each(table: Table, column: str, number: Callable[[str], float]) -> NDArray[np.float64]:
+    """Return the number of each text, NaN where it is missing; the first that is refused is an error."""
     names, places = distinct(table.columns[column])
-    values = np.full(len(names), np.nan)
+    found, refused = np.full(len(names), np.nan), dict[int, ValueError]()
     for place, name in enumerate(names):
-        if are_booleans([name]):
-            values[place] = name.casefold() in TRUE
-        elif name:
-            row = int((places == place).argmax())
-            raise error(table, column, row, f"{name!r} is not true or false, as the column's other values are")
-    return values[places]
+        try:
+            found[place] = number(name) if name else np.nan
+        except ValueError as problem:
+            refused[place] = problem
+    row = first(np.isin(places, list(refused)))
+    if row is not None:
+        raise error(table, column, row, f"{names[places[row]]!r} is {refused[places[row]]}")
+    return found[places]
 
 
 def are_booleans(names: Iterable[str]) -> bool:
@@ -396,56 +398,34 @@ def date_format(text: str) -> str | None:
 
 
 def common_date_format(table: Table, column: str) -> str | None:
-    """Return the format of a column whose values are mostly dates; ``None`` for another column.
-
-    Raises:
-        DataError: dates that are not ISO 8601, or the first value that is in another format than most.
-    """
+    """Return the format of most dates in a column of mostly dates; ``None`` for another column."""
     formats = [date_format(text) for text in distinct(table.columns[column])[0] if text]
     found = Counter(name for name in formats if name is not None)
-    if 2 * found.total() <= len(formats):
-        return None
-    chosen = found.most_common(1)[0][0]
-    _same_format(table, column, chosen)
-    return chosen
-
-
-def _same_format(table: Table, column: str, chosen: str) -> None:
-    names, places = distinct(table.columns[column])
-    # dates of another format, or all that are not ISO 8601
-    wrong = [bool(name) and (date_format(name) == chosen) is (chosen == "other") for name in names]
-    row = first(np.array(wrong)[places])
-    if row is not None:
-        kind = "a date that is not ISO 8601" if chosen == "other" else f"not a {chosen}, as the column's other values"
-        text = str(table.columns[column][row])
-        raise error(table, column, row, f"{text!r} is {kind}; write all dates alike, such as 2020-01-31")
+    return found.most_common(1)[0][0] if 2 * found.total() > len(formats) else None
 
 
 def dates(table: Table, column: str, chosen: str) -> NDArray[np.float64]:
     """Return days since 1970-01-01 (UTC where a zone is given), NaN where missing.
 
     Raises:
-        DataError: the first value that is not a date of the ``chosen`` format.
+        DataError: the first value that is not a date of the ``chosen`` format; any where that is not ISO 8601.
     """
-    _same_format(table, column, chosen)
-    names, places = distinct(table.columns[column])
-    found: NDArray[np.float64] = np.array([_days(name) if name else np.nan for name in names])[places]
-    row = first(np.isinf(found))
-    if row is not None:
-        raise error(table, column, row, f"{str(table.columns[column][row])!r} is no day of the calendar")
-    return found
 
+    def days(text: str) -> float:
+        told = date_format(text)
+        if told != chosen or told == "other":
+            other = told == chosen == "other"
+            kind = "a date that is not ISO 8601" if other else f"not a {chosen}, as the column's other values"
+            raise ValueError(f"{kind}; write all dates alike, such as 2020-01-31")
+        # more than microseconds are cut off
+        text = re.sub(r"(\.\d{6})\d+", r"\1", text).replace(" +", "+").replace(" -", "-").replace(" Z", "Z")
+        try:
+            found = datetime.fromisoformat(text)
+        except ValueError:
+            raise ValueError("no day of the calendar") from None
+        return ((found if found.tzinfo else found.replace(tzinfo=UTC)) - _EPOCH) / timedelta(days=1)
 
-def _days(text: str) -> float:
-    """Return an ISO 8601 date in days; infinity for a day that does not exist."""
-    # more than microseconds are cut off
-    text = re.sub(r"(\.\d{6})\d+", r"\1", text).replace(" +", "+").replace(" -", "-").replace(" Z", "Z")
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        return float("inf")
-    found = found if found.tzinfo else found.replace(tzinfo=UTC)
-    return (found - _EPOCH) / timedelta(days=1)
+    return _each(table, column, days)
 
 
 def in_order(names: Sequence[str]) -> tuple[str, ...]:
@@ -454,11 +434,7 @@ def in_order(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def refuse_missing(table: Table, column: str, what: str) -> None:
-    """Refuse a column that is empty in some row.
-
-    Raises:
-        DataError: it names the first such row, and how many there are.
-    """
+    """Raise `DataError` where a column is empty: it names the first such row, and how many there are."""
     empty = is_missing(table.columns[column])
     row = first(empty)
     if row is not None:

@@ -1,35 +1,21 @@
 """How columns become numbers: a schema, learned from training tasks alone, that encodes any rows; JSON in and out."""
 
+import json
 import math
 import warnings
-from collections.abc import Callable, Sequence, Set
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from headstart.data.tables.read import (
-    Table,
-    Texts,
-    are_booleans,
-    as_numbers,
-    booleans,
-    common_date_format,
-    dates,
-    distinct,
-    error,
-    first,
-    in_order,
-    is_decimal_comma,
-    is_missing,
-    is_number,
-    listed,
-    numbers,
-    refuse_missing,
-)
+from headstart.data.tables import read
+from headstart.data.tables.read import Table, Texts
 from headstart.errors import DataError, FileError
+from headstart.schema import Positive
 
 FeatureKind = Literal["number", "boolean", "date", "category"]
 TargetKind = Literal["regression", "classification"]
@@ -44,7 +30,7 @@ class Feature(NamedTuple):
     kind: FeatureKind
     mean: float = 0.0
     """Of the training tasks' values; a missing value takes its place. 0 for a category."""
-    scale: float = 1.0
+    scale: Positive = 1.0
     """Their standard deviation. 1 for a category."""
     categories: tuple[str, ...] = ()
     """Those of the training tasks, sorted; one input each."""
@@ -70,7 +56,7 @@ class Schema(NamedTuple):
     features: tuple[Feature, ...]
     mean: float = 0.0
     """Of the training tasks' targets; 0 in classification."""
-    scale: float = 1.0
+    scale: Positive = 1.0
     """Their standard deviation; 1 in classification."""
     classes: tuple[str, ...] = ()
     """Those of the training tasks, sorted, then those that only other tasks have; empty in regression."""
@@ -79,6 +65,9 @@ class Schema(NamedTuple):
     def inputs(self) -> tuple[str, ...]:
         """The names of all inputs."""
         return tuple(name for feature in self.features for name in feature.inputs)
+
+
+_SCHEMA = TypeAdapter(Schema, config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
 def schema_to_json(schema: Schema) -> dict[str, Any]:
@@ -99,57 +88,32 @@ def schema_from_json(value: Any, where: str) -> Schema:
         FileError: anything else, with ``where`` it came from and the key.
     """
     try:
-        found = _checked(Schema, value, "", {"format"})
-        features = [_checked(Feature, one, f"features[{place}].") for place, one in enumerate(found["features"])]
-        if found.pop("format") != FORMAT:
-            raise ValueError(f"format is {value['format']!r}")
-        schema = Schema(**found | {"features": tuple(Feature(**feature) for feature in features)})
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT!r}")
+        fields = json.dumps({key: part for key, part in value.items() if key != "format"})
+        schema = _SCHEMA.validate_json(fields)
         _check_whole(schema)
+        if schema_to_json(schema) != value:
+            raise ValueError("something is missing")
         return schema
+    except ValidationError as problem:
+        wrong = problem.errors()[0]
+        place, got = ".".join(map(str, wrong["loc"])), repr(wrong["input"])[:80]
+        raise FileError(f"{where} does not describe a table: {place}: {wrong['msg']}, got {got}") from problem
     except ValueError as problem:
         raise FileError(f"{where} does not describe a table: {problem}") from problem
 
 
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value) and len(set(value)) == len(value)
-
-
-#: What the fields of schemas and features may be, beside text.
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "mean": lambda value: type(value) in (int, float) and math.isfinite(value),
-    "scale": lambda value: type(value) in (int, float) and 0 < value < math.inf,
-    "missing": lambda value: isinstance(value, bool),
-    "time_column": lambda value: value is None or isinstance(value, str),
-    "kind": lambda value: value in (*get_args(FeatureKind), *get_args(TargetKind)),
-    "features": lambda value: isinstance(value, list) and bool(value),
-    "categories": _are_names,
-    "classes": _are_names,
-}
-
-
-def _checked(of: type[Schema] | type[Feature], value: Any, within: str, more: Set[str] = frozenset()) -> dict[str, Any]:
-    """Return the fields of an object, lists as tuples, or raise `ValueError` about the first that is not sound."""
-    wanted, there = {*of._fields, *more}, set(value) if isinstance(value, dict) else set[str]()
-    if there != wanted:
-        odd = min(map(str, there ^ wanted))
-        raise ValueError(f"{within}{odd} is {'unknown' if odd in there else 'missing'}")
-    for key, one in value.items():
-        if not _CHECKS.get(key, lambda one: isinstance(one, str))(one):
-            raise ValueError(f"{within}{key} is {one!r}")
-    return {key: tuple(one) if key in ("categories", "classes") else one for key, one in value.items()}
-
-
 def _check_whole(schema: Schema) -> None:
     columns = [feature.column for feature in schema.features]
-    if len(set(columns)) < len(columns) or schema.target in columns or schema.task_column in columns:
-        raise ValueError("a column is there twice")
+    if not columns or len(set(columns)) < len(columns) or {schema.target, schema.task_column} & set(columns):
+        raise ValueError(f"its columns are {schema.target!r}, {schema.task_column!r} and {columns}")
+    for names in (schema.classes, *(feature.categories for feature in schema.features)):
+        if len(set(names)) < len(names):
+            raise ValueError(f"{names} are not different")
     if (schema.kind == "classification") != (len(schema.classes) >= 2):
         raise ValueError(f"{len(schema.classes)} classes in {schema.kind}")
-    if schema.kind not in get_args(TargetKind):
-        raise ValueError(f"kind is {schema.kind!r}")
     for feature in schema.features:
-        if feature.kind not in get_args(FeatureKind):
-            raise ValueError(f"column {feature.column!r} is a {feature.kind}")
         if (feature.kind == "category") != bool(feature.categories):
             raise ValueError(f"column {feature.column!r} is a {feature.kind} of {len(feature.categories)} categories")
         if (feature.kind == "date") != bool(feature.date_format):
@@ -191,9 +155,9 @@ def learn_features(table: Table, columns: Sequence[str], strict: bool) -> Learne
     features, left_out, warnings = [], {}, []
     for column in columns:
         texts = table.columns[column]
-        there = ~is_missing(texts)
+        there = ~read.is_missing(texts)
         if not there.any():
-            raise error(table, column, None, "it has no value in the training tasks; leave it out (--columns)")
+            raise read.error(table, column, None, "it has no value in the training tasks; leave it out (--columns)")
         feature = _feature(table, column, there)
         if there.all() and (feature.scale == 0 or len(feature.categories) == 1):
             left_out[column] = f"constant: always {texts[0]!s} in the training tasks"
@@ -202,12 +166,14 @@ def learn_features(table: Table, columns: Sequence[str], strict: bool) -> Learne
         if spoilt:
             crowd = crowd and f"{crowd}; {spoilt}"
             fix = "correct it, or leave it empty for missing, where the column is to be a number"
-            warnings += [] if crowd else [str(error(table, column, None, f"taken for categories: {spoilt}; {fix}"))]
+            warnings += (
+                [] if crowd else [str(read.error(table, column, None, f"taken for categories: {spoilt}; {fix}"))]
+            )
         if crowd and strict:
-            raise error(table, column, None, f"{crowd}; leave it out (--columns), or join categories")
+            raise read.error(table, column, None, f"{crowd}; leave it out (--columns), or join categories")
         if crowd:
             left_out[column] = crowd
-            warnings.append(str(error(table, column, None, f"left out: {crowd}")))
+            warnings.append(str(read.error(table, column, None, f"left out: {crowd}")))
         else:
             features.append(feature._replace(scale=feature.scale or 1.0))
     if not features:
@@ -218,14 +184,14 @@ def learn_features(table: Table, columns: Sequence[str], strict: bool) -> Learne
 
 def _feature(table: Table, column: str, there: NDArray[np.bool_]) -> Feature:
     texts, missing, kind, date_format = table.columns[column], not bool(there.all()), "number", ""
-    if as_numbers(texts) is None:
-        names = tuple(name for name in distinct(texts)[0] if name)
-        kind = "boolean" if are_booleans(names) else "date"
-        date_format = (kind == "date" and common_date_format(table, column)) or ""
+    if read.as_numbers(texts) is None:
+        names = tuple(name for name in read.distinct(texts)[0] if name)
+        kind = "boolean" if read.are_booleans(names) else "date"
+        date_format = (kind == "date" and read.common_date_format(table, column)) or ""
         if kind == "date" and not date_format:
-            commas = [name for name in names if is_decimal_comma(name)]
-            if commas and all(name in commas or is_number(name) for name in names):
-                numbers(table, column, "or leave the column out (--columns)")  # refuses them
+            commas = [name for name in names if read.is_decimal_comma(name)]
+            if commas and all(name in commas or read.is_number(name) for name in names):
+                read.numbers(table, column, "or leave the column out (--columns)")  # refuses them
             return Feature(column, "category", categories=names, missing=missing)
     values = column_values(table, column, kind, date_format)[there]
     return Feature(column, kind, *_moments(table, column, values), date_format=date_format, missing=missing)
@@ -233,7 +199,7 @@ def _feature(table: Table, column: str, there: NDArray[np.bool_]) -> Feature:
 
 def _spoilt(table: Table, feature: Feature) -> str:
     """Say which value keeps a column from being a number, where most are numbers; empty for other columns."""
-    odd = [name for name in feature.categories if not is_number(name)]
+    odd = [name for name in feature.categories if not read.is_number(name)]
     if not odd or len(odd) > len(feature.categories) // 2:
         return ""
     texts = table.columns[feature.column]
@@ -244,8 +210,8 @@ def _spoilt(table: Table, feature: Feature) -> str:
 def column_values(table: Table, column: str, kind: FeatureKind, date_format: str) -> NDArray[np.float64]:
     """Return the numbers of a column that is no category, NaN where missing; the error names what does not fit."""
     if kind == "number":
-        return numbers(table, column, "the column's other values are; correct it, or leave it empty for missing")
-    return booleans(table, column) if kind == "boolean" else dates(table, column, date_format)
+        return read.numbers(table, column, "the column's other values are; correct it, or leave it empty for missing")
+    return read.booleans(table, column) if kind == "boolean" else read.dates(table, column, date_format)
 
 
 def _moments(table: Table, column: str, values: NDArray[np.float64]) -> tuple[float, float]:
@@ -254,7 +220,7 @@ def _moments(table: Table, column: str, values: NDArray[np.float64]) -> tuple[fl
         mean, scale = float(values.mean()), float(values.std())
     if not (math.isfinite(mean) and math.isfinite(scale)):
         reason = "its values are too large to have a standard deviation; write them in a larger unit"
-        raise error(table, column, None, reason)
+        raise read.error(table, column, None, reason)
     return mean, scale if scale > _CONSTANT * abs(mean) else 0.0
 
 
@@ -291,19 +257,21 @@ def learn_target(table: Table, column: str, asked: Literal["auto", "regression",
         values = regression_target(table, column)
         mean, scale = _moments(table, column, values)
         if not scale:
-            raise error(table, column, None, f"the target is always {table.columns[column][0]!s} in the training tasks")
+            raise read.error(
+                table, column, None, f"the target is always {table.columns[column][0]!s} in the training tasks"
+            )
         return Target("regression", mean, scale)
-    names = distinct(table.columns[column])[0]
+    names = read.distinct(table.columns[column])[0]
     if len(names) < 2:
-        raise error(table, column, None, f"the target has one class only in the training tasks, {names[0]!r}")
-    return Target("classification", classes=in_order(names))
+        raise read.error(table, column, None, f"the target has one class only in the training tasks, {names[0]!r}")
+    return Target("classification", classes=read.in_order(names))
 
 
 def _kind_of_target(texts: Texts) -> TargetKind:
-    values = as_numbers(texts)
+    values = read.as_numbers(texts)
     if values is None:
-        names = distinct(texts)[0]
-        meant = sum(is_number(name) or is_decimal_comma(name) for name in names)
+        names = read.distinct(texts)[0]
+        meant = sum(read.is_number(name) or read.is_decimal_comma(name) for name in names)
         return "regression" if 2 * meant >= len(names) else "classification"
     different = np.unique(values)
     return "classification" if len(different) == 2 and not np.mod(different, 1).any() else "regression"
@@ -312,7 +280,7 @@ def _kind_of_target(texts: Texts) -> TargetKind:
 def regression_target(table: Table, column: str) -> NDArray[np.float64]:
     """Return the target's numbers; the error names a value that is none, and says how to predict classes."""
     fix = "a regression target is a number in every row; for classes take --target-kind classification"
-    return numbers(table, column, fix)
+    return read.numbers(table, column, fix)
 
 
 class UnseenValueWarning(UserWarning):
@@ -336,31 +304,31 @@ def encode_features(schema: Schema, table: Table) -> Tensor:
 
 def _fill(x: NDArray[np.float32], feature: Feature, table: Table) -> None:
     texts = table.columns[feature.column]
-    missing = is_missing(texts)
+    missing = read.is_missing(texts)
     if feature.kind == "category":
         known = {name: place for place, name in enumerate(feature.categories)}
-        names, numbers = distinct(texts)
+        names, numbers = read.distinct(texts)
         places = np.array([known.get(name, -1) for name in names])[numbers]
         x[:, : len(known)] = places[:, None] == np.arange(len(known))
         for name in names:
             if name and name not in known:
-                where = listed(table, np.asarray(texts == name))
+                where = read.listed(table, np.asarray(texts == name))
                 _warn(table, feature.column, f"{name!r} in {where} is in no training task")
     else:
         values = column_values(table, feature.column, feature.kind, feature.date_format)
         with np.errstate(over="ignore"):  # infinity is refused below
             x[:, 0] = np.where(missing, 0.0, (values - feature.mean) / feature.scale)
-        row = first(~np.isfinite(x[:, 0]))
+        row = read.first(~np.isfinite(x[:, 0]))
         if row is not None:
-            raise error(table, feature.column, row, f"{texts[row]!s} is too far from the training tasks' values")
+            raise read.error(table, feature.column, row, f"{texts[row]!s} is too far from the training tasks' values")
     if feature.missing:
         x[:, -1] = missing
     elif missing.any():
-        _warn(table, feature.column, f"missing in {listed(table, missing)}, but never in the training tasks")
+        _warn(table, feature.column, f"missing in {read.listed(table, missing)}, but never in the training tasks")
 
 
 def _warn(table: Table, column: str, message: str) -> None:
-    warnings.warn(str(error(table, column, None, message)), UnseenValueWarning, stacklevel=5)
+    warnings.warn(str(read.error(table, column, None, message)), UnseenValueWarning, stacklevel=5)
 
 
 def encode_target(schema: Schema, table: Table) -> Tensor:
@@ -369,15 +337,15 @@ def encode_target(schema: Schema, table: Table) -> Tensor:
     Raises:
         DataError: a missing target, one that is no number in regression, or a class that the schema does not have.
     """
-    refuse_missing(table, schema.target, "target")
+    read.refuse_missing(table, schema.target, "target")
     if schema.kind == "regression":
         values = (regression_target(table, schema.target) - schema.mean) / schema.scale
         return torch.from_numpy(values.astype(np.float32)).unsqueeze(1)
     known = {name: place for place, name in enumerate(schema.classes)}
-    names, numbers = distinct(table.columns[schema.target])
+    names, numbers = read.distinct(table.columns[schema.target])
     ids: NDArray[np.int64] = np.array([known.get(name, -1) for name in names], dtype=np.int64)[numbers]
-    row = first(ids < 0)
+    row = read.first(ids < 0)
     if row is not None:
         text, classes = str(table.columns[schema.target][row]), ", ".join(schema.classes[:20])
-        raise error(table, schema.target, row, f"class {text!r} is not among those learned: {classes}")
+        raise read.error(table, schema.target, row, f"class {text!r} is not among those learned: {classes}")
     return torch.from_numpy(ids)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -12,23 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headstart.data.random import SPLITS, bits, check_seed
-from headstart.data.rows import Order, Rows, row_tasks
-from headstart.data.tables.read import (
-    Table,
-    Texts,
-    common_date_format,
-    dates,
-    distinct,
-    error,
-    find_columns,
-    first,
-    in_order,
-    is_number,
-    listed,
-    numbers,
-    read_table,
-    refuse_missing,
-)
+from headstart.data.rows import OnShort, Order, Rows, row_tasks
+from headstart.data.tables import read
+from headstart.data.tables.read import Table, Texts
 from headstart.data.tables.schema import (
     Schema,
     UnseenValueWarning,
@@ -38,21 +24,17 @@ from headstart.data.tables.schema import (
     learn_target,
     schema_to_json,
 )
-from headstart.errors import DataError, UsageError, unknown_name
+from headstart.errors import DataError, UsageError, check_known
 from headstart.schema import Count, Share
 from headstart.types import Tasks
 
-AskedKind: TypeAlias = Literal["auto", "regression", "classification"]
+AskedKind = Literal["auto", "regression", "classification"]
+OnDuplicates = Literal["error", "keep", "drop"]
 
 #: What the first column is called where it only names the rows.
 _ROW_NAMES = frozenset({"", "Unnamed: 0", "rownames"})
 #: What pandas calls a data frame's row names in Parquet, wherever the column stands.
 _INDEX = "__index_level_0__"
-_CHOICES = {
-    "target_kind": ("auto", "regression", "classification"),
-    "on_short": ("error", "skip"),
-    "on_duplicates": ("error", "keep", "drop"),
-}
 
 
 class LeftOutWarning(UserWarning):
@@ -70,8 +52,8 @@ def table(
     order: Order = "random",
     queries: Count | None = None,
     target_kind: AskedKind = "auto",
-    on_short: Literal["error", "skip"] = "error",
-    on_duplicates: Literal["error", "keep", "drop"] = "error",
+    on_short: OnShort = "error",
+    on_duplicates: OnDuplicates = "error",
     validation_share: Share = 0.2,
     test_share: Share = 0.2,
     seed: int = 0,
@@ -81,9 +63,9 @@ def table(
     """Make tasks out of a table with one row an example.
 
     Whole tasks are for training, validation or test. How columns become numbers is learned from the training tasks
-    alone (`headstart.data.tables.schema.learn_features`): inputs and a regression target are standardised by their
-    means and standard deviations, a missing number is their mean (beside it stands an input that tells so, where they
-    miss some too), a category is one input for each value that they have.
+    alone (`headstart.data.tables.schema.learn_features`): inputs and a regression target are standardised, a missing
+    number is the mean (an input beside it tells so, where training tasks miss some too), a category is one input for
+    each value.
 
     Args:
         data: a CSV or Parquet file (`headstart.data.tables.read.read_table`).
@@ -92,64 +74,65 @@ def table(
         columns: the feature columns, as a sequence or separated by commas; by default all others, but for an unnamed
             first one of row names, and text with too many different values, which are left out.
         time_column: a column of numbers or ISO 8601 dates by which the rows of each task are sorted; by default they
-            stand as in the file. It is a feature like any other, where ``columns`` does not leave it out.
+            stand as in the file. It is a feature too, unless ``columns`` leaves it out.
         shots: support rows of a task; in classification with random order, of each class.
         order: draw the support rows at random, or take a task's first rows, so that what came later is predicted from
             what came before.
         queries: at most so many query rows of a task, the first that are left; by default all.
         on_short: what to do with a task that has too few rows: an error, or leave it out.
         target_kind: what the target is; auto takes text, booleans and whole numbers of two different values as classes.
-        on_duplicates: what to do with a row that equals another one of its task in features, target and time, so that
-            one could be learned from and the other judged on: refuse it, ``"keep"`` it, or ``"drop"`` it.
+        on_duplicates: what to do with a row that equals another one of its task in features, target and time, which
+            could be learned from and judged on: refuse it, ``"keep"`` it, or ``"drop"`` it.
         validation_share: share of the tasks for validation, at least one task.
         test_share: share of the tasks for testing, at least one task.
         seed: draws support rows.
-        split_seed: draws which tasks are in which split; by default the seed. What was trained on some tasks is to be
-            judged with the same split, whatever the seed.
+        split_seed: draws which tasks are in which split; by default the seed.
         device: where to put the tensors.
 
     Returns:
         Tasks called 'table' whose ``unit`` is the standard deviation of the target in training tasks. Their details
-        hold the ``schema`` (JSON), the ``task_names`` of each split, the ``features``, which columns were ``left_out``
-        and why, the numbers of ``rows``, ``duplicates`` and, in ``new_classes``, of rows whose class no training task
-        has.
+        hold the ``schema`` (JSON), the ``task_names`` of each split, the ``features``, the columns ``left_out`` and
+        why, and how many ``rows``, ``duplicates``, and rows whose class no training task has (``new_classes``).
 
     Raises:
         FileError: no such file.
         DataError: a table that cannot be used as it is; the message names file, row and column.
         UsageError: options out of their range.
     """
-    for option, chosen in {"target_kind": target_kind, "on_short": on_short, "on_duplicates": on_duplicates}.items():
-        if chosen not in _CHOICES[option]:
-            raise unknown_name(option, chosen, _CHOICES[option])
-    roles = _Roles(task_column, target, time_column, _names(columns))
-    grouped = group(read_table(data, roles.needed), task_column, time_column)
+    check_known("target_kind", target_kind, get_args(AskedKind))
+    check_known("on_duplicates", on_duplicates, get_args(OnDuplicates))
+    if isinstance(columns, str):
+        columns = [name.strip() for name in columns.split(",")]
+    if columns is not None and not columns:
+        raise UsageError("columns is empty; name at least one feature, or leave it out to take all")
+    roles = _Roles(task_column, target, time_column, None if columns is None else tuple(dict.fromkeys(columns)))
+    grouped = group(read.read_table(data, roles.needed), task_column, time_column)
     where, split_seed = f"{data}, column {task_column!r}", seed if split_seed is None else split_seed
-    refuse_missing(grouped.table, target, "target")
+    read.refuse_missing(grouped.table, target, "target")
     splits = split_tasks(len(grouped.names), validation_share, test_share, split_seed, where)
-    grouped, read, repetitions = _read(grouped, splits, roles, target_kind, on_duplicates)
+    grouped, encoded, repetitions = _read(grouped, splits, roles, target_kind, on_duplicates)
     details = {
         "source": Path(data).name,
-        "rows": len(read.x),
-        "features": list(read.schema.inputs),
-        "left_out": {**roles.left_out(grouped.table), **read.left_out},
+        "rows": len(encoded.x),
+        "features": list(encoded.schema.inputs),
+        "left_out": {**roles.left_out(grouped.table), **encoded.left_out},
         "duplicates": repetitions,
-        "new_classes": read.new_classes,
+        "new_classes": encoded.new_classes,
         "on_duplicates": on_duplicates,
         "support": shots,
         "order": order,
         "queries": queries,
-        "schema": schema_to_json(read.schema),
+        "schema": schema_to_json(encoded.schema),
     }
+    rows, classes = Rows(encoded.x, encoded.y, grouped.task, grouped.names), encoded.schema.classes
     try:
         tasks = row_tasks(
-            Rows(read.x, read.y, grouped.task, grouped.names), splits, support=shots, order=order, queries=queries,
-            on_short=on_short, classes=len(read.schema.classes) or None, seed=seed, device=device, name="table",
-            unit=read.schema.scale, details=details,
+            rows, splits, support=shots, order=order, queries=queries, on_short=on_short, classes=len(classes) or None,
+            seed=seed, device=device, name="table", unit=encoded.schema.scale, details=details,
         )  # fmt: skip
     except DataError as problem:
         raise DataError(f"{where}: {problem}") from problem
-    return tasks._replace(names=lambda split, number: read.schema.classes) if read.schema.classes else tasks
+    return tasks._replace(names=lambda split, number: classes) if classes else tasks
 
 
 class _Roles(NamedTuple):
@@ -159,13 +142,14 @@ class _Roles(NamedTuple):
     target: str
     time: str | None
     columns: tuple[str, ...] | None
+    """Features that were asked for; ``None``: all."""
 
     def needed(self, path: str, header: tuple[str, ...]) -> list[str]:
         """Return the columns to read, or refuse a header without them."""
         asked = [("--task-column", self.task), ("--target", self.target)]
         asked += [("--time-column", self.time)] if self.time is not None else []
         asked += [("--columns", name) for name in self.columns or ()]
-        find_columns(path, header, asked)
+        read.find_columns(path, header, asked)
         for one, other in ((self.task, self.target), (self.time, self.target), (self.time, self.task)):
             if one == other:
                 raise DataError(f"{path}: column {one!r} is asked for twice, as task, target or time; name another")
@@ -187,15 +171,14 @@ class _Roles(NamedTuple):
             return {}
         taken = (self.task, self.target, self.time)
         named = [name for name in table.header if name == _INDEX or name in _ROW_NAMES and name == table.header[0]]
-        unique = [n for n in named if n not in taken and len(distinct(table.columns[n])[0]) == table.size]
+        unique = [n for n in named if n not in taken and len(read.distinct(table.columns[n])[0]) == table.size]
         return dict.fromkeys(unique, "names the rows")
 
 
 class Grouped(NamedTuple):
-    """Rows and their tasks."""
+    """Rows, in order, and their tasks."""
 
     table: Table
-    """With the rows in the order in which they are to stand."""
     task: Tensor
     """``(N,)`` int64, the number of each row's task, a place in ``names``."""
     names: tuple[str, ...]
@@ -224,15 +207,15 @@ def _read(
             warnings.simplefilter("ignore")  # what is left is read again, and warned of then
             again, _ = _repeated(grouped, _encoded(grouped, splits, roles, target_kind), roles.time)
         grouped, dropped = grouped.rows(~again), int(again.sum())
-    read = _encoded(grouped, splits, roles, target_kind)
-    again, where = _repeated(grouped, read, roles.time)
+    encoded = _encoded(grouped, splits, roles, target_kind)
+    again, where = _repeated(grouped, encoded, roles.time)
     if again.any() and on_duplicates == "error":
         raise DataError(
             f"{grouped.table.path}, {where}: rows of one task with the same features and target ({int(again.sum())}"
             " repeated rows in all), so that one could be learned from and the other judged on; take --on-duplicates"
             " drop, or keep"
         )
-    return grouped, read, dropped + int(again.sum())
+    return grouped, encoded, dropped + int(again.sum())
 
 
 def _encoded(grouped: Grouped, splits: Mapping[str, Sequence[int]], roles: _Roles, target_kind: AskedKind) -> _Encoded:
@@ -243,36 +226,23 @@ def _encoded(grouped: Grouped, splits: Mapping[str, Sequence[int]], roles: _Role
     for message in learned.warnings:
         warnings.warn(message, LeftOutWarning, stacklevel=4)
     aim = learn_target(training, roles.target, target_kind)
-    new = [name for name in distinct(texts)[0] if aim.classes and name not in aim.classes]
-    count = 0
-    for name in new:
-        rows = np.asarray(texts == name)
-        count += int(rows.sum())
-        message = f"class {name!r} in {listed(table, rows)} is in no training task"
-        warnings.warn(str(error(table, roles.target, None, message)), UnseenValueWarning, stacklevel=4)
-    classes = (*aim.classes, *new)
+    new = {name: texts == name for name in read.distinct(texts)[0] if aim.classes and name not in aim.classes}
+    for name, rows in new.items():
+        message = f"class {name!r} in {read.listed(table, rows)} is in no training task"
+        warnings.warn(str(read.error(table, roles.target, None, message)), UnseenValueWarning, stacklevel=4)
+    classes, count = (*aim.classes, *new), sum(int(rows.sum()) for rows in new.values())
     schema = Schema(roles.task, roles.target, roles.time, aim.kind, learned.features, aim.mean, aim.scale, classes)
     return _Encoded(schema, encode_features(schema, table), encode_target(schema, table), learned.left_out, count)
 
 
-def _repeated(grouped: Grouped, read: _Encoded, time_column: str | None) -> tuple[NDArray[np.bool_], str]:
+def _repeated(grouped: Grouped, encoded: _Encoded, time_column: str | None) -> tuple[NDArray[np.bool_], str]:
     """Return which rows repeat an earlier one of their task, and where the first of them and its likes stand."""
     table = grouped.table
     time = None if time_column is None else table.columns[time_column]
-    firsts = repeated(grouped.task, read.x, read.y, time)
+    firsts = repeated(grouped.task, encoded.x, encoded.y, time)
     again: NDArray[np.bool_] = firsts != np.arange(len(firsts))
-    row = first(again)
-    return again, "" if row is None else listed(table, firsts == firsts[row], 2)
-
-
-def _names(columns: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """Return column names, each once; a text is split at its commas."""
-    if columns is None:
-        return None
-    names = tuple(dict.fromkeys(map(str.strip, columns.split(",")) if isinstance(columns, str) else columns))
-    if not names:
-        raise UsageError("columns is empty; name at least one feature, or leave it out to take all")
-    return names
+    row = read.first(again)
+    return again, "" if row is None else read.listed(table, firsts == firsts[row], 2)
 
 
 def group(table: Table, task_column: str, time_column: str | None) -> Grouped:
@@ -281,24 +251,26 @@ def group(table: Table, task_column: str, time_column: str | None) -> Grouped:
     Raises:
         DataError: a missing task or time, or a time that is neither number nor date.
     """
-    refuse_missing(table, task_column, "task")
+    read.refuse_missing(table, task_column, "task")
     if time_column is not None:
-        refuse_missing(table, time_column, "time")
+        read.refuse_missing(table, time_column, "time")
         table = table.rows(np.argsort(_times(table, time_column), kind="stable"))
-    found, codes = distinct(table.columns[task_column])
-    names = in_order(found)
+    found, codes = read.distinct(table.columns[task_column])
+    names = read.in_order(found)
     places = {name: place for place, name in enumerate(names)}
     return Grouped(table, torch.tensor([places[name] for name in found])[torch.from_numpy(codes)], names)
 
 
 def _times(table: Table, column: str) -> NDArray[np.float64]:
-    if any(map(is_number, distinct(table.columns[column])[0])):
-        return numbers(table, column, "the time is a number or an ISO 8601 date in every row")
-    chosen = common_date_format(table, column)
+    if any(map(read.is_number, read.distinct(table.columns[column])[0])):
+        return read.numbers(table, column, "the time is a number or an ISO 8601 date in every row")
+    chosen = read.common_date_format(table, column)
     if chosen is None:
         text = str(table.columns[column][0])
-        raise error(table, column, 0, f"{text!r} is no time; expected numbers or ISO 8601 dates, such as 2020-01-31")
-    return dates(table, column, chosen)
+        raise read.error(
+            table, column, 0, f"{text!r} is no time; expected numbers or ISO 8601 dates, such as 2020-01-31"
+        )
+    return read.dates(table, column, chosen)
 
 
 def split_tasks(count: int, validation: float, test: float, seed: int, where: str) -> dict[str, tuple[int, ...]]:
@@ -330,7 +302,7 @@ def split_tasks(count: int, validation: float, test: float, seed: int, where: st
 def repeated(task: Tensor, x: Tensor, y: Tensor, time: Texts | None) -> NDArray[np.int64]:
     """Return for each row the first row that equals it in task, inputs, target and time; itself where none does."""
     parts = [task.unsqueeze(1), x, y.reshape(len(y), -1)]
-    parts += [] if time is None else [torch.from_numpy(distinct(time)[1]).unsqueeze(1)]
+    parts += [] if time is None else [torch.from_numpy(read.distinct(time)[1]).unsqueeze(1)]
     seen: dict[bytes, int] = {}
     # adding zero makes -0 and 0 equal bytes
     values = torch.cat([part.double() for part in parts], 1).numpy() + 0.0
