@@ -204,7 +204,7 @@ def test_diff_lists_what_changed_but_for_more_steps_and_what_is_free() -> None:
 def test_the_command_says_what_is_not_default() -> None:
     tree = {"tasks": {"name": "icons", "shots": "1-3", "rotations": False}, "model": {"norm": "group"}}
     config = resolve(tree | {"method": {"name": "svm", "kernel": "rbf"}, "run": {"seed": 4}})
-    told = "headstart train icons --method svm --shots 1-3 --no-rotations --kernel rbf --norm group --seed 4 --out RUN"
+    told = "headstart train icons --method svm --no-rotations --shots 1-3 --kernel rbf --norm group --seed 4 --out RUN"
     assert command(config) == told
 
 

@@ -23,7 +23,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def bits(seed: int, split: str, numbers: Sequence[int], stream: int, count: int) -> Tensor:
-    """Return ``count`` random words for each of the tasks ``numbers``.
+    """Return ``count`` random words for each of the tasks ``numbers``, ``(B, count)`` int64 in ``[0, 2**32)``.
 
     Args:
         seed: in ``[0, 2**32)``.
@@ -32,12 +32,8 @@ def bits(seed: int, split: str, numbers: Sequence[int], stream: int, count: int)
         stream: which of a task's independent sequences, in ``[0, 2**32)``.
         count: words per task.
 
-    Returns:
-        ``(B, count)`` int64 in ``[0, 2**32)``, on the CPU.
-
     Raises:
-        UsageError: a seed or task number out of range.
-        UnknownNameError: an unknown split.
+        UsageError: a seed or task number out of range, or an unknown split.
 
     >>> bits(0, "train", [7], stream=0, count=2).tolist() == bits(0, "train", [3, 7], 0, 2)[1:].tolist()
     True
@@ -93,8 +89,7 @@ def below(words: Words, bound: Words | int) -> Words:
 def distinct(words: Tensor, sizes: Tensor, count: int) -> Tensor:
     """Draw ``count`` different integers below each of ``sizes``, in random order.
 
-    Floyd's subset algorithm (Bentley and Floyd 1987, doi:10.1145/30401.315746), then a shuffle: the cost does
-    not depend on ``sizes``, which may differ from row to row.
+    Floyd's subset algorithm (Bentley and Floyd 1987, doi:10.1145/30401.315746), then a shuffle.
 
     Args:
         words: ``(*rows, 2 * count)`` random words.

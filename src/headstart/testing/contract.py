@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from headstart.types import Tree
+from headstart.types import Batch, Tree
 
 
 class ContractError(AssertionError):
@@ -74,6 +74,11 @@ def finite(tree: Tree) -> bool:
 def take(tree: Tree, tasks: list[int]) -> Tree:
     """Return the tree of these tasks alone, in this order."""
     return mapped(lambda leaf: leaf[tasks], tree)
+
+
+def there(batch: Batch) -> Tensor:
+    """Return which examples of a batch are there, ``(B, n)``, on the CPU."""
+    return torch.ones(batch.y.shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask.cpu()
 
 
 def generator_state() -> tuple[bytes, object]:

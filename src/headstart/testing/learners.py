@@ -1,7 +1,7 @@
 """The contract of a `Learner`: exact, pure, isolated, deterministic."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from headstart.testing.contract import (
     same_bits,
     take,
     tensors,
+    there,
 )
 from headstart.testing.differences import check_derivative
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Params, Tree
@@ -57,9 +58,7 @@ def _of_a_task(result: _Result) -> list[Tree]:
 
 
 def _gradient_of(case: _Case) -> Meta | None:
-    if case.learner.gradient is None:
-        return None
-    return meta_gradient(case.learner, case.meta, case.episodes)[0]
+    return meta_gradient(*case)[0] if case.learner.gradient is not None else None
 
 
 def check_learner(
@@ -77,8 +76,8 @@ def check_learner(
     """Check that a learner keeps its promises on ``episodes``.
 
     - init: the same generator gives the same meta value, in fresh memory.
-    - pure: meta value, episodes and module stay bit-equal; no global random number is drawn; where nobody asks for
-      a derivative, no history is kept.
+    - pure: meta value, episodes and module stay bit-equal; no global random number is drawn; no history is kept where
+      nobody asks for a derivative.
     - deterministic: the same call gives the same bits.
     - shapes: everything has its task axis; the gradient looks like the meta value and is finite.
     - isolated: a task's result is the same alone, in another order, and beside tasks with other data (to rounding).
@@ -86,20 +85,17 @@ def check_learner(
       ``initial``); ``steps=`` overrides their number, and the first steps of many are the steps of few.
     - masks: examples that are masked out do not change the result, even where they are NaN.
     - order, where asked for: the order of the support examples does not matter.
-    - exact, where ``learner.exact``: `meta_gradient` is the derivative of `meta_loss` with respect to θ and to M, held
-      against central differences.
+    - exact, where ``learner.exact``: `meta_gradient` agrees with central differences of `meta_loss` in θ and in M.
     - task maps agree: what the learner of the first task map says, the others' learners say, to 1e-10.
 
     Args:
-        learner: the learner, or a function that makes it from the name of a task map: then each is made, and they are
-            compared.
+        learner: the learner, or a function that makes it from the name of a task map: then all are made and compared.
         episodes: at least two tasks, in float64 (`random_episodes` makes some); a seed in them switches dropout on.
         module: the module that the learner was made from, to see that it is left alone.
         masks: false for models whose examples see each other (batch normalisation by the batch).
         initial: false for learners that give each task a start of its own, read off its support set (`Start`).
         order: check that the order of support examples does not matter.
-        directions: how many random directions the exact gradient is held against, in θ and in M.
-        tolerance: of central differences, relative to the gradient; see `check_derivative`.
+        directions, tolerance: of the central differences; see `check_derivative`.
         taskmaps: what ``learner`` is called with, where it is a function.
 
     Raises:
@@ -110,10 +106,9 @@ def check_learner(
     >>> net = headstart.mlp(2, 3, hidden=(4,)).double()
     >>> check_learner(lambda taskmap: headstart.maml(net, steps=2, taskmap=taskmap), random_episodes((2,)), module=net)
     """
-    (tensors_before, rest_before) = module_state(module)
+    tensors_before, rest_before = module_state(module)
     learners = [learner] if isinstance(learner, Learner) else [learner(name) for name in taskmaps]
-    meta = _check_init(learners[0])
-    case = _Case(learners[0], meta, episodes)
+    case = _Case(learners[0], _check_init(learners[0]), episodes)
     _check_arguments(case)
     _check_pure(case)
     after, rest = module_state(module)
@@ -160,12 +155,16 @@ def _check_pure(case: _Case) -> None:
     inputs = (case.meta, case.episodes)
     before, generators = copied(inputs), generator_state()
     result = _run(case)
-    history = [t for t in tensors([result.adapted.params, result.adapted.buffers, result.info]) if t.requires_grad]
-    require(not history, "pure", "under torch.no_grad() the result keeps a history; predicting would leak memory")
     _gradient_of(case)
-    adapted, info = case.learner.adapt(case.meta, case.episodes.support)
-    history = [t for t in tensors([adapted.params, adapted.buffers, info]) if t.requires_grad]
-    require(not history, "pure", "nothing in the meta value requires a gradient, but the result keeps a history")
+    found = {
+        "under torch.no_grad() the result keeps a history; predicting would leak memory": result[:2],
+        "nothing in the meta value requires a gradient, but the result keeps a history": case.learner.adapt(
+            case.meta, case.episodes.support
+        ),
+    }
+    for claim, (adapted, info) in found.items():
+        history = [t for t in tensors([adapted.params, adapted.buffers, info]) if t.requires_grad]
+        require(not history, "pure", claim)
     require(same_bits(before, inputs), "pure", "the learner writes into its meta value or its episodes")
     meaning = "the learner draws from the global generator; take random numbers from Batch.seed"
     require(generator_state() == generators, "deterministic", meaning)
@@ -175,11 +174,8 @@ def _check_shapes(case: _Case) -> None:
     tasks, query = case.episodes.support.y.shape[0], case.episodes.query
     result = _run(case)
     for name, value in {**result.adapted.params, **result.adapted.buffers}.items():
-        require(
-            value.ndim > 0 and value.shape[0] == tasks,
-            "shapes",
-            f"adapted {name!r} has shape {tuple(value.shape)}, its first axis must be the {tasks} tasks",
-        )
+        claim = f"adapted {name!r} has shape {tuple(value.shape)}, its first axis must be the {tasks} tasks"
+        require(value.shape[:1] == (tasks,), "shapes", claim)
     shapes = {
         "predict": (result.outputs.shape[:2], query.y.shape[:2]),
         "loss": (result.losses.shape, (tasks,)),
@@ -191,43 +187,33 @@ def _check_shapes(case: _Case) -> None:
     if gradient is None:
         return
     for part, like in zip(gradient, case.meta):
-        described = ({k: (v.shape, v.dtype) for k, v in tree.items()} for tree in (part, like))
-        require(
-            next(described) == next(described),
-            "shapes",
-            f"the gradient has {sorted(part)}, it must have the names, shapes and types of {sorted(like)}",
-        )
+        got, expected = ({k: (v.shape, v.dtype) for k, v in tree.items()} for tree in (part, like))
+        claim = f"the gradient has {sorted(part)}, it must have the names, shapes and types of {sorted(like)}"
+        require(got == expected, "shapes", claim)
     require(finite(gradient), "shapes", "the meta-gradient holds NaN or infinity")
     require(not any(t.requires_grad for t in tensors(gradient)), "pure", "the meta-gradient keeps a history")
 
 
 def _check_deterministic(case: _Case) -> None:
-    state = torch.get_rng_state()
-    try:
-        first = _run(case), _gradient_of(case)
+    first = _run(case), _gradient_of(case)
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(12345)
         second = _run(case), _gradient_of(case)
-    finally:
-        torch.set_rng_state(state)
     require(same_bits(first, second), "deterministic", f"two equal calls differ by {error(first, second):.2g}")
 
 
 def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
     gradient = _gradient_of(case)
     assert gradient is not None
-    for field, symbol in (("params", "θ"), ("structure", "M")):
-        point = getattr(case.meta, field)
-        if not point:
-            continue
+    how: dict[str, Any] = {"directions": directions, "tolerance": tolerance}
+    for field, symbol, point, slope in zip(Meta._fields, "θM", case.meta, gradient):
 
         def loss(values: Params, field: str = field) -> float:
             with torch.no_grad():
                 return meta_loss(case.learner, case.meta._replace(**{field: values}), case.episodes)[0].item()
 
-        check_derivative(
-            loss, point, getattr(gradient, field), contract=f"exact in {symbol}", directions=directions,
-            tolerance=tolerance,
-        )  # fmt: skip
+        if point:
+            check_derivative(loss, point, slope, contract=f"exact in {symbol}", **how)
 
 
 def _check_agreement(ours: _Case, theirs: _Case, contract: str) -> None:
@@ -257,7 +243,7 @@ def _check_isolated(case: _Case) -> None:
 
 
 def _disturbed(episodes: Episodes) -> Episodes:
-    """Return episodes with other inputs, targets and seeds, of the same shapes and within the same ranges."""
+    """Return episodes with other inputs, targets and seeds, of the same shapes and ranges."""
 
     def other(batch: Batch) -> Batch:
         x = mapped(lambda leaf: 1.7 * leaf.flip(1) + 0.3 if leaf.is_floating_point() else leaf.flip(1), batch.x)
@@ -282,11 +268,8 @@ def _check_steps(case: _Case, initial: bool) -> None:
             require(same, "steps", f"with steps=0, {name!r} is not what adaptation starts from")
     few, many = _run(case, steps=1).info.support_loss, _run(case, steps=2).info.support_loss
     shapes = [tuple(t.shape) for t in (none.info.support_loss, few, many)]
-    require(
-        shapes == [(0, tasks), (1, tasks), (2, tasks)],
-        "steps",
-        f"steps=0, 1 and 2 give support losses of shapes {shapes}; steps= must override the number of steps",
-    )
+    claim = f"steps=0, 1 and 2 give support losses of shapes {shapes}; steps= must override the number of steps"
+    require(shapes == [(0, tasks), (1, tasks), (2, tasks)], "steps", claim)
     require_close(few[0], many[0], "steps", "the first of two steps is not the step that is taken alone")
 
 
@@ -297,8 +280,7 @@ def _padded(batch: Batch) -> Batch:
         extra = leaf[:, :1].repeat_interleave(2, 1)
         return torch.cat([leaf, extra * float("nan") if leaf.is_floating_point() else extra], 1)
 
-    there = torch.ones(batch.y.shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask
-    mask = nn.functional.pad(there, (0, 2))
+    mask = nn.functional.pad(there(batch), (0, 2))
     return Batch(mapped(longer, batch.x), longer(batch.y), mask, batch.seed)
 
 
@@ -306,8 +288,8 @@ def _check_masks(case: _Case) -> None:
     """Examples that are masked out change no result and no gradient, even where they are NaN, in all tasks or one."""
     padded = case._replace(episodes=Episodes(*(_padded(batch) for batch in case.episodes)))
     plain, result = _run(case), _run(padded)
-    there = plain.outputs.shape[1]
-    said = mapped(lambda leaf: leaf[:, :there], [result.outputs, result.distribution])
+    count = plain.outputs.shape[1]
+    said = mapped(lambda leaf: leaf[:, :count], [result.outputs, result.distribution])
     seen = [result.adapted.params, result.losses, said]
     expected = [plain.adapted.params, plain.losses, [plain.outputs, plain.distribution]]
     require_close(seen, expected, "masks", "examples that are masked out change the result")
@@ -331,8 +313,8 @@ def _check_ragged(case: _Case) -> None:
     mask[0, -1] = False
 
     def blank(leaf: Tensor) -> Tensor:
-        there = mask.view(*mask.shape, *(1,) * (leaf.ndim - 2))
-        return torch.where(there, leaf, float("nan")) if leaf.is_floating_point() else leaf
+        gone = ~mask.view(*mask.shape, *(1,) * (leaf.ndim - 2))
+        return leaf.masked_fill(gone, float("nan")) if leaf.is_floating_point() else leaf
 
     ragged = case._replace(episodes=Episodes(support._replace(x=mapped(blank, support.x), mask=mask), query))
     first = take(support, [0])

@@ -6,7 +6,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from headstart.testing.contract import finite, generator_state, require, same_bits, take, tensors
+from headstart.testing.contract import finite, generator_state, require, same_bits, take, tensors, there
 from headstart.types import Batch, Episodes, Tasks
 
 
@@ -31,9 +31,8 @@ def check_tasks(
         tasks: the family, or a function that makes it from a seed.
         splits: the splits that it has.
         numbers: the task numbers to look at, at least three.
-        duplicates: the share of query examples that may equal a support example of their class. Two photographs may
-            be the same file in the data; a leak makes it happen far more often. An equal example with
-            another class is never right.
+        duplicates: the share of query examples that may equal a support example of their class, since data may hold a
+            photograph twice. An equal example of another class is never right.
 
     Raises:
         ContractError: the contract that is broken, by how much, and what that means.
@@ -61,11 +60,8 @@ def check_tasks(
 
 def _check_batch(family: Tasks, batch: Batch, count: int, where: str) -> None:
     for leaf in tensors(batch.x):
-        require(
-            leaf.shape[:2] == batch.y.shape[:2] and leaf.shape[0] == count,
-            "shapes",
-            f"x of the {where} is {tuple(leaf.shape)} and y {tuple(batch.y.shape)} for {count} tasks",
-        )
+        claim = f"x of the {where} is {tuple(leaf.shape)} and y {tuple(batch.y.shape)} for {count} tasks"
+        require(leaf.shape[:2] == batch.y.shape[:2] and leaf.shape[0] == count, "shapes", claim)
     if isinstance(batch.x, Tensor):
         got, expected = tuple(batch.x.shape[2:]), tuple(family.input_shape)
         require(got == expected, "shapes", f"inputs of the {where} are {got}, not {expected}")
@@ -85,12 +81,8 @@ def _check_batch(family: Tasks, batch: Batch, count: int, where: str) -> None:
         require(bool(batch.mask.any(1).all()), "shapes", f"a {where} has no example at all")
 
 
-def _there(batch: Batch) -> Tensor:
-    return torch.ones(batch.y.shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask.cpu()
-
-
 def _check_classes(family: Tasks, episodes: Episodes, split: str, numbers: Sequence[int]) -> None:
-    support, query = ([set(y[there].tolist()) for y, there in zip(batch.y.cpu(), _there(batch))] for batch in episodes)
+    support, query = ([set(y[own].tolist()) for y, own in zip(batch.y.cpu(), there(batch))] for batch in episodes)
     for number, (known, asked) in enumerate(zip(support, query)):
         unseen = sorted(asked - known)
         require(not unseen, "shapes", f"the query set of {split!r} task {number} asks for {unseen}, not in its support")
@@ -102,14 +94,11 @@ def _check_classes(family: Tasks, episodes: Episodes, split: str, numbers: Seque
 
 def _check_determined(family: Tasks, split: str, numbers: Sequence[int], episodes: Episodes) -> None:
     count, before = len(numbers), generator_state()
-    state = torch.get_rng_state()
-    try:
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4321)
         again = family.sample(split, numbers)
         alone = [family.sample(split, [numbers[place]]) for place in (count - 1, 0)]
         backwards = family.sample(split, list(numbers)[::-1])
-    finally:
-        torch.set_rng_state(state)
     family.sample(split, numbers)
     require(generator_state() == before, "determined", f"sampling {split!r} draws from a global generator")
     meaning = "it must be a function of (seed, split, t) alone, or a resumed run would see other tasks"
@@ -124,28 +113,24 @@ def _check_determined(family: Tasks, split: str, numbers: Sequence[int], episode
 def _check_leakage(episodes: Episodes, split: str, duplicates: float) -> None:
     shared, asked = 0, 0
     for number in range(episodes.query.y.shape[0]):
-        rows, labels = zip(*(_examples(batch, number) for batch in episodes))
-        known = dict(zip(rows[0], labels[0]))
-        for row, label in zip(rows[1], labels[1]):
+        support, query = (_examples(batch, number) for batch in episodes)
+        known = dict(support)
+        for row, label in query:
             asked += 1
             if row in known:
                 shared += 1
                 said = f"in the support set as {known[row]} and in the query set as {label}"
                 require(known[row] == label, "leakage", f"in {split!r} task {number} one example is {said}")
-    require(
-        shared <= duplicates * asked,
-        "leakage",
-        f"{shared} of {asked} query examples of {split!r} are in their own support set, {duplicates:.1%} are allowed; "
-        f"their score would be flattered",
-    )
+    said = f"{shared} of {asked} query examples of {split!r} are in their own support set, {duplicates:.1%} are allowed"
+    require(shared <= duplicates * asked, "leakage", f"{said}; their score would be flattered")
 
 
-def _examples(batch: Batch, task: int) -> tuple[list[bytes], list[object]]:
-    """Return the inputs of a task's examples as bytes, and their labels."""
-    there = _there(batch)[task]
-    parts = [leaf[task].cpu()[there].flatten(1) for leaf in tensors(batch.x)]
-    rows = [b"".join(part[place].numpy().tobytes() for part in parts) for place in range(int(there.sum()))]
-    return rows, batch.y[task].cpu()[there].tolist()
+def _examples(batch: Batch, task: int) -> list[tuple[bytes, object]]:
+    """Return the inputs of a task's examples as bytes, each with its label."""
+    own = there(batch)[task]
+    parts = [leaf[task].cpu()[own].flatten(1) for leaf in tensors(batch.x)]
+    rows = [b"".join(part[place].numpy().tobytes() for part in parts) for place in range(int(own.sum()))]
+    return list(zip(rows, batch.y[task].cpu()[own].tolist()))
 
 
 def _check_different(sampled: dict[str, Episodes]) -> None:

@@ -223,7 +223,7 @@ def _cut_images(members):
 def test_a_damaged_file_is_refused(change, said, tmp_path, monkeypatch):
     if change is not None:
         (tmp_path / "icons.zip").write_bytes(change if isinstance(change, bytes) else _repacked(change))
-    monkeypatch.setattr(module, "files", lambda package: tmp_path)
+    monkeypatch.setattr(module, "_ICONS", tmp_path / "icons.zip")
     read_archive.cache_clear()
     with pytest.raises(FileError, match=said):
         read_archive()

@@ -30,12 +30,9 @@ def download(url: str, path: Path, sha256: str, *, instead: str = "") -> Path:
 
     Args:
         url: address of the file.
-        path: where to put it; folders are made.
+        path: where to put it, and what is returned; folders are made.
         sha256: what the file must have, in hexadecimal.
         instead: what a user without a network can do, for the error message.
-
-    Returns:
-        ``path``.
 
     Raises:
         FileError: no answer, or a file that is not the expected one (which is removed).

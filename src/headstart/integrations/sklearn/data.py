@@ -33,11 +33,7 @@ class Table(NamedTuple):
         return None if self.classes is None else self.y
 
     def among(self, classes: Array) -> "Table":
-        """Return the table with its labels as places in ``classes``, the network's outputs.
-
-        Raises:
-            DataError: a label that is not among them.
-        """
+        """Return the table with its labels as places in ``classes``, the network's outputs, or raise `DataError`."""
         assert self.classes is not None
         places = {label: place for place, label in enumerate(classes.tolist())}
         new = [label for label in self.classes.tolist() if label not in places]
@@ -59,7 +55,6 @@ class Scaling(NamedTuple):
     y_scale: Tensor
 
     def features(self, x: Array) -> Tensor:
-        """Return standardised features."""
         return (torch.tensor(x, dtype=torch.float64) - self.x_mean) / self.x_scale
 
     def targets(self, table: Table) -> Tensor:
@@ -70,11 +65,7 @@ class Scaling(NamedTuple):
 
 
 def scaling(table: Table) -> Scaling:
-    """Return the moments of the columns of a table.
-
-    Raises:
-        DataError: a column whose standard deviation is no number.
-    """
+    """Return the moments of a table's columns; a standard deviation that is no number is a `DataError`."""
     targets = table.y.reshape(len(table.y), -1) if table.classes is None else np.array([[-1.0], [1.0]])
     return Scaling(*_moments(table.x, "X"), *_moments(targets, "y"))
 
@@ -100,13 +91,9 @@ class Grouped(NamedTuple):
 
 
 def grouped(groups: object, rows: int) -> Grouped:
-    """Number the tasks that ``groups`` names, one name a row.
-
-    Raises:
-        DataError: not one name a row, a missing name, or names of kinds that do not compare.
-    """
+    """Number the tasks that ``groups`` names; `DataError` unless each row has one name, and they compare."""
     names = np.asarray(groups)
-    if names.ndim != 1 or len(names) != rows:
+    if names.shape != (rows,):
         raise DataError(f"groups must name one task a row, so have shape ({rows},); got shape {names.shape}")
     missing = [place for place, name in enumerate(names.tolist()) if name is None or name != name]
     if missing:
@@ -131,7 +118,7 @@ def spread(labels: Array | None, rows: int, seed: int) -> Tensor:
 
 
 def dealt(labels: Array | None, rows: int, most: int, seed: int) -> Grouped:
-    """Deal rows that belong to one task out to tasks of about twice ``most`` support rows (a class, if labelled)."""
+    """Deal the rows of one task out to tasks of about twice ``most`` support rows (a class, if labelled)."""
     classes = 1 if labels is None else len(np.unique(labels))
     count = max(1, rows // (2 * most * classes))
     task = torch.empty(rows, dtype=torch.int64)
@@ -149,12 +136,12 @@ class Families(NamedTuple):
 
     def train(self) -> Tasks:
         """Return tasks whose number of support rows is drawn anew for every block."""
-        first = self.members[0]
-        return first if len(self.members) == 1 else first._replace(sample=self._sample)
 
-    def _sample(self, split: str, numbers: Sequence[int]) -> Episodes:
-        words = bits(self.seed, split, [numbers[0] // self.block], stream=2, count=1)
-        return self.members[int(below(words, len(self.members)))].sample(split, numbers)
+        def sample(split: str, numbers: Sequence[int]) -> Episodes:
+            words = bits(self.seed, split, [numbers[0] // self.block], stream=2, count=1)
+            return self.members[int(below(words, len(self.members)))].sample(split, numbers)
+
+        return self.members[0]._replace(sample=sample)
 
     def validation(self) -> list[Episodes]:
         """Return every validation task, once for each number of support rows."""
@@ -165,17 +152,14 @@ class Families(NamedTuple):
 def families(rows: Rows, options: Options, named: bool, seed: int) -> Families | None:
     """Return the training and validation tasks, with each number of support rows that is asked for.
 
-    Args:
-        rows: of all tasks.
-        options: decides supports, the share of validation tasks, and what becomes of tasks with too few rows.
-        named: whether the user named the tasks; where rows were merely dealt out, too few of them are no error.
-        seed: decides which tasks validate, and all that is drawn from tasks.
-
-    Returns:
-        ``None`` where no task has rows enough, and none was named.
+    ``None`` where no task has rows enough; that is an error where the user ``named`` the tasks.
     """
-    splits = _splits(len(rows.names), options.validation_fraction, seed)
-    low, high = options.supports
+    count, (low, high) = len(rows.names), options.supports
+    held_out = min(max(round(count * options.validation_fraction), options.validation_fraction > 0), count - 1)
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    splits: dict[str, Sequence[int]] = {"train": sorted(order[held_out:]), "validation": sorted(order[:held_out])}
+    if not held_out:
+        del splits["validation"]
     members = [_tasks(rows, splits, low, options, seed)] if named else []
     for support in range(low + named, high + 1):
         # a range asks for its least number only; tasks with fewer rows than a larger one sit that out
@@ -197,10 +181,3 @@ def _tasks(rows: Rows, splits: dict[str, Sequence[int]], support: int, options: 
     except DataError as error:  # in the terms of an estimator
         text = str(error).replace("skip such tasks (--on-short skip)", "skip such tasks (on_short='skip')")
         raise DataError(text) from error
-
-
-def _splits(tasks: int, fraction: float, seed: int) -> dict[str, Sequence[int]]:
-    held_out = min(max(round(tasks * fraction), fraction > 0), tasks - 1)
-    order = np.random.default_rng(seed).permutation(tasks)
-    splits: dict[str, Sequence[int]] = {"train": sorted(order[held_out:].tolist())}
-    return splits | ({"validation": sorted(order[:held_out].tolist())} if held_out else {})

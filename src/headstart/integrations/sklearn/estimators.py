@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike
 from headstart.errors import DataError, UsageError
 from headstart.integrations.sklearn.data import Array, Table
 from headstart.integrations.sklearn.files import read_estimator, write_estimator
-from headstart.integrations.sklearn.learning import Fitted, Trained, few_shot, learned, one_task
-from headstart.integrations.sklearn.options import Kind, options_of
+from headstart.integrations.sklearn.learning import Fitted, few_shot, learned, one_task
+from headstart.integrations.sklearn.options import options_of
+from headstart.registry import Target
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -31,7 +32,7 @@ except ImportError as error:
 class FewShot(BaseEstimator):
     """Parameters, fitting, adapting and files; what is predicted is left to the two estimators."""
 
-    _kind: ClassVar[Kind]
+    _kind: ClassVar[Target]
     fitted_: Fitted
     n_features_in_: int
     feature_names_in_: Array
@@ -76,8 +77,8 @@ class FewShot(BaseEstimator):
         Args:
             X: features ``(n, features)``.
             y: targets or class labels.
-            groups: the name of each row's task ``(n,)``. Without it the rows are one task, and are dealt out at random
-                to parts of about twice ``support`` rows (a class), which are learned from as if they were tasks.
+            groups: the name of each row's task ``(n,)``. Without it the rows are dealt out at random to parts of about
+                twice ``support`` rows (a class), which are learned from as if they were tasks.
 
         Raises:
             DataError: groups that do not fit the rows, or a task with too few of them.
@@ -85,48 +86,41 @@ class FewShot(BaseEstimator):
         """
         options = options_of(self.get_params(deep=False), self._kind)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        return self._know(*learned(self._read(X, y, reset=True), groups, options, self._kind, seed))
+        return self._know(learned(self._read(X, y, reset=True), groups, options, self._kind, seed))
 
     def adapt(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Return a fitted estimator that has learned one new task from a few rows; this one stays as it is.
 
         Args:
             X: features ``(n, features)``, as in `fit`.
-            y: targets; or class labels, which may be new ones where ``method`` learns a head for each task
-                (prototypes, ridge, svm, logistic), and else must be among `classes_`.
+            y: targets; or class labels, which must be among `classes_` unless ``method`` learns a head for each task
+                (prototypes, ridge, svm, logistic).
         """
         check_is_fitted(self, "fitted_")
-        return copy.copy(self)._know(None, one_task(self.fitted_, self._read(X, y, reset=False)))
+        return copy.copy(self)._know(one_task(self.fitted_, self._read(X, y, reset=False)))
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Write the estimator to a new or empty folder: safetensors and JSON, nothing that is ever unpickled.
 
-        Whatever ``random_state`` is, but a number, is kept as None.
+        A ``random_state`` that is no number is kept as None.
         """
         check_is_fitted(self, "fitted_")
         names, params = getattr(self, "feature_names_in_", None), self.get_params(deep=False)
-        trained = Trained(self.fitted_.meta, self.loss_curve_, self.validation_curve_)
-        write_estimator(Path(folder), type(self).__name__, params, trained, self.fitted_, names)
+        write_estimator(Path(folder), type(self).__name__, params, self.fitted_, names)
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            FileError: a file that is missing, damaged, or not of such an estimator.
-        """
-        found = read_estimator(Path(folder), cls.__name__, cls._kind, cls().get_params(deep=False))
-        estimator = cls(**found.params)._know(found.trained, found.fitted)
-        estimator.n_features_in_ = found.fitted.spec.inputs
-        if found.features is not None:
-            estimator.feature_names_in_ = np.asarray(found.features, dtype=object)
+        """Read what `save` wrote; a file that is missing, damaged or of another estimator is a `FileError`."""
+        params, fitted, names = read_estimator(Path(folder), cls.__name__, cls._kind, cls().get_params(deep=False))
+        estimator = cls(**params)._know(fitted)
+        estimator.n_features_in_ = fitted.spec.inputs
+        if names is not None:
+            estimator.feature_names_in_ = np.asarray(names, dtype=object)
         return estimator
 
-    def _know(self, trained: Trained | None, fitted: Fitted) -> Self:
-        if trained is not None:
-            self.method_, self.n_iter_ = fitted.spec.method, len(trained.losses)
-            self.loss_curve_, self.validation_curve_ = trained.losses, trained.validation
-        self.fitted_ = fitted
+    def _know(self, fitted: Fitted) -> Self:
+        self.fitted_, self.method_, self.n_iter_ = fitted, fitted.spec.method, len(fitted.losses)
+        self.loss_curve_, self.validation_curve_ = fitted.losses, fitted.validation
         if fitted.classes is not None:
             self.classes_ = fitted.classes
         return self
@@ -139,11 +133,20 @@ class FewShot(BaseEstimator):
         check_is_fitted(self, "fitted_")
         return validate_data(self, X, dtype=np.float64, reset=False)
 
-    def _score(
-        self, measure: Callable[..., float], X: ArrayLike, y: ArrayLike, weights: ArrayLike | None,
-        groups: ArrayLike | None,
-    ) -> float:  # fmt: skip
-        """Return a measure of `predict`; or with ``groups``, of what is predicted after adapting to the support."""
+    _measure: ClassVar[Callable[..., float]]
+
+    def score(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> float:
+        """Return R², or the accuracy, of `predict`; or with ``groups``, after adapting to each group's support rows.
+
+        Args:
+            X, y: rows.
+            sample_weight: how much each row counts.
+            groups: the name of each row's task: of each, ``support`` rows (the most of a range) are adapted to and the
+                others predicted. The score is over those of all tasks.
+        """
+        measure, weights = type(self)._measure, sample_weight
         if groups is None:
             return float(measure(y, self.predict(X), sample_weight=weights))  # pyrefly: ignore [missing-attribute]
         check_is_fitted(self, "fitted_")
@@ -161,15 +164,14 @@ class FewShotRegressor(RegressorMixin, FewShot):
     """Regression learned across tasks, such that a few rows of a new task are enough.
 
     `fit` learns across the tasks that ``groups`` names, `adapt` learns a new one. Without `adapt`, `predict` answers
-    by what all training rows pooled say. X and y are standardised by the training rows; sample weights are not
-    supported in fitting.
+    by all training rows pooled. X and y are standardised by the training rows; fitting takes no sample weights.
 
     Args:
         method: ``"auto"`` (a Gaussian process with a learned prior) or the name of another method that regresses,
             such as ``"ridge"``, ``"maml"``, ``"reptile"``; `headstart list methods` names them.
         hidden: widths of the network's hidden layers, ``()`` for none; by default the method's own, else (32, 32).
-        support: rows from which a task is learned in training and in `score`: a number, or the least and the most, in
-            training drawn anew for each step. What is left of a task are its query rows.
+        support: rows from which a task is learned in training and in `score`: a number, or the least and the most,
+            drawn anew for each training step. The others are its query rows.
         order: draw the support rows at ``"random"``, or take a task's ``"first"`` rows.
         steps: outer steps; by default 5 for each training task, from 20 to 200.
         tasks_per_step: tasks of an outer step.
@@ -194,7 +196,8 @@ class FewShotRegressor(RegressorMixin, FewShot):
     (80,)
     """
 
-    _kind = "regression"
+    _kind, _measure = "regression", r2_score
+    score = FewShot.score  # not that of the mixin
 
     def predict(self, X: ArrayLike, return_std: bool = False) -> Array | tuple[Array, Array]:
         """Predict targets, of the task that `adapt` learned, or by all training rows pooled.
@@ -202,7 +205,7 @@ class FewShotRegressor(RegressorMixin, FewShot):
         Args:
             X: features ``(n, features)``.
             return_std: return the standard deviation of an observation as well, noise included, where the method
-                tells one; such a method is ``"gaussian_process"``.
+                tells one, such as ``"gaussian_process"``.
 
         Raises:
             UsageError: the method tells no standard deviation.
@@ -218,19 +221,6 @@ class FewShotRegressor(RegressorMixin, FewShot):
             )
         return self.fitted_.in_units(found.mean), self.fitted_.in_units(found.variance.sqrt(), mean=0.0)
 
-    def score(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
-    ) -> float:
-        """Return R² of `predict`; or with ``groups``, of predictions after adapting to each group's support rows.
-
-        Args:
-            X, y: rows.
-            sample_weight: how much each row's error counts.
-            groups: the name of each row's task: of each, ``support`` rows (the most of a range) are adapted to and the
-                others predicted. R² is over those of all tasks.
-        """
-        return self._score(r2_score, X, y, sample_weight, groups)
-
     def _read(self, X: ArrayLike, y: ArrayLike, reset: bool) -> Table:
         x, targets = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, reset=reset)
         return Table(x, targets.astype(np.float64), None)
@@ -244,10 +234,9 @@ class FewShotRegressor(RegressorMixin, FewShot):
 class FewShotClassifier(ClassifierMixin, FewShot):
     """Classification learned across tasks, such that a few rows of a new task, or of new classes, are enough.
 
-    Parameters and attributes are those of `FewShotRegressor`, but ``support`` is the number of rows of each class (with
+    Parameters and attributes are those of `FewShotRegressor`, but ``support`` counts rows of each class (with
     ``order="first"``, of a task), ``method="auto"`` is the nearest class mean in a learned embedding
-    (``"prototypes"``), and `classes_` holds the labels. Tasks may have different classes. After `adapt`, `classes_` are
-    the new task's. Sample weights are not supported in fitting.
+    (``"prototypes"``), and `classes_` holds the labels: after `adapt`, the new task's. Tasks may differ in classes.
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(80, 2))
@@ -257,7 +246,8 @@ class FewShotClassifier(ClassifierMixin, FewShot):
     ['high', 'low']
     """
 
-    _kind = "classification"
+    _kind, _measure = "classification", accuracy_score
+    score = FewShot.score  # not that of the mixin
 
     def predict(self, X: ArrayLike) -> Array:
         """Predict the labels of rows ``(n, features)``: the most probable classes."""
@@ -267,15 +257,6 @@ class FewShotClassifier(ClassifierMixin, FewShot):
     def predict_proba(self, X: ArrayLike) -> Array:
         """Return the probability of each of `classes_`, ``(n, classes)``; they were not calibrated."""
         return softmax(self._logits(X))
-
-    def score(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
-    ) -> float:
-        """Return the accuracy of `predict`; or with ``groups``, after adapting to each group's support rows.
-
-        Arguments are those of `FewShotRegressor.score`.
-        """
-        return self._score(accuracy_score, X, y, sample_weight, groups)
 
     def _logits(self, X: ArrayLike) -> Array:
         x = self._features(X)

@@ -21,8 +21,9 @@ from torch import Generator
 
 from headstart.errors import FileError, HeadstartError, UsageError
 from headstart.integrations.sklearn.data import Array, Scaling
-from headstart.integrations.sklearn.learning import Fitted, Trained, double
-from headstart.integrations.sklearn.options import Kind, Spec, learner_of, options_of
+from headstart.integrations.sklearn.learning import Fitted, double
+from headstart.integrations.sklearn.options import Spec, learner_of, options_of
+from headstart.registry import Target
 from headstart.training.files import from_safetensors, make_folder, read, read_json, to_json, to_safetensors, write
 from headstart.types import Adapted, Batch, Meta, Params
 
@@ -58,17 +59,8 @@ class _Description(NamedTuple):
     step: _Count
 
 
-class Found(NamedTuple):
-    """What a folder holds."""
-
-    params: dict[str, Any]
-    trained: Trained
-    fitted: Fitted
-    features: list[str] | None
-
-
 def write_estimator(
-    folder: Path, estimator: str, params: Mapping[str, Any], trained: Trained, fitted: Fitted, features: Array | None
+    folder: Path, estimator: str, params: Mapping[str, Any], fitted: Fitted, features: Array | None
 ) -> None:
     """Write an estimator to a new or empty folder.
 
@@ -80,7 +72,7 @@ def write_estimator(
         raise UsageError(f"{folder} is there and not empty; choose a new folder")
     about = _Description(
         FORMAT, estimator, {name: _plain(value) for name, value in params.items()}, _described(fitted.classes),
-        None if features is None else features.tolist(), trained.losses, trained.validation, fitted.spec, fitted.seed,
+        None if features is None else features.tolist(), fitted.losses, fitted.validation, fitted.spec, fitted.seed,
         fitted.rows, fitted.flat, fitted.adapted.step,
     )._asdict()  # fmt: skip
     for name in ("spec", "classes"):
@@ -112,8 +104,10 @@ def _described(classes: Array | None) -> _Labels | None:
     return _Labels(kind, values)  # pyrefly: ignore [bad-argument-type]
 
 
-def read_estimator(folder: Path, estimator: str, kind: Kind, defaults: Mapping[str, Any]) -> Found:
-    """Read what `write_estimator` wrote for an ``estimator`` of that name and those parameters.
+def read_estimator(
+    folder: Path, estimator: str, kind: Target, defaults: Mapping[str, Any]
+) -> tuple[dict[str, Any], Fitted, list[str] | None]:
+    """Return the parameters, what was learned and the feature names that `write_estimator` wrote for an ``estimator``.
 
     Raises:
         FileError: a file that is missing, damaged, or not what such an estimator would have written.
@@ -136,11 +130,12 @@ def read_estimator(folder: Path, estimator: str, kind: Kind, defaults: Mapping[s
     parts = _read_tensors(folder / WEIGHTS, wanted)
     meta, scales = Meta(parts["params"], parts["structure"]), Scaling(**parts["scaling"])
     adapted = Adapted(meta, parts["adapted"], parts["buffers"], None, about.step)
-    fitted = Fitted(about.spec, about.seed, meta, scales, adapted, about.rows, about.flat, classes)
-    return Found(params, Trained(meta, about.losses, about.validation), fitted, about.features)
+    curves = about.losses, about.validation
+    fitted = Fitted(about.spec, about.seed, meta, scales, adapted, about.rows, about.flat, classes, *curves)
+    return params, fitted, about.features
 
 
-def _check(about: _Description, kind: Kind, defaults: Mapping[str, Any]) -> None:
+def _check(about: _Description, kind: Target, defaults: Mapping[str, Any]) -> None:
     """Refuse parts that are well-formed, but cannot be of one estimator."""
     spec, state = about.spec, about.params.get("random_state")
     sizes = (spec.inputs, spec.outputs, *(spec.hidden or ()))
@@ -172,10 +167,7 @@ def _classes(found: _Labels | None) -> Array | None:
 
 
 def _expected(spec: Spec, rows: int, classes: int) -> _Sizes:
-    """Return the shape and type of each tensor that learning from so many rows gives.
-
-    Sizes that depend on the number of rows grow by as much with each, so they are read off two small tasks.
-    """
+    """Return the shape and type of each tensor that learning from so many rows gives, read off two small tasks."""
     few, more = (_sizes(_blank(spec, count, classes)) for count in (2 * classes, 3 * classes))
 
     def size(small: int, large: int) -> int:

@@ -5,14 +5,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
+from torch.utils._pytree import tree_map
 
 from headstart.core.objective import meta_loss
 from headstart.data.rows import Rows
 from headstart.errors import DataError
 from headstart.integrations.sklearn import data
 from headstart.integrations.sklearn.data import Array, Families, Grouped, Scaling, Table
-from headstart.integrations.sklearn.options import Kind, Options, Spec, learner_of
-from headstart.registry import find
+from headstart.integrations.sklearn.options import Options, Spec, learner_of
+from headstart.registry import Target, find
 from headstart.training.fit_best import first, fit_best
 from headstart.training.loop import start
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Meta
@@ -20,16 +21,6 @@ from headstart.types import Adapted, Batch, Episodes, Gaussian, Meta
 _CHUNK, _TASKS = 4096, 64
 #: Adam's step size where nobody gives one.
 _OUTER_RATE = 0.02
-
-
-class Trained(NamedTuple):
-    """What meta-training gave."""
-
-    meta: Meta
-    losses: list[float]
-    """The mean query loss of each outer step's tasks."""
-    validation: list[float]
-    """The mean meta-loss of the validation tasks, each time that it was looked at."""
 
 
 class Fitted(NamedTuple):
@@ -48,6 +39,10 @@ class Fitted(NamedTuple):
     """Whether targets are one number a row, not a vector."""
     classes: Array | None
     """The labels that are told apart; ``None`` in regression."""
+    losses: list[float]
+    """The mean query loss of each outer step's tasks."""
+    validation: list[float]
+    """The mean meta-loss of the validation tasks, each time that it was looked at."""
 
     def outputs(self, x: Array) -> Tensor:
         """Return logits or standardised predictions ``(n, outputs)``."""
@@ -73,19 +68,19 @@ class Fitted(NamedTuple):
         return values.squeeze(-1).numpy() if self.flat else values.numpy()
 
 
-def learned(table: Table, groups: object, options: Options, kind: Kind, seed: int) -> tuple[Trained, Fitted]:
+def learned(table: Table, groups: object, options: Options, kind: Target, seed: int) -> Fitted:
     """Meta-train on the tasks that ``groups`` names (``None``: rows are dealt out), then learn from all rows pooled."""
     flat, named, count = table.y.ndim == 1, groups is not None, len(table.x)
     size = len(table.classes) if table.classes is not None else 1 if flat else table.y.shape[1]
-    sizes, inner = (table.x.shape[1], size, options.hidden), (options.inner_steps, options.inner_rate)
-    spec, scales = Spec(options.method, kind, *sizes, *inner), data.scaling(table)
+    inner = options.inner_steps, options.inner_rate
+    spec, scales = Spec(options.method, kind, table.x.shape[1], size, options.hidden, *inner), data.scaling(table)
     tasks = data.grouped(groups, count) if named else data.dealt(table.labels, count, options.supports[1], seed)
     x, y = scales.features(table.x), scales.targets(table)
     rows = _rows(spec, x, y, tasks)
-    trained = _meta_train(spec, data.families(rows, options, named, seed), options, seed)
+    meta, *curves = _meta_train(spec, data.families(rows, options, named, seed), options, seed)
     chosen = data.spread(table.labels, count, seed)[: max(options.pooled_rows, size)].sort().values
-    adapted = _adapt(spec, trained.meta, x[chosen], y[chosen])
-    return trained, Fitted(spec, seed, trained.meta, scales, adapted, len(chosen), flat, table.classes)
+    adapted = _adapt(spec, meta, x[chosen], y[chosen])
+    return Fitted(spec, seed, meta, scales, adapted, len(chosen), flat, table.classes, *curves)
 
 
 def _rows(spec: Spec, x: Tensor, y: Tensor, tasks: Grouped) -> Rows:
@@ -98,23 +93,29 @@ def _rows(spec: Spec, x: Tensor, y: Tensor, tasks: Grouped) -> Rows:
     return Rows(x, y, *tasks)
 
 
-def _meta_train(spec: Spec, tasks: Families | None, options: Options, seed: int) -> Trained:
-    """Learn across tasks; with validation tasks, keep the weights that did best on them."""
+def _meta_train(
+    spec: Spec, tasks: Families | None, options: Options, seed: int
+) -> tuple[Meta, list[float], list[float]]:
+    """Learn across tasks, with validation tasks the weights that did best on them; return training and their losses."""
     learner = learner_of(spec, seed)
     meta = double(learner.init(Generator().manual_seed(seed)))
     if tasks is None:
-        return Trained(meta, [], [])
+        return meta, [], []
     training, judges = tasks.train(), tasks.validation()
     if learner.prepare is not None:
         meta = double(learner.prepare(meta, training, seed))
     steps = min(max(5 * (training.counts or {})["train"], 20), 200) if options.steps is None else options.steps
     if learner.gradient is None or not steps:
-        return Trained(meta, [], [])
-    optimizer = partial(torch.optim.Adam, lr=options.outer_rate or _OUTER_RATE)
-    own = find("method", spec.method).defaults.get("", {})
+        return meta, [], []
+    own, optimizer = find("method", spec.method).defaults.get("", {}), torch.optim.Adam
+    rate = options.outer_rate or _OUTER_RATE
     if own.get("outer.optimizer") == "sgd":
-        optimizer = partial(torch.optim.SGD, lr=options.outer_rate or own["outer.rate"])
-    state, losses, scores = start(learner, optimizer=optimizer, meta=meta), list[float](), list[float]()
+        optimizer, rate = torch.optim.SGD, options.outer_rate or own["outer.rate"]
+    state, losses, scores = (
+        start(learner, optimizer=partial(optimizer, lr=rate), meta=meta),
+        list[float](),
+        list[float](),
+    )
 
     def judge(meta: Meta) -> float:
         with torch.no_grad():
@@ -132,12 +133,12 @@ def _meta_train(spec: Spec, tasks: Families | None, options: Options, seed: int)
         if options.verbose and record.step % every == 0:
             told = f", validation {scores[-1]:.4f}" if judges else ""
             print(f"step {record.step} of {steps}: query loss {record.loss:.4f}{told}", flush=True)
-    return Trained(best.meta, losses, scores)
+    return best.meta, losses, scores
 
 
 def double(meta: Meta) -> Meta:
     """Return the values in float64, in which all is computed here: tables are small, and closed forms exact."""
-    return Meta(*({name: value.double() for name, value in part.items()} for part in meta))
+    return tree_map(Tensor.double, meta)
 
 
 def _adapt(spec: Spec, meta: Meta, x: Tensor, y: Tensor) -> Adapted:
@@ -145,10 +146,8 @@ def _adapt(spec: Spec, meta: Meta, x: Tensor, y: Tensor) -> Adapted:
     with torch.no_grad():
         adapted, _ = learner_of(spec).adapt(meta, Batch(x.unsqueeze(0), y.unsqueeze(0)))
     # as they come back from a file, so that no view keeps the rows alive
-    params, buffers = (
-        {name: value.clone(memory_format=torch.contiguous_format) for name, value in part.items()}
-        for part in (adapted.params, adapted.buffers)
-    )
+    whole = partial(torch.clone, memory_format=torch.contiguous_format)
+    params, buffers = tree_map(whole, (adapted.params, adapted.buffers))
     return Adapted(meta, params, buffers, adapted.seed, adapted.step)
 
 
@@ -163,16 +162,14 @@ def few_shot(known: Fitted, table: Table, groups: object, options: Options) -> t
     """Adapt to the support rows of each task and predict its query rows.
 
     Returns:
-        The numbers of the query rows, their targets (in regression in the units of the data, else numbers of classes),
-        and the predictions.
+        The numbers of the query rows, their targets (in the units of the data, or numbers of classes), and predictions.
     """
     table = _fitting(known, table)
     tasks = data.grouped(groups, len(table.x))
     places = torch.arange(len(table.x), dtype=torch.float64).unsqueeze(1)
     x = torch.cat([known.scaling.features(table.x), places], 1)
     test = data.judged(_rows(known.spec, x, known.scaling.targets(table), tasks), options, known.seed)
-    count = (test.counts or {})["test"]
-    numbers = range(count)
+    numbers = range((test.counts or {})["test"])
     parts = [_judged(known, test.sample("test", numbers[begin : begin + _TASKS])) for begin in numbers[::_TASKS]]
     rows, truth, predicted = (torch.cat(values) for values in zip(*parts))
     if table.classes is not None:

@@ -18,7 +18,6 @@ from headstart.training.build import assembled
 from headstart.training.config import Part
 from headstart.types import Learner, Tasks
 
-Kind = Target
 _HIDDEN = (32, 32)
 
 
@@ -95,10 +94,9 @@ def learner_of(spec: Spec, seed: int = 0) -> Learner:
     """
     row = find("method", spec.method)
     if spec.kind not in row.targets:
-        words = "classifies", "FewShotRegressor", "regresses"
-        does, estimator, needs = (
-            words if spec.kind == "regression" else ("regresses", "FewShotClassifier", "classifies")
-        )
+        does, needs, estimator = "classifies", "regresses", "FewShotRegressor"
+        if spec.kind == "classification":
+            does, needs, estimator = needs, does, "FewShotClassifier"
         raise ConfigError(f"method {spec.method!r} {does}; {estimator} needs one that {needs}, such as maml")
     accepted = options_of_factory(load("method", spec.method))
     offered = {"steps": spec.inner_steps, "rate": spec.inner_rate, "taskmap": "vmap"}

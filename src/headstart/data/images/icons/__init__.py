@@ -26,6 +26,7 @@ from headstart.schema import Count, extends
 from headstart.types import Tasks
 
 FORMAT = "headstart-icons-1"
+_ICONS = files("headstart.data.images.icons").joinpath("icons.zip")
 
 
 class Archive(NamedTuple):
@@ -41,11 +42,7 @@ class Archive(NamedTuple):
 
 @cache
 def read_archive() -> Archive:
-    """Read and check the images of the installed data file; the first call reads, later ones remember.
-
-    Raises:
-        FileError: the file is missing, damaged or of another format.
-    """
+    """Read and check the installed data file, once; one missing, damaged or of another format is a `FileError`."""
     index, images = _members()
     count, channels, height, width = index["shape"]
     if len(images) != count * channels * height * width:
@@ -66,10 +63,7 @@ def read_archive() -> Archive:
 def _members() -> tuple[dict[str, Any], bytes]:
     """Return the index and the images, their checksum verified."""
     try:
-        with (
-            files("headstart.data.images.icons").joinpath("icons.zip").open("rb") as file,
-            zipfile.ZipFile(file) as archive,
-        ):
+        with _ICONS.open("rb") as file, zipfile.ZipFile(file) as archive:
             index = json.loads(archive.read("index.json"))
             data = archive.read("images.bin")
     except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
@@ -83,22 +77,21 @@ def _members() -> tuple[dict[str, Any], bytes]:
 
 
 def _damaged(why: str) -> FileError:
-    path = files("headstart.data.images.icons").joinpath("icons.zip")
-    return FileError(f"cannot use the icons data file {path}: {why}. Reinstall headstart to restore it.")
+    return FileError(f"cannot use the icons data file {_ICONS}: {why}. Reinstall headstart to restore it.")
 
 
 @extends(few_shot, without=("details",))
 def icons(*, queries: Count = 7, rotations: bool = True, **options: Any) -> Tasks:
     """Make few-shot tasks of telling icons apart: ``x`` is ``(B, n, 1, 28, 28)`` in [0, 1], ink is 1.
 
-    Every class has at least 12 drawings, so that up to 12 shots + queries need nothing left out; beyond, say
-    ``on_short='skip'``. Results compare methods within this data set, not with published Omniglot figures.
+    Every class has at least 12 drawings: for more shots + queries, say ``on_short='skip'``. Results compare methods
+    within this data set, not with published Omniglot figures.
 
     Args:
         queries: query images a class; 7 leaves room for 5 shots.
         rotations: let training classes also appear turned by 90, 180 and 270 degrees, as classes of their own
-            (Santoro et al. 2016, arXiv:1605.06065), where that shows something new: not where the name tells a
-            direction or the drawings look the same turned. Validation and test are always upright.
+            (Santoro et al. 2016, arXiv:1605.06065), but where the name tells a direction or the drawings look the same
+            turned. Validation and test are always upright.
         options: those of `few_shot`.
 
     Raises:
