@@ -1,6 +1,7 @@
 """The contract of an inner update `Rule`."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,12 +29,8 @@ TASKS = 3
 
 class _Case(NamedTuple):
     rule: Rule
-    structure: Params
-    """M"""
-    params: Params
-    """What moves, each ``(B, *shape)``."""
-    gradients: list[Params]
-    """Those of every step."""
+    given: dict[str, Params]
+    """M (structure), what moves ``(B, *shape)`` (params), and the gradients of each step."""
     seed: Tensor
     """Of every task."""
 
@@ -94,27 +91,25 @@ def _case(rule: Rule, module: nn.Module, steps: int) -> _Case:
     generator = torch.Generator().manual_seed(0)
     theta = {name: _random(leaf.shape, generator) for name, leaf in function.leaves.items() if name in moving}
     params = {name: _random((TASKS, *value.shape), generator) for name, value in theta.items()}
-    gradients = [{k: _random(tuple(v.shape), generator) for k, v in params.items()} for _ in range(steps)]
-    return _Case(rule, _structure(rule, theta), params, gradients, torch.arange(TASKS))
-
-
-def _random(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def _structure(rule: Rule, theta: Params) -> Params:
+    gradients = [{k: _random(v.shape, generator) for k, v in params.items()} for _ in range(steps)]
     before = generator_state()
-    first, second = (rule.structure(theta, torch.Generator().manual_seed(1)) for _ in range(2))
-    require(same_bits(first, second), "structure", "two generators of one seed give two different parts of M")
+    structure, again = (rule.structure(theta, torch.Generator().manual_seed(1)) for _ in range(2))
+    require(same_bits(structure, again), "structure", "two generators of one seed give two different parts of M")
     require(generator_state() == before, "structure", "it draws from a global generator, not from the one it is given")
-    return first
+    by_step = {f"the gradients of step {number}": one for number, one in enumerate(gradients)}
+    return _Case(rule, {"structure": structure, "params": params, **by_step}, torch.arange(TASKS))
+
+
+def _random(shape: Sequence[int], generator: Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def _steps(case: _Case) -> tuple[list[Params], list[Tree]]:
     """Return what is subtracted in every step, and the states before each and after the last."""
-    params, updates, states = case.params, [], [case.rule.state(case.structure, case.params, case.seed)]
-    for number, gradients in enumerate(case.gradients):
-        moved, state = case.rule.update(case.structure, states[-1], gradients, params, number)
+    structure, params, *by_step = case.given.values()
+    updates, states = [], [case.rule.state(structure, params, case.seed)]
+    for number, gradients in enumerate(by_step):
+        moved, state = case.rule.update(structure, states[-1], gradients, params, number)
         params = {name: value - moved[name] for name, value in params.items()}
         updates.append(moved)
         states.append(state)
@@ -127,7 +122,7 @@ def _check_state(case: _Case) -> None:
         leaves, shape = tree_flatten(state)
         described.append(([(leaf.shape, leaf.dtype) for leaf in leaves if isinstance(leaf, Tensor)], shape))
         for leaf in leaves:
-            fits = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == TASKS
+            fits = isinstance(leaf, Tensor) and leaf.shape[:1] == (TASKS,)
             got = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
             require(fits, "state", f"it holds {got}, but must hold tensors with the {TASKS} tasks as first axis")
     changed = [number for number, one in enumerate(described) if one != described[0]]
@@ -135,13 +130,13 @@ def _check_state(case: _Case) -> None:
 
 
 def _check_steps(case: _Case) -> None:
-    given = (case.structure, case.params, case.gradients)
-    before, generators = copied(given), generator_state()
+    before, generators = copied(case.given), generator_state()
     updates = _steps(case)[0]
-    require(same_bits(before, given), "pure", "the rule writes into M, the parameters or the gradients")
+    require(same_bits(before, case.given), "pure", "the rule writes into M, the parameters or the gradients")
     require(generator_state() == generators, "pure", "the rule draws from a global generator")
-    for number, (update, gradients) in enumerate(zip(updates, case.gradients)):
-        got, expected = ({k: (tuple(v.shape), v.dtype) for k, v in one.items()} for one in (update, gradients))
+    for number, update in enumerate(updates):
+        # gradients are as the parameters are
+        got, expected = ({k: (tuple(v.shape), v.dtype) for k, v in one.items()} for one in (update, before["params"]))
         require(got == expected, "shapes", f"step {number} is {got}, but the gradients are {expected}")
     require(finite(updates), "shapes", "a step holds NaN or infinity")
 
@@ -149,11 +144,10 @@ def _check_steps(case: _Case) -> None:
 def _check_isolated(case: _Case) -> None:
     together = _steps(case)
     for task in range(TASKS):
-        alone = case._replace(
-            params=take(case.params, [task]), gradients=take(case.gradients, [task]), seed=case.seed[[task]]
-        )
+        own = {what: part if what == "structure" else take(part, [task]) for what, part in case.given.items()}
         claim = f"task {task} moves differently when it is alone"
-        require_close(_steps(alone), take(together, [task]), "isolated", claim, 1e-12)
+        alone = _steps(_Case(case.rule, own, case.seed[[task]]))
+        require_close(alone, take(together, [task]), "isolated", claim, 1e-12)
 
 
 def _total(case: _Case) -> Tensor:
@@ -161,51 +155,39 @@ def _total(case: _Case) -> Tensor:
     updates, states = _steps(case)
     generator = torch.Generator().manual_seed(2)
     parts = tensors([updates, states[-1]])
-    return torch.stack([(_random(tuple(part.shape), generator) * part).sum() for part in parts]).sum()
+    return torch.stack([(_random(part.shape, generator) * part).sum() for part in parts]).sum()
 
 
-def _leaves(case: _Case) -> _Case:
-    given = (case.structure, case.params, case.gradients)
-    structure, params, gradients = mapped(lambda leaf: leaf.detach().clone().requires_grad_(), given)
-    return _Case(case.rule, structure, params, gradients, case.seed)
+def _derivative(case: _Case, create_graph: bool = False) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """Return what is given, and the derivative of the total with respect to it."""
+    leaves = mapped(lambda leaf: leaf.detach().clone().requires_grad_(), case.given)
+    given = tensors(leaves)
+    # the steps of a rule may not depend on anything at all, as those of a constant
+    total = _total(case._replace(given=leaves)) + 0 * given[0].sum()
+    return given, torch.autograd.grad(total, given, create_graph=create_graph, materialize_grads=True)
 
 
 def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
-    leaves = _leaves(case)
-    given = tensors([leaves.structure, leaves.params, leaves.gradients])
-    # the steps of a rule may not depend on anything at all, as those of a constant
-    total = _total(leaves) + 0 * given[0].sum()
-    gradients = iter(torch.autograd.grad(total, given, materialize_grads=True))
-    exact = mapped(lambda leaf: next(gradients), (leaves.structure, leaves.params, leaves.gradients))
+    gradients = iter(_derivative(case)[1])
+    exact = mapped(lambda leaf: next(gradients), case.given)
+    for what, point in case.given.items():
 
-    def hold(what: str, point: Params, gradient: Params, place: int | None = None) -> None:
-        def value(values: Params) -> float:
-            part: Any = values
-            if place is not None:
-                part = [values if number == place else one for number, one in enumerate(case.gradients)]
-            changed: dict[str, Any] = {what: part}
+        def total(values: Params, what: str = what) -> float:
             with torch.no_grad():
-                return _total(case._replace(**changed)).item()
+                return _total(case._replace(given=case.given | {what: values})).item()
 
-        name = f"exact in {what}" if place is None else f"exact in the gradients of step {place}"
-        check_derivative(value, point, gradient, contract=name, directions=directions, tolerance=tolerance)
-
-    if case.structure:
-        hold("structure", case.structure, exact[0])
-    hold("params", case.params, exact[1])
-    for number, gradients_of_step in enumerate(case.gradients):
-        hold("gradients", gradients_of_step, exact[2][number], number)
+        if point:
+            how: dict[str, Any] = {"directions": directions, "tolerance": tolerance}
+            check_derivative(total, point, exact[what], contract=f"exact in {what}", **how)
 
 
 def _check_zero(case: _Case) -> None:
     """One task without any gradient, in every step."""
-
-    def still(value: Tensor) -> Tensor:
-        return torch.cat([torch.zeros_like(value[:1]), value[1:]])
-
-    leaves = _leaves(case._replace(gradients=mapped(still, case.gradients)))
-    given = tensors([leaves.structure, leaves.params, leaves.gradients])
-    first = torch.autograd.grad(_total(leaves) + 0 * given[0].sum(), given, create_graph=True, materialize_grads=True)
+    still = {
+        what: part if what in ("structure", "params") else {k: torch.cat([0 * v[:1], v[1:]]) for k, v in part.items()}
+        for what, part in case.given.items()
+    }
+    given, first = _derivative(case._replace(given=still), create_graph=True)
     meaning = "one weight without a gradient would make the whole meta-gradient NaN"
     require(finite(first), "zero", f"the derivative is NaN or infinite where a task's gradient is zero; {meaning}")
     total = torch.stack([g.sum() for g in first]).sum()
