@@ -6,6 +6,7 @@ Nothing above this folder asks which kind it is. A new kind is one folder with s
 import glob
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from torch import Tensor
@@ -45,8 +46,8 @@ class Inputs(NamedTuple):
 class DataKind(NamedTuple):
     """A kind of data.
 
-    How raw data become numbers is learned from training tasks, kept as JSON with a run, and enough to read a new
-    task's data by: the *preparation*. ``read`` turns it into the kind's own value, which the others are given.
+    How raw data become numbers is learned from training tasks and kept as JSON with a run: the *preparation*. ``read``
+    turns it into the kind's own value, which the others are given.
     """
 
     name: str
@@ -59,11 +60,10 @@ class DataKind(NamedTuple):
     difference: Callable[[Any, Any], str]
     """What of the training data differs between two preparations; empty where nothing does."""
     like: Callable[[Any, int], Tasks]
-    """``(preparation, classes)``: what a learner needs to know of such tasks, which nobody can sample; with 0 classes,
-    tasks as those that were trained on."""
+    """``(preparation, classes)``: such tasks, which nobody can sample; with 0 classes, as those trained on."""
     support: Callable[[Any, Path, bool], list[tuple[NewTask, Batch]]]
-    """``(preparation, source, strict)``: the tasks that a source holds, each with its batch of one task. Unless
-    ``strict``, what cannot be read may be left out with a warning."""
+    """``(preparation, source, strict)``: the tasks that a source holds, each with its batch of one. Unless ``strict``,
+    what cannot be read may be left out with a warning."""
     inputs: Callable[[Any, Sequence[str], Sequence[str]], Iterator[Inputs]]
     """``(preparation, sources, names of tasks)``: what sources hold, some at a time; files, folders and globs."""
     answers: Callable[[Any, Sequence[str], Tensor, Tensor | None], list[Row]]
@@ -84,11 +84,7 @@ class DataKind(NamedTuple):
 
 
 def find_kind(name: str) -> DataKind:
-    """Return the kind of data that is called ``name``.
-
-    Raises:
-        UnknownNameError: there is none.
-    """
+    """Return the kind of data that is called ``name``; `UnknownNameError` where there is none."""
     return cast(DataKind, load("data", name))
 
 
@@ -113,13 +109,9 @@ def files_of(sources: Iterable[str], suffixes: Sequence[str]) -> list[Path]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            inside = sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in suffixes
-                and not any(part.startswith(".") for part in file.relative_to(path).parts)
-                and file.is_file()
-            )
+            named = (file for file in path.rglob("*") if file.suffix.lower() in suffixes)
+            shown = (file for file in named if not any(part[0] == "." for part in file.relative_to(path).parts))
+            inside = sorted(file for file in shown if file.is_file())
             if not inside:
                 raise DataError(f"{path} holds no file of these: {', '.join(suffixes)}")
             found += inside
@@ -140,15 +132,11 @@ def class_answers(labels: Sequence[str], logits: Tensor) -> list[Row]:
     return [{"prediction": one, "probability": row[one], "probabilities": row} for one, row in zip(best, chances)]
 
 
-#: How many standard deviations about the mean hold 90 % of a normal distribution.
-_NINETY = 1.6448536269514722
-
-
 def number_answers(outputs: Tensor, deviations: Tensor | None, mean: float = 0.0, scale: float = 1.0) -> list[Row]:
     """Return the first output of each row in its own units, and where 90 % of observations are to lie, if known."""
     columns = {"prediction": outputs[:, 0]}
     if deviations is not None:
-        half = _NINETY * deviations[:, 0]
+        half = NormalDist().inv_cdf(0.95) * deviations[:, 0]
         columns |= {"low": outputs[:, 0] - half, "high": outputs[:, 0] + half}
     in_units = {name: (mean + scale * values).tolist() for name, values in columns.items()}
     return [dict(zip(in_units, row)) for row in zip(*in_units.values())]

@@ -7,6 +7,7 @@ training device; a batch of tasks is one computation of indices and one gather.
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, NamedTuple, TypeAlias, get_args
@@ -45,11 +46,11 @@ class ImageStore(NamedTuple):
 
 
 def image_store(classes: Mapping[str, Tensor]) -> ImageStore:
-    """Build a store from each class's images, ``(n, C, H, W)`` uint8; classes are sorted by name.
+    """Build a store from each class's images, ``(n, C, H, W)`` uint8 of one shape; classes are sorted by name.
 
     Raises:
         DataError: no class.
-        ShapeError: a tensor that is not uint8 or whose image shape differs from the others'.
+        ShapeError: images of another type or shape.
 
     >>> image_store({"b": torch.zeros(3, 1, 2, 2, dtype=torch.uint8),
     ...              "a": torch.zeros(5, 1, 2, 2, dtype=torch.uint8)}).starts
@@ -86,9 +87,10 @@ def rotated(store: ImageStore, keep: Sequence[bool] | None = None) -> ImageStore
     height, width = store.images.shape[-2:]
     if height != width:
         raise ShapeError(f"images are {height} x {width}; only square images can be turned by 90 degrees")
-    if keep is not None and len(keep) != len(store.names):
+    keep = [True] * len(store.names) if keep is None else keep
+    if len(keep) != len(store.names):
         raise ShapeError(f"keep has {len(keep)} values for {len(store.names)} classes; expected one a class")
-    turned = [i for i in range(len(store.names)) if keep is None or keep[i]]
+    turned = [place for place, kept in enumerate(keep) if kept]
     if not turned:
         return store
     spans = zip(store.starts[turned].tolist(), store.sizes[turned].tolist())
@@ -114,10 +116,9 @@ def shuffled(names: Iterable[str]) -> list[str]:
 
 
 def _check_splits(name: str, stores: Mapping[str, ImageStore]) -> None:
-    """Refuse unknown splits, repeated names, images of different shapes, and classes that splits share."""
     if not stores:
         raise DataError(f"{name} has no split; expected one of {', '.join(SPLITS)}")
-    owner: dict[str, str] = {}
+    owner = dict[str, str]()
     shapes = {split: tuple(store.images.shape[1:]) for split, store in stores.items()}
     for split, store in stores.items():
         check_known("split", split, SPLITS)
@@ -127,7 +128,7 @@ def _check_splits(name: str, stores: Mapping[str, ImageStore]) -> None:
                 " expected torch.uint8 (N, C, H, W)"
             )
         if len(set(store.names)) < len(store.names):
-            twice = next(n for i, n in enumerate(store.names) if n in store.names[:i])
+            twice = Counter(store.names).most_common(1)[0][0]
             raise DataError(f"class {twice!r} is twice in split {split!r} of {name}; names must be unique")
         originals = {_TURN.sub("", n) for n in store.names}
         shared = sorted(originals & owner.keys())
@@ -145,8 +146,7 @@ def _check_splits(name: str, stores: Mapping[str, ImageStore]) -> None:
 def _usable(name: str, store: ImageStore, split: str, ways: int, shots: int, queries: int, on_short: str) -> ImageStore:
     """Return the store without short classes, or raise where that is not allowed or leaves too few."""
     needed, sizes = shots + queries, store.sizes.tolist()
-    kept = [place for place, size in enumerate(sizes) if size >= needed]
-    short = [place for place, size in enumerate(sizes) if size < needed]
+    kept, short = ([place for place, size in enumerate(sizes) if (size < needed) is less] for less in (False, True))
     if short and on_short == "error":
         raise ShortClassError(
             f"class {store.names[short[0]]!r} of split {split!r} has {sizes[short[0]]} images, but {shots} support +"
@@ -181,10 +181,9 @@ def few_shot(
 ) -> Tasks:
     """Make few-shot classification tasks out of stores of images (Vinyals et al. 2016, arXiv:1606.04080).
 
-    Every task draws ``ways`` classes of its split uniformly without replacement, in random order (a class's
-    place is its label), and of each class images uniformly without replacement, so support and query never
-    share one. Examples are ordered by class: ``x`` is float32 in [0, 1], ``(B, n, C, H, W)``, ``y`` int64
-    ``(B, n)`` in ``0 … ways - 1``.
+    Every task draws ``ways`` classes of its split uniformly without replacement, in random order (a class's place is
+    its label), and of each class images alike, so support and query never share one. Examples are ordered by class:
+    ``x`` is float32 in [0, 1], ``(B, n, C, H, W)``, ``y`` int64 ``(B, n)`` in ``0 … ways - 1``.
 
     Args:
         name: what the tasks are called.

@@ -35,9 +35,8 @@ class SkippedImageWarning(UserWarning):
 def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1) -> Tensor:
     """Read one image file, whatever its shape, colours and orientation, as models are trained on it.
 
-    In order: the first frame; turned upright by its EXIF orientation; transparent parts laid on white; made
-    grey (1 channel) or RGB (3); its shorter side scaled to ``size`` with antialiasing, keeping the aspect
-    ratio; the centre square cut out.
+    In order: the first frame; turned upright by its EXIF orientation; transparent parts laid on white; made grey (1
+    channel) or RGB (3); its shorter side scaled to ``size`` with antialiasing; the centre square cut out.
 
     Args:
         path: a PNG, JPEG, WebP, BMP or GIF file.
@@ -91,11 +90,8 @@ def read_images(
 
 def image_files(folder: Path) -> list[Path]:
     """Return the image files directly in ``folder``, by name; hidden files do not count."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    named = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    return sorted(path for path in named if path.is_file())
 
 
 def check_image_shape(size: int, channels: int) -> None:
@@ -181,8 +177,7 @@ def read_class_folder(
 
     Raises:
         FileError: no such folder.
-        DataError: fewer than two class folders, one without an image that can be read, or, where ``strict``,
-            any image that cannot be read.
+        DataError: fewer than two class folders, one without a readable image, or, where ``strict``, an unreadable one.
     """
     check_image_shape(size, channels)
     classes = _class_folders(Path(path))
@@ -193,10 +188,8 @@ def read_class_folder(
     found = _read(classes, size, channels, strict)
     for folder, images in zip(classes, found.images):
         if not len(images):
-            raise DataError(
-                f"class folder {folder} has no image that can be read (it holds {_contents(folder)}); expected at least"
-                f" one of {', '.join(SUFFIXES)}"
-            )
+            holds = f"it holds {_contents(folder)}); expected at least one of {', '.join(SUFFIXES)}"
+            raise DataError(f"class folder {folder} has no image that can be read ({holds}")
     return found
 
 
@@ -209,7 +202,6 @@ def task_folders(path: Path) -> dict[str | None, Path]:
 
 
 def _read(classes: Sequence[Path], size: int, channels: Literal[1, 3], strict: bool) -> ClassFolder:
-    """Read class folders; one without images gives an empty tensor."""
     classes = sorted(classes, key=lambda path: path.name)
     files = [image_files(path) for path in classes]
     read = read_images([path for paths in files for path in paths], size, channels, strict)
@@ -227,7 +219,6 @@ def _read(classes: Sequence[Path], size: int, channels: Literal[1, 3], strict: b
 
 
 def _splits(data: Path, ways: int) -> Mapping[str, Sequence[Path]]:
-    """Return the class folders of each split."""
     found = _class_folders(data)
     own = {"val": "validation"} | {split: split for split in SPLITS}
     holders = {own[path.name]: path for path in found if path.name in own and _subfolders(path)}
@@ -242,8 +233,7 @@ def _splits(data: Path, ways: int) -> Mapping[str, Sequence[Path]]:
     by_name = {path.name: path for path in found}
     order = shuffled(by_name)
     held_out = round(_HELD_OUT * len(order))
-    parts = order[2 * held_out :], order[held_out : 2 * held_out], order[:held_out]
-    names = dict(zip(SPLITS, parts))
+    names = dict(zip(SPLITS, (order[2 * held_out :], order[held_out : 2 * held_out], order[:held_out])))
     if held_out < ways:
         counts = ", ".join(f"{len(part)} for {split}" for split, part in names.items())
         raise ShortClassError(
@@ -255,7 +245,6 @@ def _splits(data: Path, ways: int) -> Mapping[str, Sequence[Path]]:
 
 
 def _class_folders(path: Path) -> list[Path]:
-    """Return the folders in ``path``, or raise where there are none."""
     if not path.is_dir():
         raise FileError(f"{path} is not a folder; expected a folder that holds one folder of images a class")
     found = _subfolders(path)

@@ -48,9 +48,9 @@ def _preparation(tasks: Tasks) -> dict[str, Any] | None:
 
 def _read(value: Any, where: str) -> Prepared:
     try:
-        channels, height, width = (int(size) for size in value["input_shape"])
-        shape, classes = (cast(Literal[1, 3], channels), height, width), int(value["classes"])
-        found = Prepared(shape, bool(value["light_on_dark"]), classes, str(value["training_classes"]))
+        channels, height, width = shape = tuple(int(size) for size in value["input_shape"])
+        classes, light = int(value["classes"]), bool(value["light_on_dark"])
+        found = Prepared(cast(Any, shape), light, classes, str(value["training_classes"]))
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{where} does not say how images are prepared: {error}") from error
     if channels not in (1, 3) or not 0 < height == width <= 4096 or not 2 <= classes <= 1_000_000:
@@ -90,9 +90,7 @@ def _inputs(prepared: Prepared, sources: Sequence[str], tasks: Sequence[str]) ->
         read = read_images(paths, prepared.input_shape[-1], prepared.input_shape[0], strict=True)
         x = _as_trained(prepared, scaled(torch.stack([cast(Tensor, image) for image in read])))
         own = [next((name for name in reversed(path.parts[:-1]) if name in tasks), None) for path in paths]
-        rows: list[Row] = [
-            {"image": str(path)} | ({} if task is None else {"task": task}) for path, task in zip(paths, own)
-        ]
+        rows = [Row(image=str(path), **{} if task is None else {"task": task}) for path, task in zip(paths, own)]
         yield Inputs(x, own, rows, lambda place, paths=paths: str(paths[place]))
 
 
@@ -101,8 +99,7 @@ def _as_trained(prepared: Prepared, x: Tensor) -> Tensor:
     if not prepared.light_on_dark:
         return x
     border = torch.cat([x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]], -1)
-    light = border.mean((1, 2), keepdim=True).unsqueeze(-1) > 0.5
-    return torch.where(light, 1 - x, x)
+    return torch.where(border.mean((1, 2), keepdim=True).unsqueeze(-1) > 0.5, 1 - x, x)
 
 
 def _predicts(prepared: Prepared) -> str:

@@ -39,21 +39,18 @@ Split = Literal["characters", "alphabets"]
 def omniglot(*, data: Path | None = None, split: Split = "characters", **options: Any) -> Tasks:
     """Tell handwritten characters apart (Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050).
 
-    Images are 28 x 28, reduced from 105 x 105 by averaging areas, ink 1 on paper 0. No split depends on
-    ``seed``.
+    Images are 28 x 28, reduced from 105 x 105 by averaging areas, ink 1 on paper 0. No split depends on ``seed``.
 
-    - ``split='characters'``, the field's usual one (Santoro et al. 2016, arXiv:1605.06065; Vinyals et al.
-      2016, arXiv:1606.04080): the 1623 characters shuffled (by the SHA-256 of their names), 423 for test, 100
-      for validation, 1100 for training. Turned by 90, 180 and 270 degrees each gives three more classes in
-      its own split, in all three splits: 4400, 400 and 1692 classes. Authors shuffled differently, so which
-      characters are for test differs between papers.
-    - ``split='alphabets'``, the data's own: the 20 alphabets of the evaluation set for test, 5 of the 30 of
-      the background set for validation, the other 25 for training. Only training characters are turned;
-      validation and test are upright.
+    - ``split='characters'``, the field's usual one (Santoro et al. 2016, arXiv:1605.06065; Vinyals et al. 2016,
+      arXiv:1606.04080): the 1623 characters shuffled by the SHA-256 of their names, 1100 for training, 100 for
+      validation, 423 for test; turned by 90, 180 and 270 degrees they are three more classes each in their split: 4400,
+      400 and 1692. Which characters are for test differs between papers.
+    - ``split='alphabets'``, the data's own: the 20 alphabets of the evaluation set for test, 5 of the 30 of the
+      background set for validation, the other 25 for training. Only training characters are turned.
 
     Args:
-        data: folder with ``images_background.zip`` and ``images_evaluation.zip``; ``None``: they are
-            downloaded once (15 MB) into the user's cache folder.
+        data: folder with ``images_background.zip`` and ``images_evaluation.zip``; by default they are downloaded once
+            (15 MB) into the user's cache folder.
         split: whether training, validation and test share alphabets (but no characters), or not even those.
         options: those of `few_shot`.
 
@@ -81,7 +78,6 @@ def omniglot(*, data: Path | None = None, split: Split = "characters", **options
 
 
 def _parts(names: Sequence[str], background: int, split: str) -> dict[str, Sequence[str]]:
-    """Return the characters of each split."""
     if split == "characters":
         order, first = shuffled(names), _TEST_CHARACTERS + _VALIDATION_CHARACTERS
         return {"train": order[first:], "validation": order[_TEST_CHARACTERS:first], "test": order[:_TEST_CHARACTERS]}
@@ -97,8 +93,8 @@ def _parts(names: Sequence[str], background: int, split: str) -> dict[str, Seque
 
 def _downloaded() -> Path:
     folder = cache_dir() / "omniglot"
+    otherwise = f"Without a network, fetch {' and '.join(_SHA256)} elsewhere and pass their folder with --data DIR."
     for name, sha256 in _SHA256.items():
-        otherwise = f"Without a network, fetch {' and '.join(_SHA256)} elsewhere and pass their folder with --data DIR."
         download(_SOURCE + name, folder / name, sha256, instead=otherwise)
     return folder
 
@@ -125,8 +121,8 @@ class Omniglot(NamedTuple):
 def read_omniglot(data: Path) -> Omniglot:
     """Read ``images_background.zip`` and ``images_evaluation.zip`` in the folder ``data``.
 
-    Decoding takes some seconds. The result is kept as an ``.npz`` file beside the zips, or in the user's
-    cache folder where that cannot be written, under a name made from the zips' SHA-256.
+    Decoding takes some seconds. The result is kept as ``.npz`` beside the zips, or where that cannot be written in the
+    user's cache folder, under a name made from the zips' SHA-256.
 
     Raises:
         FileError: a zip or a drawing in it that is missing or damaged.
