@@ -50,8 +50,8 @@ def row_tasks(
     Args:
         rows: the examples.
         splits: which tasks (numbers) each split has; no task may be in two.
-        support: support rows of a task, in classification with random order of every class in it; what is left are
-            query rows. A class with no more rows than that has no query rows.
+        support: support rows of a task, in classification with random order of every class in it; the others are query
+            rows.
         order: draw the support rows at random, or take the ``"first"`` rows, so that what came later is predicted from
             what came before. In classification, later rows of a class that is not among the first are left out.
         queries: at most so many query rows, the first that are left; by default all.
@@ -62,8 +62,7 @@ def row_tasks(
 
     Raises:
         UsageError: support or queries below 1, a task in two splits, or tensors that do not fit each other.
-        DataError: a task with too few rows, where ``on_short`` is ``"error"``; a split without tasks; or numbers that
-            are not finite.
+        DataError: a task with too few rows, unless skipped; a split without tasks; or numbers that are not finite.
 
     >>> rows = Rows(torch.randn(40, 3), torch.randn(40, 1), torch.arange(40) // 10, ("a", "b", "c", "d"))
     >>> tasks = row_tasks(rows, {"train": (0, 1), "validation": (2,), "test": (3,)}, support=4)
@@ -144,21 +143,21 @@ class _Ordered(NamedTuple):
 
     def split(self, index: Tensor, there: Tensor) -> _Drawn:
         rank = torch.arange(index.shape[1]).expand_as(index)
-        if self.y.is_floating_point():
-            return _Drawn(index, there & (rank < self.support), there & (rank >= self.support))
-        labels = torch.where(there, self.y[index], -1)
-        if self.order == "first":
-            taken = there & (rank < self.support)
-            # a query row is of the class of some row that was taken
-            seen = torch.zeros(len(labels), int(labels.max()) + 2, dtype=torch.int64)
-            seen.scatter_reduce_(1, labels + 1, taken.long(), "amax")
-            return _Drawn(index, taken, there & ~taken & seen.gather(1, labels + 1).bool())
-        # how many earlier rows of its task have a row's class
-        grouped, places = labels.sort(dim=1, stable=True)
-        begins = grouped != torch.cat([grouped[:, :1] - 1, grouped[:, :-1]], 1)
-        begun = torch.where(begins, rank, 0).cummax(1).values
-        rank = torch.empty_like(labels).scatter_(1, places, rank - begun)
-        return _Drawn(index, there & (rank < self.support), there & (rank >= self.support))
+        query = there
+        if not self.y.is_floating_point():
+            labels = torch.where(there, self.y[index], -1)
+            if self.order == "first":
+                # a query row is of the class of some row that was taken
+                seen = torch.zeros(len(labels), int(labels.max()) + 2, dtype=torch.int64)
+                seen.scatter_reduce_(1, labels + 1, (there & (rank < self.support)).long(), "amax")
+                query = there & seen.gather(1, labels + 1).bool()
+            else:
+                # how many earlier rows of its task have a row's class
+                grouped, places = labels.sort(dim=1, stable=True)
+                begins = grouped != torch.cat([grouped[:, :1] - 1, grouped[:, :-1]], 1)
+                begun = torch.where(begins, rank, 0).cummax(1).values
+                rank = torch.empty_like(labels).scatter_(1, places, rank - begun)
+        return _Drawn(index, there & (rank < self.support), query & (rank >= self.support))
 
 
 def _tasks_of(seed: int, split: str, numbers: Sequence[int], tasks: Tensor) -> Tensor:
@@ -180,16 +179,15 @@ def _usable(
     for split, tasks in splits.items():
         short = [task for task in tasks if not enough[task]]
         if short and on_short == "error":
-            raise DataError(
-                f"{_too_small(rows, ordered, short[0])} ({len(short)} of {len(tasks)} tasks of split {split!r} are too "
-                "small); ask for fewer support rows, or skip such tasks (--on-short skip)"
-            )
+            many = f"{len(short)} of {len(tasks)} tasks of split {split!r} are too small"
+            fix = "ask for fewer support rows, or skip such tasks (--on-short skip)"
+            raise DataError(f"{_too_small(rows, ordered, short[0])} ({many}); {fix}")
         kept[split] = torch.tensor([task for task in tasks if enough[task]], dtype=torch.int64)
         skipped[split] = len(short)
         if not len(kept[split]):
+            fix = "ask for fewer support rows, or bring more tasks"
             raise DataError(
-                f"split {split!r} has no task left with {ordered.support} support rows and a query row; "
-                "ask for fewer support rows, or bring more tasks"
+                f"split {split!r} has no task left with {ordered.support} support rows and a query row; {fix}"
             )
     return kept, skipped
 
@@ -206,8 +204,7 @@ def _too_small(rows: Rows, ordered: _Ordered, task: int) -> str:
 
 
 def _check_splits(rows: Rows, splits: Mapping[str, Sequence[int]]) -> None:
-    """Refuse splits that do not exist, tasks that do not, and a task in two splits."""
-    seen: dict[int, str] = {}
+    seen = dict[int, str]()
     for split, tasks in splits.items():
         check_known("split", split, SPLITS)
         for task in tasks:
@@ -219,7 +216,6 @@ def _check_splits(rows: Rows, splits: Mapping[str, Sequence[int]]) -> None:
 
 
 def _check_rows(rows: Rows, classes: int | None) -> None:
-    """Refuse tensors that are not what `Rows` says."""
     x, y, task = rows.x, rows.y, rows.task
     if not len(x) == len(y) == len(task) or not len(x):
         raise UsageError(f"x, y and task must have one row an example; got {len(x)}, {len(y)}, {len(task)}")
@@ -237,5 +233,6 @@ def _check_rows(rows: Rows, classes: int | None) -> None:
     bad = ~(torch.isfinite(x).flatten(1).all(1) & torch.isfinite(y).reshape(len(y), -1).all(1))
     if bad.any():
         row = int(bad.int().argmax())
-        name = rows.names[int(task[row])]
-        raise DataError(f"row {row}, of task {name!r}, holds a number that is not finite; leave it out")
+        raise DataError(
+            f"row {row}, of task {rows.names[task[row]]!r}, holds a number that is not finite; leave it out"
+        )

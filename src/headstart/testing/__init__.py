@@ -1,7 +1,7 @@
 """The public contract kit: prove that a learner, rule, adjoint or task family of your own keeps its promises.
 
-Each check takes the thing itself, says nothing where all is well, and raises `ContractError` otherwise: which
-contract is broken, by how much, and what that means. All of headstart's own methods pass the same checks.
+Each check says nothing where all is well, and raises `ContractError` otherwise: which contract is broken, by how much,
+and what that means. All of headstart's own methods pass the same checks.
 """
 
 from headstart.testing.adjoints import check_adjoint

@@ -53,11 +53,9 @@ def check_adjoint(adjoint: Adjoint, *, steps: tuple[int, ...] = (0, 1, 2, 5)) ->
         with torch.no_grad():
             end, _ = ours = _solve(adjoint, problem, count)
         require_close(ours, expected, "values", f"{adjoint} adapts differently when gradients are off", 1e-12)
-        require(
-            count == 0 or not any(t.requires_grad for t in tensors(end)),
-            "lean",
-            f"{adjoint} keeps a history where gradients are off; adapting would use the memory of training",
-        )
+        lean = count == 0 or not any(t.requires_grad for t in tensors(end))
+        claim = f"{adjoint} keeps a history where gradients are off; adapting would use the memory of training"
+        require(lean, "lean", claim)
         found = _derivatives(adjoint, count)
         require(finite(found), "finite", f"{adjoint} gives NaN or infinite derivatives {after}")
         if adjoint.exact:

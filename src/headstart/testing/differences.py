@@ -50,29 +50,21 @@ def check_derivative(
         difference = _difference(function, point, direction, allowed / 4)
         if difference is None:
             continue
-        require(
-            abs(slope - difference) <= allowed,
-            contract,
-            f"along a random direction the gradient says {slope:.10g}, central differences say {difference:.10g} "
-            f"(they differ by {abs(slope - difference):.2g}, {allowed:.2g} is allowed); it is not the derivative",
-        )
+        claim = f"along a random direction the gradient says {slope:.10g}, central differences say {difference:.10g}"
+        gap = abs(slope - difference)
+        off = f"they differ by {gap:.2g}, {allowed:.2g} is allowed"
+        require(gap <= allowed, contract, f"{claim} ({off}); it is not the derivative")
         trusted += 1
         if trusted == directions:
             return
-    require(
-        False,
-        contract,
-        f"central differences settled along {trusted} of {3 * directions} directions only, {directions} are needed; "
-        f"the function is not smooth around these values, or its value is not computed in float64",
-    )
+    claim = f"central differences settled along {trusted} of {3 * directions} directions only, {directions} are needed"
+    why = "the function is not smooth around these values, or its value is not computed in float64"
+    require(False, contract, f"{claim}; {why}")
 
 
 def _direction(point: Params, generator: Generator) -> Params:
     """Return a random direction of length 1."""
-    drawn = {
-        name: torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
-        for name, value in point.items()
-    }
+    drawn = {k: torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v) for k, v in point.items()}
     length = sum(d.square().sum().item() for d in drawn.values()) ** 0.5
     return {name: d / length for name, d in drawn.items()}
 

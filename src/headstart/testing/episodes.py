@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Generator, Tensor
 
 from headstart.types import Batch, Episodes
 
@@ -43,11 +42,7 @@ def random_episodes(
             x = torch.randint(tokens, shape, generator=generator)
         if regression:
             return Batch(x, torch.randn(tasks, count, outputs, generator=generator, dtype=torch.float64))
-        return Batch(x, _labels(tasks, count, outputs, generator))
+        orders = [torch.randperm(count, generator=generator) for _ in range(tasks)]
+        return Batch(x, torch.stack(orders) % outputs)
 
     return Episodes(batch(support), batch(query))
-
-
-def _labels(tasks: int, count: int, ways: int, generator: Generator) -> Tensor:
-    labels = torch.arange(count) % ways
-    return torch.stack([labels[torch.randperm(count, generator=generator)] for _ in range(tasks)])

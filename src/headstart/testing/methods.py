@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Generator, nn
+from torch import nn
 
 from headstart.registry import find, load
+from headstart.testing.contract import mapped
 from headstart.testing.episodes import random_episodes
 from headstart.testing.learners import check_learner
-from headstart.types import Episodes, Learner, Meta
+from headstart.types import Episodes, Learner
 
 
 def check_method(name: str, module: nn.Module | None = None, options: dict[str, Any] | None = None, **how: Any) -> None:
@@ -42,14 +43,9 @@ def episodes_of(name: str, classes: Episodes, numbers: Episodes) -> Iterator[Epi
 
 
 def made(name: str, module: nn.Module | None, episodes: Episodes, taskmap: str = "vmap", /, **options: Any) -> Learner:
-    """Return the learner of a registered method as a run makes it: what a run knows is supplied where it is taken.
+    """Return the learner of a registered method as a run makes it, with 2 steps of 0.1 unless ``options`` differ.
 
-    Args:
-        name: of the method.
-        module: the network; left out where the method uses none.
-        episodes: tell the sizes of inputs and targets, and their kind.
-        taskmap: by name.
-        options: of the factory, in place of 2 steps of 0.1.
+    The ``episodes`` tell the sizes of inputs and targets, and their kind; the module is left out where there is no use.
     """
     factory = load("method", name)
     takes = inspect.signature(factory).parameters
@@ -67,22 +63,13 @@ def made(name: str, module: nn.Module | None, episodes: Episodes, taskmap: str =
         "steps": 2,
         "rate": 0.1,
     }
-    if find("method", name).model == "none":
-        return _of_type(
-            x.dtype, factory(**{k: v for k, v in {**supplied, **options}.items() if k in takes or k in options})
-        )
-    assert module is not None
-    if "features" in takes:
+    none = find("method", name).model == "none"
+    if not none and "features" in takes:
         with torch.no_grad():
-            supplied["features"] = copy.deepcopy(module).eval()(x[0, :1]).numel()
+            supplied["features"] = copy.deepcopy(module).eval()(x[0, :1]).numel()  # type: ignore[union-attr]
     given = {key: value for key, value in {**supplied, **options}.items() if key in takes or key in options}
-    return factory(module, **given)
-
-
-def _of_type(dtype: torch.dtype, learner: Learner) -> Learner:
-    """Return a learner that starts in this type, whatever it was made in."""
-
-    def init(generator: Generator | None = None) -> Meta:
-        return Meta(*({name: value.to(dtype) for name, value in part.items()} for part in learner.init(generator)))
-
-    return learner._replace(init=init)
+    if not none:
+        return factory(module, **given)
+    learner = factory(**given)
+    # it starts in this type, whatever it was made in
+    return learner._replace(init=lambda *seed: mapped(lambda value: value.to(x.dtype), learner.init(*seed)))

@@ -82,11 +82,7 @@ def schema_to_json(schema: Schema) -> dict[str, Any]:
 
 
 def schema_from_json(value: Any, where: str) -> Schema:
-    """Return the schema that a JSON object holds; nothing may be missing, unknown or of another type.
-
-    Raises:
-        FileError: anything else, with ``where`` it came from and the key.
-    """
+    """Return the schema that a JSON object holds; what is missing, unknown or of another type is a `FileError`."""
     try:
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
@@ -128,25 +124,18 @@ _CONSTANT = 1e-12
 
 
 class Learned(NamedTuple):
-    """The features of a table, and why some columns are none."""
+    """The features of a table, why other columns are none, and what of that may surprise."""
 
     features: tuple[Feature, ...]
     left_out: dict[str, str]
-    """Why a column was left out, by its name."""
     warnings: tuple[str, ...]
-    """What of all this may surprise."""
 
 
 def learn_features(table: Table, columns: Sequence[str], strict: bool) -> Learned:
-    """Return how columns become inputs, from the rows of training tasks.
+    """Return how ``columns`` become inputs, from the rows of training tasks.
 
-    A column whose values are all numbers is a number; all true or false, a boolean; mostly dates, a date; anything
-    else is a category. Columns with one value only are left out.
-
-    Args:
-        table: the training tasks' rows.
-        columns: the columns to look at.
-        strict: whether a text column with too many categories is an error; else it is left out with a warning.
+    A column whose values are all numbers is a number; all true or false, a boolean; mostly dates, a date; anything else
+    is a category. Columns of one value are left out; so are texts of too many (refused if ``strict``), with a warning.
 
     Raises:
         DataError: a column without any value, dates in several formats, numbers that are not finite, too many
@@ -247,9 +236,7 @@ def learn_target(table: Table, column: str, asked: Literal["auto", "regression",
     """Return what kind of target a column is, from the rows of training tasks.
 
     ``"auto"`` takes text, booleans, and whole numbers of two different values as classes, other numbers as regression.
-
-    Raises:
-        DataError: a regression target with text in it, or that never changes; fewer than two classes.
+    A regression target that has text in it or never changes, or fewer than two classes, is a `DataError`.
     """
     if asked == "auto":
         asked = _kind_of_target(table.columns[column])
@@ -291,10 +278,8 @@ def encode_features(schema: Schema, table: Table) -> Tensor:
     """Return the inputs ``(N, inputs)`` of a table's rows, float32.
 
     Numbers, booleans and dates are standardised by the training tasks, and a missing one is 0, their mean. A category
-    is 1 in its own input; one that no training task has is 0 in all, with an `UnseenValueWarning`.
-
-    Raises:
-        DataError: a value that is not of its column's kind.
+    is 1 in its own input; one that no training task has is 0 in all, with an `UnseenValueWarning`. A value that is not
+    of its column's kind is a `DataError`.
     """
     x = torch.empty(table.size, len(schema.inputs))
     for part, feature in zip(x.split([len(feature.inputs) for feature in schema.features], 1), schema.features):
@@ -306,12 +291,10 @@ def _fill(x: NDArray[np.float32], feature: Feature, table: Table) -> None:
     texts = table.columns[feature.column]
     missing = read.is_missing(texts)
     if feature.kind == "category":
-        known = {name: place for place, name in enumerate(feature.categories)}
-        names, numbers = read.distinct(texts)
-        places = np.array([known.get(name, -1) for name in names])[numbers]
-        x[:, : len(known)] = places[:, None] == np.arange(len(known))
+        names, places = _places(texts, feature.categories)
+        x[:, : len(feature.categories)] = places[:, None] == np.arange(len(feature.categories))
         for name in names:
-            if name and name not in known:
+            if name and name not in feature.categories:
                 where = read.listed(table, np.asarray(texts == name))
                 _warn(table, feature.column, f"{name!r} in {where} is in no training task")
     else:
@@ -327,6 +310,13 @@ def _fill(x: NDArray[np.float32], feature: Feature, table: Table) -> None:
         _warn(table, feature.column, f"missing in {read.listed(table, missing)}, but never in the training tasks")
 
 
+def _places(texts: Texts, known: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the different texts, and the place of each text among the ``known`` ones, -1 where it is none."""
+    names, numbers = read.distinct(texts)
+    places = {name: place for place, name in enumerate(known)}
+    return names, np.array([places.get(name, -1) for name in names], dtype=np.int64)[numbers]
+
+
 def _warn(table: Table, column: str, message: str) -> None:
     warnings.warn(str(read.error(table, column, None, message)), UnseenValueWarning, stacklevel=5)
 
@@ -334,16 +324,13 @@ def _warn(table: Table, column: str, message: str) -> None:
 def encode_target(schema: Schema, table: Table) -> Tensor:
     """Return the targets of a table's rows: standardised numbers ``(N, 1)`` float32, or class ids ``(N,)`` int64.
 
-    Raises:
-        DataError: a missing target, one that is no number in regression, or a class that the schema does not have.
+    A missing target, one that is no number in regression, or a class that the schema does not have is a `DataError`.
     """
     read.refuse_missing(table, schema.target, "target")
     if schema.kind == "regression":
         values = (regression_target(table, schema.target) - schema.mean) / schema.scale
         return torch.from_numpy(values.astype(np.float32)).unsqueeze(1)
-    known = {name: place for place, name in enumerate(schema.classes)}
-    names, numbers = read.distinct(table.columns[schema.target])
-    ids: NDArray[np.int64] = np.array([known.get(name, -1) for name in names], dtype=np.int64)[numbers]
+    _, ids = _places(table.columns[schema.target], schema.classes)
     row = read.first(ids < 0)
     if row is not None:
         text, classes = str(table.columns[schema.target][row]), ", ".join(schema.classes[:20])
