@@ -42,10 +42,9 @@ def copied(tree: Tree) -> Tree:
 
 def same_bits(left: Tree, right: Tree) -> bool:
     """Whether two trees hold the same values exactly; NaN equals NaN."""
-    pairs = list(zip(tensors(left), tensors(right)))
-    return len(tensors(left)) == len(tensors(right)) and all(
-        a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all()) for a, b in pairs
-    )
+    ours, theirs = ([(leaf.shape, leaf.dtype) for leaf in tensors(tree)] for tree in (left, right))
+    pairs = zip(tensors(left), tensors(right))
+    return ours == theirs and all(bool(((a == b) | ((a != a) & (b != b))).all()) for a, b in pairs)
 
 
 def error(left: Tree, right: Tree) -> float:

@@ -126,12 +126,13 @@ def check_learner(
     if case.learner.gradient is not None and case.learner.exact:
         _check_exact(case, directions, tolerance)
     for other, name in zip(learners[1:], taskmaps[1:]):
-        _check_agreement(case, case._replace(learner=other), f"task maps {taskmaps[0]} and {name} agree")
+        theirs, contract = case._replace(learner=other), f"task maps {taskmaps[0]} and {name} agree"
+        require_close(_of_a_task(_run(theirs)), _of_a_task(_run(case)), contract, "their results differ")
+        require_close(_gradient_of(theirs), _gradient_of(case), contract, "their meta-gradients differ")
 
 
 def _check_arguments(case: _Case) -> None:
-    floats = [t for t in tensors([case.meta, case.episodes]) if t.is_floating_point()]
-    if any(t.dtype != torch.float64 for t in floats):
+    if any(t.is_floating_point() and t.dtype != torch.float64 for t in tensors([case.meta, case.episodes])):
         raise UsageError(
             "central differences and comparisons need float64: make the learner from module.double(), "
             "and take episodes in torch.float64"
@@ -142,27 +143,24 @@ def _check_arguments(case: _Case) -> None:
 
 def _check_init(learner: Learner) -> Meta:
     before = generator_state()
-    first, second = (learner.init(torch.Generator().manual_seed(1)) for _ in range(2))
-    same = same_bits(first, second)
-    require(same, "init", "generators of one seed give different meta values; no run can be repeated")
+    first, again = (learner.init(torch.Generator().manual_seed(1)) for _ in range(2))
+    claim = "generators of one seed give different meta values; no run can be repeated"
+    require(same_bits(first, again), "init", claim)
     require(generator_state() == before, "init", "it draws from a global generator, not from the one it is given")
-    shared = {t.data_ptr() for t in tensors(first) if t.numel()} & {t.data_ptr() for t in tensors(second) if t.numel()}
-    require(not shared, "init", "two calls return the same memory; training one would train the other")
+    ours, others = ({t.data_ptr() for t in tensors(meta) if t.numel()} for meta in (first, again))
+    require(not ours & others, "init", "two calls return the same memory; training one would train the other")
     return first
 
 
 def _check_pure(case: _Case) -> None:
     inputs = (case.meta, case.episodes)
     before, generators = copied(inputs), generator_state()
-    result = _run(case)
+    lean = _run(case)[:2]
     _gradient_of(case)
-    found = {
-        "under torch.no_grad() the result keeps a history; predicting would leak memory": result[:2],
-        "nothing in the meta value requires a gradient, but the result keeps a history": case.learner.adapt(
-            case.meta, case.episodes.support
-        ),
-    }
-    for claim, (adapted, info) in found.items():
+    plain = case.learner.adapt(case.meta, case.episodes.support)
+    off = "under torch.no_grad() the result keeps a history; predicting would leak memory"
+    unasked = "nothing in the meta value requires a gradient, but the result keeps a history"
+    for (adapted, info), claim in ((lean, off), (plain, unasked)):
         history = [t for t in tensors([adapted.params, adapted.buffers, info]) if t.requires_grad]
         require(not history, "pure", claim)
     require(same_bits(before, inputs), "pure", "the learner writes into its meta value or its episodes")
@@ -214,11 +212,6 @@ def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
 
         if point:
             check_derivative(loss, point, slope, contract=f"exact in {symbol}", **how)
-
-
-def _check_agreement(ours: _Case, theirs: _Case, contract: str) -> None:
-    require_close(_of_a_task(_run(theirs)), _of_a_task(_run(ours)), contract, "their results differ")
-    require_close(_gradient_of(theirs), _gradient_of(ours), contract, "their meta-gradients differ")
 
 
 def _check_isolated(case: _Case) -> None:
@@ -326,7 +319,6 @@ def _check_ragged(case: _Case) -> None:
 
 
 def _check_order(case: _Case) -> None:
-    """The order of the support examples does not matter."""
     support = case.episodes.support
     x, y, mask = mapped(lambda leaf: leaf.flip(1), (support.x, support.y, support.mask))
     flipped = case._replace(episodes=case.episodes._replace(support=Batch(x, y, mask, support.seed)))

@@ -7,6 +7,8 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from headstart.errors import FileError
@@ -25,6 +27,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give another name to write to, which then replaces ``path``: no reader meets half a file. Folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def download(url: str, path: Path, sha256: str, *, instead: str = "") -> Path:
     """Fetch ``url`` to ``path``, unless a file with that SHA-256 is there already; a cut connection is tried again.
 
@@ -37,27 +51,22 @@ def download(url: str, path: Path, sha256: str, *, instead: str = "") -> Path:
     Raises:
         FileError: no answer, or a file that is not the expected one (which is removed).
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and sha256_of(path) == sha256:
             return path
-        print(f"downloading {url}", file=sys.stderr)
-        _fetch(url, part, instead)
-        found = sha256_of(part)
-        if found != sha256:
-            raise FileError(
-                f"{url} is not the expected file: its SHA-256 is {found}, expected {sha256}. It was removed; the"
-                f" transfer was damaged, or the file has changed at its source. {instead}"
-            )
-        part.replace(path)
+        with whole(path) as part:
+            print(f"downloading {url}", file=sys.stderr)
+            _fetch(url, part, instead)
+            found = sha256_of(part)
+            if found != sha256:
+                raise FileError(
+                    f"{url} is not the expected file: its SHA-256 is {found}, expected {sha256}. It was removed; the"
+                    f" transfer was damaged, or the file has changed at its source. {instead}"
+                )
     except FileError:
         raise
     except OSError as error:
         raise FileError(f"cannot write {path}: {error}") from error
-    finally:
-        if path.parent.is_dir():
-            part.unlink(missing_ok=True)
     return path
 
 

@@ -5,7 +5,6 @@ What was decoded once is kept as plain arrays.
 
 import contextlib
 import hashlib
-import os
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from headstart.data.images.download import cache_dir, download, sha256_of
+from headstart.data.images.download import cache_dir, download, sha256_of, whole
 from headstart.data.images.fewshot import few_shot, image_store, rotated, shuffled
 from headstart.errors import DataError, FileError, check_known
 from headstart.schema import extends
@@ -130,10 +129,8 @@ def read_omniglot(data: Path) -> Omniglot:
     """
     missing = [name for name in ZIPS if not (data / name).is_file()]
     if missing:
-        raise FileError(
-            f"{data} has no {' and no '.join(missing)}; expected the folder of Omniglot's"
-            f" {' and '.join(ZIPS)}. Without --data they are downloaded."
-        )
+        wanted = f"expected the folder of Omniglot's {' and '.join(ZIPS)}"
+        raise FileError(f"{data} has no {' and no '.join(missing)}; {wanted}. Without --data they are downloaded.")
     both = "".join(sha256_of(data / name) for name in ZIPS)
     cached = f"omniglot-{_REDUCED}-{hashlib.sha256(both.encode()).hexdigest()[:16]}.npz"
     folders = (data, cache_dir())
@@ -144,8 +141,8 @@ def read_omniglot(data: Path) -> Omniglot:
     drawings = parts[0] | parts[1]
     result = Omniglot(torch.from_numpy(np.stack(list(drawings.values())))[:, :, None], tuple(drawings), len(parts[0]))
     for folder in folders:
-        with contextlib.suppress(OSError):
-            _save(result, folder / cached)
+        with contextlib.suppress(OSError), whole(folder / cached) as part, part.open("wb") as file:
+            np.savez(file, images=result.images.numpy(), names=result.names, background=result.background)
             break
     return result
 
@@ -160,9 +157,8 @@ def _read_zip(path: Path, expected: int) -> dict[str, NDArray[np.uint8]]:
                 character = "/".join(entry.split("/")[-3:-1])
                 drawings.setdefault(character, []).append(_read_drawing(archive, entry))
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, SyntaxError, ValueError) as error:
-        raise FileError(
-            f"{path} is damaged{f' at {entry}' if entry else ''}: {error}. Delete it and fetch it again."
-        ) from error
+        at = f" at {entry}" if entry else ""
+        raise FileError(f"{path} is damaged{at}: {error}. Delete it and fetch it again.") from error
     short = [name for name, images in drawings.items() if len(images) != DRAWERS]
     if len(drawings) != expected or short:
         raise DataError(
@@ -185,7 +181,7 @@ def _read_drawing(archive: zipfile.ZipFile, entry: str) -> NDArray[np.uint8]:
 
 
 def _load(path: Path) -> Omniglot | None:
-    """Return what `_save` wrote, or nothing where the file is absent or not whole."""
+    """Return what was kept, or nothing where the file is absent or not whole."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             images, names, background = arrays["images"], arrays["names"], int(arrays["background"])
@@ -194,15 +190,3 @@ def _load(path: Path) -> Omniglot | None:
     if images.dtype != np.uint8 or images.shape != (len(names), DRAWERS, 1, _REDUCED, _REDUCED):
         return None
     return Omniglot(torch.from_numpy(images), tuple(names.tolist()), background)
-
-
-def _save(omniglot: Omniglot, path: Path) -> None:
-    """Write to another name first, so that no reader meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, images=omniglot.images.numpy(), names=omniglot.names, background=omniglot.background)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
