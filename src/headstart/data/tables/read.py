@@ -107,10 +107,8 @@ Choose = Callable[[str, tuple[str, ...]], Sequence[str]]
 
 SEPARATORS = (",", ";", "\t", "|")
 _CHUNK = 16_384
-#: Bytes in memory for a byte of the file: 16 for a short text, twice while chunks are joined, then the numbers.
-_CSV_FACTOR = 10
-#: The same for a value of a Parquet file.
-_PARQUET_VALUE = 60
+#: Bytes in memory for a byte of a CSV file (16 for a short text, twice while joined, then numbers), a Parquet value.
+_CSV_FACTOR, _PARQUET_VALUE = 10, 60
 #: How files that are often taken for tables begin.
 _OTHERS = {
     b"PK\x03\x04": "a zip archive or an Excel workbook",
@@ -200,34 +198,28 @@ def _separator(file: TextIO) -> str:
     best, most = ",", (False, 1)
     for separator in SEPARATORS:
         file.seek(0)
-        try:
+        with suppress(csv.Error):
             widths = [len(row) for row in islice(csv.reader(file, delimiter=separator, strict=True), 20) if row]
-        except csv.Error:
-            continue
-        found = bool(widths) and (len(set(widths)) == 1 < widths[0], widths[0])
-        if found and found > most:
-            best, most = separator, found
+            if widths and (found := (len(set(widths)) == 1 < widths[0], widths[0])) > most:
+                best, most = separator, found
     return best
 
 
 def _rows_of(reader: Any, path: Path, choose: Choose | None) -> Table:
     chunks, lines, started = list[list[Texts]](), list[NDArray[np.int64]](), 0
     try:
-        header = _check_header(path, next((row for row in reader if row), []))
-        kept = list(header) if choose is None else list(choose(str(path), header))
+        header, kept = _columns(path, next((row for row in reader if row), []), choose)
         places = [header.index(name) for name in kept]
         while True:
-            rows, starts = [], []
-            started = reader.line_num
+            rows, starts, started = [], [], reader.line_num
             for row in islice(reader, _CHUNK):
                 if len(row) == len(header):
                     rows.append([row[place] for place in places])
                     starts.append(started + 1)
                 elif row:
-                    raise DataError(
-                        f"{path}, line {started + 1}: {len(row)} values, but the header has {len(header)} columns; "
-                        "put values that hold the separator in quotes"
-                    )
+                    many = f"{len(row)} values, but the header has {len(header)} columns"
+                    fix = "put values that hold the separator in quotes"
+                    raise DataError(f"{path}, line {started + 1}: {many}; {fix}")
                 started = reader.line_num
             if not starts:
                 break
@@ -241,14 +233,15 @@ def _rows_of(reader: Any, path: Path, choose: Choose | None) -> Table:
     return Table(str(path), header, columns, np.concatenate(lines))
 
 
-def _check_header(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+def _columns(path: Path, names: Sequence[str], choose: Choose | None) -> tuple[tuple[str, ...], list[str]]:
+    """Return the header, and which columns to keep."""
     header = tuple(name.strip() for name in names)
     if not header:
         raise DataError(f"{path} is empty; expected a header row with the columns' names")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise DataError(f"{path} has more than one column {twice[0]!r}; rename all but one")
-    return header
+    return header, list(header if choose is None else choose(str(path), header))
 
 
 def _cleaned(texts: Texts) -> Texts:
@@ -269,8 +262,7 @@ def _read_parquet(path: Path, choose: Choose | None, available: int | None) -> T
     except (pyarrow.ArrowException, OSError) as problem:
         raise DataError(f"{path} is not a whole Parquet file: {problem}") from problem
     with file:
-        header = _check_header(path, file.schema_arrow.names)
-        kept = list(header) if choose is None else list(choose(str(path), header))
+        header, kept = _columns(path, file.schema_arrow.names, choose)
         count = file.metadata.num_rows
         if not count:
             raise DataError(f"{path} has no rows")

@@ -246,11 +246,7 @@ def _repeated(grouped: Grouped, encoded: _Encoded, time_column: str | None) -> t
 
 
 def group(table: Table, task_column: str, time_column: str | None) -> Grouped:
-    """Return the tasks of a table, their rows in the file's order or by time.
-
-    Raises:
-        DataError: a missing task or time, or a time that is neither number nor date.
-    """
+    """Return the tasks of a table, their rows in the file's order or by time, which must be there in all of them."""
     read.refuse_missing(table, task_column, "task")
     if time_column is not None:
         read.refuse_missing(table, time_column, "time")
@@ -274,7 +270,7 @@ def _times(table: Table, column: str) -> NDArray[np.float64]:
 
 
 def split_tasks(count: int, validation: float, test: float, seed: int, where: str) -> dict[str, tuple[int, ...]]:
-    """Draw which of ``count`` tasks are for training, validation and test: whole tasks, at least one each.
+    """Draw which of ``count`` tasks are for training, validation and test, at least one each.
 
     Raises:
         UsageError: shares that leave nothing for a split.

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Len, Lt
 
 from headstart.data.kind import unsampled
 from headstart.data.rows import Order
 from headstart.errors import ConfigError
 from headstart.registry import Target, find, load
-from headstart.schema import Count, Positive, Whole, allowed, checked
+from headstart.schema import Count, Positive, Size, Whole, allowed, checked
 from headstart.schema import options_of as options_of_factory
 from headstart.training.build import assembled
 from headstart.training.config import Part
@@ -49,12 +49,12 @@ class Spec(NamedTuple):
 
     method: str
     kind: Target
-    inputs: int
-    outputs: int
+    inputs: Size
+    outputs: Size
     """Target values, or classes."""
-    hidden: tuple[int, ...] | None
+    hidden: Annotated[tuple[Size, ...], Len(0, 98)] | None
     """Widths of the hidden layers; ``None``: those of the method."""
-    inner_steps: int
+    inner_steps: Annotated[int, Ge(0), Le(10_000)]
     inner_rate: float
 
     @property
@@ -64,12 +64,7 @@ class Spec(NamedTuple):
 
 
 def options_of(params: Mapping[str, Any], kind: Target) -> Options:
-    """Check an estimator's parameters.
-
-    Raises:
-        ConfigError: a value of the wrong type or out of range.
-        UnknownNameError: a method that does not exist.
-    """
+    """Check an estimator's parameters; a value of the wrong type or out of range is a `ConfigError`."""
     found: dict[str, Any] = {}
     for name, option in options_of_factory(Options).items():
         value = params[name].item() if isinstance(params[name], np.generic) else params[name]
@@ -87,11 +82,7 @@ def options_of(params: Mapping[str, Any], kind: Target) -> Options:
 
 @lru_cache(maxsize=64)
 def learner_of(spec: Spec, seed: int = 0) -> Learner:
-    """Make the learner, in float64; ``seed`` decides its network's initial weights.
-
-    Raises:
-        ConfigError: a method that cannot do this kind of task.
-    """
+    """Make the learner, in float64, its first weights by ``seed``; one that cannot do such tasks is a `ConfigError`."""
     row = find("method", spec.method)
     if spec.kind not in row.targets:
         does, needs, estimator = "classifies", "regresses", "FewShotRegressor"
