@@ -4,22 +4,11 @@ Each check says nothing where all is well, and raises `ContractError` otherwise:
 and what that means. All of headstart's own methods pass the same checks.
 """
 
-from headstart.testing.adjoints import check_adjoint
-from headstart.testing.contract import ContractError
-from headstart.testing.differences import check_derivative
-from headstart.testing.episodes import random_episodes
-from headstart.testing.learners import check_learner
-from headstart.testing.methods import check_method
-from headstart.testing.rules import check_rule
-from headstart.testing.tasks import check_tasks
-
-__all__ = [
-    "ContractError",
-    "check_adjoint",
-    "check_derivative",
-    "check_learner",
-    "check_method",
-    "check_rule",
-    "check_tasks",
-    "random_episodes",
-]
+from headstart.testing.adjoints import check_adjoint as check_adjoint
+from headstart.testing.contract import ContractError as ContractError
+from headstart.testing.differences import check_derivative as check_derivative
+from headstart.testing.episodes import random_episodes as random_episodes
+from headstart.testing.learners import check_learner as check_learner
+from headstart.testing.methods import check_method as check_method
+from headstart.testing.rules import check_rule as check_rule
+from headstart.testing.tasks import check_tasks as check_tasks

@@ -27,10 +27,9 @@ class _Problem(NamedTuple):
 def check_adjoint(adjoint: Adjoint, *, steps: tuple[int, ...] = (0, 1, 2, 5)) -> None:
     """Check that an adjoint keeps its promises, on an inner problem with momentum, a learned rate and buffers.
 
-    - values: the adapted parameters, rule state, buffers and losses are those of `Unrolled`, with and without
-      gradients.
+    - values: the adapted parameters, rule state, buffers and losses are those of `Unrolled`, also without gradients.
     - exact, where ``adjoint.exact``: so are the derivatives with respect to what adaptation starts from, to the
-      parameters that stay, to M and to the buffers. Where it is not, the derivatives are finite.
+      parameters that stay, to M and to the buffers. Else they are finite.
     - lean: where gradients are off, nothing keeps a history; the losses never do.
 
     Args:

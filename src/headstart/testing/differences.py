@@ -25,7 +25,7 @@ def check_derivative(
     """Hold ``gradient`` against central differences of ``function`` at ``point`` along random directions.
 
     A difference is trusted where two step lengths agree on it. Where they never do, the function has a kink close by
-    and another direction is drawn. So a kink cannot fail a right gradient, and nothing can pass a wrong one.
+    and another direction is drawn: a kink fails no right gradient, and nothing passes a wrong one.
 
     Args:
         function: from tensors named and shaped as ``point`` to a number, in float64.
@@ -73,9 +73,7 @@ def _difference(function: Callable[[Params], float], point: Params, direction: P
     """Return the slope on which two step lengths agree, or ``None``."""
     known: list[float] = []
     for h in STEPS:
-        ahead, behind = (
-            function({name: value + way * h * direction[name] for name, value in point.items()}) for way in (1, -1)
-        )
+        ahead, behind = (function({k: v + step * direction[k] for k, v in point.items()}) for step in (h, -h))
         slope = (ahead - behind) / (2 * h)
         if any(abs(slope - other) <= allowed for other in known):
             return slope

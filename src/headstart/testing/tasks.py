@@ -19,11 +19,11 @@ def check_tasks(
 ) -> None:
     """Check that a family of tasks keeps its promises.
 
-    - shapes: ``x`` is ``(B, n, *input_shape)``; class ids are int64, within the ways, and the support set has
-      an example of every class that the query set asks for; where classes have names, each has one of its own;
-      targets are ``(B, n, output_size)``; nothing is NaN.
-    - determined: task t of a split is the same alone, in any batch, in any order, and whatever the state of the
-      global generators, which are left alone.
+    - shapes: ``x`` is ``(B, n, *input_shape)``; class ids are int64, within the ways, the support set has an example
+      of every class that the query set asks for; where classes have names, each has one of its own; targets are
+      ``(B, n, output_size)``; nothing is NaN.
+    - determined: task t of a split is the same alone, in any batch and order, whatever the state of the global
+      generators, which are left alone.
     - different: other numbers, splits and (where a factory is given) seeds give other tasks.
     - leakage: support and query sets of a task share no example.
 
@@ -52,9 +52,8 @@ def check_tasks(
     _check_different(sampled)
     if not isinstance(tasks, Tasks):
         for split, episodes in sampled.items():
-            again = tasks(0).sample(split, numbers)
+            again, other = (tasks(seed).sample(split, numbers) for seed in (0, 1))
             require(same_bits(again, episodes), "determined", "one seed makes two families")
-            other = tasks(1).sample(split, numbers)
             require(not same_bits(other, episodes), "different", f"seeds 0 and 1 give the same tasks of {split!r}")
 
 
@@ -93,20 +92,20 @@ def _check_classes(family: Tasks, episodes: Episodes, split: str, numbers: Seque
 
 
 def _check_determined(family: Tasks, split: str, numbers: Sequence[int], episodes: Episodes) -> None:
-    count, before = len(numbers), generator_state()
+    before, ends = generator_state(), (len(numbers) - 1, 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4321)
         again = family.sample(split, numbers)
-        alone = [family.sample(split, [numbers[place]]) for place in (count - 1, 0)]
+        alone = [family.sample(split, [numbers[place]]) for place in ends]
         backwards = family.sample(split, list(numbers)[::-1])
     family.sample(split, numbers)
     require(generator_state() == before, "determined", f"sampling {split!r} draws from a global generator")
     meaning = "it must be a function of (seed, split, t) alone, or a resumed run would see other tasks"
     require(same_bits(again, episodes), "determined", f"tasks of {split!r} differ when asked for again; {meaning}")
-    for place, one in zip((count - 1, 0), alone):
+    for place, one in zip(ends, alone):
         same = same_bits(one, take(episodes, [place]))
         require(same, "determined", f"task {numbers[place]} of {split!r} is another one when it is alone; {meaning}")
-    same = same_bits(backwards, take(episodes, list(range(count))[::-1]))
+    same = same_bits(backwards, take(episodes, list(range(len(numbers)))[::-1]))
     require(same, "determined", f"tasks of {split!r} depend on the order they are asked for in; {meaning}")
 
 

@@ -38,13 +38,11 @@ def _moved(before: tuple[float, float], after: tuple[float, float]) -> bool:
 def _support(schema: Schema, source: Path, strict: bool) -> list[tuple[NewTask, Batch]]:
     """Return a task for each value of the task column, or one where there is no such column, or it is empty."""
     task = schema.task_column
-    table = read_table(
-        source,
-        lambda path, header: [
-            *_features(schema, path, header, ("the target of the run", schema.target)),
-            *({task} & set(header)),
-        ],
-    )
+
+    def needed(path: str, header: tuple[str, ...]) -> list[str]:
+        return [*_features(schema, path, header, ("the target of the run", schema.target)), *({task} & set(header))]
+
+    table = read_table(source, needed)
     x, y = encode_features(schema, table), encode_target(schema, table)
     if task not in table.columns or is_missing(table.columns[task]).all():
         places = {None: slice(None)}

@@ -7,6 +7,5 @@
     adapted.predict(X_rest)
 """
 
-from headstart.integrations.sklearn.estimators import FewShotClassifier, FewShotRegressor
-
-__all__ = ["FewShotClassifier", "FewShotRegressor"]
+from headstart.integrations.sklearn.estimators import FewShotClassifier as FewShotClassifier
+from headstart.integrations.sklearn.estimators import FewShotRegressor as FewShotRegressor

@@ -142,7 +142,6 @@ def double(meta: Meta) -> Meta:
 
 
 def _adapt(spec: Spec, meta: Meta, x: Tensor, y: Tensor) -> Adapted:
-    """Learn one task from its rows ``x`` ``(n, features)`` and ``y`` ``(n,)`` or ``(n, outputs)``."""
     with torch.no_grad():
         adapted, _ = learner_of(spec).adapt(meta, Batch(x.unsqueeze(0), y.unsqueeze(0)))
     # as they come back from a file, so that no view keeps the rows alive
@@ -178,7 +177,7 @@ def few_shot(known: Fitted, table: Table, groups: object, options: Options) -> t
 
 
 def _judged(known: Fitted, episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
-    """Return row numbers, targets and outputs of the query rows; the last feature is the row's number."""
+    """Return numbers, targets and outputs of the query rows; the last feature is the row's number."""
     learner, query = learner_of(known.spec), episodes.query
     with torch.no_grad():
         adapted, _ = learner.adapt(known.meta, episodes.support._replace(x=episodes.support.x[..., :-1]))
@@ -188,7 +187,6 @@ def _judged(known: Fitted, episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fitting(known: Fitted, table: Table) -> Table:
-    """Return a table whose labels are what the learner takes, or refuse it."""
     shape = 1 if table.y.ndim == 1 else table.y.shape[1]
     if table.classes is None and (known.flat != (table.y.ndim == 1) or shape != known.spec.outputs):
         expected = "(n,)" if known.flat else f"(n, {known.spec.outputs})"
