@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 
+from headstart.cli.commands import _train
 from headstart.cli.options import call
-from headstart.cli.train import _train
 from headstart.errors import ConfigError, FileError, UnknownNameError
 from headstart.registry import rows
 from headstart.training.config import (

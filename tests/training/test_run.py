@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from headstart.cli.commands import _train
 from headstart.cli.options import call, first_look
-from headstart.cli.train import _train
 from headstart.errors import ConfigError, DivergenceError, FileError
 from headstart.training.checkpoint import find
 from headstart.training.config import (
@@ -125,9 +125,8 @@ def test_the_cards_command_means_the_same_run(tmp_path):
         config = resolve(tree(values))
         words = shlex.split(command(config))
         assert words[:3] == ["headstart", "train", config.tasks.name]
-        look = first_look(words[2:])
-        base = {owner: {"name": look.names[owner]} for owner in ("method", "model") if owner in look.names}
-        base["tasks"] = {"name": look.source}
+        source, names = first_look(words[2:])
+        base = {"tasks": source, "method": names["method"], "model": names.get("model")}
         called = call(_train, words[2:], [schema_of(normal(base))])
         assert called is not None and resolve(merged(base, called.tree)) == config
 

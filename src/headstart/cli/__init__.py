@@ -1,3 +1,3 @@
-"""The command line: short functions over `headstart.training`, each imported when it is called."""
+"""The command line."""
 
 from headstart.cli.app import main as main

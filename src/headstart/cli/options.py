@@ -32,14 +32,6 @@ from headstart.training.config import (
 _NAMES, _OTHERS = ("--method", "--methods", "--model", "--config"), ("--out",)
 
 
-class Words(NamedTuple):
-    """What decides which options there are."""
-
-    source: str | None
-    names: Mapping[str, str]
-    """What follows ``--method``, ``--methods``, ``--model`` and ``--config``, by their names without dashes."""
-
-
 class Value(str):
     """What help calls the value of an option."""
 
@@ -53,13 +45,12 @@ class Called(NamedTuple):
     """The run's options, by owner; texts and booleans that nobody has checked."""
 
 
-def first_look(words: Sequence[str]) -> Words:
-    """Read the tasks, the method, the model and the file off the words of a command."""
+def first_look(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """Read the tasks off a command's words, and what follows ``--method``, ``--config``, …, by names without dashes."""
     names: dict[str, str] = {}
     free: list[str] = []
     perhaps: list[str] = []
-    before = ""
-    for word in words:
+    for before, word in zip(["", *words], words):
         name, equals, value = word.partition("=")
         if name in _NAMES and equals:
             names[name[2:]] = value
@@ -68,20 +59,16 @@ def first_look(words: Sequence[str]) -> Words:
         elif not word.startswith("-") and before not in _OTHERS:
             # behind an option it may be the option's value, or the tasks behind a switch
             (perhaps if before.startswith("--") and "=" not in before else free).append(word)
-        before = word
     known = {row.name for row in rows("task")}
-    perhaps = [word for word in perhaps if word in known or os.path.exists(word)]
-    return Words(next(iter([*free, *perhaps]), None), names)
+    return next(iter(free + [word for word in perhaps if word in known or os.path.exists(word)]), None), names
 
 
 def choices(tree: Tree) -> Schema:
     """Return what there is to choose for a tree; what it says already is the default."""
     parts = normal(tree)
     schema, given = schema_of(parts), flat(parts)
-    options = {
-        name: option._replace(default=given.get(name, option.default)) for name, option in schema.options.items()
-    }
-    return schema._replace(options=options)
+    options = schema.options.items()
+    return schema._replace(options={name: one._replace(default=given.get(name, one.default)) for name, one in options})
 
 
 def call(
@@ -98,31 +85,31 @@ def call(
     Raises:
         CycloptsError, ConfigError: words that are no option of this command and run.
     """
-    options = _options(schemas)
+    options = {name: option for schema in schemas for name, option in schema.options.items()}
+    if not schemas:
+        options = {f"outer.{name}": option._replace(default=None) for name, option in options_of(Outer).items()}
+        options |= {f"run.{name}": option for name, option in options_of(Run).items()}
     places = {name.replace(".", "__"): name for name in options}
-    groups = _groups(schemas)
     own = inspect.signature(command, eval_str=True)
-    added = [
-        inspect.Parameter(
-            key,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=_annotation(name, options, groups[name.partition(".")[0]]),
-        )
-        for key, name in places.items()
-    ]
 
     def read(*arguments: Any, **given: Any) -> Called:
         positional = dict(zip(own.parameters, arguments))
         tree = nested({places[key]: value for key, value in given.items() if key in places and value is not None})
         return Called(positional | {key: value for key, value in given.items() if key not in places}, tree)
 
+    groups = _groups(schemas)
+    added = [
+        inspect.Parameter(
+            key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name, options, groups)
+        )
+        for key, name in places.items()
+    ]
     shaped: Any = read
     shaped.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])
     shaped.__annotations__ = {name: value.annotation for name, value in shaped.__signature__.parameters.items()}
     shaped.__doc__ = command.__doc__
     app = App(
-        name=f"headstart {command.__name__}",
+        name=f"headstart {command.__name__.lstrip('_')}",
         help_format="markdown",
         help_epilogue=epilogue,
         version_flags=[],
@@ -132,7 +119,35 @@ def call(
     try:
         return app(_short(words, options), exit_on_error=False, print_error=False, result_action="return_value")
     except UnknownOptionError as error:
-        raise _explained(error, schemas) from error
+        word = (error.token.keyword or error.token.value).split("=")[0].lstrip("-").removeprefix("no-")
+        owner, _, name = word.replace("-", "_").rpartition(".")
+        if schemas and not name:
+            raise
+        missing = f"unknown option --{word}; where it is one of tasks, name the TASKS first"
+        raise ConfigError(unknown(f"{owner}.{name}", schemas[0]) if schemas else missing) from error
+
+
+def _groups(schemas: Sequence[Schema]) -> dict[str, Group]:
+    told = {"tasks": "Tasks", "method": "Method", "model": "Model", "outer": "Outer loop", "run": "Run"}
+    if len(schemas) == 1:
+        chosen = {"tasks": schemas[0].family, "method": schemas[0].method, "model": schemas[0].model}
+        told |= {owner: f"{told[owner]}: {row.name}" for owner, row in chosen.items() if row is not None}
+    return {owner: Group(title, sort_key=place) for place, (owner, title) in enumerate(told.items())}
+
+
+def _annotation(name: str, options: Mapping[str, Option], groups: Mapping[str, Group]) -> Any:
+    option, best = options[name], flags(name, options)[0]
+    switch = option.type is bool or bool in get_args(option.type)
+    parameter = Parameter(
+        name=best,
+        negative=f"--no-{best[2:]}" if switch else (),
+        help=help_of(option),
+        group=groups[name.partition(".")[0]],
+        show_default=False,
+        show_choices=False,
+    )
+    # what is no switch is a text, which is read where the other ways of configuring are
+    return Annotated[(bool if switch else Value) | None, parameter]
 
 
 def _short(words: Sequence[str], options: Mapping[str, Option]) -> list[str]:
@@ -140,44 +155,9 @@ def _short(words: Sequence[str], options: Mapping[str, Option]) -> list[str]:
     short = {}
     for name in options:
         best, *others = flags(name, options)
-        short |= {other: best for other in others}
-        short |= {f"--no-{other[2:]}": f"--no-{best[2:]}" for other in others}
-        short |= {f"--{owner}.no-{own}": f"--no-{best[2:]}" for owner, _, own in (o[2:].partition(".") for o in others)}
+        for other in others:
+            owner, _, own = other[2:].partition(".")
+            short[other] = best
+            short[f"--no-{other[2:]}"] = short[f"--{owner}.no-{own}"] = f"--no-{best[2:]}"
     parts = [word.partition("=") for word in words]
     return [short.get(name, name) + equals + value for name, equals, value in parts]
-
-
-def _options(schemas: Sequence[Schema]) -> dict[str, Option]:
-    if schemas:
-        return {name: option for schema in schemas for name, option in schema.options.items()}
-    every = {f"outer.{name}": option._replace(default=None) for name, option in options_of(Outer).items()}
-    return every | {f"run.{name}": option for name, option in options_of(Run).items()}
-
-
-def _groups(schemas: Sequence[Schema]) -> dict[str, Group]:
-    told = {"tasks": "Tasks", "method": "Method", "model": "Model", "outer": "Outer loop", "run": "Run"}
-    if len(schemas) == 1:
-        one = schemas[0]
-        told |= {"tasks": f"Tasks: {one.family.name}", "method": f"Method: {one.method.name}"}
-        told |= {} if one.model is None else {"model": f"Model: {one.model.name}"}
-    return {owner: Group(title, sort_key=place) for place, (owner, title) in enumerate(told.items())}
-
-
-def _annotation(name: str, options: Mapping[str, Option], group: Group) -> Any:
-    option, names = options[name], flags(name, options)[0]
-    # everything else is a text, which is read where the other ways of configuring are
-    kind = bool if option.type is bool or bool in get_args(option.type) else Value
-    negative = f"--no-{names[2:]}" if kind is bool else ()
-    parameter = Parameter(
-        name=names, negative=negative, help=help_of(option), group=group, show_default=False, show_choices=False
-    )
-    return Annotated[kind | None, parameter]
-
-
-def _explained(error: UnknownOptionError, schemas: Sequence[Schema]) -> Exception:
-    """Say which option was meant, or what would take it."""
-    word = (error.token.keyword or error.token.value).split("=")[0].lstrip("-").removeprefix("no-")
-    owner, _, own = word.replace("-", "_").rpartition(".")
-    if not schemas:
-        return ConfigError(f"unknown option --{word}; where it is one of tasks, name the TASKS first")
-    return ConfigError(unknown(f"{owner}.{own}", schemas[0])) if own else error

@@ -3,17 +3,10 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headstart.training.evaluate import Score
-
-Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
-Json: TypeAlias = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
-#: Words that a command reads itself.
-Raw: TypeAlias = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
 
 def print_json(value: Any) -> None:

@@ -1,0 +1,298 @@
+"""The commands: short functions over `headstart.training`, which each imports when it is called."""
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from cyclopts import Parameter
+from cyclopts.types import UInt32
+from cyclopts.validators import Number
+
+from headstart.cli.output import print_json, print_table, score_text
+from headstart.registry import What, find, rows
+
+Device: TypeAlias = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where to compute; auto takes cuda, then mps, then cpu.")
+]
+Json: TypeAlias = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
+Raw: TypeAlias = Annotated[str, Parameter(allow_leading_hyphen=True)]
+"""Words that a command reads itself."""
+
+
+def train(*words: Raw) -> int:
+    """Meta-train on a family of tasks, or go on with a run."""
+    from headstart.cli.options import call, choices, first_look
+    from headstart.training.config import default_folder, merged, read_config_file, resolve
+
+    source, names = first_look(words)
+    file = read_config_file(Path(names["config"])) if "config" in names else {}
+    base = merged(file, {"tasks": source, "method": names.get("method"), "model": names.get("model")})
+    more = "Tasks, method and model have options of their own: `headstart train icons --method svm --help` shows them."
+    called = call(_train, words, [choices(base)]) if base["tasks"] else call(_train, words, [], more)
+    if called is None:
+        return 0
+    from headstart.training.progress import view
+    from headstart.training.report.report import score_to_json
+    from headstart.training.run import train
+
+    config = resolve(merged(base, called.tree), names.get("config", ""))
+    result = train(config, called.own.get("out") or default_folder(config), view=view())
+    if called.own.get("as_json"):
+        told = {
+            "run": str(result.run),
+            "step": result.step,
+            "best_step": result.best_step,
+            "stopped": None if result.stopped is None else result.stopped.name,
+            "test": None if result.score is None else score_to_json(result.score),
+        }
+        print_json(told)
+    elif result.stopped is not None:
+        print(f"stopped by {result.stopped.name} after step {result.step}; the same command goes on from there")
+    else:
+        if result.score is not None:
+            print(score_text(result.score))
+        print(f"run: {result.run}")
+    return 0 if result.stopped is None else 128 + result.stopped
+
+
+def _train(
+    tasks: str | None = None,
+    /,
+    *,
+    method: str | None = None,
+    model: str | None = None,
+    out: Path | None = None,
+    config: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Meta-train on a family of tasks, or go on with a run.
+
+    The same command again goes on where the run was stopped, at the same weights bit for bit. Options that are not
+    given have defaults that suit the tasks and the method; config.json in the run's folder holds them all.
+
+    Args:
+        tasks: A task family's name (headstart list tasks), or a folder or file of your own: a folder of class folders
+            of images, a CSV or Parquet file. Default: from --config.
+        method: How to meta-learn (headstart list methods). Default: maml; for tables gaussian_process.
+        model: The network (headstart list models). Default: conv4 for images, else mlp.
+        out: The run's folder. Default: runs/TASKS-METHOD.
+        config: A .json, .yaml or .toml file with such options, nested as in a run's config.json; flags win over it.
+        as_json: Print the result as JSON.
+    """
+
+
+def compare(*words: Raw) -> int:
+    """Train several methods on the same tasks, and compare them."""
+    from headstart.cli.options import call, choices, first_look
+    from headstart.training.config import merged, normal
+
+    source, names = first_look(words)
+    if source is None:
+        more = "What there is to choose depends on the tasks and the methods"
+        call(_compare, words, [], f"{more}: `headstart compare icons --methods maml,svm --help`.")
+        return 0
+    base = normal({"tasks": source, "model": names.get("model")})
+    methods = [name.strip() for name in names.get("methods", "").split(",") if name.strip()]
+    schemas = []
+    for method in methods or find("data", find("task", base["tasks"]["name"]).kind).compared:
+        model = {} if find("method", method).model == "none" else base["model"]
+        schemas.append(choices({**base, "method": {"name": method}, "model": model}))
+    called = call(_compare, words, schemas)
+    if called is None:
+        return 0
+    from headstart.training.compare import compare, default_methods, pictures, rows
+    from headstart.training.progress import view
+
+    tree, name = merged(base, called.tree), Path(source)
+    out = called.own.get("out") or Path("runs", f"{name.stem if name.is_file() else name.name}-comparison")
+    entries = compare(tree, methods or default_methods(tree), out, view=view())
+    stopped = entries[-1].result.stopped
+    if stopped is not None:
+        print(f"stopped by {stopped.name} in {entries[-1].method}; the same command goes on from there")
+        return 128 + stopped
+    table, drawn = rows(entries), [str(path) for path in pictures(entries, out)]
+    if called.own.get("as_json"):
+        print_json({"table": table, "pictures": drawn})
+        return 0
+    print_table(
+        f"{table[0]['episodes'] if table else 0} unseen test tasks, mean ± 95 % interval",
+        ("method", "score", "outer steps", "seconds"),
+        [(row["method"], row["score"], str(row["steps"]), str(row["seconds"])) for row in table],
+    )
+    for path in drawn:
+        print(path)
+    return 0
+
+
+def _compare(
+    tasks: str,
+    /,
+    *,
+    methods: str | None = None,
+    model: str | None = None,
+    out: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Train several methods on the same tasks, and compare them.
+
+    One table shows their scores on the same unseen test tasks. An option is given to the methods that take it; what is
+    not given is each method's own default. The same command again goes on where it was stopped.
+
+    Args:
+        tasks: A task family's name (headstart list tasks), or a folder or file of your own: a folder of class folders
+            of images, a CSV or Parquet file.
+        methods: Names of methods (headstart list methods), joined by commas. Default: those that suit the kind of data.
+        model: The network (headstart list models), for methods that use one. Default: conv4 for images, else mlp.
+        out: The folder of the table, with one run's folder a method in it. Default: runs/TASKS-comparison.
+        as_json: Print the table as JSON.
+    """
+
+
+def evaluate(
+    run: Path,
+    /,
+    *,
+    episodes: Annotated[int, Parameter(validator=Number(gte=2))] = 600,
+    split: Literal["test", "validation", "train"] = "test",
+    seed: UInt32 | None = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Judge a run on fixed tasks: mean and 95 % interval.
+
+    Args:
+        run: A run's folder.
+        episodes: Number of tasks. Range: from 2 up.
+        split: Which tasks.
+        seed: Seed of the tasks. Range: from 0 to 4294967295. Default: the run's.
+        as_json: Print the result as JSON.
+    """
+    from headstart.training.build import make_tasks
+    from headstart.training.report.report import score_to_json
+    from headstart.training.run import open_run, test
+
+    job, checkpoint = open_run(run, device)
+    if seed is not None:
+        job = job._replace(tasks=make_tasks(job.config, job.device, seed))
+    score = test(job, checkpoint.best.meta, episodes=episodes, split=split)
+    if as_json:
+        drawn = job.config.run.seed if seed is None else seed
+        print_json({**score_to_json(score), "seed": drawn, "step": checkpoint.best.step})
+    else:
+        print(score_text(score))
+
+
+def adapt(
+    run: Path,
+    source: Path,
+    /,
+    *,
+    out: Path,
+    device: Device = "auto",
+    strict: Annotated[bool, Parameter(negative="")] = False,
+    as_json: Json = False,
+) -> None:
+    """Learn new classes from a folder, or a new task from a table.
+
+    Args:
+        run: A run's folder.
+        source: Images: a folder that holds one folder of images for each class, whose names are the labels; or a folder
+            of such folders, one a task. A table: a CSV or Parquet file with the run's features and target; each value
+            of the task column is a task. Curves: a CSV or Parquet file of columns x and y, and maybe task.
+        out: The folder to write; new or empty.
+        strict: Refuse an image that cannot be read, rather than skip it.
+        as_json: Print the result as JSON.
+    """
+    from headstart.training.adapted import adapt
+
+    model = adapt(run, source, out, device, strict)
+    if as_json:
+        tasks = [{"name": task.name, "labels": list(task.labels), "counts": list(task.counts)} for task in model.tasks]
+        print_json({"out": str(out), "kind": model.kind.name, "tasks": tasks})
+        return
+    count, labels = len(model.tasks), {task.labels for task in model.tasks}
+    names = labels.pop() if len(labels) == 1 else ()
+    of = f" of {len(names)} classes ({', '.join(names)})" if names else ""
+    total = sum(sum(task.counts) for task in model.tasks)
+    print(f"learned {count} task{'s' * (count != 1)}{of} from {total} {model.kind.examples}: {out}")
+
+
+def predict(
+    model: Path,
+    inputs: Annotated[list[str], Parameter(negative="")],
+    /,
+    *,
+    task: str | None = None,
+    out: Path | None = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Predict with what adapt has learned: labels of images, or rows of a table.
+
+    Args:
+        model: A folder that headstart adapt has written.
+        inputs: Images, or CSV or Parquet files with rows; folders of them; or globs.
+        task: Which of the learned tasks to predict by. Default: the one that a row's task column names, or a folder
+            around an image.
+        out: A .csv file to write, or a .jsonl file of one JSON object a line. Default: print CSV.
+        as_json: Print the result as JSON.
+    """
+    from headstart.training.adapted import open_adapted, predict, to_csv, writer_of
+    from headstart.training.files import write
+
+    text_of = to_csv if out is None else writer_of(out)
+    found = predict(open_adapted(model, device), inputs, task)
+    if out is not None:
+        write(out, text_of(found).encode())
+    if as_json:
+        print_json(found)
+    else:
+        print(text_of(found) if out is None else f"predicted {len(found)}: {out}\n", end="")
+
+
+def report(run: Path, /, *, device: Device = "auto", as_json: Json = False) -> None:
+    """Draw a run's pictures and write its model card again.
+
+    structure.png, .csv and .json hold what was learned about the model: rates, movement (how far tasks move each
+    tensor in the inner loop), masks, gates, and whatever else the method learns.
+
+    Args:
+        run: A run's folder.
+        as_json: Print the files' paths as JSON.
+    """
+    from headstart.training.report.report import report
+    from headstart.training.run import open_run
+
+    job, checkpoint = open_run(run, device)
+    paths = [str(path) for path in report(run, job, checkpoint.best.meta)]
+    if as_json:
+        print_json(paths)
+    else:
+        print("\n".join(paths))
+
+
+def listing(kind: Literal["methods", "tasks", "models", "data"], /, *, as_json: Json = False) -> None:
+    """List methods, tasks, models or kinds of data.
+
+    Args:
+        kind: What to list.
+        as_json: Print the list as JSON.
+    """
+    named: dict[str, What] = {"methods": "method", "tasks": "task", "models": "model", "data": "data"}
+    found = rows(named[kind])
+    if as_json:
+        print_json([{"name": row.name, "summary": row.summary, "reference": row.reference} for row in found])
+        return
+    width = max(len(row.name) for row in found)
+    for row in found:
+        print(f"{row.name:{width}}  {row.summary}" + (f" [{row.reference}]" if row.reference else ""))
+
+
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "compare": compare,
+    "adapt": adapt,
+    "predict": predict,
+    "report": report,
+    "list": listing,
+}
