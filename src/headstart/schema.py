@@ -18,12 +18,12 @@ import csv
 import inspect
 import io
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache, reduce
 from operator import or_
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -64,11 +64,11 @@ def extends(parent: Callable[..., Any], *, without: Collection[str] = ()) -> Cal
     """
 
     def mark(factory: Factory) -> Factory:
-        own = inspect.signature(factory)
+        own = inspect.signature(factory, eval_str=True)
         named = {name: value for name, value in own.parameters.items() if value.kind is not value.VAR_KEYWORD}
         theirs = [
             value
-            for name, value in inspect.signature(parent).parameters.items()
+            for name, value in inspect.signature(parent, eval_str=True).parameters.items()
             if value.kind is value.KEYWORD_ONLY and name not in named and name not in without
         ]
         marked: Any = factory
@@ -82,41 +82,24 @@ def extends(parent: Callable[..., Any], *, without: Collection[str] = ()) -> Cal
 @cache
 def options_of(factory: Callable[..., Any]) -> dict[str, Option]:
     """Return what can be chosen of a factory, by name, in its order."""
-    hints, texts = _hints(factory), _arguments(factory)
-    found = {}
-    for name, parameter in inspect.signature(factory).parameters.items():
-        plain = _plain(hints.get(name, Any))
-        if plain is not None and parameter.kind is not parameter.VAR_KEYWORD:
-            default = parameter.default
-            if default is REQUIRED or default is None or _is_plain(default):
-                found[name] = Option(name, plain, default, texts.get(name, ""))
-    return found
-
-
-def _line(factory: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """Yield a factory, and whom it hands its options on to."""
-    while factory is not None:
-        yield factory
-        factory = getattr(factory, "__parent__", None)  # type: ignore[assignment]
-
-
-def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for one in _line(factory):
-        target = one.__init__ if isinstance(one, type) and not hasattr(one, "_fields") else one
-        found = get_type_hints(target, include_extras=True) | found
+    texts, found = _arguments(factory), {}
+    for name, parameter in inspect.signature(factory, eval_str=True).parameters.items():
+        plain, default = _plain(parameter.annotation), parameter.default
+        if plain is None or parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        if default is REQUIRED or default is None or _is_plain(default):
+            found[name] = Option(name, plain, default, texts.get(name, ""))
     return found
 
 
 def _arguments(factory: Callable[..., Any]) -> dict[str, str]:
-    """Return what the ``Args`` (or ``Attributes``) of a docstring say of each name."""
-    found: dict[str, str] = {}
-    for one in _line(factory):
-        section = re.search(r"^(?:Args|Attributes):\n((?:[ \t]+.*\n?|\n)*)", inspect.getdoc(one) or "", re.MULTILINE)
-        text = inspect.cleandoc(section[1]) if section else ""
-        for names, told in re.findall(r"^([\w, ]+): (.*(?:\n[ \t]+.*)*)", text, re.MULTILINE):
-            for name in names.split(","):
-                found.setdefault(name.strip(), " ".join(told.replace("``", "").replace("`", "").split()))
+    """Return what the ``Args`` (or ``Attributes``) of a docstring, and of whom it extends, say of each name."""
+    parent = getattr(factory, "__parent__", None)
+    found = {} if parent is None else dict(_arguments(parent))
+    section = re.search(r"^(?:Args|Attributes):\n((?:[ \t]+.*\n?|\n)*)", inspect.getdoc(factory) or "", re.MULTILINE)
+    text = inspect.cleandoc(section[1]) if section else ""
+    for names, told in re.findall(r"^([\w, ]+): (.*(?:\n[ \t]+.*)*)", text, re.MULTILINE):
+        found |= dict.fromkeys(re.findall(r"\w+", names), " ".join(told.replace("`", "").split()))
     return found
 
 
@@ -173,30 +156,36 @@ def _adapter(hint: Any) -> Any:
 
 def _from_text(hint: Any, value: Any) -> Any:
     """Return words as the choices and tuples that they stand for, and a single number as a range, where need be."""
-    parts = _parts(hint)
-    ranges = [part for part in parts if get_origin(part) is tuple and get_args(part)[-1] is not Ellipsis]
-    if len(ranges) == len(parts) and isinstance(value, (int, float)):
-        return (value, value)
-    if not isinstance(value, str):
-        return value
-    for part in parts:
-        named = {str(choice): choice for choice in get_args(part)} if get_origin(part) is Literal else {}
+    parts, ranges = _parts(hint), _ranges(hint)
+    if isinstance(value, str):
+        named = {str(choice): choice for part in parts if get_origin(part) is Literal for choice in get_args(part)}
         if value in named:
             return named[value]
-        if get_origin(part) is tuple and part not in ranges:
+        if any(get_origin(part) is tuple and part not in ranges for part in parts):
             words = next(csv.reader([value], skipinitialspace=True), [])
             return tuple(word.strip() for word in words if word.strip())
-    ends = re.fullmatch(rf"({_NUMBER})\s*-\s*({_NUMBER})", value) if ranges else None
-    return ends.groups() if ends else (value, value) if ranges and len(ranges) == len(parts) else value
+        ends = re.fullmatch(rf"({_NUMBER})\s*-\s*({_NUMBER})", value)
+        if ranges and ends:
+            return ends.groups()
+    return (value, value) if ranges == parts and isinstance(value, (str, int, float)) else value
 
 
 def _parts(hint: Any) -> list[Any]:
-    """Return the members of a union, ranges left out."""
+    """Return the members of a union, limits left out."""
     if get_origin(hint) is Annotated:
         return _parts(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
         return [part for member in get_args(hint) for part in _parts(member) if part is not NoneType]
     return [hint]
+
+
+def _ranges(hint: Any) -> list[Any]:
+    return [part for part in _parts(hint) if get_origin(part) is tuple and get_args(part)[-1] is not Ellipsis]
+
+
+def is_range(hint: Any) -> bool:
+    """Return whether a type takes a range of two ends."""
+    return bool(_ranges(hint))
 
 
 def joined(values: Sequence[Any]) -> str:
@@ -208,11 +197,6 @@ def joined(values: Sequence[Any]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(values)
     return line.getvalue()
-
-
-def is_range(hint: Any) -> bool:
-    """Return whether a type takes a range of two ends."""
-    return any(get_origin(part) is tuple and get_args(part)[-1] is not Ellipsis for part in _parts(hint))
 
 
 def allowed(hint: Any) -> str:
