@@ -1,20 +1,7 @@
 """Every error that headstart raises on purpose.
 
-::
-
-    HeadstartError                 exit code 1
-    ├── UsageError                 exit code 2   what was asked for cannot be done; the call or the flag must change
-    │   ├── UnknownNameError                     a method, model, task, layer or flag that does not exist
-    │   ├── ConfigError                          a configuration that is invalid, or differs from the run's own
-    │   ├── ShapeError                           tensors that do not fit each other or the model
-    │   └── DifferentiationError                 a module that cannot be differentiated twice, or mapped over tasks
-    ├── DataError                  exit code 3   the data must change
-    │   ├── ShortClassError                      too few images in a class, or too few classes
-    │   └── LeakageError                         two splits share a class
-    ├── DivergenceError            exit code 1   the loss is no longer a finite number
-    └── FileError                  exit code 1   a file that cannot be read or written, or is not what it should be
-
-A message says what came, what was expected, and the fix.
+The command line ends with an error's ``exit_code``: 2 where the call or the flag must change, 3 where the data must, 1
+elsewhere. A message says what came, what was expected, and the fix.
 """
 
 from collections.abc import Collection, Iterable, Mapping

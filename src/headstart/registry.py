@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Literal, NamedTuple, TypeAlias, cast, overload
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 from headstart.errors import ConfigError, unknown_name
 
@@ -514,46 +514,27 @@ MODELS = (
 )
 
 _ROWS: dict[What, tuple[Row, ...]] = {"method": METHODS, "model": MODELS, "task": TASKS, "data": KINDS}
-_GROUPS: dict[What, str] = {
-    "method": "headstart.methods",
-    "model": "headstart.models",
-    "task": "headstart.tasks",
-    "data": "headstart.data",
-}
 
 
-@overload
-def rows(what: Literal["method"]) -> tuple[Method, ...]: ...
-@overload
-def rows(what: Literal["model"]) -> tuple[Model, ...]: ...
-@overload
-def rows(what: Literal["task"]) -> tuple[Family, ...]: ...
-@overload
-def rows(what: Literal["data"]) -> tuple[Kind, ...]: ...
-@overload
-def rows(what: What) -> tuple[Row, ...]: ...
 @cache
-def rows(what: What) -> Any:
+def rows(what: What) -> tuple[Any, ...]:
     """Return the registered methods, models, families of tasks or kinds of data; those of other packages last.
 
     Raises:
         ConfigError: an entry point of another package does not name such a row, or one of a name that is taken.
     """
-    own, found = _ROWS[what], list(_ROWS[what])
-    for point in sorted(entry_points(group=_GROUPS[what]), key=lambda point: point.name):
+    found, kind = list(_ROWS[what]), type(_ROWS[what][0])
+    group = "headstart.data" if what == "data" else f"headstart.{what}s"
+    for point in sorted(entry_points(group=group), key=lambda point: point.name):
+        told = f"the entry point {point.name!r} of {group}"
         try:
             row = point.load()
         except Exception as error:  # whatever another package does when it is imported
-            raise ConfigError(
-                f"the entry point {point.name!r} of {_GROUPS[what]} cannot be loaded: {error!r}"
-            ) from error
-        if not isinstance(row, type(own[0])):
-            raise ConfigError(
-                f"the entry point {point.name!r} of {_GROUPS[what]} gives {type(row).__name__}; expected a"
-                f" headstart.registry.{type(own[0]).__name__}"
-            )
+            raise ConfigError(f"{told} cannot be loaded: {error!r}") from error
+        if not isinstance(row, kind):
+            raise ConfigError(f"{told} gives {type(row).__name__}; expected a headstart.registry.{kind.__name__}")
         if any(other.name == row.name and other != row for other in found):
-            raise ConfigError(f"the entry point {point.name!r} of {_GROUPS[what]} takes the name {row.name!r} again")
+            raise ConfigError(f"{told} takes the name {row.name!r} again")
         found += [] if row in found else [row]
     return tuple(found)
 
@@ -573,7 +554,7 @@ def find(what: What, name: str) -> Row:
     by_name = {row.name: row for row in rows(what)}
     if name not in by_name:
         raise unknown_name({"task": "tasks", "data": "kind of data"}.get(what, what), name, by_name)
-    return cast(Row, by_name[name])
+    return by_name[name]
 
 
 def load(what: What, name: str) -> Any:
