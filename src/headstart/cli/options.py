@@ -14,19 +14,7 @@ from cyclopts.exceptions import UnknownOptionError
 from headstart.errors import ConfigError
 from headstart.registry import rows
 from headstart.schema import Option, options_of
-from headstart.training.config import (
-    Outer,
-    Run,
-    Schema,
-    Tree,
-    flags,
-    flat,
-    help_of,
-    nested,
-    normal,
-    schema_of,
-    unknown,
-)
+from headstart.training.config import Outer, Run, Schema, Tree, flags, flat, help_of, nested, normal, schema_of, unknown
 
 #: The commands' own options that decide, and such as take a value besides.
 _NAMES, _OTHERS = ("--method", "--methods", "--model", "--config"), ("--out",)
@@ -130,8 +118,7 @@ def call(
 def _groups(schemas: Sequence[Schema]) -> dict[str, Group]:
     told = {"tasks": "Tasks", "method": "Method", "model": "Model", "outer": "Outer loop", "run": "Run"}
     if len(schemas) == 1:
-        chosen = {"tasks": schemas[0].family, "method": schemas[0].method, "model": schemas[0].model}
-        told |= {owner: f"{told[owner]}: {row.name}" for owner, row in chosen.items() if row is not None}
+        told |= {owner: f"{told[owner]}: {name}" for owner, name in schemas[0].names().items()}
     return {owner: Group(title, sort_key=place) for place, (owner, title) in enumerate(told.items())}
 
 

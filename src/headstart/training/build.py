@@ -8,7 +8,6 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from headstart.errors import ConfigError, UsageError
 from headstart.registry import Method, Target, find, load, rows
@@ -34,11 +33,17 @@ def build(config: Config) -> Job:
     """Make what a configuration describes.
 
     Raises:
-        UsageError: a device that is not there, or a method that cannot do the tasks.
+        UsageError: a device that is not there, a method that cannot do the tasks, or batch normalisation over padding.
         ShapeError: a model that cannot take the tasks' inputs.
     """
     device = find_device(config.run.device)
-    _refuse_padding(config)
+    shots = config.tasks.options.get("shots")
+    by_batch = config.model is not None and config.model.options.get("norm") == "batch"
+    if isinstance(shots, tuple) and by_batch and config.method.options.get("buffers") != "frozen":
+        raise ConfigError(
+            f"--shots is {shots[0]}-{shots[1]}, so tasks have different numbers of examples, and --norm batch would "
+            "count the padding of the smaller ones; take --norm group, layer or instance, or one number of shots"
+        )
     tasks = make_tasks(config, device)
     notes: list[str] = []
     learner, parameters = make_learner(config, tasks, device, notes.append)
@@ -77,9 +82,8 @@ def make_learner(
     ``explain`` is told what the method chooses by itself, line by line.
     """
     ways = None if config.tasks.options.get("train_ways") is not None else tasks.output_size
-    return assembled(
-        config.method, config.model, tasks, ways=ways, seed=config.run.seed, device=device, explain=explain
-    )
+    seed = config.run.seed
+    return assembled(config.method, config.model, tasks, ways=ways, seed=seed, device=device, explain=explain)
 
 
 def assembled(
@@ -124,30 +128,27 @@ def assembled(
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = None if model is None else make_model(row, model, tasks)
-        if module is not None and model is not None and model.name == "identity" and _takes_none(accepted):
-            module = None  # heads have intercepts, and alpaca a start, of their own for inputs as they are
+        module = None
+        if model is not None:
+            outputs = None if row.model == "embedding" else tasks.output_size
+            module = load("model", model.name)(tasks.input_shape, outputs, **model.options)
+            if model.name == "identity" and "module" in accepted and accepted["module"].default is None:
+                module = None  # heads have intercepts, and alpaca a start, of their own for inputs as they are
         if module is not None:
-            module = module.to(device=device, dtype=dtype)
-            given["module"] = module
+            given["module"] = module = module.to(device=device, dtype=dtype)
             if {"inputs", "features"} <= accepted.keys():
-                given["features"] = _features(module, tasks.input_shape)
+                with torch.no_grad():
+                    out = copy.deepcopy(module).eval()(torch.zeros(1, *tasks.input_shape, device=device, dtype=dtype))
+                given["features"] = out.numel()
                 del given["inputs"]
-        learner = factory(**method.options, **{name: value for name, value in given.items() if name in accepted})
+        made = factory(**method.options, **{name: value for name, value in given.items() if name in accepted})
     if module is not None:
-        return learner, sum(p.numel() for p in module.parameters() if p.requires_grad)
-    learner = _placed(learner, device)
-    return learner, sum(value.numel() for value in learner.init(None).params.values())
+        return made, sum(p.numel() for p in module.parameters() if p.requires_grad)
 
+    def init(generator: torch.Generator | None = None) -> Meta:
+        return Meta(*({name: value.to(device) for name, value in part.items()} for part in made.init(generator)))
 
-def _takes_none(accepted: Any) -> bool:
-    return "module" in accepted and accepted["module"].default is None
-
-
-def make_model(row: Method, model: Part, tasks: Tasks) -> nn.Module:
-    """Make a network for tasks like these, without a head where the method has one of its own."""
-    outputs = None if row.model == "embedding" else tasks.output_size
-    return load("model", model.name)(tasks.input_shape, outputs, **model.options)
+    return made._replace(init=init), sum(value.numel() for value in made.init(None).params.values())
 
 
 def refuse_target(row: Method, target: Target, tasks: str) -> None:
@@ -163,33 +164,6 @@ def refuse_target(row: Method, target: Target, tasks: str) -> None:
             f"the method {row.name!r} {does}, but the tasks {tasks!r} are {target}; take another one:"
             f" {', '.join(others)}"
         )
-
-
-def _refuse_padding(config: Config) -> None:
-    """Refuse tasks with different numbers of examples where normalisation would count the padding of the smaller."""
-    shots = config.tasks.options.get("shots")
-    by_batch = config.model is not None and config.model.options.get("norm") == "batch"
-    if isinstance(shots, tuple) and by_batch and config.method.options.get("buffers") != "frozen":
-        raise ConfigError(
-            f"--shots is {shots[0]}-{shots[1]}, so tasks have different numbers of examples, and --norm batch would "
-            "count the padding of the smaller ones; take --norm group, layer or instance, or one number of shots"
-        )
-
-
-def _features(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Return how many values a module makes of an input."""
-    like = next(module.parameters(), torch.zeros(()))
-    with torch.no_grad():
-        return copy.deepcopy(module).eval()(torch.zeros(1, *shape, device=like.device, dtype=like.dtype)).numel()
-
-
-def _placed(learner: Learner, device: torch.device) -> Learner:
-    """Return a learner that was made without a model with its values on the device."""
-
-    def init(generator: torch.Generator | None = None) -> Meta:
-        return Meta(*({name: value.to(device) for name, value in part.items()} for part in learner.init(generator)))
-
-    return learner._replace(init=init)
 
 
 def make_optimizer(config: Config) -> MakeOptimizer:

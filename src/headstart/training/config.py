@@ -31,9 +31,8 @@ from headstart.schema import REQUIRED, Count, Option, allowed, checked, is_range
 Tree: TypeAlias = Mapping[str, Any]
 """A configuration as files hold it; a part may be its name alone."""
 
-#: Marks an option that may differ when a run goes on: it leaves the result as it is, up to rounding.
-FREE = object()
-
+#: Options that may differ when a run goes on: they leave the result as it is, up to rounding.
+_FREE = {"run.save_every", "run.device", "run.threads", "run.compile", "run.memory"}
 _BYTES = 1 << 20
 _MOST_LINES = 20
 
@@ -76,12 +75,12 @@ class Run(NamedTuple):
     evaluate_every: Count = 250
     evaluate_tasks: Annotated[int, Ge(2), Le(1_000_000)] = 100
     test_tasks: Annotated[int, Ge(2), Le(1_000_000)] = 600
-    save_every: Annotated[int, Ge(1), FREE] = 100
+    save_every: Count = 100
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], FREE] = "auto"
-    threads: Annotated[Annotated[int, Ge(1), Le(4096)] | None, FREE] = None
-    compile: Annotated[bool, FREE] = False
-    memory: Annotated[str | None, FREE] = None
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: Annotated[int, Ge(1), Le(4096)] | None = None
+    compile: bool = False
+    memory: str | None = None
 
 
 class Part(NamedTuple):
@@ -108,15 +107,12 @@ class Config(NamedTuple):
 
     def tree(self) -> dict[str, dict[str, Any]]:
         """Return it as files hold it: plain values, and no option that is not set."""
-        parts = {owner: part for owner, part in self._asdict().items() if part is not None}
-        named = {
-            owner: {"name": part.name, **part.options} if isinstance(part, Part) else part._asdict()
-            for owner, part in parts.items()
-        }
-        return {
-            owner: {name: _plain(value) for name, value in values.items() if value is not None}
-            for owner, values in named.items()
-        }
+        tree = {}
+        for owner, part in self._asdict().items():
+            if part is not None:
+                values = {"name": part.name, **part.options} if isinstance(part, Part) else part._asdict()
+                tree[owner] = {name: _plain(value) for name, value in values.items() if value is not None}
+        return tree
 
 
 class Schema(NamedTuple):
@@ -129,11 +125,10 @@ class Schema(NamedTuple):
     options: dict[str, Option]
     """By owner and name, as in ``"method.kernel"``; defaults are those of this run."""
 
-    def owners(self) -> dict[str, str]:
-        """Return the owners, each as people say it."""
-        told = {"tasks": f"tasks {self.family.name!r}", "method": f"method {self.method.name!r}"}
-        told |= {} if self.model is None else {"model": f"model {self.model.name!r}"}
-        return told | ({"outer": "outer loop"} if self.method.outer else {}) | {"run": "run"}
+    def names(self) -> dict[str, str]:
+        """Return what the tasks, the method and the model, where there is one, are called."""
+        named = {"tasks": self.family.name, "method": self.method.name}
+        return named if self.model is None else named | {"model": self.model.name}
 
 
 #: What the shell gives to factories, and nobody chooses.
@@ -144,14 +139,15 @@ _GIVEN = {
 }
 #: The field's own words for options that several owners call alike.
 WORDS = {
+    "method.name": "method",
     "method.steps": "inner-steps",
     "method.rate": "inner-rate",
+    "model.name": "model",
     "outer.steps": "steps",
     "outer.rate": "outer-rate",
 }
-_NAMES = ("tasks.name", "method.name", "model.name")
-_FACTORIES: dict[str, Any] = {"outer": Outer, "run": Run}
 _WHAT: dict[str, What] = {"tasks": "task", "method": "method", "model": "model"}
+_NAMES = [f"{owner}.name" for owner in _WHAT]
 
 
 def resolve(tree: Tree | str, source: str = "") -> Config:
@@ -174,47 +170,35 @@ def resolve(tree: Tree | str, source: str = "") -> Config:
     """
     where = f" (in {source})" if source else ""
     try:
-        parts = normal(tree)
-        schema = schema_of(parts)
+        tree = normal(tree)
+        schema = schema_of(tree)
     except UsageError as error:
         raise type(error)(f"{error}{where}") from error
-    given, values, wrong = flat(parts), {}, []
+    given, values, wrong = flat(tree), {}, []
     for name, value in given.items():
-        if name in _NAMES:
-            continue
-        option = schema.options.get(name)
         try:
-            if option is None:
-                raise ConfigError(unknown(name, schema))
-            if value is None:
+            if name in _NAMES or (value is None and name in schema.options):
                 continue
-            values[name] = _absolute(option, _checked(name, option, value, schema))
+            if name not in schema.options:
+                raise ConfigError(unknown(name, schema))
+            values[name] = _checked(name, value, schema)
         except ConfigError as error:
             wrong.append(str(error))
             if len(wrong) == _MOST_LINES:
                 break
+    names = schema.names()
     for name, option in schema.options.items():
         if given.get(name) is None and option.default is REQUIRED:
-            owner = schema.owners()[name.partition(".")[0]]
-            wrong.append(f"{flag(name, schema)} is missing, which the {owner} need: {option.help}")
+            owner = name.partition(".")[0]
+            need = f"the {owner} {names[owner]!r} need"
+            wrong.append(f"{flag(name, schema)} is missing, which {need}: {option.help}")
         values.setdefault(name, option.default)
     if wrong:
         raise ConfigError("\n".join(line + where for line in wrong))
-    return _assembled(schema, values)
-
-
-def _assembled(schema: Schema, values: Mapping[str, Any]) -> Config:
-    by_owner: dict[str, dict[str, Any]] = {owner: {} for owner in ("tasks", "method", "model", "outer", "run")}
-    for name in schema.options:
-        owner, _, own = name.partition(".")
-        by_owner[owner][own] = values[name]
-    return Config(
-        Part(schema.family.name, by_owner["tasks"]),
-        Part(schema.method.name, by_owner["method"]),
-        None if schema.model is None else Part(schema.model.name, by_owner["model"]),
-        Outer(**by_owner["outer"]) if schema.method.outer else None,
-        Run(**by_owner["run"]),
-    )
+    own = nested({name: values[name] for name in schema.options})
+    parts = {owner: Part(name, own.get(owner, {})) for owner, name in names.items()}
+    outer = Outer(**own["outer"]) if schema.method.outer else None
+    return Config(parts["tasks"], parts["method"], parts.get("model"), outer, Run(**own["run"]))
 
 
 def normal(tree: Tree | str) -> dict[str, dict[str, Any]]:
@@ -235,10 +219,13 @@ def normal(tree: Tree | str) -> dict[str, dict[str, Any]]:
 def _part(owner: str, part: Any) -> dict[str, Any]:
     """Return what a tree says of an owner as a dictionary."""
     if owner not in Config._fields:
-        near = get_close_matches(owner, Config._fields, n=1) or [f"{own}: {{{owner}: …}}" for own in _owners_of(owner)]
+        near = get_close_matches(owner, Config._fields, n=1)
+        if not near:
+            shared = [part for part, factory in (("outer", Outer), ("run", Run)) if owner in factory._fields]
+            near = [f"{part}: {{{owner}: …}}" for part in shared or _takers(owner)]
         meant = f"did you mean {' or '.join(near)}?" if near else f"the parts are {', '.join(Config._fields)}"
         raise ConfigError(f"unknown part {owner!r} of a configuration; {meant}")
-    named = f"{owner}.name" in _NAMES
+    named = owner in _WHAT
     if isinstance(part, str) and named:
         return {"name": part}
     if not isinstance(part, Mapping) and part is not None:
@@ -247,12 +234,6 @@ def _part(owner: str, part: Any) -> dict[str, Any]:
     if named and not isinstance(values.get("name", ""), str):
         raise ConfigError(f"the name of {owner} is {values['name']!r}, but must be a text")
     return values
-
-
-def _owners_of(name: str) -> list[str]:
-    """Return the parts that may have an option of that name."""
-    shared = [owner for owner, factory in _FACTORIES.items() if name in factory._fields]
-    return shared or [part for part in _WHAT if _who_takes(name, part)]
 
 
 def _own_source(tasks: dict[str, Any]) -> dict[str, Any]:
@@ -284,16 +265,13 @@ def schema_of(parts: Mapping[str, Mapping[str, Any]]) -> Schema:
     family = find("task", parts["tasks"]["name"])
     kind = find("data", family.kind)
     method = find("method", parts.get("method", {}).get("name") or kind.method)
-    model = None
-    if method.model != "none":
-        model = find("model", parts.get("model", {}).get("name") or kind.model)
-    for owner, there, what in (
-        ("model", model is not None, "uses no model"),
-        ("outer", method.outer, "takes no steps"),
+    model = find("model", parts.get("model", {}).get("name") or kind.model) if method.model != "none" else None
+    for owner, lacks, what in (
+        ("model", model is None, "uses no model"),
+        ("outer", not method.outer, "takes no steps"),
     ):
-        if parts.get(owner) and not there:
-            first = next(iter(parts[owner]))
-            told = "--model" if first == "name" else flag(f"{owner}.{first}")
+        if lacks and parts.get(owner):
+            told = flag(f"{owner}.{next(iter(parts[owner]))}")
             raise ConfigError(f"{told} does not apply to the method {method.name!r}, which {what} there; leave it out")
     defaults = {
         **DEFAULTS,
@@ -301,17 +279,19 @@ def schema_of(parts: Mapping[str, Mapping[str, Any]]) -> Schema:
         **family.defaults,
         **method.defaults.get("", {}),
         **method.defaults.get(kind.name, {}),
-        **({} if model is None else {f"model.{name}": value for name, value in model.defaults.items()}),
     }
     factories = {"tasks": load("task", family.name), "method": load("method", method.name)}
-    factories |= {} if model is None else {"model": load("model", model.name)}
-    factories |= {"outer": Outer} if method.outer else {}
+    if model is not None:
+        defaults |= {f"model.{name}": value for name, value in model.defaults.items()}
+        factories["model"] = load("model", model.name)
+    if method.outer:
+        factories["outer"] = Outer
     options = {}
     for owner, factory in (factories | {"run": Run}).items():
-        for name, option in options_of(factory).items():
-            if name not in _GIVEN.get(owner, ()):
-                place = f"{owner}.{name}"
-                options[place] = option._replace(default=defaults.get(place, option.default))
+        for own, option in options_of(factory).items():
+            if own not in _GIVEN.get(owner, ()):
+                name = f"{owner}.{own}"
+                options[name] = option._replace(default=defaults.get(name, option.default))
     return Schema(family, kind, method, model, options)
 
 
@@ -329,7 +309,8 @@ def nested(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _checked(name: str, option: Option, value: Any, schema: Schema) -> Any:
+def _checked(name: str, value: Any, schema: Schema) -> Any:
+    option = schema.options[name]
     try:
         found = checked(option, value)
         if name == "run.memory":
@@ -338,13 +319,8 @@ def _checked(name: str, option: Option, value: Any, schema: Schema) -> Any:
             to_bytes(found)
     except ValueError as error:
         raise ConfigError(f"{flag(name, schema)} {str(error).removeprefix('memory ')}") from error
-    return found
-
-
-def _absolute(option: Option, value: Any) -> Any:
-    if isinstance(value, Path) or (option.name == "data" and isinstance(value, str)):
-        return os.path.abspath(os.path.expanduser(value))
-    return value
+    is_path = isinstance(found, Path) or (option.name == "data" and isinstance(found, str))
+    return os.path.abspath(os.path.expanduser(found)) if is_path else found
 
 
 def _plain(value: Any) -> Any:
@@ -365,9 +341,8 @@ def flag(name: str, schema: Schema | None = None) -> str:
 def flags(name: str, options: Any = ()) -> tuple[str, ...]:
     """Return all names of an option on the command line, the shortest first, where these ``options`` are there."""
     own = name.partition(".")[2]
-    alone = (
-        sum(other.partition(".")[2] == own for other in options) == 1 and own.replace("_", "-") not in WORDS.values()
-    )
+    alone = sum(other.partition(".")[2] == own for other in options) == 1
+    alone = alone and own.replace("_", "-") not in WORDS.values()
     short = WORDS.get(name) or (own.replace("_", "-") if alone else None)
     return tuple(f"--{word}" for word in (short, name.replace("_", "-")) if word)
 
@@ -375,54 +350,45 @@ def flags(name: str, options: Any = ()) -> tuple[str, ...]:
 def unknown(name: str, schema: Schema) -> str:
     """Say that there is no such option for a run, which option is near, or what would take it."""
     owner, _, own = name.partition(".")
-    told = f"unknown option --{(name if owner else own).replace('_', '-')}"
+    told = f"unknown option --{name.lstrip('.').replace('_', '-')}"
     flagged = {flag(place, schema)[2:].replace("-", "_"): place for place in schema.options}
     own_names = {place.partition(".")[2]: place for place in schema.options if place.startswith(f"{owner}.")}
     names, takers = own_names if owner else flagged, _takers(own, owner)
     near = get_close_matches(own, names, n=1, cutoff=0.9 if takers else 0.5)
     if takers and not near:
-        return f"{told} for the {', the '.join(list(schema.owners().values())[:3])}; it belongs to {takers}"
+        run = ", ".join(f"the {part} {called!r}" for part, called in schema.names().items())
+        theirs = " and ".join(f"the {part} {', '.join(others)}" for part, others in takers.items())
+        return f"{told} for {run}; it belongs to {theirs}"
     meant = names[near[0]] if near else flagged.get(own)
     return told + (f"; did you mean {flag(meant, schema)}?" if meant else "; --help names those that there are")
 
 
-def _takers(own: str, owner: str) -> str:
-    """Return which tasks, methods and models take an option of that name; empty where none does."""
-    found = {part: _who_takes(own, part) for part in _WHAT if owner in ("", part)}
-    return " and ".join(f"the {part} {', '.join(names)}" for part, names in found.items() if names)
-
-
-def _who_takes(own: str, part: str) -> list[str]:
-    if own in _GIVEN[part]:
-        return []
-    return [row.name for row in rows(_WHAT[part]) if own in options_of(load(_WHAT[part], row.name))]
+def _takers(own: str, owner: str = "") -> dict[str, list[str]]:
+    """Return which tasks, methods and models, or those of one part alone, take an option of that name."""
+    found = {
+        part: [row.name for row in rows(what) if own in options_of(load(what, row.name))]
+        for part, what in _WHAT.items()
+        if owner in ("", part) and own not in _GIVEN[part]
+    }
+    return {part: names for part, names in found.items() if names}
 
 
 def diff(old: Config, new: Config) -> list[str]:
     """Return what keeps a run with ``old`` from going on with ``new``: one line an option, none if it may.
 
     More outer steps than before are allowed where the outer rate is constant and the method does not anneal (elsewhere
-    they would change the steps that are taken already), and so is what leaves the result as it is (`FREE`).
+    they would change the steps that are taken already), and so is what leaves the result as it is (`_FREE`).
     """
     before, after = flat(old.tree()), flat(new.tree())
     schema, lines = schema_of(new.tree()), []
     for name in dict.fromkeys([*before, *after]):
         was, now = before.get(name), after.get(name)
         raised = name == "outer.steps" and was is not None and now is not None and now > was
-        raised = raised and after["outer.schedule"] == "constant" and not find("method", new.method.name).annealed
-        if was != now and not raised and not _is_free(name):
-            lines.append(f"{_part_flag(name, schema)}: {_shown(was)} -> {_shown(now)}")
+        raised = raised and after["outer.schedule"] == "constant" and not schema.method.annealed
+        if was != now and not raised and name not in _FREE:
+            told = "TASKS" if name == "tasks.name" else flag(name, schema)
+            lines.append(f"{told}: {_shown(was)} -> {_shown(now)}")
     return lines
-
-
-def _is_free(name: str) -> bool:
-    owner, _, own = name.partition(".")
-    return owner == "run" and FREE in getattr(Run.__annotations__[own], "__metadata__", ())
-
-
-def _part_flag(name: str, schema: Schema) -> str:
-    named = {"tasks.name": "TASKS", "method.name": "--method", "model.name": "--model"}
-    return named.get(name) or flag(name, schema)
 
 
 def _shown(value: Any) -> str:
@@ -435,22 +401,17 @@ def command(config: Config, out: str = "RUN") -> str:
     >>> command(resolve({"tasks": "sinusoid", "method": {"name": "maml", "steps": 5}, "outer": {"steps": 100}}))
     'headstart train sinusoid --method maml --inner-steps 5 --steps 100 --seed 0 --out RUN'
     """
-    parts = config.tree()
-    schema = schema_of(parts)
-    kind = schema.kind
+    tree = config.tree()
+    schema, values = schema_of(tree), flat(tree)
     words = ["headstart", "train", config.tasks.name, "--method", config.method.name]
-    if config.model is not None and config.model.name != kind.model:
+    if config.model is not None and config.model.name != schema.kind.model:
         words += ["--model", config.model.name]
-    for name, value in flat(parts).items():
-        if name.endswith(".name"):
+    for name, option in schema.options.items():
+        value, best = values.get(name), flag(name, schema)
+        if value is None or (value == _plain(option.default) and name != "run.seed"):
             continue
-        option = schema.options[name]
-        if name == "run.seed" or value != _plain(option.default):
-            best = flag(name, schema)
-            if isinstance(value, bool):
-                words.append(best if value else f"--no-{best[2:]}")
-            else:
-                words += [best, text(value, option)]
+        switch = best if value is True else f"--no-{best[2:]}"
+        words += [switch] if isinstance(value, bool) else [best, text(value, option)]
     return shlex.join([*words, "--out", out])
 
 
@@ -475,13 +436,18 @@ def read_config_file(path: Path) -> dict[str, Any]:
         FileError: a file that cannot be read, or is not such a file.
         ConfigError: another ending.
     """
-    from headstart.training.files import read_json
+    from headstart.training.files import read, read_json
 
     suffix = path.suffix.lower()
     if suffix == ".json":
         found = read_json(path.resolve())
     elif suffix in (".yaml", ".yml", ".toml"):
-        found = _parsed(path, suffix)
+        data = read(path.resolve(), _BYTES)
+        try:
+            found = tomllib.loads(data.decode()) if suffix == ".toml" else yaml.load(data, _Yaml)
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise FileError(f"{path} is not valid {suffix[1:].upper()}: {reason}") from error
     else:
         raise ConfigError(f"--config {path}: expected a .json, .yaml, .yml or .toml file")
     if not isinstance(found, dict):
@@ -490,17 +456,6 @@ def read_config_file(path: Path) -> dict[str, Any]:
         return {str(owner): _part(str(owner), part) for owner, part in found.items()}
     except ConfigError as error:
         raise ConfigError(f"{error} (in {path})") from error
-
-
-def _parsed(path: Path, suffix: str) -> Any:
-    from headstart.training.files import read
-
-    data = read(path.resolve(), _BYTES)
-    try:
-        return tomllib.loads(data.decode()) if suffix == ".toml" else yaml.load(data, _Yaml)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise FileError(f"{path} is not valid {suffix[1:].upper()}: {reason}") from error
 
 
 class _Yaml(yaml.SafeLoader):
@@ -531,30 +486,15 @@ def merged(file: Tree, given: Tree) -> dict[str, dict[str, Any]]:
     >>> merged({"tasks": {"name": "icons", "ways": 3}}, {"tasks": {"name": "omniglot"}, "run": {"seed": 1}})
     {'tasks': {'name': 'omniglot'}, 'run': {'seed': 1}}
     """
-    parts = {owner: _part(owner, part) for owner, part in file.items()}
-    new_names = {owner: _part(owner, part).get("name") for owner, part in given.items()}
-    if any(name and parts.get(owner, {}).get("name", name) != name for owner, name in new_names.items()):
-        parts = _chosen(parts)
-    for owner, part in given.items():
-        new, old = _part(owner, part), parts.get(owner, {})
-        replaced = "name" in new and new["name"] != old.get("name", new["name"])
-        parts[owner] = new if replaced else {**old, **new}
-    return parts
-
-
-def _chosen(parts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return a tree without what is a default of the run that it stands for."""
-    if "tasks" not in parts:
-        return parts
-    options = schema_of(normal(parts)).options
-    return {
-        owner: {
-            name: value
-            for name, value in part.items()
-            if (option := options.get(f"{owner}.{name}")) is None or value != _plain(option.default)
-        }
-        for owner, part in parts.items()
-    }
+    old = {owner: _part(owner, part) for owner, part in file.items()}
+    new = {owner: _part(owner, part) for owner, part in given.items()}
+    names = {owner: part["name"] for owner, part in new.items() if part.get("name")}
+    replaced = [owner for owner, name in names.items() if old.get(owner, {}).get("name", name) != name]
+    if replaced and "tasks" in old:
+        options = schema_of(normal(old)).options
+        defaults = {name: _plain(option.default) for name, option in options.items()}
+        old = nested({name: value for name, value in flat(old).items() if value != defaults.get(name, REQUIRED)})
+    return old | {owner: part if owner in replaced else old.get(owner, {}) | part for owner, part in new.items()}
 
 
 def help_of(option: Option) -> str:
