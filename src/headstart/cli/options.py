@@ -81,17 +81,12 @@ def call(
     own = inspect.signature(command, eval_str=True)
 
     def read(*arguments: Any, **given: Any) -> Called:
-        positional = dict(zip(own.parameters, arguments))
-        tree = nested({places[key]: value for key, value in given.items() if key in places and value is not None})
-        return Called(positional | {key: value for key, value in given.items() if key not in places}, tree)
+        said = shaped.__signature__.bind(*arguments, **given).arguments
+        tree = nested({places[key]: value for key, value in said.items() if key in places and value is not None})
+        return Called({key: value for key, value in said.items() if key not in places}, tree)
 
     groups = _groups(schemas)
-    added = [
-        inspect.Parameter(
-            key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name, options, groups)
-        )
-        for key, name in places.items()
-    ]
+    added = [_parameter(key, name, options, groups) for key, name in places.items()]
     shaped: Any = read
     shaped.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])
     shaped.__annotations__ = {name: value.annotation for name, value in shaped.__signature__.parameters.items()}
@@ -122,10 +117,10 @@ def _groups(schemas: Sequence[Schema]) -> dict[str, Group]:
     return {owner: Group(title, sort_key=place) for place, (owner, title) in enumerate(told.items())}
 
 
-def _annotation(name: str, options: Mapping[str, Option], groups: Mapping[str, Group]) -> Any:
+def _parameter(key: str, name: str, options: Mapping[str, Option], groups: Mapping[str, Group]) -> inspect.Parameter:
     option, best = options[name], flags(name, options)[0]
     switch = option.type is bool or bool in get_args(option.type)
-    parameter = Parameter(
+    shown = Parameter(
         name=best,
         negative=f"--no-{best[2:]}" if switch else (),
         help=help_of(option),
@@ -134,7 +129,8 @@ def _annotation(name: str, options: Mapping[str, Option], groups: Mapping[str, G
         show_choices=False,
     )
     # what is no switch is a text, which is read where the other ways of configuring are
-    return Annotated[(bool if switch else Value) | None, parameter]
+    hint = Annotated[(bool if switch else Value) | None, shown]
+    return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
 
 
 def _short(words: Sequence[str], options: Mapping[str, Option]) -> list[str]:
