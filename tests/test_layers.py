@@ -41,7 +41,7 @@ ALLOWED = {
 #: What core may import besides: the standard library's modules that do no input or output, and torch.
 CORE_OUTSIDE = {"torch", "collections", "contextlib", "copy", "dataclasses", "difflib", "fnmatch", "functools"}
 CORE_OUTSIDE |= {"concurrent", "contextvars", "logging", "math", "operator", "os", "random", "re", "sys", "threading"}
-CORE_OUTSIDE |= {"inspect", "time", "typing", "warnings", "weakref"}
+CORE_OUTSIDE |= {"inspect", "itertools", "time", "typing", "warnings", "weakref"}
 
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path.parent != SOURCE or path.stem in FLOORS)
 

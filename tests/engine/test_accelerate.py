@@ -110,7 +110,7 @@ WAYS = [
     {"threads": "auto"},
 ]  # fmt: skip
 #: Those that every learner is taken in: parts of one after another, in threads, both, and as it is decided.
-WAYS_OF_ALL = [{"chunk": 2}, {"threads": 2}, {"threads": 2, "chunk": 1}, {"threads": "auto"}]
+WAYS_OF_ALL = [{"chunk": 2}, {"memory": "1GiB", "threads": 2}, {"threads": 2, "chunk": 1}, {"threads": "auto"}]
 
 
 def assert_same(found, expected):

@@ -119,6 +119,7 @@ def derive(module: nn.Module, meta: Meta) -> nn.Module:
         UsageError: the module holds no mixture.
         ShapeError: ``meta`` is not of this module.
 
+    >>> import torch
     >>> from headstart.forward.mixture import Skip
     >>> model = nn.Sequential(Mixture({"linear": nn.Linear(4, 4), "skip": Skip()}), nn.Linear(4, 2))
     >>> meta = functional(model)
