@@ -65,11 +65,7 @@ def maml_plus_plus(
 
 
 def annealed(
-    module: nn.Module,
-    adjoint: AdjointName | Adjoint,
-    first_order_until: float,
-    multi_step_until: float,
-    **options: Any,
+    module: nn.Module, adjoint: AdjointName | Adjoint, first_order_until: float, multi_step_until: float, **options: Any
 ) -> Learner:
     """Return `maml`, first order and with the multi-step loss for these fractions of the outer steps; 0 for never."""
     learner = maml(module, adjoint=adjoint, **options)

@@ -17,11 +17,7 @@ Distance = Literal["euclidean", "cosine"]
 
 @extends(embedding)
 def prototypes(
-    module: nn.Module | None = None,
-    *,
-    distance: Distance = "euclidean",
-    ways: int | None = None,
-    **options: Any,
+    module: nn.Module | None = None, *, distance: Distance = "euclidean", ways: int | None = None, **options: Any
 ) -> Learner:
     """Learn an embedding f in which the nearest class mean is right.
 

@@ -36,12 +36,7 @@ class _Case(NamedTuple):
 
 
 def check_rule(
-    rule: Rule,
-    *,
-    module: nn.Module | None = None,
-    steps: int = 3,
-    directions: int = 3,
-    tolerance: float = 1e-6,
+    rule: Rule, *, module: nn.Module | None = None, steps: int = 3, directions: int = 3, tolerance: float = 1e-6
 ) -> None:
     """Check that an inner update rule keeps its promises over ``steps`` steps with random gradients.
 

@@ -17,10 +17,7 @@ ESTIMATORS = ("ridge", "gaussian_process", "mean", "last")
 
 
 def one_model_per_task(
-    *,
-    inputs: int,
-    outputs: int = 1,
-    estimator: Literal["ridge", "gaussian_process", "mean", "last"] = "ridge",
+    *, inputs: int, outputs: int = 1, estimator: Literal["ridge", "gaussian_process", "mean", "last"] = "ridge"
 ) -> Learner:
     """Fit a model of its own to each task's support rows.
 

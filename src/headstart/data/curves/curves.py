@@ -17,12 +17,7 @@ KINDS = ("sine", "line", "quadratic")
 
 
 @extends(point_tasks)
-def curves(
-    *,
-    noise: NotNegative = 0.3,
-    kinds: Sequence[str] = KINDS,
-    **options: Any,
-) -> Tasks:
+def curves(*, noise: NotNegative = 0.3, kinds: Sequence[str] = KINDS, **options: Any) -> Tasks:
     """Regress curves of several kinds from a few noisy points (Vuorio, Sun, Hu, Lim 2019, arXiv:1910.13616).
 
     Every task is of one of the ``kinds``, each as likely as the others; the learner is not told which. It draws

@@ -15,11 +15,7 @@ from headstart.types import Tasks
 
 
 @extends(point_tasks)
-def sinusoid(
-    *,
-    frequency: tuple[Positive, Positive] = (1.0, 1.0),
-    **options: Any,
-) -> Tasks:
+def sinusoid(*, frequency: tuple[Positive, Positive] = (1.0, 1.0), **options: Any) -> Tasks:
     """Regress y = A sin(x - p) from a few noiseless points (Finn, Abbeel, Levine 2017, arXiv:1703.03400).
 
     Every task draws its amplitude A ~ U[0.1, 5] and phase p ~ U[0, pi], and x ~ U[-5, 5] for each of its
