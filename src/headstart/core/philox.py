@@ -1,7 +1,6 @@
 """Counter-based random words: word i is computed, not drawn, so no order of asking can change it.
 
-Reference: Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3",
-doi:10.1145/2063384.2063405.
+Reference: Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3", doi:10.1145/2063384.2063405.
 """
 
 from typing import Any, TypeAlias

@@ -80,10 +80,9 @@ Apply: TypeAlias = Callable[..., tuple[Tensor, Params]]
 """``apply(params, buffers, x, *, seed=None, draw=0, step=0, phase="support") -> (outputs, buffers)``
 
 ``params``: all of the module's trainable tensors (θ, M and context), each ``(*shape)`` (shared) or ``(B, *shape)``;
-``buffers``: each ``(B, *shape)``;
-``x``: ``(B, n, *features)``, a tensor, or a tuple or dict of them (the module's arguments);
-``seed``: ``(B,)`` switches dropout on, ``draw`` counts the passes; ``step``: inner steps taken so far, for modules
-that are `Stepped`; outputs are ``(B, n, *outputs)``.
+``buffers``: each ``(B, *shape)``; ``x``: ``(B, n, *features)``, a tensor, or a tuple or dict of them (the module's
+arguments); ``seed``: ``(B,)`` switches dropout on, ``draw`` counts the passes; ``step``: inner steps taken so far, for
+modules that are `Stepped`; outputs are ``(B, n, *outputs)``.
 """
 
 

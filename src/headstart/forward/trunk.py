@@ -1,8 +1,7 @@
 """A module cut in two: the layers before anything that moves, and the rest.
 
-What does not move gives the same features at every inner step, so it need only be computed once for the support set
-and once for the query set: all of the body where only a head moves, the layers below the first adapter of a frozen
-network.
+What does not move gives the same features at every inner step, so it need only be computed once for the support set and
+once for the query set: all of the body where only a head moves, the layers below the first adapter of a frozen network.
 """
 
 from collections import OrderedDict
