@@ -16,13 +16,13 @@ from cyclopts import App
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from benchmarks.searchable4 import searchable4
 from headstart import FirstOrder, conv4, fit, maml
 from headstart.algorithms.architecture import choices, derive, pressed, sharpened
 from headstart.core.objective import at
 from headstart.data.images.icons import icons as icon_tasks
 from headstart.forward.cost import expected_cost, multiply_adds
 from headstart.forward.mixture import Mixture, Skip
-from headstart.models.searchable4 import searchable4
 from headstart.training.evaluate import Score, evaluate, interval
 from headstart.training.loop import State, copied, start
 from headstart.types import Batch, Episodes, Learner, Meta, Tasks

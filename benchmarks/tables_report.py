@@ -6,8 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.report import finite
-from benchmarks.report import table as markdown
+from benchmarks.report import finite, table as markdown
 from benchmarks.settings import FRACTION, SETS, SETTINGS, Plan
 from headstart.registry import load
 from headstart.training.evaluate import Interval, interval

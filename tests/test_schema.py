@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from annotated_types import Ge, Le
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headstart.errors import ConfigError
 from headstart.schema import REQUIRED, Count, Option, Positive, allowed, checked, extends, is_range, joined, options_of

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import compile as suite
-from benchmarks import speed
+from benchmarks import compile as suite, speed
 from benchmarks.figures import Figure, Report, Target
 from benchmarks.peers.case import Case
 from benchmarks.peers.environment import Environment

@@ -1,100 +1,82 @@
 # The public names, and where each lives: `__init__.py` imports a name from there when it is first used.
-from headstart import errors as errors
-from headstart import tasks as tasks
-from headstart import testing as testing
-from headstart.algorithms.adaptation import InnerLoss as InnerLoss
-from headstart.algorithms.adaptation import Start as Start
-from headstart.algorithms.adapters import LowRank as LowRank
-from headstart.algorithms.adapters import low_rank as low_rank
-from headstart.algorithms.architecture import derive as derive
-from headstart.algorithms.architecture import pressed as pressed
-from headstart.algorithms.architecture import sharpened as sharpened
+from headstart import errors as errors, tasks as tasks, testing as testing
+from headstart.algorithms.adaptation import InnerLoss as InnerLoss, Start as Start
+from headstart.algorithms.adapters import LowRank as LowRank, low_rank as low_rank
+from headstart.algorithms.architecture import derive as derive, pressed as pressed, sharpened as sharpened
 from headstart.algorithms.attenuation import l2f as l2f
-from headstart.algorithms.aware import aware as aware
-from headstart.algorithms.aware import propose as propose
-from headstart.algorithms.baselines import joint as joint
-from headstart.algorithms.baselines import scratch as scratch
+from headstart.algorithms.aware import aware as aware, propose as propose
+from headstart.algorithms.baselines import joint as joint, scratch as scratch
 from headstart.algorithms.bayesian_linear import alpaca as alpaca
 from headstart.algorithms.context import cavia as cavia
-from headstart.algorithms.evolution import Evolution as Evolution
-from headstart.algorithms.evolution import es_maml as es_maml
+from headstart.algorithms.evolution import Evolution as Evolution, es_maml as es_maml
 from headstart.algorithms.forest import forest as forest
-from headstart.algorithms.gaussian_process import dkt as dkt
-from headstart.algorithms.gaussian_process import gaussian_process as gaussian_process
-from headstart.algorithms.heads.kernel_machines import logistic as logistic
-from headstart.algorithms.heads.kernel_machines import svm as svm
+from headstart.algorithms.gaussian_process import dkt as dkt, gaussian_process as gaussian_process
+from headstart.algorithms.heads.kernel_machines import logistic as logistic, svm as svm
 from headstart.algorithms.heads.ridge import ridge as ridge
 from headstart.algorithms.imaml import imaml as imaml
 from headstart.algorithms.learned_loss import learned_loss as learned_loss
-from headstart.algorithms.maml import alfa as alfa
-from headstart.algorithms.maml import anil as anil
-from headstart.algorithms.maml import boil as boil
-from headstart.algorithms.maml import fomaml as fomaml
-from headstart.algorithms.maml import maml as maml
-from headstart.algorithms.maml import meta_curvature as meta_curvature
-from headstart.algorithms.maml import meta_sgd as meta_sgd
-from headstart.algorithms.maml_plus_plus import maml_plus_plus as maml_plus_plus
-from headstart.algorithms.maml_plus_plus import per_step_norm as per_step_norm
+from headstart.algorithms.maml import (
+    alfa as alfa,
+    anil as anil,
+    boil as boil,
+    fomaml as fomaml,
+    maml as maml,
+    meta_curvature as meta_curvature,
+    meta_sgd as meta_sgd,
+)
+from headstart.algorithms.maml_plus_plus import maml_plus_plus as maml_plus_plus, per_step_norm as per_step_norm
 from headstart.algorithms.maml_train import maml_train as maml_train
 from headstart.algorithms.modulation import mmaml as mmaml
-from headstart.algorithms.neural_process import anp as anp
-from headstart.algorithms.neural_process import cnp as cnp
-from headstart.algorithms.objectives import first_order_until as first_order_until
-from headstart.algorithms.objectives import multi_step as multi_step
+from headstart.algorithms.neural_process import anp as anp, cnp as cnp
+from headstart.algorithms.objectives import first_order_until as first_order_until, multi_step as multi_step
 from headstart.algorithms.proto_maml import proto_maml as proto_maml
-from headstart.algorithms.prototypes import nearest as nearest
-from headstart.algorithms.prototypes import prototypes as prototypes
+from headstart.algorithms.prototypes import nearest as nearest, prototypes as prototypes
 from headstart.algorithms.reptile import reptile as reptile
 from headstart.algorithms.search import search as search
 from headstart.algorithms.table_baselines.mixed_effects import mixed_effects as mixed_effects
 from headstart.algorithms.table_baselines.per_task import one_model_per_task as one_model_per_task
-from headstart.algorithms.table_baselines.pooled import boosted_trees as boosted_trees
-from headstart.algorithms.table_baselines.pooled import pooled as pooled
-from headstart.algorithms.table_baselines.pooled import task_category as task_category
-from headstart.algorithms.warp import mt_net as mt_net
-from headstart.algorithms.warp import t_net as t_net
-from headstart.algorithms.warp import warp_grad as warp_grad
-from headstart.core import losses as losses
-from headstart.core import rules as rules
-from headstart.core.adjoints import Checkpointed as Checkpointed
-from headstart.core.adjoints import ConjugateGradient as ConjugateGradient
-from headstart.core.adjoints import FirstOrder as FirstOrder
-from headstart.core.adjoints import Implicit as Implicit
-from headstart.core.adjoints import Neumann as Neumann
-from headstart.core.adjoints import Truncated as Truncated
-from headstart.core.adjoints import Unrolled as Unrolled
-from headstart.core.objective import meta_gradient as meta_gradient
-from headstart.core.objective import meta_loss as meta_loss
-from headstart.core.parameters import Context as Context
-from headstart.core.parameters import Stepped as Stepped
-from headstart.core.parameters import Structural as Structural
+from headstart.algorithms.table_baselines.pooled import (
+    boosted_trees as boosted_trees,
+    pooled as pooled,
+    task_category as task_category,
+)
+from headstart.algorithms.warp import mt_net as mt_net, t_net as t_net, warp_grad as warp_grad
+from headstart.core import losses as losses, rules as rules
+from headstart.core.adjoints import (
+    Checkpointed as Checkpointed,
+    ConjugateGradient as ConjugateGradient,
+    FirstOrder as FirstOrder,
+    Implicit as Implicit,
+    Neumann as Neumann,
+    Truncated as Truncated,
+    Unrolled as Unrolled,
+)
+from headstart.core.objective import meta_gradient as meta_gradient, meta_loss as meta_loss
+from headstart.core.parameters import Context as Context, Stepped as Stepped, Structural as Structural
 from headstart.engine.accelerate import accelerate as accelerate
-from headstart.forward.cost import expected_cost as expected_cost
-from headstart.forward.cost import multiply_adds as multiply_adds
+from headstart.forward.cost import expected_cost as expected_cost, multiply_adds as multiply_adds
 from headstart.forward.functional import functional as functional
-from headstart.forward.mixture import Mixture as Mixture
-from headstart.forward.mixture import Skip as Skip
+from headstart.forward.mixture import Mixture as Mixture, Skip as Skip
 from headstart.models.conv4 import conv4 as conv4
 from headstart.models.identity import identity as identity
 from headstart.models.mlp import mlp as mlp
 from headstart.models.resnet12 import resnet12 as resnet12
 from headstart.models.soft_forest import soft_forest as soft_forest
 from headstart.models.transformer import transformer as transformer
-from headstart.training.adapted import adapt as adapt
-from headstart.training.adapted import open_adapted as open_adapted
-from headstart.training.adapted import predict as predict
+from headstart.training.adapted import adapt as adapt, open_adapted as open_adapted, predict as predict
 from headstart.training.evaluate import evaluate as evaluate
-from headstart.training.loop import fit as fit
-from headstart.training.loop import start as start
+from headstart.training.loop import fit as fit, start as start
 from headstart.training.on_disk import OnDisk as OnDisk
 from headstart.training.run import train as train
-from headstart.types import Adapted as Adapted
-from headstart.types import Batch as Batch
-from headstart.types import Episodes as Episodes
-from headstart.types import Gaussian as Gaussian
-from headstart.types import Info as Info
-from headstart.types import Learner as Learner
-from headstart.types import Meta as Meta
-from headstart.types import Tasks as Tasks
+from headstart.types import (
+    Adapted as Adapted,
+    Batch as Batch,
+    Episodes as Episodes,
+    Gaussian as Gaussian,
+    Info as Info,
+    Learner as Learner,
+    Meta as Meta,
+    Tasks as Tasks,
+)
 
 __version__: str

@@ -73,10 +73,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     return UnknownNameError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known) or 'none'}")
 
 
-def check_known(kind: str, name: str, known: Collection[str]) -> None:
+def check_known(kind: str, name: object, known: Collection[str]) -> None:
     """Raise `unknown_name` unless ``name`` is among the ``known`` ones."""
     if name not in known:
-        raise unknown_name(kind, name, known)
+        raise unknown_name(kind, str(name), known)
 
 
 def pick(kind: str, name: str, among: Mapping[str, Value]) -> Value:

@@ -1,7 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headstart.core.counting import Counted, to_bytes, to_text
 from headstart.errors import UsageError

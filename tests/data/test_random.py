@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headstart.core.philox import philox
 from headstart.data.random import below, bits, distinct, streams, uniform

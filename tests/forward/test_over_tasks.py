@@ -5,14 +5,12 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from torch import nn
 
 import headstart
 from headstart.errors import ShapeError
-from headstart.forward import functional as functional_module
-from headstart.forward import over_tasks as layers
+from headstart.forward import functional as functional_module, over_tasks as layers
 from headstart.forward.functional import functional
 from headstart.testing import random_episodes
 

@@ -9,8 +9,7 @@ import struct
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from headstart.errors import FileError
 from headstart.training.files import from_safetensors, read, read_json, to_json, to_safetensors, write

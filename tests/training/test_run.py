@@ -28,8 +28,7 @@ from headstart.training.config import (
     schema_of,
 )
 from headstart.training.progress import View
-from headstart.training.run import open_run, read_config, train
-from headstart.training.run import test as judge
+from headstart.training.run import open_run, read_config, test as judge, train
 from tests.short import tree
 
 SMALL = {

@@ -14,7 +14,7 @@ from headstart.core.adjoints import Adjoint, AdjointName, Checkpointed, Unrolled
 from headstart.core.losses import TaskLoss
 from headstart.core.parameters import Leaf, What, role_of
 from headstart.core.rules import Rule, chain, curvature, exclude, only, per_tensor, per_weight, scale
-from headstart.errors import UsageError, unknown_name
+from headstart.errors import UsageError, check_known, unknown_name
 from headstart.forward.functional import Buffers
 from headstart.forward.task_map import TaskMap, TaskMapName
 from headstart.schema import Probability, extends
@@ -263,8 +263,7 @@ def _rates(steps: int, asked: Rates | None) -> tuple[Rates, str]:
         "weight": "one learned for each weight",
     }
     if asked is not None:
-        if asked not in words:
-            raise unknown_name("rates", asked, words)
+        check_known("rates", asked, words)
         return asked, _said("rates", words[asked])
     if steps > 1:
         return "tensor", _said("rates", words["tensor"], "layers need different speeds")
@@ -273,8 +272,7 @@ def _rates(steps: int, asked: Rates | None) -> tuple[Rates, str]:
 
 def _geometry(module: nn.Module, asked: Geometry | None) -> tuple[Geometry, str]:
     if asked is not None:
-        if asked not in get_args(Geometry):
-            raise unknown_name("geometry", asked, get_args(Geometry))
+        check_known("geometry", asked, get_args(Geometry))
         return asked, _said("geometry", asked)
     shapes = [tuple(p.shape) for p in module.parameters() if p.requires_grad]
     widest = max((max(shape[:2]) for shape in shapes if len(shape) > 1), default=0)

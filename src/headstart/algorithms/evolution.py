@@ -22,7 +22,7 @@ from headstart.core.adjoints import FirstOrder
 from headstart.core.inner import Given
 from headstart.core.objective import meta_loss
 from headstart.core.philox import WORD, philox
-from headstart.errors import UsageError, unknown_name
+from headstart.errors import UsageError, check_known, unknown_name
 from headstart.schema import Count, Positive, extends
 from headstart.types import Episodes, Info, Learner, Meta, Params
 
@@ -213,8 +213,7 @@ def es_maml(
 
     Reference: Song, Gao, Yang, Choromanski, Pacchiano, Tang 2019, arXiv:1910.01215.
     """
-    if inner not in ("gradient", "evolution"):
-        raise unknown_name("inner", str(inner), ("gradient", "evolution"))
+    check_known("inner", inner, ("gradient", "evolution"))
     outer = Evolution(deviation, samples, antithetic, shaping)
     learner = maml(module, adjoint=FirstOrder(), **options)._replace(gradient=outer, exact=False)
     if inner == "gradient":

@@ -19,7 +19,7 @@ from headstart.core import losses
 from headstart.core.losses import present
 from headstart.core.objective import backprop, query_losses
 from headstart.core.values import in_range, one_hot
-from headstart.errors import UsageError, unknown_name
+from headstart.errors import UsageError, check_known
 from headstart.schema import Count, Whole
 from headstart.types import Adapted, Batch, Gaussian, Info, Learner, Meta, Params, Tasks, Tree
 
@@ -357,10 +357,8 @@ def forest(
     doi:10.1007/s10994-006-6226-1. Shrinkage along the path from root to leaf as in Agarwal, Tan, Ronen, Singh, Yu 2022,
     arXiv:2202.00858, here with learned strengths. The meta-learning is our own.
     """
-    if loss not in ("mse", "cross_entropy"):
-        raise unknown_name("loss", loss, ("mse", "cross_entropy"))
-    if grown_by not in ("random_forest", "extra_trees"):
-        raise unknown_name("kind of forest", grown_by, ("random_forest", "extra_trees"))
+    check_known("loss", loss, ("mse", "cross_entropy"))
+    check_known("kind of forest", grown_by, ("random_forest", "extra_trees"))
     least = {"inputs": (inputs, 1), "outputs": (outputs, 1), "trees": (trees, 1), "leaves": (leaves, 2)}
     least |= {
         "min_rows": (min_rows, 1),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from headstart.algorithms.heads.head import Head, absent, class_members, embedding, learner
 from headstart.algorithms.kernels import squared_distances
 from headstart.core import losses
-from headstart.errors import unknown_name
+from headstart.errors import check_known
 from headstart.schema import extends
 from headstart.types import Batch, Learner, Params
 
@@ -33,8 +33,7 @@ def prototypes(
     Reference: Snell, Swersky, Zemel 2017, arXiv:1703.05175; cosine with a learned scale as in Gidaris, Komodakis
     2018, arXiv:1804.09458.
     """
-    if distance not in ("euclidean", "cosine"):
-        raise unknown_name("distance", distance, ("euclidean", "cosine"))
+    check_known("distance", distance, ("euclidean", "cosine"))
 
     def outputs(structure: Params, fitted: Params, features: Tensor) -> Tensor:
         centres = fitted["prototypes"]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from headstart.algorithms.estimators import Array, Task, array, flat, learner_of, required, there
 from headstart.core.losses import present
-from headstart.errors import ConfigError, UsageError, unknown_name
+from headstart.errors import ConfigError, UsageError, check_known, unknown_name
 from headstart.schema import Size
 from headstart.types import Adapted, Episodes, Learner, Meta, Params, Tasks, Tree
 
@@ -216,10 +216,8 @@ def kind_of(name: str, loss: str) -> Kind:
     Raises:
         UnknownNameError: there is none of that name; the message names the nearest.
     """
-    if loss not in KINDS:
-        raise unknown_name("loss", loss, KINDS)
-    if name not in KINDS[loss]:
-        raise unknown_name(f"estimator for the loss {loss!r}", name, KINDS[loss])
+    check_known("loss", loss, KINDS)
+    check_known(f"estimator for the loss {loss!r}", name, KINDS[loss])
     return KINDS[loss][name]
 
 

@@ -16,7 +16,7 @@ from headstart.algorithms.reading import read
 from headstart.core.objective import after_adapting, backprop, query_losses
 from headstart.core.parameters import Leaf, Structural, What, choose, matches, role_of
 from headstart.core.rules import chain, scale, unit_mask
-from headstart.errors import UnknownNameError, UsageError, unknown_name
+from headstart.errors import UnknownNameError, UsageError, check_known
 from headstart.forward.surgery import followed, replaced
 from headstart.schema import Positive, extends
 from headstart.types import Episodes, Info, Learner, Meta
@@ -129,8 +129,7 @@ def warp_grad(
     >>> sorted(learner.init(None).structure)
     ['hidden1.after.layer.weight']
     """
-    if objective not in ("trajectory", "meta"):
-        raise unknown_name("objective", objective, ("trajectory", "meta"))
+    check_known("objective", objective, ("trajectory", "meta"))
     has_warps = any(p.requires_grad and role_of(module, name) == "structure" for name, p in module.named_parameters())
     learner = maml(module if has_warps and warps is None else _warped(module, warps), rate=rate, **options)
     if objective == "meta":

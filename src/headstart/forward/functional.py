@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from headstart.core import tree
 from headstart.core.parameters import Leaf, Role, Structural, matches, role_of
 from headstart.core.process import PLAIN_ATTENTION, WITHOUT_CUDNN, casting
-from headstart.errors import DifferentiationError, ShapeError, UsageError, unknown_name
+from headstart.errors import DifferentiationError, ShapeError, UsageError, check_known, unknown_name
 from headstart.forward import second_derivatives as twice
 from headstart.forward.over_tasks import over_tasks
 from headstart.forward.skeleton import Skeleton, batch_normalised, refuse_untwiceable, statistics_of, without_weights
@@ -106,8 +106,7 @@ def functional(
         DifferentiationError: a layer has no second derivative, or cannot be mapped as asked.
         UsageError: a pattern that matches no buffer.
     """
-    if precision not in ("full", "bf16"):
-        raise unknown_name("precision", str(precision), ("full", "bf16"))
+    check_known("precision", precision, ("full", "bf16"))
     refuse_untwiceable(module)
     policies = _policies(module, buffers)
     task_map = _resolve(taskmap, module)
@@ -262,8 +261,7 @@ def _policies(module: nn.Module, buffers: Buffers) -> dict[str, BufferPolicy]:
     default: BufferPolicy = "batch" if isinstance(buffers, Mapping) else buffers
     chosen = buffers if isinstance(buffers, Mapping) else {}
     for policy in (default, *chosen.values()):
-        if policy not in ("batch", "frozen", "task"):
-            raise unknown_name("buffer policy", str(policy), ("batch", "frozen", "task"))
+        check_known("buffer policy", policy, ("batch", "frozen", "task"))
     statistics = statistics_of(module)
     names = [name for name, _ in module.named_buffers()]
     policies: dict[str, BufferPolicy] = {name: default if name in statistics else "frozen" for name in names}
@@ -284,8 +282,7 @@ def _policies(module: nn.Module, buffers: Buffers) -> dict[str, BufferPolicy]:
 def _resolve(taskmap: str | TaskMap, module: nn.Module) -> TaskMap:
     if not isinstance(taskmap, str):
         return taskmap
-    if taskmap not in ("auto", "vmap", "loop"):
-        raise unknown_name("task map", taskmap, ("auto", "vmap", "loop"))
+    check_known("task map", taskmap, ("auto", "vmap", "loop"))
     if taskmap == "loop":
         return loop
     for path, layer in module.named_modules():

@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from headstart.core.parameters import Context, Stepped, Structural
-from headstart.errors import unknown_name
+from headstart.errors import check_known
 from headstart.forward.over_tasks import entangled
 
 #: Layers that draw random numbers at each pass.
@@ -54,8 +54,7 @@ def split(module: nn.Module, moving: Collection[str]) -> tuple[nn.Sequential, nn
     tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     tensors |= module.named_buffers(remove_duplicate=False)
     for name in moving:
-        if name not in tensors:
-            raise unknown_name("tensor", name, tensors)
+        check_known("tensor", name, tensors)
     if not _is_plain(module) or entangled(module):
         return None
     layers = _flattened(module)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 from annotated_types import Ge, Le
 from torch import nn
 
-from headstart.errors import ShapeError, UsageError, pick, unknown_name
+from headstart.errors import ShapeError, UsageError, check_known, pick
 
 Filters: TypeAlias = Annotated[int, Ge(1), Le(1024)]
 Downsample = Literal["pool", "stride"]
@@ -58,8 +58,7 @@ def four_blocks(
 ) -> nn.Sequential:
     """Return four blocks of what ``convolution(channels)`` makes, ReLU and halving, and a linear ``head``."""
     channels, height, width = image_shape(inputs, model)
-    if downsample not in ("pool", "stride"):
-        raise unknown_name("downsample", downsample, ("pool", "stride"))
+    check_known("downsample", downsample, ("pool", "stride"))
     if filters < 1 or (ways is not None and ways < 1):
         raise UsageError(f"{model} needs positive filters and ways, got filters {filters}, ways {ways}")
     layers: OrderedDict[str, nn.Module] = OrderedDict()

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from headstart.core.objective import at, meta_gradient
 from headstart.engine.accelerate import accelerate
-from headstart.errors import ConfigError, DataError, DivergenceError, UsageError, unknown_name
+from headstart.errors import ConfigError, DataError, DivergenceError, UsageError, check_known
 from headstart.training.kept_memory import kept_memory
 from headstart.types import Batch, Episodes, Info, Learner, Meta, Params, Tasks
 
@@ -149,8 +149,7 @@ def fit(
     >>> [record.step for record in fit(learner, sinusoid(shots=5), steps=3)]
     [1, 2, 3]
     """
-    if schedule not in SCHEDULES:
-        raise unknown_name("schedule", schedule, SCHEDULES)
+    check_known("schedule", schedule, SCHEDULES)
     if steps < 0 or tasks_per_step < 1:
         raise ConfigError(f"steps must be at least 0 and tasks_per_step at least 1, got {steps} and {tasks_per_step}")
     state = start(learner, optimizer=optimizer, seed=seed, tasks=tasks) if state is None else state

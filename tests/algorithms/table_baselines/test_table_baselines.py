@@ -12,8 +12,7 @@ import torch
 from headstart import registry
 from headstart.algorithms import estimators
 from headstart.algorithms.estimators import rows_of
-from headstart.algorithms.table_baselines import mixed_effects as mixed_module
-from headstart.algorithms.table_baselines import pooled as pooled_module
+from headstart.algorithms.table_baselines import mixed_effects as mixed_module, pooled as pooled_module
 from headstart.algorithms.table_baselines.mixed_effects import mixed_effects
 from headstart.algorithms.table_baselines.per_task import PENALTIES, one_model_per_task
 from headstart.algorithms.table_baselines.pooled import boosted_trees, pooled, task_category

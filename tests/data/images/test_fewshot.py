@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from headstart.core.counting import Counted
 from headstart.data.images.fewshot import drawn_ahead, few_shot, image_store, rotated, scaled, shuffled

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from headstart.data.tables.read import strings
 from headstart.data.tables.schema import UnseenValueWarning, schema_from_json

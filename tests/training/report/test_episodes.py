@@ -8,8 +8,7 @@ import torch
 from headstart.data.curves.curves import curves
 from headstart.training.build import build
 from headstart.training.config import resolve
-from headstart.training.report.episodes import curves as curve_pictures
-from headstart.training.report.episodes import images, tables
+from headstart.training.report.episodes import curves as curve_pictures, images, tables
 from headstart.training.report.figures import png
 from headstart.training.report.report import draw_episode
 from tests.short import tree

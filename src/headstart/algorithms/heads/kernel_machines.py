@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from headstart.algorithms.heads.head import Head, absent, class_members, embedding, learner
 from headstart.algorithms.kernels import squared_distances
 from headstart.core import losses
-from headstart.errors import DifferentiationError, UsageError, unknown_name
+from headstart.errors import DifferentiationError, UsageError, check_known
 from headstart.schema import Positive, extends
 from headstart.types import Batch, Learner, Params
 
@@ -68,8 +68,7 @@ def machine(
             (scikit-learn's ``intercept_scaling``); by default 0 over a network and 1 without one.
         options: those of `embedding`.
     """
-    if kernel not in get_args(HeadKernel):
-        raise unknown_name("kernel", kernel, get_args(HeadKernel))
+    check_known("kernel", kernel, get_args(HeadKernel))
     linear = kernel == "linear"
     numbers = {**structure, "width": width, "scale": scale}
     for name, value in numbers.items():

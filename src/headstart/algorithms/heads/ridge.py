@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from headstart.algorithms.heads.head import Head, absent, class_members, embedding, learner
 from headstart.core import losses
-from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.errors import ShapeError, UsageError, check_known
 from headstart.schema import Positive, extends
 from headstart.types import Batch, Learner, Params
 
@@ -59,8 +59,7 @@ def ridge(
     >>> learner.predict(adapted, torch.full((1, 1, 1), 10.0)).round(decimals=3)
     tensor([[[31.]]])
     """
-    if loss not in get_args(RidgeLoss):
-        raise unknown_name("loss", str(loss), get_args(RidgeLoss))
+    check_known("loss", loss, get_args(RidgeLoss))
     if not (regularisation > 0 and scale > 0):
         raise UsageError(f"ridge starts from λ and α above 0, got regularisation {regularisation} and scale {scale}")
     classes = loss == "cross_entropy"

@@ -12,7 +12,7 @@ from headstart.algorithms.estimators import Array, check_targets, flat, required
 from headstart.algorithms.table_baselines.pooled import training_rows
 from headstart.core import losses
 from headstart.core.losses import present
-from headstart.errors import DivergenceError, UsageError, unknown_name
+from headstart.errors import DivergenceError, UsageError, check_known
 from headstart.types import Adapted, Batch, Gaussian, Info, Learner, Meta, Params, Tasks, Tree
 
 TRENDS = ("linear", "quadratic", "spline")
@@ -52,8 +52,7 @@ def mixed_effects(
     Hastie, Tibshirani, Friedman 2009, "The Elements of Statistical Learning", equations 5.4 and 5.5 (the spline);
     Seabold, Perktold 2010 (statsmodels).
     """
-    if trend not in TRENDS:
-        raise unknown_name("trend", trend, TRENDS)
+    check_known("trend", trend, TRENDS)
     if inputs < 1 or outputs < 1 or knots < 3:
         raise UsageError(
             f"inputs and outputs must be at least 1 and knots at least 3, got {inputs}, {outputs}, {knots}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headstart.algorithms.estimators import Array, Task, learner_of, required, rows_of
-from headstart.errors import unknown_name
+from headstart.errors import check_known
 from headstart.types import Learner, Meta, Params, Tasks
 
 PENALTIES = (1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
@@ -39,8 +39,7 @@ def one_model_per_task(
     References: Hoerl, Kennard 1970, doi:10.1080/00401706.1970.10488634 (ridge regression); Rasmussen, Williams 2006,
     "Gaussian Processes for Machine Learning".
     """
-    if estimator not in ESTIMATORS:
-        raise unknown_name("estimator", estimator, ESTIMATORS)
+    check_known("estimator", estimator, ESTIMATORS)
     by_process, by_ridge = estimator == "gaussian_process", estimator == "ridge"
     if by_process:
         required("sklearn.gaussian_process")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from headstart.algorithms.estimators import Array, Task, array, learner_of, required, rows_of, time_of
-from headstart.errors import UsageError, unknown_name
+from headstart.errors import UsageError, check_known
 from headstart.schema import Count
 from headstart.types import Learner, Meta, Params, Tasks
 
@@ -183,10 +183,8 @@ def _learner(
     Raises:
         UnknownNameError, UsageError: as `pooled` says.
     """
-    if estimator not in ESTIMATORS:
-        raise unknown_name("estimator", estimator, ESTIMATORS)
-    if loss not in ("mse", "cross_entropy"):
-        raise unknown_name("loss", loss, ("mse", "cross_entropy"))
+    check_known("estimator", estimator, ESTIMATORS)
+    check_known("loss", loss, ("mse", "cross_entropy"))
     required("sklearn.ensemble")
     classifies = loss == "cross_entropy"
 

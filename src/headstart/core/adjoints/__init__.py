@@ -4,12 +4,9 @@ from typing import Literal, TypeAlias, get_args
 
 from headstart.core.adjoints.checkpointed import Checkpointed as Checkpointed
 from headstart.core.adjoints.implicit import Implicit as Implicit
-from headstart.core.adjoints.unrolled import FirstOrder as FirstOrder
-from headstart.core.adjoints.unrolled import Truncated as Truncated
-from headstart.core.adjoints.unrolled import Unrolled as Unrolled
+from headstart.core.adjoints.unrolled import FirstOrder as FirstOrder, Truncated as Truncated, Unrolled as Unrolled
 from headstart.core.inner import Adjoint as Adjoint
-from headstart.core.linear import ConjugateGradient as ConjugateGradient
-from headstart.core.linear import Neumann as Neumann
+from headstart.core.linear import ConjugateGradient as ConjugateGradient, Neumann as Neumann
 from headstart.errors import unknown_name
 
 AdjointName: TypeAlias = Literal["unrolled", "checkpointed", "first_order"]

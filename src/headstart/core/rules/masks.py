@@ -16,7 +16,7 @@ from headstart.core import tree
 from headstart.core.parameters import Leaf, choose
 from headstart.core.philox import WORD, philox
 from headstart.core.rules.rule import Rule, require_positive, stateless
-from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.errors import ShapeError, UsageError, check_known
 from headstart.types import Params
 
 Granularity: TypeAlias = Literal["weight", "unit", "tensor"]
@@ -79,10 +79,8 @@ def mask(
         raise UsageError(f"strength must be at least 0, got {strength}")
     require_positive("temperature", temperature)
     axes = {"weight": None, "unit": 1, "tensor": 0}
-    if granularity not in axes:
-        raise unknown_name("granularity", granularity, axes)
-    if kind not in get_args(Kind):
-        raise unknown_name("kind of mask", kind, get_args(Kind))
+    check_known("granularity", granularity, axes)
+    check_known("kind of mask", kind, get_args(Kind))
     gates = _hard_concrete(temperature) if kind == "hard_concrete" else _Gates(_stepped, None, _stepped)
 
     def places(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[str, tuple[int, ...]]]:

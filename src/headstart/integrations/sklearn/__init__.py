@@ -7,5 +7,7 @@
     adapted.predict(X_rest)
 """
 
-from headstart.integrations.sklearn.estimators import FewShotClassifier as FewShotClassifier
-from headstart.integrations.sklearn.estimators import FewShotRegressor as FewShotRegressor
+from headstart.integrations.sklearn.estimators import (
+    FewShotClassifier as FewShotClassifier,
+    FewShotRegressor as FewShotRegressor,
+)

@@ -12,8 +12,7 @@ from headstart.data.kind import unsampled
 from headstart.data.rows import Order
 from headstart.errors import ConfigError
 from headstart.registry import Target, find, load
-from headstart.schema import Count, Positive, Size, Whole, allowed, checked
-from headstart.schema import options_of as options_of_factory
+from headstart.schema import Count, Positive, Size, Whole, allowed, checked, options_of as options_of_factory
 from headstart.training.build import assembled
 from headstart.training.config import Part
 from headstart.types import Learner, Tasks

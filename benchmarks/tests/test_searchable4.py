@@ -1,12 +1,12 @@
 import pytest
 import torch
 
+from benchmarks.searchable4 import searchable4
 from headstart import conv4, maml
 from headstart.algorithms.architecture import derive
 from headstart.errors import ShapeError, UnknownNameError, UsageError
 from headstart.forward.cost import multiply_adds
 from headstart.forward.mixture import mixtures
-from headstart.models.searchable4 import searchable4
 
 SHAPE = (1, 28, 28)
 
