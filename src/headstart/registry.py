@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Literal, NamedTuple, TypeAlias, overload
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from headstart.errors import ConfigError, unknown_name
+from headstart.errors import ConfigError, pick
 
 Values: TypeAlias = Mapping[str, Any]
 Target: TypeAlias = Literal["classification", "regression"]
@@ -539,22 +539,10 @@ def rows(what: What) -> tuple[Any, ...]:
     return tuple(found)
 
 
-@overload
-def find(what: Literal["method"], name: str) -> Method: ...
-@overload
-def find(what: Literal["model"], name: str) -> Model: ...
-@overload
-def find(what: Literal["task"], name: str) -> Family: ...
-@overload
-def find(what: Literal["data"], name: str) -> Kind: ...
-@overload
-def find(what: What, name: str) -> Row: ...
-def find(what: What, name: str) -> Row:
+def find(what: What, name: str) -> Any:
     """Return the row called ``name``, or raise `UnknownNameError` with the nearest names."""
-    by_name = {row.name: row for row in rows(what)}
-    if name not in by_name:
-        raise unknown_name({"task": "tasks", "data": "kind of data"}.get(what, what), name, by_name)
-    return by_name[name]
+    told = {"task": "tasks", "data": "kind of data"}.get(what, what)
+    return pick(told, name, {row.name: row for row in rows(what)})
 
 
 def load(what: What, name: str) -> Any:

@@ -89,7 +89,6 @@ class LowRank(nn.Module):
 
 
 def _adapted(module: nn.Module, what: What | None) -> frozenset[str]:
-    """Return the paths of the layers to adapt."""
     layers = reachable(module)
     there = {
         path: layer

@@ -136,7 +136,6 @@ def aware(
 
 
 def _rule(plan: Proposal, rate: float, steps: int) -> Rule:
-    """Return the inner update of a proposal."""
     rates = {
         "one": lambda: scale(rate, learn=True, positive=True),
         "tensor": lambda: per_tensor(rate, positive=True),

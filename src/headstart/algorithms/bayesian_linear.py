@@ -119,7 +119,6 @@ def alpaca(
 
 
 def _count(module: nn.Module | None, inputs: int | None, features: int | None) -> int:
-    """Return how many features there are, the 1 left out."""
     if module is None:
         if inputs is None:
             raise UsageError("alpaca without a module needs inputs= the number of features of an input")

@@ -231,8 +231,6 @@ def es_maml(
 
 @dataclass(frozen=True)
 class _Evolved(Adaptation):
-    """Adaptation whose support loss has an estimate in place of its derivative."""
-
     deviation: float
     samples: int
 

@@ -334,7 +334,6 @@ def _widened(meta: Meta) -> Meta:
 
 
 def _prepare(meta: Meta, tasks: Tasks, seed: int, folder: object = None, /) -> Meta:
-    """Start the mean function as the least-squares line through all training tasks, and count them."""
     params, values = dict(meta.params), meta.structure["values"]
     line, *counts = pooled(tasks, values.dtype)
     if "mean.linear" in params:

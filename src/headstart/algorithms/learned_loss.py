@@ -70,7 +70,6 @@ def learned_loss(
 
 
 def _pairs(predicted: Tensor, y: Tensor, outputs: int) -> Tensor:
-    """Return each example's outputs and target side by side, ``(B, n, 2 · outputs)``."""
     real = y.is_floating_point()
     if predicted.shape[2:].numel() != outputs or (predicted.shape if real else predicted.shape[:2]) != y.shape:
         raise ShapeError(

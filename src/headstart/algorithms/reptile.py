@@ -86,12 +86,10 @@ def _serial(epsilon: float) -> MetaGradient:
 
 
 def _full(moved: Params, meta: Meta) -> Meta:
-    """Return a gradient for everything in ``meta``: zero for what did not move."""
     return Meta({**tree.zeros_like(meta.params), **moved}, tree.zeros_like(meta.structure))
 
 
 def _indexed(values: Tree, index: slice | tuple[slice, Tensor]) -> Any:
-    """Return a tree with its tensors indexed; an absent mask or seed stays absent."""
     return tree_map(lambda leaf: leaf if leaf is None else leaf[index], values)
 
 

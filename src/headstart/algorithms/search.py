@@ -19,7 +19,7 @@ from torch import Tensor
 
 from headstart.algorithms.estimators import Array, Task, array, flat, learner_of, required, there
 from headstart.core.losses import present
-from headstart.errors import ConfigError, UsageError, check_known, unknown_name
+from headstart.errors import ConfigError, UsageError, pick, unknown_name
 from headstart.schema import Size
 from headstart.types import Adapted, Episodes, Learner, Meta, Params, Tasks, Tree
 
@@ -37,7 +37,7 @@ class Uniform:
         return (self.low + self.high) / 2 if self.start is None else self.start
 
     def suggest(self, trial: Any, name: str) -> float:
-        return float(trial.suggest_float(name, self.low, self.high))
+        return float(trial.suggest_float(name, self.low, self.high, log=isinstance(self, LogUniform)))
 
     def encode(self, value: float) -> float:
         return float(value)
@@ -52,9 +52,6 @@ class LogUniform(Uniform):
 
     def first(self) -> float:
         return math.sqrt(self.low * self.high) if self.start is None else self.start
-
-    def suggest(self, trial: Any, name: str) -> float:
-        return float(trial.suggest_float(name, self.low, self.high, log=True))
 
     def encode(self, value: float) -> float:
         return math.log(value)
@@ -135,30 +132,19 @@ class Kind(NamedTuple):
 _INPUTS: Space = {"inputs.scale": Choice("none", "task", "tasks"), "inputs.components": Choice(None, 2, 4, 8, 16)}
 _BOTH: Space = {**_INPUTS, "targets.scale": Choice("none", "task", "tasks")}
 _C, _KERNEL = LogUniform(1e-2, 1e3, 1.0), Choice("rbf", "linear", "poly")
+_KERNELS = Choice("linear", "rbf", "laplacian", "poly")
 _GAMMA = Choice("scale", "auto", *(10.0**power for power in range(-4, 2)))
-_FOREST: Space = {
-    "min_samples_leaf": Integer(1, 5, 1),
-    "max_depth": Choice(None, 1, 2, 4, 8),
-    "bootstrap": Choice(True, False),
-}
-_NEIGHBORS: Space = {
-    "n_neighbors": Integer(1, 15, 5),
-    "weights": Choice("uniform", "distance"),
-    "p": Choice(2, 1),
-    **_INPUTS,
-}
+_LEAF, _DEPTH, _CRITERION = Integer(1, 5, 1), Choice(None, 1, 2, 4, 8), Choice("gini", "entropy")
+_FOREST: Space = {"min_samples_leaf": _LEAF, "max_depth": _DEPTH, "bootstrap": Choice(True, False)}
+_WEIGHTS = Choice("uniform", "distance")
+_NEIGHBORS: Space = {"n_neighbors": Integer(1, 15, 5), "weights": _WEIGHTS, "p": Choice(2, 1), **_INPUTS}
 
 KINDS: dict[str, dict[str, Kind]] = {
     "cross_entropy": {
         "svm": Kind("sklearn.svm:SVC", {"C": _C, "kernel": _KERNEL, "gamma": _GAMMA, **_INPUTS}),
         "random_forest": Kind(
             "sklearn.ensemble:RandomForestClassifier",
-            {
-                "max_features": Choice("sqrt", 1.0, 0.5, 0.1, "log2"),
-                **_FOREST,
-                "criterion": Choice("gini", "entropy"),
-                **_INPUTS,
-            },
+            {"max_features": Choice("sqrt", 1.0, 0.5, 0.1, "log2"), **_FOREST, "criterion": _CRITERION, **_INPUTS},
         ),
         "logistic": Kind(
             "sklearn.linear_model:LogisticRegression", {"C": LogUniform(1e-3, 1e3, 1.0), **_INPUTS}, {"max_iter": 1000}
@@ -178,12 +164,7 @@ KINDS: dict[str, dict[str, Kind]] = {
         "ridge": Kind("sklearn.linear_model:Ridge", {"alpha": LogUniform(1e-4, 1e3, 1.0), **_BOTH}),
         "kernel_ridge": Kind(
             "sklearn.kernel_ridge:KernelRidge",
-            {
-                "alpha": LogUniform(1e-4, 1e2, 1.0),
-                "kernel": Choice("linear", "rbf", "laplacian", "poly"),
-                "gamma": LogUniform(1e-4, 1e2),
-                **_BOTH,
-            },
+            {"alpha": LogUniform(1e-4, 1e2, 1.0), "kernel": _KERNELS, "gamma": LogUniform(1e-4, 1e2), **_BOTH},
         ),
         "gaussian_process": Kind(
             "headstart.algorithms.search:gaussian_process",
@@ -216,9 +197,7 @@ def kind_of(name: str, loss: str) -> Kind:
     Raises:
         UnknownNameError: there is none of that name; the message names the nearest.
     """
-    check_known("loss", loss, KINDS)
-    check_known(f"estimator for the loss {loss!r}", name, KINDS[loss])
-    return KINDS[loss][name]
+    return pick(f"estimator for the loss {loss!r}", name, pick("loss", loss, KINDS))
 
 
 def loaded(kind: Kind) -> Callable[..., Any]:
@@ -417,7 +396,6 @@ def _resolve(estimator: str | Callable[..., Any], loss: str, space: Space | None
 
 
 def _check_space(space: Space) -> None:
-    """Raise `UsageError` for a space with a range that is empty, or is not one."""
     if not space:
         raise UsageError("the space names nothing to search; give it a range or more, such as C=LogUniform(0.01, 100)")
     for name, within in space.items():
@@ -510,7 +488,6 @@ def _location(values: Mapping[str, Any], rows: Array, known: Params, name: str) 
 
 
 def _deviation(rows: Array) -> Array:
-    """Return the standard deviation ``(d,)`` of rows ``(n, d)``, 1 where they are all alike."""
     deviation = rows.std(0)
     return np.where(deviation > 1e-12 * np.abs(rows).max(0), deviation, 1.0)
 
@@ -547,9 +524,7 @@ def best_of(
 
     Args:
         objective: ``values by name -> number``.
-        space: ranges by name.
-        trials: how many, those that are finished in ``folder`` included.
-        seed: of the sampler.
+        trials: those that are finished in ``folder`` included.
         folder: where to keep finished trials, in ``search.journal``; made where it does not exist.
         told: what is searched, to see that ``folder`` keeps this search and no other.
 
@@ -602,7 +577,6 @@ def _refuse_other(study: Any, told: dict[str, Any]) -> None:
 
 @contextmanager
 def _quiet(optuna: Any) -> Iterator[None]:
-    """Leave it to our own log to say how a search goes."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

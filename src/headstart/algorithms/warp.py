@@ -159,7 +159,6 @@ def _step_losses(learner: Learner, meta: Meta, episodes: Episodes) -> Tensor:
 
 
 def _warped(module: nn.Module, warps: What | None) -> nn.Module:
-    """Return a copy with warp layers that change nothing yet."""
     layers, head = _warpable(module), read(module).head
     behind = [path for path in layers if head and not matches(path, head)] if warps is None else _chosen(layers, warps)
     if not behind:
@@ -168,7 +167,6 @@ def _warped(module: nn.Module, warps: What | None) -> nn.Module:
 
 
 def _warpable(module: nn.Module) -> dict[str, Warpable]:
-    """Return the linear and convolution layers in θ that something can be put behind, by path."""
     found: dict[str, Warpable] = {}
 
     def look(path: str, layer: nn.Module) -> None:
@@ -198,7 +196,6 @@ def _followed(module: nn.Module, paths: Collection[str], make: Callable[[Warpabl
 
 
 def _identity(layer: Warpable) -> Structural:
-    """Return T = I as wide as the layer's outputs."""
     after = _square(layer, 1)
     with torch.no_grad():
         (nn.init.eye_ if isinstance(after, nn.Linear) else nn.init.dirac_)(after.weight)
@@ -206,7 +203,6 @@ def _identity(layer: Warpable) -> Structural:
 
 
 def _zero(layer: Warpable) -> Structural:
-    """Return a warp layer with W = 0 as wide as the layer's outputs."""
     after = _square(layer, 3)
     nn.init.zeros_(after.weight)
     return Warp(after)

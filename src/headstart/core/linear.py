@@ -107,7 +107,6 @@ def _require_count(what: str, value: int, least: int) -> None:
 
 
 def _dot(left: Params, right: Params) -> Tensor:
-    """Return every task's inner product ``(B,)``."""
     parts = [(value * right[name]).reshape(len(value), -1).sum(1) for name, value in left.items()]
     return torch.stack(parts).sum(0)
 

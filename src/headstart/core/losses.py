@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._pytree import tree_map
 
 from headstart.core.values import all_true, in_range, one_hot
-from headstart.errors import ShapeError, UsageError, check_known
+from headstart.errors import ShapeError, UsageError, pick
 from headstart.types import Batch
 
 TaskLoss: TypeAlias = Callable[[Tensor, Batch], Tensor]
@@ -139,5 +139,4 @@ def resolve(loss: str | TaskLoss) -> TaskLoss:
     """Return the loss called ``loss``, or ``loss`` itself."""
     if not isinstance(loss, str):
         return loss
-    check_known("loss", loss, LOSSES)
-    return LOSSES[loss]
+    return pick("loss", loss, LOSSES)

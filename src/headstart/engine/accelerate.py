@@ -110,8 +110,6 @@ class _Plan(NamedTuple):
 
 
 class _InParts:
-    """The `MetaGradient` that takes the tasks in parts."""
-
     def __init__(self, learner: Learner, options: _Options) -> None:
         self.options, self.stages = options, _stages(learner)
         self.recorded = Recorded(COMPILED if options.compile else REPLAYED)
@@ -140,7 +138,6 @@ class _InParts:
             return _joined(map(gradient, parts), len(episodes.query.y))
 
     def _gradient(self, here: Settings | None, plan: _Plan, learner: Learner) -> Gradient:
-        """Return what computes the gradient of a part."""
         if here is not None and (self.options.compile or (plan.counted and self.options.replay)):
             form, patience = self.recorded.forms.of(learner), 1 if plan.small else PATIENCE
             return functools.partial(self.recorded.run, form, here, learner, patience)
@@ -177,7 +174,6 @@ class _InParts:
         return _Plan(size, min(workers, -(-tasks // size)), small)
 
     def _needed(self, meta: Meta, episodes: Episodes) -> int:
-        """Return the bytes that the graph of one task takes, at most."""
         one, peaks = next(_parts(episodes, 1)), []
         for stage in self.stages:
             backprop(stage, meta, one)  # trials of the task map are no part of it

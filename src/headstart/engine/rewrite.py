@@ -70,7 +70,6 @@ def _value(node: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor | None:
 
 
 def _hold(record: fx.GraphModule, values: dict[fx.Node, Tensor]) -> None:
-    """Put values in the places of nodes, equal ones once."""
     names: dict[Any, str] = {}
     for node, value in values.items():
         # all of its memory, once: an expanded tensor has a few numbers very often
@@ -158,7 +157,6 @@ class _Heard(TorchDispatchMode):
 
 
 def _calls(function: Any, node: fx.Node) -> list[Any]:
-    """Return the operations that a function calls with what a node takes."""
     try:
         args, kwargs = fx.map_arg((node.args, node.kwargs), _empty)
         with _Heard() as heard:
@@ -169,6 +167,5 @@ def _calls(function: Any, node: fx.Node) -> list[Any]:
 
 
 def _empty(node: fx.Node) -> Tensor:
-    """Return a tensor like a node's, without values."""
     value = node.meta["val"]
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")

@@ -257,7 +257,6 @@ def _leaves(module: nn.Module) -> dict[str, Leaf]:
 
 
 def _policies(module: nn.Module, buffers: Buffers) -> dict[str, BufferPolicy]:
-    """Return the policy of every buffer by name."""
     default: BufferPolicy = "batch" if isinstance(buffers, Mapping) else buffers
     chosen = buffers if isinstance(buffers, Mapping) else {}
     for policy in (default, *chosen.values()):

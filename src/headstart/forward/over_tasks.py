@@ -172,13 +172,11 @@ def _convolution(layer: nn.Conv2d, own: Params, x: Tensor) -> Tensor:
 
 
 def _grouped(x: Tensor) -> Tensor:
-    """Return ``(B, n, channels, …)`` as ``(n, B · channels, …)``."""
     # of one task the view is taken that keeps the strides of axes of size 1, by which a convolution chooses its layout
     return x.squeeze(0) if len(x) == 1 else x.transpose(0, 1).flatten(1, 2)
 
 
 def _apart(out: Tensor, tasks: int) -> Tensor:
-    """Undo `_grouped`."""
     return out.unsqueeze(0) if tasks == 1 else out.unflatten(1, (tasks, -1)).transpose(0, 1)
 
 

@@ -77,7 +77,6 @@ def statistics_of(module: nn.Module) -> set[str]:
 
 
 def _norms(module: nn.Module) -> dict[str, nn.Module]:
-    """Return the normalisation layers that keep running statistics, by name."""
     kinds = (_BatchNorm, _InstanceNorm)
     return {n: m for n, m in module.named_modules() if isinstance(m, kinds) and m.running_mean is not None}
 
@@ -91,7 +90,6 @@ def batch_normalised(module: nn.Module, policies: Mapping[str, str]) -> str:
 
 
 def _follow(body: nn.Module, name: str, layer: nn.Module, policy: str, support: bool) -> None:
-    """Make a normalisation layer follow its buffer policy."""
     if policy == "batch":
         layer.track_running_stats = False  # type: ignore[assignment]
         for statistic in STATISTICS:

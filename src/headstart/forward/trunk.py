@@ -85,7 +85,6 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _flattened(module: nn.Module, path: tuple[str, ...] = ()) -> list[_Layer]:
-    """Return the layers of a plain sequence in the order in which they run."""
     layers: list[_Layer] = []
     for name, child in module._modules.items():  # named_children leaves out those that are used again
         if child is not None:
@@ -109,12 +108,10 @@ def _changes(layer: _Layer, drops: bool) -> bool:
 
 
 def _tensors(layers: Sequence[_Layer]) -> set[int]:
-    """Return the identities of the parameters and buffers of some layers."""
     return {id(t) for _, layer in layers for t in (*layer.parameters(), *layer.buffers())}
 
 
 def _assembled(layers: Sequence[_Layer]) -> nn.Sequential:
-    """Return the sequence of some layers, in which each has the path that it had."""
     inside: dict[str, list[_Layer]] = {}
     for (name, *below), layer in layers:
         inside.setdefault(name, []).append((tuple(below), layer))

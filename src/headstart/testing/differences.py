@@ -63,7 +63,6 @@ def check_derivative(
 
 
 def _direction(point: Params, generator: Generator) -> Params:
-    """Return a random direction of length 1."""
     drawn = {k: torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v) for k, v in point.items()}
     length = sum(d.square().sum().item() for d in drawn.values()) ** 0.5
     return {name: d / length for name, d in drawn.items()}

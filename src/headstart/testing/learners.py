@@ -33,8 +33,6 @@ class _Case(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """All that a learner says of some episodes."""
-
     adapted: Adapted
     info: Info
     outputs: Tensor
@@ -43,7 +41,6 @@ class _Result(NamedTuple):
 
 
 def _run(case: _Case, steps: int | None = None) -> _Result:
-    """Adapt and predict, without derivatives."""
     with torch.no_grad():
         adapted, info = case.learner.adapt(case.meta, case.episodes.support, steps=steps)
         query = case.episodes.query
@@ -53,7 +50,6 @@ def _run(case: _Case, steps: int | None = None) -> _Result:
 
 
 def _of_a_task(result: _Result) -> list[Tree]:
-    """Return what a result says task by task (each tensor with the task axis first)."""
     return [result.adapted.params, result.adapted.buffers, result.outputs, result.losses, result.distribution]
 
 

@@ -100,7 +100,6 @@ def _random(shape: Sequence[int], generator: Generator) -> Tensor:
 
 
 def _steps(case: _Case) -> tuple[list[Params], list[Tree]]:
-    """Return what is subtracted in every step, and the states before each and after the last."""
     structure, params, *by_step = case.given.values()
     updates, states = [], [case.rule.state(structure, params, case.seed)]
     for number, gradients in enumerate(by_step):
@@ -154,7 +153,6 @@ def _total(case: _Case) -> Tensor:
 
 
 def _derivative(case: _Case, create_graph: bool = False) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """Return what is given, and the derivative of the total with respect to it."""
     leaves = mapped(lambda leaf: leaf.detach().clone().requires_grad_(), case.given)
     given = tensors(leaves)
     # the steps of a rule may not depend on anything at all, as those of a constant

@@ -125,7 +125,6 @@ def _check_leakage(episodes: Episodes, split: str, duplicates: float) -> None:
 
 
 def _examples(batch: Batch, task: int) -> list[tuple[bytes, object]]:
-    """Return the inputs of a task's examples as bytes, each with its label."""
     own = there(batch)[task]
     parts = [leaf[task].cpu()[own].flatten(1) for leaf in tensors(batch.x)]
     rows = [b"".join(part[place].numpy().tobytes() for part in parts) for place in range(int(own.sum()))]

@@ -126,7 +126,6 @@ def adapt(
 
 
 def _learners(config: Config, kind: DataKind, prepared: Any, device: torch.device) -> Callable[[int], Learner]:
-    """Return what makes the run's learner, once for each number of classes; 0 stands for the number as trained."""
     if config.option("method.buffers") == "batch":
         own = config.method
         config = config._replace(method=own._replace(options={**own.options, "buffers": "task"}))
@@ -150,7 +149,6 @@ def _refuse_ways(config: Config, like: Tasks, source: str, tasks: Sequence[NewTa
 
 
 def _groups(tasks: Sequence[NewTask | AdaptedTask]) -> list[tuple[tuple[int, int], list[int]]]:
-    """Return the places of the tasks of each number of classes and of examples."""
     groups: dict[tuple[int, int], list[int]] = {}
     for place, task in enumerate(tasks):
         groups.setdefault((len(task.labels), sum(task.counts)), []).append(place)
@@ -158,8 +156,6 @@ def _groups(tasks: Sequence[NewTask | AdaptedTask]) -> list[tuple[tuple[int, int
 
 
 def _alone(adapted: Adapted, row: int) -> Adapted:
-    """Return one of the tasks of an adaptation."""
-
     def own(values: Params) -> Params:
         return {name: value[row : row + 1] for name, value in values.items()}
 
@@ -187,7 +183,6 @@ def _finite(value: Tensor) -> Tensor:
 
 
 def _save(out: Path, model: AdaptedModel) -> None:
-    """Write the folder, or nothing where a number is not finite."""
     weights: Params = {}
     for number, (_, group) in enumerate(_groups(model.tasks)):
         for part, values in _parts([model.tasks[place].adapted for place in group], number).items():

@@ -215,7 +215,6 @@ def alike(found: Tensor, wanted: Tensor) -> bool:
 
 
 def _listed(run: Path) -> list[tuple[int, Path]]:
-    """Return the checkpoints by step, newest first."""
     holder = run / FOLDER
     if not holder.exists() and not holder.is_symlink():
         return []

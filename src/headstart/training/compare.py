@@ -95,7 +95,6 @@ def compare(
 
 
 def _configs(parts: dict[str, dict[str, Any]], methods: Sequence[str]) -> dict[str, Config]:
-    """Return the methods' configurations, resolved before any of them is trained."""
     if not methods or len(set(methods)) < len(methods):
         raise UsageError(f"compare needs one or more different methods, got {', '.join(methods) or 'none'}")
     given = {name: value for name, value in flat(parts).items() if value is not None and name != "method.name"}
@@ -107,7 +106,6 @@ def _configs(parts: dict[str, dict[str, Any]], methods: Sequence[str]) -> dict[s
 
 
 def _taken(given: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """Return which of the options, by owner and name, a method, its model and its tasks take."""
     row = find("method", method)
     owners = {"tasks", "method", "run", *(["outer"] if row.outer else []), *(["model"] if row.model != "none" else [])}
     own = {name: value for name, value in given.items() if name.partition(".")[0] in owners}

@@ -217,7 +217,6 @@ def normal(tree: Tree | str) -> dict[str, dict[str, Any]]:
 
 
 def _part(owner: str, part: Any) -> dict[str, Any]:
-    """Return what a tree says of an owner as a dictionary."""
     if owner not in Config._fields:
         near = get_close_matches(owner, Config._fields, n=1)
         if not near:

@@ -37,8 +37,6 @@ class OnDisk:
 
 
 class _File:
-    """A `Keep` with a file of its own, which is gone with it."""
-
     def __init__(self, folder: str | PathLike[str]) -> None:
         self.folder = Path(folder)
         with explained("keep states in", self.folder):

@@ -188,7 +188,6 @@ class _Judge:
 
 
 def _test(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View) -> Score | None:
-    """Judge the best weights on the test tasks, and write what the run has come to."""
     there = min(job.config.run.test_tasks, (job.tasks.counts or {}).get("test", job.config.run.test_tasks))
     view.note(f"testing on {there} task{'s' * (there != 1)}")
 

@@ -136,7 +136,6 @@ def shown(meta: Meta) -> Params:
 
 
 def _compact(batch: Batch) -> Batch:
-    """Return the batch without the examples that no task has."""
     if batch.mask is None:
         return batch
     there = batch.mask.any(0)

@@ -221,7 +221,6 @@ def _learner(
 
 
 def _nothing(task: Task, outputs: int) -> tuple[Array, Array | None]:
-    """Return what is said without a row to learn from."""
     found = np.zeros((len(task.query), outputs))
     return (found - np.log(outputs), None) if task.y.ndim == 1 else (found, found + 1)
 
@@ -291,7 +290,6 @@ def _with_square(x: Array, time: Array) -> Array:
 
 
 def _line(design: Array, y: Array, effects: int = 0) -> _Line:
-    """Fit least squares."""
     inverse = np.linalg.pinv(design.T @ design)
     weights = inverse @ design.T @ y
     free = max(1, len(y) - effects - int(np.linalg.matrix_rank(design)))

@@ -1,13 +1,13 @@
 """How the derivative of the adapted parameters with respect to what adaptation started from is computed."""
 
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 from headstart.core.adjoints.checkpointed import Checkpointed as Checkpointed
 from headstart.core.adjoints.implicit import Implicit as Implicit
 from headstart.core.adjoints.unrolled import FirstOrder as FirstOrder, Truncated as Truncated, Unrolled as Unrolled
 from headstart.core.inner import Adjoint as Adjoint
 from headstart.core.linear import ConjugateGradient as ConjugateGradient, Neumann as Neumann
-from headstart.errors import unknown_name
+from headstart.errors import pick
 
 AdjointName: TypeAlias = Literal["unrolled", "checkpointed", "first_order"]
 
@@ -17,6 +17,4 @@ def resolve(adjoint: AdjointName | Adjoint) -> Adjoint:
     if not isinstance(adjoint, str):
         return adjoint
     named = {"unrolled": Unrolled, "checkpointed": Checkpointed, "first_order": FirstOrder}
-    if adjoint not in named:
-        raise unknown_name("adjoint", adjoint, get_args(AdjointName))
-    return named[adjoint]()
+    return pick("adjoint", adjoint, named)()

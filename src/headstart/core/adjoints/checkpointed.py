@@ -166,8 +166,6 @@ def kept_bytes(step: Step, given: Given, start: Inner) -> int:
 
 
 class _Plan(NamedTuple):
-    """What a sweep is told besides its tensors."""
-
     step: Step
     segments: Sequence[Segment]
     packed: Packed

@@ -63,8 +63,6 @@ class Implicit:
 
 
 class _Plan(NamedTuple):
-    """What the adjoint is told besides its tensors."""
-
     step: Step
     steps: int
     packed: Packed

@@ -84,7 +84,6 @@ def _gram(factor: Tensor) -> Tensor:
 
 
 def _factors(shape: tuple[int, ...]) -> dict[str, int]:
-    """Return the factors of a tensor of this shape, with their sizes."""
     if len(shape) < 2:
         return {"diagonal": prod(shape)}
     factors = {"output": shape[0], "input": shape[1]}

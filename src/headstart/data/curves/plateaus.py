@@ -115,7 +115,6 @@ def plateaus(
 
 
 def _partition(seed: int, features: int, relevant: int, trees: int, depth: int) -> tuple[Partition, list[int]]:
-    """Draw the trees, and return which features they may split at."""
     splits = 2**depth - 1
     counting = bits(seed, "train", [0], 3, features)[0].argsort(stable=True)[:relevant].sort().values
     chosen = counting[below(bits(seed, "train", [0], 4, trees * splits)[0], relevant)].view(trees, splits)

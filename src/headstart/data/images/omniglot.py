@@ -148,7 +148,6 @@ def read_omniglot(data: Path) -> Omniglot:
 
 
 def _read_zip(path: Path, expected: int) -> dict[str, NDArray[np.uint8]]:
-    """Return each character's drawings, ``(20, 28, 28)``, in order of name."""
     entry = ""
     drawings: dict[str, list[NDArray[np.uint8]]] = {}
     try:
@@ -170,7 +169,6 @@ def _read_zip(path: Path, expected: int) -> dict[str, NDArray[np.uint8]]:
 
 
 def _read_drawing(archive: zipfile.ZipFile, entry: str) -> NDArray[np.uint8]:
-    """Return one drawing, ``(28, 28)``, ink 255."""
     if archive.getinfo(entry).file_size > _MOST_BYTES:
         raise ValueError(f"more than {_MOST_BYTES} bytes for one drawing")
     with archive.open(entry) as file, Image.open(file, formats=("PNG",)) as image:

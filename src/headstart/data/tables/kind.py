@@ -30,7 +30,6 @@ def _difference(kept: Schema, now: Schema) -> str:
 
 
 def _moved(before: tuple[float, float], after: tuple[float, float]) -> bool:
-    """Return whether a mean and a standard deviation are others, but for rounding."""
     slack = _ROUNDING * max(abs(before[0]), before[1])
     return not all(math.isclose(one, other, rel_tol=_ROUNDING, abs_tol=slack) for one, other in zip(before, after))
 

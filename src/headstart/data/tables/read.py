@@ -181,7 +181,6 @@ def _check_memory(path: Path, needed: int, available: int | None) -> None:
 
 
 def _not_utf8(path: Path) -> DataError:
-    """Return the error that says where a file stops being UTF-8."""
     where = str(path)
     with path.open("rb") as file:
         for line, data in enumerate(file, start=1):
@@ -234,7 +233,6 @@ def _rows_of(reader: Any, path: Path, choose: Choose | None) -> Table:
 
 
 def _columns(path: Path, names: Sequence[str], choose: Choose | None) -> tuple[tuple[str, ...], list[str]]:
-    """Return the header, and which columns to keep."""
     header = tuple(name.strip() for name in names)
     if not header:
         raise DataError(f"{path} is empty; expected a header row with the columns' names")

@@ -68,7 +68,7 @@ def table(
     each value.
 
     Args:
-        data: a CSV or Parquet file (`headstart.data.tables.read.read_table`).
+        data: a CSV or Parquet file.
         task_column: the column that says which task a row belongs to.
         target: the column to predict.
         columns: the feature columns, as a sequence or separated by commas; by default all others, but for an unnamed
@@ -136,8 +136,6 @@ def table(
 
 
 class _Roles(NamedTuple):
-    """Which column is what."""
-
     task: str
     target: str
     time: str | None

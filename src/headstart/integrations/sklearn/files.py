@@ -36,15 +36,11 @@ _Sizes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 class _Labels(NamedTuple):
-    """The classes as JSON has them."""
-
     type: Literal["str", "object", "bool", "int64", "float64"]
     values: list[Any]
 
 
 class _Description(NamedTuple):
-    """What ``estimator.json`` holds."""
-
     format: Literal["headstart-estimator-1"]
     estimator: str
     params: dict[str, Any]
@@ -86,7 +82,6 @@ def write_estimator(
 
 
 def _plain(value: Any) -> Any:
-    """Return a parameter as JSON has it; a generator of random numbers is left out."""
     value = None if isinstance(value, (np.random.RandomState, np.random.Generator)) else value
     return value.item() if isinstance(value, np.generic) else value
 
@@ -174,7 +169,6 @@ def _sizes(tensors: Params) -> _Sizes:
 
 
 def _blank(spec: Spec, rows: int, classes: int) -> Params:
-    """Return the tensors that learning from so many arbitrary rows gives."""
     learner, generator = learner_of(spec), Generator().manual_seed(0)
     meta = double(learner.init(generator))
     x = torch.randn(1, rows, spec.inputs, dtype=torch.float64, generator=generator)

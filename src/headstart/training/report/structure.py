@@ -205,14 +205,12 @@ def _place(name: str, params: Mapping[str, Tensor]) -> tuple[str, str]:
 
 
 def _are_stepped(values: Params, params: Params) -> bool:
-    """Return whether a part holds one number for each inner step: vectors of one length, whatever they are for."""
     shapes = {value.shape for value in values.values()}
     others = any(name in params and params[name].shape != value.shape for name, value in values.items())
     return others and len(shapes) == 1 == len(next(iter(shapes)))
 
 
 def _are_gates(part: str, values: Params) -> bool:
-    """Return whether a part holds the proportions of a mixture."""
     gates = [value.flatten() for value in values.values() if value.ndim < 2]
     if "gates" not in part.split(".") or not gates:
         return False

@@ -200,7 +200,6 @@ def _spread(axis: "Axes", lines: Lines) -> None:
 
 
 def _bars(key: str, label: str, unit: int, parts: list[str], axis: "Axes", lines: Lines) -> None:
-    """Bars of one number of each row, coloured by part."""
     colours = [kit.colour(parts.index(row["part"])) for (row,) in lines]
     kit.bars(axis, [unit * row[key] for (row,) in lines], color=colours)
     axis.set_xlim(0, 100 if unit == 100 else None)
@@ -208,7 +207,6 @@ def _bars(key: str, label: str, unit: int, parts: list[str], axis: "Axes", lines
 
 
 def _gates(axis: "Axes", lines: Lines) -> None:
-    """A bar a mixture, stacked of its candidates' proportions."""
     shares = [{row["tensor"]: 100 * row["mean"] for row in line} for line in lines]
     ends = [0.0] * len(lines)
     candidates = list(dict.fromkeys(name for share in shares for name in share))

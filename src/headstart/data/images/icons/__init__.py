@@ -61,7 +61,6 @@ def read_archive() -> Archive:
 
 
 def _members() -> tuple[dict[str, Any], bytes]:
-    """Return the index and the images, their checksum verified."""
     try:
         with _ICONS.open("rb") as file, zipfile.ZipFile(file) as archive:
             index = json.loads(archive.read("index.json"))

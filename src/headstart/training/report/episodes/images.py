@@ -49,7 +49,6 @@ def picture(tasks: Tasks, learner: Learner, meta: Meta, truth: Callable[[int], T
 
 
 def _by_class(batch: Batch, values: torch.Tensor) -> dict[int, torch.Tensor]:
-    """Return what there is of the examples of the first task, by their label."""
     labels = batch.y[0]
     there = torch.ones_like(labels, dtype=torch.bool) if batch.mask is None else batch.mask[0]
     return {int(label): values[there & (labels == label)] for label in labels[there].unique()}

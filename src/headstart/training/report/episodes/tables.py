@@ -97,7 +97,6 @@ def _accuracies(schema: Schema, names: list[str], episodes: Episodes, predict: _
 
 
 def _there(batch: Batch) -> Tensor:
-    """Return which rows are there, ``(B, n)``; on the CPU."""
     return torch.ones(batch.y.shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask.cpu()
 
 
