@@ -12,7 +12,7 @@ demo: $(CORE)
 
 ## Everything that must hold: format, lint, types, tests (one process a core: the tensors are tiny).
 test: $(READY) check
-	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/pytest -n auto --durations=25
+	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/pytest -n auto --dist worksteal --durations=25
 
 ## headstart beside its peers, which get an environment of their own (under 30 minutes on 2 quiet cores).
 bench: $(READY)

@@ -224,16 +224,19 @@ CONTENDERS = [Contender(name, f"made_up:{name}", PACKAGES.get(name, "")) for nam
 CASE = {"tasks": 4, "dtype": "float32"}
 
 
-@pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    (tmp_path / "made_up.py").write_text(MADE_UP)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("MADE_UP_LOG", str(tmp_path / "log"))
-    return Plan(Environment(Path(sys.executable), {"there": "1"}, {"refused": "pip failed"}), threads=1)
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plan]:
+    folder = tmp_path_factory.mktemp("made_up")
+    (folder / "made_up.py").write_text(MADE_UP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        patch.setenv("MADE_UP_LOG", str(folder / "log"))
+        yield Plan(Environment(Path(sys.executable), {"there": "1"}, {"refused": "pip failed"}), threads=1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def stable(plan: Plan) -> Iterator[Stable]:
+    """Contenders whose processes, which take seconds to start, serve several tests."""
     with Stable(plan, CONTENDERS, reference=Contender("reference", "made_up:right")) as found:
         yield found
 
@@ -269,12 +272,15 @@ def test_without_the_reference_nothing_is_timed(plan: Plan) -> None:
         assert all("reference, which it would be compared with, failed" in why for why in found.failed.values())
 
 
-def test_a_check_is_done_once_for_cases_of_the_same_mathematics(stable: Stable, tmp_path: Path) -> None:
-    for tasks in (4, 8):
-        assert not race(stable, of("counting", case={**CASE, "tasks": tasks, "name": str(tasks)})).failed
-    assert (tmp_path / "log").read_text().split() == ["float64", "float32", "float32"]
-    race(stable, of("counting", small={"size": 32}))
-    assert (tmp_path / "log").read_text().split()[3:] == ["float64", "float32"]
+def test_a_check_is_done_once_for_cases_of_the_same_mathematics(plan: Plan) -> None:
+    log = Path(os.environ["MADE_UP_LOG"])
+    log.unlink(missing_ok=True)
+    with Stable(plan, CONTENDERS, reference=Contender("reference", "made_up:right")) as stable:
+        for tasks in (4, 8):
+            assert not race(stable, of("counting", case={**CASE, "tasks": tasks, "name": str(tasks)})).failed
+        assert log.read_text().split() == ["float64", "float32", "float32"]
+        race(stable, of("counting", small={"size": 32}))
+        assert log.read_text().split()[3:] == ["float64", "float32"]
 
 
 def test_where_peers_do_not_warm_up_theirs_is_not_compared_at_full_size(stable: Stable) -> None:
