@@ -295,7 +295,6 @@ def _first_order(steps: int, asked: float | None, adjoint: Adjoint | None) -> tu
 
 
 def _can_move(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer of this kind has trainable parameters in θ."""
     return any(
         p.requires_grad and role_of(module, name) == "initial"
         for name, p in module.named_parameters()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from headstart.core import tree
 from headstart.core.losses import present
-from headstart.errors import DifferentiationError, UsageError, check_known
+from headstart.errors import DifferentiationError, UsageError, unknown_name
 from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta
 
 Reduction = Literal["mean", "sum"]
@@ -20,7 +20,8 @@ def meta_loss(learner: Learner, meta: Meta, episodes: Episodes, reduction: Reduc
     It is a scalar, and `Info` holds the losses of each task. ``"sum"`` is the formula literally, ``"mean"`` divides it
     by B; a learner's ``penalty`` R(θ, M) counts once in the mean, and B times in the sum.
     """
-    check_known("reduction", reduction, ("mean", "sum"))
+    if reduction not in ("mean", "sum"):
+        raise unknown_name("reduction", reduction, ("mean", "sum"))
     losses, info = (learner.objective or after_adapting)(learner, meta, episodes)
     total = losses.mean()
     if learner.penalty is not None:
@@ -53,7 +54,8 @@ def meta_gradient(learner: Learner, meta: Meta, episodes: Episodes, reduction: R
         UsageError: the learner has nothing to learn.
         DifferentiationError: a layer of the model has no second derivative.
     """
-    check_known("reduction", reduction, ("mean", "sum"))
+    if reduction not in ("mean", "sum"):
+        raise unknown_name("reduction", reduction, ("mean", "sum"))
     if learner.gradient is None:
         raise UsageError("this learner learns nothing across tasks, so it has no meta-gradient")
     gradient, info = learner.gradient(learner, meta, episodes)

@@ -175,7 +175,6 @@ def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
 
 
 def _check_zero(case: _Case) -> None:
-    """One task without any gradient, in every step."""
     still = {
         what: part if what in ("structure", "params") else {k: torch.cat([0 * v[:1], v[1:]]) for k, v in part.items()}
         for what, part in case.given.items()
