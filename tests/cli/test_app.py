@@ -99,6 +99,8 @@ def test_options_are_known_by_their_full_names_too(tmp_path: Path) -> None:
             2,
             "Unknown option: --test-tasks. See headstart evaluate --help",
         ),
+        (["train", "icons", "--methd", "svm"], 2, "did you mean --method?"),
+        (["compare", "icons", "--method", "svm"], 2, "did you mean --methods?"),
         (["list", "method"], 2, 'Did you mean "methods"?'),
     ],
 )

@@ -209,7 +209,6 @@ def _zero(layer: Warpable) -> Structural:
 
 
 def _square(layer: Warpable, kernel: int) -> Warpable:
-    """Return a layer without bias from the outputs of ``layer`` to as many, its weights not yet set."""
     # made on the meta device, as drawing weights would move the global generator
     like: dict[str, Any] = {"bias": False, "device": "meta", "dtype": layer.weight.dtype}
     if isinstance(layer, nn.Linear):

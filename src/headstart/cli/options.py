@@ -6,6 +6,7 @@ The words are read twice: once for the names that decide what there is to choose
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any, NamedTuple, get_args
 
 from cyclopts import App, Group, Parameter
@@ -106,6 +107,9 @@ def call(
         owner, _, name = word.replace("-", "_").rpartition(".")
         if schemas and not name:
             raise
+        whole = [key.removeprefix("as_") for key, value in own.parameters.items() if value.kind is value.KEYWORD_ONLY]
+        if near := get_close_matches(word, whole, n=1, cutoff=0.75):
+            raise ConfigError(f"unknown option --{word}; did you mean --{near[0]}?") from error
         missing = f"unknown option --{word}; where it is one of tasks, name the TASKS first"
         raise ConfigError(unknown(f"{owner}.{name}", schemas[0]) if schemas else missing) from error
 

@@ -145,7 +145,6 @@ def _check_isolated(case: _Case) -> None:
 
 
 def _total(case: _Case) -> Tensor:
-    """Return a fixed random combination of all steps and last states: a function to differentiate."""
     updates, states = _steps(case)
     generator = torch.Generator().manual_seed(2)
     parts = tensors([updates, states[-1]])

@@ -270,7 +270,6 @@ class _Point(NamedTuple):
 
 
 def _chosen(tasks: Tensor, one: _Point, other: _Point) -> _Point:
-    """Return ``one`` where ``tasks`` ``(B,)`` says so, else the other."""
     return _Point(*(torch.where(tasks.view(-1, 1, 1), a, b) for a, b in zip(one, other)))
 
 

@@ -284,7 +284,6 @@ _Line = Callable[..., tuple[Array, Array]]
 
 
 def _with_square(x: Array, time: Array) -> Array:
-    """Return the columns 1, x, t²; without t² where there is no time."""
     squares = [np.square(x @ time)] if time.any() else []
     return np.column_stack([np.ones(len(x)), x, *squares])
 
