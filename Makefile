@@ -8,7 +8,7 @@ READY := .venv/ready
 
 ## The main job: meta-learn from real images and compare with honest baselines (under 10 minutes on 2 cores).
 demo: $(CORE)
-	$(BIN)/headstart compare icons --methods maml,prototypes,joint,scratch,nearest --out runs/demo
+	$(BIN)/headstart compare icons --methods maml,prototypes,joint,scratch,nearest --jobs 2 --out runs/demo
 
 ## Everything that must hold: format, lint, types, tests (one process a core: the tensors are tiny).
 test: $(READY) check

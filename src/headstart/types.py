@@ -5,7 +5,7 @@ Sizes in shapes: ``B`` tasks, ``n`` examples of a task, ``features`` and ``outpu
 Data flow one way: tasks → `Episodes` → adapt → predict → loss → meta-gradient → optimiser → report.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -90,12 +90,15 @@ class Adapt(Protocol):
 
 
 class Path(Protocol):
-    """``(meta, support, detached=False) -> ([adapted after 0, 1, …, T steps], info)``.
+    """``(meta, support, stops=None, detached=False) -> (adapted, info) after each of these numbers of steps``.
 
-    Where ``detached``, every step starts from the values of the one before without their history.
+    ``stops`` ascend, and are 0, 1, …, T where not given; ``info`` is of the steps since the stop before. The steps
+    are taken as they are asked for, and where ``detached``, each starts without the history of the one before.
     """
 
-    def __call__(self, meta: Meta, support: Batch, /, detached: bool = False) -> tuple[list[Adapted], Info]: ...
+    def __call__(
+        self, meta: Meta, support: Batch, /, stops: Sequence[int] | None = None, detached: bool = False
+    ) -> Iterator[tuple[Adapted, Info]]: ...
 
 
 class Learner(NamedTuple):
@@ -119,7 +122,7 @@ class Learner(NamedTuple):
     exact: bool = True
     """Whether `gradient` is the derivative of the meta-loss (a first-order method's is not)."""
     path: Path | None = None
-    """The adaptation after each of its steps; ``None`` for a learner that takes none."""
+    """The adaptation along its steps; ``None`` for a learner that takes none."""
     objective: "Objective | None" = None
     """The tasks' meta-losses Lᵢ(θ, M); ``None``: the query loss after adapting."""
     penalty: Callable[[Meta], Tensor | float] | None = None

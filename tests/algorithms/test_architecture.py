@@ -67,9 +67,9 @@ def test_sharpened_is_the_learner_with_divided_gates():
     divided = with_gates(learner, [1.2, 0.0], [0.0, 2.0])
     torch.testing.assert_close(meta_loss(learner, meta, episodes)[0], meta_loss(base, divided, episodes)[0])
     adapted, _ = learner.adapt(meta, episodes.support)
-    reached, _ = learner.path(meta, episodes.support)
-    assert adapted.meta is meta and reached[-1].meta is meta
-    for one in (adapted, reached[-1]):
+    *_, (last, _) = learner.path(meta, episodes.support)
+    assert adapted.meta is meta and last.meta is meta
+    for one in (adapted, last):
         expected = base.predict(base.adapt(divided, episodes.support)[0], episodes.query.x)
         torch.testing.assert_close(learner.predict(one, episodes.query.x), expected)
 

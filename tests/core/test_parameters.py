@@ -97,12 +97,13 @@ def test_the_path_ends_where_adaptation_ends():
     learner, support = headstart.maml(net(), steps=3, rate=0.1, taskmap="vmap"), random_episodes((2,)).support
     meta = learner.init(None)
     assert learner.path is not None
-    reached, info = learner.path(meta, support)
-    assert len(reached) == 4 and info.support_loss.shape == (3, support.y.shape[0])
-    for steps, adapted in enumerate(reached):
-        expected, _ = learner.adapt(meta, support, steps=steps)
-        assert all(torch.equal(adapted.params[name], value) for name, value in expected.params.items())
-        assert adapted.step == expected.step == steps
+    for stops in (None, (0, 2, 5)):
+        reached = list(learner.path(meta, support, stops))
+        assert sum(len(info.support_loss) for _, info in reached) == (stops or (3,))[-1]
+        for steps, (adapted, _) in zip(stops or range(4), reached, strict=True):
+            expected, _ = learner.adapt(meta, support, steps=steps)
+            assert all(torch.equal(adapted.params[name], value) for name, value in expected.params.items())
+            assert adapted.step == expected.step == steps
 
 
 def test_structure_that_is_frozen_is_not_shown():

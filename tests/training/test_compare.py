@@ -1,15 +1,19 @@
 import json
+import os
 import signal
+import threading
+import time
 
 import pytest
 
-from headstart.errors import ConfigError, DataError, UnknownNameError, UsageError
+from headstart.errors import ConfigError, DataError, FileError, UnknownNameError, UsageError
 from headstart.training.compare import compare, default_methods, pictures, rows
-from headstart.training.progress import View
+from headstart.training.progress import Plain, View
 
 RUN = {"evaluate_tasks": 2, "test_tasks": 4, "threads": 1}
 SMALL = {"tasks": "icons", "method": {"steps": 1, "rate": 0.1}, "model": {"filters": 4}, "run": RUN}
 SMALL |= {"outer": {"steps": 2, "tasks_per_step": 2}}
+NETWORKS = {owner: part for owner, part in SMALL.items() if owner != "method"}
 
 
 def test_every_method_gets_a_line_a_folder_and_a_picture(tmp_path):
@@ -69,3 +73,31 @@ def test_the_methods_compared_by_default_suit_the_target_of_a_table(tmp_path):
     assert default_methods("sinusoid") == ("maml", "joint", "scratch")
     with pytest.raises(DataError, match="no column 'lable'"):
         default_methods({"tasks": {**table, "target": "lable"}})
+
+
+def test_methods_side_by_side_get_what_they_get_one_after_the_other(tmp_path, capfd):
+    methods = ["prototypes", "nearest"]
+    one, two = (compare(NETWORKS, methods, tmp_path / str(jobs), jobs=jobs, view=Plain()) for jobs in (1, 2))
+    assert [entry.method for entry in two] == methods
+    assert [entry.result.score for entry in one] == [entry.result.score for entry in two]
+    assert "prototypes: testing on 4 tasks" in capfd.readouterr().err
+
+
+def test_side_by_side_an_error_or_a_signal_stops_all(tmp_path):
+    (tmp_path / "error").mkdir()
+    (tmp_path / "error" / "nearest").write_text("not a folder")
+    with pytest.raises(FileError, match="nearest"):
+        compare({**NETWORKS, "outer": {"steps": 10**6}}, ["prototypes", "nearest"], tmp_path / "error", jobs=2)
+
+    def stop():
+        while not (tmp_path / "signal" / "prototypes" / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    entries = compare({**NETWORKS, "outer": {"steps": 10**6}}, ["prototypes", "nearest"], tmp_path / "signal", jobs=2)
+    thread.join()
+    found = {entry.method: entry.result for entry in entries}
+    assert entries[-1].result.stopped == found["prototypes"].stopped == signal.SIGTERM
+    assert found["prototypes"].step > 0

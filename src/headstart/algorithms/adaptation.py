@@ -3,7 +3,7 @@
 θᵢ = the start, then T times θᵢ ← θᵢ − rule(∇ loss on the support set Sᵢ), for B tasks at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeAlias
@@ -88,27 +88,23 @@ class Adaptation:
 
     def adapt(self, meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
         """Take ``steps`` inner steps, by default the learner's own number."""
+        return next(self.path(meta, support, (self.steps if steps is None else steps,)))
+
+    def path(
+        self, meta: Meta, support: Batch, /, stops: Sequence[int] | None = None, detached: bool = False
+    ) -> Iterator[tuple[Adapted, Info]]:
+        """Take the inner steps as they are asked for, and yield what has been reached at each of the stops."""
         support, wanted = self._prepared(meta, support)
-        count = self.steps if steps is None else steps
         # where nobody asks for a derivative, nothing is kept for one
         with torch.set_grad_enabled(wanted):
             inner, given, fixed = self._begin(meta, support)
-            end, info = solve(self.support_loss, inner, given, self.rule, self.adjoint, count)
-        return Adapted(meta, {**fixed, **end.params}, end.buffers, support.seed, count), info
-
-    def path(self, meta: Meta, support: Batch, /, detached: bool = False) -> tuple[list[Adapted], Info]:
-        """Take the inner steps one by one, and return what each of them has reached."""
-        support, wanted = self._prepared(meta, support)
-        with torch.set_grad_enabled(wanted):
-            inner, given, fixed = self._begin(meta, support)
-            reached = [Adapted(meta, {**fixed, **inner.params}, inner.buffers, support.seed, 0)]
-            seen = [solve(self.support_loss, inner, given, self.rule, self.adjoint, 0)[1].support_loss]
-            for step in range(self.steps):
+        taken = 0
+        for stop in range(self.steps + 1) if stops is None else stops:
+            with torch.set_grad_enabled(wanted):
                 inner = tree_map(Tensor.detach, inner) if detached else inner
-                inner, info = solve(self.support_loss, inner, given, self.rule, self.adjoint, 1, step)
-                reached.append(Adapted(meta, {**fixed, **inner.params}, inner.buffers, support.seed, step + 1))
-                seen.append(info.support_loss)
-        return reached, Info(torch.cat(seen))
+                inner, info = solve(self.support_loss, inner, given, self.rule, self.adjoint, stop - taken, taken)
+            taken = stop
+            yield Adapted(meta, {**fixed, **inner.params}, inner.buffers, support.seed, taken), info
 
     def predict(self, adapted: Adapted, x: Tree) -> Tensor:
         """Return the adapted models' outputs."""

@@ -5,7 +5,8 @@
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Generator, Tensor, nn
 
@@ -65,10 +66,10 @@ def _divided(learner: Learner, names: frozenset[str], temperature: float) -> Lea
     def predict(adapted: Adapted, x: Tree) -> Tensor:
         return learner.predict(adapted._replace(meta=seen(adapted.meta)), x)
 
-    def path(meta: Meta, support: Batch, /, detached: bool = False) -> tuple[list[Adapted], Info]:
+    def path(meta: Meta, support: Batch, /, *stops: Any, **options: Any) -> Iterator[tuple[Adapted, Info]]:
         assert learner.path is not None
-        reached, info = learner.path(seen(meta), support, detached=detached)
-        return [adapted._replace(meta=meta) for adapted in reached], info
+        for adapted, info in learner.path(seen(meta), support, *stops, **options):
+            yield adapted._replace(meta=meta), info
 
     penalty, shown = learner.penalty, learner.shown
     return learner._replace(

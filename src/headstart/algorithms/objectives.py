@@ -117,12 +117,13 @@ def _weighted(weights: Sequence[float]) -> Objective:
 
     def objective(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
         assert learner.path is not None
-        reached, info = learner.path(meta, episodes.support)
+        reached, seen = zip(*learner.path(meta, episodes.support))
         # where a step counts for nothing, its loss need not be known; the last one is reported
         counted = [t for t, weight in enumerate(weights, start=1) if weight or t == len(weights)]
         losses = torch.stack([query_losses(learner, reached[t], episodes.query) for t in counted])
         factors = losses.new_tensor([weights[t - 1] for t in counted])
-        return factors @ losses, info._replace(query_loss=losses[-1].detach())
+        support_loss = torch.cat([info.support_loss for info in seen])
+        return factors @ losses, Info(support_loss, losses[-1].detach())
 
     return objective
 

@@ -154,8 +154,9 @@ def _along_trajectories(learner: Learner, meta: Meta, episodes: Episodes) -> tup
 def _step_losses(learner: Learner, meta: Meta, episodes: Episodes) -> Tensor:
     """Return each task's query loss ``(B,)`` after a single step from each point of its path, in the mean."""
     assert learner.path is not None
-    reached, _ = learner.path(meta, episodes.support, detached=True)
-    return torch.stack([query_losses(learner, adapted, episodes.query) for adapted in reached[1:]]).mean(0)
+    assert learner.steps is not None
+    path = learner.path(meta, episodes.support, range(1, learner.steps + 1), detached=True)
+    return torch.stack([query_losses(learner, adapted, episodes.query) for adapted, _ in path]).mean(0)
 
 
 def _warped(module: nn.Module, warps: What | None) -> nn.Module:

@@ -104,7 +104,7 @@ def compare(*words: Raw) -> int:
 
     tree, name = merged(base, called.tree), Path(source)
     out = called.own.get("out") or Path("runs", f"{name.stem if name.is_file() else name.name}-comparison")
-    entries = compare(tree, methods or default_methods(tree), out, view=view())
+    entries = compare(tree, methods or default_methods(tree), out, jobs=called.own.get("jobs", 1), view=view())
     stopped = entries[-1].result.stopped
     if stopped is not None:
         print(f"stopped by {stopped.name} in {entries[-1].method}; the same command goes on from there")
@@ -130,6 +130,7 @@ def _compare(
     methods: str | None = None,
     model: str | None = None,
     out: Path | None = None,
+    jobs: int = 1,
     as_json: Json = False,
 ) -> None:
     """Train several methods on the same tasks, and compare them.
@@ -143,6 +144,7 @@ def _compare(
         methods: Names of methods (headstart list methods), joined by commas. Default: those that suit the kind of data.
         model: The network (headstart list models), for methods that use one. Default: conv4 for images, else mlp.
         out: The folder of the table, with one run's folder a method in it. Default: runs/TASKS-comparison.
+        jobs: How many methods to train at the same time, each in a process of its own.
         as_json: Print the table as JSON.
     """
 

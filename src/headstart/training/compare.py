@@ -1,7 +1,10 @@
 """Several methods on the same tasks: train each in a folder of its own, and put their test scores in one table."""
 
+import multiprocessing
 import warnings
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -18,6 +21,7 @@ from headstart.training.progress import View
 from headstart.training.report.report import score_to_json, shown
 from headstart.training.report.score_plots import draw_comparison
 from headstart.training.run import Result, train
+from headstart.training.signals import stop_signals
 
 
 def default_methods(tree: Tree | str) -> tuple[str, ...]:
@@ -49,7 +53,7 @@ class Entry(NamedTuple):
 
 
 def compare(
-    tree: Tree | str, methods: Sequence[str] | None, out: str | Path, *, view: View | None = None
+    tree: Tree | str, methods: Sequence[str] | None, out: str | Path, *, jobs: int = 1, view: View | None = None
 ) -> list[Entry]:
     """Train several methods on the same tasks, each in the folder ``out/method``.
 
@@ -60,6 +64,7 @@ def compare(
         tree: a configuration (`headstart.training.config`) without a method's name; a text is the tasks alone.
         methods: their names; by default those of `default_methods`.
         out: the folder; made where it does not exist.
+        jobs: how many methods are trained at the same time, each in a process of its own, which share the cores.
         view: where to report progress to; by default nowhere.
 
     Returns:
@@ -68,7 +73,7 @@ def compare(
 
     Raises:
         UnknownNameError: a method that does not exist.
-        UsageError: no methods, or one of them twice.
+        UsageError: no methods, or one of them twice; less than one job.
         ConfigError: an option that none of the methods takes.
     """
     out, view = Path(out), view or View()
@@ -78,20 +83,83 @@ def compare(
     for method in configs:
         refuse_target(find("method", method), target, parts["tasks"]["name"])
     make_folder(out)
+    if jobs < 1:
+        raise UsageError(f"jobs must be at least 1, got {jobs}")
     entries: list[Entry] = []
-    for method, own in configs.items():
-        view.note(f"── {method}: {find('method', method).summary}")
-        start = perf_counter()
-        result = train(own, out / method, view=view)
-        entries.append(Entry(method, result, perf_counter() - start))
-        if result.stopped is not None:
-            return entries
+    if jobs > 1:
+        entries = _side_by_side(configs, out, min(jobs, len(configs)), view)
+    for method, own in configs.items() if jobs == 1 else ():
+        entries.append(_entry(method, own, out, view))
+        if entries[-1].result.stopped is not None:
+            break
+    if entries[-1].result.stopped is not None:
+        return entries
     table = rows(entries)
     write(out / "comparison.json", to_json(table))
     write_csv(out / "comparison.csv", [{k: v for k, v in row.items() if k != "score"} for row in table])
     scores = {entry.method: entry.result.score for entry in entries if entry.result.score is not None}
     write(out / "comparison.png", draw_comparison(scores, entries[0].result.config))
     return entries
+
+
+def _entry(method: str, config: Config, out: Path, view: View) -> Entry:
+    view.note(f"── {method}: {find('method', method).summary}")
+    start = perf_counter()
+    result = train(config, out / method, view=view)
+    return Entry(method, result, perf_counter() - start)
+
+
+def _side_by_side(configs: Mapping[str, Config], out: Path, jobs: int, view: View) -> list[Entry]:
+    """Train in processes of their own; a signal or an error stops them all, and what was stopped comes last."""
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has run PyTorch's threads can hang
+    threads, waiting = max(1, torch.get_num_threads() // jobs), list(configs)
+    running: dict[str, tuple[SpawnProcess, Connection]] = {}
+    entries: dict[str, Entry] = {}
+    failed: Exception | None = None
+    asked = False
+    with stop_signals() as stop:
+        while running or (waiting and not asked):
+            while waiting and len(running) < jobs and not asked:
+                method = waiting.pop(0)
+                receiver, sender = spawn.Pipe(duplex=False)
+                given = sender, threads, method, configs[method], out, view.named(method)
+                process = spawn.Process(target=_worker, args=given, daemon=True)
+                process.start()
+                sender.close()
+                running[method] = process, receiver
+            ready = wait([receiver for _, receiver in running.values()], timeout=0.2)
+            for method in [method for method, (_, receiver) in running.items() if receiver in ready]:
+                process, receiver = running.pop(method)
+                try:
+                    found = receiver.recv()
+                except EOFError:
+                    found = UsageError(f"the process of {method} was killed, perhaps for lack of memory; lower --jobs")
+                process.join()
+                if isinstance(found, Exception):
+                    failed = failed or found
+                else:
+                    entries[method] = found
+            if not asked and (stop.requested or failed is not None):
+                asked = True
+                for process, _ in running.values():
+                    process.terminate()
+    if stop.requested:
+        halted = {
+            name: Entry(name, Result(out / name, own, 0, 0, None, stop.number), 0.0) for name, own in configs.items()
+        }
+        return sorted((halted | entries).values(), key=lambda entry: entry.result.stopped is not None)
+    if failed is not None:
+        raise failed
+    return [entries[method] for method in configs]
+
+
+def _worker(sender: Connection, threads: int, method: str, config: Config, out: Path, view: View) -> None:
+    torch.set_num_threads(threads)
+    warnings.showwarning = lambda message, *_, **__: view.note(f"warning: {message}")
+    try:
+        sender.send(_entry(method, config, out, view))
+    except Exception as error:
+        sender.send(error)
 
 
 def _configs(parts: dict[str, dict[str, Any]], methods: Sequence[str]) -> dict[str, Config]:

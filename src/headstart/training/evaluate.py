@@ -1,7 +1,7 @@
 """How well a learner adapts to tasks that it was not trained on: the mean over fixed tasks and its interval."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -112,9 +112,8 @@ def evaluate(
     for first in range(0, episodes, batch):
         numbers = range(first, min(first + batch, episodes))
         sampled = tasks.sample(split, numbers)
-        for count, found in values.items():
+        for (count, found), adapted in zip(values.items(), adapted_after(learner, meta, sampled.support, counts)):
             with torch.no_grad():
-                adapted, _ = learner.adapt(meta, sampled.support, steps=count)
                 outputs, distribution = answer(learner, adapted, sampled.query.x)
             found += [scale * value for value in _measured(metric, outputs, sampled.query)]
             if count == own:
@@ -127,6 +126,18 @@ def evaluate(
     by_step = {count: interval(found) for count, found in values.items() if count is not None}
     calibration = _calibration(looks, tasks.unit) if looks else None
     return Score(metric, *interval(values[own]), episodes, split, tuple(values[own]), by_step, calibration)
+
+
+def adapted_after(learner: Learner, meta: Meta, support: Batch, counts: Sequence[int | None]) -> Iterator[Adapted]:
+    """Yield what the learner makes of the support sets in each of these numbers of steps, which ascend."""
+    if learner.path is None:
+        path = (learner.adapt(meta, support, steps=count) for count in counts)
+    else:
+        path = learner.path(meta, support, [count for count in counts if count is not None])
+    for _ in counts:
+        with torch.no_grad():  # not around the yield, which would hand it on to the caller
+            adapted, _ = next(path)
+        yield adapted
 
 
 def answer(learner: Learner, adapted: Adapted, x: Tree) -> tuple[Tensor, Gaussian | None]:

@@ -13,6 +13,10 @@ PLAIN_SECONDS = 10.0
 class View:
     """Where a run reports to; this one reports nothing."""
 
+    def named(self, name: str) -> "View":
+        """Return a view for one of several runs at the same time, each in a process of its own."""
+        return View()
+
     def note(self, text: str) -> None:
         """Say something that matters once."""
 
@@ -38,9 +42,16 @@ class View:
 class Plain(View):
     """Plain lines on standard error, at most one in ten seconds while steps are taken."""
 
+    def __init__(self, name: str = "") -> None:
+        self.before = f"{name}: " if name else ""
+
+    def named(self, name: str) -> View:
+        """Return one whose lines begin with the name."""
+        return Plain(name)
+
     def note(self, text: str) -> None:
         """Print a line."""
-        print(text, file=sys.stderr, flush=True)
+        print(self.before + text, file=sys.stderr, flush=True)
 
     def step(self, record: StepRecord, validation: str) -> None:
         """Print a line if the last one is ten seconds old."""
@@ -56,6 +67,10 @@ class Live(View):
 
         self.console = Console(stderr=True)
         self.bar: Any = None
+
+    def named(self, name: str) -> View:
+        """Return plain lines: several bars would write over one another."""
+        return Plain(name)
 
     def note(self, text: str) -> None:
         """Print a line, above the bar where there is one."""

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from headstart.errors import ConfigError
 from headstart.training.build import Job
-from headstart.training.evaluate import interval
+from headstart.training.evaluate import adapted_after, interval
 from headstart.training.files import finite, to_json, write
 from headstart.training.metrics import write_csv
 from headstart.types import Learner, Meta, Params
@@ -117,12 +117,8 @@ def movement(job: Job, meta: Meta, episodes: int = TASKS) -> list[Row]:
     at_once = max(1, min(_AT_A_TIME, _NUMBERS // numbers))
     for first in range(0, episodes, at_once):
         support = job.tasks.sample("test", range(first, min(first + at_once, episodes))).support
-        if learner.path is not None:
-            reached = iter(learner.path(meta, support)[0])
-        else:
-            reached = (learner.adapt(meta, support, steps=steps)[0] for steps in range(learner.steps + 1))
         own: Params = {}
-        for step, adapted in enumerate(reached):
+        for step, adapted in enumerate(adapted_after(learner, meta, support, range(learner.steps + 1))):
             for name, value in adapted.params.items():
                 start = meta.params[name] if name in meta.params else own.setdefault(name, value)
                 distances = (value - start).cpu().double().flatten(1).norm(dim=1)
