@@ -8,12 +8,15 @@ import subprocess
 import sys
 import wave
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from headstart import registry
 from headstart.cli import app
+from headstart.errors import ConfigError
+from headstart.training import config
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "building.md").read_text()
@@ -127,8 +130,6 @@ print("sound")
 
 
 def test_what_an_entry_point_must_name(monkeypatch):
-    from headstart.errors import ConfigError
-
     class Point:
         name = "odd"
 
@@ -143,3 +144,49 @@ def test_what_an_entry_point_must_name(monkeypatch):
         monkeypatch.setattr(registry, "entry_points", lambda group, row=row: [Point(row)])
         with pytest.raises(ConfigError, match=words):
             registry.rows.__wrapped__("method")
+
+
+def named(module, *, name: str = "x"):
+    pass
+
+
+def untyped(module, *, depth: "Undefined" = 3):  # noqa: F821
+    pass
+
+
+def clashing(module, *, out: int = 1, help: int = 2, json: int = 3, gate: bool | Literal["auto"] = False):
+    """A method whose options are called as the command's own.
+
+    Args:
+        gate: whether to.
+    """
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("math", "cannot be loaded from 'math'"),
+        ("no_such_module:x", "cannot be loaded from 'no_such_module:x'"),
+        ("math:zzz", "cannot be loaded from 'math:zzz'"),
+        (f"{__name__}:untyped", "the types of untyped's options cannot be read: name 'Undefined'"),
+        (f"{__name__}:named", "an option of named is called name"),
+    ],
+)
+def test_a_row_that_cannot_be_read_says_so_and_breaks_no_other(monkeypatch, target, words):
+    row = registry.find("method", "maml")._replace(name="strange", target=target)
+    monkeypatch.setattr(registry, "rows", lambda what, rows=registry.rows: (*rows(what), *[row] * (what == "method")))
+    monkeypatch.setattr(config, "rows", registry.rows)
+    with pytest.raises(ConfigError, match=words):
+        config.resolve({"tasks": "sinusoid", "method": "strange"})
+    with pytest.raises(ConfigError, match="unknown option --outer.nonsense"):
+        config.resolve({"tasks": "sinusoid", "outer": {"nonsense": 3}})
+
+
+def test_options_called_as_the_commands_own_have_their_full_names(monkeypatch, capsys):
+    row = registry.find("method", "maml")._replace(name="clashing", target=f"{__name__}:clashing")
+    monkeypatch.setattr(registry, "rows", lambda what, rows=registry.rows: (*rows(what), *[row] * (what == "method")))
+    for name in ("out", "help", "json"):
+        assert config.flags(f"method.{name}", [f"method.{name}"]) == (f"--method.{name}",)
+    assert app.run(["train", "sinusoid", "--method", "clashing", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--method.out" in shown and "--gate" in shown and "--no-gate" not in shown

@@ -70,7 +70,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     known = sorted(known)
     near = get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
-    return UnknownNameError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known) or 'none'}")
+    rest = f" Known: {', '.join(known) or 'none'}" if len(near) < len(known) or not known else ""
+    return UnknownNameError(f"unknown {kind} {name!r}{hint}{rest}")
 
 
 def check_known(kind: str, name: object, known: Collection[str]) -> None:

@@ -547,5 +547,9 @@ def find(what: What, name: str) -> Any:
 
 def load(what: What, name: str) -> Any:
     """Import and return what the row called ``name`` stands for."""
-    module, attribute = find(what, name).target.split(":")
-    return getattr(import_module(module), attribute)
+    target = find(what, name).target
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except (AttributeError, ImportError, ValueError) as error:
+        raise ConfigError(f"the row {name!r} cannot be loaded from {target!r} (module:name): {error}") from error

@@ -83,7 +83,11 @@ def extends(parent: Callable[..., Any], *, without: Collection[str] = ()) -> Cal
 def options_of(factory: Callable[..., Any]) -> dict[str, Option]:
     """Return what can be chosen of a factory, by name, in its order."""
     texts, found = _arguments(factory), {}
-    for name, parameter in inspect.signature(factory, eval_str=True).parameters.items():
+    try:
+        parameters = inspect.signature(factory, eval_str=True).parameters
+    except NameError as error:
+        raise ConfigError(f"the types of {factory.__qualname__}'s options cannot be read: {error}") from error
+    for name, parameter in parameters.items():
         plain, default = _plain(parameter.annotation), parameter.default
         if plain is None or parameter.kind is parameter.VAR_KEYWORD:
             continue
@@ -137,14 +141,20 @@ def checked(option: Option, value: Any) -> Any:
     """
     read = _from_text(option.type, value.strip() if isinstance(value, str) else value)
     try:
-        if isinstance(value, bool) and bool not in _parts(option.type):
+        if bool not in parts(option.type) and any(isinstance(one, bool) for one in (value, *_members(value))):
             raise ValueError("a boolean is no number")
+        if isinstance(value, (set, frozenset)):
+            raise ValueError("a set has no order")
         found = _adapter(option.type).validate_python(read)
         if isinstance(found, tuple) and is_range(option.type) and len(found) == 2 and found[0] > found[1]:
             raise ValueError("a range goes from less to more")
     except ValueError as error:
         raise ConfigError(f"is {value!r}, but must be {allowed(option.type)}") from error
     return found
+
+
+def _members(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 @cache
@@ -156,31 +166,31 @@ def _adapter(hint: Any) -> Any:
 
 def _from_text(hint: Any, value: Any) -> Any:
     """Return words as the choices and tuples that they stand for, and a single number as a range, where need be."""
-    parts, ranges = _parts(hint), _ranges(hint)
+    members, ranges = parts(hint), _ranges(hint)
     if isinstance(value, str):
-        named = {str(choice): choice for part in parts if get_origin(part) is Literal for choice in get_args(part)}
+        named = {str(choice): choice for part in members if get_origin(part) is Literal for choice in get_args(part)}
         if value in named:
             return named[value]
-        if any(get_origin(part) is tuple and part not in ranges for part in parts):
+        if any(get_origin(part) is tuple and part not in ranges for part in members):
             words = next(csv.reader([value], skipinitialspace=True), [])
             return tuple(word.strip() for word in words if word.strip())
         ends = re.fullmatch(rf"({_NUMBER})\s*-\s*({_NUMBER})", value)
         if ranges and ends:
             return ends.groups()
-    return (value, value) if ranges == parts and isinstance(value, (str, int, float)) else value
+    return (value, value) if ranges == members and isinstance(value, (str, int, float)) else value
 
 
-def _parts(hint: Any) -> list[Any]:
+def parts(hint: Any) -> list[Any]:
     """Return the members of a union, limits left out."""
     if get_origin(hint) is Annotated:
-        return _parts(get_args(hint)[0])
+        return parts(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
-        return [part for member in get_args(hint) for part in _parts(member) if part is not NoneType]
+        return [part for member in get_args(hint) for part in parts(member) if part is not NoneType]
     return [hint]
 
 
 def _ranges(hint: Any) -> list[Any]:
-    return [part for part in _parts(hint) if get_origin(part) is tuple and get_args(part)[-1] is not Ellipsis]
+    return [part for part in parts(hint) if get_origin(part) is tuple and get_args(part)[-1] is not Ellipsis]
 
 
 def is_range(hint: Any) -> bool:

@@ -127,7 +127,7 @@ def test_what_is_given_wins() -> None:
         ({"tasks": "sinusoid", "kernel": "linear"}, "did you mean tasks: {kernel: …} or method: {kernel: …}?"),
         ({"tasks": "sinusoid", "ways": 3}, "unknown part 'ways' of a configuration; did you mean tasks: {ways: …}"),
         ({"tasks": "sinusoid", "steps": 3}, "did you mean outer: {steps: …}"),
-        ({"tasks": "folder"}, "--data is missing, which the tasks 'folder' need: "),
+        ({"tasks": "folder"}, "--data is missing, which the tasks 'folder' must have: "),
         ({"tasks": {"name": "table", "data": "/a.csv", "target": "y"}}, "--task-column is missing"),
         ({"tasks": "./no/such"}, "there is no such folder or file"),
         ({"method": "maml"}, "TASKS is missing"),
@@ -139,6 +139,11 @@ def test_what_is_given_wins() -> None:
         ({"tasks": "sinusoid", "modle": None}, "unknown part 'modle' of a configuration; did you mean model?"),
         ({"tasks": "sinusoid", "outer": {"threads": 1}}, "unknown option --outer.threads; did you mean --threads?"),
         ({"tasks": "sinusoid", "method": {"name": 5}}, "the name of method is 5, but must be a text"),
+        ({"tasks": "sinusoid", "method": ""}, "the name of method is '', but must be a text"),
+        ({"tasks": "sinusoid", "run": {"save-every": 3, "save_every": 5}}, "there twice, with - and with _"),
+        ({"tasks": "sinusoid", "model": {"hidden": [True]}}, "--hidden is [True], but must be"),
+        ({"tasks": "sinusoid", "model": {"hidden": {2, 3}}}, "--hidden is {2, 3}, but must be"),
+        ({"tasks": "sinusoid", "method": "scratch", "outer": {}, "steps": 5}, "unknown part 'steps'"),
     ],
 )
 def test_what_cannot_be_is_refused(tree: Any, words: str) -> None:
@@ -231,7 +236,21 @@ def test_what_a_file_says_of_a_part_goes_with_the_name_that_a_flag_replaces() ->
     assert merged(file, {"tasks": {"name": "omniglot", "ways": 3}})["tasks"] == {**file["tasks"], "ways": 3}
     assert merged(file, {"method": {"rate": 1}})["method"] == {"name": "maml", "rate": 1}
     reptile, maml = resolve({"tasks": "icons", "method": "reptile", "outer": {"steps": 7}}), {"method": "maml"}
-    assert resolve(merged(reptile.tree(), maml)) == resolve({"tasks": "icons", **maml, "outer": {"steps": 7}})
+    for own in (reptile.tree(), json.loads(json.dumps(reptile.tree()), parse_int=str, parse_float=str)):
+        assert resolve(merged(own, maml)) == resolve({"tasks": "icons", **maml, "outer": {"steps": 7}})
+    chosen = {"tasks": "sinusoid", "method": "maml", "outer": {"rate": 0.001, "optimizer": "adam"}}
+    outer = resolve(merged(chosen, {"method": "reptile"})).outer
+    assert outer is not None and (outer.optimizer, outer.rate) == ("adam", 0.001)
+
+
+def test_a_table_named_again_is_the_table_of_the_file(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("t,x,y\n1,2,3\n")
+    own = resolve({"tasks": {"name": str(tmp_path / "a.csv"), "task_column": "t", "target": "y"}})
+    for name in ("a.csv", "b.csv"):
+        again = resolve(merged(own.tree(), {"tasks": {"name": str(tmp_path / name)}}))
+        assert (again.option("tasks.target"), again.option("tasks.data")) == ("y", str(tmp_path / name))
+    assert resolve({**own.tree(), "tasks": {**own.tree()["tasks"], "name": "table"}}) == own
 
 
 @pytest.mark.parametrize(

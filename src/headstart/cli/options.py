@@ -7,14 +7,14 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, Union
 
 from cyclopts import App, Group, Parameter
 from cyclopts.exceptions import UnknownOptionError
 
 from headstart.errors import ConfigError
 from headstart.registry import rows
-from headstart.schema import Option, options_of
+from headstart.schema import Option, options_of, parts
 from headstart.training.config import Outer, Run, Schema, Tree, flags, flat, help_of, nested, normal, schema_of, unknown
 
 #: The commands' own options that decide, and such as take a value besides.
@@ -74,7 +74,12 @@ def call(
     Raises:
         CycloptsError, ConfigError: words that are no option of this command and run.
     """
-    options = {name: option for schema in schemas for name, option in schema.options.items()}
+    options: dict[str, Option] = {}
+    for schema in schemas:
+        for name, option in schema.options.items():
+            other = options.get(name, option)
+            kept = option.default if option.default == other.default else None
+            options[name] = option._replace(type=Union[option.type, other.type], default=kept)  # noqa: UP007
     if not schemas:
         options = {f"outer.{name}": option._replace(default=None) for name, option in options_of(Outer).items()}
         options |= {f"run.{name}": option for name, option in options_of(Run).items()}
@@ -103,7 +108,10 @@ def call(
     try:
         return app(_short(words, options), exit_on_error=False, print_error=False, result_action="return_value")
     except UnknownOptionError as error:
-        word = (error.token.keyword or error.token.value).split("=")[0].lstrip("-").removeprefix("no-")
+        word = (error.token.keyword or error.token.value).split("=")[0].lstrip("-")
+        if word.startswith("no-") and f"--{word[3:]}" in {one for name in options for one in flags(name, options)}:
+            raise ConfigError(f"--{word[3:]} takes a value, and is nothing to switch off by --{word}") from error
+        word = word.removeprefix("no-")
         owner, _, name = word.replace("-", "_").rpartition(".")
         if schemas and not name:
             raise
@@ -123,7 +131,7 @@ def _groups(schemas: Sequence[Schema]) -> dict[str, Group]:
 
 def _parameter(key: str, name: str, options: Mapping[str, Option], groups: Mapping[str, Group]) -> inspect.Parameter:
     option, best = options[name], flags(name, options)[0]
-    switch = option.type is bool or bool in get_args(option.type)
+    switch = set(parts(option.type)) == {bool}
     shown = Parameter(
         name=best,
         negative=f"--no-{best[2:]}" if switch else (),

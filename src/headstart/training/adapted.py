@@ -215,6 +215,8 @@ def open_adapted(folder: str | Path, device: str = "auto") -> AdaptedModel:
         raise FileError(f"{folder} holds no adapted model; make one with `headstart adapt RUN SOURCE --out {folder}`")
     described = read_json(path)
     if not isinstance(described, dict) or described.get("format") != FORMAT:
+        if isinstance(described, dict) and "method" in described:
+            raise FileError(f"{folder} is a run; adapt it to your task first: `headstart adapt {folder} SOURCE`")
         raise FileError(f"{path} does not describe an adapted model of format {FORMAT}")
     try:
         kind, options = find_kind(str(described["kind"])), dict(described["config"])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from headstart.errors import ConfigError, UsageError
-from headstart.registry import Method, Target, find, load, rows
+from headstart.registry import Method, Target, find, load
 from headstart.training.config import Config, Outer, Part
 from headstart.training.loop import MakeOptimizer, fused
 from headstart.types import Learner, Meta, Tasks
@@ -158,11 +158,12 @@ def refuse_target(row: Method, target: Target, tasks: str) -> None:
         ConfigError: it does not.
     """
     if target not in row.targets:
-        others = [other.name for other in rows("method") if target in other.targets]
+        tried = find("data", find("task", tasks).kind).compared
+        others = [name for name in tried if target in find("method", name).targets]
         does = "classifies" if row.targets == ("classification",) else "predicts numbers"
         raise ConfigError(
-            f"the method {row.name!r} {does}, but the tasks {tasks!r} are {target}; take another one:"
-            f" {', '.join(others)}"
+            f"the method {row.name!r} {does}, but the tasks {tasks!r} are {target}; take another --method,"
+            f" such as {', '.join(others)} (`headstart list methods` has more)"
         )
 
 

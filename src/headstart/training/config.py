@@ -13,6 +13,7 @@ its range and its help are read off the factories (`headstart.schema`); defaults
 over the factories' own. Nothing here imports torch.
 """
 
+import contextlib
 import os
 import shlex
 import tomllib
@@ -146,6 +147,8 @@ WORDS = {
     "outer.steps": "steps",
     "outer.rate": "outer-rate",
 }
+#: What the commands call their own options, on the command line.
+_COMMANDS = ("tasks", "methods", "out", "config", "jobs", "json", "help", "traceback")
 _WHAT: dict[str, What] = {"tasks": "task", "method": "method", "model": "model"}
 _NAMES = [f"{owner}.name" for owner in _WHAT]
 
@@ -190,8 +193,8 @@ def resolve(tree: Tree | str, source: str = "") -> Config:
     for name, option in schema.options.items():
         if given.get(name) is None and option.default is REQUIRED:
             owner = name.partition(".")[0]
-            need = f"the {owner} {names[owner]!r} need"
-            wrong.append(f"{flag(name, schema)} is missing, which {need}: {option.help}")
+            told = f": {option.help}" if option.help else ""
+            wrong.append(f"{flag(name, schema)} is missing, which the {owner} {names[owner]!r} must have{told}")
         values.setdefault(name, option.default)
     if wrong:
         raise ConfigError("\n".join(line + where for line in wrong))
@@ -225,12 +228,14 @@ def _part(owner: str, part: Any) -> dict[str, Any]:
         meant = f"did you mean {' or '.join(near)}?" if near else f"the parts are {', '.join(Config._fields)}"
         raise ConfigError(f"unknown part {owner!r} of a configuration; {meant}")
     named = owner in _WHAT
-    if isinstance(part, str) and named:
-        return {"name": part}
+    if isinstance(part, str | Path) and named:
+        part = {"name": str(part)}
     if not isinstance(part, Mapping) and part is not None:
         raise ConfigError(f"{owner} is {part!r}, but must be options by name{', or a name alone' if named else ''}")
     values = {str(name).replace("-", "_"): value for name, value in (part or {}).items()}
-    if named and not isinstance(values.get("name", ""), str):
+    if len(values) < len(part or {}):
+        raise ConfigError(f"an option of {owner} is there twice, with - and with _: {', '.join(map(str, part or {}))}")
+    if named and not (isinstance(values.get("name", "?"), str) and values.get("name", "?")):
         raise ConfigError(f"the name of {owner} is {values['name']!r}, but must be a text")
     return values
 
@@ -288,6 +293,8 @@ def schema_of(parts: Mapping[str, Mapping[str, Any]]) -> Schema:
     options = {}
     for owner, factory in (factories | {"run": Run}).items():
         for own, option in options_of(factory).items():
+            if own == "name" and owner in _WHAT:
+                raise ConfigError(f"an option of {factory.__qualname__} is called name, as its row is; rename it")
             if own not in _GIVEN.get(owner, ()):
                 name = f"{owner}.{own}"
                 options[name] = option._replace(default=defaults.get(name, option.default))
@@ -341,7 +348,7 @@ def flags(name: str, options: Any = ()) -> tuple[str, ...]:
     """Return all names of an option on the command line, the shortest first, where these ``options`` are there."""
     own = name.partition(".")[2]
     alone = sum(other.partition(".")[2] == own for other in options) == 1
-    alone = alone and own.replace("_", "-") not in WORDS.values()
+    alone = alone and own.replace("_", "-") not in (*WORDS.values(), *_COMMANDS)
     short = WORDS.get(name) or (own.replace("_", "-") if alone else None)
     return tuple(f"--{word}" for word in (short, name.replace("_", "-")) if word)
 
@@ -350,6 +357,13 @@ def unknown(name: str, schema: Schema) -> str:
     """Say that there is no such option for a run, which option is near, or what would take it."""
     owner, _, own = name.partition(".")
     told = f"unknown option --{name.lstrip('.').replace('_', '-')}"
+    if own == "name" and owner in _WHAT:
+        return f"{told}; give the name {'as TASKS' if owner == 'tasks' else f'by --{owner}'}"
+    if WORDS.get(f"outer.{own}", "").endswith(own) and owner in ("", "outer") and not schema.method.outer:
+        return f"{told}: the method {schema.method.name!r} takes no outer steps"
+    same = [place for place in schema.options if place.partition(".")[2] == own]
+    if not owner and len(same) > 1:
+        return f"{told} alone; there are {' and '.join(flag(place, schema) for place in same)}"
     flagged = {flag(place, schema)[2:].replace("-", "_"): place for place in schema.options}
     own_names = {place.partition(".")[2]: place for place in schema.options if place.startswith(f"{owner}.")}
     names, takers = own_names if owner else flagged, _takers(own, owner)
@@ -365,11 +379,19 @@ def unknown(name: str, schema: Schema) -> str:
 def _takers(own: str, owner: str = "") -> dict[str, list[str]]:
     """Return which tasks, methods and models, or those of one part alone, take an option of that name."""
     found = {
-        part: [row.name for row in rows(what) if own in options_of(load(what, row.name))]
+        part: [row.name for row in rows(what) if own in _readable(what, row.name)]
         for part, what in _WHAT.items()
         if owner in ("", part) and own not in _GIVEN[part]
     }
     return {part: names for part, names in found.items() if names}
+
+
+def _readable(what: What, name: str) -> Mapping[str, Option]:
+    """Return a row's options; none where another package's row cannot be read, which says so where it is chosen."""
+    try:
+        return options_of(load(what, name))
+    except ConfigError:
+        return {}
 
 
 def diff(old: Config, new: Config) -> list[str]:
@@ -480,19 +502,22 @@ class _Yaml(yaml.SafeLoader):
 def merged(file: Tree, given: Tree) -> dict[str, dict[str, Any]]:
     """Return the tree of a file and of flags; flags win, and what belongs to a name that they replace goes.
 
-    What the outer loop has as the replaced method's or tasks' default goes, too: nobody chose it.
+    Of a file that fills in every option, as a run's own does, the replaced name's defaults go, too: nobody chose them.
 
     >>> merged({"tasks": {"name": "icons", "ways": 3}}, {"tasks": {"name": "omniglot"}, "run": {"seed": 1}})
     {'tasks': {'name': 'omniglot'}, 'run': {'seed': 1}}
     """
     old = {owner: _part(owner, part) for owner, part in file.items()}
     new = {owner: _part(owner, part) for owner, part in given.items()}
+    if new.get("tasks", {}).get("name"):
+        new["tasks"] = _own_source(new["tasks"])
     names = {owner: part["name"] for owner, part in new.items() if part.get("name")}
     replaced = [owner for owner, name in names.items() if old.get(owner, {}).get("name", name) != name]
-    if replaced and "tasks" in old:
-        options = schema_of(normal(old)).options
-        defaults = {name: _plain(option.default) for name, option in options.items()}
-        old = nested({name: value for name, value in flat(old).items() if value != defaults.get(name, REQUIRED)})
+    with contextlib.suppress(ConfigError):  # what is wrong with the file is said where all of it is read
+        filled, given = flat(resolve(old).tree()), flat(old)
+        if replaced and filled.keys() <= given.keys():
+            defaults = {name: _plain(option.default) for name, option in schema_of(normal(old)).options.items()}
+            old = nested({name: given[name] for name, value in filled.items() if value != defaults.get(name, REQUIRED)})
     return old | {owner: part if owner in replaced else old.get(owner, {}) | part for owner, part in new.items()}
 
 
