@@ -193,13 +193,14 @@ def adapt(
     strict: Annotated[bool, Parameter(negative="")] = False,
     as_json: Json = False,
 ) -> None:
-    """Learn new classes from a folder, or a new task from a table.
+    """Learn new tasks from a folder of images, a table or points of curves.
 
     Args:
         run: A run's folder.
-        source: Images: a folder that holds one folder of images for each class, whose names are the labels; or a folder
-            of such folders, one a task. A table: a CSV or Parquet file with the run's features and target; each value
-            of the task column is a task. Curves: a CSV or Parquet file of columns x and y, and maybe task.
+        source: Images: a folder that holds one folder of images for each class, whose names are the labels; or many
+            of them in one folder, each a task. A table: a CSV or Parquet file with the run's features and target; each
+            value of the task column is a task. Curves: one of columns x (or x1, x2, … where an input has several
+            numbers) and y, and maybe task.
         out: The folder to write; new or empty.
         strict: Refuse an image that cannot be read, rather than skip it.
         as_json: Print the result as JSON.
@@ -228,7 +229,7 @@ def predict(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Predict with what adapt has learned: labels of images, or rows of a table.
+    """Predict with what adapt has learned: labels of images, or rows of a table or of curves.
 
     Args:
         model: A folder that headstart adapt has written.

@@ -122,7 +122,7 @@ def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
         checkpoints.restore(state, found.checkpoint)
         if state.step > steps:
             raise ConfigError(f"the run in {run} has taken {state.step} steps already; --steps is {steps}")
-        view.note(f"going on from step {state.step}")
+        view.note(f"going on from step {state.step}" if state.step < steps else "trained already")
         return state, found.checkpoint.best
     if job.learner.prepare is not None:
         view.note("reading the training tasks")
