@@ -115,8 +115,8 @@ def compare(*words: Raw) -> int:
         return 0
     print_table(
         f"{table[0]['episodes'] if table else 0} unseen test tasks, mean ± 95 % interval",
-        ("method", "score", "outer steps", "seconds"),
-        [(row["method"], row["score"], str(row["steps"]), str(row["seconds"])) for row in table],
+        ("method", "score", "outer steps", "best after", "seconds"),
+        [tuple(str(row[name]) for name in ("method", "score", "steps", "best_step", "seconds")) for row in table],
     )
     for path in drawn:
         print(path)
