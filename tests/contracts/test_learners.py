@@ -12,7 +12,7 @@ from headstart.errors import UsageError
 from headstart.models.soft_forest import soft_forest
 from headstart.schema import options_of
 from headstart.testing import ContractError, check_learner, check_method, random_episodes
-from headstart.testing.methods import made
+from headstart.testing.learners import made
 from headstart.types import Episodes, Meta
 
 

@@ -12,7 +12,7 @@ from headstart.errors import UsageError
 from headstart.registry import METHODS, MODELS, find, load
 from headstart.schema import REQUIRED, checked, options_of
 from headstart.testing import random_episodes
-from headstart.testing.methods import episodes_of, made
+from headstart.testing.learners import episodes_of, made
 
 #: What a run knows by itself.
 SUPPLIED = {"module", "loss", "ways", "inputs", "outputs", "features", "device", "dtype", "explain"}

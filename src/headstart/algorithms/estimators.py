@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from headstart.core import losses
-from headstart.core.losses import present
+from headstart.core.losses import present, there
 from headstart.errors import ShapeError, UsageError
 from headstart.types import Adapted, Batch, Gaussian, Info, Learner, Meta, Params, Prepare, Tasks, Tree
 
@@ -121,11 +121,6 @@ def check_targets(batch: Batch, outputs: int, classifies: bool, plain: bool = Fa
     if y.is_floating_point() == classifies or y.shape[2:] != shape:
         wanted = "(tasks, rows) and integers" if classifies else f"(tasks, rows, {outputs}) and floating"
         raise ShapeError(f"this method takes targets {wanted}; got {tuple(y.shape)} of {y.dtype}")
-
-
-def there(batch: Batch) -> Tensor:
-    """Return which rows are there, ``(B, n)``."""
-    return torch.ones(batch.y.shape[:2], dtype=torch.bool, device=batch.y.device) if batch.mask is None else batch.mask
 
 
 def array(values: Tensor) -> Array:

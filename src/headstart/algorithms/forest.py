@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from headstart.algorithms import gaussians
-from headstart.algorithms.estimators import MOST, check_targets, flat, required, there
+from headstart.algorithms.estimators import MOST, check_targets, flat, required
 from headstart.core import losses
-from headstart.core.losses import present
+from headstart.core.losses import present, there
 from headstart.core.objective import backprop, query_losses
 from headstart.core.values import in_range, one_hot
 from headstart.errors import UsageError, check_known

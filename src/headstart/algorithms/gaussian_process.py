@@ -17,7 +17,7 @@ from headstart.algorithms.gaussians import Likelihood, View
 from headstart.algorithms.heads.head import Embedding, embedding
 from headstart.algorithms.kernels import Kernel, with_one
 from headstart.core import losses, tree
-from headstart.core.losses import present
+from headstart.core.losses import present, there
 from headstart.errors import ShapeError, UsageError, pick, unknown_name
 from headstart.schema import NotNegative, Size, extends
 from headstart.types import Adapted, Batch, Gaussian, Info, Learner, Meta, Params, Tasks, Tree
@@ -98,10 +98,8 @@ def pooled(tasks: Tasks, dtype: torch.dtype) -> tuple[Tensor, int, int]:
     """
     count = (tasks.counts or {}).get("train", 0)
     seen = min(count or MOST_TASKS, MOST_TASKS)
-    rows = [
-        (batch.x.flatten(2)[gaussians.there(batch)], batch.y[gaussians.there(batch)])
-        for batch in tasks.sample("train", range(seen))
-    ]
+    batches = tasks.sample("train", range(seen))
+    rows = [(batch.x.flatten(2)[there(batch)], batch.y[there(batch)]) for batch in batches]
     x, y = (torch.cat(parts).double() for parts in zip(*rows))
     design = with_one(x)
     square = design.T @ design
@@ -139,7 +137,7 @@ def _conditioned(
         inputs, means, own = view(meta, support.x, network.of_tasks(support), support.seed, 0)
         factor = gaussians.cholesky(covariance(for_new(meta), inputs)[0], support.mask)
         weights = gaussians.condition(factor, gaussians.residual(support.y, means), support.mask)
-        kept = {"inputs": inputs, "there": gaussians.there(support), "factor": factor, "weights": weights}
+        kept = {"inputs": inputs, "there": there(support), "factor": factor, "weights": weights}
         buffers = tree.prefixed("module", own) | tree.prefixed("support", kept)
         return Adapted(meta, {}, buffers, support.seed), Info(inputs.new_zeros(0, len(inputs)))
 

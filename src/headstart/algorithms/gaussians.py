@@ -9,10 +9,10 @@ from torch import Tensor
 
 from headstart.algorithms.heads.head import Embedding, shown
 from headstart.core import losses
-from headstart.core.losses import masked_mean, present
+from headstart.core.losses import masked_mean, present, there
 from headstart.core.objective import backprop
 from headstart.errors import ShapeError
-from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Objective, Params, Tree
+from headstart.types import Adapted, Episodes, Gaussian, Info, Learner, Meta, Objective, Params, Tree
 
 Likelihood: TypeAlias = Literal["joint", "predictive"]
 View: TypeAlias = Callable[[Meta, Tree, Params, Tensor | None, int], tuple[Tensor, Tensor, Params]]
@@ -168,11 +168,6 @@ def residual(y: Tensor, means: Tensor) -> Tensor:
             f"got y {tuple(y.shape)} of {y.dtype}. Make the learner with outputs= the number of target values"
         )
     return y - means
-
-
-def there(batch: Batch) -> Tensor:
-    """Return the mask of a batch ``(B, n)``, true everywhere where it has none."""
-    return batch.y.new_ones(batch.y.shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask
 
 
 def zeroed(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from headstart.algorithms import gaussians
 from headstart.algorithms.adaptation import uniform
 from headstart.algorithms.evolution import normals
-from headstart.core.losses import present
+from headstart.core.losses import present, there
 from headstart.core.tree import within
 from headstart.errors import ShapeError, UsageError
 from headstart.schema import Count, Size, extends
@@ -89,7 +89,7 @@ class Process(NamedTuple):
                 f"a neural process of {self.outputs} target values needs floating targets (tasks, examples, "
                 f"{self.outputs}); got y {tuple(y.shape)} of {y.dtype}"
             )
-        return torch.cat((self.flat(x), y), -1), gaussians.there(batch).to(y)
+        return torch.cat((self.flat(x), y), -1), there(batch).to(y)
 
     def flat(self, x: Tree) -> Tensor:
         """Return inputs as vectors, ``(B, n, inputs)``."""
@@ -283,7 +283,7 @@ def anp(
         z = mean + deviation * _white(query.seed, tuple(mean.shape), mean, stream=0)
         drawn_once = Gaussian(*(part.squeeze(1) for part in decoded(adapted, query.x, z.unsqueeze(1))))
         nats = gaussians.marginal_loss(drawn_once, query.y, query.mask)
-        values = outputs * gaussians.there(query).sum(1).clamp(min=1)
+        values = outputs * there(query).sum(1).clamp(min=1)
         wide, narrow = (Normal(*both.unbind(1), validate_args=False) for both in (adapted.params["latent"], posterior))
         bound = nats + kl_divergence(narrow, wide).sum(1) / values
         return bound, info._replace(query_loss=learner.loss(drawn_once.mean.detach(), query))

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map
 from headstart.algorithms.maml import Rate, Steps, maml
 from headstart.core import tree
 from headstart.core.adjoints import FirstOrder
+from headstart.core.losses import there
 from headstart.core.rules import Rule, adam, chain, scale
 from headstart.errors import UsageError
 from headstart.schema import Count, Positive, extends
@@ -97,10 +98,8 @@ def joined(episodes: Episodes) -> Batch:
     """Return support and query examples as one batch."""
     support, query = episodes
     x = tree_map(lambda s, q: torch.cat([s, q], 1), support.x, query.x)
-    mask = None
-    if support.mask is not None or query.mask is not None:
-        masks = (b.y.new_ones(b.y.shape[:2], dtype=torch.bool) if b.mask is None else b.mask for b in episodes)
-        mask = torch.cat([*masks], 1)
+    masked = support.mask is not None or query.mask is not None
+    mask = torch.cat([there(support), there(query)], 1) if masked else None
     return Batch(x, torch.cat([support.y, query.y], 1), mask, support.seed)
 
 

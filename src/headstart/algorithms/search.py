@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headstart.algorithms.estimators import Array, Task, array, flat, learner_of, required, there
-from headstart.core.losses import present
+from headstart.algorithms.estimators import Array, Task, array, flat, learner_of, required
+from headstart.core.losses import present, there
 from headstart.errors import ConfigError, UsageError, pick, unknown_name
 from headstart.schema import Size
 from headstart.types import Adapted, Episodes, Learner, Meta, Params, Tasks, Tree

@@ -124,6 +124,11 @@ def present(batch: Batch) -> Batch:
     return batch._replace(x=x, y=y)
 
 
+def there(batch: Batch) -> Tensor:
+    """Return which examples are there, ``(B, n)`` bool."""
+    return batch.y.new_ones(batch.y.shape[:2], dtype=torch.bool) if batch.mask is None else batch.mask
+
+
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Return the mean of ``values`` ``(B, n)`` over the examples that are there, ``(B,)``."""
     if mask is None:

@@ -8,7 +8,8 @@ from torch import Tensor
 from headstart.core.adjoints import Adjoint, Unrolled
 from headstart.core.inner import Given, Inner, solve
 from headstart.core.rules import chain, momentum, scale
-from headstart.testing.contract import finite, require, require_close, tensors
+from headstart.core.tree import tensors_of
+from headstart.testing.contract import finite, require, require_close
 from headstart.types import Info, Params
 
 TASKS = 3
@@ -52,7 +53,7 @@ def check_adjoint(adjoint: Adjoint, *, steps: tuple[int, ...] = (0, 1, 2, 5)) ->
         with torch.no_grad():
             end, _ = ours = _solve(adjoint, problem, count)
         require_close(ours, expected, "values", f"{adjoint} adapts differently when gradients are off", 1e-12)
-        lean = count == 0 or not any(t.requires_grad for t in tensors(end))
+        lean = count == 0 or not any(t.requires_grad for t in tensors_of(end))
         claim = f"{adjoint} keeps a history where gradients are off; adapting would use the memory of training"
         require(lean, "lean", claim)
         found = _derivatives(adjoint, count)
@@ -84,6 +85,6 @@ def _solve(adjoint: Adjoint, problem: _Problem, steps: int) -> tuple[Inner, Info
 def _derivatives(adjoint: Adjoint, steps: int) -> list[Tensor]:
     problem = _problem()
     end, _ = _solve(adjoint, problem, steps)
-    value = torch.stack([(t.sin() + t.square()).sum() for t in tensors(end)]).sum()
-    leaves = tensors([problem.start, problem.shared, problem.structure])
+    value = torch.stack([(t.sin() + t.square()).sum() for t in tensors_of(end)]).sum()
+    leaves = tensors_of([problem.start, problem.shared, problem.structure])
     return list(torch.autograd.grad(value, leaves, materialize_grads=True))

@@ -1,28 +1,21 @@
-"""The contract of a `Learner`: exact, pure, isolated, deterministic."""
+"""The contract of a `Learner`: exact, pure, isolated, deterministic; and of a registered method, which makes one."""
 
-from collections.abc import Callable, Sequence
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from headstart.core.losses import there
 from headstart.core.objective import meta_gradient, meta_loss
+from headstart.core.tree import mapped, tensors_of
 from headstart.errors import UsageError
-from headstart.testing.contract import (
-    copied,
-    error,
-    finite,
-    generator_state,
-    mapped,
-    module_state,
-    require,
-    require_close,
-    same_bits,
-    take,
-    tensors,
-    there,
-)
-from headstart.testing.differences import check_derivative
+from headstart.registry import find, load
+from headstart.testing import contract as kit
+from headstart.testing.contract import require, require_close, same_bits, take
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Params, Tree
 
 
@@ -102,12 +95,12 @@ def check_learner(
     >>> net = headstart.mlp(2, 3, hidden=(4,)).double()
     >>> check_learner(lambda taskmap: headstart.maml(net, steps=2, taskmap=taskmap), random_episodes((2,)), module=net)
     """
-    tensors_before, rest_before = module_state(module)
+    tensors_before, rest_before = kit.module_state(module)
     learners = [learner] if isinstance(learner, Learner) else [learner(name) for name in taskmaps]
     case = _Case(learners[0], _check_init(learners[0]), episodes)
     _check_arguments(case)
     _check_pure(case)
-    after, rest = module_state(module)
+    after, rest = kit.module_state(module)
     same = same_bits(tensors_before, after) and rest_before == rest
     require(same, "pure", "the learner changes the module it was made from")
     _check_shapes(case)
@@ -128,7 +121,7 @@ def check_learner(
 
 
 def _check_arguments(case: _Case) -> None:
-    if any(t.is_floating_point() and t.dtype != torch.float64 for t in tensors([case.meta, case.episodes])):
+    if any(t.is_floating_point() and t.dtype != torch.float64 for t in tensors_of([case.meta, case.episodes])):
         raise UsageError(
             "central differences and comparisons need float64: make the learner from module.double(), "
             "and take episodes in torch.float64"
@@ -138,30 +131,30 @@ def _check_arguments(case: _Case) -> None:
 
 
 def _check_init(learner: Learner) -> Meta:
-    before = generator_state()
+    before = kit.generator_state()
     first, again = (learner.init(torch.Generator().manual_seed(1)) for _ in range(2))
     claim = "generators of one seed give different meta values; no run can be repeated"
     require(same_bits(first, again), "init", claim)
-    require(generator_state() == before, "init", "it draws from a global generator, not from the one it is given")
-    ours, others = ({t.data_ptr() for t in tensors(meta) if t.numel()} for meta in (first, again))
+    require(kit.generator_state() == before, "init", "it draws from a global generator, not from the one it is given")
+    ours, others = ({t.data_ptr() for t in tensors_of(meta) if t.numel()} for meta in (first, again))
     require(not ours & others, "init", "two calls return the same memory; training one would train the other")
     return first
 
 
 def _check_pure(case: _Case) -> None:
     inputs = (case.meta, case.episodes)
-    before, generators = copied(inputs), generator_state()
+    before, generators = kit.copied(inputs), kit.generator_state()
     lean = _run(case)[:2]
     _gradient_of(case)
     plain = case.learner.adapt(case.meta, case.episodes.support)
     off = "under torch.no_grad() the result keeps a history; predicting would leak memory"
     unasked = "nothing in the meta value requires a gradient, but the result keeps a history"
     for (adapted, info), claim in ((lean, off), (plain, unasked)):
-        history = [t for t in tensors([adapted.params, adapted.buffers, info]) if t.requires_grad]
+        history = [t for t in tensors_of([adapted.params, adapted.buffers, info]) if t.requires_grad]
         require(not history, "pure", claim)
     require(same_bits(before, inputs), "pure", "the learner writes into its meta value or its episodes")
     meaning = "the learner draws from the global generator; take random numbers from Batch.seed"
-    require(generator_state() == generators, "deterministic", meaning)
+    require(kit.generator_state() == generators, "deterministic", meaning)
 
 
 def _check_shapes(case: _Case) -> None:
@@ -184,8 +177,8 @@ def _check_shapes(case: _Case) -> None:
         got, expected = ({k: (v.shape, v.dtype) for k, v in tree.items()} for tree in (part, like))
         claim = f"the gradient has {sorted(part)}, it must have the names, shapes and types of {sorted(like)}"
         require(got == expected, "shapes", claim)
-    require(finite(gradient), "shapes", "the meta-gradient holds NaN or infinity")
-    require(not any(t.requires_grad for t in tensors(gradient)), "pure", "the meta-gradient keeps a history")
+    require(kit.finite(gradient), "shapes", "the meta-gradient holds NaN or infinity")
+    require(not any(t.requires_grad for t in tensors_of(gradient)), "pure", "the meta-gradient keeps a history")
 
 
 def _check_deterministic(case: _Case) -> None:
@@ -193,7 +186,7 @@ def _check_deterministic(case: _Case) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(12345)
         second = _run(case), _gradient_of(case)
-    require(same_bits(first, second), "deterministic", f"two equal calls differ by {error(first, second):.2g}")
+    require(same_bits(first, second), "deterministic", f"two equal calls differ by {kit.error(first, second):.2g}")
 
 
 def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
@@ -207,7 +200,7 @@ def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
                 return meta_loss(case.learner, case.meta._replace(**{field: values}), case.episodes)[0].item()
 
         if point:
-            check_derivative(loss, point, slope, contract=f"exact in {symbol}", **how)
+            kit.check_derivative(loss, point, slope, contract=f"exact in {symbol}", **how)
 
 
 def _check_isolated(case: _Case) -> None:
@@ -226,7 +219,7 @@ def _check_isolated(case: _Case) -> None:
     hold(take(case.episodes, backwards), backwards, list(range(tasks)), "in another order of tasks")
     for task in (0, tasks - 1):
         others = mapped(lambda leaf: leaf.clone(), _disturbed(case.episodes))
-        for target, source in zip(tensors(others), tensors(case.episodes)):
+        for target, source in zip(tensors_of(others), tensors_of(case.episodes)):
             target[task] = source[task]
         hold(others, [task], [task], "when the other tasks have other data")
 
@@ -320,3 +313,103 @@ def _check_order(case: _Case) -> None:
     flipped = case._replace(episodes=case.episodes._replace(support=Batch(x, y, mask, support.seed)))
     claim = "reversing the support examples changes predictions"
     require_close(_run(flipped).outputs, _run(case).outputs, "order", claim)
+
+
+def check_method(name: str, module: nn.Module | None = None, options: dict[str, Any] | None = None, **how: Any) -> None:
+    """Check a registered method with `check_learner`, once for each kind of target that its row names.
+
+    Args:
+        name: of the method; one that another package registers is found alike.
+        module: float64, with 3 values in and 3 out; by default a small one.
+        options: of the method's factory; by default 2 steps of 0.1 where it takes such.
+        how: what else `check_learner` is told.
+
+    Raises:
+        ContractError: the contract that is broken, by how much, and what that means.
+
+    >>> check_method("ridge")
+    """
+    network = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)).double() if module is None else module
+    for episodes in episodes_of(name, random_episodes((3,)), random_episodes((3,), regression=True)):
+        learner = partial(made, name, network, episodes, **(options or {}))
+        check_learner(learner, episodes, module=network, **how)
+
+
+def episodes_of(name: str, classes: Episodes, numbers: Episodes) -> Iterator[Episodes]:
+    """Yield those of the episodes whose targets a method can predict."""
+    kinds = {"classification": classes, "regression": numbers}
+    yield from (kinds[target] for target in find("method", name).targets)
+
+
+def made(name: str, module: nn.Module | None, episodes: Episodes, taskmap: str = "vmap", /, **options: Any) -> Learner:
+    """Return the learner of a registered method as a run makes it, with 2 steps of 0.1 unless ``options`` differ.
+
+    The ``episodes`` tell the sizes of inputs and targets, and their kind; the module is left out where there is no use.
+    """
+    factory = load("method", name)
+    takes = inspect.signature(factory).parameters
+    x, y = episodes.support.x, episodes.support.y
+    numbers = y.is_floating_point()
+    outputs = y.shape[2:].numel() if numbers else int(y.max()) + 1
+    supplied = {
+        "loss": "mse" if numbers else "cross_entropy",
+        "ways": None if numbers else outputs,
+        "inputs": x.shape[2:].numel(),
+        "outputs": outputs,
+        "dtype": x.dtype,
+        "explain": None,
+        "taskmap": taskmap,
+        "steps": 2,
+        "rate": 0.1,
+    }
+    none = find("method", name).model == "none"
+    if not none and "features" in takes:
+        with torch.no_grad():
+            supplied["features"] = copy.deepcopy(module).eval()(x[0, :1]).numel()  # type: ignore[union-attr]
+    given = {key: value for key, value in {**supplied, **options}.items() if key in takes or key in options}
+    if not none:
+        return factory(module, **given)
+    learner = factory(**given)
+    # it starts in this type, whatever it was made in
+    return learner._replace(init=lambda *seed: mapped(lambda value: value.to(x.dtype), learner.init(*seed)))
+
+
+def random_episodes(
+    input_shape: Sequence[int],
+    *,
+    outputs: int = 3,
+    tasks: int = 3,
+    support: int = 4,
+    query: int = 5,
+    regression: bool = False,
+    tokens: int | None = None,
+    seed: int = 0,
+) -> Episodes:
+    """Return float64 episodes of random examples.
+
+    Args:
+        input_shape: shape of one input.
+        outputs: number of classes (each occurs in every set that is large enough), or of target values.
+        tasks: B.
+        support, query: examples of a task.
+        regression: floating targets ``(B, n, outputs)`` in place of class ids.
+        tokens: draw int64 inputs in ``[0, tokens)``, for embeddings.
+        seed: of the generator.
+
+    >>> random_episodes((1, 8, 8), outputs=3).support.x.shape
+    torch.Size([3, 4, 1, 8, 8])
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def batch(count: int) -> Batch:
+        shape = (tasks, count, *input_shape)
+        if tokens is None:
+            x = torch.randn(shape, generator=generator, dtype=torch.float64)
+        else:
+            x = torch.randint(tokens, shape, generator=generator)
+        if regression:
+            return Batch(x, torch.randn(tasks, count, outputs, generator=generator, dtype=torch.float64))
+        orders = [torch.randperm(count, generator=generator) for _ in range(tasks)]
+        return Batch(x, torch.stack(orders) % outputs)
+
+    return Episodes(batch(support), batch(query))

@@ -9,19 +9,10 @@ from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from headstart.core.rules import Rule
+from headstart.core.tree import mapped, tensors_of
 from headstart.forward.functional import functional
-from headstart.testing.contract import (
-    copied,
-    finite,
-    generator_state,
-    mapped,
-    require,
-    require_close,
-    same_bits,
-    take,
-    tensors,
-)
-from headstart.testing.differences import check_derivative
+from headstart.testing import contract as kit
+from headstart.testing.contract import generator_state, require, require_close, same_bits
 from headstart.types import Params, Tree
 
 TASKS = 3
@@ -124,7 +115,7 @@ def _check_state(case: _Case) -> None:
 
 
 def _check_steps(case: _Case) -> None:
-    before, generators = copied(case.given), generator_state()
+    before, generators = kit.copied(case.given), generator_state()
     updates = _steps(case)[0]
     require(same_bits(before, case.given), "pure", "the rule writes into M, the parameters or the gradients")
     require(generator_state() == generators, "pure", "the rule draws from a global generator")
@@ -132,28 +123,28 @@ def _check_steps(case: _Case) -> None:
         # gradients are as the parameters are
         got, expected = ({k: (tuple(v.shape), v.dtype) for k, v in one.items()} for one in (update, before["params"]))
         require(got == expected, "shapes", f"step {number} is {got}, but the gradients are {expected}")
-    require(finite(updates), "shapes", "a step holds NaN or infinity")
+    require(kit.finite(updates), "shapes", "a step holds NaN or infinity")
 
 
 def _check_isolated(case: _Case) -> None:
     together = _steps(case)
     for task in range(TASKS):
-        own = {what: part if what == "structure" else take(part, [task]) for what, part in case.given.items()}
+        own = {what: part if what == "structure" else kit.take(part, [task]) for what, part in case.given.items()}
         claim = f"task {task} moves differently when it is alone"
         alone = _steps(_Case(case.rule, own, case.seed[[task]]))
-        require_close(alone, take(together, [task]), "isolated", claim, 1e-12)
+        require_close(alone, kit.take(together, [task]), "isolated", claim, 1e-12)
 
 
 def _total(case: _Case) -> Tensor:
     updates, states = _steps(case)
     generator = torch.Generator().manual_seed(2)
-    parts = tensors([updates, states[-1]])
+    parts = tensors_of([updates, states[-1]])
     return torch.stack([(_random(part.shape, generator) * part).sum() for part in parts]).sum()
 
 
 def _derivative(case: _Case, create_graph: bool = False) -> tuple[list[Tensor], tuple[Tensor, ...]]:
     leaves = mapped(lambda leaf: leaf.detach().clone().requires_grad_(), case.given)
-    given = tensors(leaves)
+    given = tensors_of(leaves)
     # the steps of a rule may not depend on anything at all, as those of a constant
     total = _total(case._replace(given=leaves)) + 0 * given[0].sum()
     return given, torch.autograd.grad(total, given, create_graph=create_graph, materialize_grads=True)
@@ -170,7 +161,7 @@ def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
 
         if point:
             how: dict[str, Any] = {"directions": directions, "tolerance": tolerance}
-            check_derivative(total, point, exact[what], contract=f"exact in {what}", **how)
+            kit.check_derivative(total, point, exact[what], contract=f"exact in {what}", **how)
 
 
 def _check_zero(case: _Case) -> None:
@@ -180,8 +171,8 @@ def _check_zero(case: _Case) -> None:
     }
     given, first = _derivative(case._replace(given=still), create_graph=True)
     meaning = "one weight without a gradient would make the whole meta-gradient NaN"
-    require(finite(first), "zero", f"the derivative is NaN or infinite where a task's gradient is zero; {meaning}")
+    require(kit.finite(first), "zero", f"the derivative is NaN or infinite where a task's gradient is zero; {meaning}")
     total = torch.stack([g.sum() for g in first]).sum()
     if total.requires_grad:
         second = torch.autograd.grad(total, given, materialize_grads=True)
-        require(finite(second), "zero", f"the second derivative is NaN or infinite at a zero gradient; {meaning}")
+        require(kit.finite(second), "zero", f"the second derivative is NaN or infinite at a zero gradient; {meaning}")

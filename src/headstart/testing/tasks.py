@@ -6,7 +6,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from headstart.testing.contract import finite, generator_state, require, same_bits, take, tensors, there
+from headstart.core.losses import there
+from headstart.core.tree import tensors_of
+from headstart.testing.contract import finite, generator_state, require, same_bits, take
 from headstart.types import Batch, Episodes, Tasks
 
 
@@ -58,7 +60,7 @@ def check_tasks(
 
 
 def _check_batch(family: Tasks, batch: Batch, count: int, where: str) -> None:
-    for leaf in tensors(batch.x):
+    for leaf in tensors_of(batch.x):
         claim = f"x of the {where} is {tuple(leaf.shape)} and y {tuple(batch.y.shape)} for {count} tasks"
         require(leaf.shape[:2] == batch.y.shape[:2] and leaf.shape[0] == count, "shapes", claim)
     if isinstance(batch.x, Tensor):
@@ -81,7 +83,7 @@ def _check_batch(family: Tasks, batch: Batch, count: int, where: str) -> None:
 
 
 def _check_classes(family: Tasks, episodes: Episodes, split: str, numbers: Sequence[int]) -> None:
-    support, query = ([set(y[own].tolist()) for y, own in zip(batch.y.cpu(), there(batch))] for batch in episodes)
+    support, query = ([set(y[own].tolist()) for y, own in zip(batch.y.cpu(), there(batch).cpu())] for batch in episodes)
     for number, (known, asked) in enumerate(zip(support, query)):
         unseen = sorted(asked - known)
         require(not unseen, "shapes", f"the query set of {split!r} task {number} asks for {unseen}, not in its support")
@@ -125,8 +127,8 @@ def _check_leakage(episodes: Episodes, split: str, duplicates: float) -> None:
 
 
 def _examples(batch: Batch, task: int) -> list[tuple[bytes, object]]:
-    own = there(batch)[task]
-    parts = [leaf[task].cpu()[own].flatten(1) for leaf in tensors(batch.x)]
+    own = there(batch)[task].cpu()
+    parts = [leaf[task].cpu()[own].flatten(1) for leaf in tensors_of(batch.x)]
     rows = [b"".join(part[place].numpy().tobytes() for part in parts) for place in range(int(own.sum()))]
     return list(zip(rows, batch.y[task].cpu()[own].tolist()))
 

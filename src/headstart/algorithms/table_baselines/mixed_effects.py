@@ -8,10 +8,10 @@ import torch
 from annotated_types import Ge
 from torch import Generator, Tensor
 
-from headstart.algorithms.estimators import Array, check_targets, flat, required, there, time_of
+from headstart.algorithms.estimators import Array, check_targets, flat, required, time_of
 from headstart.algorithms.table_baselines.pooled import training_rows
 from headstart.core import losses
-from headstart.core.losses import present
+from headstart.core.losses import present, there
 from headstart.errors import DivergenceError, UsageError, check_known
 from headstart.types import Adapted, Batch, Gaussian, Info, Learner, Meta, Params, Tasks, Tree
 

@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
+from headstart.core.losses import there
 from headstart.core.objective import meta_loss
 from headstart.data.rows import Rows
 from headstart.errors import DataError
@@ -111,11 +112,8 @@ def _meta_train(
     rate = options.outer_rate or _OUTER_RATE
     if own.get("outer.optimizer") == "sgd":
         optimizer, rate = torch.optim.SGD, options.outer_rate or own["outer.rate"]
-    state, losses, scores = (
-        start(learner, optimizer=partial(optimizer, lr=rate), meta=meta),
-        list[float](),
-        list[float](),
-    )
+    state = start(learner, optimizer=partial(optimizer, lr=rate), meta=meta)
+    losses, scores = list[float](), list[float]()
 
     def judge(meta: Meta) -> float:
         with torch.no_grad():
@@ -182,8 +180,8 @@ def _judged(known: Fitted, episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
     with torch.no_grad():
         adapted, _ = learner.adapt(known.meta, episodes.support._replace(x=episodes.support.x[..., :-1]))
         found = learner.predict(adapted, query.x[..., :-1])
-    there = torch.ones(query.y.shape[:2], dtype=torch.bool) if query.mask is None else query.mask
-    return query.x[..., -1][there].long(), query.y[there], found[there]
+    kept = there(query)
+    return query.x[..., -1][kept].long(), query.y[kept], found[kept]
 
 
 def _fitting(known: Fitted, table: Table) -> Table:
