@@ -14,8 +14,7 @@ from torch._inductor.utils import fresh_cache
 import headstart
 from headstart.core.adjoints import Checkpointed
 from headstart.core.objective import at, backprop, meta_gradient
-from headstart.engine import compiled as compilation
-from headstart.engine.accelerate import accelerate
+from headstart.engine.accelerate import COMPILED, accelerate
 from headstart.testing import random_episodes
 from headstart.types import Meta
 
@@ -220,7 +219,7 @@ def wrong_by(factor, monkeypatch):
     def translated(graph, tensors):
         return lambda *inputs: [factor * output if output.is_floating_point() else output for output in graph(*inputs)]
 
-    way = compilation.COMPILED._replace(translate=translated)
+    way = COMPILED._replace(translate=translated)
     monkeypatch.setattr("headstart.engine.accelerate.COMPILED", way)
 
 
@@ -247,7 +246,7 @@ def test_a_rounding_error_at_a_kink_is_no_reason_not_to_compile(monkeypatch, cap
 
         return run
 
-    monkeypatch.setattr("headstart.engine.accelerate.COMPILED", compilation.COMPILED._replace(translate=translated))
+    monkeypatch.setattr("headstart.engine.accelerate.COMPILED", COMPILED._replace(translate=translated))
     learner = maml_of(perceptron(), steps=1)
     fast, meta = compiled(learner), learner.init(None)
     with compilations(caplog, 1):

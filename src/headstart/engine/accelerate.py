@@ -17,8 +17,8 @@ from headstart.core.counting import Counted, to_bytes, to_text
 from headstart.core.objective import at, backprop
 from headstart.core.process import Settings, generators, one_thread, pool, put_back, settings
 from headstart.core.tree import mapped
-from headstart.engine.compiled import COMPILED
-from headstart.engine.record import SEEN, Forms, Inputs, Key, Recorded, Way, inputs_of, replayed, with_gradient
+from headstart.engine import record
+from headstart.engine.record import SEEN, Forms, Inputs, Key, Recorded, Way, inputs_of, with_gradient
 from headstart.errors import UsageError
 from headstart.types import Episodes, Info, Learner, Meta
 
@@ -29,7 +29,8 @@ Part: TypeAlias = tuple[Meta, Info]
 Gradient: TypeAlias = Callable[[Inputs], Part]
 
 #: A record is made after so many steps: it costs about a hundred of them.
-REPLAYED = Way("replayed", replayed, after=50, most=5000, same=True, level=logging.INFO)
+REPLAYED = Way("replayed", record.replayed, after=50, most=5000, same=True, level=logging.INFO)
+COMPILED = Way("compiled", record.compiled, after=0, most=20_000, same=False, level=logging.WARNING)
 
 #: From so many numbers an operation on, on average, threads pay: below, their operations wait for the interpreter.
 LARGE = 2**14
@@ -62,7 +63,7 @@ def accelerate(
 
     Args:
         learner: the method.
-        compile: whether to compile the record (see `engine.compiled`), whatever the size of operations.
+        compile: whether to compile the record (see `engine.record.compiled`), whatever the size of operations.
         threads: on a CPU, how many parts of the tasks to work on at the same time, each with one thread; 1: one part
             after another, in operations that PyTorch splits where they are large. ``"auto"``:
             ``torch.get_num_threads()`` where operations are large, and one where they are small; fewer where ``memory``

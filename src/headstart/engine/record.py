@@ -8,12 +8,15 @@ import logging
 import math
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+import torch._functorch.config
+import torch._inductor
 from torch import Tensor, fx
 
 from headstart.core.counting import Counted
@@ -77,6 +80,25 @@ def replayed(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
         fold(record)
     call_directly(record.graph)
     run: Run = without_notes(record).forward
+    return run
+
+
+def compiled(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
+    """Return the record as one program: ``torch.compile`` refuses what is differentiated from outside.
+
+    It is worth it where operations are small and steps many: compiling takes seconds for a small network and minutes
+    for a convolutional one (it is kept on disk between runs).
+    """
+    for node in without_notes(record).graph.nodes:
+        if node.target is torch.ops.aten.view.default:  # the compiler lays out tensors in its own way
+            node.target = torch.ops.aten.reshape.default
+    record.recompile()
+    options = {"cpp_wrapper": tensors[0].device.type == "cpu"}
+    # what is computed twice in the record is so to save memory
+    with warnings.catch_warnings(), torch._functorch.config.patch(cse=False):
+        warnings.simplefilter("ignore")  # the compiler's own
+        run: Run = torch._inductor.compile(record, list(tensors), options=options)
+        run(*tensors)  # compiles what is left to the first call
     return run
 
 
