@@ -25,8 +25,7 @@ def l2f(module: nn.Module, *, keep: Annotated[float, Gt(0), Lt(1)] = 0.5, **opti
     between them and a sigmoid at the end, so γ_w is in (0, 1); M = g (``attenuator.…``), the same for all tasks.
     Only tensors that adaptation moves are attenuated.
 
-    Where the adjoint is exact, the meta-gradient goes through the support gradient that γ is computed from (the
-    authors' code takes it as a constant, as `FirstOrder` does here).
+    With an exact adjoint the meta-gradient goes through γ's support gradient (a constant in the authors' code).
 
     Args:
         module: the model.

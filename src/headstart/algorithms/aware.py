@@ -82,8 +82,7 @@ def aware(
         rates: which step sizes are learned: ``"one"``, one a ``"tensor"``, one a tensor and ``"step"``, or one a
             ``"weight"``; by default one a tensor, and with a single step one a weight.
         geometry: in which metric gradients are followed: ``"curvature"`` (learned factors of every weight, see
-            `headstart.rules.curvature`) or ``"plain"``; by default the former where layers are narrow and none is a
-            convolution.
+            `headstart.rules.curvature`) or ``"plain"``; by default the former for narrow layers without convolutions.
         rule: the whole inner update, in place of the three above.
         adjoint: how to differentiate through the steps, as for `maml`; by default checkpointed from 10 steps on.
         multi_step_until: the fraction of meta-training with the loss after every step; by default none.
@@ -92,8 +91,7 @@ def aware(
         explain: what each choice is told to, line by line; ``None`` for silence.
 
     Raises:
-        UsageError: what was asked for is not in the module, the message says what there is; or a rule beside what it
-            stands in place of.
+        UsageError: what was asked for is not in the module; or a rule beside what it stands in place of.
 
     >>> import headstart
     >>> learner = headstart.aware(headstart.mlp(1, 1), loss="mse", steps=1, rate=0.01, explain=None)
@@ -102,18 +100,9 @@ def aware(
     """
     adjoint = None if adjoint is None else resolve(adjoint)
     plan = propose(
-        module,
-        loss=loss,
-        steps=steps,
-        start=start,
-        moves=moves,
-        rates=rates,
-        geometry=geometry,
-        rule=rule,
-        multi_step_until=multi_step_until,
-        first_order_until=first_order_until,
-        adjoint=adjoint,
-    )
+        module, loss=loss, steps=steps, start=start, moves=moves, rates=rates, geometry=geometry, rule=rule,
+        multi_step_until=multi_step_until, first_order_until=first_order_until, adjoint=adjoint,
+    )  # fmt: skip
     if explain is not None:
         for choice in plan.choices:
             explain(choice)

@@ -57,8 +57,7 @@ def learner_of(
         inputs, outputs: numbers in an input, and target values or classes.
         loss: ``"mse"`` or ``"cross_entropy"``.
         intervals: whether ``answer`` gives variances.
-        incomplete: whether it is also asked of query rows in which only some numbers are finite. Others, as padding
-            may be, get NaN.
+        incomplete: whether it is also asked of query rows with some finite numbers only; those with none get NaN.
     """
     if inputs < 1 or outputs < 1:
         raise UsageError(f"inputs and outputs must be at least 1, got {inputs} and {outputs}")

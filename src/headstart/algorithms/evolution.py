@@ -203,8 +203,7 @@ def es_maml(
         deviation: σ, the standard deviation of the perturbations of θ and M.
         samples: the number of random directions of an outer step.
         antithetic: whether losses are taken on both sides of each direction, for two evaluations a sample.
-        shaping: ``"ranks"`` puts centred ranks in place of the losses, which withstands outliers (see `Evolution`); by
-            default the losses themselves count.
+        shaping: ``"ranks"`` puts centred ranks in place of the losses, against outliers (see `Evolution`).
         inner: what an inner step follows: the ``"gradient"``, or its estimate by ``"evolution"``.
         inner_deviation: σ of an inner step's estimate.
         inner_samples: the number of antithetic directions of an inner step's estimate, which are a function of the

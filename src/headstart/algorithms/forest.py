@@ -277,8 +277,7 @@ DEEP = 4
 def prepared(meta: Meta, tasks: Tasks, options: Options, count: int | None, seed: int) -> Meta:
     """Return ``meta`` with trees grown on training tasks (see `number`), and strengths that explain them.
 
-    Class ids become one-hot targets. Strengths are read off other tasks than those that trees are grown on, where the
-    family has no end of them.
+    Class ids become one-hot. Where the family has no end of tasks, strengths are read off others than trees are.
     """
     outputs, in_all = meta.params["leaves"].shape[2], number(tasks, count)
 
@@ -360,11 +359,8 @@ def forest(
     check_known("loss", loss, ("mse", "cross_entropy"))
     check_known("kind of forest", grown_by, ("random_forest", "extra_trees"))
     least = {"inputs": (inputs, 1), "outputs": (outputs, 1), "trees": (trees, 1), "leaves": (leaves, 2)}
-    least |= {
-        "min_rows": (min_rows, 1),
-        "signs": (signs, 0),
-        "tasks_read": (1 if tasks_read is None else tasks_read, 1),
-    }
+    least |= {"min_rows": (min_rows, 1), "signs": (signs, 0)}
+    least |= {} if tasks_read is None else {"tasks_read": (tasks_read, 1)}
     for name, (value, bound) in least.items():
         if value < bound:
             raise UsageError(f"{name} must be at least {bound}, got {value}")

@@ -115,16 +115,13 @@ def _conditioned(
     kernel: Kernel,
     network: Embedding,
     likelihood: Likelihood,
-    widened: Callable[[Meta], Meta] | None = None,
+    widened: Callable[[Meta], Meta] = lambda meta: meta,
 ) -> Learner:
     """Return the learner that conditions a Gaussian process on the support set; in M are ``kernel.…``, ``log_noise``.
 
     What a task has learned grows with its support set, and so stands among the `Adapted` buffers, ``support.…``.
     ``widened`` gives M as it holds for a new task, beside the training tasks that it was fitted to.
     """
-
-    def for_new(meta: Meta) -> Meta:
-        return meta if widened is None else widened(meta)
 
     def covariance(meta: Meta, inputs: Tensor) -> tuple[Tensor, Tensor]:
         matrix = kernel.matrix(tree.within(meta.structure, "kernel"), inputs, inputs)
@@ -135,14 +132,14 @@ def _conditioned(
         support = present(support)
         losses.refuse_padding(support, network.batch_statistics)
         inputs, means, own = view(meta, support.x, network.of_tasks(support), support.seed, 0)
-        factor = gaussians.cholesky(covariance(for_new(meta), inputs)[0], support.mask)
+        factor = gaussians.cholesky(covariance(widened(meta), inputs)[0], support.mask)
         weights = gaussians.condition(factor, gaussians.residual(support.y, means), support.mask)
         kept = {"inputs": inputs, "there": there(support), "factor": factor, "weights": weights}
         buffers = tree.prefixed("module", own) | tree.prefixed("support", kept)
         return Adapted(meta, {}, buffers, support.seed), Info(inputs.new_zeros(0, len(inputs)))
 
     def distribution(adapted: Adapted, x: Tree) -> Gaussian:
-        meta, kept = for_new(adapted.meta), tree.within(adapted.buffers, "support")
+        meta, kept = widened(adapted.meta), tree.within(adapted.buffers, "support")
         inputs, means, _ = view(meta, x, tree.within(adapted.buffers, "module"), adapted.seed, 1)
         params = tree.within(meta.structure, "kernel")
         cross = torch.where(kept["there"].unsqueeze(1), kernel.matrix(params, inputs, kept["inputs"]), 0)
@@ -182,9 +179,8 @@ def gaussian_process(
     its best linear unbiased predictor. θ is the mean function, M the kernel and the noise.
 
     Trained on −log p(y_support, y_query) of each task, jointly, for each target value. A weak prior keeps few tasks
-    from overfitting: logarithms of scales, lengths and noise, and correlations, are N(starting value, 2²), the
-    network has small weights. Standardise inputs and targets; several target values share the kernel and the noise,
-    and are independent.
+    from overfitting: logarithms of scales, lengths and noise, and correlations, are N(starting value, 2²), the network
+    has small weights. Standardise inputs and targets; target values share kernel and noise, and are independent.
 
     With the joint likelihood, a new task's p random effects have the covariance (T + 1) / (T − p − 2) · L Lᵀ: that of
     a new draw, after T from a normal distribution of which nothing was known (Jeffreys' prior; twice L Lᵀ at most,
@@ -195,9 +191,8 @@ def gaussian_process(
         inputs: number of features of an input, which is flattened.
         outputs: number of target values.
         mean: what all tasks have in common: a line plus a network (``"network"``), ``"linear"`` or ``"constant"``.
-        kernel: what is added to the random intercept and slopes: ``"exponential"`` (Matérn of smoothness 1/2: errors
-            that go on for a while, a continuous AR(1)), smooth curves (``"matern"`` of smoothness 5/2, or ``"rbf"``),
-            or nothing (``"linear"``).
+        kernel: what is added to the random intercept and slopes: ``"exponential"`` (Matérn of smoothness 1/2, a
+            continuous AR(1)), smooth curves (``"matern"`` of smoothness 5/2, or ``"rbf"``), or nothing (``"linear"``).
         hidden: widths of the layers of the mean function's network.
         regularization: how much the weak prior counts; 1 is maximum a posteriori, 0 maximum likelihood. It is weighed
             against the number of target values of the training tasks, which `Learner.prepare` counts (1000 before).
@@ -260,7 +255,8 @@ def gaussian_process(
         return regularization * cost / meta.structure["values"].round().clamp(min=1)
 
     start = init(None).structure
-    learner = _conditioned(init, view, total, phi, likelihood, _widened if likelihood == "joint" else None)
+    wider = [_widened] if likelihood == "joint" else []
+    learner = _conditioned(init, view, total, phi, likelihood, *wider)
     return learner._replace(penalty=penalty, prepare=_prepare)
 
 
@@ -282,8 +278,7 @@ def dkt(
 
     Args:
         module: the network f; its outputs ``(n, *features)`` are flattened.
-        kernel: the covariance of the network's features: ``"rbf"``, ``"matern"`` (smoothness 5/2), ``"linear"``, or
-            ``"spectral"`` (4 mixtures).
+        kernel: of the features: ``"rbf"``, ``"matern"`` (smoothness 5/2), ``"linear"`` or ``"spectral"`` (4 mixtures).
         features: number of the network's features, for a length (or frequency) of each; by default all share one.
         outputs: number of target values; they share the kernel, and are independent.
         likelihood: what is trained on: that of all of a task's points, jointly, as in the paper (``"joint"``), or that

@@ -27,8 +27,7 @@ TRIES = 4
 def cholesky(matrix: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the lower Cholesky factors of ``(B, n, n)`` symmetric positive semi-definite matrices.
 
-    A little is added to the diagonal of each, relative to the mean of its diagonal, and more to one that does not
-    factorise then. One that never does gives NaN.
+    A little is added to each diagonal, relative to its mean, and more where that is not enough; at last, NaN.
 
     Args:
         matrix: the matrices.

@@ -30,9 +30,8 @@ def learned_loss(
         hidden: widths of the hidden layers, at least one.
         name: of the part of M.
 
-    Reference: Bechtle, Molchanov, Chebotar, Grefenstette, Righetti, Sukhatme, Meier 2021, arXiv:1906.05374 (ML³).
-    As in the authors' code for classification, weights are drawn by Glorot and Bengio, biases start at 0, and the last
-    layer has none. There the model's initial weights are not learned; here `maml` learns them too.
+    Reference: Bechtle, Molchanov, Chebotar, Grefenstette, Righetti, Sukhatme, Meier 2021, arXiv:1906.05374 (ML³). As in
+    their code, weights are drawn by Glorot and Bengio, and the last layer has no bias. There θ is not learned.
 
     >>> import headstart
     >>> net = headstart.mlp(1, 1)

@@ -44,9 +44,8 @@ def maml(
 ) -> Learner:
     """Learn initial weights θ from which ``steps`` gradient steps adapt to a task, and whatever M there is.
 
-    ``θᵢ ← θᵢ − rate · ∇loss(θᵢ, Sᵢ)``, T times from θᵢ = θ; L(θ) = Σᵢ loss(θᵢ, Qᵢ), differentiated through the steps.
-    M is what the rule, the start, the inner loss and the module's `Structural` parts learn. Parameters inside `Context`
-    modules are each task's own.
+    ``θᵢ ← θᵢ − rate · ∇loss(θᵢ, Sᵢ)``, T times from θᵢ = θ; L(θ) = Σᵢ loss(θᵢ, Qᵢ), differentiated through the steps. M
+    is what the rule, start, inner loss and `Structural` parts learn. Parameters in `Context` modules are each task's.
 
     Args:
         module: the model; its trainable weights are where θ starts. It is read, never changed.
@@ -60,8 +59,7 @@ def maml(
             measured to be faster (``"auto"``: two runs may then differ in rounding).
         buffers: what normalisation goes by: the batch at hand (``"batch"``: the query set by its own statistics, as in
             the paper), the model's statistics (``"frozen"``), or those of each task's support set (``"task"``).
-        precision: how numbers are rounded: ``"full"``, or ``"bf16"``: products and convolutions in bfloat16,
-            parameters as they are.
+        precision: ``"full"``, or ``"bf16"``: products and convolutions in bfloat16, parameters as they are.
         examples: ``(support, step) -> the batch that this inner step uses``; by default all of the support set.
         start: where each task starts from, by default θ.
         inner_loss: what adaptation lowers, by default ``loss``.

@@ -38,8 +38,7 @@ def maml_plus_plus(
     - Gradients are first order at first, then exact (derivative-order annealing): `first_order_until`.
     - Batch normalisation goes by the batch at hand, with learned weights and biases for each inner step that no inner
       step moves: `per_step_norm`. Left out where the module has no such layer.
-    - The outer rate falls by a cosine: ``schedule="cosine"`` of the trainer (to 0, where the authors' code stops at
-      1e-5 or higher).
+    - The outer rate falls by a cosine: ``schedule="cosine"`` of the trainer (to 0; the authors' code stops before).
 
     The outer gradient is not clipped (the authors' code clips it at 10 for miniImageNet).
 
@@ -85,9 +84,8 @@ class StepBatchNorm(Structural, Stepped):
     (``"batch"``); by the layer's (``"frozen"``); or, for the query set, by those that the task's support set left in
     its last passes, by the layer's momentum (``"task"``).
 
-    Reference: Antoniou, Edwards, Storkey 2018, arXiv:1810.09502, section 4. The authors' code also records running
-    statistics for every step, but never normalises by them, as with ``"batch"`` here. There the query set goes by the
-    row of the support pass just before it, so that T rows do; here it has one of its own.
+    Reference: Antoniou, Edwards, Storkey 2018, arXiv:1810.09502, section 4. There the query set goes by the row of the
+    support pass before it, so that T rows do; here it has its own.
 
     Args:
         layer: what to start from; its weights and biases are where every row starts. It is not changed.

@@ -46,8 +46,7 @@ def mmaml(
         module: the model.
         embedding: size of e, the embedding of a task.
         hidden: width of the layers of the task encoder.
-        what: the layers to modulate: names, a type or a predicate; by default every hidden one (behind its
-            normalisation).
+        what: the layers to modulate: names, a type or a predicate; by default all hidden ones (behind normalisation).
         outputs: number of classes, or of target values; by default the size of the module's last layer.
         rate: the inner step size; modulation makes gradients longer, so it bears smaller ones than `maml`.
         options: those of `maml`.
@@ -55,8 +54,7 @@ def mmaml(
     Raises:
         UsageError: a size below 1, or a module whose layers do not tell what its inputs and outputs are.
 
-    Reference: Vuorio, Sun, Hu, Lim 2019, arXiv:1910.13616 (FiLM modulation); FiLM: Perez et al. 2017,
-    arXiv:1709.07871.
+    Reference: Vuorio, Sun, Hu, Lim 2019, arXiv:1910.13616; FiLM: Perez et al. 2017, arXiv:1709.07871.
 
     >>> import torch, headstart
     >>> learner = mmaml(headstart.mlp(1, 1), loss="mse", embedding=8, hidden=16)

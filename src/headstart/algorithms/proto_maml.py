@@ -30,8 +30,7 @@ def proto_maml(
 
     With c_k the mean embedding of class k's support examples, row k of the head starts as 2 c_k and its bias as
     −‖c_k‖², so that the logits are −‖f(x) − c_k‖² up to a constant (a head without a bias leaves ‖c_k‖² out); then all
-    parameters take T gradient steps. The meta-gradient goes through the start. A class without support examples starts
-    as if its mean were 0.
+    parameters take T gradient steps. The meta-gradient goes through it. The mean of no examples is 0.
 
     Args:
         module: the model; its last layer must be an ``nn.Linear``, whose own weights are not used.

@@ -30,8 +30,7 @@ def prototypes(
         ways: number of classes; by default the largest support label plus one (which reads it from the device).
         options: those of `embedding`.
 
-    Reference: Snell, Swersky, Zemel 2017, arXiv:1703.05175; cosine with a learned scale as in Gidaris, Komodakis
-    2018, arXiv:1804.09458.
+    Reference: Snell, Swersky, Zemel 2017, arXiv:1703.05175; cosine: Gidaris, Komodakis 2018, arXiv:1804.09458.
     """
     check_known("distance", distance, ("euclidean", "cosine"))
 

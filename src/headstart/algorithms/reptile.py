@@ -1,9 +1,10 @@
 """Reptile: move the initial weights towards each task's adapted weights."""
 
+from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_map
 
 from headstart.algorithms.maml import Rate, Steps, maml
@@ -13,7 +14,7 @@ from headstart.core.losses import there
 from headstart.core.rules import Rule, adam, chain, scale
 from headstart.errors import UsageError
 from headstart.schema import Count, Positive, extends
-from headstart.types import Batch, Episodes, Info, Learner, Meta, MetaGradient, Params, Tree
+from headstart.types import Batch, Episodes, Info, Learner, Meta, MetaGradient, Params
 
 
 @extends(maml, without=("adjoint", "examples"))
@@ -39,8 +40,7 @@ def reptile(
             every task (the authors' code carries them on).
         inner_batch: examples of a minibatch of an inner step; by default all of the task's.
         serial: by default the B tasks adapt from the same θ and are averaged (the paper's Algorithm 2); a number ε
-            takes them one after another, each from the θ that the one before it left (Algorithm 1), to be followed by
-            plain SGD with learning rate ε, which then ends at exactly that θ.
+            takes them one after another, each from the θ that the one before left (Algorithm 1), for SGD of rate ε.
         options: those of `maml`.
 
     Reference: Nichol, Achiam, Schulman 2018, arXiv:1803.02999.
@@ -74,7 +74,7 @@ def _serial(epsilon: float) -> MetaGradient:
         params, losses, infos = dict(meta.params), [], []
         with torch.no_grad():
             for task in range(episodes.query.y.shape[0]):
-                one = _indexed(episodes, slice(task, task + 1))
+                one = tree.mapped(itemgetter(slice(task, task + 1)), episodes)
                 adapted, info = learner.adapt(Meta(params, meta.structure), joined(one))
                 losses.append(learner.loss(learner.predict(adapted, one.query.x), one.query))
                 infos.append(info.support_loss)
@@ -88,10 +88,6 @@ def _serial(epsilon: float) -> MetaGradient:
 
 def _full(moved: Params, meta: Meta) -> Meta:
     return Meta({**tree.zeros_like(meta.params), **moved}, tree.zeros_like(meta.structure))
-
-
-def _indexed(values: Tree, index: slice | tuple[slice, Tensor]) -> Any:
-    return tree_map(lambda leaf: leaf if leaf is None else leaf[index], values)
 
 
 def joined(episodes: Episodes) -> Batch:
@@ -113,7 +109,7 @@ def _minibatches(size: int) -> Any:
         # a fixed shuffle: examples come ordered by class, and every task has random examples anyway
         order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).to(batch.y.device)
         places = torch.arange(step * size, (step + 1) * size, device=batch.y.device) % count
-        x, y, mask = _indexed((batch.x, batch.y, batch.mask), (slice(None), order[places]))
+        x, y, mask = tree.mapped(itemgetter((slice(None), order[places])), (batch.x, batch.y, batch.mask))
         return Batch(x, y, mask, batch.seed)
 
     return examples

@@ -232,21 +232,18 @@ def search(
     An estimator is anything with ``fit(x, y)`` and ``predict(x)``, such as scikit-learn's: no derivative is needed.
     Adapting keeps the support set; predicting fits, on the task's support rows alone. M has a number for each name in
     the space (`Uniform` and the like say how it is coded), and ``inputs.mean``, ``inputs.deviation`` (and of
-    ``targets``) of the rows of the training tasks. `Learner.shown` tells M decoded, an option that is no number as 0
-    or 1.
+    ``targets``) of the training tasks' rows. `Learner.shown` tells M decoded, options that are no numbers as 0 or 1.
 
-    `Learner.prepare` searches M on a fixed set of training tasks, by the tree-structured Parzen estimator of Optuna.
-    It begins with the estimator's own defaults, so on those tasks the result is never worse than they are. With a
-    ``folder``, a search that was cut off goes on from its finished trials, and ends as if it had not been.
-    There is no outer gradient.
+    `Learner.prepare` searches M on a fixed set of training tasks, by the tree-structured Parzen estimator of Optuna. It
+    begins with the estimator's own defaults, so on those tasks the result is never worse than they are. With a
+    ``folder``, a search that was cut off goes on from its finished trials, to the same end. There is no outer gradient.
 
     In classification the outputs are log-probabilities, log((1 − δ) p^τ / Σ p^τ + δ / ways), where p is
     ``predict_proba``, else softmax(``decision_function``), else 1 for what ``predict`` says; a class that is not in the
     support set has p = 0. τ and δ (``outputs.power`` and ``outputs.smoothing`` in M) are for each trial the best for
     its training tasks. One class alone, or no support row, is answered without fitting.
 
-    A query row without one finite number, as padding may be, is answered by NaN; else it is the estimator's business
-    what it makes of numbers that are missing.
+    A query row without any finite number is answered by NaN; what missing numbers mean is else up to the estimator.
 
     Args:
         estimator: whose hyper-parameters are chosen, by default ``"svm"``: for classes ``"svm"``, ``"random_forest"``,

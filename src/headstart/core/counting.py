@@ -5,11 +5,11 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, UntypedStorage, strided
+from torch import UntypedStorage, strided
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from headstart.core.tree import tensors_of
 from headstart.errors import UsageError
 
 
@@ -45,7 +45,7 @@ class Counted(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if computes(func):
             self.operations += 1
-            self.elements += sum(tensor.numel() for tensor in _tensors(out))
+            self.elements += sum(tensor.numel() for tensor in tensors_of(out))
         self._known.update(_storages((args, kwargs)))
         for storage in _storages(out):
             if storage not in self._known:
@@ -59,12 +59,8 @@ class Counted(TorchDispatchMode):
         self.now -= size
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
 def _storages(tree: Any) -> list[UntypedStorage]:
-    return [tensor.untyped_storage() for tensor in _tensors(tree) if tensor.layout == strided]
+    return [tensor.untyped_storage() for tensor in tensors_of(tree) if tensor.layout == strided]
 
 
 def computes(func: OpOverload) -> bool:

@@ -78,8 +78,7 @@ class Neumann:
     """Solve A x = right by x = Σₖ (I − A)ᵏ right, with k from 0 to ``terms``: ``terms`` + 1 terms in all.
 
     The series converges where I − A is a contraction, as a step of a rule for `Implicit`; A need not be symmetric. Each
-    task has the partial sum with the smallest residual. It is what remembering the last ``terms`` + 1 of many steps at
-    the point of rest comes to.
+    task has the partial sum with the smallest residual. At the point of rest it is `Truncated` to ``terms`` + 1 steps.
     """
 
     terms: int = 20

@@ -142,6 +142,4 @@ LOSSES: dict[str, TaskLoss] = {"cross_entropy": cross_entropy, "mse": mse, "squa
 
 def resolve(loss: str | TaskLoss) -> TaskLoss:
     """Return the loss called ``loss``, or ``loss`` itself."""
-    if not isinstance(loss, str):
-        return loss
-    return pick("loss", loss, LOSSES)
+    return pick("loss", loss, LOSSES) if isinstance(loss, str) else loss

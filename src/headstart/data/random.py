@@ -71,9 +71,7 @@ def uniform(seed: int, split: str, numbers: Sequence[int], stream: int, count: i
 
 
 def normal(seed: int, split: str, numbers: Sequence[int], stream: int, count: int) -> Tensor:
-    """Return ``(B, count)`` float64, standard normal (Box and Muller 1958); arguments as for `bits`.
-    The first of many numbers are those of few.
-    """
+    """Return ``(B, count)`` float64, standard normal (Box, Muller 1958), of many the first as of few; as for `bits`."""
     drawn = uniform(seed, split, numbers, stream, 2 * count)
     return torch.sqrt(-2 * torch.log1p(-drawn[:, 0::2])) * torch.cos(2 * math.pi * drawn[:, 1::2])
 

@@ -50,8 +50,7 @@ def row_tasks(
     Args:
         rows: the examples.
         splits: which tasks (numbers) each split has; no task may be in two.
-        support: support rows of a task, in classification with random order of every class in it; the others are query
-            rows.
+        support: support rows of a task, in classification with random order of each class; the others are query rows.
         order: draw the support rows at random, or take the ``"first"`` rows, so that what came later is predicted from
             what came before. In classification, later rows of a class that is not among the first are left out.
         queries: at most so many query rows, the first that are left; by default all.

@@ -158,11 +158,7 @@ def _by_means(g: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> tuple[
 
 
 def _plain(*tensors: Tensor | None) -> bool:
-    """Return whether tensors are of one type and go through nothing but passes forward and back.
-
-    A tangent, an axis of ``vmap`` (or of batched slopes), autocast and devices without numbers are known to PyTorch's
-    own functions only.
-    """
+    """Return whether tensors are of one type, without what only PyTorch's functions know: tangents, vmap, autocast."""
     given = [tensor for tensor in tensors if tensor is not None]
     if not given:
         return True

@@ -137,9 +137,8 @@ def _problem(forward: Callable[[Params], Any], params: Params) -> str:
 def _disagreement(got: float, at: Callable[[float], float]) -> float | None:
     """Return the derivative of ``at`` at 0 if it can be told and is not ``got``.
 
-    A network of many ReLUs has a kink within almost any distance, where differences of the gradient say nothing of
-    the second derivative on either side. So shorter and shorter steps are tried, and ``got`` is refused only by two
-    that agree.
+    A network of many ReLUs has a kink within almost any distance, where differences of the gradient say nothing of the
+    second derivative on either side. So shorter steps are tried, and two that agree refuse ``got``.
     """
     least = max(1e-6 * abs(at(0.0)), 1e-9)
 

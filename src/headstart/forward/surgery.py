@@ -15,9 +15,8 @@ def replaced(module: nn.Module, make: Callable[[str, nn.Module], nn.Module | Non
 
     Args:
         module: it is not changed; the copy has tensors of its own.
-        make: ``(path, layer of the copy) -> what takes its place, or None``; not asked about layers inside one that
-            was replaced, nor about those inside PyTorch's attention and transformer layers. A layer that is used in
-            two places is replaced once.
+        make: ``(path, layer of the copy) -> what takes its place, or None``; not asked about layers inside one that was
+            replaced, or inside PyTorch's attention and transformers. A layer in two places is replaced once.
     """
     body = copy.deepcopy(module)
     made: dict[nn.Module, nn.Module] = {}

@@ -94,10 +94,7 @@ def _flattened(module: nn.Module, path: tuple[str, ...] = ()) -> list[_Layer]:
 
 
 def _changes(layer: _Layer, drops: bool) -> bool:
-    """Whether a layer gives other features for the same inputs and tensors at every pass.
-
-    ``drops``: any dropout counts, also of probability 0, since the masks of others depend on how many are before them.
-    """
+    """Whether a layer gives other features at every pass; if any ``drops``, all do: masks go by their number."""
     for inside in layer[1].modules():
         dropout = getattr(inside, "dropout", 0.0)
         if isinstance(inside, (*_RANDOM, Stepped)) or (drops and isinstance(inside, _DropoutNd)):

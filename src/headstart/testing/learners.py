@@ -65,8 +65,7 @@ def check_learner(
     """Check that a learner keeps its promises on ``episodes``.
 
     - init: the same generator gives the same meta value, in fresh memory.
-    - pure: meta value, episodes and module stay bit-equal; no global random number is drawn; no history is kept where
-      nobody asks for a derivative.
+    - pure: meta value, episodes and module stay bit-equal; no global random number is drawn, no unasked history kept.
     - deterministic: the same call gives the same bits.
     - shapes: everything has its task axis; the gradient looks like the meta value and is finite.
     - isolated: a task's result is the same alone, in another order, and beside tasks with other data (to rounding).

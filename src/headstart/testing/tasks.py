@@ -24,8 +24,7 @@ def check_tasks(
     - shapes: ``x`` is ``(B, n, *input_shape)``; class ids are int64, within the ways, the support set has an example
       of every class that the query set asks for; where classes have names, each has one of its own; targets are
       ``(B, n, output_size)``; nothing is NaN.
-    - determined: task t of a split is the same alone, in any batch and order, whatever the state of the global
-      generators, which are left alone.
+    - determined: task t of a split is the same in any batch and order, and global generators have no part in it.
     - different: other numbers, splits and (where a factory is given) seeds give other tasks.
     - leakage: support and query sets of a task share no example.
 

@@ -150,9 +150,8 @@ def logistic(module: nn.Module | None = None, *, regularisation: Positive = 1.0,
     """Learn an embedding f on which multinomial logistic regression, solved for each task, is right.
 
     Minimise λ/2 Σ_k ‖w_k‖² + Σ_n −log softmax(w · f(x_n))[y_n], by Newton's method until it has converged; the
-    derivative is that of the solution, by the implicit function theorem. (LR-D2 of Bertinetto et al. 2018 is another
-    method: it differentiates through few Newton steps, on two classes.) The logit of class k is γ w_k · f(x). M is
-    log λ, log γ and, with ``kernel="rbf"``, log ℓ as in `svm`.
+    derivative is that of the solution, by the implicit function theorem. (LR-D2 of Bertinetto et al. 2018 goes through
+    few steps.) The logit of class k is γ w_k · f(x). M is log λ, log γ and, with ``kernel="rbf"``, log ℓ as in `svm`.
 
     Args:
         module: the embedding, its outputs flattened; ``None``: the inputs themselves, flattened.

@@ -41,8 +41,7 @@ def ridge(
         loss: ``"cross_entropy"`` for classes, ``"mse"`` for targets.
         regularisation: where the penalty λ starts, which is learned.
         scale: where the scale α of the logits starts, which is learned.
-        intercept: whether there is one; by default all but classification over a network has (the paper's equation has
-            none).
+        intercept: whether there is one; by default for all but classification over a network (the paper has none).
         options: those of `embedding`.
 
     Raises:

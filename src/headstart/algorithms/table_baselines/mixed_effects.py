@@ -44,13 +44,11 @@ def mixed_effects(
 
     Raises:
         UnknownNameError: a trend that there is none of.
-        UsageError: fewer than 3 knots; and in `Learner.prepare`, where statsmodels is not installed, or there is no
-            time for a trend.
+        UsageError: fewer than 3 knots; and in `Learner.prepare`, without statsmodels, or without a time for a trend.
         DivergenceError: in `Learner.prepare`, where the model converges not even with an intercept for each task.
 
-    References: Laird, Ware 1982, doi:10.2307/2529876; Robinson 1991, doi:10.1214/ss/1177011926 (the predictor);
-    Hastie, Tibshirani, Friedman 2009, "The Elements of Statistical Learning", equations 5.4 and 5.5 (the spline);
-    Seabold, Perktold 2010 (statsmodels).
+    References: Laird, Ware 1982, doi:10.2307/2529876; Robinson 1991, doi:10.1214/ss/1177011926 (the predictor); Hastie,
+    Tibshirani, Friedman 2009, "The Elements of Statistical Learning", equations 5.4 and 5.5 (the spline).
     """
     check_known("trend", trend, TRENDS)
     if inputs < 1 or outputs < 1 or knots < 3:
@@ -153,11 +151,7 @@ def _double(values: Params) -> Params:
 
 
 def _estimate(y: Array, x: Array, z: Array, group: Array) -> dict[str, Array]:
-    """Fit with the first random effects with which it converges, by name as M has them.
-
-    Raises:
-        DivergenceError: it converges not even with intercepts.
-    """
+    """Fit with as many random effects as converge, by name as M has them."""
     columns = _independent(x)
     most = z.shape[1] if z[:, 1:].any() else 1
     tries = ((count, _converged(y, x[:, columns], z[:, :count], group)) for count in range(most, 0, -1))

@@ -23,9 +23,8 @@ def one_model_per_task(
 
     ``"ridge"`` is ȳ + (x − x̄)ᵀ w with w = argmin Σ (y − ȳ − (x − x̄)ᵀ w)² + λ |w|². `Learner.prepare` chooses λ, of
     `PENALTIES`, with which the training tasks' support rows predict their query rows best; nothing else is learned
-    across tasks. ``"gaussian_process"`` fits a constant · RBF + white noise to each task by maximum likelihood, and has
-    intervals; its hyper-parameters are held to a range, as a handful of rows would else be taken to have no noise.
-    ``"mean"`` and ``"last"`` answer with the mean, or the last, of the support rows' targets.
+    across tasks. ``"gaussian_process"`` fits a constant · RBF + white noise to each task by maximum likelihood within a
+    range, and has intervals. ``"mean"`` and ``"last"`` answer with the mean, or the last, of the support rows' targets.
 
     Args:
         inputs: numbers in one input; inputs are flattened.

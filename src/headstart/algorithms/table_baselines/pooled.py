@@ -7,7 +7,7 @@ adapted from it). It is fitted anew from them wherever they are loaded, always a
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -40,6 +40,9 @@ class Pooled(NamedTuple):
     """``(N,)`` int64, from 0."""
     support: Array
     """``(N,)`` bool, whether it was a support row."""
+
+
+Answers: TypeAlias = Callable[[Pooled, Array, Task], tuple[Array, Array | None]]
 
 
 def training_rows(tasks: Tasks) -> Pooled:
@@ -171,18 +174,8 @@ def boosted_trees(*, inputs: int, outputs: int = 1, loss: Loss = "mse", trees: C
     return _learner(answer, inputs, outputs, loss, "boosted_trees")
 
 
-def _learner(
-    answer: Callable[[Pooled, Array, Task], tuple[Array, Array | None]],
-    inputs: int,
-    outputs: int,
-    loss: str,
-    estimator: str,
-) -> Learner:
-    """Return the learner that answers from the rows of the training tasks, where time is among the inputs, and a task.
-
-    Raises:
-        UnknownNameError, UsageError: as `pooled` says.
-    """
+def _learner(answer: Answers, inputs: int, outputs: int, loss: str, estimator: str) -> Learner:
+    """Return the learner that answers from the rows of training tasks, where time is among the inputs, and a task."""
     check_known("estimator", estimator, ESTIMATORS)
     check_known("loss", loss, ("mse", "cross_entropy"))
     required("sklearn.ensemble")
@@ -237,10 +230,7 @@ def _described(x: Array, y: Array, time: Array, outputs: int) -> Array:
 
 
 def _said(estimator: str, x: Array, y: Array, query: Array, outputs: int, **settings: Any) -> Array:
-    """Return what an estimator fitted to rows x and targets, or class ids, y says: values, or log-probabilities.
-
-    These are log((1 − δ) p + δ / outputs), with p = 0 for classes that y has not.
-    """
+    """Return what an estimator fitted to x and y says: values, or log((1 − δ) p + δ / outputs) for class ids y."""
     classifies = y.ndim == 1
     kind = "Classifier" if classifies else "Regressor"
     name, options = {

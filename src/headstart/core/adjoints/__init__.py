@@ -14,7 +14,5 @@ AdjointName: TypeAlias = Literal["unrolled", "checkpointed", "first_order"]
 
 def resolve(adjoint: AdjointName | Adjoint) -> Adjoint:
     """Return the adjoint called ``adjoint``, with its defaults, or ``adjoint`` itself."""
-    if not isinstance(adjoint, str):
-        return adjoint
     named = {"unrolled": Unrolled, "checkpointed": Checkpointed, "first_order": FirstOrder}
-    return pick("adjoint", adjoint, named)()
+    return pick("adjoint", adjoint, named)() if isinstance(adjoint, str) else adjoint

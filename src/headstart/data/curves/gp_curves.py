@@ -116,8 +116,7 @@ def gp_curves(
 def true_distribution(tasks: Tasks, support: Batch, x: Tensor) -> Gaussian:
     """Return the distribution of every target at ``x`` given the support set, under the process that drew both.
 
-    N(k(x, S) A⁻¹ y, 1 + noise² − k(x, S) A⁻¹ k(S, x)), A = K(S, S) + noise² I. Its log-likelihood is the upper bound
-    of any learner's in expectation.
+    N(k(x, S) A⁻¹ y, 1 + noise² − k(x, S) A⁻¹ k(S, x)), A = K(S, S) + noise² I. No expected log-likelihood is higher.
 
     Args:
         tasks: of `gp_curves`.

@@ -24,10 +24,9 @@ def sinusoid(*, frequency: tuple[Positive, Positive] = (1.0, 1.0), **options: An
     Answering 0 has a mean squared error of E[A²] E[sin²(x - p)] = 4.252; the best answer that does not depend on the
     support set, -1.623 cos x, one of 3.006. A learner that stays near 3 has not adapted at all.
 
-    With another ``frequency`` than (1, 1), y = A sin(w x + p), w ~ U[low, high], and the same A, p and x; mind the
-    sign of the phase, which follows Li, Zhou, Chen, Li 2017 (Meta-SGD, arXiv:1707.09835), where the range is
-    (0.8, 1.2). Answering 0 still costs 4.252; the best that does not depend on the support set, 1.623 E[cos w x], costs
-    3.115 in that range.
+    With another ``frequency`` than (1, 1), y = A sin(w x + p), w ~ U[low, high], and the same A, p and x; mind the sign
+    of the phase, which follows Li, Zhou, Chen, Li 2017 (Meta-SGD, arXiv:1707.09835), where the range is (0.8, 1.2).
+    Answering 0 still costs 4.252; the best without the support set, 1.623 E[cos w x], 3.115 in that range.
 
     Args:
         frequency: angular frequency in radians per unit of x: a range ``(low, high)`` that tasks draw from.

@@ -76,8 +76,7 @@ def table(
         time_column: a column of numbers or ISO 8601 dates by which the rows of each task are sorted; by default they
             stand as in the file. It is a feature too, unless ``columns`` leaves it out.
         shots: support rows of a task; in classification with random order, of each class.
-        order: draw the support rows at random, or take a task's first rows, so that what came later is predicted from
-            what came before.
+        order: draw the support rows at random, or take a task's first ones, so that the past predicts what comes later.
         queries: at most so many query rows of a task, the first that are left; by default all.
         on_short: what to do with a task that has too few rows: an error, or leave it out.
         target_kind: what the target is; auto takes text, booleans and whole numbers of two different values as classes.

@@ -178,8 +178,7 @@ class FewShotRegressor(RegressorMixin, FewShot):
         outer_rate: step size of the outer optimiser; by default 0.02 (Adam; for reptile 1.0, plain SGD).
         inner_steps, inner_rate: gradient steps of an adaptation, for methods that take any.
         validation_fraction: share of the tasks held out to choose the weights by; 0: the last weights are kept.
-        on_short: what to do with a task that has no more than ``support`` rows, in `fit` and `score`: ``"error"`` or
-            ``"skip"``.
+        on_short: for tasks of no more than ``support`` rows, in `fit` and `score`: ``"error"`` or ``"skip"``.
         pooled_rows: at most so many training rows, drawn at random, are learned from for `predict` without `adapt`.
         random_state: decides all that is random.
         verbose: 1 prints the loss now and then.
