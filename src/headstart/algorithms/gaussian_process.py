@@ -278,7 +278,7 @@ def dkt(
 
     Args:
         module: the network f; its outputs ``(n, *features)`` are flattened.
-        kernel: of the features: ``"rbf"``, ``"matern"`` (smoothness 5/2), ``"linear"`` or ``"spectral"`` (4 mixtures).
+        kernel: between features: ``"rbf"``, ``"matern"`` (smoothness 5/2), ``"linear"`` or ``"spectral"`` (4 mixtures).
         features: number of the network's features, for a length (or frequency) of each; by default all share one.
         outputs: number of target values; they share the kernel, and are independent.
         likelihood: what is trained on: that of all of a task's points, jointly, as in the paper (``"joint"``), or that
