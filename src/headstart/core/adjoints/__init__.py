@@ -4,8 +4,12 @@ from typing import Literal, TypeAlias
 
 from headstart.core.adjoints.checkpointed import Checkpointed as Checkpointed
 from headstart.core.adjoints.implicit import Implicit as Implicit
-from headstart.core.adjoints.unrolled import FirstOrder as FirstOrder, Truncated as Truncated, Unrolled as Unrolled
-from headstart.core.inner import Adjoint as Adjoint
+from headstart.core.inner import (
+    Adjoint as Adjoint,
+    FirstOrder as FirstOrder,
+    Truncated as Truncated,
+    Unrolled as Unrolled,
+)
 from headstart.core.linear import ConjugateGradient as ConjugateGradient, Neumann as Neumann
 from headstart.errors import pick
 
