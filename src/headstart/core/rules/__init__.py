@@ -5,19 +5,30 @@ on what the one before it made: ``chain(clip(norm=1.0), momentum(0.9), scale(0.1
 its own part of M, which the outer loop meta-learns.
 """
 
-from headstart.core.rules.atoms import (
-    adam as adam,
-    clip as clip,
-    curvature as curvature,
-    diagonal as diagonal,
-    generated_rates as generated_rates,
-    kronecker as kronecker,
-    momentum as momentum,
-    per_tensor as per_tensor,
-    per_weight as per_weight,
-    proximal as proximal,
-    scale as scale,
-    weight_decay as weight_decay,
-)
-from headstart.core.rules.masks import fixed_mask as fixed_mask, mask as mask, unit_mask as unit_mask
-from headstart.core.rules.rule import Rule as Rule, chain as chain, exclude as exclude, only as only
+from headstart.core.rules.atoms import adam, clip, momentum, per_tensor, per_weight, proximal, scale, weight_decay
+from headstart.core.rules.generated import generated_rates
+from headstart.core.rules.geometry import curvature, diagonal, kronecker
+from headstart.core.rules.masks import fixed_mask, mask, unit_mask
+from headstart.core.rules.rule import Rule, chain, exclude, only
+
+__all__ = [
+    "Rule",
+    "adam",
+    "chain",
+    "clip",
+    "curvature",
+    "diagonal",
+    "exclude",
+    "fixed_mask",
+    "generated_rates",
+    "kronecker",
+    "mask",
+    "momentum",
+    "only",
+    "per_tensor",
+    "per_weight",
+    "proximal",
+    "scale",
+    "unit_mask",
+    "weight_decay",
+]

@@ -132,7 +132,8 @@ def fixed_mask(masks: Mapping[str, Tensor]) -> Rule:
     """Multiply gradients by given masks of zeros and ones, by parameter name; parameters without one move freely.
 
     Args:
-        masks: ``{parameter name: mask shaped like it}``, of any type. One whose mask is all zeros does not move.
+        masks: ``{parameter name: mask shaped like it}``, of any type. A parameter whose mask is all zeros does not
+            move at all.
 
     Raises:
         UsageError: values other than 0 and 1, or nothing is left to move.
