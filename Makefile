@@ -6,7 +6,7 @@ READY := .venv/ready
 
 .PHONY: demo test bench check format clean
 
-## The main job: meta-learn from real images and compare with honest baselines (about 5 minutes on 2 cores).
+## The main job: meta-learn from real images and compare with honest baselines (about 4 minutes on 2 cores).
 demo: $(CORE)
 	$(BIN)/headstart compare icons --methods maml,prototypes,joint,scratch,nearest --jobs 2 --out runs/demo
 
