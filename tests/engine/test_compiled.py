@@ -9,6 +9,7 @@ import torch
 import torch._inductor
 from torch import nn
 from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 from torch._inductor.utils import fresh_cache
 
 import headstart
@@ -23,7 +24,7 @@ from headstart.types import Meta
 def _compiler():
     try:
         return cpp_builder.get_cpp_compiler()
-    except Exception:
+    except InvalidCxxCompiler:
         return ""
 
 
