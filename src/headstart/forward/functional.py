@@ -11,10 +11,12 @@ second derivatives through batch, instance and layer normalisation.
 
 import contextlib
 import functools
+import logging
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -24,13 +26,24 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.core import tree
 from headstart.core.parameters import Leaf, Role, Structural, matches, role_of
-from headstart.core.process import PLAIN_ATTENTION, WITHOUT_CUDNN, casting
+from headstart.core.process import PLAIN_ATTENTION, WITHOUT_CUDNN, casting, put_back
+from headstart.core.tree import mapped
 from headstart.errors import DifferentiationError, ShapeError, UsageError, check_known, unknown_name
-from headstart.forward import second_derivatives as twice
 from headstart.forward.over_tasks import over_tasks
-from headstart.forward.skeleton import Skeleton, batch_normalised, refuse_untwiceable, statistics_of, without_weights
+from headstart.forward.second_derivatives import certified, doubled
+from headstart.forward.skeleton import (
+    Skeleton,
+    batch_normalised,
+    is_known,
+    refuse_untwiceable,
+    statistics_of,
+    without_weights,
+)
 from headstart.forward.task_map import OneTask, TaskMap, auto, first_line, in_turn, loop, vmap
+from headstart.forward.unseen import is_traced, misbatched, writes_inputs
 from headstart.types import Params, Tree
+
+logger = logging.getLogger("headstart")
 
 BufferPolicy: TypeAlias = Literal["batch", "frozen", "task"]
 Buffers: TypeAlias = BufferPolicy | Mapping[str, BufferPolicy]
@@ -87,7 +100,12 @@ modules that are `Stepped`; outputs are ``(B, n, *outputs)``.
 
 
 def functional(
-    module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | TaskMap = "auto", precision: Precision = "full"
+    module: nn.Module,
+    *,
+    buffers: Buffers = "batch",
+    taskmap: str | TaskMap = "auto",
+    precision: Precision = "full",
+    check: bool = True,
 ) -> Functional:
     """Return ``module`` as a pure, task-batched function.
 
@@ -101,13 +119,19 @@ def functional(
         taskmap: ``"auto"``, ``"vmap"``, ``"loop"``, or a function with their interface.
         precision: ``"full"``: that of the parameters; ``"bf16"``: products and convolutions, and their derivatives,
             in bfloat16, with parameters and outputs as they are (PyTorch's autocast).
+        check: whether to refuse what has no right second derivative. What a module detaches, on purpose, is held still
+            and needs no leave; a custom autograd function whose backward pass is not meant to be its derivative does:
+            without a check, the derivatives are those of the operations as they are.
+
+    A pass is in evaluation mode without a seed, and in training mode with one. It is always a first one: what it sets
+    on the module's layers is forgotten, but for buffers whose policy is ``"task"``.
 
     Raises:
         DifferentiationError: a layer has no second derivative, or cannot be mapped as asked.
         UsageError: a pattern that matches no buffer.
     """
     check_known("precision", precision, ("full", "bf16"))
-    refuse_untwiceable(module)
+    refuse_untwiceable(module, check)
     policies = _policies(module, buffers)
     task_map = _resolve(taskmap, module)
     trainable = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
@@ -141,7 +165,12 @@ def functional(
     module_copy = without_weights(module)
     skeleton(False, True)  # refuses now what it cannot do
 
-    def apply(
+    unseen = [layer for layer in module_copy.modules() if not is_known(layer)]
+    writing, seeing = False, threading.Lock()
+
+    def run(
+        task_map: TaskMap,
+        constants: Params,
         params: Params,
         buffers: Params,
         x: Tree,
@@ -162,13 +191,21 @@ def functional(
         def one(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
             # a forward pass may update a buffer in place, so each gets a copy to update
             own = {name: buffer.clone() for name, buffer in buffers.items()}
+            if writing:  # a task's inputs are not the model's to change
+                args, kwargs = mapped(Tensor.clone, (args, kwargs))
             frame.restart(draw, step)
-            state = {**params, **constants, **own, **keys}
-            outputs = functional_call(frame.body, state, args, kwargs)
-            return outputs, {**own, **frame.updated_statistics()}
+            given = {**params, **constants, **own, **keys}
+            state = dict(given)
+            with frame.afresh():
+                outputs = functional_call(frame.body, state, args, kwargs)
+            if frame.own:
+                _refuse_changes([name for name in constants if state[name] is not given[name]], constants)
+            return outputs, {**{name: state[name] for name in own}, **frame.updated_statistics()}
 
         def at_once(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
-            return over_tasks(frame.body, {**params, **constants}, shapes, args[0]), {}
+            inputs = args[0].clone() if writing else args[0]
+            with frame.afresh():
+                return over_tasks(frame.body, {**params, **constants}, shapes, inputs), {}
 
         known = frame.chain and not keys and not buffers and len(x_args) == 1 and not x_kwargs
         function: Callable[..., Tree] = OneTask(one, at_once, frame.native) if known else one
@@ -176,25 +213,66 @@ def functional(
             function = OneTask(one, lambda *args: in_turn(at_once, dims, args), frame.native)
         elif turns:
             function = OneTask(one, lambda *args: loop(one, dims, args))
-        versions = [tensor._version for tensor in constants.values()]
+        shared = {**constants, **params}
+        versions = [tensor._version for tensor in shared.values()]
         try:
             with context(), _computing_in(precision, params):
                 outputs, after = task_map(function, dims, [params, buffers, x_args, x_kwargs, keys])
         except RuntimeError as error:
             raise _explained(error, x, leaves) from error
-        _refuse_mutation(constants, versions)
+        changed = [name for (name, tensor), was in zip(shared.items(), versions) if tensor._version != was]
+        _refuse_changes(changed, constants)
         return (outputs.float() if precision == "bf16" else outputs), after
 
-    unchecked: list[nn.Module] = [] if twice.is_known(module_copy) else [module_copy]
+    def apply(params: Params, buffers: Params, x: Tree, **options: Any) -> tuple[Tensor, Params]:
+        nonlocal task_map
+        if unseen and not is_traced([params, buffers, x]):
+            with seeing:  # one thread looks, the others wait
+                if unseen:
+                    look(params, buffers, x, options)
+                    unseen.clear()
+        return run(task_map, constants, params, buffers, x, **options)
+
+    def look(params: Params, buffers: Params, x: Tree, options: Mapping[str, Any]) -> None:
+        """Find out once what a pass of a module that we have not seen does."""
+        nonlocal task_map, writing
+        seed, others = options.get("seed"), {name: value for name, value in options.items() if name != "seed"}
+        shared = {name for name, value in params.items() if value.ndim == len(shapes[name])}
+        frame = skeleton(seed is not None, others.get("phase", "support") == "support")
+        own, inputs, first = mapped(itemgetter(0), (buffers, x, seed))
+        state = {**constants, **own, **{name: value if name in shared else value[0] for name, value in params.items()}}
+        state |= {} if seed is None else {f"{name}.seed": first for name in frame.dropouts}
+        restart = functools.partial(frame.restart, others.get("draw", 0), others.get("step", 0))
+        try:
+            with context():
+                writing = writes_inputs(frame, restart, state, *_arguments(inputs))
+        except RuntimeError as error:
+            raise _explained(error, x, leaves) from error
+        if task_map is loop or (images and one_by_one(x, channels)):
+            return
+        by, exact = vmap if isinstance(task_map, auto) else task_map, doubled(constants)
+
+        def again(task_map: TaskMap, params: Params, rest: Any) -> tuple[Tree, Params]:
+            return run(task_map, exact, params, *doubled(rest[:2]), seed=rest[2], **others)
+
+        gap = misbatched(again, by, params, shared, (buffers, x, seed))
+        if gap and by is task_map:
+            raise DifferentiationError(
+                f"{type(module_copy).__name__} mapped over tasks by {getattr(by, '__name__', by)} has {gap}, against "
+                f"one task at a time; use taskmap='loop' or 'auto'"
+            )
+        if gap:
+            logger.info("task map: loop, since vmap gives this model %s", gap)
+            task_map = loop
+
+    unchecked = unseen[:] if check else []
 
     def certify(x: Tree) -> None:
         if not unchecked:
             return
-        args, kwargs = _arguments(tree_map(lambda leaf: leaf[0], x))
-        devices = {leaf.device for leaf in tree_leaves(x) if leaf.is_cuda}
-        # the check must not take random numbers from the passes that count
-        with context(), torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
-            twice.certify(skeleton(False, True).body, {**trainable, **constants, **per_task}, args, kwargs)
+        args, kwargs = _arguments(mapped(itemgetter(0), x))
+        with context(), put_back():  # the check must not take random numbers from the passes that count
+            certified(skeleton(False, True), {**trainable, **constants, **per_task}, args, kwargs)
         unchecked.clear()
 
     def part(role: Role) -> Params:
@@ -317,13 +395,14 @@ def _forward_context(module: nn.Module) -> Callable[[], contextlib.AbstractConte
     return entered if settings else contextlib.nullcontext
 
 
-def _refuse_mutation(constants: Params, versions: list[int]) -> None:
-    for (name, tensor), version in zip(constants.items(), versions):
-        if tensor._version != version:
+def _refuse_changes(names: Sequence[str], constants: Params) -> None:
+    for name in names:
+        if name in constants:
             raise UsageError(
-                f"the forward pass changed buffer {name!r} in place, which all tasks share; "
-                f"give every task a copy with buffers={{{name!r}: 'task'}}"
+                f"the forward pass changed buffer {name!r}, which all tasks share; give every task a copy with "
+                f"buffers={{{name!r}: 'task'}}"
             )
+        raise UsageError(f"the forward pass changed parameter {name!r} in place; change a copy of it instead")
 
 
 def channels_last(tensor: Tensor) -> Tensor:
