@@ -292,6 +292,26 @@ def test_a_module_that_remembers_its_last_pass_is_refused():
         learner.adapt(learner.init(None), episodes(Counting()).support)
 
 
+class Moded(nn.Module):
+    """Goes by its mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.linear(x) * (2 if self.training else 1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_meta_training_can_be_chosen_and_that_of_predictions_is_evaluation(training):
+    module = Moded().double().train()
+    learner, (support, _) = maml(module, steps=0, training=training), episodes(module)
+    for seed, factor in ((None, 1), (torch.arange(TASKS), 2 if training else 1)):
+        adapted, _ = learner.adapt(learner.init(None), support._replace(seed=seed))
+        torch.testing.assert_close(learner.predict(adapted, support.x), factor * module.linear(support.x))
+
+
 class Moving(nn.Module):
     """Keeps a moving mean in a buffer, which it sets anew."""
 

@@ -105,6 +105,7 @@ def functional(
     buffers: Buffers = "batch",
     taskmap: str | TaskMap = "auto",
     precision: Precision = "full",
+    training: bool = True,
     check: bool = True,
 ) -> Functional:
     """Return ``module`` as a pure, task-batched function.
@@ -119,12 +120,14 @@ def functional(
         taskmap: ``"auto"``, ``"vmap"``, ``"loop"``, or a function with their interface.
         precision: ``"full"``: that of the parameters; ``"bf16"``: products and convolutions, and their derivatives,
             in bfloat16, with parameters and outputs as they are (PyTorch's autocast).
+        training: whether a pass with a seed (one of `fit`) is in training mode, in which dropout drops; passes without
+            one (those of `evaluate`, `adapt` and `predict`) are in evaluation mode always.
         check: whether to refuse what has no right second derivative. What a module detaches, on purpose, is held still
             and needs no leave; a custom autograd function whose backward pass is not meant to be its derivative does:
             without a check, the derivatives are those of the operations as they are.
 
-    A pass is in evaluation mode without a seed, and in training mode with one. It is always a first one: what it sets
-    on the module's layers is forgotten, but for buffers whose policy is ``"task"``.
+    A pass is always a first one: what it sets on the module's layers is forgotten, but for buffers whose policy is
+    ``"task"``.
 
     Raises:
         DifferentiationError: a layer has no second derivative, or cannot be mapped as asked.
@@ -165,8 +168,8 @@ def functional(
     module_copy = without_weights(module)
     skeleton(False, True)  # refuses now what it cannot do
 
-    unseen = [layer for layer in module_copy.modules() if not is_known(layer)]
-    writing, seeing = False, threading.Lock()
+    seen = all(map(is_known, module_copy.modules()))
+    writing, seeing, unlooked = False, threading.Lock(), set() if seen else {"inputs", "tasks"}
 
     def run(
         task_map: TaskMap,
@@ -225,37 +228,49 @@ def functional(
         return (outputs.float() if precision == "bf16" else outputs), after
 
     def apply(params: Params, buffers: Params, x: Tree, **options: Any) -> tuple[Tensor, Params]:
-        nonlocal task_map
-        if unseen and not is_traced([params, buffers, x]):
+        options |= {} if training else {"seed": None}
+        if unlooked and not is_traced([params, buffers, x]):
             with seeing:  # one thread looks, the others wait
-                if unseen:
-                    look(params, buffers, x, options)
-                    unseen.clear()
+                if "inputs" in unlooked:
+                    look_at_inputs(params, buffers, x, **options)
+                if "tasks" in unlooked and not (images and one_by_one(x, channels)):
+                    look_at_tasks(params, buffers, x, **{**options, "seed": None})
         return run(task_map, constants, params, buffers, x, **options)
 
-    def look(params: Params, buffers: Params, x: Tree, options: Mapping[str, Any]) -> None:
-        """Find out once what a pass of a module that we have not seen does."""
-        nonlocal task_map, writing
-        seed, others = options.get("seed"), {name: value for name, value in options.items() if name != "seed"}
-        shared = {name for name, value in params.items() if value.ndim == len(shapes[name])}
-        frame = skeleton(seed is not None, others.get("phase", "support") == "support")
+    def shared_in(params: Params) -> set[str]:
+        return {name for name, value in params.items() if value.ndim == len(shapes[name])}
+
+    def look_at_inputs(
+        params: Params,
+        buffers: Params,
+        x: Tree,
+        *,
+        seed: Tensor | None = None,
+        draw: int = 0,
+        step: int = 0,
+        phase: Phase = "support",
+    ) -> None:
+        nonlocal writing
+        frame, shared = skeleton(seed is not None, phase == "support"), shared_in(params)
         own, inputs, first = mapped(itemgetter(0), (buffers, x, seed))
         state = {**constants, **own, **{name: value if name in shared else value[0] for name, value in params.items()}}
         state |= {} if seed is None else {f"{name}.seed": first for name in frame.dropouts}
-        restart = functools.partial(frame.restart, others.get("draw", 0), others.get("step", 0))
+        restart = functools.partial(frame.restart, draw, step)
         try:
             with context():
                 writing = writes_inputs(frame, restart, state, *_arguments(inputs))
         except RuntimeError as error:
             raise _explained(error, x, leaves) from error
-        if task_map is loop or (images and one_by_one(x, channels)):
-            return
+        unlooked.discard("inputs")
+
+    def look_at_tasks(params: Params, buffers: Params, x: Tree, **options: Any) -> None:
+        nonlocal task_map
         by, exact = vmap if isinstance(task_map, auto) else task_map, doubled(constants)
 
         def again(task_map: TaskMap, params: Params, rest: Any) -> tuple[Tree, Params]:
-            return run(task_map, exact, params, *doubled(rest[:2]), seed=rest[2], **others)
+            return run(task_map, exact, params, *doubled(rest), **options)
 
-        gap = misbatched(again, by, params, shared, (buffers, x, seed))
+        gap = "" if by is loop else misbatched(again, by, params, shared_in(params), (buffers, x))
         if gap and by is task_map:
             raise DifferentiationError(
                 f"{type(module_copy).__name__} mapped over tasks by {getattr(by, '__name__', by)} has {gap}, against "
@@ -264,8 +279,9 @@ def functional(
         if gap:
             logger.info("task map: loop, since vmap gives this model %s", gap)
             task_map = loop
+        unlooked.discard("tasks")
 
-    unchecked = unseen[:] if check else []
+    unchecked = [module_copy] if check and not seen else []
 
     def certify(x: Tree) -> None:
         if not unchecked:

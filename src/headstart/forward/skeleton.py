@@ -90,7 +90,7 @@ class Skeleton:
 def is_known(layer: nn.Module) -> bool:
     """Return whether a layer is of a type that is tested, PyTorch's or ours, and does what its type does."""
     ours = ("torch.nn.modules", "headstart.models.", "headstart.forward.")
-    return type(layer).__module__.startswith(ours) and not hooked(layer)
+    return type(layer).__module__.startswith(ours) and not hooked(layer) and not _fix_of_derivatives(layer)
 
 
 def _out_of_place(chain: nn.Module) -> None:
@@ -222,7 +222,9 @@ def refuse_untwiceable(module: nn.Module, check: bool = True) -> None:
 def _fix(layer: nn.Module) -> str:
     if isinstance(layer, LazyModuleMixin) and any(is_lazy(tensor) for tensor in layer.parameters()):
         return "has no parameters yet; run one forward pass of the module first"
-    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.sparse:
+        return "gives sparse gradients, which cannot be mapped over tasks; use sparse=False"
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.max_norm is not None:
         return "changes its weight in place (max_norm), so tasks would see each other; use max_norm=None"
     if isinstance(layer, nn.SyncBatchNorm):
         return "mixes the statistics of processes, and so of tasks; use nn.BatchNorm2d"
@@ -232,8 +234,6 @@ def _fix(layer: nn.Module) -> str:
 def _fix_of_derivatives(layer: nn.Module) -> str:
     if isinstance(layer, nn.EmbeddingBag):
         return "has no second derivative; use nn.Embedding and take the mean (or sum) over the bag yourself"
-    if isinstance(layer, nn.Embedding) and layer.sparse:
-        return "gives sparse gradients, which have no second derivative; use sparse=False"
     if isinstance(layer, nn.Embedding) and layer.scale_grad_by_freq:
         return "counts ids for its gradient, which has no right second derivative; use scale_grad_by_freq=False"
     return ""
