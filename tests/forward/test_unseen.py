@@ -103,6 +103,14 @@ def by_norm_without_grad(h):
     return h / norm
 
 
+def by_number(h):
+    return h / h.detach().abs().max().item()
+
+
+def by_detached_in_place(h):
+    return torch.tanh(h) * (2 * h).detach_()
+
+
 def rounded(h):
     return h + (h.round() - h).detach()
 
@@ -130,6 +138,8 @@ MODULES = {
     "detached norm": lambda: Between(Function(by_norm)),
     "norm of data": lambda: Between(Function(by_data)),
     "norm without grad": lambda: Between(Function(by_norm_without_grad)),
+    "norm by a number": lambda: Between(Function(by_number)),
+    "detached in place": lambda: Between(Function(by_detached_in_place)),
     "straight through": lambda: Between(Function(rounded)),
     "hard sigmoid": lambda: nn.Sequential(nn.Linear(3, 4), nn.Hardsigmoid(), nn.Linear(4, 2)),
     "weight norm": weight_normed,
@@ -142,7 +152,14 @@ MODULES = {
 REPLACED = {"hard sigmoid", "weight norm", "weight norm by a hook"}
 
 #: Which do not run by vmap, as PyTorch says itself.
-LOOPED = {"norm of data"}
+LOOPED = {"norm of data", "norm by a number", "detached in place"}
+
+
+@pytest.mark.parametrize("name", ["norm of data", "norm by a number"])
+def test_what_vmap_cannot_do_is_refused_in_words_that_help(name):
+    learner, given = maml(make(name), taskmap="vmap"), episodes(make(name))
+    with pytest.raises(DifferentiationError, match="Between cannot be mapped .* by vmap; use taskmap='loop' or 'auto'"):
+        learner.adapt(learner.init(None), given.support)
 
 
 def make(name):

@@ -222,7 +222,7 @@ def functional(
             with context(), _computing_in(precision, params):
                 outputs, after = task_map(function, dims, [params, buffers, x_args, x_kwargs, keys])
         except RuntimeError as error:
-            raise _explained(error, x, leaves) from error
+            raise _explained(error, x, leaves, type(frame.body) if task_map is vmap else None) from error
         changed = [name for (name, tensor), was in zip(shared.items(), versions) if tensor._version != was]
         _refuse_changes(changed, constants)
         return (outputs.float() if precision == "bf16" else outputs), after
@@ -324,8 +324,13 @@ def _shown(module: nn.Module, structure: Params) -> Params:
     return seen
 
 
-def _explained(error: RuntimeError, x: Tree, leaves: Mapping[str, Leaf]) -> Exception:
-    """Return what PyTorch says of shapes that do not fit in words that help, or the error itself."""
+def _explained(error: RuntimeError, x: Tree, leaves: Mapping[str, Leaf], mapped: type | None = None) -> Exception:
+    """Return what PyTorch says of shapes that do not fit, or of ``vmap``, in words that help, or the error itself."""
+    if mapped is not None and re.search("vmap|functorch|[Bb]atching rule", str(error)):
+        return DifferentiationError(
+            f"{mapped.__name__} cannot be mapped over tasks by vmap; use taskmap='loop' or 'auto'; PyTorch says: "
+            f"{first_line(error)}"
+        )
     if not re.search(_MISFITS, str(error)):
         return error
     got = ", ".join(f"{tuple(leaf.shape[1:])} of {leaf.dtype}" for leaf in tree_leaves(x))

@@ -4,8 +4,9 @@ PyTorch's own layers are known. Code that we have not seen (a custom layer, a cu
 the second derivative or, worse, leave terms out silently; so its Hessian-vector product is compared once with finite
 differences of its gradient, in float64, on one task's examples. A module that fails is named with its path.
 
-What a pass detaches (``.detach()``, ``.data``, ``torch.no_grad()``) is left out on purpose: where differences do not
-agree, they are taken again with those values held as they were, which is what the derivative then means.
+What a pass detaches (``.detach()``, ``.data``, ``.item()``, ``torch.no_grad()``) is left out on purpose: where
+differences do not agree, they are taken again with those values held as they were, which is what the derivative then
+means.
 """
 
 import contextlib
@@ -32,7 +33,10 @@ TOLERANCE = 1e-3
 STEPS = (1e-6, 1e-7, 1e-8, 1e-9)
 
 #: What takes a tensor out of the graph.
-_DETACHING = (Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
+_DETACHING = (
+    Tensor.detach, Tensor.detach_, torch.detach, vars(torch._C.TensorBase)["data"].__get__, Tensor.item,
+    Tensor.__float__,
+)  # fmt: skip
 
 
 class Call(NamedTuple):
@@ -49,19 +53,22 @@ class _Held(TorchFunctionMode):
 
     def __init__(self, before: "_Held | None" = None) -> None:
         super().__init__()
-        self.noted: list[Tensor] = []
+        self.noted: list[Tensor | float] = []
         self.left = None if before is None else iter(before.noted)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        held = func in _DETACHING or not torch.is_grad_enabled()
-        if not (held and _is_floating(out)) or any(out is arg for arg in args):
+        if not (func in _DETACHING or not torch.is_grad_enabled()) or not (_is_floating(out) or isinstance(out, float)):
             return out
-        value = out if self.left is None else next(self.left, None)
-        if value is None or value.shape != out.shape:
+        if self.left is None:
+            self.noted.append(out.detach().clone() if isinstance(out, Tensor) else out)
+            return out
+        value = next(self.left, None)
+        if value is None or getattr(value, "shape", ()) != getattr(out, "shape", ()):
             raise RuntimeError("a pass takes something else out of the graph than the one before it")
-        self.noted.append(value)
-        return value.clone() if self.left is not None else out
+        if isinstance(out, Tensor) and any(out is arg for arg in args):  # in place
+            return out.data.copy_(torch.as_tensor(value))
+        return value.clone() if isinstance(value, Tensor) else value
 
 
 def certified(frame: Skeleton, state: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
