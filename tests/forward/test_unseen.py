@@ -1,6 +1,7 @@
 """Modules that nobody here has seen: without a step a prediction is theirs, and meta-gradients are a plain loop's."""
 
 import copy
+import logging
 import warnings
 
 import pytest
@@ -12,6 +13,7 @@ from torch.func import functional_call
 import headstart
 from headstart import Batch, Episodes
 from headstart.errors import DifferentiationError, UsageError
+from headstart.forward import functional as forward
 from headstart.testing.contract import check_derivative
 
 TASKS, STEPS, RATE = 3, 2, 0.1
@@ -261,6 +263,35 @@ def test_a_module_that_vmap_differentiates_otherwise_is_looped_or_refused(option
     gradient, _ = headstart.meta_gradient(learner, learner.init(None), given)
     _, expected = plain(module, given, create_graph="adjoint" not in options)
     torch.testing.assert_close(gradient.params, expected, rtol=1e-10, atol=1e-10)
+
+
+#: Layers of PyTorch that are taken to be right, each behind a layer with weights, and the shape of an example.
+TRUSTED = {
+    "padding": (lambda: [nn.Embedding(7, 3, padding_idx=0), nn.Flatten()], None),
+    "PReLU": (lambda: [nn.Linear(4, 4), nn.PReLU(4)], (4,)),
+    "GLU": (lambda: [nn.Linear(4, 4), nn.GLU(), nn.Softsign()], (4,)),
+    "RMS norm": (lambda: [nn.Linear(4, 4), nn.RMSNorm(4)], (4,)),
+    "instance norm": (lambda: [nn.Conv1d(2, 2, 2), nn.InstanceNorm1d(2, affine=True)], (2, 4)),
+    "response norm": (lambda: [nn.Conv2d(2, 2, 1), nn.LocalResponseNorm(2)], (2, 3, 3)),
+    "transposed": (lambda: [nn.ConvTranspose2d(2, 2, 2, stride=2, output_padding=1, groups=2)], (2, 3, 3)),
+    "circular": (lambda: [nn.Conv2d(2, 2, 2, padding=1, padding_mode="circular"), nn.LPPool2d(2, 2)], (2, 4, 4)),
+    "bicubic": (lambda: [nn.Conv2d(2, 2, 1), nn.Upsample(scale_factor=2, mode="bicubic")], (2, 3, 3)),
+    "folded": (lambda: [nn.Conv2d(2, 2, 1), nn.Unfold(2, stride=2), nn.Fold((4, 4), 2, stride=2)], (2, 4, 4)),
+    "encoder": (lambda: [nn.TransformerEncoderLayer(4, 2, 4, dropout=0, batch_first=True)], (3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", TRUSTED)
+def test_trusted_layers_pass_the_checks_of_others(name, monkeypatch, caplog):
+    monkeypatch.setattr(forward, "is_known", lambda layer: False)
+    make, shape = TRUSTED[name]
+    torch.manual_seed(0)
+    function = forward.functional(nn.Sequential(*make()).double(), taskmap="vmap")
+    x = torch.randint(0, 3, (3, 2, 5)) if shape is None else torch.randn(3, 2, *shape, dtype=torch.float64)
+    with caplog.at_level(logging.DEBUG, logger="headstart"):
+        function.apply(function.params, {}, x)
+        function.certify(x)
+    assert "not" not in caplog.text
 
 
 class Reversal(torch.autograd.Function):
