@@ -14,7 +14,7 @@ import functools
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -202,7 +202,7 @@ def functional(
             with frame.afresh():
                 outputs = functional_call(frame.body, state, args, kwargs)
             if frame.own:
-                _refuse_changes([name for name in constants if state[name] is not given[name]], constants)
+                _refuse_changes([name for name in constants if state[name] is not given[name]], policies)
             return outputs, {**{name: state[name] for name in own}, **frame.updated_statistics()}
 
         def at_once(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
@@ -224,7 +224,7 @@ def functional(
         except RuntimeError as error:
             raise _explained(error, x, leaves, type(frame.body) if task_map is vmap else None) from error
         changed = [name for (name, tensor), was in zip(shared.items(), versions) if tensor._version != was]
-        _refuse_changes(changed, constants)
+        _refuse_changes(changed, policies)
         return (outputs.float() if precision == "bf16" else outputs), after
 
     def apply(params: Params, buffers: Params, x: Tree, **options: Any) -> tuple[Tensor, Params]:
@@ -416,14 +416,16 @@ def _forward_context(module: nn.Module) -> Callable[[], contextlib.AbstractConte
     return entered if settings else contextlib.nullcontext
 
 
-def _refuse_changes(names: Sequence[str], constants: Params) -> None:
-    for name in names:
-        if name in constants:
-            raise UsageError(
-                f"the forward pass changed buffer {name!r}, which all tasks share; give every task a copy with "
-                f"buffers={{{name!r}: 'task'}}"
-            )
-        raise UsageError(f"the forward pass changed parameter {name!r} in place; change a copy of it instead")
+def _refuse_changes(names: Sequence[str], buffers: Collection[str]) -> None:
+    changed = [name for name in names if name in buffers]
+    if changed:
+        copies = ", ".join(f"{name!r}: 'task'" for name in changed)
+        raise UsageError(
+            f"the forward pass changed buffer {changed[0]!r}, which all tasks share; give every task a copy with "
+            f"buffers={{{copies}}}"
+        )
+    if names:
+        raise UsageError(f"the forward pass changed parameter {names[0]!r} in place; change a copy of it instead")
 
 
 def channels_last(tensor: Tensor) -> Tensor:
