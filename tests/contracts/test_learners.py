@@ -198,7 +198,7 @@ def choices():
         for name, option in options_of(registry.load("method", row.name)).items():
             kinds = [hint for hint in (option.type, *get_args(option.type)) if get_origin(hint) is Literal]
             values = [value for hint in kinds for value in get_args(hint)] + [True, False] * (option.type is bool)
-            if name not in ("taskmap", "buffers", "precision", "loss", "device", "estimator"):
+            if name not in ("taskmap", "buffers", "precision", "training", "check", "loss", "device", "estimator"):
                 yield from ((row.name, name, value) for value in values if value != option.default)
 
 

@@ -24,10 +24,12 @@ class Holder(nn.Module):
         (nn.EmbeddingBag(5, 3), "EmbeddingBag"),
         (nn.Embedding(5, 3, sparse=True), "Embedding"),
         (nn.Embedding(5, 3, max_norm=1.0), "Embedding"),
+        (nn.Embedding(5, 3, scale_grad_by_freq=True), "Embedding"),
+        (nn.EmbeddingBag(5, 3, max_norm=1.0), "EmbeddingBag"),
         (nn.LazyLinear(3), "LazyLinear"),
         (nn.SyncBatchNorm(3), "SyncBatchNorm"),
     ],
-    ids=["EmbeddingBag", "sparse", "max_norm", "lazy", "SyncBatchNorm"],
+    ids=["EmbeddingBag", "sparse", "max_norm", "frequency", "max_norm of a bag", "lazy", "SyncBatchNorm"],
 )
 def test_layers_without_a_right_second_derivative_are_refused_by_path(layer, kind):
     with pytest.raises(DifferentiationError, match=rf"{kind} at 'block.0' .*(use|run)"):

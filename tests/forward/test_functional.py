@@ -172,7 +172,7 @@ class Counter(nn.Module):
 @pytest.mark.parametrize("taskmap", ["vmap", "loop", "auto"])
 def test_a_shared_buffer_that_changes_is_refused_and_one_per_task_is_kept(taskmap):
     module, x = Counter(), torch.zeros(3, 1, 2)
-    with pytest.raises(UsageError, match="changed buffer 'seen' in place.*buffers={'seen': 'task'}"):
+    with pytest.raises(UsageError, match="changed buffer 'seen', .*buffers={'seen': 'task'}"):
         batched(module, x, taskmap=taskmap)
     assert module.seen == 0
     function, (out, left) = batched(module, x, buffers={"seen": "task"}, taskmap=taskmap)

@@ -38,6 +38,8 @@ def maml(
     taskmap: TaskMapName | TaskMap = "auto",
     buffers: Buffers = "batch",
     precision: Precision = "full",
+    training: bool = True,
+    check: bool = True,
     examples: Callable[[Batch, int], Batch] | None = None,
     start: Start | None = None,
     inner_loss: InnerLoss | None = None,
@@ -60,6 +62,10 @@ def maml(
         buffers: what normalisation goes by: the batch at hand (``"batch"``: the query set by its own statistics, as in
             the paper), the model's statistics (``"frozen"``), or those of each task's support set (``"task"``).
         precision: ``"full"``, or ``"bf16"``: products and convolutions in bfloat16, parameters as they are.
+        training: whether meta-training runs the model in training mode, in which dropout drops; `evaluate`, `adapt` and
+            `predict` run it in evaluation mode always.
+        check: whether to refuse a model whose second derivatives are not right. What the model detaches is held still,
+            and needs no leave; without a check, derivatives are those of its operations as they are.
         examples: ``(support, step) -> the batch that this inner step uses``; by default all of the support set.
         start: where each task starts from, by default θ.
         inner_loss: what adaptation lowers, by default ``loss``.
@@ -75,6 +81,7 @@ def maml(
     torch.Size([3, 7, 1])
     """
     how: dict[str, Any] = {"buffers": buffers, "taskmap": taskmap, "precision": precision}
+    how |= {"training": training, "check": check}
     model = functional(module, **how)
     inner_rule, through = scale(rate) if rule is None else rule, adjoints.resolve(adjoint)
     task_loss = losses.without_padding(losses.resolve(loss), model.batch_statistics)

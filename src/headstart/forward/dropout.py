@@ -20,9 +20,9 @@ class TaskDropout(nn.Module):
 
     seed: Tensor
 
-    def __init__(self, p: float, shared_axes: int, index: int) -> None:
+    def __init__(self, p: float, shared_axes: int, index: int, inplace: bool = False) -> None:
         super().__init__()
-        self.p, self.shared_axes, self.index = p, shared_axes, index
+        self.p, self.shared_axes, self.index, self.inplace = p, shared_axes, index, inplace
         self.draw, self.calls = 0, 0
         # a buffer, so that every task's own seed is handed in with its parameters
         self.register_buffer("seed", torch.zeros((), dtype=torch.int64, device="meta"))
@@ -32,12 +32,13 @@ class TaskDropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         if self.p >= 1:
-            return x * 0
+            return x.mul_(0) if self.inplace else x * 0
         shape = x.shape[: x.ndim - self.shared_axes] + (1,) * self.shared_axes
         words = self._words(shape.numel(), x.device).view(shape)
         self.calls += 1
         keep = words >= int(self.p * 2**32)
-        return x * keep.to(x.dtype) / (1 - self.p)
+        out = x * keep.to(x.dtype) / (1 - self.p)
+        return x.copy_(out) if self.inplace else out
 
     def _words(self, count: int, device: torch.device) -> Tensor:
         lane = torch.arange(-(-count // 4), device=device)
@@ -51,8 +52,8 @@ def replace_dropout(body: nn.Module) -> None:
     replaced: dict[nn.Module, TaskDropout] = {}
     for name, layer in list(body.named_modules(remove_duplicate=False)):
         if name and type(layer) in KINDS:
-            if layer not in replaced:
-                replaced[layer] = TaskDropout(layer.p, KINDS[type(layer)], len(replaced))  # type: ignore[arg-type]
+            if isinstance(layer, _DropoutNd) and layer not in replaced:
+                replaced[layer] = TaskDropout(layer.p, KINDS[type(layer)], len(replaced), layer.inplace)
             body.set_submodule(name, replaced[layer])
 
 

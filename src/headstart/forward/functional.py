@@ -11,10 +11,12 @@ second derivatives through batch, instance and layer normalisation.
 
 import contextlib
 import functools
+import logging
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from math import prod
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -24,13 +26,24 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.core import tree
 from headstart.core.parameters import Leaf, Role, Structural, matches, role_of
-from headstart.core.process import PLAIN_ATTENTION, WITHOUT_CUDNN, casting
+from headstart.core.process import PLAIN_ATTENTION, WITHOUT_CUDNN, casting, put_back
+from headstart.core.tree import mapped
 from headstart.errors import DifferentiationError, ShapeError, UsageError, check_known, unknown_name
-from headstart.forward import second_derivatives as twice
 from headstart.forward.over_tasks import over_tasks
-from headstart.forward.skeleton import Skeleton, batch_normalised, refuse_untwiceable, statistics_of, without_weights
+from headstart.forward.second_derivatives import certified, doubled
+from headstart.forward.skeleton import (
+    Skeleton,
+    batch_normalised,
+    is_known,
+    refuse_untwiceable,
+    statistics_of,
+    without_weights,
+)
 from headstart.forward.task_map import OneTask, TaskMap, auto, first_line, in_turn, loop, vmap
+from headstart.forward.unseen import is_traced, misbatched, writes_inputs
 from headstart.types import Params, Tree
+
+logger = logging.getLogger("headstart")
 
 BufferPolicy: TypeAlias = Literal["batch", "frozen", "task"]
 Buffers: TypeAlias = BufferPolicy | Mapping[str, BufferPolicy]
@@ -87,7 +100,13 @@ modules that are `Stepped`; outputs are ``(B, n, *outputs)``.
 
 
 def functional(
-    module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | TaskMap = "auto", precision: Precision = "full"
+    module: nn.Module,
+    *,
+    buffers: Buffers = "batch",
+    taskmap: str | TaskMap = "auto",
+    precision: Precision = "full",
+    training: bool = True,
+    check: bool = True,
 ) -> Functional:
     """Return ``module`` as a pure, task-batched function.
 
@@ -101,13 +120,21 @@ def functional(
         taskmap: ``"auto"``, ``"vmap"``, ``"loop"``, or a function with their interface.
         precision: ``"full"``: that of the parameters; ``"bf16"``: products and convolutions, and their derivatives,
             in bfloat16, with parameters and outputs as they are (PyTorch's autocast).
+        training: whether a pass with a seed (one of `fit`) is in training mode, in which dropout drops; passes without
+            one (those of `evaluate`, `adapt` and `predict`) are in evaluation mode always.
+        check: whether to refuse what has no right second derivative. What a module detaches, on purpose, is held still
+            and needs no leave; a custom autograd function whose backward pass is not meant to be its derivative does:
+            without a check, the derivatives are those of the operations as they are.
+
+    A pass is always a first one: what it sets on the module's layers is forgotten, but for buffers whose policy is
+    ``"task"``.
 
     Raises:
         DifferentiationError: a layer has no second derivative, or cannot be mapped as asked.
         UsageError: a pattern that matches no buffer.
     """
     check_known("precision", precision, ("full", "bf16"))
-    refuse_untwiceable(module)
+    refuse_untwiceable(module, check)
     policies = _policies(module, buffers)
     task_map = _resolve(taskmap, module)
     trainable = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
@@ -141,7 +168,12 @@ def functional(
     module_copy = without_weights(module)
     skeleton(False, True)  # refuses now what it cannot do
 
-    def apply(
+    seen = all(map(is_known, module_copy.modules()))
+    writing, seeing, unlooked = False, threading.Lock(), set() if seen else {"inputs", "tasks"}
+
+    def run(
+        task_map: TaskMap,
+        constants: Params,
         params: Params,
         buffers: Params,
         x: Tree,
@@ -162,13 +194,21 @@ def functional(
         def one(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
             # a forward pass may update a buffer in place, so each gets a copy to update
             own = {name: buffer.clone() for name, buffer in buffers.items()}
+            if writing:  # a task's inputs are not the model's to change
+                args, kwargs = mapped(Tensor.clone, (args, kwargs))
             frame.restart(draw, step)
-            state = {**params, **constants, **own, **keys}
-            outputs = functional_call(frame.body, state, args, kwargs)
-            return outputs, {**own, **frame.updated_statistics()}
+            given = {**params, **constants, **own, **keys}
+            state = dict(given)
+            with frame.afresh():
+                outputs = functional_call(frame.body, state, args, kwargs)
+            if frame.own:
+                _refuse_changes([name for name in constants if state[name] is not given[name]], policies)
+            return outputs, {**{name: state[name] for name in own}, **frame.updated_statistics()}
 
         def at_once(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
-            return over_tasks(frame.body, {**params, **constants}, shapes, args[0]), {}
+            inputs = args[0].clone() if writing else args[0]
+            with frame.afresh():
+                return over_tasks(frame.body, {**params, **constants}, shapes, inputs), {}
 
         known = frame.chain and not keys and not buffers and len(x_args) == 1 and not x_kwargs
         function: Callable[..., Tree] = OneTask(one, at_once, frame.native) if known else one
@@ -176,25 +216,79 @@ def functional(
             function = OneTask(one, lambda *args: in_turn(at_once, dims, args), frame.native)
         elif turns:
             function = OneTask(one, lambda *args: loop(one, dims, args))
-        versions = [tensor._version for tensor in constants.values()]
+        shared = {**constants, **params}
+        versions = [tensor._version for tensor in shared.values()]
         try:
             with context(), _computing_in(precision, params):
                 outputs, after = task_map(function, dims, [params, buffers, x_args, x_kwargs, keys])
         except RuntimeError as error:
-            raise _explained(error, x, leaves) from error
-        _refuse_mutation(constants, versions)
+            raise _explained(error, x, leaves, type(frame.body) if task_map is vmap else None) from error
+        changed = [name for (name, tensor), was in zip(shared.items(), versions) if tensor._version != was]
+        _refuse_changes(changed, policies)
         return (outputs.float() if precision == "bf16" else outputs), after
 
-    unchecked: list[nn.Module] = [] if twice.is_known(module_copy) else [module_copy]
+    def apply(params: Params, buffers: Params, x: Tree, **options: Any) -> tuple[Tensor, Params]:
+        options |= {} if training else {"seed": None}
+        if unlooked and not is_traced([params, buffers, x]):
+            with seeing:  # one thread looks, the others wait
+                if "inputs" in unlooked:
+                    look_at_inputs(params, buffers, x, **options)
+                if "tasks" in unlooked and not (images and one_by_one(x, channels)):
+                    look_at_tasks(params, buffers, x, **{**options, "seed": None})
+        return run(task_map, constants, params, buffers, x, **options)
+
+    def shared_in(params: Params) -> set[str]:
+        return {name for name, value in params.items() if value.ndim == len(shapes[name])}
+
+    def look_at_inputs(
+        params: Params,
+        buffers: Params,
+        x: Tree,
+        *,
+        seed: Tensor | None = None,
+        draw: int = 0,
+        step: int = 0,
+        phase: Phase = "support",
+    ) -> None:
+        nonlocal writing
+        frame, shared = skeleton(seed is not None, phase == "support"), shared_in(params)
+        own, inputs, first = mapped(itemgetter(0), (buffers, x, seed))
+        state = {**constants, **own, **{name: value if name in shared else value[0] for name, value in params.items()}}
+        state |= {} if seed is None else {f"{name}.seed": first for name in frame.dropouts}
+        restart = functools.partial(frame.restart, draw, step)
+        try:
+            with context():
+                writing = writes_inputs(frame, restart, state, *_arguments(inputs))
+        except RuntimeError as error:
+            raise _explained(error, x, leaves) from error
+        unlooked.discard("inputs")
+
+    def look_at_tasks(params: Params, buffers: Params, x: Tree, **options: Any) -> None:
+        nonlocal task_map
+        by, exact = vmap if isinstance(task_map, auto) else task_map, doubled(constants)
+
+        def again(task_map: TaskMap, params: Params, rest: Any) -> tuple[Tree, Params]:
+            return run(task_map, exact, params, *doubled(rest), **options)
+
+        gap = "" if by is loop else misbatched(again, by, params, shared_in(params), (buffers, x))
+        if gap and by is task_map:
+            raise DifferentiationError(
+                f"{type(module_copy).__name__} mapped over tasks by {getattr(by, '__name__', by)} has {gap}, against "
+                f"one task at a time; use taskmap='loop' or 'auto'"
+            )
+        if gap:
+            logger.info("task map: loop, since vmap gives this model %s", gap)
+            task_map = loop
+        unlooked.discard("tasks")
+
+    unchecked = [module_copy] if check and not seen else []
 
     def certify(x: Tree) -> None:
         if not unchecked:
             return
-        args, kwargs = _arguments(tree_map(lambda leaf: leaf[0], x))
-        devices = {leaf.device for leaf in tree_leaves(x) if leaf.is_cuda}
-        # the check must not take random numbers from the passes that count
-        with context(), torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
-            twice.certify(skeleton(False, True).body, {**trainable, **constants, **per_task}, args, kwargs)
+        args, kwargs = _arguments(mapped(itemgetter(0), x))
+        with context(), put_back():  # the check must not take random numbers from the passes that count
+            certified(skeleton(False, True), {**trainable, **constants, **per_task}, args, kwargs)
         unchecked.clear()
 
     def part(role: Role) -> Params:
@@ -230,8 +324,13 @@ def _shown(module: nn.Module, structure: Params) -> Params:
     return seen
 
 
-def _explained(error: RuntimeError, x: Tree, leaves: Mapping[str, Leaf]) -> Exception:
-    """Return what PyTorch says of shapes that do not fit in words that help, or the error itself."""
+def _explained(error: RuntimeError, x: Tree, leaves: Mapping[str, Leaf], mapped: type | None = None) -> Exception:
+    """Return what PyTorch says of shapes that do not fit, or of ``vmap``, in words that help, or the error itself."""
+    if mapped is not None and re.search("vmap|functorch|[Bb]atching rule", str(error)):
+        return DifferentiationError(
+            f"{mapped.__name__} cannot be mapped over tasks by vmap; use taskmap='loop' or 'auto'; PyTorch says: "
+            f"{first_line(error)}"
+        )
     if not re.search(_MISFITS, str(error)):
         return error
     got = ", ".join(f"{tuple(leaf.shape[1:])} of {leaf.dtype}" for leaf in tree_leaves(x))
@@ -317,13 +416,16 @@ def _forward_context(module: nn.Module) -> Callable[[], contextlib.AbstractConte
     return entered if settings else contextlib.nullcontext
 
 
-def _refuse_mutation(constants: Params, versions: list[int]) -> None:
-    for (name, tensor), version in zip(constants.items(), versions):
-        if tensor._version != version:
-            raise UsageError(
-                f"the forward pass changed buffer {name!r} in place, which all tasks share; "
-                f"give every task a copy with buffers={{{name!r}: 'task'}}"
-            )
+def _refuse_changes(names: Sequence[str], buffers: Collection[str]) -> None:
+    changed = [name for name in names if name in buffers]
+    if changed:
+        copies = ", ".join(f"{name!r}: 'task'" for name in changed)
+        raise UsageError(
+            f"the forward pass changed buffer {changed[0]!r}, which all tasks share; give every task a copy with "
+            f"buffers={{{copies}}}"
+        )
+    if names:
+        raise UsageError(f"the forward pass changed parameter {names[0]!r} in place; change a copy of it instead")
 
 
 def channels_last(tensor: Tensor) -> Tensor:

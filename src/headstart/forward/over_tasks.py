@@ -51,13 +51,13 @@ class Composed(nn.Module):
 
 def chained(module: nn.Module) -> bool:
     """Return whether a module is a chain of layers that does nothing but run them in turn."""
-    return type(module) is nn.Sequential and not _hooked(module)
+    return type(module) is nn.Sequential and not hooked(module)
 
 
 def native(module: nn.Module) -> bool:
     """Return whether each layer of a chain is of a type that is written here for all tasks, so that none is mapped."""
     return all(
-        native(layer) if chained(layer) or _composed(layer) else type(layer) in _KNOWN and not _hooked(layer)
+        native(layer) if chained(layer) or _composed(layer) else type(layer) in _KNOWN and not hooked(layer)
         for layer in module._modules.values()
         if layer is not None
     )
@@ -65,7 +65,7 @@ def native(module: nn.Module) -> bool:
 
 def _composed(module: nn.Module) -> bool:
     known = isinstance(module, Composed) and type(module).forward is Composed.forward
-    return known and not (_hooked(module) or module._parameters or module._buffers)
+    return known and not (hooked(module) or module._parameters or module._buffers)
 
 
 def entangled(module: nn.Module) -> bool:
@@ -128,7 +128,7 @@ def _one(layer: nn.Module, own: Params, shapes: Mapping[str, tuple[int, ...]], x
             return _one(layer.get_submodule(name), tree.within(own, name), tree.within(shapes, name), x)
 
         return layer.compose(run, x)
-    known = None if _hooked(layer) else _KNOWN.get(type(layer))
+    known = None if hooked(layer) else _KNOWN.get(type(layer))
     if known is not None and known[0](layer, x):
         return known[1](layer, own, x)
     return _mapped(layer, own, shapes, x)
@@ -277,6 +277,6 @@ _KNOWN: dict[type[nn.Module], tuple[Callable[[Any, Tensor], bool], Layer]] = {
 }
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
     """Return whether somebody changed what calling this very module does."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))

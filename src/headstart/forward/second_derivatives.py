@@ -3,6 +3,10 @@
 PyTorch's own layers are known. Code that we have not seen (a custom layer, a custom autograd function) can raise in
 the second derivative or, worse, leave terms out silently; so its Hessian-vector product is compared once with finite
 differences of its gradient, in float64, on one task's examples. A module that fails is named with its path.
+
+What a pass detaches (``.detach()``, ``.data``, ``.item()``, ``torch.no_grad()``) is left out on purpose: where
+differences do not agree, they are taken again with those values held as they were, which is what the derivative then
+means.
 """
 
 import contextlib
@@ -13,10 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves
+from torch.overrides import TorchFunctionMode
 
-from headstart.core.tree import mapped, within
+from headstart.core.tree import mapped, tensors_of, within
 from headstart.errors import DifferentiationError
+from headstart.forward.skeleton import Skeleton
 from headstart.types import Params
 
 logger = logging.getLogger("headstart")
@@ -26,6 +31,12 @@ TOLERANCE = 1e-3
 
 #: Lengths of the differences, relative to random directions of unit variance.
 STEPS = (1e-6, 1e-7, 1e-8, 1e-9)
+
+#: What takes a tensor out of the graph.
+_DETACHING = (
+    Tensor.detach, Tensor.detach_, torch.detach, vars(torch._C.TensorBase)["data"].__get__, Tensor.item,
+    Tensor.__float__,
+)  # fmt: skip
 
 
 class Call(NamedTuple):
@@ -37,60 +48,92 @@ class Call(NamedTuple):
     kwargs: dict[str, Any]
 
 
-def is_known(module: nn.Module) -> bool:
-    """Whether the module consists of layers that are tested, PyTorch's and ours, with nothing between them."""
-    return all(type(m).__module__.startswith(("torch.nn.modules", "headstart.models.")) for m in module.modules())
+class _Held(TorchFunctionMode):
+    """Notes what a pass takes out of the graph; a pass under the mode of another gets what that one noted."""
+
+    def __init__(self, before: "_Held | None" = None) -> None:
+        super().__init__()
+        self.noted: list[Tensor | float] = []
+        self.left = None if before is None else iter(before.noted)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not (func in _DETACHING or not torch.is_grad_enabled()) or not (_is_floating(out) or isinstance(out, float)):
+            return out
+        if self.left is None:
+            self.noted.append(out.detach().clone() if isinstance(out, Tensor) else out)
+            return out
+        value = next(self.left, None)
+        if value is None or getattr(value, "shape", ()) != getattr(out, "shape", ()):
+            raise RuntimeError("a pass takes something else out of the graph than the one before it")
+        if isinstance(out, Tensor) and any(out is arg for arg in args):  # in place
+            return out.data.copy_(torch.as_tensor(value))
+        return value.clone() if isinstance(value, Tensor) else value
 
 
-def certify(body: nn.Module, state: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise `DifferentiationError` unless ``body`` with the tensors ``state`` is differentiable twice at its input.
+def certified(frame: Skeleton, state: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise `DifferentiationError` unless a body with the tensors ``state`` is differentiable twice at its input.
 
     A module that cannot run in float64, or is random, cannot be checked, and is let through.
     """
-    state = _double(state)
-    args, kwargs = _double(args), _double(kwargs)
+    state, (args, kwargs) = doubled(state), doubled((args, kwargs))
+    body, stored = frame.body, {name for name, _ in frame.body.named_buffers()}
+
+    def forward(params: Params) -> Any:
+        own = {name: value.clone() if name in stored else value for name, value in {**state, **params}.items()}
+        with frame.afresh():
+            return functional_call(body, own, *mapped(Tensor.clone, (args, kwargs)))
+
     try:
-        problem = _problem(lambda p: functional_call(body, {**state, **p}, args, kwargs), _floating(state))
+        problem = _problem(forward, _floating(state))
+        if not problem:
+            return
+        path, kind = _culprit(frame, state, args, kwargs)
     except (RuntimeError, TypeError, ValueError) as error:
         logger.debug("second derivatives of %s were not checked: %s", type(body).__name__, error)
         return
-    if problem:
-        path, kind = _culprit(body, state, args, kwargs)
-        raise DifferentiationError(
-            f"{kind} at {path or 'the top'!r} {problem}; rewrite it with operations that PyTorch can differentiate "
-            f"twice, or use adjoint=FirstOrder()"
-        )
+    way = ""
+    if problem != _NONE:
+        way = ", or, if it is meant to be no derivative (as in a gradient reversal), check=False to take it as it is"
+    raise DifferentiationError(
+        f"{kind} at {path or 'the top'!r} {problem}; rewrite it with operations that PyTorch can differentiate "
+        f"twice, or use adjoint=FirstOrder(){way}"
+    )
 
 
-def _culprit(body: nn.Module, state: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, str]:
+def _culprit(frame: Skeleton, state: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, str]:
     """Return the path and type of the innermost submodule that fails by itself."""
     calls: list[Call] = []
 
     def hook(path: str) -> Callable[..., None]:
         return lambda m, args, kwargs, out: calls.append(Call(path, m, args, kwargs))
 
-    with torch.no_grad(), contextlib.ExitStack() as hooks:
-        for path, module in body.named_modules():
+    with torch.no_grad(), frame.afresh(), contextlib.ExitStack() as hooks:
+        for path, module in frame.body.named_modules():
             hooks.callback(module.register_forward_hook(hook(path), with_kwargs=True).remove)
-        functional_call(body, state, args, kwargs)
+        functional_call(frame.body, dict(state), *mapped(Tensor.clone, (args, kwargs)))
     for call in sorted(calls, key=lambda call: -call.path.count(".") - bool(call.path)):
         own = within(state, call.path) if call.path else state
         inputs = {f"input {i}": a for i, a in enumerate(call.args) if _is_floating(a)}
-        if _fails(call, own, inputs):
-            return call.path, type(call.module).__name__
-    return "", type(body).__name__
+        with frame.afresh():
+            if _fails(call, own, inputs):
+                return call.path, type(call.module).__name__
+    return "", type(frame.body).__name__
 
 
 def _fails(call: Call, own: Params, inputs: Params) -> bool:
     def forward(p: Params) -> Any:
         args = tuple(p.get(f"input {i}", a) for i, a in enumerate(call.args))
         tensors = {n: t for n, t in p.items() if n not in inputs}
-        return functional_call(call.module, {**own, **tensors}, args, call.kwargs)
+        return functional_call(call.module, {**own, **tensors}, mapped(Tensor.clone, args), call.kwargs)
 
     try:
         return bool(_problem(forward, {**_floating(own), **inputs}))
     except (RuntimeError, TypeError, ValueError):
         return False
+
+
+_NONE = "has no second derivative"
 
 
 def _problem(forward: Callable[[Params], Any], params: Params) -> str:
@@ -104,31 +147,40 @@ def _problem(forward: Callable[[Params], Any], params: Params) -> str:
 
     v, w = direction(), direction()
 
-    def slope(p: Params, create_graph: bool = False) -> Tensor:
+    def slope(p: Params, held: _Held, create_graph: bool = False) -> Tensor:
         """Return ⟨∇, w⟩."""
         with torch.enable_grad():
-            outputs = [out for out in tree_leaves(forward(p)) if _is_floating(out)]
+            with held:
+                given = forward(p)
+            outputs = [out for out in tensors_of(given) if _is_floating(out)]
             total = torch.stack([out.square().sum() for out in outputs]).sum()
             grads = torch.autograd.grad(total, list(p.values()), create_graph=create_graph, materialize_grads=True)
             return torch.stack([(g * w[n]).sum() for g, n in zip(grads, p)]).sum()
 
-    def at(shift: float) -> Tensor:
-        return slope({n: (p + shift * v[n]).detach().requires_grad_() for n, p in params.items()}).detach()
+    def at(shift: float, before: _Held | None = None) -> Tensor:
+        shifted = {n: (p + shift * v[n]).detach().requires_grad_() for n, p in params.items()}
+        return slope(shifted, _Held(before)).detach()
 
     if not torch.equal(at(0.0), at(0.0)):
         return ""
     leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
+    held = _Held()
     try:
-        first = slope(leaves, create_graph=True)
+        first = slope(leaves, held, create_graph=True)
         second = [torch.zeros(())] * len(leaves)
         if first.requires_grad:
             second = list(torch.autograd.grad(first, list(leaves.values()), materialize_grads=True))
     except RuntimeError as error:
         if "is not implemented" in str(error) or "once_differentiable" in str(error):
-            return "has no second derivative"
+            return _NONE
         raise
     got = float(torch.stack([(h * v[n]).sum() for h, n in zip(second, leaves)]).sum())
     expected = _disagreement(got, lambda shift: float(at(shift)))
+    if expected is not None and held.noted:
+        try:
+            expected = _disagreement(got, lambda shift: float(at(shift, held)))
+        except RuntimeError as error:
+            logger.debug("second derivatives were not checked with what is detached held still: %s", error)
     if expected is None:
         return ""
     return f"has a wrong second derivative (a directional one is {got:.6g}, should be {expected:.6g})"
@@ -166,5 +218,6 @@ def _floating(params: Params) -> Params:
     return {name: value for name, value in params.items() if value.is_floating_point()}
 
 
-def _double(tree: Any) -> Any:
+def doubled(tree: Any) -> Any:
+    """Return a tree with its numbers in float64 and without history."""
     return mapped(lambda leaf: leaf.detach().double() if _is_floating(leaf) else leaf, tree)

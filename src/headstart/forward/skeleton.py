@@ -4,20 +4,26 @@ A skeleton has the module's layers and no weights (it lives on the ``meta`` devi
 the call. Its normalisation layers follow the buffer policy and its dropout layers take their masks from a seed.
 """
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from headstart.core.parameters import Stepped
 from headstart.errors import DifferentiationError
 from headstart.forward.batch_norm import TaskStatistics
 from headstart.forward.dropout import TaskDropout, refuse_unseeded, replace_dropout
-from headstart.forward.over_tasks import chained, entangled, native, tied
+from headstart.forward.over_tasks import chained, entangled, hooked, native, tied
 from headstart.types import Params
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -30,9 +36,9 @@ class Skeleton:
         self.body = without_weights(module)
         replace_dropout(self.body)
         self.body.train(training)
-        for layer in self.body.modules():
-            if getattr(layer, "inplace", False):
-                layer.inplace = False  # type: ignore[assignment]  # a task's inputs are not the model's to change
+        if chained(self.body) and not entangled(self.body):
+            _out_of_place(self.body)
+        _make_exact(self.body)
         for name, layer in _norms(self.body).items():
             _follow(self.body, name, layer, policies[_join(name, "running_mean")], support)
         if training:
@@ -45,6 +51,23 @@ class Skeleton:
         whole = tied(self.body) or entangled(self.body)
         self.chain = chained(self.body) and not whole and not changing
         self.native = self.chain and native(self.body)
+        self.own = [layer for layer in self.body.modules() if not is_known(layer)]
+
+    @contextlib.contextmanager
+    def afresh(self) -> Iterator[list[tuple[nn.Module, dict[str, Any], dict[str, Tensor | None]]]]:
+        """Forget at the end what was set on the layers meanwhile, so that every pass is a module's first one.
+
+        A module that we have not seen may keep a number, or tensors of one task, for its next pass.
+        """
+        before = [(layer, dict(vars(layer)), dict(layer._buffers)) for layer in self.own]
+        try:
+            yield before
+        finally:
+            for layer, attributes, buffers in before:
+                vars(layer).clear()
+                vars(layer).update(attributes)
+                layer._buffers.clear()
+                layer._buffers.update(buffers)
 
     def updated_statistics(self) -> Params:
         """Return the buffers that the last forward pass left, by name, and let go of them."""
@@ -64,10 +87,84 @@ class Skeleton:
             norm.updated = {}
 
 
+def is_known(layer: nn.Module) -> bool:
+    """Return whether a layer is of a type that is tested, PyTorch's or ours, and does what its type does."""
+    ours = ("torch.nn.modules", "headstart.models.", "headstart.forward.")
+    return type(layer).__module__.startswith(ours) and not hooked(layer) and not _fix_of_derivatives(layer)
+
+
+def _out_of_place(chain: nn.Module) -> None:
+    """Let the layers of a chain leave their inputs alone, which nobody else reads there.
+
+    In a module of another kind the input of a layer that works in place may be read once more.
+    """
+    for layer in chain.children():
+        if chained(layer):
+            _out_of_place(layer)
+        elif getattr(layer, "inplace", False) is True and is_known(layer):
+            layer.inplace = False  # type: ignore[assignment]
+
+
+class _Padded(nn.Embedding):
+    """An embedding whose padding row takes no part in gradients; ``vmap``'s own rule forgets about that."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        out = F.embedding(input, self.weight)
+        return torch.where(input.eq(self.padding_idx or 0).unsqueeze(-1), out.detach(), out)
+
+
+class _Hardsigmoid(nn.Hardsigmoid):
+    """The same by a function that has a second derivative."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        out = F.relu6(input + 3) / 6
+        return input.copy_(out) if self.inplace else out
+
+
+class _Normed(_WeightNorm):
+    """Weight normalisation, v · g / ‖v‖, by operations whose second derivative is right; that of PyTorch's is not."""
+
+    def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
+        return _normed(weight_v, weight_g, self.dim)
+
+
+class _NormedBefore(WeightNorm):
+    """The same as a hook, which came before parametrisations."""
+
+    def compute_weight(self, module: nn.Module) -> Tensor:
+        return _normed(getattr(module, f"{self.name}_v"), getattr(module, f"{self.name}_g"), self.dim)
+
+
+def _normed(v: Tensor, g: Tensor, dim: int) -> Tensor:
+    """Return v · g / ‖v‖ with a norm for each place along ``dim``, or one, where that is −1."""
+    axes = [axis for axis in range(v.ndim + 1) if dim == -1 or axis != dim % v.ndim]
+    norm = torch.linalg.vector_norm(v.unsqueeze(-1), dim=axes, keepdim=dim != -1)
+    return v * (g / (norm if dim == -1 else norm.squeeze(-1)))
+
+
+_EXACT: dict[type[nn.Module], type[nn.Module]] = {nn.Hardsigmoid: _Hardsigmoid, _WeightNorm: _Normed}
+
+
+def _make_exact(body: nn.Module) -> None:
+    """Let layers of a private copy do what they do by operations that are right twice, and for all tasks at once."""
+    for layer in body.modules():
+        kind = type(layer)
+        if isinstance(layer, nn.Embedding) and layer.padding_idx is not None and kind.forward is nn.Embedding.forward:
+            layer.__class__ = type(kind.__name__, (_Padded, kind), {})
+        elif kind in _EXACT:
+            layer.__class__ = _EXACT[kind]
+        for hook in layer._forward_pre_hooks.values():
+            if type(hook) is WeightNorm:
+                hook.__class__ = _NormedBefore  # type: ignore[assignment]
+
+
 def without_weights(module: nn.Module) -> nn.Module:
     """Return a copy of a module whose tensors are on the ``meta`` device; what was tied stays tied."""
     memo: dict[int, object] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
     memo |= {id(buffer): buffer.detach().to("meta") for buffer in module.buffers()}
+    for layer in module.modules():  # what a pass has left behind, such as a weight that a hook computed
+        held = [value for value in vars(layer).values() if isinstance(value, Tensor) and not value.is_leaf]
+        memo |= {id(value): value.detach().to("meta") for value in held}
     return copy.deepcopy(module, memo)
 
 
@@ -112,22 +209,31 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def refuse_untwiceable(module: nn.Module) -> None:
-    """Raise `DifferentiationError` for a layer known to have no second derivative, or none that is right."""
+def refuse_untwiceable(module: nn.Module, check: bool = True) -> None:
+    """Raise `DifferentiationError` for a layer whose tasks would see each other, or that is not ready.
+
+    Where asked to ``check``, also for one that is known to have no second derivative, or none that is right.
+    """
     for path, layer in module.named_modules():
-        if fix := _fix(layer):
+        if fix := _fix(layer) or (check and _fix_of_derivatives(layer)):
             raise DifferentiationError(f"{type(layer).__name__} at {path or 'the top'!r} {fix}")
 
 
 def _fix(layer: nn.Module) -> str:
     if isinstance(layer, LazyModuleMixin) and any(is_lazy(tensor) for tensor in layer.parameters()):
         return "has no parameters yet; run one forward pass of the module first"
-    if isinstance(layer, nn.EmbeddingBag):
-        return "has no second derivative; use nn.Embedding and take the mean (or sum) over the bag yourself"
-    if isinstance(layer, nn.Embedding) and layer.sparse:
-        return "gives sparse gradients, which have no second derivative; use sparse=False"
-    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.sparse:
+        return "gives sparse gradients, which cannot be mapped over tasks; use sparse=False"
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.max_norm is not None:
         return "changes its weight in place (max_norm), so tasks would see each other; use max_norm=None"
     if isinstance(layer, nn.SyncBatchNorm):
         return "mixes the statistics of processes, and so of tasks; use nn.BatchNorm2d"
+    return ""
+
+
+def _fix_of_derivatives(layer: nn.Module) -> str:
+    if isinstance(layer, nn.EmbeddingBag):
+        return "has no second derivative; use nn.Embedding and take the mean (or sum) over the bag yourself"
+    if isinstance(layer, nn.Embedding) and layer.scale_grad_by_freq:
+        return "counts ids for its gradient, which has no right second derivative; use scale_grad_by_freq=False"
     return ""
