@@ -27,16 +27,17 @@ from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, FileError
 from headstart.training import checkpoint as checkpoints
 from headstart.training.build import Job, build, make_optimizer, reproducible
+from headstart.training.calibration import Spread, calibrated
 from headstart.training.checkpoint import Checkpoint
 from headstart.training.config import Config, Outer, Tree, diff, resolve
-from headstart.training.evaluate import Score, evaluate
+from headstart.training.evaluate import Score, calibrate, evaluate
 from headstart.training.files import TEMPORARY, make_folder, read_json, to_json, to_safetensors, write
 from headstart.training.fit_best import Best, first, fit_best
 from headstart.training.loop import State, flat, start
 from headstart.training.metrics import MetricsFile, write_csv
 from headstart.training.preparation import refuse_other_data, write_preparation
 from headstart.training.progress import View
-from headstart.training.report.report import by_task, report, score_to_json, shown
+from headstart.training.report.report import RESULTS, by_task, report, score_to_json, shown
 from headstart.training.signals import Stop, only_writer, stop_signals
 from headstart.types import Meta
 
@@ -195,6 +196,8 @@ def _test(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View)
         if stop.requested:
             raise _Stopped
 
+    spread = calibrate(job.learner, best.meta, job.tasks, episodes=job.config.run.evaluate_tasks)
+    job = job._replace(learner=calibrated(job.learner, spread))
     try:
         score = test(job, best.meta, on_batch=leave_if_asked)
     except _Stopped:
@@ -202,6 +205,7 @@ def _test(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View)
     results = score_to_json(score)
     results |= {"step": state.step, "best_step": best.step, "best_validation": best.value}
     results |= {"parameters": job.parameters, "device": str(job.device), "headstart": headstart.__version__}
+    results |= {"intervals": spread and spread._asdict()}
     write_csv(run / "test.csv", by_task(job, score))
     write(run / "results.json", to_json(results))
     report(run, job, best.meta)
@@ -238,7 +242,15 @@ def open_run(run: str | Path, device: str = "auto") -> tuple[Job, Checkpoint]:
     tree["run"]["device"] = device
     job = build(resolve(tree))
     refuse_other_data(run, kind_of_family(job.config.tasks.name), job.tasks)
+    job = job._replace(learner=calibrated(job.learner, read_spread(run)))
     return job, checkpoints.newest(run, start(job.learner).meta)
+
+
+def read_spread(run: Path) -> Spread | None:
+    """Return how wide a run's intervals have to be; ``None`` where it has not come to say so."""
+    path = run / RESULTS
+    results = read_json(path) if path.exists() else {}
+    return Spread.from_json(results.get("intervals") if isinstance(results, dict) else results, str(path))
 
 
 def read_config(run: Path) -> Config:

@@ -6,6 +6,7 @@ from typing import Any
 from headstart.data.kind import kind_of_family
 from headstart.registry import find
 from headstart.training.build import Job
+from headstart.training.calibration import LEVEL, Spread
 from headstart.training.config import command, schema_of, text
 from headstart.training.report.figures import half
 from headstart.training.report.structure import Findings, summary
@@ -56,6 +57,7 @@ def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
     method, tasks = find("method", config.method.name), find("task", config.tasks.name)
     rows = {
         "Result": _result(results),
+        "In other words": more_text(results),
         "Tasks": f"{tasks.name}: {tasks.summary}",
         "A task": kind_of_family(config.tasks.name).task(job.tasks),
         "Data": _data(job),
@@ -64,6 +66,8 @@ def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
     }
     if "calibration" in results:
         rows["Calibration"] = calibration_text(results["calibration"])
+    if results.get("intervals"):
+        rows["Intervals"] = spread_text(Spread(**results["intervals"]))
     inner, outer = config.option("method.steps"), config.outer
     if inner is not None:
         rows["Inner loop"] = f"{inner} gradient step{'s' * (inner != 1)} of size {config.option('method.rate')}"
@@ -126,6 +130,25 @@ def _model(job: Job) -> str:
     return f"{model.name} ({told}), {job.parameters} parameters"
 
 
+def more_text(results: Mapping[str, Any]) -> str:
+    """Return what people ask for beside the mean, of a score's JSON: other errors, the median and the worst task.
+
+    >>> more_text({"metric": "mse", "median": 1.0, "worst": 9.0, "errors": {"rmse": 1.5, "mae": 1.25, "r2": 0.912}})
+    'RMSE 1.5, MAE 1.25, R² 0.912; RMSE of the median task 1, of the worst 3'
+    >>> more_text({"metric": "accuracy", "median": 0.98, "worst": 0.5})
+    'accuracy of the median task 98 %, of the worst 50 %'
+    """
+    if results["metric"] == "accuracy":
+        median, worst = (f"{100 * results[name]:.4g} %" for name in ("median", "worst"))
+        return f"accuracy of the median task {median}, of the worst {worst}"
+    found = results["errors"]
+    median, worst = (f"{results[name] ** 0.5:.4g}" for name in ("median", "worst"))
+    r2 = "" if found["r2"] is None or found["r2"] != found["r2"] else f", R² {found['r2']:.3f}"
+    return (
+        f"RMSE {found['rmse']:.4g}, MAE {found['mae']:.4g}{r2}; RMSE of the median task {median}, of the worst {worst}"
+    )
+
+
 def calibration_text(found: Mapping[str, Any]) -> str:
     """Return how well predicted distributions fit, as people write it; from a `Calibration`'s fields.
 
@@ -136,4 +159,17 @@ def calibration_text(found: Mapping[str, Any]) -> str:
     return (
         f"{100 * found['level']:.0f} % intervals hold {100 * found['coverage']:.1f} % of the values, and are"
         f" {found['width']:.3g} wide on average; log-likelihood of a value {-nll:.3g}"
+    )
+
+
+def spread_text(spread: Spread) -> str:
+    """Return how intervals were made as wide as they are.
+
+    >>> spread_text(Spread(1.25, 12, True))
+    '1.25 times as wide as the model says, as 90 % of what 12 validation tasks hold needs (conformal by task)'
+    """
+    few = "" if spread.guaranteed else ", too few for a guarantee"
+    return (
+        f"{spread.factor:.3g} times as wide as the model says, as {100 * LEVEL:.0f} % of what {spread.tasks} validation"
+        f" tasks hold needs (conformal by task{few})"
     )
