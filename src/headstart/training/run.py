@@ -37,11 +37,13 @@ from headstart.training.loop import State, flat, start
 from headstart.training.metrics import MetricsFile, write_csv
 from headstart.training.preparation import refuse_other_data, write_preparation
 from headstart.training.progress import View
-from headstart.training.report.report import RESULTS, by_task, report, score_to_json, shown
+from headstart.training.report.report import CHOICE, RESULTS, by_task, report, score_to_json, shown
 from headstart.training.signals import Stop, only_writer, stop_signals
 from headstart.types import Meta
 
 CONFIG = "config.json"
+CANDIDATES = "candidates"
+"""The folder in a run's of those that it was chosen from (`headstart.training.choose`)."""
 LEARNED = ("structure.json", "structure.csv", "structure.png")
 
 
@@ -64,7 +66,7 @@ class _Stopped(Exception):  # noqa: N818 - not an error
     """Leaves the final evaluation."""
 
 
-def train(config: Config | Tree | str, out: str | Path, *, view: View | None = None) -> Result:
+def train(config: Config | Tree | str, out: str | Path, *, view: View | None = None, tested: bool = True) -> Result:
     """Meta-train as ``config`` says, in the folder ``out``, or go on with the run that is there.
 
     The weights with the best validation score are kept, and judged on the test tasks at the end. A run that was
@@ -75,6 +77,7 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
         config: the options, as `headstart.training.config` has them; a text is the tasks alone.
         out: the run's folder; made where it does not exist.
         view: where to report progress to; by default nowhere.
+        tested: whether to judge on the test tasks, too.
 
     Raises:
         ConfigError: options that do not go together, or that differ from those of the run in ``out``.
@@ -103,7 +106,7 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
                 view.close()
                 write(run / "last.safetensors", to_safetensors(flat(state.meta)))
                 write(run / "best.safetensors", to_safetensors(flat(best.meta)))
-                score = None if stop.requested else _test(job, run, state, best, stop, view)
+                score = None if stop.requested or not tested else _test(job, run, state, best, stop, view)
                 return Result(run, config, state.step, best.step, score, stop.number)
             finally:
                 view.close()
@@ -280,5 +283,8 @@ def _refuse_other_run(run: Path, config: Config) -> None:
                 f"the run in {run} was made with other options (then -> now):\n  {listed}\n"
                 "choose another --out, or give the same options (--steps may be raised where --schedule is constant)"
             )
-    elif run.is_dir() and any(not path.name.startswith((".lock", TEMPORARY)) for path in run.iterdir()):
+    elif run.is_dir() and any(
+        path.name not in (CANDIDATES, CHOICE) and not path.name.startswith((".lock", TEMPORARY))
+        for path in run.iterdir()
+    ):
         raise ConfigError(f"{run} is not empty and holds no run; choose an empty or a new folder for --out")

@@ -64,6 +64,8 @@ def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
         "Method": f"{method.name}: {method.summary}" + (f" ({method.reference})" if method.reference else ""),
         "Model": _model(job),
     }
+    if "choice" in results:
+        rows["Chosen"] = choice_text(results["choice"])
     if "calibration" in results:
         rows["Calibration"] = calibration_text(results["calibration"])
     if results.get("intervals"):
@@ -165,11 +167,26 @@ def calibration_text(found: Mapping[str, Any]) -> str:
 def spread_text(spread: Spread) -> str:
     """Return how intervals were made as wide as they are.
 
-    >>> spread_text(Spread(1.25, 12, True))
+    >>> spread_text(Spread(1.25, 12))
     '1.25 times as wide as the model says, as 90 % of what 12 validation tasks hold needs (conformal by task)'
     """
-    few = "" if spread.guaranteed else ", too few for a guarantee"
     return (
         f"{spread.factor:.3g} times as wide as the model says, as {100 * LEVEL:.0f} % of what {spread.tasks} validation"
-        f" tasks hold needs (conformal by task{few})"
+        f" tasks hold needs (conformal by task)"
     )
+
+
+def choice_text(choice: Mapping[str, Any]) -> str:
+    """Return which method was chosen from which, and by how much the others were worse; from ``choice.json``.
+
+    >>> rows = [{"name": "a", "mean": 1.5, "more": 0.0, "more_ci95": 0.0}]
+    >>> rows += [{"name": "b", "mean": 2.0, "more": 0.5, "more_ci95": 0.25}]
+    >>> choice_text({"chosen": "a", "metric": "mse", "validation_tasks": 9, "candidates": rows})
+    'a, by the mse on 9 validation tasks: a 1.5; b 2 (+0.5 ± 0.25)'
+    """
+    told = []
+    for row in choice["candidates"]:
+        more = "" if row["more_ci95"] is None else f" ± {row['more_ci95']:.2g}"
+        told.append(f"{row['name']} {row['mean']:.4g}" + (f" ({row['more']:+.2g}{more})" if row["more"] else ""))
+    tasks = choice["validation_tasks"]
+    return f"{choice['chosen']}, by the {choice['metric']} on {tasks} validation tasks: {'; '.join(told)}"

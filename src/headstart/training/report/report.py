@@ -18,6 +18,8 @@ from headstart.training.report.structure_plot import draw_structure
 from headstart.types import Meta, Tasks
 
 RESULTS = "results.json"
+CHOICE = "choice.json"
+"""What the method was chosen from, where nobody named one."""
 
 
 def report(run: Path, job: Job, meta: Meta) -> list[Path]:
@@ -35,6 +37,8 @@ def report(run: Path, job: Job, meta: Meta) -> list[Path]:
         FileError: the run has no test score yet, or a file cannot be written.
     """
     results, lines, found = read_results(run), read_lines(run), find(job, meta)
+    if (run / CHOICE).exists():
+        results["choice"] = read_json(run / CHOICE)
     rows = validations(lines)
     write_csv(run / "results.csv", rows)
     made = [run / "results.csv", *(write_findings(run, found) if found.any() else ())]
