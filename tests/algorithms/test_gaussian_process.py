@@ -205,7 +205,7 @@ def test_it_finds_the_variances_of_a_mixed_effects_model_and_the_bend():
         pass
     seen = learner.shown(state.meta)
     assert seen["noise"].item() == pytest.approx(0.2, abs=0.05)
-    assert seen["kernel.effects.diagonal"][0].item() == pytest.approx(0.8, abs=0.3)
+    assert seen["effects.inputs"][0, 0].sqrt().item() == pytest.approx(0.8, abs=0.3)
     episodes = tasks.sample("test", range(10))
     adapted, _ = learner.adapt(state.meta, episodes.support)
     predicted = learner.distribution(adapted, episodes.query.x)

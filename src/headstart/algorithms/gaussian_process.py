@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from headstart.algorithms import gaussians, kernels
 from headstart.algorithms.estimators import time_of
 from headstart.algorithms.gaussians import Likelihood, View
+from headstart.algorithms.heads import head
 from headstart.algorithms.heads.head import Embedding, embedding
 from headstart.algorithms.kernels import Kernel, with_one
 from headstart.core import losses, tree
@@ -36,6 +37,8 @@ WIDTH = 2.0
 COUNTS = ("values", "tasks", "time")
 #: The random effects' covariance is never widened by more than this.
 WIDEST = 2.0
+#: What reports call the covariance of a task's own intercept and slopes of all inputs (and of time's square).
+EFFECTS = "effects.inputs"
 #: How many target values the weak prior is weighed against before `Learner.prepare` has counted them.
 VALUES = 1000.0
 
@@ -278,10 +281,15 @@ def gaussian_process(
         # the number of values is a constant: rounded, it has no derivative
         return regularization * cost / meta.structure["values"].round().clamp(min=1)
 
+    def shown(meta: Meta) -> Params:
+        """Return M with the random effects' covariance, of the intercept and the slopes."""
+        found = {name: value for name, value in head.shown(meta).items() if not name.startswith("kernel.effects.")}
+        return {EFFECTS: kernels.covariance(tree.within(meta.structure, "kernel.effects"))} | found
+
     start = init(None).structure
     wider = [_widened] if likelihood == "joint" else []
     learner = _conditioned(init, view, total, phi, likelihood, *wider)
-    return learner._replace(penalty=penalty, prepare=prepare)
+    return learner._replace(penalty=penalty, prepare=prepare, shown=shown)
 
 
 @extends(embedding)

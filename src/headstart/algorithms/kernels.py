@@ -139,6 +139,12 @@ def effects(features: int, *, intercept: float = 1.0, slopes: float = 1.0) -> Ke
     )
 
 
+def covariance(params: Params) -> Tensor:
+    """Return the covariance L Lᵀ of `effects`: of the intercept and the slopes, ``(1 + d, 1 + d)``."""
+    factor = triangular(params["log_diagonal"], params["lower"])
+    return factor @ factor.mT
+
+
 def of_first(features: int, kernel: Kernel) -> Kernel:
     """Return the kernel of the first ``features`` of its inputs."""
     return kernel._replace(

@@ -41,7 +41,7 @@ Weights from which a new task of this kind is learned out of a few examples, mad
 ![Training and adaptation](results.png)
 {structure}
 {noted}
-
+{_effects(found)}
 ## Make it again
 
     {command(config)}
@@ -50,6 +50,23 @@ Weights from which a new task of this kind is learned out of a few examples, mad
 
     {usage}
 """
+
+
+def _effects(found: Findings) -> str:
+    """Return the table of random effects; empty where there are none."""
+    if not found.effects:
+        return ""
+    lines = []
+    for row in found.effects[:20]:
+        told = ", ".join("?" if one is None else f"{one:+.2f}" for one in row["correlations"])
+        lines.append(f"| {row['effect']} | {row['sd']:.4g} | {told} |")
+    more = f"\nand {len(found.effects) - 20} more in structure.json\n" if len(found.effects) > 20 else ""
+    head = "| effect | standard deviation | correlations with those above |\n|---|---|---|"
+    told = (
+        "What each task has of its own, as it varies over tasks: the intercept at the features' means, and slopes in"
+        " the target's unit for one of the feature's."
+    )
+    return "\n".join(["", "## How tasks differ", "", told, "", head, *lines, more])
 
 
 def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
