@@ -9,7 +9,7 @@ import pytest
 
 import headstart
 from headstart import registry
-from headstart.errors import UsageError
+from headstart.errors import ConfigError, UsageError
 from headstart.training.choose import shortlist
 
 SHORT = ({"name": "gaussian_process"}, {"name": "mixed_effects", "trend": "spline"}, {"name": "one_model_per_task"})
@@ -49,6 +49,10 @@ def test_the_best_on_validation_tasks_is_kept_and_told_with_the_others(table: An
     assert headstart.train(table, tmp_path / "run").score == result.score
     assert (tmp_path / "run/best.safetensors").read_bytes() == before
     assert result.score is not None and result.score.calibration is not None
+    for name in ("choice.json", "config.json"):
+        (tmp_path / "run" / name).unlink()
+    with pytest.raises(ConfigError, match="made with other options"):  # and is no candidate to be left out
+        headstart.train({**table, "run": {"seed": 1}}, tmp_path / "run")
 
 
 def test_the_list_is_of_what_takes_the_options_given(table: Any, tmp_path: Path) -> None:

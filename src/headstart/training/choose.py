@@ -21,7 +21,7 @@ from headstart.registry import find
 from headstart.training import run
 from headstart.training.compare import target_of
 from headstart.training.config import Config, Tree, command, flat, nested, normal, resolve, schema_of
-from headstart.training.evaluate import Score, evaluate, interval
+from headstart.training.evaluate import Score, evaluate, interval, student
 from headstart.training.files import finite, read_json, to_json, write
 from headstart.training.progress import View
 from headstart.training.report.card import choice_text
@@ -115,6 +115,8 @@ def _trained(listed: dict[str, Config], out: Path, view: View) -> tuple[list[Jud
             job, checkpoint = run.open_run(result.run, config.run.device)
             count = config.run.evaluate_tasks
             score = evaluate(job.learner, checkpoint.best.meta, job.tasks, episodes=count, split="validation")
+        except ConfigError:  # the folder is another run's, or somebody writes there
+            raise
         except (UsageError, DivergenceError) as error:
             failed = failed or error
             view.note(f"{name} is left out: {error}")
@@ -129,7 +131,8 @@ def _trained(listed: dict[str, Config], out: Path, view: View) -> tuple[list[Jud
 def _choice(judged: Sequence[Judged]) -> dict[str, Any]:
     """Return which is kept, and how much better or worse the others are, as JSON.
 
-    The first of the list, unless another one is better by more than the standard error of the tasks' differences.
+    The first of the list, unless another one is better by more than the standard error of the tasks' differences, which
+    counts for more the fewer tasks there are, as Student's t does.
     """
     first, sign = judged[0].score, -1 if judged[0].score.metric == "accuracy" else 1
 
@@ -138,7 +141,8 @@ def _choice(judged: Sequence[Judged]) -> dict[str, Any]:
         better = sign * (np.array(first.values) - np.array(one.score.values))
         if len(better) < 2 or one is judged[0]:
             return 0.0
-        return float(better.mean() - better.std(ddof=1) / math.sqrt(len(better)))
+        doubt = student(len(better) - 1) / student(10_001)
+        return float(better.mean() - doubt * better.std(ddof=1) / math.sqrt(len(better)))
 
     kept = max(judged, key=gain)
     rows = []
