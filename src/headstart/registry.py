@@ -123,7 +123,7 @@ KINDS = (
         method="gaussian_process",
         compared=("gaussian_process", "prototypes", "forest", "maml", "joint", "scratch"),
         # on validation tasks of ten panels, each left out once, the error of what is chosen from them by the others is
-        # 0.98 of the first's; with alpaca 1.36, which few validation tasks cannot tell from its good days
+        # 0.96 of the first's; with alpaca 1.3 and more, which few validation tasks cannot tell from its good days
         shortlist=(
             {"name": "gaussian_process"},
             {"name": "gaussian_process", "trend": "quadratic"},
