@@ -179,3 +179,5 @@ class Tasks(NamedTuple):
     names: Callable[[str, int], tuple[str, ...]] | None = None
     """``names(split, number)``: what the classes of a task are called, in the order of their labels; ``None``: they
     have no names."""
+    limits: tuple[float, float] | None = None
+    """The least and the largest target of training tasks, where predictions are to be kept near them."""

@@ -19,6 +19,7 @@ from headstart.core.objective import meta_loss
 from headstart.data.rows import Rows, row_tasks
 from headstart.errors import ShapeError, UnknownNameError, UsageError
 from headstart.testing import check_learner, random_episodes
+from headstart.training.evaluate import evaluate
 from headstart.training.loop import fit, start
 from headstart.types import Batch, Episodes, Meta
 
@@ -204,7 +205,7 @@ def test_it_finds_the_variances_of_a_mixed_effects_model_and_the_bend():
         pass
     seen = learner.shown(state.meta)
     assert seen["noise"].item() == pytest.approx(0.2, abs=0.05)
-    assert seen["kernel.effects.diagonal"][0].item() == pytest.approx(0.8, abs=0.3)
+    assert seen["effects.inputs"][0, 0].sqrt().item() == pytest.approx(0.8, abs=0.3)
     episodes = tasks.sample("test", range(10))
     adapted, _ = learner.adapt(state.meta, episodes.support)
     predicted = learner.distribution(adapted, episodes.query.x)
@@ -356,3 +357,21 @@ def test_pooling_copes_with_constant_features():
     line = pooled(tasks, torch.float32)[0]
     assert line.isfinite().all()
     assert line.sum().item() == pytest.approx(3.5, rel=1e-3)
+
+
+def test_a_quadratic_trend_is_a_line_in_the_square_of_time_too():
+    check_learner(lambda taskmap: TABLE(trend="quadratic", kernel="linear"), EPISODES, order=True)
+    generator = torch.Generator().manual_seed(0)
+    time, task = torch.linspace(-1, 1, 10).repeat(30), torch.arange(30).repeat_interleave(10)
+    bend = torch.randn(30, generator=generator)[task]
+    y = (bend * time.square() + 0.05 * torch.randn(300, generator=generator)).unsqueeze(1)
+    splits = {"train": range(20), "validation": range(20, 22), "test": range(22, 30)}
+    tasks = row_tasks(Rows(time.unsqueeze(1), y, task, tuple(map(str, range(30)))), splits, support=4)
+    errors = {}
+    for trend in ("linear", "quadratic"):
+        learner = gaussian_process(inputs=1, trend=trend, kernel="linear")
+        *_, last = fit(
+            learner, tasks, steps=100, tasks_per_step=20, optimizer=lambda values: torch.optim.Adam(values, 0.05)
+        )
+        errors[trend] = evaluate(learner, last.state.meta, tasks).mean
+    assert errors["quadratic"] < 0.01 < errors["linear"]

@@ -9,7 +9,8 @@ import torch
 import headstart
 from headstart.data.curves.sinusoid import sinusoid
 from headstart.errors import ConfigError, DataError, DivergenceError
-from headstart.training.evaluate import evaluate, interval, student
+from headstart.training.calibration import calibrated
+from headstart.training.evaluate import calibrate, evaluate, interval, student
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Tasks
 
 
@@ -194,3 +195,50 @@ def test_a_distribution_that_is_none_is_an_error():
     for variance in (0.0, math.nan):
         with pytest.raises(DivergenceError, match="not finite"):
             evaluate(_said(variance), Meta({}, {}), _ragged(), episodes=4)
+
+
+def test_rmse_mae_and_r2_are_those_of_numpy(mean_learner, line_tasks):
+    learner = mean_learner(steps=1)
+    score = evaluate(learner, learner.init(None), line_tasks()._replace(unit=2.0), episodes=7, batch=3)
+    off, y = np.repeat(np.arange(7.0), 3), 2 * np.repeat(np.arange(7.0), 3)
+    assert score.errors == pytest.approx((np.sqrt((off**2).mean()), off.mean(), 1 - (off**2).sum() / y.var() / 21))
+    assert score.median == 9 and score.worst == (6, 36)
+
+
+def test_predictions_are_kept_near_the_targets_of_training_tasks(mean_learner, line_tasks):
+    learner = mean_learner(steps=0)
+    meta = learner.init(None)
+    meta.params["w"] += 2e7
+    wild, kept = (evaluate(learner, meta, line_tasks()._replace(limits=ends), episodes=5) for ends in (None, (0, 4)))
+    assert wild.mean > 1e14 and kept.mean < 64
+
+
+def _many(spreads):
+    """Task t has 20 normal targets about 0, of the standard deviation ``spreads[t]``."""
+
+    def sample(split, numbers):
+        draw = torch.Generator().manual_seed({"validation": 0, "test": 1}[split])
+        y = torch.randn(len(spreads), 20, 1, generator=draw) * torch.tensor(spreads).view(-1, 1, 1)
+        batch = Batch(torch.ones_like(y), y)
+        return Episodes(*(Batch(*(part[list(numbers)] for part in batch[:2])) for _ in range(2)))
+
+    return Tasks("many", sample, "regression", (1,), 1, {}, dict.fromkeys(("validation", "test"), len(spreads)))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_intervals_hold_what_they_say_of_tasks_that_differ(mean_learner, own):
+    learner = mean_learner(steps=0)
+
+    def distribution(adapted, x):
+        return Gaussian(learner.predict(adapted, x), torch.full_like(x, 0.09))
+
+    learner = learner._replace(distribution=distribution if own else None)
+    tasks, meta = _many([0.5, 1.0, 2.0, 4.0] * 10), learner.init(None)
+    spread = calibrate(learner, meta, tasks)
+    assert spread is not None and spread.tasks == 40
+    before = evaluate(learner, meta, tasks).calibration
+    after = evaluate(calibrated(learner, spread), meta, tasks).calibration
+    assert before is None or before.coverage < 0.5
+    assert after is not None and 0.87 < after.coverage < 0.95
+    few = calibrate(learner, meta, _many([1.0, 2.0, 3.0]))
+    assert few is not None and few.tasks == 3 and 0 < few.factor < 100

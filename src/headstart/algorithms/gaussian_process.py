@@ -13,7 +13,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from headstart.algorithms import gaussians, kernels
+from headstart.algorithms.estimators import time_of
 from headstart.algorithms.gaussians import Likelihood, View
+from headstart.algorithms.heads import head
 from headstart.algorithms.heads.head import Embedding, embedding
 from headstart.algorithms.kernels import Kernel, with_one
 from headstart.core import losses, tree
@@ -31,10 +33,12 @@ HEAD = 0.1
 NOISE, INTERCEPT, SLOPES, REST = 0.3, 0.5, 0.3, 0.05
 #: The standard deviation of the weak prior, in units of the logarithm.
 WIDTH = 2.0
-#: The parts of M that count, and are not learned: rounded, they have no derivative.
-COUNTS = ("values", "tasks")
+#: The parts of M that count or tell which input is time, and are not learned: rounded, they have no derivative.
+COUNTS = ("values", "tasks", "time")
 #: The random effects' covariance is never widened by more than this.
 WIDEST = 2.0
+#: What reports call the covariance of a task's own intercept and slopes of all inputs (and of time's square).
+EFFECTS = "effects.inputs"
 #: How many target values the weak prior is weighed against before `Learner.prepare` has counted them.
 VALUES = 1000.0
 
@@ -91,9 +95,10 @@ def _layers(params: Params) -> range:
     return range(1, 1 + sum(name.startswith("hidden") for name in params) // 2)
 
 
-def pooled(tasks: Tasks, dtype: torch.dtype) -> tuple[Tensor, int, int]:
+def pooled(tasks: Tasks, dtype: torch.dtype, more: Callable[[Tensor], Tensor] = lambda x: x) -> tuple[Tensor, int, int]:
     """Return the least-squares weights ``(1 + d, o)`` of y on [1, x], and how many target values and tasks there are.
 
+    ``more`` makes x of inputs ``(N, inputs)``.
     Of all training tasks, or `MOST_TASKS`; the number of tasks is 0 where there is no end of them.
     """
     count = (tasks.counts or {}).get("train", 0)
@@ -101,7 +106,7 @@ def pooled(tasks: Tasks, dtype: torch.dtype) -> tuple[Tensor, int, int]:
     batches = tasks.sample("train", range(seen))
     rows = [(batch.x.flatten(2)[there(batch)], batch.y[there(batch)]) for batch in batches]
     x, y = (torch.cat(parts).double() for parts in zip(*rows))
-    design = with_one(x)
+    design = with_one(more(x))
     square = design.T @ design
     # a little ridge: features may be constant, or copies of each other
     ridge = 1e-6 * len(design) * torch.eye(len(square), dtype=square.dtype, device=square.device)
@@ -161,6 +166,7 @@ def gaussian_process(
     outputs: int = 1,
     mean: Form = "network",
     kernel: Literal["exponential", "matern", "rbf", "linear"] = "exponential",
+    trend: Literal["linear", "quadratic"] = "linear",
     hidden: Sequence[Size] = (16,),
     regularization: NotNegative = 1.0,
     likelihood: Likelihood = "joint",
@@ -193,6 +199,8 @@ def gaussian_process(
         mean: what all tasks have in common: a line plus a network (``"network"``), ``"linear"`` or ``"constant"``.
         kernel: what is added to the random intercept and slopes: ``"exponential"`` (Matérn of smoothness 1/2, a
             continuous AR(1)), smooth curves (``"matern"`` of smoothness 5/2, or ``"rbf"``), or nothing (``"linear"``).
+        trend: with ``"quadratic"``, the mean's line and the random effects have the square of time besides. Time is
+            the table's time column, or the only input, which `Learner.prepare` finds; without one there is no square.
         hidden: widths of the layers of the mean function's network.
         regularization: how much the weak prior counts; 1 is maximum a posteriori, 0 maximum likelihood. It is weighed
             against the number of target values of the training tasks, which `Learner.prepare` counts (1000 before).
@@ -223,29 +231,48 @@ def gaussian_process(
         "rbf": kernels.rbf,
         "linear": None,
     }
-    parts = {"effects": kernels.effects(inputs, intercept=INTERCEPT, slopes=SLOPES)}
+    columns = inputs + pick("trend", trend, {"linear": 0, "quadratic": 1})
+    parts = {"effects": kernels.effects(columns, intercept=INTERCEPT, slopes=SLOPES)}
     further = pick("kernel", kernel, rest)
-    total = kernels.total(parts if further is None else parts | {"rest": further(inputs, scale=REST)})
+    if further is not None:
+        parts |= {"rest": kernels.of_first(inputs, further(inputs, scale=REST))}
+    total = kernels.total(parts)
 
     def init(generator: Generator | None = None) -> Meta:
         structure = tree.prefixed("kernel", total.start(generator, like.dtype))
         counts = {"values": torch.tensor(VALUES), "tasks": torch.tensor(0.0)}
+        counts |= {} if trend == "linear" else {"time": torch.full((inputs,), float(inputs == 1))}
         structure |= {"log_noise": torch.tensor(math.log(NOISE), dtype=like.dtype), **counts}
         own = phi.start()
-        params = mean_start(form, inputs, outputs, hidden, generator, like.dtype)
+        params = mean_start(form, columns, outputs, hidden, generator, like.dtype)
         params |= tree.prefixed("module", {**own.params, **own.structure})
         both = (tree.prefixed("mean", params), structure)
         return Meta(*({name: value.to(like) for name, value in part.items()} for part in both))
 
+    def design(structure: Params, rows: Tensor) -> Tensor:
+        if trend == "linear":
+            return rows
+        time = rows @ structure["time"].round().to(rows)
+        return torch.cat([rows, time.square().unsqueeze(-1)], -1)
+
+    def prepare(meta: Meta, tasks: Tasks, seed: int, folder: object = None, /) -> Meta:
+        structure, values = dict(meta.structure), meta.structure["values"]
+        structure |= {name: time_of(tasks, value) for name, value in structure.items() if name == "time"}
+        line, *counts = pooled(tasks, values.dtype, partial(design, structure))
+        params, line = dict(meta.params), line.to(values.device)
+        if "mean.linear" in params:
+            params |= {"mean.bias": line[0].clone(), "mean.linear": line[1:].clone()}
+        return Meta(params, structure | {name: torch.full_like(values, n) for name, n in zip(COUNTS, counts)})
+
     def view(meta: Meta, x: Tree, own: Params, seed: Tensor | None, draw: int) -> tuple[Tensor, Tensor, Params]:
         if x.flatten(2).shape[-1] != inputs:
             raise ShapeError(f"inputs have {x.flatten(2).shape[-1]} features; the learner was made for inputs={inputs}")
-        params = tree.within(meta.params, "mean")
-        means = mean_values(params, x)
+        params, rows = tree.within(meta.params, "mean"), design(meta.structure, x.flatten(2))
+        means = mean_values(params, rows)
         if module is not None:
             curve, own = phi.apply(tree.within(params, "module"), own, x, seed, draw)
             means = means + curve.reshape(means.shape)
-        return x.flatten(2), means, own
+        return rows, means, own
 
     def penalty(meta: Meta) -> Tensor:
         """Return −log p(θ, M) for each target value of the training tasks."""
@@ -254,10 +281,15 @@ def gaussian_process(
         # the number of values is a constant: rounded, it has no derivative
         return regularization * cost / meta.structure["values"].round().clamp(min=1)
 
+    def shown(meta: Meta) -> Params:
+        """Return M with the random effects' covariance, of the intercept and the slopes."""
+        found = {name: value for name, value in head.shown(meta).items() if not name.startswith("kernel.effects.")}
+        return {EFFECTS: kernels.covariance(tree.within(meta.structure, "kernel.effects"))} | found
+
     start = init(None).structure
     wider = [_widened] if likelihood == "joint" else []
     learner = _conditioned(init, view, total, phi, likelihood, *wider)
-    return learner._replace(penalty=penalty, prepare=_prepare)
+    return learner._replace(penalty=penalty, prepare=prepare, shown=shown)
 
 
 @extends(embedding)
@@ -324,12 +356,3 @@ def _widened(meta: Meta) -> Meta:
     factor = ((tasks + 1) / (tasks - len(logs) - 2).clamp(min=1)).clamp(max=WIDEST)
     factor = torch.where(tasks > 0, factor, 1)
     return meta._replace(structure=meta.structure | {"kernel.effects.log_diagonal": logs + 0.5 * factor.log()})
-
-
-def _prepare(meta: Meta, tasks: Tasks, seed: int, folder: object = None, /) -> Meta:
-    params, values = dict(meta.params), meta.structure["values"]
-    line, *counts = pooled(tasks, values.dtype)
-    if "mean.linear" in params:
-        line = line.to(values.device)
-        params |= {"mean.bias": line[0].clone(), "mean.linear": line[1:].clone()}
-    return Meta(params, meta.structure | {name: torch.full_like(values, n) for name, n in zip(COUNTS, counts)})

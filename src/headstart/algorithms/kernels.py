@@ -139,6 +139,20 @@ def effects(features: int, *, intercept: float = 1.0, slopes: float = 1.0) -> Ke
     )
 
 
+def covariance(params: Params) -> Tensor:
+    """Return the covariance L Lᵀ of `effects`: of the intercept and the slopes, ``(1 + d, 1 + d)``."""
+    factor = triangular(params["log_diagonal"], params["lower"])
+    return factor @ factor.mT
+
+
+def of_first(features: int, kernel: Kernel) -> Kernel:
+    """Return the kernel of the first ``features`` of its inputs."""
+    return kernel._replace(
+        matrix=lambda params, left, right: kernel.matrix(params, left[..., :features], right[..., :features]),
+        diagonal=lambda params, x: kernel.diagonal(params, x[..., :features]),
+    )
+
+
 def with_one(x: Tensor) -> Tensor:
     """Return [1, x] ``(B, n, 1 + d)``."""
     return torch.cat([torch.ones_like(x[..., :1]), x], -1)

@@ -30,12 +30,16 @@ def train(*words: Raw) -> int:
     called = call(_train, words, [choices(base)]) if base["tasks"] else call(_train, words, [], more)
     if called is None:
         return 0
+    from headstart.training.choose import shortlist, train
     from headstart.training.progress import view
     from headstart.training.report.report import score_to_json
-    from headstart.training.run import train
 
-    config = resolve(merged(base, called.tree), names.get("config", ""))
-    result = train(config, called.own.get("out") or default_folder(config), view=view())
+    tree = merged(base, called.tree)
+    config, listed = resolve(tree, names.get("config", "")), shortlist(tree)
+    folder = default_folder(config)
+    if len(listed) > 1:
+        folder = folder.with_name(f"{folder.name.removesuffix(config.method.name)}chosen")
+    result = train(tree if listed else config, called.own.get("out") or folder, view=view())
     if called.own.get("as_json"):
         told = {
             "run": str(result.run),
@@ -72,7 +76,8 @@ def _train(
     Args:
         tasks: A task family's name (headstart list tasks), or a folder or file of your own: a folder of class folders
             of images, a CSV or Parquet file. Default: from --config.
-        method: How to meta-learn (headstart list methods). Default: maml; for tables gaussian_process.
+        method: How to meta-learn (headstart list methods). Default: maml; for tables of numbers the best of a short
+            list on the validation tasks, which the report tells.
         model: The network (headstart list models). Default: conv4 for images, else mlp.
         out: The run's folder. Default: runs/TASKS-METHOD.
         config: A .json, .yaml or .toml file with such options, nested as in a run's config.json; flags win over it.

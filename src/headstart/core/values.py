@@ -1,9 +1,9 @@
-"""When the values of a tensor may be looked at, and what is demanded of them."""
+"""When the values of a tensor may be looked at, what is demanded of them, and where they are drawn near."""
 
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -78,3 +78,22 @@ def one_hot(labels: Tensor, ways: int, like: Tensor) -> Tensor:
     if like.device.type == "cpu":
         return member
     return torch.where((labels >= 0) & (labels < ways), member, torch.nan)
+
+
+#: Numbers are taken as they are up to this share of their range beyond it; no further than twice that.
+SLACK = 0.5
+
+
+def bounded(values: Any, limits: tuple[float, float]) -> Any:
+    """Return an array or tensor, its numbers far outside of ``limits`` drawn near, in their order.
+
+    Beyond `SLACK` of the range they approach twice as much; what is not finite gives NaN.
+
+    >>> bounded(torch.tensor([0.0, 1.0, 1.5, 2.0, 99.5]), (0.0, 1.0))
+    tensor([0.0000, 1.0000, 1.5000, 1.7500, 1.9975])
+    """
+    low, high = limits
+    slack = SLACK * (high - low) or 1.0
+    inside = values.clip(low - slack, high + slack)
+    beyond = values - inside
+    return inside + beyond / (1 + abs(beyond) / slack)

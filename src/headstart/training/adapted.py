@@ -25,13 +25,15 @@ from headstart.data.kind import DataKind, Inputs, NewTask, Row, find_kind, kind_
 from headstart.errors import ConfigError, DataError, DivergenceError, FileError, UsageError, unknown_name
 from headstart.registry import find, rows
 from headstart.training.build import find_device, make_learner
+from headstart.training.calibration import Spread, calibrated, near
 from headstart.training.checkpoint import alike, newest
 from headstart.training.config import Config, resolve
 from headstart.training.files import from_safetensors, make_folder, read, read_json, to_json, to_safetensors, write
 from headstart.training.loop import start
 from headstart.training.metrics import csv_text
 from headstart.training.preparation import PREPARATION, read_preparation
-from headstart.training.run import read_config
+from headstart.training.report.card import spread_text
+from headstart.training.run import read_config, read_spread
 from headstart.types import Adapted, Batch, Learner, Meta, Params, Tasks
 
 FORMAT = "headstart-adapted-1"
@@ -66,6 +68,8 @@ class AdaptedModel(NamedTuple):
     """Of the run."""
     tasks: tuple[AdaptedTask, ...]
     device: torch.device
+    spread: Spread | None = None
+    """How wide intervals have to be, by the run's validation tasks."""
 
 
 def adapt(
@@ -100,7 +104,8 @@ def adapt(
     prepared = kind.read(preparation, str(run / PREPARATION))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is not empty; choose a new folder")
-    learner_of = _learners(config, kind, prepared, where)
+    spread = read_spread(run)
+    learner_of = _learners(config, kind, prepared, where, spread)
     # the run's own tasks are not made: their data may be elsewhere
     meta = newest(run, start(learner_of(0)).meta).best.meta
     supports = kind.support(prepared, Path(source), strict)
@@ -120,16 +125,23 @@ def adapt(
                 place: AdaptedTask(*given[place], learner_of(classes), _alone(adapted, row))
                 for row, place in enumerate(places)
             }
-    model = AdaptedModel(kind, preparation, config, tuple(tasks[place] for place in range(len(given))), where)
+    model = AdaptedModel(kind, preparation, config, tuple(tasks[place] for place in range(len(given))), where, spread)
     _save(out, model)
     return model
 
 
-def _learners(config: Config, kind: DataKind, prepared: Any, device: torch.device) -> Callable[[int], Learner]:
+def _learners(
+    config: Config, kind: DataKind, prepared: Any, device: torch.device, spread: Spread | None
+) -> Callable[[int], Learner]:
     if config.option("method.buffers") == "batch":
         own = config.method
         config = config._replace(method=own._replace(options={**own.options, "buffers": "task"}))
-    return cache(lambda classes: make_learner(config, kind.like(prepared, classes), device)[0])
+
+    def made(classes: int) -> Learner:
+        like = kind.like(prepared, classes)
+        return near(calibrated(make_learner(config, like, device)[0], spread), like)
+
+    return cache(made)
 
 
 def _refuse_ways(config: Config, like: Tasks, source: str, tasks: Sequence[NewTask]) -> None:
@@ -195,6 +207,7 @@ def _save(out: Path, model: AdaptedModel) -> None:
         "kind": model.kind.name,
         "config": model.config.tree(),
         "preparation": model.preparation,
+        "intervals": model.spread and model.spread._asdict(),
         "tasks": [NewTask(*task[:3])._asdict() for task in model.tasks],
     }
     make_folder(out)
@@ -225,11 +238,11 @@ def open_adapted(folder: str | Path, device: str = "auto") -> AdaptedModel:
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path} does not describe an adapted model: {error}") from error
     _check_sizes(kind, prepared, tasks, str(path))
-    config = resolve(options, str(path))
-    learner_of = _learners(config, kind, prepared, where)
+    config, spread = resolve(options, str(path)), Spread.from_json(described.get("intervals"), str(path))
+    learner_of = _learners(config, kind, prepared, where, spread)
     adapted = _read_weights(folder / WEIGHTS, kind, prepared, tasks, learner_of, where)
     found = (AdaptedTask(*task, learner_of(len(task.labels)), own) for task, own in zip(tasks, adapted))
-    return AdaptedModel(kind, described["preparation"], config, tuple(found), where)
+    return AdaptedModel(kind, described["preparation"], config, tuple(found), where, spread)
 
 
 def _check_sizes(kind: DataKind, prepared: Any, tasks: Sequence[NewTask], where: str) -> None:
@@ -296,8 +309,8 @@ def predict(
 
     Returns:
         A dict for each example, in order: the file's own columns, or the ``image``; the ``prediction``; in
-        classification its ``probability``, and the ``probabilities`` of all labels; and where the method knows what it
-        does not know, ``low`` and ``high``, between which 90 % of observations are to lie.
+        classification its ``probability``, and the ``probabilities`` of all labels; of numbers ``low`` and ``high``,
+        between which 90 % of observations are to lie, by the run's validation tasks.
 
     Raises:
         DataError: data that do not fit the run's, that cannot be read, or that are of a task that was not learned.
@@ -416,6 +429,7 @@ def _card(model: AdaptedModel) -> str:
         rows = list(zip(tasks[0].labels or (kind.examples,), tasks[0].counts))
     table = "\n".join(f"| {name} | {count} |" for name, count in rows)
     what = f"{len(tasks)} tasks" if len(tasks) > 1 else "a task" if tasks[0].name is None else f"`{tasks[0].name}`"
+    told = "the model's own, not calibrated" if model.spread is None else spread_text(model.spread)
     return f"""# {what} learned from {total} {kind.examples}
 
 Predicts {kind.predicts(kind.read(model.preparation, "the run"))}. Learned by {config.method.name}{steps}, from weights
@@ -427,6 +441,6 @@ meta-learned on {config.tasks.name}; made with headstart.
 
     headstart predict FOLDER {kind.usage[1]}
 
-It gives the `prediction`, and in classification the probability of each label; where the method knows what it does not
-know, `low` and `high`, between which 90 % of observations are to lie. They are the model's own, and not calibrated.
+It gives the `prediction`, and in classification the probability of each label; of numbers also `low` and `high`,
+between which 90 % of observations are to lie: {told}.
 """

@@ -31,11 +31,11 @@ def default_methods(tree: Tree | str) -> tuple[str, ...]:
         HeadstartError: tasks that cannot be made.
     """
     parts = normal(tree)
-    kind, target = find("data", find("task", parts["tasks"]["name"]).kind), _target(parts)
+    kind, target = find("data", find("task", parts["tasks"]["name"]).kind), target_of(parts)
     return tuple(name for name in kind.compared if target in find("method", name).targets)
 
 
-def _target(parts: dict[str, dict[str, Any]]) -> Target:
+def target_of(parts: dict[str, dict[str, Any]]) -> Target:
     """Return what the tasks are to be predicted; they are made for it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # training makes the tasks again, and warns then
@@ -79,7 +79,7 @@ def compare(
     out, view = Path(out), view or View()
     parts = normal(tree)
     configs = _configs(parts, default_methods(tree) if methods is None else methods)
-    target = _target(parts)
+    target = target_of(parts)
     for method in configs:
         refuse_target(find("method", method), target, parts["tasks"]["name"])
     make_folder(out)

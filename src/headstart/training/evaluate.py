@@ -3,14 +3,16 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from statistics import mean
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from headstart.core import losses
 from headstart.errors import ConfigError, DivergenceError
-from headstart.training.calibration import coverage, gaussian_nll, interval_width
+from headstart.training.calibration import Spread, coverage, gaussian_nll, interval_width, near, spread_of
 from headstart.training.loop import check_data, named
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Learner, Meta, Tasks, Tree
 
@@ -37,6 +39,17 @@ class Calibration(NamedTuple):
     level: float = 0.9
 
 
+class Errors(NamedTuple):
+    """How far predicted numbers are off, as people ask for it, in the data's own unit."""
+
+    rmse: float
+    """√ of the mean squared error."""
+    mae: float
+    """The mean absolute error: the mean over tasks of each task's."""
+    r2: float
+    """1 − the squared errors of all query values / their squares about their mean; NaN where all are the same."""
+
+
 class Score(NamedTuple):
     """How well a learner does on tasks 0 … N − 1 of a split."""
 
@@ -55,6 +68,19 @@ class Score(NamedTuple):
     """The same by number of inner steps taken; not finite where adaptation diverged on some task."""
     calibration: Calibration | None = None
     """``None`` for learners that predict no distribution."""
+    errors: Errors | None = None
+    """``None`` in classification."""
+
+    @property
+    def median(self) -> float:
+        """The median of the tasks' values."""
+        return float(np.median(self.values))
+
+    @property
+    def worst(self) -> tuple[int, float]:
+        """The number of the worst task, and its value."""
+        place = int((np.argmin if self.metric == "accuracy" else np.argmax)(self.values))
+        return place, self.values[place]
 
 
 def evaluate(
@@ -71,7 +97,7 @@ def evaluate(
     """Adapt to the support set of each of the first ``episodes`` tasks of a split, and judge on its query set.
 
     The tasks are always the same, dropout is off, and nothing is changed: ``meta`` is bit-equal afterwards. Errors
-    are in the data's own unit (`Tasks.unit`).
+    are in the data's own unit (`Tasks.unit`), and predictions kept near the targets of training tasks (`Tasks.limits`).
 
     Args:
         learner, meta: the method, and what was meta-learned.
@@ -103,12 +129,12 @@ def evaluate(
         episodes = min(episodes, tasks.counts[split])
     metric: Metric = "accuracy" if tasks.kind == "classification" else "mse"
     scale = tasks.unit**2 if metric == "mse" else 1.0
-    own = learner.steps
+    learner, own = near(learner, tasks), learner.steps
     counts: Sequence[int | None] = [own]
     if own is not None:
         own, counts = (steps, [steps]) if isinstance(steps, int) else (own, sorted({own, *(steps or ())}))
     values: dict[int | None, list[float]] = {count: [] for count in counts}
-    looks: list[Tensor] = []
+    looks, offs = list[Tensor](), list[_Off]()
     for first in range(0, episodes, batch):
         numbers = range(first, min(first + batch, episodes))
         sampled = tasks.sample(split, numbers)
@@ -118,6 +144,8 @@ def evaluate(
             found += [scale * value for value in _measured(metric, outputs, sampled.query)]
             if count == own:
                 _check_finite(found[first:], sampled, split, numbers)
+                if metric == "mse":
+                    offs += _off(outputs, sampled.query)
                 if distribution is not None:
                     looks.append(_looks(distribution, sampled.query))
                     _check_finite(looks[-1][:, 0].tolist(), sampled, split, numbers)
@@ -125,7 +153,58 @@ def evaluate(
             on_batch(numbers[-1] + 1)
     by_step = {count: interval(found) for count, found in values.items() if count is not None}
     calibration = _calibration(looks, tasks.unit) if looks else None
-    return Score(metric, *interval(values[own]), episodes, split, tuple(values[own]), by_step, calibration)
+    errors = _errors(offs, tasks.unit) if metric == "mse" else None
+    return Score(metric, *interval(values[own]), episodes, split, tuple(values[own]), by_step, calibration, errors)
+
+
+def calibrate(learner: Learner, meta: Meta, tasks: Tasks, *, episodes: int = 600, batch: int = 20) -> Spread | None:
+    """Return how wide a regressor's intervals have to be, by at most ``episodes`` of the validation tasks.
+
+    ``None`` in classification, where there is no such task, and where predictions are not finite. For a learner without
+    distributions all are as wide.
+    """
+    count = episodes if tasks.counts is None else min(episodes, tasks.counts.get("validation", 0))
+    if tasks.kind != "regression" or not count:
+        return None
+    learner, ratios = near(learner, tasks), list[Tensor]()
+    for first in range(0, count, batch):
+        sampled = tasks.sample("validation", range(first, min(first + batch, count)))
+        with torch.no_grad():
+            adapted, _ = learner.adapt(meta, sampled.support)
+            outputs, distribution = answer(learner, adapted, sampled.query.x)
+            if distribution is not None:
+                unit = distribution.variance.sqrt()
+                outputs, sampled = outputs / unit, sampled._replace(query=_over(sampled.query, unit))
+        ratios += [task.off.abs().flatten() for task in _off(outputs, sampled.query)]
+    found = spread_of(ratios)
+    return found if math.isfinite(found.factor) else None
+
+
+def _over(query: Batch, unit: Tensor) -> Batch:
+    return query._replace(y=query.y / unit)
+
+
+class _Off(NamedTuple):
+    """Of one task's query examples that are there, ``(n, outputs)``, in double precision."""
+
+    off: Tensor
+    y: Tensor
+
+
+def _off(outputs: Tensor, query: Batch) -> list[_Off]:
+    y = query.y.cpu().double().flatten(2)
+    off = outputs.cpu().double().reshape(y.shape) - y
+    mask = torch.ones(y.shape[:2], dtype=torch.bool) if query.mask is None else query.mask.cpu()
+    return [_Off(*(part[place][mask[place]] for part in (off, y))) for place in range(len(y))]
+
+
+def _errors(offs: Sequence[_Off], unit: float) -> Errors:
+    tasks = [task for task in offs if task.off.numel()]
+    squares, absolute = ([float(size(task.off).mean()) for task in tasks] for size in (torch.square, torch.abs))
+    off, y = (torch.cat(parts) for parts in zip(*tasks))
+    about = float((y - y.mean(0)).square().sum())
+    r2 = 1 - float(off.square().sum()) / about if about > 0 else math.nan
+    return Errors(unit * math.sqrt(mean(squares)), unit * mean(absolute), r2)
 
 
 def adapted_after(learner: Learner, meta: Meta, support: Batch, counts: Sequence[int | None]) -> Iterator[Adapted]:

@@ -27,20 +27,23 @@ from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, FileError
 from headstart.training import checkpoint as checkpoints
 from headstart.training.build import Job, build, make_optimizer, reproducible
+from headstart.training.calibration import Spread, calibrated
 from headstart.training.checkpoint import Checkpoint
 from headstart.training.config import Config, Outer, Tree, diff, resolve
-from headstart.training.evaluate import Score, evaluate
+from headstart.training.evaluate import Score, calibrate, evaluate
 from headstart.training.files import TEMPORARY, make_folder, read_json, to_json, to_safetensors, write
 from headstart.training.fit_best import Best, first, fit_best
 from headstart.training.loop import State, flat, start
 from headstart.training.metrics import MetricsFile, write_csv
 from headstart.training.preparation import refuse_other_data, write_preparation
 from headstart.training.progress import View
-from headstart.training.report.report import by_task, report, score_to_json, shown
+from headstart.training.report.report import CHOICE, RESULTS, by_task, report, score_to_json, shown
 from headstart.training.signals import Stop, only_writer, stop_signals
 from headstart.types import Meta
 
 CONFIG = "config.json"
+CANDIDATES = "candidates"
+"""The folder in a run's of those that it was chosen from (`headstart.training.choose`)."""
 LEARNED = ("structure.json", "structure.csv", "structure.png")
 
 
@@ -63,7 +66,7 @@ class _Stopped(Exception):  # noqa: N818 - not an error
     """Leaves the final evaluation."""
 
 
-def train(config: Config | Tree | str, out: str | Path, *, view: View | None = None) -> Result:
+def train(config: Config | Tree | str, out: str | Path, *, view: View | None = None, tested: bool = True) -> Result:
     """Meta-train as ``config`` says, in the folder ``out``, or go on with the run that is there.
 
     The weights with the best validation score are kept, and judged on the test tasks at the end. A run that was
@@ -74,6 +77,7 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
         config: the options, as `headstart.training.config` has them; a text is the tasks alone.
         out: the run's folder; made where it does not exist.
         view: where to report progress to; by default nowhere.
+        tested: whether to judge on the test tasks, too.
 
     Raises:
         ConfigError: options that do not go together, or that differ from those of the run in ``out``.
@@ -102,7 +106,7 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
                 view.close()
                 write(run / "last.safetensors", to_safetensors(flat(state.meta)))
                 write(run / "best.safetensors", to_safetensors(flat(best.meta)))
-                score = None if stop.requested else _test(job, run, state, best, stop, view)
+                score = None if stop.requested or not tested else _test(job, run, state, best, stop, view)
                 return Result(run, config, state.step, best.step, score, stop.number)
             finally:
                 view.close()
@@ -195,6 +199,8 @@ def _test(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View)
         if stop.requested:
             raise _Stopped
 
+    spread = calibrate(job.learner, best.meta, job.tasks, episodes=job.config.run.evaluate_tasks)
+    job = job._replace(learner=calibrated(job.learner, spread))
     try:
         score = test(job, best.meta, on_batch=leave_if_asked)
     except _Stopped:
@@ -202,6 +208,7 @@ def _test(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View)
     results = score_to_json(score)
     results |= {"step": state.step, "best_step": best.step, "best_validation": best.value}
     results |= {"parameters": job.parameters, "device": str(job.device), "headstart": headstart.__version__}
+    results |= {"intervals": spread and spread._asdict()}
     write_csv(run / "test.csv", by_task(job, score))
     write(run / "results.json", to_json(results))
     report(run, job, best.meta)
@@ -238,7 +245,15 @@ def open_run(run: str | Path, device: str = "auto") -> tuple[Job, Checkpoint]:
     tree["run"]["device"] = device
     job = build(resolve(tree))
     refuse_other_data(run, kind_of_family(job.config.tasks.name), job.tasks)
+    job = job._replace(learner=calibrated(job.learner, read_spread(run)))
     return job, checkpoints.newest(run, start(job.learner).meta)
+
+
+def read_spread(run: Path) -> Spread | None:
+    """Return how wide a run's intervals have to be; ``None`` where it has not come to say so."""
+    path = run / RESULTS
+    results = read_json(path) if path.exists() else {}
+    return Spread.from_json(results.get("intervals") if isinstance(results, dict) else results, str(path))
 
 
 def read_config(run: Path) -> Config:
@@ -268,5 +283,8 @@ def _refuse_other_run(run: Path, config: Config) -> None:
                 f"the run in {run} was made with other options (then -> now):\n  {listed}\n"
                 "choose another --out, or give the same options (--steps may be raised where --schedule is constant)"
             )
-    elif run.is_dir() and any(not path.name.startswith((".lock", TEMPORARY)) for path in run.iterdir()):
+    elif run.is_dir() and any(
+        path.name not in (CANDIDATES, CHOICE) and not path.name.startswith((".lock", TEMPORARY))
+        for path in run.iterdir()
+    ):
         raise ConfigError(f"{run} is not empty and holds no run; choose an empty or a new folder for --out")

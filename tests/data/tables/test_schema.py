@@ -14,7 +14,9 @@ from headstart.data.tables.read import Table, strings
 from headstart.data.tables.schema import (
     Feature,
     Schema,
+    Shown,
     UnseenValueWarning,
+    copies,
     encode_features,
     encode_target,
     learn_features,
@@ -49,7 +51,9 @@ def features(draw: Any) -> Feature:
         categories = draw(st.lists(NAMES, min_size=1, unique=True))
         return Feature(column, "category", categories=tuple(categories), missing=missing)
     kind = draw(st.sampled_from(["number", "boolean", "date"]))
-    return Feature(column, kind, draw(FINITE), draw(POSITIVE), (), "date" if kind == "date" else "", missing)
+    limits = draw(st.none() | st.tuples(FINITE, FINITE).map(lambda ends: (min(ends), max(ends))))
+    more = "date" if kind == "date" else "", missing, draw(POSITIVE), limits
+    return Feature(column, kind, draw(FINITE), draw(POSITIVE), (), *more)
 
 
 @st.composite
@@ -220,8 +224,45 @@ def test_a_value_of_another_kind_is_named(in_memory: Any) -> None:
         encode_features(schema, in_memory({"x": ["3", "many"], "day": ["2020-01-01", "2020-01-02"]}))
     with pytest.raises(DataError, match="line 2, column 'day': '2020-01-01T00:00' is not a date, as"):
         encode_features(schema, in_memory({"x": ["3"], "day": ["2020-01-01T00:00"]}))
+    points = schema._replace(features=tuple(f._replace(limits=None) for f in schema.features))
     with pytest.raises(DataError, match="line 2, column 'x': 1e300 is too far from the training tasks' values"):
-        encode_features(schema, in_memory({"x": ["1e300"], "day": ["2020-01-01"]}))
+        encode_features(points, in_memory({"x": ["1e300"], "day": ["2020-01-01"]}))
+
+
+def test_far_away_values_are_bounded_in_their_order_and_warned_of(in_memory: Any) -> None:
+    schema = learned(in_memory({"x": ["1", "3"], "day": ["2020-01-01", "2020-01-02"]}))
+    far = in_memory({"x": ["1", "4", "5", "1e6", "1e300", "-9"], "day": ["2020-01-01"] * 6})
+    with pytest.warns(UnseenValueWarning, match="column 'x': lines 4, 5, 6, 7: far from the 1 to 3 of training tasks"):
+        x = encode_features(schema, far)[:, 0].tolist()
+    assert x[:2] == [-1, 2] and 2 < x[2] < x[3] <= x[4] <= 3 and -3 < x[5] < -2
+
+
+def skewed(in_memory: Any, law: Any) -> Feature:
+    draw = np.random.default_rng(0)
+    x = np.exp(1.5 * draw.standard_normal(300))
+    y = law(x) + 0.1 * draw.standard_normal(300)
+    shown = Shown(y[:, None], np.arange(300) // 10)
+    return learn_features(in_memory({"x": [str(value) for value in x]}), ["x"], True, shown).features[0]
+
+
+def test_a_skewed_column_is_taken_by_its_logarithm_where_training_tasks_show_no_line(in_memory: Any) -> None:
+    assert skewed(in_memory, lambda x: x).unit == 0
+    found = skewed(in_memory, np.log)
+    assert found.unit > 0
+    values = np.array([-3.0, 0.0, 0.5, 40.0])
+    assert np.allclose(found._replace(limits=None).decode(found._replace(limits=None).encode(values)), values)
+
+
+def test_a_feature_that_is_the_target_is_found(in_memory: Any) -> None:
+    draw = np.random.default_rng(0).permutation(30)
+    texts = {"copy": 2 * draw, "log": -np.log(1 + draw), "near": draw + (draw == 3) * 9, "code": draw % 3}
+    table = in_memory({name: list(map(str, column)) for name, column in texts.items()} | {"word": [*"abc"] * 10})
+    features = learn_features(table, [*texts, "word"], True).features
+    told = copies(table, features, Shown(draw[:, None].astype(float), draw))
+    assert ["'copy'" in told[0], "'log'" in told[1], len(told)] == [True, True, 2]
+    classes = np.eye(3)[draw % 3]
+    [one] = copies(table, features, Shown(classes, draw))
+    assert "column 'code'" in one and "in all 30 rows" in one
 
 
 def test_constant_columns_are_left_out_and_empty_ones_refused(in_memory: Any) -> None:

@@ -14,7 +14,8 @@ SCORE = Score("mse", 0.5, 0.1, 3, "test", (0.4, 0.5, 0.6), {1: Interval(0.5, 0.1
 
 def test_a_score_without_a_distribution_is_as_it_always_was():
     told = score_to_json(SCORE)
-    assert sorted(told) == ["by_inner_step", "ci95", "episodes", "mean", "metric", "split"]
+    assert sorted(told) == ["by_inner_step", "ci95", "episodes", "mean", "median", "metric", "split", "worst"]
+    assert (told["median"], told["worst"]) == (0.5, 0.6)
     assert told["by_inner_step"] == {"1": {"mean": 0.5, "ci95": 0.1}, "2": {"mean": None, "ci95": None}}
 
 

@@ -15,13 +15,23 @@ import headstart
 from headstart import registry
 from headstart.core.parameters import Context, Structural
 from headstart.core.rules import Rule, per_tensor
+from headstart.data.tables.schema import Feature, Schema
 from headstart.errors import ConfigError
 from headstart.forward.mixture import Mixture, Skip
 from headstart.registry import rows as registered
 from headstart.training.build import build
 from headstart.training.config import resolve
 from headstart.training.report.report import report
-from headstart.training.report.structure import Findings, find, last_step, learned, movement, summary, write_findings
+from headstart.training.report.structure import (
+    Findings,
+    find,
+    last_step,
+    learned,
+    movement,
+    random_effects,
+    summary,
+    write_findings,
+)
 from headstart.training.report.structure_plot import _place_name, draw_structure
 from headstart.training.run import open_run, train
 from headstart.types import Meta
@@ -307,3 +317,18 @@ def test_a_module_s_own_part_is_named_by_its_path():
     of_a_rule = {"part": "curvature.output", "tensor": "hidden1.weight", "step": None}
     assert _place_name(own, several=True) == "hidden1.after.layer.weight"
     assert _place_name(of_a_rule, several=True) == "hidden1.weight (output)"
+
+
+@pytest.mark.parametrize("name", ["effects.inputs", "effects.time"])
+def test_random_effects_are_told_in_the_tables_units(mean_learner, name):
+    day = Feature("day", "number", 4.5, 3.0)
+    schema = Schema("who", "reaction", "day", "regression", (day,), 300.0, 50.0)
+    factor = torch.tensor([[0.5, 0.0], [0.06, 0.08]])
+    learner = mean_learner()._replace(shown=lambda meta: {name: factor @ factor.T})
+    intercept, slope = random_effects(learner, learner.init(None), schema)
+    assert (intercept["effect"], intercept["sd"], intercept["correlations"]) == ("intercept", pytest.approx(25), [])
+    # 0.1 of 50 for 3 days
+    assert (slope["effect"], slope["sd"], slope["correlations"]) == ("day", pytest.approx(5 / 3), [pytest.approx(0.6)])
+    bent = mean_learner()._replace(shown=lambda meta: {name: torch.eye(3)})
+    assert [row["effect"] for row in random_effects(bent, learner.init(None), schema)][2] == "day squared"
+    assert random_effects(mean_learner(), learner.init(None), schema) == []

@@ -122,7 +122,8 @@ def mixed_effects(
         return meta._replace(structure={name: found[name].to(value) for name, value in meta.structure.items()})
 
     def shown(meta: Meta) -> Params:
-        return {name: meta.structure[name] for name in ("fixed", "random_covariance", "noise")}
+        names = {"fixed": "fixed", "random_covariance": "effects.time", "noise": "noise"}
+        return {told: meta.structure[name] for name, told in names.items()}
 
     learner = Learner(init, adapt, lambda adapted, x: distribution(adapted, x).mean, losses.mse, None, exact=False)
     return learner._replace(distribution=distribution, prepare=prepare, shown=shown)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from headstart.data.kind import DataKind, Inputs, NewTask, Row, class_answers, files_of, number_answers, unsampled
 from headstart.data.tables.read import distinct, find_columns, in_order, is_missing, read_table, refuse_missing
-from headstart.data.tables.schema import Schema, encode_features, encode_target, schema_from_json
+from headstart.data.tables.schema import Feature, Schema, encode_features, encode_target, schema_from_json
 from headstart.types import Batch, Tasks
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
@@ -22,16 +22,18 @@ def _difference(kept: Schema, now: Schema) -> str:
     if [feature.column for feature in kept.features] != [feature.column for feature in now.features]:
         return "which columns are features"
     for before, after in zip(kept.features, now.features):
-        plain = before._replace(mean=after.mean, scale=after.scale)
-        if plain != after or _moved((before.mean, before.scale), (after.mean, after.scale)):
+        plain = before._replace(mean=after.mean, scale=after.scale, unit=after.unit, limits=after.limits)
+        if plain != after or _moved(before, after) or not math.isclose(before.unit, after.unit, rel_tol=_ROUNDING):
             return f"column {before.column!r}"
-    plain = kept._replace(mean=now.mean, scale=now.scale, features=now.features)
-    return f"column {kept.target!r}" if plain != now or _moved((kept.mean, kept.scale), (now.mean, now.scale)) else ""
+    plain = kept._replace(mean=now.mean, scale=now.scale, features=now.features, limits=now.limits)
+    return f"column {kept.target!r}" if plain != now or _moved(kept, now) else ""
 
 
-def _moved(before: tuple[float, float], after: tuple[float, float]) -> bool:
-    slack = _ROUNDING * max(abs(before[0]), before[1])
-    return not all(math.isclose(one, other, rel_tol=_ROUNDING, abs_tol=slack) for one, other in zip(before, after))
+def _moved(before: Feature | Schema, after: Feature | Schema) -> bool:
+    slack = _ROUNDING * max(abs(before.mean), before.scale)
+    ends = (*(before.limits or ()), before.mean, before.scale), (*(after.limits or ()), after.mean, after.scale)
+    same = (math.isclose(one, other, rel_tol=_ROUNDING, abs_tol=slack) for one, other in zip(*ends))
+    return len(ends[0]) != len(ends[1]) or not all(same)
 
 
 def _support(schema: Schema, source: Path, strict: bool) -> list[tuple[NewTask, Batch]]:
@@ -104,7 +106,14 @@ TABLES = DataKind(
     read=schema_from_json,
     difference=_difference,
     like=lambda schema, classes: Tasks(
-        "table", unsampled, schema.kind, (len(schema.inputs),), len(schema.classes) or 1, {}, unit=schema.scale
+        "table",
+        unsampled,
+        schema.kind,
+        (len(schema.inputs),),
+        len(schema.classes) or 1,
+        {},
+        unit=schema.scale,
+        limits=schema.limits,
     ),
     support=_support,
     inputs=_inputs,

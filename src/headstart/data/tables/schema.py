@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
+from headstart.core.values import bounded
 from headstart.data.tables import read
 from headstart.data.tables.read import Table, Texts
 from headstart.errors import DataError, FileError
-from headstart.schema import Positive
+from headstart.schema import NotNegative, Positive
 
 FeatureKind = Literal["number", "boolean", "date", "category"]
 TargetKind = Literal["regression", "classification"]
@@ -38,6 +39,20 @@ class Feature(NamedTuple):
     """Which of the formats of `headstart.data.tables.read.date_format` dates are in."""
     missing: bool = False
     """Whether an input tells where the value is missing: if it is so in some row of the training tasks."""
+    unit: NotNegative = 0.0
+    """s, where a value v is taken as sign(v) log(1 + |v| / s), which mean and scale are then of; 0: as it is."""
+    limits: tuple[float, float] | None = None
+    """The least and the largest input of training tasks, near which `bounded` keeps all others; none of a category."""
+
+    def encode(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the inputs of values."""
+        inputs = (_logged(values, self.unit) - self.mean) / self.scale
+        return inputs if self.limits is None else bounded(inputs, self.limits)
+
+    def decode(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the values of inputs that are near those of training tasks."""
+        values = inputs * self.scale + self.mean
+        return np.sign(values) * self.unit * np.expm1(np.abs(values)) if self.unit else values
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -60,6 +75,8 @@ class Schema(NamedTuple):
     """Their standard deviation; 1 in classification."""
     classes: tuple[str, ...] = ()
     """Those of the training tasks, sorted, then those that only other tasks have; empty in regression."""
+    limits: tuple[float, float] | None = None
+    """The least and the largest standardised target of training tasks, near which predictions are kept."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -77,8 +94,11 @@ def schema_to_json(schema: Schema) -> dict[str, Any]:
     >>> schema_from_json(schema_to_json(schema), "here") == schema
     True
     """
-    features = [{**feature._asdict(), "categories": list(feature.categories)} for feature in schema.features]
-    return {"format": FORMAT, **schema._asdict(), "features": features, "classes": list(schema.classes)}
+
+    def plain(part: Feature | Schema) -> dict[str, Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in part._asdict().items()}
+
+    return {"format": FORMAT, **plain(schema), "features": [plain(feature) for feature in schema.features]}
 
 
 def schema_from_json(value: Any, where: str) -> Schema:
@@ -109,11 +129,62 @@ def _check_whole(schema: Schema) -> None:
             raise ValueError(f"{names} are not different")
     if (schema.kind == "classification") != (len(schema.classes) >= 2):
         raise ValueError(f"{len(schema.classes)} classes in {schema.kind}")
+    for limits in (schema.limits, *(feature.limits for feature in schema.features)):
+        if limits is not None and limits[0] > limits[1]:
+            raise ValueError(f"limits {limits} are not in order")
     for feature in schema.features:
         if (feature.kind == "category") != bool(feature.categories):
             raise ValueError(f"column {feature.column!r} is a {feature.kind} of {len(feature.categories)} categories")
         if (feature.kind == "date") != bool(feature.date_format):
             raise ValueError(f"column {feature.column!r} is a {feature.kind} of date format {feature.date_format!r}")
+
+
+def _logged(values: NDArray[np.float64], unit: float) -> NDArray[np.float64]:
+    return np.sign(values) * np.log1p(np.abs(values) / unit) if unit else values
+
+
+#: A number column is skewed from this third standardised moment on.
+_SKEWED = 1.0
+_FOLDS = 5
+
+
+class Shown(NamedTuple):
+    """What rows of training tasks show beside features: how to take a skewed column is judged by it."""
+
+    y: NDArray[np.float64]
+    """``(N, targets)``: numbers, or 1 in the column of the row's class."""
+    task: NDArray[np.int64]
+
+
+def _unit(values: NDArray[np.float64], shown: Shown) -> float:
+    """Return the unit of a column's logarithm; 0 where it is not skewed, or tells other tasks' targets better as it is.
+
+    Judged by a line through the rows of four fifths of the tasks, on the rows of the others.
+    """
+    sizes = np.abs(values[values != 0])
+    units = [float(unit) for unit in np.quantile(sizes, (0.05, 0.5)) if unit > 0] if len(sizes) else []
+    skews = {unit: abs(_skewness(_logged(values, unit))) for unit in (0.0, *units)}
+    best = min(skews, key=skews.__getitem__)
+    if skews[0.0] < _SKEWED or skews[best] > skews[0.0] / 2:
+        return 0.0
+    plain, logged = (_foretold(_logged(values, unit), shown) for unit in (0.0, best))
+    return 0.0 if plain < logged else best
+
+
+def _skewness(values: NDArray[np.float64]) -> float:
+    scale = values.std()
+    return float((((values - values.mean()) / scale) ** 3).mean()) if scale > 0 else 0.0
+
+
+def _foretold(values: NDArray[np.float64], shown: Shown) -> float:
+    """Return the squared error of a line through some tasks' rows on those of others."""
+    numbers = np.unique(shown.task, return_inverse=True)[1] % _FOLDS
+    x, total = np.stack([np.ones_like(values), (values - values.mean()) / (values.std() or 1.0)], 1), 0.0
+    for fold in range(_FOLDS):
+        out = numbers == fold
+        line = np.linalg.lstsq(x[~out], shown.y[~out], rcond=None)[0]
+        total += float(((shown.y[out] - x[out] @ line) ** 2).sum())
+    return total
 
 
 MOST_CATEGORIES = 50
@@ -131,11 +202,13 @@ class Learned(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def learn_features(table: Table, columns: Sequence[str], strict: bool) -> Learned:
+def learn_features(table: Table, columns: Sequence[str], strict: bool, shown: Shown | None = None) -> Learned:
     """Return how ``columns`` become inputs, from the rows of training tasks.
 
     A column whose values are all numbers is a number; all true or false, a boolean; mostly dates, a date; anything else
     is a category. Columns of one value are left out; so are texts of too many (refused if ``strict``), with a warning.
+    A skewed number is taken by its logarithm, unless a line through it as it is tells the targets of other tasks better
+    (by ``shown``, without which all are taken as they are).
 
     Raises:
         DataError: a column without any value, dates in several formats, numbers that are not finite, too many
@@ -147,7 +220,7 @@ def learn_features(table: Table, columns: Sequence[str], strict: bool) -> Learne
         there = ~read.is_missing(texts)
         if not there.any():
             raise read.error(table, column, None, "it has no value in the training tasks; leave it out (--columns)")
-        feature = _feature(table, column, there)
+        feature = _feature(table, column, there, shown)
         if there.all() and (feature.scale == 0 or len(feature.categories) == 1):
             left_out[column] = f"constant: always {texts[0]!s} in the training tasks"
             continue
@@ -171,7 +244,7 @@ def learn_features(table: Table, columns: Sequence[str], strict: bool) -> Learne
     return Learned(tuple(features), left_out, tuple(warnings))
 
 
-def _feature(table: Table, column: str, there: NDArray[np.bool_]) -> Feature:
+def _feature(table: Table, column: str, there: NDArray[np.bool_], shown: Shown | None) -> Feature:
     texts, missing, kind, date_format = table.columns[column], not bool(there.all()), "number", ""
     if read.as_numbers(texts) is None:
         names = tuple(name for name in read.distinct(texts)[0] if name)
@@ -183,7 +256,17 @@ def _feature(table: Table, column: str, there: NDArray[np.bool_]) -> Feature:
                 read.numbers(table, column, "or leave the column out (--columns)")  # refuses them
             return Feature(column, "category", categories=names, missing=missing)
     values = column_values(table, column, kind, date_format)[there]
-    return Feature(column, kind, *_moments(table, column, values), date_format=date_format, missing=missing)
+    moments = _moments(table, column, values)
+    found = Feature(column, kind, *moments, date_format=date_format, missing=missing)
+    if not found.scale:
+        return found
+    if kind == "number" and shown is not None:
+        unit = _unit(values, Shown(shown.y[there], shown.task[there]))
+        found = found._replace(unit=unit)
+        if unit:
+            found = found._replace(mean=float((logged := _logged(values, unit)).mean()), scale=float(logged.std()))
+    inputs = found.encode(values)
+    return found._replace(limits=(float(inputs.min()), float(inputs.max())))
 
 
 def _spoilt(table: Table, feature: Feature) -> str:
@@ -230,6 +313,7 @@ class Target(NamedTuple):
     mean: float = 0.0
     scale: float = 1.0
     classes: tuple[str, ...] = ()
+    limits: tuple[float, float] | None = None
 
 
 def learn_target(table: Table, column: str, asked: Literal["auto", "regression", "classification"]) -> Target:
@@ -247,7 +331,8 @@ def learn_target(table: Table, column: str, asked: Literal["auto", "regression",
             raise read.error(
                 table, column, None, f"the target is always {table.columns[column][0]!s} in the training tasks"
             )
-        return Target("regression", mean, scale)
+        ends = float((values.min() - mean) / scale), float((values.max() - mean) / scale)
+        return Target("regression", mean, scale, (), ends)
     names = read.distinct(table.columns[column])[0]
     if len(names) < 2:
         raise read.error(table, column, None, f"the target has one class only in the training tasks, {names[0]!r}")
@@ -268,6 +353,37 @@ def regression_target(table: Table, column: str) -> NDArray[np.float64]:
     """Return the target's numbers; the error names a value that is none, and says how to predict classes."""
     fix = "a regression target is a number in every row; for classes take --target-kind classification"
     return read.numbers(table, column, fix)
+
+
+#: So many rows of training tasks are enough to see that a feature tells the target exactly.
+_ROWS_TO_COPY = 20
+
+
+def copies(table: Table, features: Sequence[Feature], shown: Shown) -> list[str]:
+    """Return a warning for each feature that is the target itself, in another form: from rows of training tasks.
+
+    A number that rises, or falls, with the target in all rows, whatever their task; or a feature that has as many
+    values as there are classes, one for each.
+    """
+    found, classes = [], shown.y.shape[1]
+    target = np.unique(shown.y @ np.arange(1, classes + 1) if classes > 1 else shown.y[:, 0], return_inverse=True)[1]
+    for feature in features if len(target) >= _ROWS_TO_COPY else ():
+        texts = table.columns[feature.column]
+        there = ~read.is_missing(texts)
+        if feature.kind in ("category", "boolean") or classes > 1:
+            own = read.distinct(texts[there])[1]
+        else:
+            own = column_values(table, feature.column, feature.kind, feature.date_format)[there]
+        own, aim = np.unique(own, return_inverse=True)[1], target[there]
+        count = int(own.max()) + 1
+        same = count == int(aim.max()) + 1 == len(np.unique(own * len(aim) + aim)) and len(aim) >= _ROWS_TO_COPY
+        if classes == 1 and same:
+            same = count > 2 and (bool((own == aim).all()) or bool((own == count - 1 - aim).all()))
+        if same:
+            reason = f"it tells the target exactly, in all {len(aim)} rows of training tasks that have it"
+            fix = "if it is the target in another form, scores mean nothing: leave it out (--columns)"
+            found.append(str(read.error(table, feature.column, None, f"{reason}; {fix}")))
+    return found
 
 
 class UnseenValueWarning(UserWarning):
@@ -299,15 +415,27 @@ def _fill(x: NDArray[np.float32], feature: Feature, table: Table) -> None:
                 _warn(table, feature.column, f"{name!r} in {where} is in no training task")
     else:
         values = column_values(table, feature.column, feature.kind, feature.date_format)
-        with np.errstate(over="ignore"):  # infinity is refused below
-            x[:, 0] = np.where(missing, 0.0, (values - feature.mean) / feature.scale)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+            x[:, 0] = np.where(missing, 0.0, feature.encode(values))
         row = read.first(~np.isfinite(x[:, 0]))
         if row is not None:
             raise read.error(table, feature.column, row, f"{texts[row]!s} is too far from the training tasks' values")
+        _warn_of_far(table, feature, values, missing)
     if feature.missing:
         x[:, -1] = missing
     elif missing.any():
         _warn(table, feature.column, f"missing in {read.listed(table, missing)}, but never in the training tasks")
+
+
+def _warn_of_far(table: Table, feature: Feature, values: NDArray[np.float64], missing: NDArray[np.bool_]) -> None:
+    if feature.limits is None:
+        return
+    plain = feature._replace(limits=None)
+    far = ~missing & (feature.encode(values) != plain.encode(values))
+    if far.any():
+        ends = "to".join(f" {value:.6g} " for value in plain.decode(np.array(feature.limits)))
+        reason = f"far from the{ends}of training tasks, so the value is taken for one that is nearer"
+        _warn(table, feature.column, f"{read.listed(table, far)}: {reason}")
 
 
 def _places(texts: Texts, known: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:

@@ -10,6 +10,7 @@ import torch
 from annotated_types import Ge, Le
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from headstart.data.random import SPLITS, bits, check_seed
 from headstart.data.rows import OnShort, Order, Rows, row_tasks
@@ -17,7 +18,9 @@ from headstart.data.tables import read
 from headstart.data.tables.read import Table, Texts
 from headstart.data.tables.schema import (
     Schema,
+    Shown,
     UnseenValueWarning,
+    copies,
     encode_features,
     encode_target,
     learn_features,
@@ -39,6 +42,10 @@ _INDEX = "__index_level_0__"
 
 class LeftOutWarning(UserWarning):
     """A column that could not be made use of."""
+
+
+class TargetAmongFeaturesWarning(UserWarning):
+    """A feature that seems to be the target in another form."""
 
 
 def table(
@@ -63,9 +70,10 @@ def table(
     """Make tasks out of a table with one row an example.
 
     Whole tasks are for training, validation or test. How columns become numbers is learned from the training tasks
-    alone (`headstart.data.tables.schema.learn_features`): inputs and a regression target are standardised, a missing
-    number is the mean (an input beside it tells so, where training tasks miss some too), a category is one input for
-    each value.
+    alone (`headstart.data.tables.schema.learn_features`): inputs and a regression target are standardised, skewed
+    numbers by their logarithm where that tells more, a missing number is the mean (an input beside it tells so, where
+    training tasks miss some too), a category is one input for each value. A number far outside the training tasks'
+    range is drawn near it, with a warning.
 
     Args:
         data: a CSV or Parquet file.
@@ -131,7 +139,8 @@ def table(
         )  # fmt: skip
     except DataError as problem:
         raise DataError(f"{where}: {problem}") from problem
-    return tasks._replace(names=lambda split, number: classes) if classes else tasks
+    named = (lambda split, number: classes) if classes else None
+    return tasks._replace(names=named, limits=encoded.schema.limits)
 
 
 class _Roles(NamedTuple):
@@ -218,17 +227,23 @@ def _read(
 def _encoded(grouped: Grouped, splits: Mapping[str, Sequence[int]], roles: _Roles, target_kind: AskedKind) -> _Encoded:
     """Learn the schema from the rows of training tasks, and encode all rows by it; classes that are new come last."""
     table, texts = grouped.table, grouped.table.columns[roles.target]
-    training = table.rows(np.isin(grouped.task.numpy(), splits["train"]))
-    learned = learn_features(training, roles.features(table), strict=roles.columns is not None)
+    own = np.isin(grouped.task.numpy(), splits["train"])
+    training = table.rows(own)
+    aim = learn_target(training, roles.target, target_kind)
+    y = encode_target(Schema(roles.task, roles.target, roles.time, aim.kind, (), *aim[1:]), training)
+    shown = Shown((one_hot(y) if aim.classes else y).double().numpy(), grouped.task.numpy()[own])
+    learned = learn_features(training, roles.features(table), strict=roles.columns is not None, shown=shown)
     for message in learned.warnings:
         warnings.warn(message, LeftOutWarning, stacklevel=4)
-    aim = learn_target(training, roles.target, target_kind)
+    for message in copies(training, learned.features, shown):
+        warnings.warn(message, TargetAmongFeaturesWarning, stacklevel=4)
     new = {name: texts == name for name in read.distinct(texts)[0] if aim.classes and name not in aim.classes}
     for name, rows in new.items():
         message = f"class {name!r} in {read.listed(table, rows)} is in no training task"
         warnings.warn(str(read.error(table, roles.target, None, message)), UnseenValueWarning, stacklevel=4)
     classes, count = (*aim.classes, *new), sum(int(rows.sum()) for rows in new.values())
-    schema = Schema(roles.task, roles.target, roles.time, aim.kind, learned.features, aim.mean, aim.scale, classes)
+    given = roles.task, roles.target, roles.time, aim.kind, learned.features
+    schema = Schema(*given, *aim._replace(classes=classes)[1:])
     return _Encoded(schema, encode_features(schema, table), encode_target(schema, table), learned.left_out, count)
 
 

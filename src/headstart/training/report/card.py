@@ -6,6 +6,7 @@ from typing import Any
 from headstart.data.kind import kind_of_family
 from headstart.registry import find
 from headstart.training.build import Job
+from headstart.training.calibration import LEVEL, Spread
 from headstart.training.config import command, schema_of, text
 from headstart.training.report.figures import half
 from headstart.training.report.structure import Findings, summary
@@ -40,7 +41,7 @@ Weights from which a new task of this kind is learned out of a few examples, mad
 ![Training and adaptation](results.png)
 {structure}
 {noted}
-
+{_effects(found)}
 ## Make it again
 
     {command(config)}
@@ -51,19 +52,41 @@ Weights from which a new task of this kind is learned out of a few examples, mad
 """
 
 
+def _effects(found: Findings) -> str:
+    """Return the table of random effects; empty where there are none."""
+    if not found.effects:
+        return ""
+    lines = []
+    for row in found.effects[:20]:
+        told = ", ".join("?" if one is None else f"{one:+.2f}" for one in row["correlations"])
+        lines.append(f"| {row['effect']} | {row['sd']:.4g} | {told} |")
+    more = f"\nand {len(found.effects) - 20} more in structure.json\n" if len(found.effects) > 20 else ""
+    head = "| effect | standard deviation | correlations with those above |\n|---|---|---|"
+    told = (
+        "What each task has of its own, as it varies over tasks: the intercept at the features' means, and slopes in"
+        " the target's unit for one of the feature's."
+    )
+    return "\n".join(["", "## How tasks differ", "", told, "", head, *lines, more])
+
+
 def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
     config = job.config
     method, tasks = find("method", config.method.name), find("task", config.tasks.name)
     rows = {
         "Result": _result(results),
+        "In other words": more_text(results),
         "Tasks": f"{tasks.name}: {tasks.summary}",
         "A task": kind_of_family(config.tasks.name).task(job.tasks),
         "Data": _data(job),
         "Method": f"{method.name}: {method.summary}" + (f" ({method.reference})" if method.reference else ""),
         "Model": _model(job),
     }
+    if "choice" in results:
+        rows["Chosen"] = choice_text(results["choice"])
     if "calibration" in results:
         rows["Calibration"] = calibration_text(results["calibration"])
+    if results.get("intervals"):
+        rows["Intervals"] = spread_text(Spread(**results["intervals"]))
     inner, outer = config.option("method.steps"), config.outer
     if inner is not None:
         rows["Inner loop"] = f"{inner} gradient step{'s' * (inner != 1)} of size {config.option('method.rate')}"
@@ -126,6 +149,25 @@ def _model(job: Job) -> str:
     return f"{model.name} ({told}), {job.parameters} parameters"
 
 
+def more_text(results: Mapping[str, Any]) -> str:
+    """Return what people ask for beside the mean, of a score's JSON: other errors, the median and the worst task.
+
+    >>> more_text({"metric": "mse", "median": 1.0, "worst": 9.0, "errors": {"rmse": 1.5, "mae": 1.25, "r2": 0.912}})
+    'RMSE 1.5, MAE 1.25, R² 0.912; RMSE of the median task 1, of the worst 3'
+    >>> more_text({"metric": "accuracy", "median": 0.98, "worst": 0.5})
+    'accuracy of the median task 98 %, of the worst 50 %'
+    """
+    if results["metric"] == "accuracy":
+        median, worst = (f"{100 * results[name]:.4g} %" for name in ("median", "worst"))
+        return f"accuracy of the median task {median}, of the worst {worst}"
+    found = results["errors"]
+    median, worst = (f"{results[name] ** 0.5:.4g}" for name in ("median", "worst"))
+    r2 = "" if found["r2"] is None or found["r2"] != found["r2"] else f", R² {found['r2']:.3f}"
+    return (
+        f"RMSE {found['rmse']:.4g}, MAE {found['mae']:.4g}{r2}; RMSE of the median task {median}, of the worst {worst}"
+    )
+
+
 def calibration_text(found: Mapping[str, Any]) -> str:
     """Return how well predicted distributions fit, as people write it; from a `Calibration`'s fields.
 
@@ -137,3 +179,31 @@ def calibration_text(found: Mapping[str, Any]) -> str:
         f"{100 * found['level']:.0f} % intervals hold {100 * found['coverage']:.1f} % of the values, and are"
         f" {found['width']:.3g} wide on average; log-likelihood of a value {-nll:.3g}"
     )
+
+
+def spread_text(spread: Spread) -> str:
+    """Return how intervals were made as wide as they are.
+
+    >>> spread_text(Spread(1.25, 12))
+    '1.25 times as wide as the model says, as 90 % of what 12 validation tasks hold needs (conformal by task)'
+    """
+    return (
+        f"{spread.factor:.3g} times as wide as the model says, as {100 * LEVEL:.0f} % of what {spread.tasks} validation"
+        f" tasks hold needs (conformal by task)"
+    )
+
+
+def choice_text(choice: Mapping[str, Any]) -> str:
+    """Return which method was chosen from which, and by how much the others were worse; from ``choice.json``.
+
+    >>> rows = [{"name": "a", "mean": 1.5, "more": 0.0, "more_ci95": 0.0}]
+    >>> rows += [{"name": "b", "mean": 2.0, "more": 0.5, "more_ci95": 0.25}]
+    >>> choice_text({"chosen": "a", "metric": "mse", "validation_tasks": 9, "candidates": rows})
+    'a, by the mse on 9 validation tasks: a 1.5; b 2 (+0.5 ± 0.25)'
+    """
+    told = []
+    for row in choice["candidates"]:
+        more = "" if row["more_ci95"] is None else f" ± {row['more_ci95']:.2g}"
+        told.append(f"{row['name']} {row['mean']:.4g}" + (f" ({row['more']:+.2g}{more})" if row["more"] else ""))
+    tasks = choice["validation_tasks"]
+    return f"{choice['chosen']}, by the {choice['metric']} on {tasks} validation tasks: {'; '.join(told)}"

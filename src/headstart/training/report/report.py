@@ -18,6 +18,8 @@ from headstart.training.report.structure_plot import draw_structure
 from headstart.types import Meta, Tasks
 
 RESULTS = "results.json"
+CHOICE = "choice.json"
+"""What the method was chosen from, where nobody named one."""
 
 
 def report(run: Path, job: Job, meta: Meta) -> list[Path]:
@@ -35,6 +37,8 @@ def report(run: Path, job: Job, meta: Meta) -> list[Path]:
         FileError: the run has no test score yet, or a file cannot be written.
     """
     results, lines, found = read_results(run), read_lines(run), find(job, meta)
+    if (run / CHOICE).exists():
+        results["choice"] = read_json(run / CHOICE)
     rows = validations(lines)
     write_csv(run / "results.csv", rows)
     made = [run / "results.csv", *(write_findings(run, found) if found.any() else ())]
@@ -78,7 +82,7 @@ def read_results(run: Path) -> dict[str, Any]:
     if not (run / RESULTS).exists():
         raise FileError(f"the run in {run} has no test score yet: let `headstart train` end it first")
     results = read_json(run / RESULTS)
-    wanted = {"metric", "mean", "ci95", "episodes", "by_inner_step", "best_step"}
+    wanted = {"metric", "mean", "ci95", "episodes", "by_inner_step", "best_step", "median", "worst"}
     if not isinstance(results, dict) or not wanted <= results.keys():
         raise FileError(f"{run / RESULTS} lacks {', '.join(sorted(wanted))}; run `headstart train` again")
     return results
@@ -87,10 +91,14 @@ def read_results(run: Path) -> dict[str, Any]:
 def score_to_json(score: Score) -> dict[str, Any]:
     """Return a score as JSON values, without the tasks' own; what is not finite becomes null.
 
-    ``ci95`` is null for a single task. ``calibration`` is there for learners that predict distributions only.
+    ``ci95`` is null for a single task. ``calibration`` is there for learners that predict distributions only, and
+    ``errors`` where numbers are predicted; ``median`` and ``worst`` are of the tasks.
     """
     told = score._asdict() | {
         "by_inner_step": {str(count): found._asdict() for count, found in score.by_inner_step.items()},
+        "errors": score.errors and score.errors._asdict(),
+        "median": score.median,
+        "worst": score.worst[1],
         "calibration": score.calibration and score.calibration._asdict() | {"nll": score.calibration.nll._asdict()},
     }
     return finite({name: value for name, value in told.items() if name != "values" and value is not None})

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Generator, Tensor
 
+from headstart.data.tables.schema import Feature, Schema, schema_from_json
 from headstart.errors import ConfigError
 from headstart.training.build import Job
 from headstart.training.evaluate import adapted_after, interval
@@ -35,6 +36,8 @@ class Findings(NamedTuple):
     """Rows of `learned`; empty where M is."""
     movement: list[Row]
     """Rows of `movement`; empty where nothing takes inner steps."""
+    effects: list[Row] = []
+    """Rows of `random_effects`; empty where the method has none, or the tasks are no table."""
 
     def any(self) -> bool:
         """Return whether M holds anything, or anything moved."""
@@ -45,13 +48,16 @@ def find(job: Job, meta: Meta) -> Findings:
     """Return what was learned about the model of a run, with movement over at most as many tasks as it is tested on."""
     there = (job.tasks.counts or {}).get("test", TASKS)
     episodes = max(2, min(TASKS, job.config.run.test_tasks, there))
-    return Findings(learned(job.learner, meta), movement(job, meta, episodes))
+    schema = job.tasks.details.get("schema")
+    effects = [] if schema is None else random_effects(job.learner, meta, schema_from_json(schema, "the run's table"))
+    return Findings(learned(job.learner, meta), movement(job, meta, episodes), effects)
 
 
 def write_findings(run: Path, found: Findings) -> list[Path]:
     """Write ``structure.json`` and, as flat rows of the same numbers, ``structure.csv``; return their paths."""
     write(run / "structure.json", to_json(found._asdict()))
-    rows = [{"about": about, **row} for about, part in found._asdict().items() for row in part]
+    parts = {"learned": found.learned, "movement": found.movement}
+    rows = [{"about": about, **row} for about, part in parts.items() for row in part]
     for row in rows:
         row["values"] = " ".join(map(str, row.get("values") or ()))
     write_csv(run / "structure.csv", [{name: row.get(name) for name in _COLUMNS} for row in rows])
@@ -167,6 +173,42 @@ def learned(learner: Learner, meta: Meta) -> list[Row]:
             else:
                 rows.append(_row(kind, part, tensor, None, value))
     return rows
+
+
+def random_effects(learner: Learner, meta: Meta, schema: Schema) -> list[Row]:
+    """Return how the tasks of a table differ: a row for the intercept and each slope that is a task's own.
+
+    ``sd`` is its standard deviation over tasks, in the target's unit for each of the ``effect``'s; ``correlations`` are
+    with the effects before it. The intercept is at the means of the features; where a feature is taken by its
+    logarithm, the slope is that of the logarithm. Empty for a learner without random effects.
+    """
+    shown = {} if learner.shown is None else learner.shown(meta)
+    name = next((name for name in ("effects.inputs", "effects.time") if name in shown), None)
+    if name is None:
+        return []
+    covariance = shown[name].detach().double().cpu().reshape(-1, *shown[name].shape[-2:])[0]
+    slopes = [(*one, feature) for feature in schema.features for one in _slopes(feature)]
+    timed = [one for one in slopes if one[2].column == schema.time_column and one[2].kind != "category"][:1]
+    timed = timed or (slopes if len(schema.inputs) == 1 else [])
+    listed = timed if name == "effects.time" else slopes
+    names, scales = ["intercept", *(one[0] for one in listed)], [1.0, *(one[1] for one in listed)]
+    if len(names) < len(covariance) and timed:
+        names, scales = [*names, f"{timed[0][0]} squared"], [*scales, timed[0][1] ** 2]
+    rows = []
+    deviations = covariance.diagonal().clamp(min=0).sqrt()
+    for place, (effect, scale) in enumerate(zip(names, scales)):
+        own = covariance[place, :place] / (deviations[place] * deviations[:place])
+        told = [float(value) if value.isfinite() else None for value in own]
+        rows.append({"effect": effect, "sd": schema.scale * float(deviations[place]) / scale, "correlations": told})
+    return rows
+
+
+def _slopes(feature: Feature) -> list[tuple[str, float]]:
+    """Return the names of a feature's inputs, and what 1 of each is in the feature's own unit."""
+    name = f"log(1 + |{feature.column}| / {feature.unit:.4g})" if feature.unit else feature.column
+    if feature.kind == "category":
+        return [(one, 1.0) for one in feature.inputs]
+    return [(name, feature.scale), *((one, 1.0) for one in feature.inputs[1:])]
 
 
 def _in_units(learner: Learner, meta: Meta) -> Params:

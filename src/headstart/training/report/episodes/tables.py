@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from headstart.data.tables.schema import Schema, schema_from_json
+from headstart.data.tables.schema import Feature, Schema, schema_from_json
 from headstart.training.calibration import reach
 from headstart.training.evaluate import answer
 from headstart.training.report import figures as kit
@@ -51,7 +51,7 @@ def _curves(schema: Schema, names: list[str], episodes: Episodes, predict: _Pred
     panels = figure.subplots(2 if count > 2 else 1, 2, sharex=True, sharey=True, squeeze=False).flat
     for axis in panels[count:]:
         axis.set_axis_off()
-    x = (line * feature.scale + feature.mean).cpu()
+    x = _values(feature, line)
     for task, (axis, name) in enumerate(zip(panels, names)):
         if halves is not None:
             kit.band(axis, x, means[task] - halves[task], means[task] + halves[task], kit.BLUE)
@@ -59,7 +59,7 @@ def _curves(schema: Schema, names: list[str], episodes: Episodes, predict: _Pred
         styles = (("o", kit.ORANGE, "learned from"), (".", kit.GREY, "to be predicted"))
         for batch, (style, colour, label) in zip(episodes, styles):
             there = _there(batch)[task]
-            inputs = (batch.x[task, there, 0] * feature.scale + feature.mean).cpu()
+            inputs = _values(feature, batch.x[task, there, 0])
             axis.plot(inputs, _own(schema, batch.y)[task, there], style, color=colour, markersize=7, label=label)
         kit.dress(axis, f"{schema.task_column} {name}", feature.column, schema.target, legend=not task)
     return kit.png(figure)
@@ -94,6 +94,10 @@ def _accuracies(schema: Schema, names: list[str], episodes: Episodes, predict: _
         kit.name_rows(axis, names)
 
     return kit.beside([draw], 6.5, 0.8 + 0.25 * len(shares))
+
+
+def _values(feature: Feature, inputs: Tensor) -> Tensor:
+    return torch.from_numpy(feature.decode(inputs.double().cpu().numpy()))
 
 
 def _there(batch: Batch) -> Tensor:
