@@ -14,7 +14,7 @@ from headstart.core.adjoints import Checkpointed, FirstOrder, Truncated, Unrolle
 from headstart.core.objective import meta_gradient
 from headstart.testing import random_episodes
 
-ADJOINTS = [Unrolled(), FirstOrder(), Checkpointed(2), Truncated(1)]
+ADJOINTS = [Unrolled(), FirstOrder(), Checkpointed(every=2), Truncated(1)]
 
 
 class Counting(nn.Module):
@@ -141,7 +141,7 @@ def test_adapters_in_a_frozen_network(adjoint):
     torch.testing.assert_close(found, meta_gradient(whole(learner), meta, EPISODES), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("adjoint", [Unrolled(), FirstOrder(), Checkpointed(2)], ids=str)
+@pytest.mark.parametrize("adjoint", [Unrolled(), FirstOrder(), Checkpointed(every=2)], ids=str)
 def test_the_trunk_runs_once_for_a_support_set(adjoint):
     learner = LEARNERS["anil"](adjoint=adjoint)
     meta = learner.init(None)

@@ -98,7 +98,7 @@ CASES = {
     "dict": lambda: (maml_of(TwoInputs().double()), structured(dict)),
     "prototypes": lambda: (headstart.prototypes(perceptron(), taskmap="vmap"), ROWS),
     "no steps": lambda: (maml_of(perceptron(), steps=0), ROWS),
-    "checkpointed": lambda: (maml_of(perceptron(), steps=5, adjoint=Checkpointed(2)), ROWS),
+    "checkpointed": lambda: (maml_of(perceptron(), steps=5, adjoint=Checkpointed(every=2)), ROWS),
     "anil": lambda: (headstart.anil(perceptron(), steps=3, taskmap="vmap"), ROWS),
     "several losses": lambda: (at(headstart.maml_plus_plus(convolutional(), steps=2, taskmap="vmap"), 0.0), IMAGES),
 }
@@ -139,7 +139,10 @@ def test_any_number_of_tasks_in_any_parts(tasks, chunk, threads, sum_):
     learner, episodes = maml_of(perceptron()), random_episodes((4,), tasks=tasks)
     meta, reduction = learner.init(None), "sum" if sum_ else "mean"
     other = accelerate(learner, chunk=chunk, threads=threads)
-    assert_same(meta_gradient(other, meta, episodes, reduction), meta_gradient(learner, meta, episodes, reduction))
+    assert_same(
+        meta_gradient(other, meta, episodes, reduction=reduction),
+        meta_gradient(learner, meta, episodes, reduction=reduction),
+    )
 
 
 def parts_of(learner):

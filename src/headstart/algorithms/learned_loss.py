@@ -16,7 +16,7 @@ from headstart.types import Batch, Params
 
 
 def learned_loss(
-    outputs: int, base: str | losses.TaskLoss | None = None, *, hidden: Sequence[int] = (40, 40), name: str = "loss"
+    outputs: int, *, base: str | losses.TaskLoss | None = None, hidden: Sequence[int] = (40, 40), name: str = "loss"
 ) -> InnerLoss:
     """Return the inner loss ``ℓ_φ(y, f(x)) = softplus(network_φ(f(x), y))``, averaged over a task's examples; M = φ.
 

@@ -54,7 +54,7 @@ def check_rule(
         ContractError: the contract that is broken, by how much, and what that means.
 
     >>> from headstart import rules
-    >>> check_rule(rules.chain(rules.clip(norm=1.0), rules.momentum(0.9), rules.scale(0.1, learn=True)))
+    >>> check_rule(rules.chain(rules.clip(norm=1.0), rules.momentum(decay=0.9), rules.scale(0.1, learn=True)))
     """
     case = _case(rule, _small() if module is None else module, steps)
     _check_state(case)
@@ -180,7 +180,7 @@ def _check_zero(case: _Case) -> None:
         require(kit.finite(second), "zero", f"the second derivative is NaN or infinite at a zero gradient; {meaning}")
 
 
-_RULE = chain(momentum(0.5), scale(0.1, learn=True))
+_RULE = chain(momentum(decay=0.5), scale(0.1, learn=True))
 
 
 class _Problem(NamedTuple):

@@ -1,7 +1,7 @@
 """Inner update rules: what one step of adaptation does with a gradient.
 
 A `Rule` turns gradients into the step that is subtracted from the parameters. Atoms join by `chain`, each working
-on what the one before it made: ``chain(clip(norm=1.0), momentum(0.9), scale(0.1))``. An atom that learns declares
+on what the one before it made: ``chain(clip(norm=1.0), momentum(decay=0.9), scale(0.1))``. An atom that learns declares
 its own part of M, which the outer loop meta-learns.
 """
 

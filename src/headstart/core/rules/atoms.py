@@ -101,7 +101,7 @@ def _rated(
     )
 
 
-def momentum(decay: float = 0.9, *, nesterov: bool = False, learn: bool = False, name: str = "momentum") -> Rule:
+def momentum(*, decay: float = 0.9, nesterov: bool = False, learn: bool = False, name: str = "momentum") -> Rule:
     """Accumulate: v ← μ v + g, and step by v, or by g + μ v with Nesterov's look-ahead; equals torch.optim.SGD.
 
     Args:
@@ -128,8 +128,8 @@ def momentum(decay: float = 0.9, *, nesterov: bool = False, learn: bool = False,
     return Rule(update, lambda m, params, seed: tree.zeros_like(params), structure, shown=shown)
 
 
-def adam(decay: float = 0.9, square_decay: float = 0.999, epsilon: float = 1e-8) -> Rule:
-    """Normalise by running moments: m̂ / (√v̂ + ε); follow with `scale`. Equals torch.optim.Adam.
+def adam(*, decay: float = 0.9, square_decay: float = 0.999, epsilon: float = 1e-8) -> Rule:
+    """Normalise by running moments: m̂ / (√v̂ + ε). It takes no rate: ``chain(adam(), scale(α))`` is torch.optim.Adam.
 
     The derivative of √v̂ at 0 is taken as 0, so that a weight without gradient does not make the meta-gradient NaN.
 
