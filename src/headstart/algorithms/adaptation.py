@@ -3,6 +3,7 @@
 θᵢ = the start, then T times θᵢ ← θᵢ − rule(∇ loss on the support set Sᵢ), for B tasks at once.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from headstart.core.losses import present
 from headstart.core.rules import Rule
 from headstart.core.rules.rule import merged_structure
 from headstart.forward.functional import Functional
+from headstart.forward.task_map import OpaqueError
 from headstart.types import Adapted, Batch, Info, Meta, Params, Tree
 
 Gradient: TypeAlias = Callable[[Params], Params]
@@ -147,10 +149,11 @@ class Adaptation:
         features = None
         if self.halves is not None:
             trunk, rest = self.halves
-            features = trunk.apply(_named(trunk, still), {}, support.x, seed=support.seed)[0]
-            # what a layer hands to the next is one argument, whatever it is
-            features = features if isinstance(features, Tensor) else (features,)
-            still = _named(rest, still)
+            with contextlib.suppress(OpaqueError):  # then the whole model is computed at every step
+                features = trunk.apply(_named(trunk, still), {}, support.x, seed=support.seed)[0]
+                # what a layer hands to the next is one argument, whatever it is
+                features = features if isinstance(features, Tensor) else (features,)
+                still = _named(rest, still)
         return Inner(moved, state, buffers), Given(meta.structure, still, support, features), fixed
 
     def support_loss(self, given: Given, moved: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
@@ -158,7 +161,9 @@ class Adaptation:
         batch = given.support if self.examples is None else self.examples(given.support, step)
         params = {**given.params, **moved}
         # a loss may look into the batch, so the features are no part of it
-        model, x = (self.model, batch.x) if self.halves is None else (self.halves[1], given.features)
+        model, x = (self.model, batch.x)
+        if self.halves is not None and given.features is not None:
+            model, x = self.halves[1], given.features
         outputs, buffers = model.apply(params, buffers, x, seed=batch.seed, draw=step, step=step)
         if self.inner_loss is None:
             return self.task_loss(outputs, batch), buffers

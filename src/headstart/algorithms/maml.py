@@ -17,7 +17,7 @@ from headstart.core.objective import backprop
 from headstart.core.parameters import What
 from headstart.core.rules import Rule, chain, curvature, exclude, generated_rates, only, per_weight, scale
 from headstart.errors import UsageError
-from headstart.forward.functional import Buffers, Precision, functional
+from headstart.forward.functional import Buffers, Precision, functional, structured
 from headstart.forward.task_map import TaskMap, TaskMapName
 from headstart.forward.trunk import split
 from headstart.schema import NotNegative, Size, extends
@@ -49,7 +49,8 @@ def maml(
 
     Args:
         module: the model; its trainable weights are where θ starts. It is read, never changed.
-        loss: ``"cross_entropy"``, ``"mse"`` or ``(outputs, batch) -> (B,)``.
+        loss: ``"cross_entropy"``, ``"mse"`` or ``(outputs, batch) -> (B,)``. Of a module that gives more than a tensor,
+            ``outputs`` are its ``.logits``, or, where it has none, all that it gives; a named loss needs one tensor.
         steps: T, the gradient steps of an adaptation.
         rate: the inner step size α, by which a task's loss, a mean over its examples, moves the weights.
         rule: the inner update, by default `scale` (rate), which it takes the place of.
@@ -75,7 +76,8 @@ def maml(
     torch.Size([3, 7, 1])
     """
     how: dict[str, Any] = {"buffers": buffers, "taskmap": taskmap, "precision": precision}
-    model = functional(module, **how)
+    takes_all = {"read": None if isinstance(loss, str) else structured}
+    model = functional(module, **how, **takes_all)
     inner_rule, through = scale(rate) if rule is None else rule, adjoints.resolve(adjoint)
     task_loss = losses.without_padding(losses.resolve(loss), model.batch_statistics)
     leaves = {name: leaf for name, leaf in model.leaves.items() if leaf.role != "structure"}
@@ -84,7 +86,10 @@ def maml(
         raise UsageError(f"the rule leaves nothing to move among {', '.join(leaves) or 'no parameters'}")
     if examples is None and start is None and isinstance(buffers, str):  # these may look into the whole of it
         parts = split(module, names | set(model.buffers))
-        halves = parts and (functional(parts[0], **how), functional(parts[1], **how))
+        halves = parts and (
+            functional(parts[0], **how, read=lambda features: features),
+            functional(parts[1], **how, **takes_all),
+        )
     inner = Adaptation(model, names, inner_rule, task_loss, through, steps, examples, start, inner_loss, halves)
     inner.init(Generator().manual_seed(0))  # refuses now parts of M that clash
     return Learner(

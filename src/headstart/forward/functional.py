@@ -24,12 +24,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.core import tree
 from headstart.core.parameters import Leaf, Role, Structural, matches, role_of
-from headstart.core.process import PLAIN_ATTENTION, WITHOUT_CUDNN, casting
+from headstart.core.process import KEPT, PLAIN_ATTENTION, WITHOUT_CUDNN, casting
 from headstart.errors import DifferentiationError, ShapeError, UsageError, check_known, unknown_name
 from headstart.forward import second_derivatives as twice
 from headstart.forward.over_tasks import over_tasks
 from headstart.forward.skeleton import Skeleton, batch_normalised, refuse_untwiceable, statistics_of, without_weights
-from headstart.forward.task_map import OneTask, TaskMap, auto, first_line, in_turn, loop, vmap
+from headstart.forward.task_map import OneTask, OpaqueError, TaskMap, auto, first_line, in_turn, loop, vmap
 from headstart.types import Params, Tree
 
 BufferPolicy: TypeAlias = Literal["batch", "frozen", "task"]
@@ -87,7 +87,12 @@ modules that are `Stepped`; outputs are ``(B, n, *outputs)``.
 
 
 def functional(
-    module: nn.Module, *, buffers: Buffers = "batch", taskmap: str | TaskMap = "auto", precision: Precision = "full"
+    module: nn.Module,
+    *,
+    buffers: Buffers = "batch",
+    taskmap: str | TaskMap = "auto",
+    precision: Precision = "full",
+    read: "Callable[[Tree], Tree] | None" = None,
 ) -> Functional:
     """Return ``module`` as a pure, task-batched function.
 
@@ -101,6 +106,7 @@ def functional(
         taskmap: ``"auto"``, ``"vmap"``, ``"loop"``, or a function with their interface.
         precision: ``"full"``: that of the parameters; ``"bf16"``: products and convolutions, and their derivatives,
             in bfloat16, with parameters and outputs as they are (PyTorch's autocast).
+        read: ``what the module returns -> outputs``, by default `one_tensor`; `structured` lets any structure through.
 
     Raises:
         DifferentiationError: a layer has no second derivative, or cannot be mapped as asked.
@@ -108,7 +114,7 @@ def functional(
     """
     check_known("precision", precision, ("full", "bf16"))
     refuse_untwiceable(module)
-    policies = _policies(module, buffers)
+    policies, read = _policies(module, buffers), read or one_tensor
     task_map = _resolve(taskmap, module)
     trainable = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
     constants = {name: p.detach() for name, p in module.named_parameters() if not p.requires_grad}
@@ -154,7 +160,7 @@ def functional(
         frame = skeleton(seed is not None, phase == "support")
         turns = images and one_by_one(x, channels)
         if turns:
-            params, x = laid_out(params, x), tree_map(channels_last, x)
+            params, x = laid_out(params, x), tree.mapped(channels_last, x)
         keys = {} if seed is None else {f"{name}.seed": seed for name in frame.dropouts}
         x_args, x_kwargs = _arguments(x)
         dims = [{name: 0 if p.ndim > len(shapes[name]) else None for name, p in params.items()}, 0, 0, 0, 0]
@@ -164,11 +170,14 @@ def functional(
             own = {name: buffer.clone() for name, buffer in buffers.items()}
             frame.restart(draw, step)
             state = {**params, **constants, **own, **keys}
-            outputs = functional_call(frame.body, state, args, kwargs)
+            outputs = read(functional_call(frame.body, state, args, kwargs))
             return outputs, {**own, **frame.updated_statistics()}
 
         def at_once(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
-            return over_tasks(frame.body, {**params, **constants}, shapes, args[0]), {}
+            try:
+                return read(over_tasks(frame.body, {**params, **constants}, shapes, args[0])), {}
+            except OpaqueError:  # from one layer to the next; mapped together, they hand each other what they like
+                return vmap(one, dims, [params, buffers, args, kwargs, keys])
 
         known = frame.chain and not keys and not buffers and len(x_args) == 1 and not x_kwargs
         function: Callable[..., Tree] = OneTask(one, at_once, frame.native) if known else one
@@ -183,15 +192,15 @@ def functional(
         except RuntimeError as error:
             raise _explained(error, x, leaves) from error
         _refuse_mutation(constants, versions)
-        return (outputs.float() if precision == "bf16" else outputs), after
+        return (tree.mapped(_as_full, outputs) if precision == "bf16" else outputs), after
 
     unchecked: list[nn.Module] = [] if twice.is_known(module_copy) else [module_copy]
 
     def certify(x: Tree) -> None:
         if not unchecked:
             return
-        args, kwargs = _arguments(tree_map(lambda leaf: leaf[0], x))
-        devices = {leaf.device for leaf in tree_leaves(x) if leaf.is_cuda}
+        args, kwargs = _arguments(tree.mapped(lambda leaf: leaf[0], x))
+        devices = {leaf.device for leaf in tree.tensors_of(x) if leaf.is_cuda}
         # the check must not take random numbers from the passes that count
         with context(), torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
             twice.certify(skeleton(False, True).body, {**trainable, **constants, **per_task}, args, kwargs)
@@ -234,7 +243,7 @@ def _explained(error: RuntimeError, x: Tree, leaves: Mapping[str, Leaf]) -> Exce
     """Return what PyTorch says of shapes that do not fit in words that help, or the error itself."""
     if not re.search(_MISFITS, str(error)):
         return error
-    got = ", ".join(f"{tuple(leaf.shape[1:])} of {leaf.dtype}" for leaf in tree_leaves(x))
+    got = ", ".join(f"{tuple(leaf.shape[1:])} of {leaf.dtype}" for leaf in tree.tensors_of(x))
     first = next(iter(leaves.values()), None)
     own = f"; its first weight, {first.name}, has shape {first.shape}" if first else ""
     return ShapeError(
@@ -242,7 +251,49 @@ def _explained(error: RuntimeError, x: Tree, leaves: Mapping[str, Leaf]) -> Exce
     )
 
 
+def one_tensor(outputs: Tree) -> Tensor:
+    """Return what a module gives as one tensor: itself, its ``logits``, or the only tensor in it.
+
+    Raises:
+        ShapeError: it gives something else.
+    """
+    found = getattr(outputs, "logits", outputs)
+    if isinstance(found, Tensor):
+        return found
+    if len(only := tree.tensors_of(outputs)) == 1:
+        return only[0]
+    if isinstance(outputs, Mapping):
+        parts = ", ".join(f"{name!r}: {type(part).__name__}" for name, part in outputs.items())
+    else:
+        parts = ", ".join(type(part).__name__ for part in outputs) if isinstance(outputs, (tuple, list)) else ""
+    raise ShapeError(
+        f"the model gives a {type(outputs).__name__}{f' of {parts}' if parts else ''}; needed is one tensor (examples, "
+        f"*outputs), or something with a tensor as its .logits. Say which one it is: put the model into a module of "
+        f"your own whose forward returns it, as in `return self.net(x)[0]`, or give a loss of your own that takes all "
+        f"of it, (outputs, batch) -> (B,)"
+    )
+
+
+def structured(outputs: Tree) -> Tree:
+    """Return ``.logits`` where there are any, else all that a module gives, with None for what is no tensor."""
+    found = getattr(outputs, "logits", outputs)
+    if isinstance(found, Tensor):
+        return found
+    return tree_map(lambda leaf: leaf if isinstance(leaf, Tensor) else None, outputs)
+
+
+def _as_full(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
 def _arguments(x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if not isinstance(x, Tensor):
+        for leaf in tree_leaves(x):
+            if not (leaf is None or isinstance(leaf, (Tensor, bool, int, float, str))):
+                raise ShapeError(
+                    f"the inputs hold a {type(leaf).__module__}.{type(leaf).__name__}; they are tensors (tasks, "
+                    f"examples, *features), and numbers, flags, text or None, which are handed to the model as they are"
+                )
     if isinstance(x, Mapping):
         return (), {str(name): value for name, value in x.items()}
     return (tuple(x) if isinstance(x, (tuple, list)) else (x,)), {}
@@ -305,7 +356,7 @@ def _forward_context(module: nn.Module) -> Callable[[], contextlib.AbstractConte
     own = any(not type(m).__module__.startswith("torch.nn.modules") for m in modules)
     known = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
     attention = own or any(isinstance(m, known) for m in modules)
-    settings = [PLAIN_ATTENTION] * attention + [WITHOUT_CUDNN] * recurrent
+    settings = [KEPT] * own + [PLAIN_ATTENTION] * attention + [WITHOUT_CUDNN] * recurrent
 
     @contextlib.contextmanager
     def entered() -> Iterator[None]:

@@ -7,6 +7,7 @@ the call. Its normalisation layers follow the buffer policy and its dropout laye
 import copy
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -120,6 +121,10 @@ def refuse_untwiceable(module: nn.Module) -> None:
 
 
 def _fix(layer: nn.Module) -> str:
+    if isinstance(layer, torch.jit.ScriptModule):
+        return "is compiled by torch.jit, which takes no other tensors; give the module that it was made from"
+    if isinstance(layer, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return "copies its weights to devices of its own; give the module inside it, `.module`"
     if isinstance(layer, LazyModuleMixin) and any(is_lazy(tensor) for tensor in layer.parameters()):
         return "has no parameters yet; run one forward pass of the module first"
     if isinstance(layer, nn.EmbeddingBag):

@@ -13,16 +13,16 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
-from headstart.core.tree import mapped, tensors_of
+from headstart.core.tree import Packed, mapped, pack, tensors_of
 from headstart.types import Tree
 
 logger = logging.getLogger("headstart")
 
 TaskMapName: TypeAlias = Literal["auto", "vmap", "loop"]
 Dims: TypeAlias = Sequence[Any]
-"""For each argument a tree prefix of ``0`` (has a task axis) and ``None`` (shared by all tasks)."""
+"""For each argument a tree prefix of ``0`` (its tensors have a task axis) and ``None`` (shared by all tasks)."""
 
 
 class TaskMap(Protocol):
@@ -49,14 +49,25 @@ def vmap(function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> Tre
     """Batch every operation of ``function`` over the tasks; random operations differ by task."""
     if isinstance(function, OneTask):
         return function.at_once(*args)
-    return torch.func.vmap(function, in_dims=tuple(dims), randomness="different")(*args)
+    # what is no tensor (a flag, None) goes around the batching, in and out
+    given = [pack(arg) if dim == 0 else (None, arg) for dim, arg in zip(dims, args)]
+    out: list[Packed] = []
+
+    def of_tensors(*values: Any) -> list[Tensor]:
+        packed, tensors = _open(function(*(v if p is None else p.unpack(v) for (p, _), v in zip(given, values))))
+        out[:] = [packed]
+        return tensors
+
+    mapping = torch.func.vmap(of_tensors, in_dims=tuple(dims), randomness="different")
+    tensors = mapping(*(value for _, value in given))
+    return out[0].unpack(tensors)
 
 
 def loop(function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> Tree:
     """Run ``function`` on one task after another and stack the outputs."""
     tasks = range(task_count(dims, args))
     outputs = [function(*(_select(dim, arg, task) for dim, arg in zip(dims, args))) for task in tasks]
-    return tree_map(lambda *leaves: torch.stack(leaves), *outputs)
+    return _joined(torch.stack, outputs)
 
 
 def in_turn(at_once: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> Tree:
@@ -67,7 +78,23 @@ def in_turn(at_once: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> T
     # by unbinding, which goes back as one stack; the slope of a slice is as large as what it was cut from
     parts = [_unbound(dim, arg, tasks) for dim, arg in zip(dims, args)]
     outputs = [at_once(*(part[task] for part in parts)) for task in range(tasks)]
-    return tree_map(lambda *leaves: torch.cat(leaves), *outputs)
+    return _joined(torch.cat, outputs)
+
+
+def _joined(join: Callable[[list[Tensor]], Tensor], outputs: Sequence[Tree]) -> Tree:
+    return _open(outputs[0])[0].unpack(join(list(parts)) for parts in zip(*map(tensors_of, outputs)))
+
+
+class OpaqueError(RuntimeError):
+    """A function gave an object that may hold tensors out of sight, which could not get a task axis."""
+
+
+def _open(outputs: Tree) -> tuple[Packed, list[Tensor]]:
+    packed, tensors = pack(outputs)
+    for leaf in tree_leaves(packed.tree):
+        if not (leaf is None or leaf is Tensor or isinstance(leaf, (bool, int, float, str))):
+            raise OpaqueError(f"a {type(leaf).__name__} may hold tensors")
+    return packed, tensors
 
 
 def _unbound(dim: Any, arg: Tree, tasks: int) -> list[Tree]:
@@ -76,15 +103,15 @@ def _unbound(dim: Any, arg: Tree, tasks: int) -> list[Tree]:
         return [{name: parts[task] for name, parts in own.items()} for task in range(tasks)]
     if dim is None:
         return [arg] * tasks
-    leaves, shape = tree_flatten(arg)
+    packed, leaves = pack(arg)
     pieces = [leaf.unbind() for leaf in leaves]
-    return [tree_unflatten([piece[task].unsqueeze(0) for piece in pieces], shape) for task in range(tasks)]
+    return [packed.unpack([piece[task].unsqueeze(0) for piece in pieces]) for task in range(tasks)]
 
 
 def _select(dim: Any, arg: Tree, task: int) -> Tree:
     if isinstance(dim, dict):
         return {name: _select(dim[name], value, task) for name, value in arg.items()}
-    return arg if dim is None else tree_map(lambda leaf: leaf[task], arg)
+    return arg if dim is None else mapped(lambda leaf: leaf[task], arg)
 
 
 def task_count(dims: Dims, args: Sequence[Tree]) -> int:
@@ -92,7 +119,7 @@ def task_count(dims: Dims, args: Sequence[Tree]) -> int:
     for dim, arg in zip(dims, args):
         pairs = [(dim[name], arg[name]) for name in dim] if isinstance(dim, dict) else [(dim, arg)]
         for inner, value in pairs:
-            if inner == 0 and (leaves := tree_leaves(value)):
+            if inner == 0 and (leaves := tensors_of(value)):
                 return int(leaves[0].shape[0])
     raise ValueError("no argument has a task axis")
 
