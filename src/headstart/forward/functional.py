@@ -70,6 +70,9 @@ IMAGES = (nn.Conv2d, nn.ConvTranspose2d)
 #: From so many numbers of a task's widest feature map on, a CPU is kept busy by one task.
 LARGE = 2**16
 
+#: So many examples are enough to see whether a module's second derivatives are right.
+FEW = 4
+
 #: What PyTorch says where inputs do not fit a model.
 _MISFITS = (
     r"channels, but got|shapes cannot be multiplied|size mismatch|must match the size|same dtype"
@@ -181,10 +184,10 @@ def functional(
 
         known = frame.chain and not keys and not buffers and len(x_args) == 1 and not x_kwargs
         function: Callable[..., Tree] = OneTask(one, at_once, frame.native) if known else one
-        if turns and known:
-            function = OneTask(one, lambda *args: in_turn(at_once, dims, args), frame.native)
+        if turns and known and frame.native:
+            function = OneTask(one, lambda *args: in_turn(at_once, dims, args), True)
         elif turns:
-            function = OneTask(one, lambda *args: loop(one, dims, args))
+            function = OneTask(one, lambda *args: loop(one, dims, args), True)
         versions = [tensor._version for tensor in constants.values()]
         try:
             with context(), _computing_in(precision, params):
@@ -199,11 +202,13 @@ def functional(
     def certify(x: Tree) -> None:
         if not unchecked:
             return
-        args, kwargs = _arguments(tree.mapped(lambda leaf: leaf[0], x))
+        # a few examples show as much as all of them
+        few, whole = (_arguments(tree.mapped(lambda leaf, n=n: leaf[0, :n], x)) for n in (FEW, None))
         devices = {leaf.device for leaf in tree.tensors_of(x) if leaf.is_cuda}
         # the check must not take random numbers from the passes that count
         with context(), torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
-            twice.certify(skeleton(False, True).body, {**trainable, **constants, **per_task}, args, kwargs)
+            body, state = skeleton(False, True).body, {**trainable, **constants, **per_task}
+            twice.certify(body, state, *few) or twice.certify(body, state, *whole)
         unchecked.clear()
 
     def part(role: Role) -> Params:

@@ -42,10 +42,10 @@ def is_known(module: nn.Module) -> bool:
     return all(type(m).__module__.startswith(("torch.nn.modules", "headstart.models.")) for m in module.modules())
 
 
-def certify(body: nn.Module, state: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def certify(body: nn.Module, state: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Raise `DifferentiationError` unless ``body`` with the tensors ``state`` is differentiable twice at its input.
 
-    A module that cannot run in float64, or is random, cannot be checked, and is let through.
+    A module that cannot run in float64, or is random, cannot be checked, and is let through: false where it cannot run.
     """
     state = _double(state)
     args, kwargs = _double(args), _double(kwargs)
@@ -53,13 +53,14 @@ def certify(body: nn.Module, state: Params, args: tuple[Any, ...], kwargs: dict[
         problem = _problem(lambda p: functional_call(body, {**state, **p}, args, kwargs), _floating(state))
     except (RuntimeError, TypeError, ValueError) as error:
         logger.debug("second derivatives of %s were not checked: %s", type(body).__name__, error)
-        return
+        return False
     if problem:
         path, kind = _culprit(body, state, args, kwargs)
         raise DifferentiationError(
             f"{kind} at {path or 'the top'!r} {problem}; rewrite it with operations that PyTorch can differentiate "
             f"twice, or use adjoint=FirstOrder()"
         )
+    return True
 
 
 def _culprit(body: nn.Module, state: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, str]:
@@ -115,7 +116,7 @@ def _problem(forward: Callable[[Params], Any], params: Params) -> str:
     def at(shift: float) -> Tensor:
         return slope({n: (p + shift * v[n]).detach().requires_grad_() for n, p in params.items()}).detach()
 
-    if not torch.equal(at(0.0), at(0.0)):
+    if not torch.equal(start := at(0.0), at(0.0)):
         return ""
     leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
     try:
@@ -128,19 +129,19 @@ def _problem(forward: Callable[[Params], Any], params: Params) -> str:
             return "has no second derivative"
         raise
     got = float(torch.stack([(h * v[n]).sum() for h, n in zip(second, leaves)]).sum())
-    expected = _disagreement(got, lambda shift: float(at(shift)))
+    expected = _disagreement(got, float(start), lambda shift: float(at(shift)))
     if expected is None:
         return ""
     return f"has a wrong second derivative (a directional one is {got:.6g}, should be {expected:.6g})"
 
 
-def _disagreement(got: float, at: Callable[[float], float]) -> float | None:
-    """Return the derivative of ``at`` at 0 if it can be told and is not ``got``.
+def _disagreement(got: float, start: float, at: Callable[[float], float]) -> float | None:
+    """Return the derivative of ``at`` at 0, where it is ``start``, if it can be told and is not ``got``.
 
     A network of many ReLUs has a kink within almost any distance, where differences of the gradient say nothing of the
     second derivative on either side. So shorter steps are tried, and two that agree refuse ``got``.
     """
-    least = max(1e-6 * abs(at(0.0)), 1e-9)
+    least = max(1e-6 * abs(start), 1e-9)
 
     def close(one: float, other: float) -> bool:
         return abs(one - other) <= TOLERANCE * max(abs(one), abs(other), least)

@@ -13,12 +13,16 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from headstart.core.tree import Packed, mapped, pack, tensors_of
 from headstart.types import Tree
 
 logger = logging.getLogger("headstart")
+
+#: The seconds from which on a pass is timed once.
+LONG = 0.05
 
 TaskMapName: TypeAlias = Literal["auto", "vmap", "loop"]
 Dims: TypeAlias = Sequence[Any]
@@ -124,8 +128,18 @@ def task_count(dims: Dims, args: Sequence[Tree]) -> int:
     raise ValueError("no argument has a task axis")
 
 
+def rounded(size: int) -> int:
+    """Return the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, …: batches of sizes between are much alike.
+
+    >>> [rounded(size) for size in (0, 1, 5, 6, 7, 100)]
+    [0, 1, 6, 6, 8, 128]
+    """
+    power = 1 << max(size - 1, 0).bit_length()
+    return size if size < 2 else 3 * power // 4 if size <= 3 * power // 4 else power
+
+
 class auto:
-    """Try `vmap` and `loop` on the first batch of each shape, keep the faster, and say which.
+    """Try `vmap` and `loop` on the first batch of each shape, sizes `rounded`, keep the faster, and say which.
 
     A function that `vmap` cannot batch (recurrent kernels, ``.item()``, branches on values) is looped; one that is
     written for all tasks, without any ``vmap``, needs no trial.
@@ -141,7 +155,7 @@ class auto:
     def __call__(self, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> Tree:
         if isinstance(function, OneTask) and function.sure:
             return function.at_once(*args)
-        key = tuple((tuple(leaf.shape), leaf.dtype, leaf.device) for leaf in tensors_of(args))
+        key = tuple((*map(rounded, leaf.shape), leaf.dtype, leaf.device) for leaf in tensors_of(args))
         if key not in self.chosen:
             with self.lock:
                 if key not in self.chosen:
@@ -164,15 +178,15 @@ class auto:
 
 
 def _seconds(task_map: TaskMap, function: Callable[..., Tree], dims: Dims, args: Sequence[Tree]) -> float:
-    """Return the shortest of three times of a forward and backward pass."""
+    """Return the shortest time of a forward and backward pass: of three, but that of one which takes long is enough."""
     times, keep = [], torch.nn.Identity()
-    for _ in range(3):
+    while len(times) < 3 and sum(times) < LONG:
         detached = mapped(lambda leaf: leaf.detach().requires_grad_(leaf.requires_grad), list(args))
         leaves = [leaf for leaf in tensors_of(detached) if leaf.requires_grad]
         _synchronize(leaves)
         start = time.perf_counter()
-        # the trial is no part of the pass around it, which may checkpoint or offload what is saved
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, keep):
+        # the trial is no part of the pass around it, which may checkpoint or offload what is saved, or be counted
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, keep), _disable_current_modes():
             outputs = tensors_of(task_map(function, dims, detached))
             total = sum((out.sum() for out in outputs if out.requires_grad), start=torch.zeros(()))
             if leaves and total.requires_grad:
