@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 from annotated_types import Ge, Gt, Le
 from torch import Generator, nn
 
-from headstart.algorithms.adaptation import Adaptation, InnerLoss, Start
+from headstart.algorithms.adaptation import Adaptation, InnerLoss, Now, Start
 from headstart.algorithms.reading import read
 from headstart.core import adjoints, losses
 from headstart.core.adjoints import Adjoint, AdjointName, FirstOrder
@@ -38,7 +38,7 @@ def maml(
     taskmap: TaskMapName | TaskMap = "auto",
     buffers: Buffers = "batch",
     precision: Precision = "full",
-    examples: Callable[[Batch, int], Batch] | None = None,
+    examples: Callable[[Batch, int, Now], Batch] | None = None,
     start: Start | None = None,
     inner_loss: InnerLoss | None = None,
 ) -> Learner:
@@ -61,7 +61,8 @@ def maml(
         buffers: what normalisation goes by: the batch at hand (``"batch"``: the query set by its own statistics, as in
             the paper), the model's statistics (``"frozen"``), or those of each task's support set (``"task"``).
         precision: ``"full"``, or ``"bf16"``: products and convolutions in bfloat16, parameters as they are.
-        examples: ``(support, step) -> the batch that this inner step uses``; by default all of the support set.
+        examples: ``(support, step, now) -> the batch that this inner step uses``, by default all of the support set;
+            ``now`` holds the current parameters, and predicts by them (`Now`).
         start: where each task starts from, by default θ.
         inner_loss: what adaptation lowers, by default ``loss``.
 

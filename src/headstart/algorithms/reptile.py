@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from headstart.algorithms.adaptation import Now
 from headstart.algorithms.maml import Rate, Steps, maml
 from headstart.core import tree
 from headstart.core.adjoints import FirstOrder
@@ -104,7 +105,7 @@ def _minibatches(size: int) -> Any:
     if size < 1:
         raise UsageError(f"inner_batch must be at least 1, got {size}")
 
-    def examples(batch: Batch, step: int) -> Batch:
+    def examples(batch: Batch, step: int, now: Now) -> Batch:
         count = batch.y.shape[1]
         # a fixed shuffle: examples come ordered by class, and every task has random examples anyway
         order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).to(batch.y.device)

@@ -23,7 +23,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.core import tree
-from headstart.core.parameters import Leaf, Role, Structural, matches, role_of
+from headstart.core.parameters import Leaf, Role, Stepped, Structural, matches, role_of
 from headstart.core.process import KEPT, PLAIN_ATTENTION, WITHOUT_CUDNN, casting
 from headstart.errors import DifferentiationError, ShapeError, UsageError, check_known, unknown_name
 from headstart.forward import second_derivatives as twice
@@ -61,6 +61,8 @@ class Functional(NamedTuple):
     """``M -> the module's part of M`` in the units in which it acts."""
     laid_out: Callable[[Params, Tree], Params]
     """``(params, x) -> params`` with their numbers in the order in memory that suits passes over ``x``."""
+    stepped: bool
+    """Whether a part of it goes by the number of inner steps taken."""
 
 
 #: The layers that work on images of a task. On a CPU, they are up to ten times faster where the channels of a pixel lie
@@ -225,6 +227,7 @@ def functional(
         certify,
         functools.partial(_shown, module_copy),
         laid_out,
+        any(isinstance(layer, Stepped) for layer in module.modules()),
     )
 
 
