@@ -1,13 +1,18 @@
 """The public names, and what importing them costs."""
 
+import inspect
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from importlib import import_module
 
 import pytest
 
 import headstart
-from headstart import registry
+from headstart import registry, rules, tasks, testing
+
+#: What comes first and is what it says: a module, its sizes, the rate of a rule of rates.
+PLAIN = {"module", "layer", "inputs", "outputs", "rate", "solver", "estimator"}
 
 
 @pytest.mark.parametrize("name", headstart.__all__)
@@ -24,6 +29,28 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_every_registered_method_and_model_is_public():
     names = {row.name for what in ("method", "model") for row in registry._ROWS[what]}
     assert names <= set(headstart.__all__), f"add to src/headstart/__init__.pyi: {names - set(headstart.__all__)}"
+
+
+def test_numbers_and_words_that_may_be_left_out_go_by_their_names():
+    """``rules.adam(0.01)`` would be a decay, ``adapt(run, source, out, True)`` a device."""
+    found = (getattr(space, name) for space in (headstart, rules, tasks, testing) for name in dir(space))
+    # fields of values come in their order
+    public = {one for one in found if is_dataclass(one) or inspect.isfunction(one)}
+    mistaken = [
+        f"{function.__name__}({parameter.name}={parameter.default!r})"
+        for function in sorted(public, key=lambda one: one.__name__)
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and parameter.default is not parameter.empty
+        and parameter.name not in PLAIN
+    ]
+    assert not mistaken
+
+
+@pytest.mark.parametrize("wrong", [lambda: rules.adam(0.01), lambda: rules.momentum(0.1)], ids=["adam", "momentum"])
+def test_a_rate_is_not_taken_for_a_decay(wrong):
+    with pytest.raises(TypeError, match="takes 0 positional arguments but 1 was given"):
+        wrong()
 
 
 def loaded_after(statement):

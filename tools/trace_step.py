@@ -24,7 +24,7 @@ PACKAGE = f"{Path(headstart.__file__).parent}/"
 def sine() -> Callable[[], object]:
     """Return the step of 25 sinusoid tasks, 10 examples each, by an MLP (40, 40)."""
     tasks = headstart.tasks.sinusoid(shots=10)
-    learner = headstart.maml(mlp(1, 1, (40, 40)), loss="mse", steps=1)
+    learner = headstart.maml(mlp(1, 1, hidden=(40, 40)), loss="mse", steps=1)
     meta, episodes = learner.init(None), tasks.sample("train", range(25))
     return lambda: headstart.meta_gradient(learner, meta, episodes)
 

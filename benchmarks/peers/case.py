@@ -137,7 +137,7 @@ def _module(case: Case) -> "nn.Module":
 
     shape = (case.channels, case.size, case.size)
     if case.model == "mlp":
-        return mlp(shape, case.ways, case.hidden) if case.ways else mlp(1, 1, case.hidden)
+        return mlp(shape, case.ways, hidden=case.hidden) if case.ways else mlp(1, 1, hidden=case.hidden)
     if case.model == "conv4":
         return conv4(shape, case.ways, filters=case.filters)
     if case.model == "resnet12":

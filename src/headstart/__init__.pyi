@@ -1,6 +1,6 @@
 # The public names, and where each lives: `__init__.py` imports a name from there when it is first used.
 from headstart import errors as errors, tasks as tasks, testing as testing
-from headstart.algorithms.adaptation import InnerLoss as InnerLoss, Start as Start
+from headstart.algorithms.adaptation import InnerLoss as InnerLoss, Now as Now, Start as Start
 from headstart.algorithms.adapters import LowRank as LowRank, low_rank as low_rank
 from headstart.algorithms.architecture import derive as derive, pressed as pressed, sharpened as sharpened
 from headstart.algorithms.attenuation import l2f as l2f

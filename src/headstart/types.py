@@ -71,7 +71,7 @@ class Adapted(NamedTuple):
     seed: Tensor | None
     """The batch's seed, so that prediction draws the same kind of randomness."""
     step: int = 0
-    """The number of inner steps taken."""
+    """The number of inner steps taken; the most of any task."""
 
 
 class Gaussian(NamedTuple):
@@ -84,9 +84,12 @@ class Gaussian(NamedTuple):
 
 
 class Adapt(Protocol):
-    """``(meta, support, steps=None) -> (adapted, info)``; ``steps`` overrides the number of inner steps."""
+    """``(meta, support, steps=None) -> (adapted, info)``; ``steps`` overrides the number of inner steps.
 
-    def __call__(self, meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]: ...
+    Learners by gradient steps take ``(B,)`` of them, too: each task's own number.
+    """
+
+    def __call__(self, meta: Meta, support: Batch, /, steps: Any = None) -> tuple[Adapted, Info]: ...
 
 
 class Path(Protocol):

@@ -22,7 +22,9 @@ def adapters_move(rate=0.1):
     return rules.chain(rules.only(LowRank), rules.scale(rate))
 
 
-@pytest.mark.parametrize("adjoint", [Unrolled(), Checkpointed(2), FirstOrder()], ids=["all", "some", "first order"])
+@pytest.mark.parametrize(
+    "adjoint", [Unrolled(), Checkpointed(every=2), FirstOrder()], ids=["all", "some", "first order"]
+)
 @pytest.mark.parametrize(("make", "shape"), [(net, (6,)), (images, (2, 4, 4))], ids=["mlp", "convolutions"])
 def test_adapters_keep_the_contract(make, shape, adjoint):
     module = low_rank(make(), rank=2)

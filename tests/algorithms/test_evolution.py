@@ -59,7 +59,7 @@ def test_the_error_falls_like_one_over_the_root_of_the_samples(antithetic):
     exact = flat(backprop(learner, meta, batch_of())[0])
     counts, errors = (16, 256), []
     for samples in counts:
-        estimate = Evolution(1e-3, samples, antithetic)
+        estimate = Evolution(deviation=1e-3, samples=samples, antithetic=antithetic)
         found = torch.stack([flat(estimate(learner, meta, seeded(batch_of(), 100 * s))[0]) for s in range(12)])
         errors.append((found - exact).square().sum(1).mean().sqrt())
     order = math.log(errors[1] / errors[0]) / math.log(counts[1] / counts[0])
@@ -72,7 +72,7 @@ def test_the_estimate_tends_to_the_exact_meta_gradient(smooth):
     learner, episodes = smooth
     meta = learner.init(None)
     exact = flat(backprop(learner, meta, episodes)[0])
-    found = flat(Evolution(1e-3, 200)(learner, meta, seeded(episodes))[0])
+    found = flat(Evolution(deviation=1e-3, samples=200)(learner, meta, seeded(episodes))[0])
     assert torch.cosine_similarity(found, exact, dim=0) > 0.95
     assert (found.norm() / exact.norm()).item() == pytest.approx(1, abs=0.25)
 
@@ -126,7 +126,7 @@ def test_ranks_do_not_see_how_far_an_outlier_is(smooth):
     )
     assert torch.equal(found, stretched)
     exact = flat(backprop(learner, meta, episodes)[0])
-    many = flat(Evolution(0.01, 100, shaping="ranks")(learner, meta, episodes)[0])
+    many = flat(Evolution(deviation=0.01, samples=100, shaping="ranks")(learner, meta, episodes)[0])
     assert torch.cosine_similarity(many, exact, dim=0) > 0.85
 
 

@@ -33,7 +33,7 @@ def linear():
     return nn.Linear(FEATURES, 1, bias=False).double()
 
 
-@pytest.mark.parametrize("solver", [ConjugateGradient(FEATURES), Neumann(400)], ids=str)
+@pytest.mark.parametrize("solver", [ConjugateGradient(iterations=FEATURES), Neumann(terms=400)], ids=str)
 def test_it_is_the_papers_gradient_on_ridge_regression(regression, solver):
     """φ = argmin mse(φ, S) + λ/2 ‖φ − θ‖² and g = (I + ∇²mse(φ, S) / λ)⁻¹ ∇mse(φ, Q), both in closed form."""
     net = linear()

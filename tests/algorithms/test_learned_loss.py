@@ -37,7 +37,7 @@ def disturbed(learner, by=0.3):
 @pytest.mark.parametrize("loss", EPISODES)
 def test_the_contract_holds(loss, alone):
     module = net(SIZE[loss])
-    inner = learned_loss(SIZE[loss], None if alone else loss, hidden=(5, 4))
+    inner = learned_loss(SIZE[loss], base=None if alone else loss, hidden=(5, 4))
     check_learner(
         lambda taskmap: disturbed(
             headstart.maml(module, loss=loss, steps=2, rate=0.3, inner_loss=inner, taskmap=taskmap)
@@ -52,7 +52,7 @@ def test_the_contract_holds(loss, alone):
 def test_it_starts_as_the_base(loss):
     module = net(SIZE[loss])
     plain = headstart.maml(module, loss=loss, steps=3, rate=0.1)
-    learned = headstart.maml(module, loss=loss, steps=3, rate=0.1, inner_loss=learned_loss(SIZE[loss], loss))
+    learned = headstart.maml(module, loss=loss, steps=3, rate=0.1, inner_loss=learned_loss(SIZE[loss], base=loss))
     results = [one.adapt(one.init(Generator().manual_seed(0)), EPISODES[loss].support) for one in (plain, learned)]
     torch.testing.assert_close(results[0][0].params, results[1][0].params)
     torch.testing.assert_close(results[0][1].support_loss, results[1][1].support_loss)
@@ -60,7 +60,7 @@ def test_it_starts_as_the_base(loss):
 
 def test_the_gradient_of_m_is_exact_at_the_start_and_not_zero():
     module = net()
-    learner = headstart.maml(module, steps=1, rate=0.3, inner_loss=learned_loss(3, "cross_entropy", hidden=(5,)))
+    learner = headstart.maml(module, steps=1, rate=0.3, inner_loss=learned_loss(3, base="cross_entropy", hidden=(5,)))
     check_learner(learner, EPISODES["cross_entropy"], module=module)
     meta = learner.init(Generator().manual_seed(0))
     gradient = headstart.meta_gradient(learner, meta, EPISODES["cross_entropy"])[0].structure
@@ -89,7 +89,7 @@ def test_the_loss_is_the_mean_of_a_network_on_outputs_and_targets():
 
 def test_real_targets_of_several_axes_and_of_none():
     m = {"w": torch.zeros(2)}
-    inner = learned_loss(6, losses.mse)
+    inner = learned_loss(6, base=losses.mse)
     outputs = torch.randn(2, 4, 3, 2)
     assert inner.loss(inner.structure(m, None), outputs, Batch(outputs, outputs + 1), 0).shape == (2,)
     flat, values = learned_loss(1), outputs[..., 0, 0]
@@ -114,7 +114,7 @@ def test_bad_sizes_and_targets_are_refused():
     with pytest.raises(UsageError, match="positive sizes"):
         learned_loss(1, hidden=())
     with pytest.raises(UnknownNameError, match="cross_entropy"):
-        learned_loss(1, "cross_entopy")
+        learned_loss(1, base="cross_entopy")
     inner = learned_loss(4, hidden=(3,))
     learner = headstart.maml(net(), steps=1, inner_loss=inner)
     with pytest.raises(ShapeError, match="made for 4 output values"):

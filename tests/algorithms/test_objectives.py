@@ -127,9 +127,9 @@ def test_derivative_order_and_multi_step_loss_compose_in_either_order(multi_firs
     plain, cheap = maml(module), maml(module, adjoint=headstart.FirstOrder())
     options = {"weights": WEIGHTS} if fixed else {"until": 0.5}
     if multi_first:
-        learner = first_order_until(multi_step(plain, **options), cheap, 0.25)
+        learner = first_order_until(multi_step(plain, **options), first_order=cheap, fraction=0.25)
     else:
-        learner = multi_step(first_order_until(plain, cheap, 0.25), **options)
+        learner = multi_step(first_order_until(plain, first_order=cheap, fraction=0.25), **options)
     meta = plain.init(None)
     for done in (0.0, 0.2, 0.25, 0.4, 0.6):
         order = cheap if done < 0.25 else plain
@@ -142,7 +142,7 @@ def test_derivative_order_and_multi_step_loss_compose_in_either_order(multi_firs
 def test_first_order_gradients_are_others_than_exact_ones():
     module = net()
     plain, cheap = maml(module), maml(module, adjoint=headstart.FirstOrder())
-    learner, meta = first_order_until(plain, cheap, 1.0), plain.init(None)
+    learner, meta = first_order_until(plain, first_order=cheap, fraction=1.0), plain.init(None)
     early, late = (headstart.meta_gradient(one, meta, EPISODES)[0].params for one in (at(learner, 0.99), learner))
     assert max((early[name] - late[name]).abs().max().item() for name in early) > 1e-3
     same_gradient(at(learner, 0.99), cheap, meta)
@@ -176,11 +176,11 @@ def test_fractions_out_of_range_are_refused():
         multi_step(maml(), until=0.1, weights=WEIGHTS)
     for fraction in (-0.1, 1.5):
         with pytest.raises(UsageError, match="fraction must be from 0 to 1"):
-            first_order_until(maml(), maml(), fraction)
+            first_order_until(maml(), first_order=maml(), fraction=fraction)
 
 
 def test_a_first_order_learner_of_something_else_is_refused():
     with pytest.raises(UsageError, match="same method on the same module"):
-        first_order_until(maml(), maml(headstart.mlp(2, 3, hidden=(5,))), 0.5)
+        first_order_until(maml(), first_order=maml(headstart.mlp(2, 3, hidden=(5,))), fraction=0.5)
     with pytest.raises(UsageError, match="in 2 steps"):
-        first_order_until(maml(), maml(steps=2), 0.5)
+        first_order_until(maml(), first_order=maml(steps=2), fraction=0.5)

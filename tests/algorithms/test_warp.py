@@ -162,7 +162,9 @@ def by_hand(module, meta, episodes, second_order):
     return dict(zip(phi, torch.autograd.grad(total, list(phi.values()))))
 
 
-@pytest.mark.parametrize("adjoint", [Unrolled(), Checkpointed(2), FirstOrder()], ids=["all", "some", "first order"])
+@pytest.mark.parametrize(
+    "adjoint", [Unrolled(), Checkpointed(every=2), FirstOrder()], ids=["all", "some", "first order"]
+)
 def test_the_warps_descend_the_trajectory_objective_and_the_weights_that_of_maml(adjoint):
     module, episodes = Warped().double(), random_episodes((2,))
     learner = warp_grad(module, steps=3, rate=RATE, adjoint=adjoint)

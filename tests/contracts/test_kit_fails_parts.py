@@ -32,7 +32,7 @@ def test_a_rule_that_is_not_differentiable_in_what_it_uses_is_found():
     learned = rules.scale(0.1, learn=True)
     frozen = learned._replace(update=lambda m, *rest: learned.update({k: v.detach() for k, v in m.items()}, *rest))
     rule_breaks("exact in structure", frozen)
-    momentum = rules.momentum(0.9)
+    momentum = rules.momentum(decay=0.9)
 
     def forgetful(m, state, grads, params, step):
         update, state = momentum.update(m, state, grads, params, step)

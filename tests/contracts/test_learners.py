@@ -248,8 +248,8 @@ def test_maml_is_exact_with_checkpoints_a_learned_rule_and_momentum(layer):
         lambda taskmap: maml(
             one.module,
             steps=3,
-            rule=rules.chain(rules.clip(norm=0.5), rules.momentum(0.8), rules.per_tensor(0.1)),
-            adjoint=Checkpointed(2),
+            rule=rules.chain(rules.clip(norm=0.5), rules.momentum(decay=0.8), rules.per_tensor(0.1)),
+            adjoint=Checkpointed(every=2),
             taskmap=taskmap,
             buffers=one.buffers,
         ),

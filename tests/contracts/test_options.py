@@ -60,7 +60,7 @@ def single(regression):
 def adapted(name, episodes, options):
     torch.manual_seed(0)
     outputs = None if find("method", name).model == "embedding" else 3
-    learner = made(name, load("model", "mlp")((4,), outputs, (5, 5)), episodes, **options)
+    learner = made(name, load("model", "mlp")((4,), outputs, hidden=(5, 5)), episodes, **options)
     adapted, _ = learner.adapt(learner.init(torch.Generator().manual_seed(0)), episodes.support)
     return learner.predict(adapted, episodes.query.x)
 

@@ -47,7 +47,9 @@ def test_steps_are_numbered_from_the_first_on():
     assert seen == [6, 6]
 
 
-@pytest.mark.parametrize("rule", [scale(0.1), chain(proximal(0.5), momentum(0.5), scale(0.1))], ids=["plain", "chain"])
+@pytest.mark.parametrize(
+    "rule", [scale(0.1), chain(proximal(0.5), momentum(decay=0.5), scale(0.1))], ids=["plain", "chain"]
+)
 def test_its_parts_make_up_the_step(rule):
     inner = start()
     inner = inner._replace(rule=rule.state({}, inner.params, None))

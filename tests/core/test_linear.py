@@ -105,12 +105,12 @@ def test_a_task_stops_at_the_first_direction_of_negative_curvature(right):
 
 def test_a_right_side_that_is_no_number_has_no_residual(generator, right):
     right["a"][1, 0] = float("nan")
-    for solver in (ConjugateGradient(9), Neumann(9)):
+    for solver in (ConjugateGradient(iterations=9), Neumann(terms=9)):
         found = solver(product_of(matrices(generator) / 100), right)
         assert found.residual.isnan().tolist() == [False, True, False, False]
 
 
-@pytest.mark.parametrize("solver", [ConjugateGradient(9), Neumann(9)], ids=str)
+@pytest.mark.parametrize("solver", [ConjugateGradient(iterations=9), Neumann(terms=9)], ids=str)
 def test_a_right_side_of_zeros_has_zeros_as_its_solution(generator, right, solver):
     right = {name: value * (torch.arange(TASKS) != 1).view(-1, 1, 1) for name, value in right.items()}
     found = solver(product_of(matrices(generator) / 100), right)
@@ -123,9 +123,9 @@ def test_the_series_is_a_series(generator, right):
     expected, power = 0, joined(right).unsqueeze(-1)
     for _ in range(4):
         expected, power = expected + power, (torch.eye(SIZE) - matrix) @ power
-    found = Neumann(3)(product_of(matrix), right)
+    found = Neumann(terms=3)(product_of(matrix), right)
     torch.testing.assert_close(joined(found.value), expected.squeeze(-1))
-    far = Neumann(60)(product_of(matrix), right)
+    far = Neumann(terms=60)(product_of(matrix), right)
     # not symmetric, and solved all the same
     torch.testing.assert_close(joined(far.value), torch.linalg.solve(matrix, joined(right)))
 

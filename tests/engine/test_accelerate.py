@@ -98,7 +98,7 @@ CASES = {
     "dict": lambda: (maml_of(TwoInputs().double()), structured(dict)),
     "prototypes": lambda: (headstart.prototypes(perceptron(), taskmap="vmap"), ROWS),
     "no steps": lambda: (maml_of(perceptron(), steps=0), ROWS),
-    "checkpointed": lambda: (maml_of(perceptron(), steps=5, adjoint=Checkpointed(2)), ROWS),
+    "checkpointed": lambda: (maml_of(perceptron(), steps=5, adjoint=Checkpointed(every=2)), ROWS),
     "anil": lambda: (headstart.anil(perceptron(), steps=3, taskmap="vmap"), ROWS),
     "several losses": lambda: (at(headstart.maml_plus_plus(convolutional(), steps=2, taskmap="vmap"), 0.0), IMAGES),
 }
@@ -139,7 +139,10 @@ def test_any_number_of_tasks_in_any_parts(tasks, chunk, threads, sum_):
     learner, episodes = maml_of(perceptron()), random_episodes((4,), tasks=tasks)
     meta, reduction = learner.init(None), "sum" if sum_ else "mean"
     other = accelerate(learner, chunk=chunk, threads=threads)
-    assert_same(meta_gradient(other, meta, episodes, reduction), meta_gradient(learner, meta, episodes, reduction))
+    assert_same(
+        meta_gradient(other, meta, episodes, reduction=reduction),
+        meta_gradient(learner, meta, episodes, reduction=reduction),
+    )
 
 
 def parts_of(learner):
@@ -581,3 +584,20 @@ def test_a_compiled_program_of_small_operations_has_all_threads_and_a_replayed_o
             meta_gradient(fast, fast.init(None), ROWS)
     assert seen == {"compiled": 2, "replayed": 1}
     assert torch.get_num_threads() == 2
+
+
+def test_ragged_tasks_are_looked_at_by_few_numbers_of_examples(monkeypatch):
+    """Each new number was, which took ten steps; from 5 to 27 there are six."""
+    looked, look = [], accelerate_module._looked_at
+
+    def counted(stage, meta, episodes):
+        looked.append(episodes.support.y.shape)
+        return look(stage, meta, episodes)
+
+    monkeypatch.setattr(accelerate_module, "_looked_at", counted)
+    plain = headstart.maml(perceptron(), steps=1)
+    learner, meta = accelerate(plain), plain.init(None)
+    for examples in range(5, 28):
+        episodes = random_episodes((4,), tasks=2, support=examples, query=5)
+        assert_same(meta_gradient(learner, meta, episodes), meta_gradient(plain, meta, episodes))
+    assert sorted({shape[1] for shape in looked}) == [6, 8, 12, 16, 24, 32] and len(looked) == 12

@@ -83,7 +83,7 @@ CASES = {
     "convolutions": (lambda: maml_of(convolutional(), steps=1), images),
     "learned rates": (lambda: headstart.meta_sgd(perceptron(nn.LayerNorm(4)), steps=1, taskmap="vmap"), rows),
     "prototypes": (lambda: headstart.prototypes(perceptron(), ways=2, taskmap="vmap"), rows),
-    "checkpointed": (lambda: maml_of(perceptron(), steps=3, adjoint=Checkpointed(2)), rows),
+    "checkpointed": (lambda: maml_of(perceptron(), steps=3, adjoint=Checkpointed(every=2)), rows),
     "dropout": (lambda: maml_of(perceptron(nn.Dropout(0.4)), steps=1), seeded),
     "frozen, padded": (lambda: maml_of(frozen(), steps=1), padded),
 }
@@ -227,7 +227,7 @@ def wrong_by(factor, monkeypatch):
 @pytest.mark.parametrize("factor", [1.04, float("nan")])
 def test_a_program_that_is_wrong_is_not_used(factor, monkeypatch, caplog):
     wrong_by(factor, monkeypatch)
-    learner = headstart.maml(headstart.mlp(3, 2, (4,)), steps=1, taskmap="vmap")
+    learner = headstart.maml(headstart.mlp(3, 2, hidden=(4,)), steps=1, taskmap="vmap")
     fast, meta = compiled(learner), learner.init(None)
     episodes = headstart.Episodes(*(batch._replace(x=batch.x.float()) for batch in rows(1)))
     for _ in range(2):

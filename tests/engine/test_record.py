@@ -38,7 +38,7 @@ CHANGES = "the learner changes from step to step, so far"
 
 
 def net(outputs=3):
-    return headstart.mlp(4, outputs, (8,)).double()
+    return headstart.mlp(4, outputs, hidden=(8,)).double()
 
 
 def images():
@@ -375,7 +375,7 @@ def test_results_inside_hooks_and_modes_are_computed_as_they_are():
 
 
 def test_autocast_has_records_of_its_own():
-    plain = headstart.maml(headstart.mlp(4, 3, (8,)), steps=1, taskmap="vmap")
+    plain = headstart.maml(headstart.mlp(4, 3, hidden=(8,)), steps=1, taskmap="vmap")
     learner = recording(plain)
     meta, episodes = plain.init(torch.Generator().manual_seed(0)), random_episodes((4,))
     episodes = headstart.Episodes(*(batch._replace(x=batch.x.float()) for batch in episodes))

@@ -282,3 +282,58 @@ def test_every_feature_map_of_large_images_is_channels_last(tasks, generator, mo
     forward.apply(params, {}, x)
     assert len(maps) == 4 * tasks
     assert all(part.squeeze(0).is_contiguous(memory_format=torch.channels_last) for part in maps)
+
+
+class Residual(nn.Module):
+    """A network of images in code of its own, which counts the examples of its passes."""
+
+    seen = 0
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.Linear(32, 5)
+
+    def forward(self, x):
+        Residual.seen += len(x)
+        return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+def test_the_first_meta_gradient_takes_few_passes_more_than_any_other():
+    """Tasks of large images go one by one without a trial, and a few examples show whether derivatives are right."""
+    learner, seen = headstart.maml(Residual(), steps=1), []
+    support, query = (headstart.Batch(torch.randn(2, n, 3, 16, 16), torch.arange(n).expand(2, n) % 5) for n in (25, 75))
+    for _ in range(2):
+        Residual.seen = 0
+        headstart.meta_gradient(learner, learner.init(None), headstart.Episodes(support, query))
+        seen.append(Residual.seen)
+    assert seen[1] == 200 and seen[0] <= 1.3 * seen[1]
+
+
+class Whole(nn.Module):
+    """Takes ten examples and no other number; its second derivative is wrong."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return Frozen.apply(self.layer(x.reshape(10, 3)))
+
+
+class Frozen(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return x.square()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0].detach())
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 2 * ctx.saved_tensors[0].detach() * slope
+
+
+def test_a_module_that_takes_no_fewer_examples_is_checked_on_all():
+    with pytest.raises(DifferentiationError, match=r"'the top'.*second derivative"):
+        functional(Whole(), taskmap="loop").certify(torch.randn(2, 10, 3))

@@ -3,6 +3,7 @@ import logging
 import pytest
 import torch
 
+from headstart.core.counting import Counted
 from headstart.forward import task_map as taskmap
 from headstart.forward.task_map import OneTask, auto, in_turn, loop, task_count, vmap
 
@@ -112,3 +113,21 @@ def test_what_is_written_for_all_tasks_is_not_tried(monkeypatch):
     monkeypatch.setattr(taskmap, "_seconds", lambda *_: pytest.fail("a trial"))
     args = [{"w": torch.randn(3, 4), "b": torch.randn(4)}, torch.randn(3, 5, 4)]
     torch.testing.assert_close(auto()(OneTask(function, scaled, sure=True), DIMS, args), scaled(*args))
+
+
+def test_a_trial_is_made_once_for_numbers_of_examples_that_are_alike(caplog):
+    chosen = auto()
+    for examples in range(5, 28):
+        params, x = arguments()
+        x = x.repeat(1, 6, 1)[:, :examples]
+        torch.testing.assert_close(chosen(function, DIMS, [params, x])["y"], loop(function, DIMS, [params, x])["y"])
+    assert len(chosen.chosen) == 6
+
+
+def test_a_trial_is_not_counted():
+    chosen, counts = auto(), []
+    for _ in range(2):
+        with Counted() as counted:
+            chosen(function, DIMS, arguments(grad=True))
+        counts.append(counted.operations)
+    assert counts[0] == counts[1]

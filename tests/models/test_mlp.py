@@ -30,7 +30,7 @@ def test_no_hidden_layers_is_a_linear_model():
     assert [name for name, _ in mlp(4, 2, hidden=()).named_children()] == ["head"]
 
 
-@pytest.mark.parametrize("arguments", [(0, 1), (1, 0), (1, 1, (4, 0)), ((3, 0), 1)])
-def test_widths_must_be_positive(arguments):
+@pytest.mark.parametrize(("inputs", "outputs", "hidden"), [(0, 1, ()), (1, 0, ()), (1, 1, (4, 0)), ((3, 0), 1, ())])
+def test_widths_must_be_positive(inputs, outputs, hidden):
     with pytest.raises(UsageError, match="mlp needs positive widths"):
-        mlp(*arguments)
+        mlp(inputs, outputs, hidden=hidden)

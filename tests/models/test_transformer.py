@@ -99,7 +99,9 @@ def test_another_padding_id():
     assert not torch.allclose(net()(ids), net()(ids[:, :2]))
 
 
-@pytest.mark.parametrize("adjoint", [Unrolled(), Checkpointed(2), FirstOrder()], ids=["all", "some", "first order"])
+@pytest.mark.parametrize(
+    "adjoint", [Unrolled(), Checkpointed(every=2), FirstOrder()], ids=["all", "some", "first order"]
+)
 def test_it_keeps_the_contract(adjoint):
     module = net(depth=1)
     check_learner(

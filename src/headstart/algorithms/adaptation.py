@@ -3,6 +3,7 @@
 θᵢ = the start, then T times θᵢ ← θᵢ − rule(∇ loss on the support set Sᵢ), for B tasks at once.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,9 @@ from headstart.core.inner import Given, Inner, expanded, gradients, solve
 from headstart.core.losses import present
 from headstart.core.rules import Rule
 from headstart.core.rules.rule import merged_structure
+from headstart.errors import UsageError
 from headstart.forward.functional import Functional
+from headstart.forward.task_map import OpaqueError
 from headstart.types import Adapted, Batch, Info, Meta, Params, Tree
 
 Gradient: TypeAlias = Callable[[Params], Params]
@@ -44,11 +47,20 @@ class Start(NamedTuple):
     """``M -> its part of M in the units in which it acts``, for reports."""
 
 
+class Now(NamedTuple):
+    """The tasks' models as they are before an inner step: where what is learned from goes by what is learned."""
+
+    params: Params
+    """All parameters, those of a task ``(B, *shape)``."""
+    predict: Callable[[Tree], Tensor]
+    """``x (B, n, *features) -> outputs (B, n, *outputs)``: to choose examples, or to act and see what comes of it."""
+
+
 class InnerLoss(NamedTuple):
     """What adaptation lowers on the support set, where that is not the learner's own loss."""
 
-    loss: Callable[[Params, Tensor, Batch, int], Tensor]
-    """``(M, outputs, support, step) -> (B,)``."""
+    loss: Callable[[Params, Tensor, Batch, int, Now], Tensor]
+    """``(M, outputs, support, step, now) -> (B,)``; ``outputs`` are those of the step's examples."""
     structure: Callable[[Params, Generator | None], Params]
     """``(params, generator) -> the part of M that it learns``."""
 
@@ -68,7 +80,7 @@ class Adaptation:
     task_loss: losses.TaskLoss
     adjoint: Adjoint
     steps: int
-    examples: Callable[[Batch, int], Batch] | None
+    examples: Callable[[Batch, int, Now], Batch] | None
     start: Start | None
     inner_loss: InnerLoss | None
     halves: tuple[Functional, Functional] | None
@@ -86,18 +98,39 @@ class Adaptation:
             parts[name] = {} if variant is None else variant.structure({**moved, **model.context}, generator)
         return Meta(params, merged_structure(parts))
 
-    def adapt(self, meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
-        """Take ``steps`` inner steps, by default the learner's own number."""
-        return next(self.path(meta, support, (self.steps if steps is None else steps,)))
+    def adapt(self, meta: Meta, support: Batch, /, steps: int | Tensor | None = None) -> tuple[Adapted, Info]:
+        """Take ``steps`` inner steps, by default the learner's own number, or each task its own, ``(B,)``."""
+        if not isinstance(steps, Tensor):
+            return next(self.path(meta, support, (self.steps if steps is None else steps,)))
+        tasks = len(support.y)
+        if steps.shape != (tasks,) or steps.is_floating_point() or (tasks and int(steps.min()) < 0):
+            raise UsageError(
+                f"steps by task are whole numbers ({tasks},) from 0 up, got {steps.dtype} {[*steps.shape]}"
+            )
+        if self.model.stepped:
+            raise UsageError(
+                "a module with parts for each inner step (Stepped) takes one number of steps for all tasks"
+            )
+        return next(self.path(meta, support, (int(steps.max()),), own=steps))
 
     def path(
-        self, meta: Meta, support: Batch, /, stops: Sequence[int] | None = None, detached: bool = False
+        self,
+        meta: Meta,
+        support: Batch,
+        /,
+        stops: Sequence[int] | None = None,
+        detached: bool = False,
+        own: Tensor | None = None,
     ) -> Iterator[tuple[Adapted, Info]]:
-        """Take the inner steps as they are asked for, and yield what has been reached at each of the stops."""
+        """Take the inner steps as they are asked for, and yield what has been reached at each of the stops.
+
+        Where each task has its ``own`` number of steps, it stays as it is after so many.
+        """
         support, wanted = self._prepared(meta, support)
         # where nobody asks for a derivative, nothing is kept for one
         with torch.set_grad_enabled(wanted):
             inner, given, fixed = self._begin(meta, support)
+        given = given._replace(steps=own)
         taken = 0
         for stop in range(self.steps + 1) if stops is None else stops:
             with torch.set_grad_enabled(wanted):
@@ -143,27 +176,35 @@ class Adaptation:
         moved = {name: value for name, value in own.items() if name in self.moving}
         fixed = {name: value for name, value in own.items() if name not in self.moving}
         still = {name: value for name, value in {**shared, **fixed}.items() if name not in moved}
-        state = self.rule.state(meta.structure, moved, support.seed)
+        state = self.rule.state(meta.structure, moved, support)
         features = None
         if self.halves is not None:
             trunk, rest = self.halves
-            features = trunk.apply(_named(trunk, still), {}, support.x, seed=support.seed)[0]
-            # what a layer hands to the next is one argument, whatever it is
-            features = features if isinstance(features, Tensor) else (features,)
-            still = _named(rest, still)
-        return Inner(moved, state, buffers), Given(meta.structure, still, support, features), fixed
+            with contextlib.suppress(OpaqueError):  # then the whole model is computed at every step
+                features = trunk.apply(_named(trunk, still), {}, support.x, seed=support.seed)[0]
+                # what a layer hands to the next is one argument, whatever it is
+                features = features if isinstance(features, Tensor) else (features,)
+                still = _named(rest, still) if self.inner_loss is None else still  # which may ask for all of it
+        return Inner(moved, state, buffers), Given(meta.structure, still, support, features=features), fixed
 
     def support_loss(self, given: Given, moved: Params, buffers: Params, step: int) -> tuple[Tensor, Params]:
         """The `SupportLoss` of the inner steps."""
-        batch = given.support if self.examples is None else self.examples(given.support, step)
-        params = {**given.params, **moved}
+        whole, before = {**given.params, **moved}, buffers
+
+        def predict(x: Tree) -> Tensor:
+            return self.model.apply(whole, before, x, seed=given.support.seed, draw=step, step=step)[0]
+
+        now = Now(whole, predict)
+        batch = given.support if self.examples is None else self.examples(given.support, step, now)
         # a loss may look into the batch, so the features are no part of it
-        model, x = (self.model, batch.x) if self.halves is None else (self.halves[1], given.features)
+        model, x, params = self.model, batch.x, whole
+        if self.halves is not None and given.features is not None:
+            model, x, params = self.halves[1], given.features, _named(self.halves[1], whole)
         outputs, buffers = model.apply(params, buffers, x, seed=batch.seed, draw=step, step=step)
         if self.inner_loss is None:
             return self.task_loss(outputs, batch), buffers
         losses.refuse_padding(batch, self.model.batch_statistics)
-        return self.inner_loss.loss(given.structure, outputs, batch, step), buffers
+        return self.inner_loss.loss(given.structure, outputs, batch, step, now), buffers
 
     def _gradient(self, given: Given, buffers: Params, params: Params) -> Params:
         """Return every task's gradient of its support loss with respect to what moves."""

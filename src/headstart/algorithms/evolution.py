@@ -35,7 +35,7 @@ _AT_ONCE = 2**18
 """How many random numbers to compute at once."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evolution:
     """The `MetaGradient` of learners that have no gradient, or whose gradient is not to be trusted.
 
@@ -213,7 +213,7 @@ def es_maml(
     Reference: Song, Gao, Yang, Choromanski, Pacchiano, Tang 2019, arXiv:1910.01215.
     """
     check_known("inner", inner, ("gradient", "evolution"))
-    outer = Evolution(deviation, samples, antithetic, shaping)
+    outer = Evolution(deviation=deviation, samples=samples, antithetic=antithetic, shaping=shaping)
     learner = maml(module, adjoint=FirstOrder(), **options)._replace(gradient=outer, exact=False)
     if inner == "gradient":
         return learner

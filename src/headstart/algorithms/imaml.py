@@ -54,5 +54,5 @@ def imaml(
     (16, False)
     """
     rule = chain(proximal(strength, learn=learn), scale(rate))
-    chosen = ConjugateGradient(iterations, damping=rate * damping) if solver is None else solver
+    chosen = ConjugateGradient(iterations=iterations, damping=rate * damping) if solver is None else solver
     return maml(module, rule=rule, adjoint=Implicit(chosen), steps=steps, **options)

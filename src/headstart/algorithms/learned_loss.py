@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from headstart.algorithms.adaptation import InnerLoss, uniform
+from headstart.algorithms.adaptation import InnerLoss, Now, uniform
 from headstart.core import losses
 from headstart.core.values import in_range, one_hot
 from headstart.errors import ShapeError, UsageError
@@ -16,7 +16,7 @@ from headstart.types import Batch, Params
 
 
 def learned_loss(
-    outputs: int, base: str | losses.TaskLoss | None = None, *, hidden: Sequence[int] = (40, 40), name: str = "loss"
+    outputs: int, *, base: str | losses.TaskLoss | None = None, hidden: Sequence[int] = (40, 40), name: str = "loss"
 ) -> InnerLoss:
     """Return the inner loss ``ℓ_φ(y, f(x)) = softplus(network_φ(f(x), y))``, averaged over a task's examples; M = φ.
 
@@ -57,7 +57,7 @@ def learned_loss(
                 found[f"{name}.{index}.bias"] = like.new_zeros(width_out)
         return found
 
-    def loss(m: Params, predicted: Tensor, batch: Batch, step: int) -> Tensor:
+    def loss(m: Params, predicted: Tensor, batch: Batch, step: int, now: Now | None = None) -> Tensor:
         x = _pairs(predicted, batch.y, outputs)
         for index in range(last):
             x = torch.relu(x @ m[f"{name}.{index}.weight"].T + m[f"{name}.{index}.bias"])

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 from annotated_types import Ge, Gt, Le
 from torch import Generator, nn
 
-from headstart.algorithms.adaptation import Adaptation, InnerLoss, Start
+from headstart.algorithms.adaptation import Adaptation, InnerLoss, Now, Start
 from headstart.algorithms.reading import read
 from headstart.core import adjoints, losses
 from headstart.core.adjoints import Adjoint, AdjointName, FirstOrder
@@ -17,7 +17,7 @@ from headstart.core.objective import backprop
 from headstart.core.parameters import What
 from headstart.core.rules import Rule, chain, curvature, exclude, generated_rates, only, per_weight, scale
 from headstart.errors import UsageError
-from headstart.forward.functional import Buffers, Precision, functional
+from headstart.forward.functional import Buffers, Precision, functional, structured
 from headstart.forward.task_map import TaskMap, TaskMapName
 from headstart.forward.trunk import split
 from headstart.schema import NotNegative, Size, extends
@@ -40,7 +40,7 @@ def maml(
     precision: Precision = "full",
     training: bool = True,
     check: bool = True,
-    examples: Callable[[Batch, int], Batch] | None = None,
+    examples: Callable[[Batch, int, Now], Batch] | None = None,
     start: Start | None = None,
     inner_loss: InnerLoss | None = None,
 ) -> Learner:
@@ -51,7 +51,8 @@ def maml(
 
     Args:
         module: the model; its trainable weights are where θ starts. It is read, never changed.
-        loss: ``"cross_entropy"``, ``"mse"`` or ``(outputs, batch) -> (B,)``.
+        loss: ``"cross_entropy"``, ``"mse"`` or ``(outputs, batch) -> (B,)``. Of a module that gives more than a tensor,
+            ``outputs`` are its ``.logits``, or, where it has none, all that it gives; a named loss needs one tensor.
         steps: T, the gradient steps of an adaptation.
         rate: the inner step size α, by which a task's loss, a mean over its examples, moves the weights.
         rule: the inner update, by default `scale` (rate), which it takes the place of.
@@ -66,7 +67,8 @@ def maml(
             `predict` run it in evaluation mode always.
         check: whether to refuse a model whose second derivatives are not right. What the model detaches is held still,
             and needs no leave; without a check, derivatives are those of its operations as they are.
-        examples: ``(support, step) -> the batch that this inner step uses``; by default all of the support set.
+        examples: ``(support, step, now) -> the batch that this inner step uses``, by default all of the support set;
+            ``now`` holds the current parameters, and predicts by them (`Now`).
         start: where each task starts from, by default θ.
         inner_loss: what adaptation lowers, by default ``loss``.
 
@@ -82,7 +84,8 @@ def maml(
     """
     how: dict[str, Any] = {"buffers": buffers, "taskmap": taskmap, "precision": precision}
     how |= {"training": training, "check": check}
-    model = functional(module, **how)
+    takes_all = {"read": None if isinstance(loss, str) else structured}
+    model = functional(module, **how, **takes_all)
     inner_rule, through = scale(rate) if rule is None else rule, adjoints.resolve(adjoint)
     task_loss = losses.without_padding(losses.resolve(loss), model.batch_statistics)
     leaves = {name: leaf for name, leaf in model.leaves.items() if leaf.role != "structure"}
@@ -91,7 +94,10 @@ def maml(
         raise UsageError(f"the rule leaves nothing to move among {', '.join(leaves) or 'no parameters'}")
     if examples is None and start is None and isinstance(buffers, str):  # these may look into the whole of it
         parts = split(module, names | set(model.buffers))
-        halves = parts and (functional(parts[0], **how), functional(parts[1], **how))
+        halves = parts and (
+            functional(parts[0], **how, read=lambda features: features),
+            functional(parts[1], **how, **takes_all),
+        )
     inner = Adaptation(model, names, inner_rule, task_loss, through, steps, examples, start, inner_loss, halves)
     inner.init(Generator().manual_seed(0))  # refuses now parts of M that clash
     return Learner(

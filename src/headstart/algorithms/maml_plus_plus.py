@@ -70,7 +70,7 @@ def annealed(
     learner = maml(module, adjoint=adjoint, **options)
     if first_order_until:
         cheap = maml(module, adjoint=FirstOrder(), **options)
-        learner = objectives.first_order_until(learner, cheap, first_order_until)
+        learner = objectives.first_order_until(learner, first_order=cheap, fraction=first_order_until)
     return objectives.multi_step(learner, until=multi_step_until) if multi_step_until else learner
 
 

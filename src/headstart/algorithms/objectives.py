@@ -68,7 +68,7 @@ def step_weights(steps: int, done: float) -> tuple[float, ...]:
     return (*(early for _ in range(steps - 1)), 1 - (steps - 1) * early)
 
 
-def first_order_until(learner: Learner, first_order: Learner, fraction: float) -> Learner:
+def first_order_until(learner: Learner, *, first_order: Learner, fraction: float) -> Learner:
     """Meta-train by first-order gradients while less than ``fraction`` of the outer steps is done (annealing).
 
     Meanwhile tasks adapt as ``first_order`` does; all else is of ``learner``, so this goes before or after
@@ -86,7 +86,8 @@ def first_order_until(learner: Learner, first_order: Learner, fraction: float) -
 
     >>> import headstart
     >>> net = headstart.mlp(1, 1)
-    >>> learner = first_order_until(headstart.maml(net, loss="mse"), headstart.fomaml(net, loss="mse"), 0.3)
+    >>> exact, cheap = headstart.maml(net, loss="mse"), headstart.fomaml(net, loss="mse")
+    >>> learner = first_order_until(exact, first_order=cheap, fraction=0.3)
     >>> learner.during(0.0).exact, learner.during(0.3).exact
     (False, True)
     """

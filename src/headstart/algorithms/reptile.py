@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
+from headstart.algorithms.adaptation import Now
 from headstart.algorithms.maml import Rate, Steps, maml
 from headstart.core import tree
 from headstart.core.adjoints import FirstOrder
@@ -93,7 +93,8 @@ def _full(moved: Params, meta: Meta) -> Meta:
 def joined(episodes: Episodes) -> Batch:
     """Return support and query examples as one batch."""
     support, query = episodes
-    x = tree_map(lambda s, q: torch.cat([s, q], 1), support.x, query.x)
+    packed, parts = tree.pack(support.x)
+    x = packed.unpack(torch.cat(pair, 1) for pair in zip(parts, tree.tensors_of(query.x)))
     masked = support.mask is not None or query.mask is not None
     mask = torch.cat([there(support), there(query)], 1) if masked else None
     return Batch(x, torch.cat([support.y, query.y], 1), mask, support.seed)
@@ -104,7 +105,7 @@ def _minibatches(size: int) -> Any:
     if size < 1:
         raise UsageError(f"inner_batch must be at least 1, got {size}")
 
-    def examples(batch: Batch, step: int) -> Batch:
+    def examples(batch: Batch, step: int, now: Now) -> Batch:
         count = batch.y.shape[1]
         # a fixed shuffle: examples come ordered by class, and every task has random examples anyway
         order = torch.randperm(count, generator=torch.Generator().manual_seed(count)).to(batch.y.device)

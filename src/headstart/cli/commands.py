@@ -212,7 +212,7 @@ def adapt(
     """
     from headstart.training.adapted import adapt
 
-    model = adapt(run, source, out, device, strict)
+    model = adapt(run, source, out, device=device, strict=strict)
     if as_json:
         tasks = [{"name": task.name, "labels": list(task.labels), "counts": list(task.counts)} for task in model.tasks]
         print_json({"out": str(out), "kind": model.kind.name, "tasks": tasks})
@@ -248,7 +248,7 @@ def predict(
     from headstart.training.files import write
 
     text_of = to_csv if out is None else writer_of(out)
-    found = predict(open_adapted(model, device), inputs, task)
+    found = predict(open_adapted(model, device=device), inputs, task=task)
     if out is not None:
         write(out, text_of(found).encode())
     if as_json:

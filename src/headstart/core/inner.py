@@ -37,6 +37,8 @@ class Given(NamedTuple):
     """The parameters that do not move, with a task axis or shared."""
     support: Any = None
     """What the loss is of: a `headstart.Batch`, or whatever the loss understands."""
+    steps: Tensor | None = None
+    """``(B,)``, after how many steps each task stays as it is; ``None``: no task does before the last one."""
     features: Tree = None
     """What the layers below all that moves make of the support set, where they are computed once for all steps."""
 
@@ -61,6 +63,12 @@ class Step(NamedTuple):
         losses, grads, buffers = gradients(self.support_loss, given, inner, number + self.first, create_graph)
         moved, state = self.displacement(given, inner, number, grads)
         del grads  # as much as all parameters: not to be held while the new ones are made
+        if given.steps is not None:
+            going = given.steps > number + self.first
+            moved, state, buffers = (
+                _only(going, moved, tree.zeros_like(moved)),
+                *(_only(going, new, old) for new, old in ((state, inner.rule), (buffers, inner.buffers))),
+            )
         params = tree.subtract(inner.params, moved)
         if create_graph and len(moved) < len(params):
             # as tensors of their own: the next gradient holds the others still, which depend on those of this step
@@ -70,6 +78,14 @@ class Step(NamedTuple):
     def displacement(self, given: Given, inner: Inner, number: int, grads: Params) -> tuple[Params, Tree]:
         """Return what the step subtracts for such gradients, by name, and the rule's next state."""
         return self.rule.update(given.structure, inner.rule, grads, inner.params, number + self.first)
+
+
+def _only(going: Tensor, new: Tree, old: Tree) -> Tree:
+    """Return what is new for the tasks that are going on, and what is old for the others."""
+    packed, parts = tree.pack(new)
+    before = tree.tensors_of(old) or parts  # a state may begin with the first step
+    pairs = zip(parts, before, strict=True)
+    return packed.unpack(torch.where(tree.over_tasks(going, one), one, other) for one, other in pairs)
 
 
 def gradients(

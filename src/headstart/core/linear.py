@@ -30,7 +30,7 @@ Solver: TypeAlias = Callable[[Product, Params], Solution]
 """``(v -> A v, right) -> x with A x ≈ right``, for every task's own matrix A."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConjugateGradient:
     """Solve (A + damping I) x = right by conjugate gradients, for symmetric positive definite A.
 
@@ -73,7 +73,7 @@ class ConjugateGradient:
         return Solution(value, _ratio(size, start))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Neumann:
     """Solve A x = right by x = Σₖ (I − A)ᵏ right, with k from 0 to ``terms``: ``terms`` + 1 terms in all.
 

@@ -9,8 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.utils._pytree import tree_map
 
+from headstart.core.tree import mapped
 from headstart.core.values import all_true, in_range, one_hot
 from headstart.errors import ShapeError, UsageError, pick
 from headstart.types import Batch
@@ -120,7 +120,7 @@ def present(batch: Batch) -> Batch:
     def filled(leaf: Tensor) -> Tensor:
         return torch.where(mask.view(*mask.shape, *(1,) * (leaf.ndim - 2)), leaf, leaf.new_zeros(()))
 
-    x, y = tree_map(filled, (batch.x, batch.y))
+    x, y = mapped(filled, (batch.x, batch.y))
     return batch._replace(x=x, y=y)
 
 

@@ -14,7 +14,9 @@ from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta
 Reduction = Literal["mean", "sum"]
 
 
-def meta_loss(learner: Learner, meta: Meta, episodes: Episodes, reduction: Reduction = "mean") -> tuple[Tensor, Info]:
+def meta_loss(
+    learner: Learner, meta: Meta, episodes: Episodes, *, reduction: Reduction = "mean"
+) -> tuple[Tensor, Info]:
     """Return Σᵢ Lᵢ(θ, M), the query losses after adapting to the support sets or what the learner has in their place.
 
     It is a scalar, and `Info` holds the losses of each task. ``"sum"`` is the formula literally, ``"mean"`` divides it
@@ -47,7 +49,9 @@ def at(learner: Learner, done: float) -> Learner:
     return learner if learner.during is None else learner.during(done)
 
 
-def meta_gradient(learner: Learner, meta: Meta, episodes: Episodes, reduction: Reduction = "mean") -> tuple[Meta, Info]:
+def meta_gradient(
+    learner: Learner, meta: Meta, episodes: Episodes, *, reduction: Reduction = "mean"
+) -> tuple[Meta, Info]:
     """Return the learner's estimate of ∂L/∂θ and ∂L/∂M, and `Info` with the losses of each task.
 
     Raises:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import checkpoint as checkpointing
 from torch.utils._device import DeviceContext
 from torch.utils.checkpoint import get_device_states, set_device_states
 
@@ -61,6 +62,32 @@ def _without_cudnn() -> Iterator[None]:
         yield
 
 
+class _Plain:
+    """In the place of PyTorch's `CheckpointFunction`."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _around(*args: Any, **kwargs: Any) -> Iterator[None]:
+    yield
+
+
+@contextlib.contextmanager
+def _kept() -> Iterator[None]:
+    own = checkpointing.CheckpointFunction, checkpointing._checkpoint_without_reentrant_generator
+    checkpointing.CheckpointFunction = _Plain  # pyrefly: ignore
+    checkpointing._checkpoint_without_reentrant_generator = _around  # pyrefly: ignore
+    try:
+        yield
+    finally:
+        checkpointing.CheckpointFunction, checkpointing._checkpoint_without_reentrant_generator = own
+
+
+#: What modules checkpoint by ``torch.utils.checkpoint`` is kept instead: when it would be computed again, the tensors
+#: that a pass lent to the module are gone; and one kind has no derivative with respect to weights (``use_reentrant``).
+KEPT = Shared(_kept)
 #: Attention from operations that can be differentiated twice.
 PLAIN_ATTENTION = Shared(_plain_attention)
 #: Recurrent layers from such operations.

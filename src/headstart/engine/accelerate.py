@@ -20,7 +20,8 @@ from headstart.core.tree import mapped
 from headstart.engine import record
 from headstart.engine.record import SEEN, Forms, Inputs, Key, Recorded, Way, inputs_of, with_gradient
 from headstart.errors import UsageError
-from headstart.types import Episodes, Info, Learner, Meta
+from headstart.forward.task_map import rounded
+from headstart.types import Batch, Episodes, Info, Learner, Meta
 
 logger = logging.getLogger("headstart")
 
@@ -42,7 +43,7 @@ PATIENCE = 8
 STAGES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 #: So many plans are remembered.
-REMEMBERED = 64
+REMEMBERED = 256
 
 
 def accelerate(
@@ -119,12 +120,7 @@ class _InParts:
     def __call__(self, learner: Learner, meta: Meta, episodes: Episodes) -> Part:
         here, given = settings(), inputs_of(meta, episodes)
         key = here, torch.get_num_threads(), given.kind
-        plan = self.plans.get(key)
-        if plan is None:
-            plan = self._plan(here, meta, episodes)
-            if len(self.plans) >= REMEMBERED:
-                self.plans.pop(next(iter(self.plans)), None)
-            self.plans[key] = plan
+        plan = self.plans.get(key) or self._remembered(key, lambda: self._alike(here, meta, episodes))
         gradient = self._gradient(here, plan, learner)
         # a compiled program splits those of its operations where that pays
         small = plan.small and not self.options.compile
@@ -137,6 +133,24 @@ class _InParts:
             if several:
                 return _joined(_at_once(gradient, parts, plan.workers, here), len(episodes.query.y))
             return _joined(map(gradient, parts), len(episodes.query.y))
+
+    def _alike(self, here: Settings | None, meta: Meta, episodes: Episodes) -> _Plan:
+        """Return the plan for tasks like these: with ragged ones, each new number of examples would be looked at."""
+        if self.options.room is not None:  # which is for so many examples and no more
+            return self._plan(here, meta, episodes)
+        like = _rounded(episodes)
+        key = "like", here, torch.get_num_threads(), inputs_of(meta, like).kind
+        try:
+            return self.plans.get(key) or self._remembered(key, lambda: self._plan(here, meta, like))
+        except Exception:  # a learner may not take an example twice
+            return self._plan(here, meta, episodes)
+
+    def _remembered(self, key: Key, plan: Callable[[], _Plan]) -> _Plan:
+        found = plan()
+        if len(self.plans) >= REMEMBERED:
+            self.plans.pop(next(iter(self.plans)), None)
+        self.plans[key] = found
+        return found
 
     def _gradient(self, here: Settings | None, plan: _Plan, learner: Learner) -> Gradient:
         if here is not None and (self.options.compile or (plan.counted and self.options.replay)):
@@ -221,11 +235,22 @@ def _stages(learner: Learner) -> list[Learner]:
 def _looked_at(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[float, bool]:
     """Return the numbers that an operation gives on average, and whether any draws from generators of the process."""
     before = generators()
-    backprop(learner, meta, episodes)  # the task map's trials, which are no part of the work
-    drawn = generators() != before
-    with Counted() as counted:
+    with Counted(memory=False) as counted:
         backprop(learner, meta, episodes)
-    return counted.size, drawn
+    return counted.size, generators() != before
+
+
+def _rounded(episodes: Episodes) -> Episodes:
+    """Return the tasks with some of their examples once more, so that their numbers are `rounded`."""
+    return Episodes(*(_repeated(batch, batch.y.shape[1]) for batch in episodes))
+
+
+def _repeated(batch: Batch, examples: int) -> Batch:
+    if rounded(examples) == examples:
+        return batch
+    index = torch.arange(rounded(examples), device=batch.y.device) % examples
+    more: Batch = mapped(lambda leaf: leaf[:, index], batch._replace(seed=None))
+    return more._replace(seed=batch.seed)
 
 
 def _parts(episodes: Episodes, size: int) -> Iterator[Episodes]:

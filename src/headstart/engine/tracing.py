@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_leaves
 
+from headstart.core import tree
 from headstart.core.objective import backprop
 from headstart.core.tree import pack
 from headstart.core.values import conditions
@@ -98,15 +98,12 @@ def tensors_of(meta: Meta, episodes: Episodes) -> list[Tensor]:
     """Return all tensors, those of θ and M first: what `pack` finds, at each step, in less time."""
     leaves = [*meta.params.values(), *meta.structure.values()]
     for x, *others in episodes:
-        if isinstance(x, Tensor):
-            leaves.append(x)
-        else:
-            leaves += tree_leaves(x)
+        leaves += [x] if isinstance(x, Tensor) else tree.tensors_of(x)
         leaves += [part for part in others if part is not None]
     return leaves
 
 
 def layout(batch: Batch) -> tuple[Any, ...]:
     """Return what of a batch is not said by its tensors: which there are, and how the inputs are nested."""
-    nesting = None if isinstance(batch.x, Tensor) else str(tree_flatten(batch.x)[1])
+    nesting = None if isinstance(batch.x, Tensor) else repr(pack(batch.x)[0].tree)
     return nesting, batch.mask is None, batch.seed is None

@@ -25,8 +25,8 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.core import tree
-from headstart.core.parameters import Leaf, Role, Structural, matches, role_of
-from headstart.core.process import PLAIN_ATTENTION, WITHOUT_CUDNN, casting, put_back
+from headstart.core.parameters import Leaf, Role, Stepped, Structural, matches, role_of
+from headstart.core.process import KEPT, PLAIN_ATTENTION, WITHOUT_CUDNN, casting, put_back
 from headstart.core.tree import mapped
 from headstart.errors import DifferentiationError, ShapeError, UsageError, check_known, unknown_name
 from headstart.forward.over_tasks import over_tasks
@@ -39,7 +39,7 @@ from headstart.forward.skeleton import (
     statistics_of,
     without_weights,
 )
-from headstart.forward.task_map import OneTask, TaskMap, auto, first_line, in_turn, loop, vmap
+from headstart.forward.task_map import OneTask, OpaqueError, TaskMap, auto, first_line, in_turn, loop, vmap
 from headstart.forward.unseen import is_traced, misbatched, writes_inputs
 from headstart.types import Params, Tree
 
@@ -74,6 +74,8 @@ class Functional(NamedTuple):
     """``M -> the module's part of M`` in the units in which it acts."""
     laid_out: Callable[[Params, Tree], Params]
     """``(params, x) -> params`` with their numbers in the order in memory that suits passes over ``x``."""
+    stepped: bool
+    """Whether a part of it goes by the number of inner steps taken."""
 
 
 #: The layers that work on images of a task. On a CPU, they are up to ten times faster where the channels of a pixel lie
@@ -82,6 +84,9 @@ IMAGES = (nn.Conv2d, nn.ConvTranspose2d)
 
 #: From so many numbers of a task's widest feature map on, a CPU is kept busy by one task.
 LARGE = 2**16
+
+#: So many examples are enough to see whether a module's second derivatives are right.
+FEW = 4
 
 #: What PyTorch says where inputs do not fit a model.
 _MISFITS = (
@@ -107,6 +112,7 @@ def functional(
     precision: Precision = "full",
     training: bool = True,
     check: bool = True,
+    read: "Callable[[Tree], Tree] | None" = None,
 ) -> Functional:
     """Return ``module`` as a pure, task-batched function.
 
@@ -128,6 +134,7 @@ def functional(
 
     A pass is always a first one: what it sets on the module's layers is forgotten, but for buffers whose policy is
     ``"task"``.
+        read: ``what the module returns -> outputs``, by default `one_tensor`; `structured` lets any structure through.
 
     Raises:
         DifferentiationError: a layer has no second derivative, or cannot be mapped as asked.
@@ -135,7 +142,7 @@ def functional(
     """
     check_known("precision", precision, ("full", "bf16"))
     refuse_untwiceable(module, check)
-    policies = _policies(module, buffers)
+    policies, read = _policies(module, buffers), read or one_tensor
     task_map = _resolve(taskmap, module)
     trainable = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
     constants = {name: p.detach() for name, p in module.named_parameters() if not p.requires_grad}
@@ -186,7 +193,7 @@ def functional(
         frame = skeleton(seed is not None, phase == "support")
         turns = images and one_by_one(x, channels)
         if turns:
-            params, x = laid_out(params, x), tree_map(channels_last, x)
+            params, x = laid_out(params, x), mapped(channels_last, x)
         keys = {} if seed is None else {f"{name}.seed": seed for name in frame.dropouts}
         x_args, x_kwargs = _arguments(x)
         dims = [{name: 0 if p.ndim > len(shapes[name]) else None for name, p in params.items()}, 0, 0, 0, 0]
@@ -200,22 +207,25 @@ def functional(
             given = {**params, **constants, **own, **keys}
             state = dict(given)
             with frame.afresh():
-                outputs = functional_call(frame.body, state, args, kwargs)
+                outputs = read(functional_call(frame.body, state, args, kwargs))
             if frame.own:
                 _refuse_changes([name for name in constants if state[name] is not given[name]], policies)
             return outputs, {**{name: state[name] for name in own}, **frame.updated_statistics()}
 
         def at_once(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
             inputs = args[0].clone() if writing else args[0]
-            with frame.afresh():
-                return over_tasks(frame.body, {**params, **constants}, shapes, inputs), {}
+            try:
+                with frame.afresh():
+                    return read(over_tasks(frame.body, {**params, **constants}, shapes, inputs)), {}
+            except OpaqueError:  # from one layer to the next; mapped together, they hand each other what they like
+                return vmap(one, dims, [params, buffers, args, kwargs, keys])
 
         known = frame.chain and not keys and not buffers and len(x_args) == 1 and not x_kwargs
         function: Callable[..., Tree] = OneTask(one, at_once, frame.native) if known else one
-        if turns and known:
-            function = OneTask(one, lambda *args: in_turn(at_once, dims, args), frame.native)
+        if turns and known and frame.native:
+            function = OneTask(one, lambda *args: in_turn(at_once, dims, args), True)
         elif turns:
-            function = OneTask(one, lambda *args: loop(one, dims, args))
+            function = OneTask(one, lambda *args: loop(one, dims, args), True)
         shared = {**constants, **params}
         versions = [tensor._version for tensor in shared.values()]
         try:
@@ -225,7 +235,7 @@ def functional(
             raise _explained(error, x, leaves, type(frame.body) if task_map is vmap else None) from error
         changed = [name for (name, tensor), was in zip(shared.items(), versions) if tensor._version != was]
         _refuse_changes(changed, policies)
-        return (outputs.float() if precision == "bf16" else outputs), after
+        return (mapped(_as_full, outputs) if precision == "bf16" else outputs), after
 
     def apply(params: Params, buffers: Params, x: Tree, **options: Any) -> tuple[Tensor, Params]:
         options |= {} if training else {"seed": None}
@@ -252,15 +262,19 @@ def functional(
     ) -> None:
         nonlocal writing
         frame, shared = skeleton(seed is not None, phase == "support"), shared_in(params)
-        own, inputs, first = mapped(itemgetter(0), (buffers, x, seed))
+        own, first = mapped(itemgetter(0), (buffers, seed))
         state = {**constants, **own, **{name: value if name in shared else value[0] for name, value in params.items()}}
         state |= {} if seed is None else {f"{name}.seed": first for name in frame.dropouts}
         restart = functools.partial(frame.restart, draw, step)
-        try:
-            with context():
-                writing = writes_inputs(frame, restart, state, *_arguments(inputs))
-        except RuntimeError as error:
-            raise _explained(error, x, leaves) from error
+        for args, kwargs in _few_and_all(x):
+            try:
+                with context():
+                    writing = writes_inputs(frame, restart, state, args, kwargs)
+                break
+            except UsageError:
+                raise
+            except (RuntimeError, TypeError, ValueError, LookupError) as error:  # a few may not do; all are run next
+                logger.debug("inputs were not looked at: %s", error)
         unlooked.discard("inputs")
 
     def look_at_tasks(params: Params, buffers: Params, x: Tree, **options: Any) -> None:
@@ -286,9 +300,10 @@ def functional(
     def certify(x: Tree) -> None:
         if not unchecked:
             return
-        args, kwargs = _arguments(mapped(itemgetter(0), x))
+        few, whole = _few_and_all(x)
         with context(), put_back():  # the check must not take random numbers from the passes that count
-            certified(skeleton(False, True), {**trainable, **constants, **per_task}, args, kwargs)
+            frame, state = skeleton(False, True), {**trainable, **constants, **per_task}
+            certified(frame, state, *few) or certified(frame, state, *whole)
         unchecked.clear()
 
     def part(role: Role) -> Params:
@@ -305,6 +320,7 @@ def functional(
         certify,
         functools.partial(_shown, module_copy),
         laid_out,
+        any(isinstance(layer, Stepped) for layer in module.modules()),
     )
 
 
@@ -333,7 +349,7 @@ def _explained(error: RuntimeError, x: Tree, leaves: Mapping[str, Leaf], mapped:
         )
     if not re.search(_MISFITS, str(error)):
         return error
-    got = ", ".join(f"{tuple(leaf.shape[1:])} of {leaf.dtype}" for leaf in tree_leaves(x))
+    got = ", ".join(f"{tuple(leaf.shape[1:])} of {leaf.dtype}" for leaf in tree.tensors_of(x))
     first = next(iter(leaves.values()), None)
     own = f"; its first weight, {first.name}, has shape {first.shape}" if first else ""
     return ShapeError(
@@ -341,10 +357,57 @@ def _explained(error: RuntimeError, x: Tree, leaves: Mapping[str, Leaf], mapped:
     )
 
 
+def one_tensor(outputs: Tree) -> Tensor:
+    """Return what a module gives as one tensor: itself, its ``logits``, or the only tensor in it.
+
+    Raises:
+        ShapeError: it gives something else.
+    """
+    found = getattr(outputs, "logits", outputs)
+    if isinstance(found, Tensor):
+        return found
+    if len(only := tree.tensors_of(outputs)) == 1:
+        return only[0]
+    if isinstance(outputs, Mapping):
+        parts = ", ".join(f"{name!r}: {type(part).__name__}" for name, part in outputs.items())
+    else:
+        parts = ", ".join(type(part).__name__ for part in outputs) if isinstance(outputs, (tuple, list)) else ""
+    raise ShapeError(
+        f"the model gives a {type(outputs).__name__}{f' of {parts}' if parts else ''}; needed is one tensor (examples, "
+        f"*outputs), or something with a tensor as its .logits. Say which one it is: put the model into a module of "
+        f"your own whose forward returns it, as in `return self.net(x)[0]`, or give a loss of your own that takes all "
+        f"of it, (outputs, batch) -> (B,)"
+    )
+
+
+def structured(outputs: Tree) -> Tree:
+    """Return ``.logits`` where there are any, else all that a module gives, with None for what is no tensor."""
+    found = getattr(outputs, "logits", outputs)
+    if isinstance(found, Tensor):
+        return found
+    return tree_map(lambda leaf: leaf if isinstance(leaf, Tensor) else None, outputs)
+
+
+def _as_full(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
 def _arguments(x: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if not isinstance(x, Tensor):
+        for leaf in tree_leaves(x):
+            if not (leaf is None or isinstance(leaf, (Tensor, bool, int, float, str))):
+                raise ShapeError(
+                    f"the inputs hold a {type(leaf).__module__}.{type(leaf).__name__}; they are tensors (tasks, "
+                    f"examples, *features), and numbers, flags, text or None, which are handed to the model as they are"
+                )
     if isinstance(x, Mapping):
         return (), {str(name): value for name, value in x.items()}
     return (tuple(x) if isinstance(x, (tuple, list)) else (x,)), {}
+
+
+def _few_and_all(x: Tree) -> tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]:
+    """Return the arguments of a pass on the first task's inputs: on a few, which show as much, and on all of them."""
+    return tuple(_arguments(mapped(lambda leaf, most=most: leaf[0, :most], x)) for most in (FEW, None))
 
 
 def _leaves(module: nn.Module) -> dict[str, Leaf]:
@@ -404,7 +467,7 @@ def _forward_context(module: nn.Module) -> Callable[[], contextlib.AbstractConte
     own = any(not type(m).__module__.startswith("torch.nn.modules") for m in modules)
     known = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
     attention = own or any(isinstance(m, known) for m in modules)
-    settings = [PLAIN_ATTENTION] * attention + [WITHOUT_CUDNN] * recurrent
+    settings = [KEPT] * own + [PLAIN_ATTENTION] * attention + [WITHOUT_CUDNN] * recurrent
 
     @contextlib.contextmanager
     def entered() -> Iterator[None]:

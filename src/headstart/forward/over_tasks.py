@@ -18,6 +18,7 @@ from torch.func import functional_call
 from headstart.core import tree
 from headstart.forward.batch_norm import batch_norm
 from headstart.forward.dropout import TaskDropout
+from headstart.forward.task_map import vmap
 from headstart.types import Params
 
 Value = TypeVar("Value")
@@ -136,8 +137,7 @@ def _one(layer: nn.Module, own: Params, shapes: Mapping[str, tuple[int, ...]], x
 
 def _mapped(layer: nn.Module, own: Params, shapes: Mapping[str, tuple[int, ...]], x: Tensor) -> Tensor:
     dims = {name: 0 if name in shapes and value.ndim > len(shapes[name]) else None for name, value in own.items()}
-    one = torch.func.vmap(lambda p, x: functional_call(layer, p, (x,)), in_dims=(dims, 0), randomness="different")
-    return one(own, x)
+    return vmap(lambda p, x: functional_call(layer, p, (x,)), (dims, 0), (own, x))
 
 
 def _linear(layer: nn.Linear, own: Params, x: Tensor) -> Tensor:

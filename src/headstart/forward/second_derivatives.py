@@ -71,10 +71,10 @@ class _Held(TorchFunctionMode):
         return value.clone() if isinstance(value, Tensor) else value
 
 
-def certified(frame: Skeleton, state: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def certified(frame: Skeleton, state: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Raise `DifferentiationError` unless a body with the tensors ``state`` is differentiable twice at its input.
 
-    A module that cannot run in float64, or is random, cannot be checked, and is let through.
+    A module that cannot run in float64, or is random, cannot be checked, and is let through: false where it cannot run.
     """
     state, (args, kwargs) = doubled(state), doubled((args, kwargs))
     body, stored = frame.body, {name for name, _ in frame.body.named_buffers()}
@@ -87,11 +87,11 @@ def certified(frame: Skeleton, state: Params, args: tuple[Any, ...], kwargs: dic
     try:
         problem = _problem(forward, _floating(state))
         if not problem:
-            return
+            return True
         path, kind = _culprit(frame, state, args, kwargs)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
         logger.debug("second derivatives of %s were not checked: %s", type(body).__name__, error)
-        return
+        return False
     way = ""
     if problem != _NONE:
         way = ", or, if it is meant to be no derivative (as in a gradient reversal), check=False to take it as it is"
@@ -129,7 +129,7 @@ def _fails(call: Call, own: Params, inputs: Params) -> bool:
 
     try:
         return bool(_problem(forward, {**_floating(own), **inputs}))
-    except (RuntimeError, TypeError, ValueError):
+    except (RuntimeError, TypeError, ValueError, LookupError):
         return False
 
 
@@ -161,7 +161,7 @@ def _problem(forward: Callable[[Params], Any], params: Params) -> str:
         shifted = {n: (p + shift * v[n]).detach().requires_grad_() for n, p in params.items()}
         return slope(shifted, _Held(before)).detach()
 
-    if not torch.equal(at(0.0), at(0.0)):
+    if not torch.equal(start := at(0.0), at(0.0)):
         return ""
     leaves = {n: p.detach().clone().requires_grad_() for n, p in params.items()}
     held = _Held()
@@ -175,10 +175,10 @@ def _problem(forward: Callable[[Params], Any], params: Params) -> str:
             return _NONE
         raise
     got = float(torch.stack([(h * v[n]).sum() for h, n in zip(second, leaves)]).sum())
-    expected = _disagreement(got, lambda shift: float(at(shift)))
+    expected = _disagreement(got, float(start), lambda shift: float(at(shift)))
     if expected is not None and held.noted:
         try:
-            expected = _disagreement(got, lambda shift: float(at(shift, held)))
+            expected = _disagreement(got, float(start), lambda shift: float(at(shift, held)))
         except RuntimeError as error:
             logger.debug("second derivatives were not checked with what is detached held still: %s", error)
     if expected is None:
@@ -186,13 +186,13 @@ def _problem(forward: Callable[[Params], Any], params: Params) -> str:
     return f"has a wrong second derivative (a directional one is {got:.6g}, should be {expected:.6g})"
 
 
-def _disagreement(got: float, at: Callable[[float], float]) -> float | None:
-    """Return the derivative of ``at`` at 0 if it can be told and is not ``got``.
+def _disagreement(got: float, start: float, at: Callable[[float], float]) -> float | None:
+    """Return the derivative of ``at`` at 0, where it is ``start``, if it can be told and is not ``got``.
 
     A network of many ReLUs has a kink within almost any distance, where differences of the gradient say nothing of the
     second derivative on either side. So shorter steps are tried, and two that agree refuse ``got``.
     """
-    least = max(1e-6 * abs(at(0.0)), 1e-9)
+    least = max(1e-6 * abs(start), 1e-9)
 
     def close(one: float, other: float) -> bool:
         return abs(one - other) <= TOLERANCE * max(abs(one), abs(other), least)

@@ -220,6 +220,10 @@ def refuse_untwiceable(module: nn.Module, check: bool = True) -> None:
 
 
 def _fix(layer: nn.Module) -> str:
+    if isinstance(layer, torch.jit.ScriptModule):
+        return "is compiled by torch.jit, which takes no other tensors; give the module that it was made from"
+    if isinstance(layer, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return "copies its weights to devices of its own; give the module inside it, `.module`"
     if isinstance(layer, LazyModuleMixin) and any(is_lazy(tensor) for tensor in layer.parameters()):
         return "has no parameters yet; run one forward pass of the module first"
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.sparse:

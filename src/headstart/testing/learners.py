@@ -314,7 +314,9 @@ def _check_order(case: _Case) -> None:
     require_close(_run(flipped).outputs, _run(case).outputs, "order", claim)
 
 
-def check_method(name: str, module: nn.Module | None = None, options: dict[str, Any] | None = None, **how: Any) -> None:
+def check_method(
+    name: str, module: nn.Module | None = None, *, options: dict[str, Any] | None = None, **how: Any
+) -> None:
     """Check a registered method with `check_learner`, once for each kind of target that its row names.
 
     Args:

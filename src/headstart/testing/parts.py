@@ -15,7 +15,7 @@ from headstart.core.tree import mapped, tensors_of
 from headstart.forward.functional import functional
 from headstart.testing import contract as kit
 from headstart.testing.contract import generator_state, require, require_close, same_bits
-from headstart.types import Info, Params, Tree
+from headstart.types import Batch, Info, Params, Tree
 
 TASKS = 3
 
@@ -54,7 +54,7 @@ def check_rule(
         ContractError: the contract that is broken, by how much, and what that means.
 
     >>> from headstart import rules
-    >>> check_rule(rules.chain(rules.clip(norm=1.0), rules.momentum(0.9), rules.scale(0.1, learn=True)))
+    >>> check_rule(rules.chain(rules.clip(norm=1.0), rules.momentum(decay=0.9), rules.scale(0.1, learn=True)))
     """
     case = _case(rule, _small() if module is None else module, steps)
     _check_state(case)
@@ -94,7 +94,7 @@ def _random(shape: Sequence[int], generator: Generator) -> Tensor:
 
 def _steps(case: _Case) -> tuple[list[Params], list[Tree]]:
     structure, params, *by_step = case.given.values()
-    updates, states = [], [case.rule.state(structure, params, case.seed)]
+    updates, states = [], [case.rule.state(structure, params, Batch(None, case.seed, seed=case.seed))]
     for number, gradients in enumerate(by_step):
         moved, state = case.rule.update(structure, states[-1], gradients, params, number)
         params = {name: value - moved[name] for name, value in params.items()}
@@ -180,7 +180,7 @@ def _check_zero(case: _Case) -> None:
         require(kit.finite(second), "zero", f"the second derivative is NaN or infinite at a zero gradient; {meaning}")
 
 
-_RULE = chain(momentum(0.5), scale(0.1, learn=True))
+_RULE = chain(momentum(decay=0.5), scale(0.1, learn=True))
 
 
 class _Problem(NamedTuple):
@@ -243,7 +243,8 @@ def _solve(adjoint: Adjoint, problem: _Problem, steps: int) -> tuple[Inner, Info
         hidden = torch.tanh(params["w"] @ given.params["shared"] + params["b"] * (1 + step)) + buffers["seen"]
         return hidden.square().mul(params["w"].cos()).sum(1), {"seen": 0.9 * buffers["seen"] + 0.1 * hidden}
 
-    state, seen = _RULE.state(problem.structure, problem.start, None), torch.zeros_like(problem.start["w"])
+    seen = torch.zeros_like(problem.start["w"])
+    state = _RULE.state(problem.structure, problem.start, Batch(None, seen))
     given = Given(problem.structure, {"shared": problem.shared})
     return solve(support_loss, Inner(problem.start, state, {"seen": seen}), given, _RULE, adjoint, steps)
 

@@ -73,7 +73,7 @@ class AdaptedModel(NamedTuple):
 
 
 def adapt(
-    run: str | Path, source: str | Path, out: str | Path, device: str = "auto", strict: bool = False
+    run: str | Path, source: str | Path, out: str | Path, *, device: str = "auto", strict: bool = False
 ) -> AdaptedModel:
     """Learn the new tasks that a file or folder holds, and write the result.
 
@@ -216,7 +216,7 @@ def _save(out: Path, model: AdaptedModel) -> None:
     write(out / CONFIG, to_json(described))  # last: without it the folder is not a model
 
 
-def open_adapted(folder: str | Path, device: str = "auto") -> AdaptedModel:
+def open_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
     """Read what `adapt` has written.
 
     Raises:
@@ -297,7 +297,7 @@ def _read_weights(
 
 
 def predict(
-    model: AdaptedModel, sources: str | Path | Iterable[str | Path], task: str | None = None
+    model: AdaptedModel, sources: str | Path | Iterable[str | Path], *, task: str | None = None
 ) -> list[dict[str, Any]]:
     """Predict what files, folders of files and globs hold.
 

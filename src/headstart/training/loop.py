@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
-from torch.utils._pytree import tree_leaves
 
+from headstart.core import tree
 from headstart.core.objective import at, meta_gradient
 from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, DataError, DivergenceError, UsageError, check_known
@@ -205,7 +205,7 @@ def check_data(episodes: Episodes, split: str, numbers: Sequence[int]) -> None:
 
     def finite(batch: Batch, row: int) -> bool:
         there = slice(None) if batch.mask is None else batch.mask[row]
-        return all(bool(torch.isfinite(leaf[row][there]).all()) for leaf in (*tree_leaves(batch.x), batch.y))
+        return all(bool(torch.isfinite(leaf[row][there]).all()) for leaf in (*tree.tensors_of(batch.x), batch.y))
 
     bad = [number for row, number in enumerate(numbers) if not all(finite(part, row) for part in episodes)]
     if bad:

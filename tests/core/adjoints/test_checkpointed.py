@@ -25,7 +25,7 @@ from headstart.testing import random_episodes
 def test_checkpoints_change_no_gradient(images, every, taskmap, buffers):
     known = "loop" if taskmap == "auto" else taskmap
     expected, told = images.gradient(Unrolled(), taskmap=known, buffers=buffers)
-    got, info = images.gradient(Checkpointed(every), taskmap=taskmap, buffers=buffers)
+    got, info = images.gradient(Checkpointed(every=every), taskmap=taskmap, buffers=buffers)
     tolerance = {"rtol": 1e-12, "atol": 1e-12}
     torch.testing.assert_close(got.params, expected.params, **tolerance)
     torch.testing.assert_close(info, told, **tolerance)
@@ -46,7 +46,7 @@ def test_the_memory_of_checkpoints_grows_slower_than_that_of_an_unrolled_loop(ro
     assert unrolled[1] / unrolled[0] > 2.5
     assert square_root[1] / square_root[0] < 1.2
     assert square_root[1] < 0.3 * unrolled[1]
-    assert peak(Checkpointed(1), 12) < 0.3 * unrolled[1]
+    assert peak(Checkpointed(every=1), 12) < 0.3 * unrolled[1]
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_an_amount_that_one_step_does_not_fit_in_is_refused(rows, needs):
 @pytest.mark.parametrize("every", [0, -1, 1.5, "root"])
 def test_checkpoints_at_no_interval_are_refused(every):
     with pytest.raises(UsageError, match=r"Checkpointed\(every=...\) must be a positive number of steps or 'sqrt'"):
-        Checkpointed(every)
+        Checkpointed(every=every)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_one_says_how_often_or_how_much_and_where(options, match):
 
 
 def test_adjoints_are_values():
-    assert Unrolled() == Unrolled() and Checkpointed(2) == Checkpointed(2) != Checkpointed(3)
+    assert Unrolled() == Unrolled() and Checkpointed(every=2) == Checkpointed(every=2) != Checkpointed(every=3)
     assert (Unrolled().exact, Checkpointed().exact, FirstOrder().exact) == (True, True, False)
 
 
@@ -205,7 +205,7 @@ def problem(rule, state):
 
 
 def test_a_state_is_all_that_a_step_changes():
-    rule = momentum(0.9)
+    rule = momentum(decay=0.9)
     params = {"w": torch.ones(2, SIZE)}
     state = rule.state({}, params, None)
     step, given, start = problem(rule, state)
@@ -226,7 +226,7 @@ def test_what_is_no_tensor_counts_nothing():
 
 
 def test_measuring_draws_nothing_and_leaves_no_gradient():
-    step, given, start = problem(momentum(0.9), momentum(0.9).state({}, {"w": torch.ones(2, SIZE)}, None))
+    step, given, start = problem(momentum(decay=0.9), momentum(decay=0.9).state({}, {"w": torch.ones(2, SIZE)}, None))
     before = torch.get_rng_state()
     measured(step, given, start)
     kept_bytes(step, given, start)
@@ -259,7 +259,7 @@ def test_any_place_gives_the_same_derivative_and_is_asked_for_all_states_but_the
 PULL = rules.chain(rules.proximal(0.5), rules.scale(0.1))
 # as much memory as a sweep over the steps of ``noisy`` needs, and less than remembering all of them
 LITTLE = Checkpointed(memory=7_000)
-SWEPT = [Checkpointed(), Checkpointed(1), LITTLE]
+SWEPT = [Checkpointed(), Checkpointed(every=1), LITTLE]
 
 
 @pytest.mark.parametrize("taskmap", ["vmap", "loop"])
@@ -332,7 +332,7 @@ def test_a_rules_state_may_be_more_than_tensors(noisy, adjoint, name):
     assert noisy.gap(adjoint, Unrolled(), rule=STATES[name]) < 1e-12
 
 
-@pytest.mark.parametrize("adjoint", [Unrolled(), Checkpointed(), Checkpointed(1), Implicit()], ids=str)
+@pytest.mark.parametrize("adjoint", [Unrolled(), Checkpointed(), Checkpointed(every=1), Implicit()], ids=str)
 def test_a_start_that_is_changed_before_the_derivative_is_taken_is_noticed(rows, adjoint):
     learner = headstart.maml(rows.module, adjoint=adjoint, **{**rows.options, "rule": PULL})
     meta = learner.init(None)
@@ -365,7 +365,7 @@ def slopes(adjoint, forward, backward, seen):
         return torch.cat([slope.flatten() for slope in torch.autograd.grad(value, leaves)])
 
 
-@pytest.mark.parametrize("adjoint", [Checkpointed(), Checkpointed(1), Implicit()], ids=str)
+@pytest.mark.parametrize("adjoint", [Checkpointed(), Checkpointed(every=1), Implicit()], ids=str)
 @pytest.mark.parametrize("forward", [True, False])
 def test_steps_are_taken_again_in_the_precision_of_the_first_time(adjoint, forward):
     seen = []
@@ -373,7 +373,7 @@ def test_steps_are_taken_again_in_the_precision_of_the_first_time(adjoint, forwa
     assert len(seen) > 4 and set(seen) == {forward}
 
 
-@pytest.mark.parametrize("adjoint", [Checkpointed(), Checkpointed(1), Implicit()], ids=str)
+@pytest.mark.parametrize("adjoint", [Checkpointed(), Checkpointed(every=1), Implicit()], ids=str)
 def test_the_derivative_does_not_depend_on_whether_autocast_is_still_on(adjoint):
     inside, outside = slopes(adjoint, True, True, []), slopes(adjoint, True, False, [])
     assert torch.equal(inside, outside)

@@ -10,7 +10,7 @@ from headstart.errors import UsageError
 from headstart.testing import random_episodes
 
 PULL = rules.chain(rules.proximal(1.0, learn=True), rules.scale(0.3))
-SOLVERS = [ConjugateGradient(60), Neumann(150)]
+SOLVERS = [ConjugateGradient(iterations=60), Neumann(terms=150)]
 
 
 @pytest.mark.parametrize("taskmap", ["vmap", "loop"])
@@ -23,7 +23,7 @@ def test_where_adaptation_rests_it_is_the_derivative_of_the_unrolled_loop(rows, 
 
 def test_derivatives_flow_to_parameters_that_stay_and_to_all_of_m(rows):
     rule = rules.chain(rules.only("2"), rules.proximal(0.5, learn=True), rules.clip(norm=50.0), rules.scale(0.3))
-    gradient = rows.gradient(Implicit(ConjugateGradient(60)), rule=rule, steps=200)[0]
+    gradient = rows.gradient(Implicit(ConjugateGradient(iterations=60)), rule=rule, steps=200)[0]
     expected = rows.gradient(Unrolled(), rule=rule, steps=200)[0]
     torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)
     assert all(bool(value.any()) for part in gradient for value in part.values())
@@ -32,7 +32,7 @@ def test_derivatives_flow_to_parameters_that_stay_and_to_all_of_m(rows):
 def test_the_start_has_no_part_in_the_rest_of_a_rule_that_forgets_it(rows):
     rule = rules.chain(rules.weight_decay(0.5, learn=True), rules.per_weight((0.1, 0.4)))
     options = {"rule": rule, "steps": 300}
-    got, expected = rows.gradient(Implicit(Neumann(300)), **options)[0], rows.gradient(Unrolled(), **options)[0]
+    got, expected = rows.gradient(Implicit(Neumann(terms=300)), **options)[0], rows.gradient(Unrolled(), **options)[0]
     assert not any(bool(value.any()) for value in got.params.values())
     assert max(value.abs().max() for value in expected.params.values()) < 1e-9
     torch.testing.assert_close(got.structure, expected.structure, rtol=1e-5, atol=1e-8)
@@ -40,9 +40,9 @@ def test_the_start_has_no_part_in_the_rest_of_a_rule_that_forgets_it(rows):
 
 
 def test_more_terms_of_a_series_come_nearer(rows):
-    got = rows.gradient(Implicit(Neumann(2)), rule=PULL, steps=200)[0].params["0.weight"]
-    full = rows.gradient(Implicit(Neumann(200)), rule=PULL, steps=200)[0].params["0.weight"]
-    more = rows.gradient(Implicit(Neumann(6)), rule=PULL, steps=200)[0].params["0.weight"]
+    got = rows.gradient(Implicit(Neumann(terms=2)), rule=PULL, steps=200)[0].params["0.weight"]
+    full = rows.gradient(Implicit(Neumann(terms=200)), rule=PULL, steps=200)[0].params["0.weight"]
+    more = rows.gradient(Implicit(Neumann(terms=6)), rule=PULL, steps=200)[0].params["0.weight"]
     assert (got - full).norm() > 3 * (more - full).norm() > 0
 
 
@@ -94,7 +94,7 @@ def test_parameters_that_the_rule_leaves_out_stay_where_they_start(rows):
 
     rule = PULL._replace(update=update)
     got, expected = (
-        rows.gradient(one, rule=rule, steps=200)[0] for one in (Implicit(ConjugateGradient(60)), Unrolled())
+        rows.gradient(one, rule=rule, steps=200)[0] for one in (Implicit(ConjugateGradient(iterations=60)), Unrolled())
     )
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
     assert all(bool(value.any()) for value in got.params.values())
@@ -105,7 +105,9 @@ def test_those_that_only_earlier_steps_moved_count_as_constants(rows):
         moved, state = PULL.update(m, state, grads, params, number)
         return {name: value for name, value in moved.items() if "weight" in name or number == 0}, state
 
-    got = rows.gradient(Implicit(ConjugateGradient(60)), rule=PULL._replace(update=update), steps=9)[0].params
+    got = rows.gradient(Implicit(ConjugateGradient(iterations=60)), rule=PULL._replace(update=update), steps=9)[
+        0
+    ].params
     assert not got["0.bias"].any() and not got["2.bias"].any() and got["0.weight"].any()
 
 
@@ -117,7 +119,7 @@ def test_a_rest_that_nothing_to_be_learned_has_a_part_in_is_refused(rows, rule):
         rows.gradient(Implicit(), rule=rule)
 
 
-@pytest.mark.parametrize("rule", [rules.momentum(0.9), rules.adam()], ids=["momentum", "adam"])
+@pytest.mark.parametrize("rule", [rules.momentum(decay=0.9), rules.adam()], ids=["momentum", "adam"])
 def test_rules_whose_state_changes_are_refused(rows, rule):
     learner = headstart.maml(rows.module, rule=rules.chain(rule, rules.scale(0.1)), adjoint=Implicit())
     with pytest.raises(UsageError, match="the rule's state must not change from step to step, as that of momentum"):
@@ -141,7 +143,7 @@ def test_terms_are_counted_from_the_right_side_on(rows):
     rule = rules.chain(rules.only("2"), rules.proximal(1.0), rules.scale(0.3))
     got, same, other = (
         rows.gradient(one, rule=rule, steps=200)[0].params["0.weight"]
-        for one in (Implicit(Neumann(3)), Truncated(4), Truncated(3))
+        for one in (Implicit(Neumann(terms=3)), Truncated(4), Truncated(3))
     )
     torch.testing.assert_close(got, same, rtol=1e-6, atol=1e-9)
     assert (got - other).norm() > 1e-3 * got.norm()
@@ -157,11 +159,17 @@ def test_a_model_without_second_derivatives_is_refused(generator):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: ConjugateGradient(0), r"ConjugateGradient\(iterations=...\) must be a whole number from 1 up, got 0"),
-        (lambda: ConjugateGradient(2.5), "whole number"),
-        (lambda: ConjugateGradient(5, tolerance=-1), "tolerance and damping must be 0 or more, got -1 and 0.0"),
-        (lambda: ConjugateGradient(5, damping=-1), "damping"),
-        (lambda: Neumann(-1), r"Neumann\(terms=...\) must be a whole number from 0 up, got -1"),
+        (
+            lambda: ConjugateGradient(iterations=0),
+            r"ConjugateGradient\(iterations=...\) must be a whole number from 1 up, got 0",
+        ),
+        (lambda: ConjugateGradient(iterations=2.5), "whole number"),
+        (
+            lambda: ConjugateGradient(iterations=5, tolerance=-1),
+            "tolerance and damping must be 0 or more, got -1 and 0.0",
+        ),
+        (lambda: ConjugateGradient(iterations=5, damping=-1), "damping"),
+        (lambda: Neumann(terms=-1), r"Neumann\(terms=...\) must be a whole number from 0 up, got -1"),
     ],
 )
 def test_solvers_that_cannot_be_are_refused(make, message):
@@ -170,5 +178,5 @@ def test_solvers_that_cannot_be_are_refused(make, message):
 
 
 def test_it_is_a_value_and_says_that_it_is_not_exact():
-    assert Implicit() == Implicit(ConjugateGradient(5)) != Implicit(Neumann())
+    assert Implicit() == Implicit(ConjugateGradient(iterations=5)) != Implicit(Neumann())
     assert not Implicit().exact

@@ -20,7 +20,7 @@ def test_the_first_order_takes_statistics_of_the_task_as_constants(images, adjoi
         assert images.gap(FirstOrder(), adjoint, buffers="task") > 1e-3
 
 
-RULE = rules.chain(rules.momentum(0.5), rules.scale(0.1, learn=True))
+RULE = rules.chain(rules.momentum(decay=0.5), rules.scale(0.1, learn=True))
 
 
 def test_no_steps_are_the_first_order_and_all_of_them_the_whole(images):

@@ -46,7 +46,7 @@ def test_adam_has_no_derivative_through_a_weight_without_gradient():
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_a_learned_decay_starts_as_the_fixed_one(nesterov, generator):
-    learned, fixed = (momentum(0.7, nesterov=nesterov, learn=learn) for learn in (True, False))
+    learned, fixed = (momentum(decay=0.7, nesterov=nesterov, learn=learn) for learn in (True, False))
     params = {"w": torch.randn(2, 3, generator=generator, dtype=torch.float64)}
     m = learned.structure(params, None)
     assert {k: v.shape for k, v in m.items()} == {"logit_momentum": ()}
@@ -144,9 +144,9 @@ def test_the_proximal_pull_is_nothing_at_the_start_and_grows_on_the_way():
         lambda: per_weight((0.1, 0.01)),
         lambda: per_tensor(0.0),
         lambda: per_tensor(0.1, steps=0),
-        lambda: momentum(1.0),
-        lambda: momentum(-0.1),
-        lambda: momentum(0.0, learn=True),
+        lambda: momentum(decay=1.0),
+        lambda: momentum(decay=-0.1),
+        lambda: momentum(decay=0.0, learn=True),
         lambda: adam(square_decay=1.0),
         lambda: adam(epsilon=0.0),
         lambda: clip(),

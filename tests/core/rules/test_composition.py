@@ -26,7 +26,7 @@ def everything():
         rules.weight_decay(0.02, learn=True),
         rules.mask(target=0.3, granularity="unit"),
         rules.curvature(),
-        rules.momentum(0.6, learn=True),
+        rules.momentum(decay=0.6, learn=True),
         rules.per_tensor(0.1, steps=2, positive=True),
     )
 
@@ -43,7 +43,7 @@ COMPOSED = {
 }
 
 
-@pytest.mark.parametrize(("adjoint", "seeded"), [(Checkpointed(2), True), (Unrolled(), False)])
+@pytest.mark.parametrize(("adjoint", "seeded"), [(Checkpointed(every=2), True), (Unrolled(), False)])
 @pytest.mark.parametrize("name", COMPOSED)
 def test_composed_rules_keep_the_contract_of_a_learner(name, adjoint, seeded):
     module = net()

@@ -10,6 +10,7 @@ from headstart import errors
 from headstart.core.rules import chain, fixed_mask, mask, only, scale, unit_mask
 from headstart.forward.functional import functional
 from headstart.testing import check_rule
+from headstart.types import Batch
 
 KINDS = {
     "hard concrete": mask(),
@@ -35,7 +36,7 @@ def shaken(rule, size=1.0):
 def gates(rule, m, shapes, seed=None, tasks=1):
     """Return the gates of tasks, ``(B, *shape)``: what becomes of gradients of one."""
     ones = {name: torch.ones(tasks, *shape, dtype=torch.float64) for name, shape in shapes.items()}
-    return rule.update(m, rule.state(m, ones, seed), ones, ones, 0)[0]
+    return rule.update(m, rule.state(m, ones, Batch(None, None, seed=seed)), ones, ones, 0)[0]
 
 
 def logits(rule, shapes):
@@ -46,7 +47,9 @@ def logits(rule, shapes):
 def test_masks_are_exact(name):
     unseeded = shaken(KINDS[name])
     check_rule(unseeded)
-    check_rule(unseeded._replace(state=lambda m, params, seed: unseeded.state(m, params, None)))
+    check_rule(
+        unseeded._replace(state=lambda m, params, support: unseeded.state(m, params, support._replace(seed=None)))
+    )
 
 
 @pytest.mark.parametrize("rule", [mask(kind="straight_through"), unit_mask(hard=True)])
@@ -87,7 +90,7 @@ def test_a_draw_is_the_task_s_own_and_the_same_at_every_step(rule):
     torch.testing.assert_close({k: v[1:2] for k, v in together.items()}, alone, rtol=1e-14, atol=0)
     assert any(not torch.equal(together[k][0], together[k][1]) for k in shapes)
     ones = {k: torch.ones_like(v) for k, v in together.items()}
-    state = rule.state(m, ones, seeds)
+    state = rule.state(m, ones, Batch(None, None, seed=seeds))
     for step in range(3):
         moved, state = rule.update(m, state, ones, ones, step)
         assert all(torch.equal(moved[k], together[k]) for k in shapes)

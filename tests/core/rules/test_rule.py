@@ -48,17 +48,20 @@ def optimise(make, steps=6):
     ("make", "rule"),
     [
         (lambda p: torch.optim.SGD(p, 0.1), scale(0.1)),
-        (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), chain(momentum(0.9), scale(0.1))),
+        (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), chain(momentum(decay=0.9), scale(0.1))),
         (
             lambda p: torch.optim.SGD(p, 0.1, momentum=0.8, nesterov=True),
-            chain(momentum(0.8, nesterov=True), scale(0.1)),
+            chain(momentum(decay=0.8, nesterov=True), scale(0.1)),
         ),
         (
             lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.2),
-            chain(weight_decay(0.2), momentum(0.9), scale(0.1)),
+            chain(weight_decay(0.2), momentum(decay=0.9), scale(0.1)),
         ),
         (lambda p: torch.optim.Adam(p, 0.05), chain(adam(), scale(0.05))),
-        (lambda p: torch.optim.Adam(p, 0.05, betas=(0.0, 0.99), eps=1e-3), chain(adam(0.0, 0.99, 1e-3), scale(0.05))),
+        (
+            lambda p: torch.optim.Adam(p, 0.05, betas=(0.0, 0.99), eps=1e-3),
+            chain(adam(decay=0.0, square_decay=0.99, epsilon=1e-3), scale(0.05)),
+        ),
         (lambda p: torch.optim.Adam(p, 0.05, weight_decay=0.1), chain(weight_decay(0.1), adam(), scale(0.05))),
     ],
     ids=["sgd", "momentum", "nesterov", "weight decay", "adam", "adam betas", "adam weight decay"],

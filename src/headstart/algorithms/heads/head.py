@@ -5,12 +5,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils._pytree import tree_map
 
 from headstart.core import losses
 from headstart.core.inner import expanded
 from headstart.core.losses import TaskLoss, present
 from headstart.core.objective import backprop
+from headstart.core.tree import mapped
 from headstart.core.values import in_range, one_hot
 from headstart.errors import ShapeError
 from headstart.forward.functional import Buffers, functional
@@ -140,7 +140,7 @@ def _compact(batch: Batch) -> Batch:
         return batch
     there = batch.mask.any(0)
     there[:1] = True  # never none at all
-    x, y, mask = tree_map(lambda leaf: leaf[:, there], (batch.x, batch.y, batch.mask))
+    x, y, mask = mapped(lambda leaf: leaf[:, there], (batch.x, batch.y, batch.mask))
     return Batch(x, y, mask, batch.seed)
 
 

@@ -45,7 +45,7 @@ class Needs(NamedTuple):
     backward: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpointed:
     """Remember the state of every ``every``-th step and compute the steps between again: exact, less memory.
 

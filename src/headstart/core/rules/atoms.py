@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from headstart.core import tree
 from headstart.core.rules.rule import Rule, require_fraction, require_positive, stateless
 from headstart.errors import UsageError
-from headstart.types import Params, Tree
+from headstart.types import Batch, Params, Tree
 
 
 def scale(rate: float, *, learn: bool = False, positive: bool = False, name: str = "rate") -> Rule:
@@ -101,7 +101,30 @@ def _rated(
     )
 
 
-def momentum(decay: float = 0.9, *, nesterov: bool = False, learn: bool = False, name: str = "momentum") -> Rule:
+def per_task(factors: Callable[[Params, Params, Batch], Tensor | Params]) -> Rule:
+    """Multiply each task's gradient by factors of its own: rates and masks that differ by task.
+
+    Args:
+        factors: ``(M, params, support) -> (B,)``, or for some parameters by name factors ``(B, *first axes)``; called
+            before the first step. What the tasks are given may lie in the support set, as inputs the model ignores.
+
+    >>> import torch
+    >>> from headstart import rules
+    >>> fewer_rows_smaller_steps = rules.per_task(lambda m, params, support: support.mask.float().mean(1))
+    >>> rule = rules.chain(fewer_rows_smaller_steps, rules.scale(0.1))
+    """
+
+    def state(m: Params, params: Params, support: Batch) -> Params:
+        found = factors(m, params, support)
+        return dict.fromkeys(params, found) if isinstance(found, Tensor) else found
+
+    def update(m: Params, own: Params, grads: Params, params: Params, step: int) -> tuple[Params, Params]:
+        return {k: tree.over_tasks(own[k].to(g), g) * g if k in own else g for k, g in grads.items()}, own
+
+    return Rule(update, state)
+
+
+def momentum(*, decay: float = 0.9, nesterov: bool = False, learn: bool = False, name: str = "momentum") -> Rule:
     """Accumulate: v ← μ v + g, and step by v, or by g + μ v with Nesterov's look-ahead; equals torch.optim.SGD.
 
     Args:
@@ -125,11 +148,11 @@ def momentum(decay: float = 0.9, *, nesterov: bool = False, learn: bool = False,
         state = {k: kept * state[k] + g for k, g in grads.items()}
         return ({k: g + kept * state[k] for k, g in grads.items()} if nesterov else state), state
 
-    return Rule(update, lambda m, params, seed: tree.zeros_like(params), structure, shown=shown)
+    return Rule(update, lambda m, params, support: tree.zeros_like(params), structure, shown=shown)
 
 
-def adam(decay: float = 0.9, square_decay: float = 0.999, epsilon: float = 1e-8) -> Rule:
-    """Normalise by running moments: m̂ / (√v̂ + ε); follow with `scale`. Equals torch.optim.Adam.
+def adam(*, decay: float = 0.9, square_decay: float = 0.999, epsilon: float = 1e-8) -> Rule:
+    """Normalise by running moments: m̂ / (√v̂ + ε). It takes no rate: ``chain(adam(), scale(α))`` is torch.optim.Adam.
 
     The derivative of √v̂ at 0 is taken as 0, so that a weight without gradient does not make the meta-gradient NaN.
 
@@ -146,7 +169,7 @@ def adam(decay: float = 0.9, square_decay: float = 0.999, epsilon: float = 1e-8)
         out = {k: (first[k] / bias) / (tree.safe_sqrt(second[k] / square_bias) + epsilon) for k in grads}
         return out, (first, second)
 
-    return Rule(update, lambda m, params, seed: (tree.zeros_like(params), tree.zeros_like(params)))
+    return Rule(update, lambda m, params, support: (tree.zeros_like(params), tree.zeros_like(params)))
 
 
 def clip(*, value: float | None = None, norm: float | None = None) -> Rule:
@@ -176,7 +199,7 @@ def weight_decay(strength: float, *, learn: bool = False, name: str = "weight_de
             (``log_weight_decay.<parameter>``).
         name: of the part of M.
     """
-    return _pulled(strength, learn, name, lambda m, params, seed: {})
+    return _pulled(strength, learn, name, lambda m, params, support: {})
 
 
 def proximal(strength: float, *, learn: bool = False, name: str = "proximal") -> Rule:
@@ -190,10 +213,10 @@ def proximal(strength: float, *, learn: bool = False, name: str = "proximal") ->
 
     Reference: Rajeswaran, Finn, Kakade, Levine 2019, arXiv:1909.04630, equation 3.
     """
-    return _pulled(strength, learn, name, lambda m, params, seed: dict(params))
+    return _pulled(strength, learn, name, lambda m, params, support: dict(params))
 
 
-def _pulled(strength: float, learn: bool, name: str, start: Callable[[Params, Params, Tensor | None], Params]) -> Rule:
+def _pulled(strength: float, learn: bool, name: str, start: Callable[[Params, Params, Batch], Params]) -> Rule:
     """Return the rule that adds a pull by λ, or by each tensor's λ_w from M, towards where ``start`` says, or zero."""
     require_positive("strength", strength)
     pull = per_tensor(strength, positive=True, name=name) if learn else scale(strength)

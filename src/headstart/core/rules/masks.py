@@ -17,7 +17,7 @@ from headstart.core.parameters import Leaf, choose
 from headstart.core.philox import WORD, philox
 from headstart.core.rules.rule import Rule, require_positive, stateless
 from headstart.errors import ShapeError, UsageError, check_known
-from headstart.types import Params
+from headstart.types import Batch, Params
 
 Granularity: TypeAlias = Literal["weight", "unit", "tensor"]
 Kind: TypeAlias = Literal["hard_concrete", "straight_through"]
@@ -199,7 +199,8 @@ def _gated(name: str, gates: _Gates, places: _Places, start: float) -> Rule:
     def structure(params: Params, generator: Generator | None) -> Params:
         return {key: params[p].new_full(shape, start) for p, (key, shape) in of(params, 0).items()}
 
-    def state(m: Params, params: Params, seed: Tensor | None) -> Params:
+    def state(m: Params, params: Params, support: Batch) -> Params:
+        seed = support.seed
         if seed is None or gates.drawn is None:
             return {}
         stream, shapes = _word_of(name), {key: (shape, params[p]) for p, (key, shape) in of(params, 1).items()}

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from headstart.core.parameters import Leaf, What, choose
 from headstart.errors import UsageError
-from headstart.types import Params, Tree
+from headstart.types import Batch, Params, Tree
 
 
 class Rule(NamedTuple):
@@ -18,10 +18,10 @@ class Rule(NamedTuple):
 
     update: Callable[[Params, Tree, Params, Params, int], tuple[Params, Tree]]
     """``(M, state, gradients, params, step) -> (what to subtract from params, next state)``."""
-    state: Callable[[Params, Params, Tensor | None], Tree] = lambda *_: {}
-    """``(M, params, seed) -> state`` before the first step; a dict (or tuple of dicts) of tensors with a task axis.
+    state: Callable[[Params, Params, Batch], Tree] = lambda *_: {}
+    """``(M, params, support) -> state`` before the first step; a dict (or tuple of dicts) of tensors with a task axis.
 
-    ``seed`` ``(B,)`` is what a task's random numbers go by; without one, nothing may be random.
+    ``support.seed`` ``(B,)`` is what a task's random numbers go by; without one, nothing may be random.
     """
     structure: Callable[[Params, Generator | None], Params] = lambda *_: {}
     """``(θ, generator) -> the part of M that this rule learns``, from parameters without a task axis."""
@@ -41,8 +41,8 @@ def chain(*rules: Rule) -> Rule:
     def structure(params: Params, generator: Generator | None) -> Params:
         return merged_structure({f"rule {i}": r.structure(params, generator) for i, r in enumerate(rules)})
 
-    def state(m: Params, params: Params, seed: Tensor | None) -> Tree:
-        return tuple(rule.state(m, params, seed) for rule in rules)
+    def state(m: Params, params: Params, support: Batch) -> Tree:
+        return tuple(rule.state(m, params, support) for rule in rules)
 
     def update(m: Params, state: Tree, grads: Params, params: Params, step: int) -> tuple[Params, Tree]:
         states = []
