@@ -179,3 +179,5 @@ class Tasks(NamedTuple):
     names: Callable[[str, int], tuple[str, ...]] | None = None
     """``names(split, number)``: what the classes of a task are called, in the order of their labels; ``None``: they
     have no names."""
+    shared_classes: bool = False
+    """Whether a class id means the same in all tasks, so that a support set may lack a class that its task has."""

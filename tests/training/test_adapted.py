@@ -411,7 +411,9 @@ class TestTables:
         assert model.tasks[0].counts == (0, 4)
         for opened in (model, open_adapted(tmp_path / "out")):
             found = predict(opened, write(tmp_path / "rows.csv", changed()))
-            assert [(row["prediction"], row["probabilities"]["no"]) for row in found] == [("yes", 0)] * 4
+            assert [row["prediction"] for row in found] == ["yes"] * 4
+            # each class was in every support set of training, so one that is not is out of the question
+            assert all(0 <= row["probabilities"]["no"] < 1e-6 for row in found)
 
     @pytest.mark.parametrize(
         ("columns", "message"),

@@ -19,7 +19,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor
 
 from headstart.data.kind import DataKind, Inputs, NewTask, Row, find_kind, kind_of_family
 from headstart.errors import ConfigError, DataError, DivergenceError, FileError, UsageError, unknown_name
@@ -167,7 +166,7 @@ def _parts(tasks: Sequence[Adapted], group: int) -> dict[str, Params]:
     one = tasks[0]
 
     def joined(part: Literal["params", "buffers"]) -> Params:
-        return {name: _finite(torch.cat([getattr(task, part)[name] for task in tasks])) for name in getattr(one, part)}
+        return {name: torch.cat([getattr(task, part)[name] for task in tasks]) for name in getattr(one, part)}
 
     return {
         "params": {name: value for name, value in one.meta.params.items() if name not in one.params},
@@ -175,11 +174,6 @@ def _parts(tasks: Sequence[Adapted], group: int) -> dict[str, Params]:
         f"adapted.{group}": joined("params"),
         f"buffers.{group}": joined("buffers"),
     }
-
-
-def _finite(value: Tensor) -> Tensor:
-    """Minus infinity is what a class without a support example starts from; files hold finite numbers only."""
-    return value.masked_fill(value == -torch.inf, torch.finfo(value.dtype).min) if value.is_floating_point() else value
 
 
 def _save(out: Path, model: AdaptedModel) -> None:

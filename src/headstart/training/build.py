@@ -120,6 +120,7 @@ def assembled(
     given: dict[str, Any] = {
         "loss": "cross_entropy" if tasks.kind == "classification" else "mse",
         "ways": ways if tasks.kind == "classification" else None,
+        "shared_classes": tasks.shared_classes,
         "inputs": prod(tasks.input_shape),
         "outputs": tasks.output_size,
         "device": device,

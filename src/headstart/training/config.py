@@ -135,7 +135,18 @@ class Schema(NamedTuple):
 #: What the shell gives to factories, and nobody chooses.
 _GIVEN = {
     "tasks": {"seed", "split_seed", "device", "dtype"},
-    "method": {"module", "loss", "ways", "inputs", "outputs", "features", "device", "dtype", "explain"},
+    "method": {
+        "module",
+        "loss",
+        "ways",
+        "shared_classes",
+        "inputs",
+        "outputs",
+        "features",
+        "device",
+        "dtype",
+        "explain",
+    },
     "model": {"inputs", "input_shape", "outputs", "ways"},
 }
 #: The field's own words for options that several owners call alike.

@@ -104,7 +104,14 @@ TABLES = DataKind(
     read=schema_from_json,
     difference=_difference,
     like=lambda schema, classes: Tasks(
-        "table", unsampled, schema.kind, (len(schema.inputs),), len(schema.classes) or 1, {}, unit=schema.scale
+        "table",
+        unsampled,
+        schema.kind,
+        (len(schema.inputs),),
+        len(schema.classes) or 1,
+        {},
+        unit=schema.scale,
+        shared_classes=bool(schema.classes),
     ),
     support=_support,
     inputs=_inputs,

@@ -235,7 +235,8 @@ class FewShotClassifier(ClassifierMixin, FewShot):
 
     Parameters and attributes are those of `FewShotRegressor`, but ``support`` counts rows of each class (with
     ``order="first"``, of a task), ``method="auto"`` is the nearest class mean in a learned embedding
-    (``"prototypes"``), and `classes_` holds the labels: after `adapt`, the new task's. Tasks may differ in classes.
+    (``"prototypes"``), and `classes_` holds the labels. Tasks may differ in classes: after `adapt` these are the new
+    task's where one of them is new, else those of `fit`, of which one that the rows lack is as likely as in training.
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(80, 2))

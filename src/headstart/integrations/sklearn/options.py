@@ -80,8 +80,14 @@ def options_of(params: Mapping[str, Any], kind: Target) -> Options:
 
 
 @lru_cache(maxsize=64)
-def learner_of(spec: Spec, seed: int = 0) -> Learner:
-    """Make the learner, in float64, its first weights by ``seed``; one that cannot do such tasks is a `ConfigError`."""
+def learner_of(spec: Spec, ways: int | None = None, seed: int = 0) -> Learner:
+    """Make the learner, in float64, its first weights by ``seed``; one that cannot do such tasks is a `ConfigError`.
+
+    Args:
+        spec: what it is made of.
+        ways: the number of a task's classes where they are not those of `fit`.
+        seed: decides the network's initial weights.
+    """
     row = find("method", spec.method)
     if spec.kind not in row.targets:
         does, needs, estimator = "classifies", "regresses", "FewShotRegressor"
@@ -102,6 +108,7 @@ def learner_of(spec: Spec, seed: int = 0) -> Learner:
             options["hidden"] = hidden[0] if one else hidden
     elif row.model == "embedding" and not hidden:
         model = Part("identity", {})
-    like = Tasks(spec.method, unsampled, spec.kind, (spec.inputs,), spec.outputs, {})
+    shared, size = spec.kind == "classification" and ways is None, ways or spec.outputs
+    like = Tasks(spec.method, unsampled, spec.kind, (spec.inputs,), size, {}, shared_classes=shared)
     method = Part(spec.method, options)
-    return assembled(method, model, like, ways=None, seed=seed, device=torch.device("cpu"), dtype=torch.float64)[0]
+    return assembled(method, model, like, ways=size, seed=seed, device=torch.device("cpu"), dtype=torch.float64)[0]
