@@ -381,3 +381,18 @@ def test_first_rows_of_one_class_do_not_flatter_the_score():
     adapted = classifier.adapt(x[:1], ["b"])
     assert adapted.classes_.tolist() == ["a", "b"]
     assert abs(adapted.predict_proba(x) - 0.5).max() < 0.1
+
+
+def test_a_task_without_rows_is_predicted_as_training_says(tmp_path):
+    x, line = np.tile(np.linspace(0, 1, 10), 8).reshape(-1, 1), np.arange(80) // 10
+    regressor = FewShotRegressor(steps=20, random_state=0).fit(x, 5 + (line - 3.5) * 0.1 + x.ravel(), groups=line)
+    unknown = regressor.adapt()
+    assert np.abs(unknown.predict(x) - 5 - x.ravel()).max() < 0.2
+    assert (unknown.predict(x, return_std=True)[1] > regressor.adapt(x[:5], x[:5].ravel()).predict(x, True)[1]).all()
+    unknown.save(tmp_path / "unknown")
+    assert (FewShotRegressor.load(tmp_path / "unknown").predict(x) == unknown.predict(x)).all()
+    with pytest.raises(DataError, match="or neither"):
+        regressor.adapt(x)
+    classes = FewShotClassifier("ridge", support=1, order="first", steps=5, random_state=0)
+    told = classes.fit(x, np.where(np.arange(80) % 4, "no", "yes"), groups=line).adapt().predict_proba(x)
+    assert np.abs(told - [0.75, 0.25]).max() < 0.1

@@ -6,7 +6,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from headstart.data.kind import DataKind, Inputs, NewTask, Row, class_answers, files_of, number_answers, unsampled
+from headstart.data.kind import (
+    DataKind,
+    Inputs,
+    NewTask,
+    Row,
+    class_answers,
+    files_of,
+    nothing,
+    number_answers,
+    unsampled,
+)
 from headstart.data.tables.read import distinct, find_columns, in_order, is_missing, read_table, refuse_missing
 from headstart.data.tables.schema import Schema, encode_features, encode_target, schema_from_json
 from headstart.types import Batch, Tasks
@@ -34,9 +44,11 @@ def _moved(before: tuple[float, float], after: tuple[float, float]) -> bool:
     return not all(math.isclose(one, other, rel_tol=_ROUNDING, abs_tol=slack) for one, other in zip(before, after))
 
 
-def _support(schema: Schema, source: Path, strict: bool) -> list[tuple[NewTask, Batch]]:
+def _support(schema: Schema, source: Path | None, strict: bool) -> list[tuple[NewTask, Batch]]:
     """Return a task for each value of the task column, or one where there is no such column, or it is empty."""
     task = schema.task_column
+    if source is None:
+        return [(NewTask(None, schema.classes, (0,) * (len(schema.classes) or 1)), nothing(_like(schema, 0)))]
 
     def needed(path: str, header: tuple[str, ...]) -> list[str]:
         return [*_features(schema, path, header, ("the target of the run", schema.target)), *({task} & set(header))]
@@ -84,6 +96,12 @@ def _answers(schema: Schema, labels: Sequence[str], outputs: Tensor, deviations:
     return number_answers(outputs, deviations, schema.mean, schema.scale)
 
 
+def _like(schema: Schema, classes: int) -> Tasks:
+    size, shared = len(schema.classes) or 1, bool(schema.classes)
+    inputs = (len(schema.inputs),)
+    return Tasks("table", unsampled, schema.kind, inputs, size, {}, unit=schema.scale, shared_classes=shared)
+
+
 def _predicts(schema: Schema) -> str:
     columns = ", ".join(f"`{feature.column}`" for feature in schema.features)
     return f"`{schema.target}` ({schema.kind}) from {columns}"
@@ -103,16 +121,7 @@ TABLES = DataKind(
     preparation=lambda tasks: tasks.details.get("schema"),
     read=schema_from_json,
     difference=_difference,
-    like=lambda schema, classes: Tasks(
-        "table",
-        unsampled,
-        schema.kind,
-        (len(schema.inputs),),
-        len(schema.classes) or 1,
-        {},
-        unit=schema.scale,
-        shared_classes=bool(schema.classes),
-    ),
+    like=_like,
     support=_support,
     inputs=_inputs,
     answers=_answers,

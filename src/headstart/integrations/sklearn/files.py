@@ -19,10 +19,11 @@ import torch
 from pydantic import Field, TypeAdapter
 from torch import Generator
 
+from headstart.data.kind import nothing
 from headstart.errors import FileError, HeadstartError, UsageError
 from headstart.integrations.sklearn.data import Array, Scaling
 from headstart.integrations.sklearn.learning import Fitted, double, own_ways
-from headstart.integrations.sklearn.options import Spec, learner_of, options_of
+from headstart.integrations.sklearn.options import Spec, learner_of, like_of, options_of
 from headstart.registry import Target
 from headstart.training.files import from_safetensors, make_folder, read, read_json, to_json, to_safetensors, write
 from headstart.types import Adapted, Batch, Learner, Meta, Params
@@ -51,7 +52,7 @@ class _Description(NamedTuple):
     validation: list[float]
     spec: Spec
     seed: _Count
-    rows: Annotated[_Count, Field(ge=1)]
+    rows: _Count
     flat: bool
     step: _Count
 
@@ -161,6 +162,8 @@ def _classes(found: _Labels | None) -> Array | None:
 
 def _expected(learner: Learner, spec: Spec, rows: int, classes: int) -> _Sizes:
     """Return the shape and type of each tensor that learning from so many rows gives, read off two small tasks."""
+    if not rows:
+        return _sizes(_blank(learner, spec, 0, classes))
     few, more = (_sizes(_blank(learner, spec, count, classes)) for count in (2 * classes, 3 * classes))
 
     def size(small: int, large: int) -> int:
@@ -181,7 +184,7 @@ def _blank(learner: Learner, spec: Spec, rows: int, classes: int) -> Params:
     if spec.kind == "classification":
         y = (torch.arange(rows) % classes).unsqueeze(0)
     with torch.no_grad():
-        adapted, _ = learner.adapt(meta, Batch(x, y))
+        adapted, _ = learner.adapt(meta, Batch(x, y) if rows else nothing(like_of(spec), torch.float64))
     sizes = (spec.inputs, spec.inputs) + 2 * (spec.outputs if spec.kind == "regression" else 1,)
     return _tensors(meta, adapted, Scaling(*(torch.ones(size, dtype=torch.float64) for size in sizes)))
 

@@ -10,11 +10,12 @@ from torch.utils._pytree import tree_map
 
 from headstart.core.losses import there
 from headstart.core.objective import meta_loss
+from headstart.data.kind import nothing
 from headstart.data.rows import Rows
 from headstart.errors import DataError
 from headstart.integrations.sklearn import data
 from headstart.integrations.sklearn.data import Array, Families, Scaling, Table
-from headstart.integrations.sklearn.options import Options, Spec, learner_of
+from headstart.integrations.sklearn.options import Options, Spec, learner_of, like_of
 from headstart.registry import Target, find
 from headstart.training.fit_best import first, fit_best
 from headstart.training.loop import start
@@ -88,7 +89,7 @@ def learned(table: Table, groups: object, options: Options, kind: Target, seed: 
     families = data.families(Rows(x, y, *tasks), options, named, seed)
     meta, *curves = _meta_train(spec, families, options, seed)
     chosen = data.spread(table.labels, count, seed)[: max(options.pooled_rows, size)].sort().values
-    adapted = _adapt(learner_of(spec), meta, x[chosen], y[chosen])
+    adapted = _adapt(learner_of(spec), meta, Batch(x[chosen].unsqueeze(0), y[chosen].unsqueeze(0)))
     return Fitted(spec, seed, meta, scales, adapted, len(chosen), flat, table.classes, table.classes, *curves)
 
 
@@ -142,21 +143,24 @@ def double(meta: Meta) -> Meta:
     return tree_map(Tensor.double, meta)
 
 
-def _adapt(learner: Learner, meta: Meta, x: Tensor, y: Tensor) -> Adapted:
+def _adapt(learner: Learner, meta: Meta, support: Batch) -> Adapted:
     with torch.no_grad():
-        adapted, _ = learner.adapt(meta, Batch(x.unsqueeze(0), y.unsqueeze(0)))
+        adapted, _ = learner.adapt(meta, support)
     # as they come back from a file, so that no view keeps the rows alive
     whole = partial(torch.clone, memory_format=torch.contiguous_format)
     params, buffers = tree_map(whole, (adapted.params, adapted.buffers))
     return Adapted(meta, params, buffers, adapted.seed, adapted.step)
 
 
-def one_task(known: Fitted, table: Table) -> Fitted:
-    """Return what is known after learning one task from its rows."""
+def one_task(known: Fitted, table: Table | None) -> Fitted:
+    """Return what is known after learning one task from its rows, or of a task without any."""
+    if table is None:
+        known = known._replace(rows=0, classes=known.trained)
+        return known._replace(adapted=_adapt(known.learner, known.meta, nothing(like_of(known.spec), torch.float64)))
     table = _fitting(known, table)
     known = known._replace(rows=len(table.x), classes=table.classes)
     x, y = known.scaling.features(table.x), known.scaling.targets(table)
-    return known._replace(adapted=_adapt(known.learner, known.meta, x, y))
+    return known._replace(adapted=_adapt(known.learner, known.meta, Batch(x.unsqueeze(0), y.unsqueeze(0))))
 
 
 def few_shot(known: Fitted, table: Table, groups: object, options: Options) -> tuple[Array, Array, Array]:

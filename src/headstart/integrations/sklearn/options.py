@@ -108,7 +108,14 @@ def learner_of(spec: Spec, ways: int | None = None, seed: int = 0) -> Learner:
             options["hidden"] = hidden[0] if one else hidden
     elif row.model == "embedding" and not hidden:
         model = Part("identity", {})
-    shared, size = spec.kind == "classification" and ways is None, ways or spec.outputs
-    like = Tasks(spec.method, unsampled, spec.kind, (spec.inputs,), size, {}, shared_classes=shared)
     method = Part(spec.method, options)
-    return assembled(method, model, like, ways=size, seed=seed, device=torch.device("cpu"), dtype=torch.float64)[0]
+    like = like_of(spec, ways)
+    return assembled(
+        method, model, like, ways=like.output_size, seed=seed, device=torch.device("cpu"), dtype=torch.float64
+    )[0]
+
+
+def like_of(spec: Spec, ways: int | None = None) -> Tasks:
+    """Return what is known of the tasks; ``ways`` as in `learner_of`."""
+    shared = spec.kind == "classification" and ways is None
+    return Tasks(spec.method, unsampled, spec.kind, (spec.inputs,), ways or spec.outputs, {}, shared_classes=shared)
