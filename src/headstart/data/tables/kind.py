@@ -53,7 +53,7 @@ def _support(schema: Schema, source: Path | None, strict: bool) -> list[tuple[Ne
     def needed(path: str, header: tuple[str, ...]) -> list[str]:
         return [*_features(schema, path, header, ("the target of the run", schema.target)), *({task} & set(header))]
 
-    table = read_table(source, needed)
+    table = read_table(source, needed, missing=schema.missing, commas=schema.commas)
     x, y = encode_features(schema, table), encode_target(schema, table)
     if task not in table.columns or is_missing(table.columns[task]).all():
         places = {None: slice(None)}
@@ -67,6 +67,11 @@ def _support(schema: Schema, source: Path | None, strict: bool) -> list[tuple[Ne
         counts = own.bincount(minlength=len(schema.classes)).tolist() if schema.classes else [len(own)]
         found.append((NewTask(name, schema.classes, tuple(counts)), Batch(x[place].unsqueeze(0), own.unsqueeze(0))))
     return found
+
+
+def _recognises(path: Path) -> bool:
+    name = path.name.lower().removesuffix(".gz")
+    return path.is_file() and ("." not in name or name.endswith(SUFFIXES))
 
 
 def _features(schema: Schema, path: str, header: Sequence[str], *others: tuple[str, str]) -> list[str]:
@@ -83,7 +88,7 @@ def _inputs(schema: Schema, sources: Sequence[str], tasks: Sequence[str]) -> Ite
             _features(schema, path, header)
             return header
 
-        table = read_table(file, every)
+        table = read_table(file, every, missing=schema.missing, commas=schema.commas)
         columns = {name: table.columns[name].tolist() for name in table.header}
         rows: list[Row] = [dict(zip(columns, row)) for row in zip(*columns.values())]
         own = [text or None for text in columns.get(schema.task_column, [""] * table.size)]
@@ -117,7 +122,7 @@ def _task(tasks: Tasks) -> str:
 
 TABLES = DataKind(
     name="tables",
-    recognises=lambda path: path.is_file() and path.suffix.lower() in ("", *SUFFIXES),
+    recognises=_recognises,
     preparation=lambda tasks: tasks.details.get("schema"),
     read=schema_from_json,
     difference=_difference,
