@@ -80,7 +80,7 @@ class Kind(NamedTuple):
     family: str | None = None
     """The family that reads a user's own source of this kind."""
     method: str = "maml"
-    """What is trained where nobody names a method."""
+    """What is trained where nobody names a method, as far as it can predict such targets (see `default_method`)."""
     model: str = "mlp"
     compared: tuple[str, ...] = ("maml", "joint", "scratch")
     """What is compared where nobody names methods, as far as they can predict such targets."""
@@ -553,3 +553,12 @@ def load(what: What, name: str) -> Any:
         return getattr(import_module(module), attribute)
     except (AttributeError, ImportError, ValueError) as error:
         raise ConfigError(f"the row {name!r} cannot be loaded from {target!r} (module:name): {error}") from error
+
+
+def default_method(kind: Kind, target: Target) -> str:
+    """Return what is trained where nobody names a method: the kind's own, or the first that is compared and can.
+
+    >>> [default_method(find("data", "tables"), target) for target in ("regression", "classification")]
+    ['gaussian_process', 'prototypes']
+    """
+    return next(name for name in (kind.method, *kind.compared) if target in find("method", name).targets)

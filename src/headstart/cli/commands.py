@@ -1,13 +1,15 @@
 """The commands: short functions over `headstart.training`, which each imports when it is called."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from cyclopts import Parameter
+from cyclopts import CycloptsError, Parameter
 from cyclopts.types import UInt32
 from cyclopts.validators import Number
 
 from headstart.cli.output import print_json, print_table, score_text
+from headstart.errors import ConfigError
 from headstart.registry import What, find, rows
 
 Device: TypeAlias = Annotated[
@@ -21,13 +23,28 @@ Raw: TypeAlias = Annotated[str, Parameter(allow_leading_hyphen=True)]
 def train(*words: Raw) -> int:
     """Meta-train on a family of tasks, or go on with a run."""
     from headstart.cli.options import call, choices, first_look
-    from headstart.training.config import default_folder, merged, read_config_file, resolve
+    from headstart.training.config import default_folder, merged, normal, possible_methods, read_config_file, resolve
 
     source, names = first_look(words)
     file = read_config_file(Path(names["config"])) if "config" in names else {}
     base = merged(file, {"tasks": source, "method": names.get("method"), "model": names.get("model")})
     more = "Tasks, method and model have options of their own: `headstart train icons --method svm --help` shows them."
-    called = call(_train, words, [choices(base)]) if base["tasks"] else call(_train, words, [], more)
+    if base["tasks"]:
+        methods = possible_methods(normal(base))
+        if len(methods) > 1 and not {"--help", "-h"} & set(words):
+            from headstart.training.build import with_method
+
+            # which of them it is depends on the tasks, whose own options are read with those of either
+            told = None
+            for name in methods:
+                with suppress(CycloptsError, ConfigError):
+                    told = told or call(_train, words, [choices(merged(base, {"method": name}))])
+            if told is not None:  # else what is wrong is said below
+                own = {owner: told.tree.get(owner, {}) for owner in ("tasks", "run")}
+                base = merged(base, {"method": with_method(merged(base, own))["method"]["name"]})
+        called = call(_train, words, [choices(base)])
+    else:
+        called = call(_train, words, [], more)
     if called is None:
         return 0
     from headstart.training.progress import view
@@ -72,7 +89,8 @@ def _train(
     Args:
         tasks: A task family's name (headstart list tasks), or a folder or file of your own: a folder of class folders
             of images, a CSV or Parquet file. Default: from --config.
-        method: How to meta-learn (headstart list methods). Default: maml; for tables gaussian_process.
+        method: How to meta-learn (headstart list methods). Default: maml; for tables gaussian_process,
+            for classes prototypes.
         model: The network (headstart list models). Default: conv4 for images, else mlp.
         out: The run's folder. Default: runs/TASKS-METHOD.
         config: A .json, .yaml or .toml file with such options, nested as in a run's config.json; flags win over it.

@@ -3,15 +3,16 @@
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
 
 from headstart.errors import ConfigError, UsageError
-from headstart.registry import Method, Target, find, load
-from headstart.training.config import Config, Outer, Part
+from headstart.registry import Method, Target, default_method, find, load
+from headstart.training.config import Config, Outer, Part, Tree, normal, possible_methods, resolve
 from headstart.training.loop import MakeOptimizer, fused
 from headstart.types import Learner, Meta, Tasks
 
@@ -72,6 +73,28 @@ def make_tasks(config: Config, device: torch.device, seed: int | None = None) ->
     given = {"seed": own if seed is None else seed, "split_seed": own, "device": device}
     accepted = inspect.signature(factory).parameters
     return factory(**config.tasks.options, **{name: value for name, value in given.items() if name in accepted})
+
+
+def target_of(parts: Mapping[str, Mapping[str, Any]]) -> Target:
+    """Return what the tasks of a configuration's parts are to be predicted; they are made for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # training makes the tasks again, and warns then
+        own = resolve({owner: part for owner, part in parts.items() if owner in ("tasks", "run")})
+        return make_tasks(own, torch.device("cpu")).kind
+
+
+def with_method(tree: Tree | str) -> Tree:
+    """Return a configuration that names its method: the default for what the tasks are to be predicted.
+
+    Raises:
+        HeadstartError: tasks that cannot be made, where that has to be known.
+    """
+    parts = normal(tree)
+    candidates = possible_methods(parts)
+    if len(candidates) < 2:
+        return parts
+    kind = find("data", find("task", parts["tasks"]["name"]).kind)
+    return {**parts, "method": {**parts.get("method", {}), "name": default_method(kind, target_of(parts))}}
 
 
 def make_learner(

@@ -26,7 +26,20 @@ import yaml
 from annotated_types import Ge, Gt, Le
 
 from headstart.errors import ConfigError, FileError, UsageError
-from headstart.registry import DEFAULTS, Family, Kind, Method, Model, What, find, load, rows
+from headstart.registry import (
+    CLASSES,
+    DEFAULTS,
+    NUMBERS,
+    Family,
+    Kind,
+    Method,
+    Model,
+    What,
+    default_method,
+    find,
+    load,
+    rows,
+)
 from headstart.schema import REQUIRED, Count, Option, allowed, checked, is_range, joined, options_of
 
 Tree: TypeAlias = Mapping[str, Any]
@@ -310,6 +323,14 @@ def schema_of(parts: Mapping[str, Mapping[str, Any]]) -> Schema:
                 name = f"{owner}.{own}"
                 options[name] = option._replace(default=defaults.get(name, option.default))
     return Schema(family, kind, method, model, options)
+
+
+def possible_methods(parts: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the method that a `normal` tree names, or those that are the default for one target or another."""
+    named, kind = parts.get("method", {}).get("name"), find("data", find("task", parts["tasks"]["name"]).kind)
+    if named:
+        return (named,)
+    return tuple(dict.fromkeys(default_method(kind, target) for target in (*NUMBERS, *CLASSES)))
 
 
 def flat(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

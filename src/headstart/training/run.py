@@ -26,7 +26,7 @@ from headstart.data.kind import kind_of_family
 from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, FileError
 from headstart.training import checkpoint as checkpoints
-from headstart.training.build import Job, build, make_optimizer, reproducible
+from headstart.training.build import Job, build, make_optimizer, reproducible, with_method
 from headstart.training.checkpoint import Checkpoint
 from headstart.training.config import Config, Outer, Tree, diff, resolve
 from headstart.training.evaluate import Score, evaluate
@@ -82,7 +82,7 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
         FileError: the folder cannot be written.
     """
     run, view = Path(out), view or View()
-    config = config if isinstance(config, Config) else resolve(config)
+    config = config if isinstance(config, Config) else resolve(with_method(config))
     _refuse_other_run(run, config)
     with reproducible(config), stop_signals() as stop:
         job = build(config)

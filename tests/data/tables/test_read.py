@@ -281,7 +281,7 @@ def test_dates_in_several_formats_are_refused(in_memory: Any) -> None:
     assert common_date_format(table, "x") == "date"
     with pytest.raises(DataError, match="some.csv, line 4, column 'x': '01/02/2020' is not a date, as the column's"):
         dates(table, "x", "date")
-    with pytest.raises(DataError, match="line 2, column 'x': '01/02/2020' is a date that is not ISO 8601; write all"):
+    with pytest.raises(DataError, match="line 2, .*'01/02/2020' is a date that is not ISO 8601 .*; write all"):
         dates(in_memory({"x": ["01/02/2020", "02/02/2020"]}), "x", "other")
     with pytest.raises(DataError, match="line 3, column 'x': '2020-01-01T12:00' is not a date, as"):
         dates(in_memory({"x": ["2020-01-01", "2020-01-01T12:00", "2020-01-02"]}), "x", "date")

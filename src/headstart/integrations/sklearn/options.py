@@ -11,7 +11,7 @@ from annotated_types import Ge, Le, Len, Lt
 from headstart.data.kind import unsampled
 from headstart.data.rows import Order
 from headstart.errors import ConfigError
-from headstart.registry import Target, find, load
+from headstart.registry import Target, default_method, find, load
 from headstart.schema import Count, Positive, Size, Whole, allowed, checked, options_of as options_of_factory
 from headstart.training.build import assembled
 from headstart.training.config import Part
@@ -73,8 +73,8 @@ def options_of(params: Mapping[str, Any], kind: Target) -> Options:
                 raise ConfigError(f"is {value!r}, but must be {allowed(option.type)}")
         except ConfigError as error:
             raise ConfigError(f"{name} {error}") from error
-    if found["method"] == "auto":  # the first method for tables that predicts such targets
-        found["method"] = next(name for name in find("data", "tables").compared if kind in find("method", name).targets)
+    if found["method"] == "auto":
+        found["method"] = default_method(find("data", "tables"), kind)
     find("method", found["method"])
     return Options(**found)
 
