@@ -218,8 +218,8 @@ def adapt(
         source: Images: a folder that holds one folder of images for each class, whose names are the labels; or many
             of them in one folder, each a task. A table: a CSV or Parquet file with the run's features and target; each
             value of the task column is a task. Curves: one of columns x (or x1, x2, … where an input has several
-            numbers) and y, and maybe task. Left out: nothing is known of the new task, which is predicted as the training
-            tasks say (tables, curves).
+            numbers) and y, and maybe task. Left out: nothing is known of the new task, which is predicted as the
+            training tasks say (tables, curves).
         out: The folder to write; new or empty.
         strict: Refuse an image that cannot be read, rather than skip it.
         as_json: Print the result as JSON.
