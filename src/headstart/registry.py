@@ -79,15 +79,14 @@ class Kind(NamedTuple):
     """``module:attribute`` of its `headstart.data.kind.DataKind`."""
     family: str | None = None
     """The family that reads a user's own source of this kind."""
-    method: str = "maml"
-    """What is trained where nobody names a method."""
+    methods: tuple[Values, ...] = ({"name": "maml"},)
+    """What is trained where nobody names a method: of those that can predict such targets, with the options given, the
+    best on the validation tasks."""
     model: str = "mlp"
     compared: tuple[str, ...] = ("maml", "joint", "scratch")
     """What is compared where nobody names methods, as far as they can predict such targets."""
     defaults: Values = {}
     reference: str = ""
-    shortlist: tuple[Values, ...] = ()
-    """Methods with options, of which the best on the validation tasks is taken where nobody names one."""
 
 
 Row: TypeAlias = Method | Model | Family | Kind
@@ -120,16 +119,16 @@ KINDS = (
         "rows of a CSV or Parquet file, with a column that names each row's task",
         "headstart.data.tables.kind:TABLES",
         family="table",
-        method="gaussian_process",
         compared=("gaussian_process", "prototypes", "forest", "maml", "joint", "scratch"),
         # on validation tasks of ten panels, each left out once, the error of what is chosen from them by the others is
         # 0.96 of the first's; with alpaca 1.3 and more, which few validation tasks cannot tell from its good days
-        shortlist=(
+        methods=(
             {"name": "gaussian_process"},
             {"name": "gaussian_process", "trend": "quadratic"},
             {"name": "mixed_effects", "trend": "linear"},
             {"name": "mixed_effects", "trend": "quadratic"},
             {"name": "mixed_effects", "trend": "spline"},
+            {"name": "prototypes"},
             {"name": "boosted_trees"},
         ),
         defaults={"outer.steps": 500, "outer.tasks_per_step": 16, "method.steps": 5, "method.rate": 0.05},
@@ -565,3 +564,13 @@ def load(what: What, name: str) -> Any:
         return getattr(import_module(module), attribute)
     except (AttributeError, ImportError, ValueError) as error:
         raise ConfigError(f"the row {name!r} cannot be loaded from {target!r} (module:name): {error}") from error
+
+
+def default_method(kind: Kind, target: Target) -> str:
+    """Return the first that is trained where nobody names a method.
+
+    >>> [default_method(find("data", "tables"), target) for target in ("regression", "classification")]
+    ['gaussian_process', 'prototypes']
+    """
+    names = [str(method["name"]) for method in kind.methods]
+    return next(name for name in names if target in find("method", name).targets)

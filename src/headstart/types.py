@@ -184,3 +184,5 @@ class Tasks(NamedTuple):
     have no names."""
     limits: tuple[float, float] | None = None
     """The least and the largest target of training tasks, where predictions are to be kept near them."""
+    shared_classes: bool = False
+    """Whether a class id means the same in all tasks, so that a support set may lack a class that its task has."""

@@ -15,7 +15,7 @@ from headstart.testing import random_episodes
 from headstart.testing.learners import episodes_of, made
 
 #: What a run knows by itself.
-SUPPLIED = {"module", "loss", "ways", "inputs", "outputs", "features", "device", "dtype", "explain"}
+SUPPLIED = {"module", "loss", "ways", "shared_classes", "inputs", "outputs", "features", "device", "dtype", "explain"}
 
 
 def chosen(factory):

@@ -359,6 +359,10 @@ class TestImages:
             model = adapt(run_of("images maml"), tmp_path / "support", tmp_path / "other")
         assert sum(model.tasks[0].counts) == 5
 
+    def test_without_images_there_are_no_classes(self, run_of: Run, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="classes of images are learned from images"):
+            adapt(run_of("images maml"), None, tmp_path / "out")
+
     def test_an_image_that_names_no_task_needs_one(self, run_of: Run, tmp_path: Path) -> None:
         queries = draw(tmp_path, ["a", "b"])
         model = adapt(run_of("images maml"), tmp_path / "support", tmp_path / "out")
@@ -411,7 +415,24 @@ class TestTables:
         assert model.tasks[0].counts == (0, 4)
         for opened in (model, open_adapted(tmp_path / "out")):
             found = predict(opened, write(tmp_path / "rows.csv", changed()))
-            assert [(row["prediction"], row["probabilities"]["no"]) for row in found] == [("yes", 0)] * 4
+            assert [row["prediction"] for row in found] == ["yes"] * 4
+            # each class was in every support set of training, so one that is not is out of the question
+            assert all(0 <= row["probabilities"]["no"] < 1e-6 for row in found)
+
+    @pytest.mark.parametrize("case", ["table maml", "table gaussian_process", "table prototypes", "curves maml"])
+    def test_a_task_without_rows_is_predicted_as_training_says(self, run_of: Run, tmp_path: Path, case: str) -> None:
+        model = adapt(run_of(case), None, tmp_path / "out")
+        assert sum(model.tasks[0].counts) == 0
+        queries = give("curves" if "curves" in case else "table", tmp_path, ["one", "two"])[1]
+        found = predict(model, queries)
+        assert found == predict(open_adapted(tmp_path / "out"), queries)
+        if case == "table prototypes":
+            assert [row["probabilities"]["no"] for row in found] == pytest.approx([0.35] * len(found), abs=0.05)
+        else:
+            assert all(row["prediction"] < 1e3 for row in found)
+        if case == "table gaussian_process":
+            sure = predict(adapt(run_of(case), give("table", tmp_path, [None])[0], tmp_path / "rows"), queries)
+            assert found[0]["high"] - found[0]["low"] > sure[0]["high"] - sure[0]["low"]
 
     @pytest.mark.parametrize(
         ("columns", "message"),

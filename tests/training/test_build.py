@@ -1,15 +1,22 @@
 """From a configuration to tasks, model and learner."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from headstart.cli.app import run
 from headstart.errors import ConfigError, ShapeError, UsageError
+from headstart.integrations.sklearn import FewShotClassifier, FewShotRegressor
+from headstart.integrations.sklearn.options import options_of
 from headstart.registry import find, rows
 from headstart.training import build as module
 from headstart.training.build import build, find_device, make_learner, make_optimizer, reproducible
+from headstart.training.choose import shortlist, train
+from headstart.training.compare import default_methods
 from headstart.training.config import resolve
 from headstart.training.loop import start
 
@@ -149,3 +156,23 @@ def test_shots_that_vary_are_refused_under_batch_statistics() -> None:
         is not None
     )
     assert _job("icons", "nearest", options={"shots": "1-3"}).config.model is None
+
+
+@pytest.mark.parametrize(("target", "method"), [("day", "gaussian_process"), ("sort", "prototypes")])
+def test_one_default_method_everywhere(tmp_path: Path, target: str, method: str) -> None:
+    lines = [f"s{row // 6},{row % 6 + row % 7 / 10},{row * 3 % 5},{'ab'[row % 2]}" for row in range(60)]
+    data = tmp_path / "shops.csv"
+    data.write_text("\n".join(["shop,day,x,sort", *lines]) + "\n")
+    tasks = {"name": str(data), "task_column": "shop", "target": target, "shots": 2}
+    tree = {"tasks": tasks, "outer": {"steps": 1}, "run": {"test_tasks": 2}}
+    assert next(iter(shortlist(tree))) == method
+    assert default_methods(tree)[0] == method
+    assert train(tree, tmp_path / "python").config in shortlist(tree).values()
+    options = ["--task-column", "shop", "--target", target, "--shots", "2", "--steps", "1", "--test-tasks", "2"]
+    own = {"gaussian_process": ["--kernel", "linear"], "prototypes": ["--hidden", "4"]}[method]
+    assert run(["train", str(data), *options, *own, "--out", str(tmp_path / "shell")]) == 0
+    config = json.loads((tmp_path / "shell" / "config.json").read_text())
+    assert config["method"]["name"] == method
+    assert config["method"].get("kernel", config.get("model", {}).get("hidden")) in ("linear", [4])
+    estimator = FewShotRegressor if target == "day" else FewShotClassifier
+    assert options_of(estimator().get_params(deep=False), estimator._kind).method == method

@@ -18,7 +18,7 @@ SHORT = ({"name": "gaussian_process"}, {"name": "mixed_effects", "trend": "splin
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Tasks of a slope each, in time of which there are four values: too few for the spline's knots."""
-    kinds = tuple(k._replace(shortlist=SHORT) if k.name == "tables" else k for k in registry.KINDS)
+    kinds = tuple(k._replace(methods=SHORT) if k.name == "tables" else k for k in registry.KINDS)
     monkeypatch.setitem(registry._ROWS, "data", kinds)
     registry.rows.cache_clear()
     draw, lines = np.random.default_rng(0), ["farm,year,yield"]

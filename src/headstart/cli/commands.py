@@ -1,14 +1,20 @@
 """The commands: short functions over `headstart.training`, which each imports when it is called."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from cyclopts import Parameter
+from cyclopts import CycloptsError, Parameter
 from cyclopts.types import UInt32
 from cyclopts.validators import Number
 
 from headstart.cli.output import print_json, print_table, score_text
+from headstart.errors import ConfigError
 from headstart.registry import What, find, rows
+
+if TYPE_CHECKING:
+    from headstart.cli.options import Called
 
 Device: TypeAlias = Annotated[
     Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where to compute; auto takes cuda, then mps, then cpu.")
@@ -20,14 +26,17 @@ Raw: TypeAlias = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
 def train(*words: Raw) -> int:
     """Meta-train on a family of tasks, or go on with a run."""
-    from headstart.cli.options import call, choices, first_look
+    from headstart.cli.options import call, first_look
     from headstart.training.config import default_folder, merged, read_config_file, resolve
 
     source, names = first_look(words)
     file = read_config_file(Path(names["config"])) if "config" in names else {}
     base = merged(file, {"tasks": source, "method": names.get("method"), "model": names.get("model")})
     more = "Tasks, method and model have options of their own: `headstart train icons --method svm --help` shows them."
-    called = call(_train, words, [choices(base)]) if base["tasks"] else call(_train, words, [], more)
+    if base["tasks"]:
+        called = _called(words, base)
+    else:
+        called = call(_train, words, [], more)
     if called is None:
         return 0
     from headstart.training.choose import shortlist, train
@@ -35,7 +44,8 @@ def train(*words: Raw) -> int:
     from headstart.training.report.report import score_to_json
 
     tree = merged(base, called.tree)
-    config, listed = resolve(tree, names.get("config", "")), shortlist(tree)
+    listed = shortlist(tree)
+    config = next(iter(listed.values()), None) or resolve(tree, names.get("config", ""))
     folder = default_folder(config)
     if len(listed) > 1:
         folder = folder.with_name(f"{folder.name.removesuffix(config.method.name)}chosen")
@@ -58,6 +68,30 @@ def train(*words: Raw) -> int:
     return 0 if result.stopped is None else 128 + result.stopped
 
 
+def _called(words: tuple[str, ...], base: dict[str, Any]) -> "Called | None":
+    """Read the options by the first of the methods it may be that has them all, and whose target is the tasks'."""
+    from headstart.cli.options import call, choices
+    from headstart.training.build import target_of
+    from headstart.training.config import merged, normal, possible_methods
+
+    def first(names: Sequence[str]) -> "Called | None":
+        for name in names:
+            with suppress(CycloptsError, ConfigError):
+                return call(_train, words, [choices(merged(base, {"method": name}))])
+        return None
+
+    names = possible_methods(normal(base))
+    if len(names) > 1 and not {"--help", "-h"} & set(words):
+        told = first(names)
+        if told is not None:
+            own = {owner: told.tree.get(owner, {}) for owner in ("tasks", "run")}
+            target = target_of(normal(merged(base, own)))
+            told = first([name for name in names if target in find("method", name).targets])
+        if told is not None:
+            return told
+    return call(_train, words, [choices(base)])  # says what is wrong, where something is
+
+
 def _train(
     tasks: str | None = None,
     /,
@@ -76,8 +110,8 @@ def _train(
     Args:
         tasks: A task family's name (headstart list tasks), or a folder or file of your own: a folder of class folders
             of images, a CSV or Parquet file. Default: from --config.
-        method: How to meta-learn (headstart list methods). Default: maml; for tables of numbers the best of a short
-            list on the validation tasks, which the report tells.
+        method: How to meta-learn (headstart list methods). Default: maml; for tables the best of a short list
+            on the validation tasks, which the report tells.
         model: The network (headstart list models). Default: conv4 for images, else mlp.
         out: The run's folder. Default: runs/TASKS-METHOD.
         config: A .json, .yaml or .toml file with such options, nested as in a run's config.json; flags win over it.
@@ -190,7 +224,7 @@ def evaluate(
 
 def adapt(
     run: Path,
-    source: Path,
+    source: Path | None = None,
     /,
     *,
     out: Path,
@@ -205,7 +239,8 @@ def adapt(
         source: Images: a folder that holds one folder of images for each class, whose names are the labels; or many
             of them in one folder, each a task. A table: a CSV or Parquet file with the run's features and target; each
             value of the task column is a task. Curves: one of columns x (or x1, x2, … where an input has several
-            numbers) and y, and maybe task.
+            numbers) and y, and maybe task. Left out: nothing is known of the new task, which is predicted as the
+            training tasks say (tables, curves).
         out: The folder to write; new or empty.
         strict: Refuse an image that cannot be read, rather than skip it.
         as_json: Print the result as JSON.

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple, TypeAlias, cast
 
+import torch
 from torch import Tensor
 
 from headstart.errors import DataError, FileError
@@ -61,9 +62,9 @@ class DataKind(NamedTuple):
     """What of the training data differs between two preparations; empty where nothing does."""
     like: Callable[[Any, int], Tasks]
     """``(preparation, classes)``: such tasks, which nobody can sample; with 0 classes, as those trained on."""
-    support: Callable[[Any, Path, bool], list[tuple[NewTask, Batch]]]
-    """``(preparation, source, strict)``: the tasks that a source holds, each with its batch of one. Unless ``strict``,
-    what cannot be read may be left out with a warning."""
+    support: Callable[[Any, Path | None, bool], list[tuple[NewTask, Batch]]]
+    """``(preparation, source, strict)``: the tasks that a source holds, each with its batch of one; without a source, a
+    task of which nothing is there. Unless ``strict``, what cannot be read may be left out with a warning."""
     inputs: Callable[[Any, Sequence[str], Sequence[str]], Iterator[Inputs]]
     """``(preparation, sources, names of tasks)``: what sources hold, some at a time; files, folders and globs."""
     answers: Callable[[Any, Sequence[str], Tensor, Tensor | None], list[Row]]
@@ -96,6 +97,13 @@ def kind_of_family(family: str) -> DataKind:
 def unsampled(split: str, numbers: Sequence[int]) -> Episodes:
     """The ``sample`` of tasks that only tell a learner their sizes."""
     raise DataError("these tasks tell what a new task is like; there is none to sample")
+
+
+def nothing(like: Tasks, dtype: torch.dtype = torch.float32) -> Batch:
+    """Return the support set of a task like these, of which there is no example: one that is masked out."""
+    classes = like.kind == "classification"
+    y = torch.zeros(1, 1, dtype=torch.int64) if classes else torch.zeros(1, 1, like.output_size, dtype=dtype)
+    return Batch(torch.zeros(1, 1, *like.input_shape, dtype=dtype), y, torch.zeros(1, 1, dtype=torch.bool))
 
 
 def files_of(sources: Iterable[str], suffixes: Sequence[str]) -> list[Path]:

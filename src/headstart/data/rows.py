@@ -52,7 +52,7 @@ def row_tasks(
         splits: which tasks (numbers) each split has; no task may be in two.
         support: support rows of a task, in classification with random order of each class; the others are query rows.
         order: draw the support rows at random, or take the ``"first"`` rows, so that what came later is predicted from
-            what came before. In classification, later rows of a class that is not among the first are left out.
+            what came before, whether or not its class is among the first.
         queries: at most so many query rows, the first that are left; by default all.
         on_short: refuse a task with too few rows, or ``"skip"`` it.
         classes: the number of classes, in classification; by default the largest class id plus one.
@@ -110,7 +110,8 @@ def row_tasks(
     names = {split: [rows.names[task] for task in found.tolist()] for split, found in kept.items()}
     told = {**(details or {}), "task_names": names, "tasks": counts, "skipped": skipped}
     kind = "regression" if regression else "classification"
-    return Tasks(name, sample, kind, tuple(rows.x.shape[1:]), size, told, counts, unit)
+    shape = tuple(rows.x.shape[1:])
+    return Tasks(name, sample, kind, shape, size, told, counts, unit, shared_classes=not regression)
 
 
 class _Drawn(NamedTuple):
@@ -142,21 +143,14 @@ class _Ordered(NamedTuple):
 
     def split(self, index: Tensor, there: Tensor) -> _Drawn:
         rank = torch.arange(index.shape[1]).expand_as(index)
-        query = there
-        if not self.y.is_floating_point():
+        if not self.y.is_floating_point() and self.order == "random":
+            # how many earlier rows of its task have a row's class
             labels = torch.where(there, self.y[index], -1)
-            if self.order == "first":
-                # a query row is of the class of some row that was taken
-                seen = torch.zeros(len(labels), int(labels.max()) + 2, dtype=torch.int64)
-                seen.scatter_reduce_(1, labels + 1, (there & (rank < self.support)).long(), "amax")
-                query = there & seen.gather(1, labels + 1).bool()
-            else:
-                # how many earlier rows of its task have a row's class
-                grouped, places = labels.sort(dim=1, stable=True)
-                begins = grouped != torch.cat([grouped[:, :1] - 1, grouped[:, :-1]], 1)
-                begun = torch.where(begins, rank, 0).cummax(1).values
-                rank = torch.empty_like(labels).scatter_(1, places, rank - begun)
-        return _Drawn(index, there & (rank < self.support), query & (rank >= self.support))
+            grouped, places = labels.sort(dim=1, stable=True)
+            begins = grouped != torch.cat([grouped[:, :1] - 1, grouped[:, :-1]], 1)
+            begun = torch.where(begins, rank, 0).cummax(1).values
+            rank = torch.empty_like(labels).scatter_(1, places, rank - begun)
+        return _Drawn(index, there & (rank < self.support), there & (rank >= self.support))
 
 
 def _tasks_of(seed: int, split: str, numbers: Sequence[int], tasks: Tensor) -> Tensor:
@@ -197,8 +191,6 @@ def _too_small(rows: Rows, ordered: _Ordered, task: int) -> str:
     found = f"task {rows.names[task]!r} has {count} row{'s' * (count != 1)}"
     if rows.y.is_floating_point() or count <= support:
         return f"{found}, too few for {support} support rows and a query row"
-    if ordered.order == "first":
-        return f"{found}, but none after its first {support} is of a class that is among these"
     return f"{found}, but no class with more than {support}, so nothing would be left to judge on"
 
 

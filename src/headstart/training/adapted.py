@@ -19,9 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor
 
-from headstart.data.kind import DataKind, Inputs, NewTask, Row, find_kind, kind_of_family
+from headstart.data.kind import DataKind, Inputs, NewTask, Row, find_kind, kind_of_family, nothing
 from headstart.errors import ConfigError, DataError, DivergenceError, FileError, UsageError, unknown_name
 from headstart.registry import find, rows
 from headstart.training.build import find_device, make_learner
@@ -73,7 +72,7 @@ class AdaptedModel(NamedTuple):
 
 
 def adapt(
-    run: str | Path, source: str | Path, out: str | Path, *, device: str = "auto", strict: bool = False
+    run: str | Path, source: str | Path | None, out: str | Path, *, device: str = "auto", strict: bool = False
 ) -> AdaptedModel:
     """Learn the new tasks that a file or folder holds, and write the result.
 
@@ -85,7 +84,8 @@ def adapt(
         source: images: a folder that holds one folder of images for each class, or a folder of such folders, one a
             task. Tables: a CSV or Parquet file with the features and the target that the run was trained with; each
             value of its task column is a task, and without such a column all rows are one task. Curves: a CSV or
-            Parquet file of columns x and y, and maybe task.
+            Parquet file of columns x and y, and maybe task. ``None``: nothing is known of the new task, which is
+            predicted as the training tasks say (tables and curves).
         out: the folder to write; it must be new or empty.
         device: where to compute.
         strict: refuse an image that cannot be read, which else is left out with a warning.
@@ -108,7 +108,7 @@ def adapt(
     learner_of = _learners(config, kind, prepared, where, spread)
     # the run's own tasks are not made: their data may be elsewhere
     meta = newest(run, start(learner_of(0)).meta).best.meta
-    supports = kind.support(prepared, Path(source), strict)
+    supports = kind.support(prepared, None if source is None else Path(source), strict)
     given = [task for task, _ in supports]
     _refuse_ways(config, kind.like(prepared, 0), str(source), given)
     _check_sizes(kind, prepared, given, str(source))
@@ -118,9 +118,10 @@ def adapt(
     for (classes, _), group in _groups(given):
         for first in range(0, len(group), together):
             places = group[first : first + together]
-            x, y = (torch.cat(parts).to(where) for parts in zip(*(supports[place][1][:2] for place in places)))
+            batches = [[part for part in supports[place][1] if part is not None] for place in places]
+            batch = Batch(*(torch.cat(parts).to(where) for parts in zip(*batches)))
             with torch.no_grad():
-                adapted, _ = learner_of(classes).adapt(meta, Batch(x, y))
+                adapted, _ = learner_of(classes).adapt(meta, batch)
             tasks |= {
                 place: AdaptedTask(*given[place], learner_of(classes), _alone(adapted, row))
                 for row, place in enumerate(places)
@@ -179,7 +180,7 @@ def _parts(tasks: Sequence[Adapted], group: int) -> dict[str, Params]:
     one = tasks[0]
 
     def joined(part: Literal["params", "buffers"]) -> Params:
-        return {name: _finite(torch.cat([getattr(task, part)[name] for task in tasks])) for name in getattr(one, part)}
+        return {name: torch.cat([getattr(task, part)[name] for task in tasks]) for name in getattr(one, part)}
 
     return {
         "params": {name: value for name, value in one.meta.params.items() if name not in one.params},
@@ -187,11 +188,6 @@ def _parts(tasks: Sequence[Adapted], group: int) -> dict[str, Params]:
         f"adapted.{group}": joined("params"),
         f"buffers.{group}": joined("buffers"),
     }
-
-
-def _finite(value: Tensor) -> Tensor:
-    """Minus infinity is what a class without a support example starts from; files hold finite numbers only."""
-    return value.masked_fill(value == -torch.inf, torch.finfo(value.dtype).min) if value.is_floating_point() else value
 
 
 def _save(out: Path, model: AdaptedModel) -> None:
@@ -254,7 +250,9 @@ def _check_sizes(kind: DataKind, prepared: Any, tasks: Sequence[NewTask], where:
         labels = like.output_size if like.kind == "classification" else 0
         if not len(task.labels) == len(set(task.labels)) == labels != 1 or len(task.counts) != (labels or 1):
             raise FileError(f"{where} has a task of {len(task.labels)} classes, and {len(task.counts)} counts of them")
-        if min(task.counts) < 0 or not 0 < total <= min(_MOST_EXAMPLES, _MOST_NUMBERS / prod(like.input_shape)):
+        # classes that are a task's own are not known without an example
+        least, most = labels and not like.shared_classes, min(_MOST_EXAMPLES, _MOST_NUMBERS / prod(like.input_shape))
+        if min(task.counts) < 0 or not least <= total <= most:
             raise FileError(f"{where} has a task of {total} examples of shape {like.input_shape}")
 
 
@@ -274,7 +272,8 @@ def _read_weights(
         y = torch.zeros(size, like.output_size)
         if classes:
             y = torch.arange(classes).repeat_interleave(torch.tensor(tasks[group[0]].counts))
-        blank = Batch(torch.zeros(1, size, *like.input_shape).to(device), y.unsqueeze(0).to(device))
+        blank = Batch(torch.zeros(1, size, *like.input_shape), y.unsqueeze(0)) if size else nothing(like)
+        blank = Batch(*(part.to(device) for part in blank if part is not None))
         with torch.no_grad():
             start_value = learner_of(classes).init(torch.Generator().manual_seed(0))
             one, _ = learner_of(classes).adapt(start_value, blank)
@@ -350,6 +349,8 @@ def _by_task(
         places.setdefault(own, []).append(place)
     wheres = {own: inputs.where(found[0]) for own, found in places.items()}
     if alone is not None:
+        if not any(alone.counts):  # nothing was learned of any task
+            return [(alone, list(range(len(inputs.tasks))))]
         # one task without a name may be any one task
         known = "{!r} before it" if alone.name is None else "{!r}, from which was learned"
         first, *others = [name for name in (alone.name, *places) if name is not None] or [None]

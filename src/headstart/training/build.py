@@ -3,7 +3,8 @@
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 
 from headstart.errors import ConfigError, UsageError
 from headstart.registry import Method, Target, find, load
-from headstart.training.config import Config, Outer, Part
+from headstart.training.config import Config, Outer, Part, resolve
 from headstart.training.loop import MakeOptimizer, fused
 from headstart.types import Learner, Meta, Tasks
 
@@ -74,6 +75,14 @@ def make_tasks(config: Config, device: torch.device, seed: int | None = None) ->
     return factory(**config.tasks.options, **{name: value for name, value in given.items() if name in accepted})
 
 
+def target_of(parts: Mapping[str, Mapping[str, Any]]) -> Target:
+    """Return what the tasks of a configuration's parts are to be predicted; they are made for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # training makes the tasks again, and warns then
+        own = resolve({owner: part for owner, part in parts.items() if owner in ("tasks", "run")})
+        return make_tasks(own, torch.device("cpu")).kind
+
+
 def make_learner(
     config: Config, tasks: Tasks, device: torch.device, explain: Callable[[str], None] | None = None
 ) -> tuple[Learner, int]:
@@ -120,6 +129,7 @@ def assembled(
     given: dict[str, Any] = {
         "loss": "cross_entropy" if tasks.kind == "classification" else "mse",
         "ways": ways if tasks.kind == "classification" else None,
+        "shared_classes": tasks.shared_classes,
         "inputs": prod(tasks.input_shape),
         "outputs": tasks.output_size,
         "device": device,

@@ -19,7 +19,7 @@ import numpy as np
 from headstart.errors import ConfigError, DivergenceError, UsageError
 from headstart.registry import find
 from headstart.training import run
-from headstart.training.compare import target_of
+from headstart.training.build import target_of
 from headstart.training.config import Config, Tree, command, flat, nested, normal, resolve, schema_of
 from headstart.training.evaluate import Score, evaluate, interval, student
 from headstart.training.files import finite, read_json, to_json, write
@@ -81,11 +81,11 @@ def shortlist(tree: Tree | str) -> dict[str, Config]:
     """
     parts = normal(tree)
     kind = find("data", find("task", parts["tasks"]["name"]).kind)
-    if parts.get("method", {}).get("name") or not kind.shortlist:
+    if parts.get("method", {}).get("name") or len(kind.methods) < 2:
         return {}
     target, found = target_of(parts), dict[str, Config]()
     given = {name: value for name, value in flat(parts).items() if value is not None}
-    for method in kind.shortlist:
+    for method in kind.methods:
         row = find("method", method["name"])
         left = {name for name in given if name.startswith("outer.") and not row.outer}
         own = nested({name: value for name, value in given.items() if name not in left})

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 
 from headstart.errors import ConfigError, UsageError
-from headstart.registry import Target, find
-from headstart.training.build import make_tasks, refuse_target
+from headstart.registry import find
+from headstart.training.build import refuse_target, target_of
 from headstart.training.config import Config, Tree, flag, flat, nested, normal, resolve, schema_of
 from headstart.training.files import make_folder, to_json, write
 from headstart.training.metrics import write_csv
@@ -33,14 +33,6 @@ def default_methods(tree: Tree | str) -> tuple[str, ...]:
     parts = normal(tree)
     kind, target = find("data", find("task", parts["tasks"]["name"]).kind), target_of(parts)
     return tuple(name for name in kind.compared if target in find("method", name).targets)
-
-
-def target_of(parts: dict[str, dict[str, Any]]) -> Target:
-    """Return what the tasks are to be predicted; they are made for it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # training makes the tasks again, and warns then
-        own = resolve({owner: part for owner, part in parts.items() if owner in ("tasks", "run")})
-        return make_tasks(own, torch.device("cpu")).kind
 
 
 class Entry(NamedTuple):

@@ -26,7 +26,17 @@ import yaml
 from annotated_types import Ge, Gt, Le
 
 from headstart.errors import ConfigError, FileError, UsageError
-from headstart.registry import DEFAULTS, Family, Kind, Method, Model, What, find, load, rows
+from headstart.registry import (
+    DEFAULTS,
+    Family,
+    Kind,
+    Method,
+    Model,
+    What,
+    find,
+    load,
+    rows,
+)
 from headstart.schema import REQUIRED, Count, Option, allowed, checked, is_range, joined, options_of
 
 Tree: TypeAlias = Mapping[str, Any]
@@ -135,7 +145,18 @@ class Schema(NamedTuple):
 #: What the shell gives to factories, and nobody chooses.
 _GIVEN = {
     "tasks": {"seed", "split_seed", "device", "dtype"},
-    "method": {"module", "loss", "ways", "inputs", "outputs", "features", "device", "dtype", "explain"},
+    "method": {
+        "module",
+        "loss",
+        "ways",
+        "shared_classes",
+        "inputs",
+        "outputs",
+        "features",
+        "device",
+        "dtype",
+        "explain",
+    },
     "model": {"inputs", "input_shape", "outputs", "ways"},
 }
 #: The field's own words for options that several owners call alike.
@@ -268,7 +289,7 @@ def schema_of(parts: Mapping[str, Mapping[str, Any]]) -> Schema:
     """
     family = find("task", parts["tasks"]["name"])
     kind = find("data", family.kind)
-    method = find("method", parts.get("method", {}).get("name") or kind.method)
+    method = find("method", parts.get("method", {}).get("name") or kind.methods[0]["name"])
     model = find("model", parts.get("model", {}).get("name") or kind.model) if method.model != "none" else None
     for owner, lacks, what in (
         ("model", model is None, "uses no model"),
@@ -299,6 +320,12 @@ def schema_of(parts: Mapping[str, Mapping[str, Any]]) -> Schema:
                 name = f"{owner}.{own}"
                 options[name] = option._replace(default=defaults.get(name, option.default))
     return Schema(family, kind, method, model, options)
+
+
+def possible_methods(parts: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the method that a `normal` tree names, or those that may be chosen where it names none."""
+    named, kind = parts.get("method", {}).get("name"), find("data", find("task", parts["tasks"]["name"]).kind)
+    return (named,) if named else tuple(dict.fromkeys(str(method["name"]) for method in kind.methods))
 
 
 def flat(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -253,7 +253,8 @@ def _measured(metric: Metric, outputs: Tensor, query: Batch) -> list[float]:
     if metric == "mse":
         return losses.mse(outputs.double(), Batch(query.x, y.double(), mask)).tolist()
     right = (outputs.argmax(-1) == y).double()
-    finite = torch.isfinite(outputs).all(-1)
+    # minus infinity is a class that a method says is impossible
+    finite = (torch.isfinite(outputs) | (outputs == -torch.inf)).all(-1) & torch.isfinite(outputs).any(-1)
     return losses.masked_mean(torch.where(finite, right, math.nan), mask).tolist()
 
 

@@ -1,5 +1,6 @@
 """Reading CSV and Parquet files as text."""
 
+import gzip
 import math
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from headstart.data.tables import read
 from headstart.data.tables.read import (
+    MARKS,
     are_booleans,
     as_numbers,
     available_memory,
@@ -17,10 +19,10 @@ from headstart.data.tables.read import (
     common_date_format,
     date_format,
     dates,
-    is_number,
     numbers,
     read_table,
     strings,
+    to_number,
 )
 from headstart.errors import DataError, FileError, UsageError
 
@@ -126,8 +128,13 @@ def test_only_the_chosen_columns_are_kept_and_asked_for_before_rows_are_read(wri
         (b"task,x\na,1\nb\xe9,2\n", "line 3: byte 0xe9 is not UTF-8; save the file as UTF-8"),
         (b"task,x\n\0\0,1\n", "is not text"),
         (b"PK\x03\x04rest", "is a zip archive or an Excel workbook; expected CSV in UTF-8, or Parquet"),
-        (b"\x1f\x8brest", "is compressed with gzip"),
-        ("task,x\n".encode("utf-16"), "is UTF-16 text"),
+        (b"PK\x03\x04rest", r"pandas.read_excel\('some.csv'\).to_csv\('some.csv', index=False\)"),
+        (b"task,x\na,1\nb\xe9,2\n", "iconv -f WINDOWS-1252 -t UTF-8 some.csv > utf8-some.csv"),
+        (gzip.compress(b"task,x\na,1\nb\xe9,2\n"), "line 3: byte 0xe9 is not UTF-8"),
+        (b"\x1f\x8brest", "is not a whole gzip file"),
+        (gzip.compress(b"task,x\na,1\n")[:-4], "is not a whole gzip file"),
+        ("task,x\n".encode("utf-16"), "has a header but no rows"),
+        ("task,x\na,1\n".encode("utf-16")[:-1], "is not whole UTF-16 text|is not UTF-8"),
         (b"PAR1rest", "is not a whole Parquet file"),
     ],
 )
@@ -222,14 +229,15 @@ def test_numbers_are_read_back_exactly(values: list[float]) -> None:
 @given(st.lists(st.text(max_size=6)))
 def test_text_is_a_number_where_each_part_is(texts: list[str]) -> None:
     there = [text for text in texts if text]
-    assert (as_numbers(strings(texts)) is not None) == all(is_number(text) for text in there)
+    known = (text in MARKS or to_number(text) is not None for text in there)
+    assert (as_numbers(strings(texts)) is not None) == all(known)
 
 
 def test_what_is_no_number_is_named(in_memory: Any) -> None:
     table = in_memory({"x": ["1", "", "1_000", "b"]})
-    with pytest.raises(DataError, match=r"some.csv, line 4, column 'x': '1_000' is not a number; mend it"):
+    with pytest.raises(DataError, match=r"csv, line 4, column 'x': '1_000' is not a number \(2 such values\); mend it"):
         numbers(table, "x", "mend it")
-    with pytest.raises(DataError, match="line 2, .*a decimal comma is not read, write a point; mend it"):
+    with pytest.raises(DataError, match="line 2, .*a decimal comma is read in files that semicolons separate; mend it"):
         numbers(in_memory({"x": ["1,5"]}), "x", "mend it")
     with pytest.raises(DataError, match="line 3, .*'inf' is not a finite number"):
         numbers(in_memory({"x": ["1", "inf"]}), "x", "mend it")
@@ -273,10 +281,77 @@ def test_dates_in_several_formats_are_refused(in_memory: Any) -> None:
     assert common_date_format(table, "x") == "date"
     with pytest.raises(DataError, match="some.csv, line 4, column 'x': '01/02/2020' is not a date, as the column's"):
         dates(table, "x", "date")
-    with pytest.raises(DataError, match="line 2, column 'x': '01/02/2020' is a date that is not ISO 8601; write all"):
+    with pytest.raises(DataError, match="line 2, .*'01/02/2020' is a date that is not ISO 8601 .*; write all"):
         dates(in_memory({"x": ["01/02/2020", "02/02/2020"]}), "x", "other")
     with pytest.raises(DataError, match="line 3, column 'x': '2020-01-01T12:00' is not a date, as"):
         dates(in_memory({"x": ["2020-01-01", "2020-01-01T12:00", "2020-01-02"]}), "x", "date")
     with pytest.raises(DataError, match="line 2, column 'x': '2020-02-30' is no day of the calendar"):
         dates(in_memory({"x": ["2020-02-30"]}), "x", "date")
     assert common_date_format(in_memory({"x": ["2020-01-01", "red", "blue", ""]}), "x") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "comma", "value"),
+    [
+        ("1,273.9", False, 1273.9), ("-1,273", False, -1273), ("1,273,000", False, 1_273_000), ("0,123", False, None),
+        ("1,5", False, None), ("1,27,300", False, None), ("1.2.3", False, None), ("45.0%", False, 0.45),
+        ("$12.30", False, 12.3), ("-$12.30", False, -12.3), ("€ 7", False, 7), ("12 €", False, 12), ("$-1", False, -1),
+        ("-$-1", False, None), ("1 273.5", False, 1273.5), ("1'273", False, 1273), ("1\u00a0273", False, 1273),
+        ("2e3", False, 2000), ("$", False, None), (".", False, None), ("12 34", False, None), ("1_000", False, None),
+        ("1,5", True, 1.5), ("1.273,9", True, 1273.9), ("1.273", True, 1273), ("-1.273.000", True, -1_273_000),
+        ("45,5 %", True, 0.455), ("1,273.9", True, None), ("1,5,2", True, None), ("1 273,5", True, 1273.5),
+    ],
+)  # fmt: skip
+def test_numbers_are_read_as_people_write_them(text: str, comma: bool, value: float | None) -> None:
+    assert to_number(text, comma) == (None if value is None else pytest.approx(value, rel=1e-15))
+
+
+def test_marks_and_commas_go_by_the_column(write: Write) -> None:
+    table = read_table(write("task;x;y;z;w\na;1.273;1,5;-;0.5\nb;2.000,5;?;3;1.273\n"))
+    read = {name: numbers(table, name, "").tolist() for name in "xyzw"}
+    assert table.commas == {"x", "y"} and table.rows([0]).commas == table.commas
+    assert read["x"] == [1273, 2000.5] and read["w"] == [0.5, 1.273]
+    assert read["y"][0] == 1.5 and math.isnan(read["y"][1]) and math.isnan(read["z"][0])
+    with pytest.raises(DataError, match="line 2, column 'x': '1.273' could be 1273, or have a decimal point"):
+        read_table(path := write("task;x;y\na;1.273;1,5\nb;2;2\n"))
+    for commas, value in ({"x", "y"}, 1273), ({"y"}, 1.273):  # where training has told
+        assert numbers(read_table(path, commas=commas), "x", "")[0] == value
+    with pytest.raises(DataError, match="'2,5' is not a number"):
+        numbers(read_table(write("task;x;y\na;1.5;1,5\nb;2,5;2\n")), "x", "")
+    with pytest.raises(DataError, match="'1.5' is not a number"):
+        numbers(read_table(path, commas={"x"})._replace(columns={"x": strings(["1.5"])}), "x", "")
+    assert numbers(read_table(write("task;x\na;1.273\nb;2\n")), "x", "").tolist() == [1.273, 2]
+
+
+@pytest.mark.parametrize("encode", [lambda t: t.encode("utf-16"), lambda t: gzip.compress(t.encode())])
+def test_other_encodings_that_say_so_are_read(write: Write, encode: Any) -> None:
+    table = read_table(write(encode("task,x\nZürich,1\n")), missing=("Zürich",))
+    assert table.columns["task"].tolist() == [""] and table.columns["x"].tolist() == ["1"]
+
+
+def test_a_gzip_file_that_grows_too_large_is_refused(write: Write) -> None:
+    with pytest.raises(DataError, match="of memory"):
+        read_table(write(gzip.compress(b"task,x\n" + b"a,1\n" * 1_000_000)), available=10_000_000)
+
+
+@pytest.mark.parametrize(
+    ("texts", "told", "first"),
+    [
+        (["31/01/2020", "01/02/2020", ""], "day, month, year", "2020-01-31"),
+        (["01/31/2020", "01/02/2020", "?"], "month, day, year", "2020-01-31"),
+        (["1.2.2020", "3.4.2020"], "other", None),
+        (["13/01/2020", "01/13/2020"], "other", None),
+        (["31/01/2020 12:00", "01/02/2020"], "day, month, year", "2020-01-31 12:00"),
+    ],
+)
+def test_days_above_twelve_say_which_number_is_the_month(in_memory: Any, texts: Any, told: str, first: Any) -> None:
+    table = in_memory({"x": texts})
+    assert common_date_format(table, "x") == told
+    if first is None:
+        with pytest.raises(DataError, match="write all dates alike"):
+            dates(table, "x", told)
+    else:
+        other = in_memory({"x": [first]})
+        assert dates(table, "x", told)[0] == dates(other, "x", common_date_format(other, "x") or "")[0]
+        with pytest.raises(DataError, match="no day of the calendar"):
+            dates(in_memory({"x": ["13/13/2020"]}), "x", told)

@@ -1,5 +1,6 @@
 """Tasks out of a table."""
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -288,3 +289,21 @@ def test_rows_that_repeat_others_are_found() -> None:
     assert repeated(task, x, y, None).tolist() == [0, 1, 2, 0, 4, 4]
     assert repeated(task, x, y, strings(["1", "1", "1", "2", "3", "3"])).tolist() == [0, 1, 2, 3, 4, 4]
     assert repeated(task, x, torch.tensor([0, 0, 0, 1, 0, 0]), None).tolist() == [0, 1, 2, 3, 4, 4]
+
+
+def test_a_file_as_people_write_it_is_the_same_as_a_plain_one(tmp_path: Path, write: Any, pigs: Any) -> None:
+    week = [str(value) for value in pigs["week"]]
+    # a tenth of the cells bad: it was left out with a warning
+    plain = write({**pigs, "week": [text if row % 10 else "" for row, text in enumerate(week)]}, "plain.csv")
+    marks = [text if row % 10 else ("-", "?", "lost", "NA")[row // 10 % 4] for row, text in enumerate(week)]
+    shown = {**pigs, "week": marks, "weight": [f"${value}.00" for value in pigs["weight"]]}
+    odd = write(shown, "odd.csv")
+    with pytest.raises(DataError, match=r"column 'week': 'lost' in line \d+ is not a number.*--na-values"):
+        pig_tasks(odd)
+    commas = [";".join([text.replace(".", ",") for text in line.split(",")]) for line in odd.read_text().splitlines()]
+    (tmp_path / "commas.csv.gz").write_bytes(gzip.compress("\n".join(commas).replace("$", "").encode("utf-16")))
+    expected = pig_tasks(plain).sample("test", range(2))
+    for path in (odd, tmp_path / "commas.csv.gz"):
+        found = pig_tasks(path, na_values="lost")
+        assert same_bits(found.sample("test", range(2)), expected)
+        assert schema_from_json(found.details["schema"], "here").missing == ("lost",)

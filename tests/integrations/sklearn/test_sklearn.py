@@ -252,9 +252,7 @@ def test_wrong_parameters_are_refused(lines, wrong, error, message):
         FewShotRegressor(**wrong).fit(lines.x, lines.y, groups=lines.groups)
 
 
-def test_methods_that_do_not_classify_or_lack_a_network_are_refused(sides):
-    with pytest.raises(UsageError, match="nothing to learn"):
-        FewShotClassifier("prototypes", hidden=()).fit(sides.x, sides.y)
+def test_methods_that_do_not_classify_are_refused_and_those_without_a_network_learn_the_rest(sides):
     with pytest.raises(ConfigError, match="'gaussian_process' regresses"):
         FewShotClassifier("gaussian_process").fit(sides.x, sides.y)
     ridge = FewShotClassifier("ridge", hidden=(), steps=2, random_state=0).fit(sides.x, sides.y)
@@ -372,3 +370,29 @@ def test_values_without_a_standard_deviation_are_refused() -> None:
         FewShotRegressor(steps=1).fit(x, 1e250 * x.ravel(), groups=task)
     with pytest.raises(DataError, match="column 0 of X has values too large"):
         FewShotRegressor(steps=1).fit(1e250 * x, x.ravel(), groups=task)
+
+
+def test_first_rows_of_one_class_do_not_flatter_the_score():
+    # of coin flips; with later rows of the other class left out, the accuracy was 1
+    generator = np.random.default_rng(0)
+    x, y, shop = generator.normal(size=(960, 1)), generator.choice(["a", "b"], 960), np.arange(960) // 8
+    classifier = FewShotClassifier(support=1, order="first", steps=5, random_state=0).fit(x, y, groups=shop)
+    assert abs(classifier.score(x, y, groups=shop) - 0.5) < 0.05
+    adapted = classifier.adapt(x[:1], ["b"])
+    assert adapted.classes_.tolist() == ["a", "b"]
+    assert abs(adapted.predict_proba(x) - 0.5).max() < 0.1
+
+
+def test_a_task_without_rows_is_predicted_as_training_says(tmp_path):
+    x, line = np.tile(np.linspace(0, 1, 10), 8).reshape(-1, 1), np.arange(80) // 10
+    regressor = FewShotRegressor(steps=20, random_state=0).fit(x, 5 + (line - 3.5) * 0.1 + x.ravel(), groups=line)
+    unknown = regressor.adapt()
+    assert np.abs(unknown.predict(x) - 5 - x.ravel()).max() < 0.2
+    assert (unknown.predict(x, return_std=True)[1] > regressor.adapt(x[:5], x[:5].ravel()).predict(x, True)[1]).all()
+    unknown.save(tmp_path / "unknown")
+    assert (FewShotRegressor.load(tmp_path / "unknown").predict(x) == unknown.predict(x)).all()
+    with pytest.raises(DataError, match="or neither"):
+        regressor.adapt(x)
+    classes = FewShotClassifier("ridge", support=1, order="first", steps=5, random_state=0)
+    told = classes.fit(x, np.where(np.arange(80) % 4, "no", "yes"), groups=line).adapt().predict_proba(x)
+    assert np.abs(told - [0.75, 0.25]).max() < 0.1

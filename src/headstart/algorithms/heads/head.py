@@ -12,13 +12,15 @@ from headstart.core.losses import TaskLoss, present
 from headstart.core.objective import backprop
 from headstart.core.tree import mapped
 from headstart.core.values import in_range, one_hot
-from headstart.errors import ShapeError
+from headstart.errors import ShapeError, UsageError
 from headstart.forward.functional import Buffers, functional
 from headstart.forward.task_map import TaskMap, TaskMapName
-from headstart.types import Adapted, Batch, Info, Learner, Meta, Params, Tree
+from headstart.types import Adapted, Batch, Info, Learner, Meta, Params, Tasks, Tree
 
 Fit: TypeAlias = Callable[[Params, Tensor, Batch], Params]
-"""``(M, features (B, n, d), support) -> what the head learned``, in double precision where it is solved."""
+"""``(M, features (B, n, d), support) -> what the head learned``, in double precision where it is solved.
+
+A classifier says how many ``counts`` ``(B, ways)`` of each class there were."""
 Outputs: TypeAlias = Callable[[Params, Params, Tensor], Tensor]
 """``(M, what the head learned, features (B, m, d)) -> outputs (B, m, *outputs)``, likewise."""
 
@@ -95,8 +97,35 @@ class Head(NamedTuple):
     """Whether fitting solves a system: in double precision, and without the examples that no task has."""
 
 
-def learner(module: nn.Module | None, head: Head, **options: Any) -> Learner:
-    """Return the learner that fits ``head`` to each task's support set, on the features of an `embedding`."""
+#: What of M says how likely classes are that a support set lacks: log α and log π.
+_CLASSES = ("log_concentration", "log_prior")
+#: Training tasks that are read for the prior of classes.
+_MOST = 1024
+#: Where the concentration α of that prior is looked for.
+_CONCENTRATIONS = torch.logspace(-6, 4, 201, dtype=torch.float64)
+
+
+def learner(
+    module: nn.Module | None, head: Head, *, ways: int | None = None, shared_classes: bool = False, **options: Any
+) -> Learner:
+    """Return the learner that fits ``head`` to each task's support set, on the features of an `embedding`.
+
+    A class that the support set lacks is never predicted, but where ``shared_classes``: then how likely it is depends
+    on π, the classes' shares in the training tasks, and α, how much tasks are alike in them. With n support rows, a
+    class that is not among them has probability α π_k / (α + n), as in a Dirichlet prior of each task's shares (their
+    posterior mean), and what is left goes to the others as the head says. ``Learner.prepare`` counts π and takes the α
+    under which the query rows of training tasks are likeliest, both in M.
+
+    Args:
+        module, head, options: the embedding and what is fitted on it.
+        ways: number of classes.
+        shared_classes: whether a class id means the same in all tasks.
+
+    Raises:
+        UsageError: classes that are shared, but not counted.
+    """
+    if shared_classes and ways is None:
+        raise UsageError("shared_classes needs ways= the number of classes, which no single task may tell")
     features = embedding(module, **options)
     task_loss = losses.without_padding(head.loss, features.batch_statistics)
     accurate = _double if head.solved else lambda value: value
@@ -104,10 +133,14 @@ def learner(module: nn.Module | None, head: Head, **options: Any) -> Learner:
     def init(generator: Generator | None = None) -> Meta:
         start, like = features.start(), features.like
         numbers = {name: torch.tensor(value).to(like) for name, value in head.structure.items()}
+        if shared_classes:
+            numbers |= dict(zip(_CLASSES, (torch.zeros(()).to(like), torch.zeros(ways or 0).to(like))))
         return Meta(start.params, start.structure | numbers)
 
+    names = (*head.structure, *_CLASSES) if shared_classes else tuple(head.structure)
+
     def own(structure: Params) -> Params:
-        return {name: accurate(structure[name]) for name in head.structure}
+        return {name: accurate(structure[name]) for name in names}
 
     def adapt(meta: Meta, support: Batch, /, steps: int | None = None) -> tuple[Adapted, Info]:
         losses.refuse_padding(support, features.batch_statistics)
@@ -124,15 +157,55 @@ def learner(module: nn.Module | None, head: Head, **options: Any) -> Learner:
         values = {**adapted.meta.params, **adapted.meta.structure}
         embedded, _ = features.apply(values, adapted.buffers, x, adapted.seed, 1)
         fitted = {name: accurate(value) for name, value in adapted.params.items()}
-        return head.outputs(own(adapted.meta.structure), fitted, accurate(embedded)).to(embedded)
+        structure = own(adapted.meta.structure)
+        outputs = head.outputs(structure, fitted, accurate(embedded))
+        return (of_classes(structure, outputs, fitted["counts"]) if "counts" in fitted else outputs).to(embedded)
 
-    return Learner(init, adapt, predict, task_loss, backprop, shown=shown)
+    prepare = read_classes if shared_classes else None
+    return Learner(init, adapt, predict, task_loss, backprop, shown=shown, prepare=prepare)
 
 
 def shown(meta: Meta) -> Params:
     """Return M with what stands in it by its logarithm as what it is."""
-    structure = meta.structure.items()
-    return {name.replace("log_", ""): value.exp() if "log_" in name else value for name, value in structure}
+    structure = dict(meta.structure)
+    if "log_prior" in structure:  # up to a factor
+        structure["log_prior"] = structure["log_prior"].log_softmax(0)
+    return {name.replace("log_", ""): v.exp() if "log_" in name else v for name, v in structure.items()}
+
+
+def of_classes(structure: Params, logits: Tensor, counts: Tensor) -> Tensor:
+    """Return logits ``(B, m, ways)`` in which a class without a support example is as likely as M says, or never.
+
+    Args:
+        structure: M; ``log_prior`` and ``log_concentration`` where it knows the classes.
+        logits: a head's, which says nothing of such a class.
+        counts: support examples of each class, ``(B, ways)``; where a task has none at all, no class is preferred, or
+            each is as likely as in the training tasks.
+    """
+    absent, some = (counts == 0).unsqueeze(1), (counts.sum(1) > 0).view(-1, 1, 1)
+    if "log_prior" not in structure:
+        return logits.masked_fill(absent & some, -torch.inf)
+    prior, concentration = structure["log_prior"].log_softmax(0), structure["log_concentration"].exp()
+    here = counts.sum(1).view(-1, 1, 1) + concentration * (prior.exp() * ~absent).sum(-1, keepdim=True)
+    level = torch.where(some, logits.masked_fill(absent & some, -torch.inf), 0).logsumexp(-1, keepdim=True)
+    seen = logits - level + torch.where(some, here, 1).log()
+    return torch.where(absent, structure["log_concentration"] + prior, seen)
+
+
+def read_classes(meta: Meta, tasks: Tasks, seed: int, folder: object = None, /) -> Meta:
+    """Count the classes of the training tasks, and how often one that a support set lacks comes in its query set."""
+    episodes = tasks.sample("train", range(min((tasks.counts or {}).get("train", _MOST), _MOST)))
+    ways = len(meta.structure["log_prior"])
+    support, query = (class_members(batch.y.double(), batch, ways).sum(1).cpu() for batch in episodes)
+    # one more of each, lest a class that no training task has be impossible
+    prior = (support + query).sum(0) + 1
+    prior, absent, taken = prior / prior.sum(), support == 0, support.sum(1)
+    alpha = _CONCENTRATIONS.unsqueeze(1)
+    away, home = (query * absent).sum(1), (query * ~absent).sum(1)
+    likely = away * alpha.log() + home * (taken + alpha * (prior * ~absent).sum(1)).log()
+    best = int((likely - (away + home) * (taken + alpha).log()).sum(1).argmax())
+    found = dict(zip(_CLASSES, (_CONCENTRATIONS[best].log(), prior.log())))
+    return meta._replace(structure=meta.structure | {name: v.to(meta.structure[name]) for name, v in found.items()})
 
 
 def _compact(batch: Batch) -> Batch:
@@ -165,8 +238,3 @@ def class_members(features: Tensor, support: Batch, ways: int | None) -> Tensor:
     count = (int(labels.max()) + 1 if labels.numel() else 1) if ways is None else ways
     member = one_hot(in_range(labels, count, f"there are {count} ways"), count, features)
     return member if support.mask is None else member * support.mask.unsqueeze(-1).to(features)
-
-
-def absent(member: Tensor) -> Tensor:
-    """Return what to add to logits ``(B, ways)``: −∞ for a class without a support example, 0 else."""
-    return torch.where(member.sum(1) == 0, -torch.inf, member.new_zeros(()))

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from headstart.algorithms.heads.head import Head, absent, class_members, embedding, learner
+from headstart.algorithms.heads.head import Head, class_members, embedding, learner
 from headstart.algorithms.kernels import squared_distances
 from headstart.core import losses
 from headstart.errors import DifferentiationError, UsageError, check_known
@@ -52,6 +52,7 @@ def machine(
     width: Positive = 1.0,
     scale: Positive = 1.0,
     intercept: float | None = None,
+    shared_classes: bool = False,
     **options: Any,
 ) -> Learner:
     """Return the learner of a classifier that is solved by ``optimum``.
@@ -66,6 +67,8 @@ def machine(
         scale: where the scale γ of the logits starts, which is learned.
         intercept: a constant feature of this value, so an intercept that is penalised the less the larger it is
             (scikit-learn's ``intercept_scaling``); by default 0 over a network and 1 without one.
+        shared_classes: whether class ids mean the same in all tasks, so that a class that a support set lacks is as
+            likely as the training tasks say; else it is never predicted.
         options: those of `embedding`.
     """
     check_known("kernel", kernel, get_args(HeadKernel))
@@ -95,7 +98,7 @@ def machine(
         # of the derivative of the dual, only this part has Q in it
         slope = (spread - targets) @ shared
         coefficients = cost * (targets - implicit(spread, slope, solve)).mT
-        fitted = {"offset": constant * coefficients.sum(1), "absent": absent(member)}
+        fitted = {"offset": constant * coefficients.sum(1), "counts": member.sum(1)}
         if linear:
             return {**fitted, "weights": features.mT @ coefficients}
         return {**fitted, "support": features, "weights": coefficients}
@@ -103,11 +106,11 @@ def machine(
     def outputs(structure: Params, fitted: Params, features: Tensor) -> Tensor:
         kernel = features if linear else compare(structure, features, fitted["support"])
         scores = kernel @ fitted["weights"]
-        logits = structure["log_scale"].exp() * (scores + fitted["offset"].unsqueeze(1))
-        return logits + fitted["absent"].unsqueeze(1)
+        return structure["log_scale"].exp() * (scores + fitted["offset"].unsqueeze(1))
 
     logs = {f"log_{name}": math.log(value) for name, value in numbers.items() if name != "width" or not linear}
-    return learner(module, Head(logs, fit, outputs, losses.cross_entropy), **options)
+    head = Head(logs, fit, outputs, losses.cross_entropy)
+    return learner(module, head, ways=ways, shared_classes=shared_classes, **options)
 
 
 @extends(machine)

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from headstart.algorithms.heads.head import Head, absent, class_members, embedding, learner
+from headstart.algorithms.heads.head import Head, class_members, embedding, learner
 from headstart.core import losses
 from headstart.errors import ShapeError, UsageError, check_known
 from headstart.schema import Positive, extends
@@ -24,6 +24,7 @@ def ridge(
     regularisation: Positive = 1.0,
     scale: Positive = 1.0,
     intercept: bool | None = None,
+    shared_classes: bool = False,
     **options: Any,
 ) -> Learner:
     """Learn an embedding on which ridge regression, solved exactly for each task, is right.
@@ -42,6 +43,8 @@ def ridge(
         regularisation: where the penalty λ starts, which is learned.
         scale: where the scale α of the logits starts, which is learned.
         intercept: whether there is one; by default for all but classification over a network (the paper has none).
+        shared_classes: whether class ids mean the same in all tasks, so that a class that a support set lacks is as
+            likely as the training tasks say; else it is never predicted.
         options: those of `embedding`.
 
     Raises:
@@ -80,18 +83,18 @@ def ridge(
         # the shape of what is learned says that of a target
         shape = targets.shape[2:]
         fitted = {"weights": weights.reshape(*weights.shape[:2], *shape), "offset": offset.reshape(len(offset), *shape)}
-        return {**fitted, "absent": absent(targets)} if classes else fitted
+        return {**fitted, "counts": targets.sum(1)} if classes else fitted
 
     def outputs(structure: Params, fitted: Params, features: Tensor) -> Tensor:
         values = torch.einsum("bnd,bd...->bn...", features, fitted["weights"]) + fitted["offset"].unsqueeze(1)
         if not classes:
             return values
-        return structure["log_scale"].exp() * values + structure["bias"] + fitted["absent"].unsqueeze(1)
+        return structure["log_scale"].exp() * values + structure["bias"]
 
     if classes:
         structure |= {"log_scale": math.log(scale), "bias": 0.0}
     head = Head(structure, fit, outputs, losses.resolve(loss))
-    return learner(module, head, **options)
+    return learner(module, head, ways=ways, shared_classes=shared_classes and classes, **options)
 
 
 def solve(

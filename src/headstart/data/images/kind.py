@@ -13,7 +13,7 @@ from torch import Tensor
 from headstart.data.images.fewshot import scaled
 from headstart.data.images.folder import SUFFIXES, read_class_folder, read_images, task_folders
 from headstart.data.kind import DataKind, Inputs, NewTask, Row, class_answers, files_of, unsampled
-from headstart.errors import FileError
+from headstart.errors import DataError, FileError
 from headstart.types import Batch, Tasks
 
 #: Images that are predicted at a time.
@@ -71,7 +71,9 @@ def _recognises(path: Path) -> bool:
     return path.is_dir() and (not looked_at or any(looked_at))
 
 
-def _support(prepared: Prepared, source: Path, strict: bool) -> list[tuple[NewTask, Batch]]:
+def _support(prepared: Prepared, source: Path | None, strict: bool) -> list[tuple[NewTask, Batch]]:
+    if source is None:
+        raise DataError("classes of images are learned from images; give a folder that holds one folder for each class")
     found = []
     for name, folder in task_folders(source).items():
         read = read_class_folder(folder, prepared.input_shape[-1], prepared.input_shape[0], strict)

@@ -6,7 +6,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from headstart.data.kind import DataKind, Inputs, NewTask, Row, class_answers, files_of, number_answers, unsampled
+from headstart.data.kind import (
+    DataKind,
+    Inputs,
+    NewTask,
+    Row,
+    class_answers,
+    files_of,
+    nothing,
+    number_answers,
+    unsampled,
+)
 from headstart.data.tables.read import distinct, find_columns, in_order, is_missing, read_table, refuse_missing
 from headstart.data.tables.schema import Feature, Schema, encode_features, encode_target, schema_from_json
 from headstart.types import Batch, Tasks
@@ -36,14 +46,16 @@ def _moved(before: Feature | Schema, after: Feature | Schema) -> bool:
     return len(ends[0]) != len(ends[1]) or not all(same)
 
 
-def _support(schema: Schema, source: Path, strict: bool) -> list[tuple[NewTask, Batch]]:
+def _support(schema: Schema, source: Path | None, strict: bool) -> list[tuple[NewTask, Batch]]:
     """Return a task for each value of the task column, or one where there is no such column, or it is empty."""
     task = schema.task_column
+    if source is None:
+        return [(NewTask(None, schema.classes, (0,) * (len(schema.classes) or 1)), nothing(_like(schema, 0)))]
 
     def needed(path: str, header: tuple[str, ...]) -> list[str]:
         return [*_features(schema, path, header, ("the target of the run", schema.target)), *({task} & set(header))]
 
-    table = read_table(source, needed)
+    table = read_table(source, needed, missing=schema.missing, commas=schema.commas)
     x, y = encode_features(schema, table), encode_target(schema, table)
     if task not in table.columns or is_missing(table.columns[task]).all():
         places = {None: slice(None)}
@@ -57,6 +69,11 @@ def _support(schema: Schema, source: Path, strict: bool) -> list[tuple[NewTask, 
         counts = own.bincount(minlength=len(schema.classes)).tolist() if schema.classes else [len(own)]
         found.append((NewTask(name, schema.classes, tuple(counts)), Batch(x[place].unsqueeze(0), own.unsqueeze(0))))
     return found
+
+
+def _recognises(path: Path) -> bool:
+    name = path.name.lower().removesuffix(".gz")
+    return path.is_file() and ("." not in name or name.endswith(SUFFIXES))
 
 
 def _features(schema: Schema, path: str, header: Sequence[str], *others: tuple[str, str]) -> list[str]:
@@ -73,7 +90,7 @@ def _inputs(schema: Schema, sources: Sequence[str], tasks: Sequence[str]) -> Ite
             _features(schema, path, header)
             return header
 
-        table = read_table(file, every)
+        table = read_table(file, every, missing=schema.missing, commas=schema.commas)
         columns = {name: table.columns[name].tolist() for name in table.header}
         rows: list[Row] = [dict(zip(columns, row)) for row in zip(*columns.values())]
         own = [text or None for text in columns.get(schema.task_column, [""] * table.size)]
@@ -84,6 +101,20 @@ def _answers(schema: Schema, labels: Sequence[str], outputs: Tensor, deviations:
     if schema.classes:
         return class_answers(labels, outputs)
     return number_answers(outputs, deviations, schema.mean, schema.scale)
+
+
+def _like(schema: Schema, classes: int) -> Tasks:
+    return Tasks(
+        "table",
+        unsampled,
+        schema.kind,
+        (len(schema.inputs),),
+        len(schema.classes) or 1,
+        {},
+        unit=schema.scale,
+        limits=schema.limits,
+        shared_classes=bool(schema.classes),
+    )
 
 
 def _predicts(schema: Schema) -> str:
@@ -101,20 +132,11 @@ def _task(tasks: Tasks) -> str:
 
 TABLES = DataKind(
     name="tables",
-    recognises=lambda path: path.is_file() and path.suffix.lower() in ("", *SUFFIXES),
+    recognises=_recognises,
     preparation=lambda tasks: tasks.details.get("schema"),
     read=schema_from_json,
     difference=_difference,
-    like=lambda schema, classes: Tasks(
-        "table",
-        unsampled,
-        schema.kind,
-        (len(schema.inputs),),
-        len(schema.classes) or 1,
-        {},
-        unit=schema.scale,
-        limits=schema.limits,
-    ),
+    like=_like,
     support=_support,
     inputs=_inputs,
     answers=_answers,

@@ -1,10 +1,12 @@
 """CSV and Parquet files read as text, with the place of every row, so that errors can name it; and texts as values."""
 
 import csv
+import gzip
 import os
 import re
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
@@ -21,7 +23,9 @@ Texts: TypeAlias = NDArray[Any]
 """``(N,)`` texts of numpy's StringDType, stripped; a missing one is empty."""
 
 #: Besides the empty text.
-MISSING = ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None")
+MISSING = ("NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "null", "NULL", "None")
+#: What is missing among numbers, dates and booleans, and may be a category else.
+MARKS = ("-", "--", "?", ".")
 
 
 class Table(NamedTuple):
@@ -36,6 +40,8 @@ class Table(NamedTuple):
     """``(N,)`` where each row starts: its line in a text file, counted from 1 (the header), else its number."""
     unit: str = "line"
     """What ``lines`` counts: 'line' or 'row'."""
+    commas: frozenset[str] = frozenset()
+    """The columns whose numbers have a decimal comma."""
 
     @property
     def size(self) -> int:
@@ -110,25 +116,30 @@ _CHUNK = 16_384
 #: Bytes in memory for a byte of a CSV file (16 for a short text, twice while joined, then numbers), a Parquet value.
 _CSV_FACTOR, _PARQUET_VALUE = 10, 60
 #: How files that are often taken for tables begin.
-_OTHERS = {
-    b"PK\x03\x04": "a zip archive or an Excel workbook",
-    b"\x1f\x8b": "compressed with gzip",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
-}
+_OTHERS = {b"PK\x03\x04": "a zip archive or an Excel workbook", b"\xd0\xcf\x11\xe0": "an old Excel workbook"}
+_GZIP, _UTF16 = b"\x1f\x8b", (b"\xff\xfe", b"\xfe\xff")
 
 
-def read_table(path: str | Path, choose: Choose | None = None, available: int | None = None) -> Table:
+def read_table(
+    path: str | Path,
+    choose: Choose | None = None,
+    available: int | None = None,
+    missing: Sequence[str] = (),
+    commas: Collection[str] | None = None,
+) -> Table:
     """Read a CSV or Parquet file; what it is is told by its first bytes.
 
-    CSV is UTF-8 with one header row; its separator, a comma, semicolon, tab or bar, is found out. Spaces around a
-    value are dropped; an empty value, NA, N/A, NaN, null or None is missing.
+    CSV is UTF-8, or UTF-16 with its mark, with one header row, and may be compressed by gzip; its separator, a comma,
+    semicolon, tab or bar, is found out. Spaces around a value are dropped; an empty value, or one of `MISSING`, is
+    missing.
 
     Args:
         path: the file.
         choose: which columns to keep, told from the header before any row is read; by default all.
         available: bytes of memory that may be used; by default what the system has.
+        missing: other texts that mean that a value is missing.
+        commas: the columns whose numbers have a decimal comma, where semicolons separate the file; by default it is
+            found out.
 
     Raises:
         FileError: no such file, or one that cannot be opened.
@@ -144,20 +155,61 @@ def read_table(path: str | Path, choose: Choose | None = None, available: int | 
         raise FileError(f"cannot read the table {path}: {reason}") from problem
     available = available_memory() if available is None else available
     if start.startswith(b"PAR1"):
-        return _read_parquet(path, choose, available)
+        return _read_parquet(path, choose, available, missing)
     for magic, what in _OTHERS.items():
         if start.startswith(magic):
-            raise DataError(f"{path} is {what}; expected CSV in UTF-8, or Parquet: export it as one of these")
-    if b"\0" in start:
+            command = f"pandas.read_excel({path.name!r}).to_csv({path.stem + '.csv'!r}, index=False)"
+            raise DataError(f"{path} is {what}; expected CSV in UTF-8, or Parquet: export it as such ({command})")
+    zipped = start.startswith(_GZIP)
+    if zipped:
+        start, size = _unzipped(path, available)
+    encoding = "utf-16" if start.startswith(_UTF16) else "utf-8-sig"
+    if b"\0" in start and encoding != "utf-16":
         raise DataError(f"{path} is not text (it has zero bytes); expected CSV in UTF-8, or Parquet")
     _check_memory(path, _CSV_FACTOR * size, available)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with (gzip.open if zipped else open)(path, "rt", encoding=encoding, newline="") as file:
             separator = _separator(file)
             file.seek(0)
-            return _rows_of(csv.reader(file, delimiter=separator, strict=True), path, choose)
+            table = _rows_of(csv.reader(file, delimiter=separator, strict=True), path, choose, missing)
     except UnicodeDecodeError:
-        raise _not_utf8(path) from None
+        raise _not_utf8(path, zipped) from None
+    except UnicodeError as problem:
+        raise DataError(f"{path} is not whole UTF-16 text: {problem}; save it as UTF-8") from problem
+    if separator == ";":
+        return table._replace(commas=_commas(table) if commas is None else frozenset(commas))
+    return table
+
+
+def _commas(table: Table) -> frozenset[str]:
+    """Return the columns whose numbers have a decimal comma; refuse one whose points could be either then."""
+    commas = {name: bool((np.strings.find(texts, ",") >= 0).any()) for name, texts in table.columns.items()}
+    found = frozenset(
+        name for name, some in commas.items() if some and as_numbers(table.columns[name], True) is not None
+    )
+    for name in table.columns if found else ():
+        texts = table.columns[name].tolist()
+        grouped = next((row for row, text in enumerate(texts) if re.fullmatch(_GROUPED, text)), None)
+        if grouped is None or commas[name] or as_numbers(table.columns[name]) is None or any(map(_has_point, texts)):
+            continue
+        shown, plain = texts[grouped], texts[grouped].replace(".", "")
+        fix = "other columns have decimal commas; leave out points between thousands, and write decimals with a comma"
+        raise error(table, name, grouped, f"{shown!r} could be {plain}, or have a decimal point; {fix}")
+    return found
+
+
+def _unzipped(path: Path, available: int | None) -> tuple[bytes, int]:
+    """Return how a gzip file's content begins, and its size, without holding it; too large a one is refused."""
+    try:
+        with gzip.open(path) as file:
+            start = file.read(4096)
+            size = len(start)
+            while part := file.read(1 << 20):
+                size += len(part)
+                _check_memory(path, _CSV_FACTOR * size, available)
+    except (OSError, EOFError, zlib.error) as problem:
+        raise DataError(f"{path} is not a whole gzip file: {problem}") from problem
+    return start, size
 
 
 def available_memory() -> int | None:
@@ -180,16 +232,17 @@ def _check_memory(path: Path, needed: int, available: int | None) -> None:
         )
 
 
-def _not_utf8(path: Path) -> DataError:
+def _not_utf8(path: Path, zipped: bool) -> DataError:
     where = str(path)
-    with path.open("rb") as file:
+    with (gzip.open if zipped else open)(path, "rb") as file:
         for line, data in enumerate(file, start=1):
             try:
                 data.decode()
             except UnicodeDecodeError as problem:
                 where += f", line {line}: byte 0x{data[problem.start]:02x}"
                 break
-    return DataError(f"{where} is not UTF-8; save the file as UTF-8")
+    command = f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8-{path.name}"
+    return DataError(f"{where} is not UTF-8; save the file as UTF-8, or, where it comes from Windows, {command}")
 
 
 def _separator(file: TextIO) -> str:
@@ -204,7 +257,7 @@ def _separator(file: TextIO) -> str:
     return best
 
 
-def _rows_of(reader: Any, path: Path, choose: Choose | None) -> Table:
+def _rows_of(reader: Any, path: Path, choose: Choose | None, missing: Sequence[str]) -> Table:
     chunks, lines, started = list[list[Texts]](), list[NDArray[np.int64]](), 0
     try:
         header, kept = _columns(path, next((row for row in reader if row), []), choose)
@@ -222,7 +275,7 @@ def _rows_of(reader: Any, path: Path, choose: Choose | None) -> Table:
                 started = reader.line_num
             if not starts:
                 break
-            chunks.append([_cleaned(strings(texts)) for texts in zip(*rows)])
+            chunks.append([_cleaned(strings(texts), missing) for texts in zip(*rows)])
             lines.append(np.array(starts, dtype=np.int64))
     except csv.Error as problem:
         raise DataError(f"{path}, line {started + 1}: {problem}; is a quote not closed?") from problem
@@ -242,14 +295,14 @@ def _columns(path: Path, names: Sequence[str], choose: Choose | None) -> tuple[t
     return header, list(header if choose is None else choose(str(path), header))
 
 
-def _cleaned(texts: Texts) -> Texts:
+def _cleaned(texts: Texts, missing: Sequence[str]) -> Texts:
     """Return texts without spaces around them, and empty where they mean that a value is missing."""
     texts = np.strings.strip(texts)
-    texts[np.isin(texts, strings(MISSING))] = ""
+    texts[np.isin(texts, strings([*MISSING, *missing]))] = ""
     return texts
 
 
-def _read_parquet(path: Path, choose: Choose | None, available: int | None) -> Table:
+def _read_parquet(path: Path, choose: Choose | None, available: int | None, missing: Sequence[str]) -> Table:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -269,11 +322,11 @@ def _read_parquet(path: Path, choose: Choose | None, available: int | None) -> T
             read = file.read(columns=[file.schema_arrow.names[header.index(name)] for name in kept])
         except (pyarrow.ArrowException, OSError) as problem:
             raise DataError(f"{path} cannot be read as Parquet: {problem}") from problem
-    columns = {name: _as_texts(path, name, read.column(place)) for place, name in enumerate(kept)}
+    columns = {name: _as_texts(path, name, read.column(place), missing) for place, name in enumerate(kept)}
     return Table(str(path), header, columns, np.arange(1, count + 1), "row")
 
 
-def _as_texts(path: Path, name: str, column: Any) -> Texts:
+def _as_texts(path: Path, name: str, column: Any, missing: Sequence[str]) -> Texts:
     """Return a Parquet column as text; numbers are written so that they read back the same."""
     import pyarrow
 
@@ -283,7 +336,7 @@ def _as_texts(path: Path, name: str, column: Any) -> Texts:
     except pyarrow.ArrowException as problem:
         reason = f"values of type {column.type} are no features; leave it out (--columns)"
         raise DataError(f"{path}, column {name!r}: {reason}") from problem
-    return np.concatenate([_cleaned(strings(chunk.to_pylist())) for chunk in texts.chunks])
+    return np.concatenate([_cleaned(strings(chunk.to_pylist()), missing) for chunk in texts.chunks])
 
 
 TRUE, FALSE = frozenset({"true", "yes", "t", "y"}), frozenset({"false", "no", "f", "n"})
@@ -295,6 +348,9 @@ _FORMATS = {
     "date and time with zone": r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)? ?(Z|[+-]\d{2}:?\d{2})",
     "other": r"\d{1,4}([./-])\d{1,2}\1\d{1,4}([T ].*)?",
 }
+#: Such dates are read where others of their column tell what is the day.
+_SLASHED = re.compile(r"(\d{1,2})([./-])(\d{1,2})\2(\d{4})(?:[T ](\d{1,2}:\d{2}(?::\d{2})?))?")
+_ORDERS = {"day, month, year": (1, 3), "month, day, year": (3, 1)}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -312,17 +368,57 @@ def is_decimal_comma(text: str) -> bool:
     return re.fullmatch(r"[+-]?\d+,\d+([eE][+-]?\d+)?", text) is not None
 
 
-def as_numbers(texts: Texts) -> NDArray[np.float64] | None:
-    """Return texts as numbers, NaN where one is missing; ``None`` where one of them is no number."""
-    there = ~is_missing(texts)
-    found = np.full(len(texts), np.nan)
-    try:
-        found[there] = texts[there].astype(np.float64)
-    except ValueError:  # what Python and numpy take for a number could differ: Python decides
-        if not all(is_number(text) for text in texts.tolist() if text):
+#: A whole number whose thousands are separated by points.
+_GROUPED = r"[+-]?[1-9]\d{0,2}(\.\d{3})+"
+
+
+def _has_point(text: str) -> bool:
+    """Return whether a text is a number whose decimal sign must be a point."""
+    return "." in text and is_number(text) and re.fullmatch(_GROUPED, text) is None
+
+
+def to_number(text: str, comma: bool = False) -> float | None:
+    """Return the number that a text is, as people write it; ``None`` where it is none.
+
+    Besides a program's notation: thousands in groups, signs of currencies, and percent, which are hundredths.
+
+    Args:
+        text: without spaces around it.
+        comma: whether the decimal sign is a comma, and groups of thousands are separated by points.
+
+    >>> to_number("$1,273.90"), to_number("45.0 %"), to_number("1.273,9", comma=True), to_number("1,5")
+    (1273.9, 0.45, 1273.9, None)
+    """
+    if is_number(text):
+        if comma and _has_point(text):
             return None
-        found[there] = [float(text) for text in texts[there].tolist()]
-    return None if (np.strings.find(texts, "_") >= 0).any() else found
+        return float(text.replace(".", "") if comma and re.fullmatch(_GROUPED, text) else text)
+    bare = re.fullmatch(r"([+-]?)[$€£¥]? ?([+-]?)([\d.,'\u00a0\u202f ]+([eE][+-]?\d+)?) ?([$€£¥%]?)", text)
+    if bare is None:
+        return None
+    group, point = (".", ",") if comma else (",", ".")
+    whole = rf"\d+|[1-9]\d{{0,2}}(?P<by>[{group}'\u00a0\u202f ])\d{{3}}((?P=by)\d{{3}})*"
+    digits = re.fullmatch(rf"(?P<whole>{whole})?([{point}](?P<part>\d*))?(?P<power>[eE][+-]?\d+)?", bare[3].strip())
+    if digits is None or not (digits["whole"] or digits["part"]) or (bare[1] and bare[2]):
+        return None
+    plain = re.sub(r"\D", "", digits["whole"] or "0") + "." + (digits["part"] or "0") + (digits["power"] or "")
+    return float(bare[1] + bare[2] + plain) / (100 if bare[5] == "%" else 1)
+
+
+def as_numbers(texts: Texts, comma: bool = False) -> NDArray[np.float64] | None:
+    """Return texts as numbers, NaN where one is missing; ``None`` where one of them is no number (`to_number`)."""
+    there = ~(is_missing(texts) | np.isin(texts, strings(MARKS)))
+    found = np.full(len(texts), np.nan)
+    with suppress(ValueError):
+        if comma or (np.strings.find(texts, "_") >= 0).any():
+            raise ValueError
+        found[there] = texts[there].astype(np.float64)
+        return found
+    values = {name: to_number(name, comma) for name in set(texts[there].tolist())}
+    if None in values.values():
+        return None
+    found[there] = [values[text] for text in texts[there].tolist()]
+    return found
 
 
 def numbers(table: Table, column: str, fix: str) -> NDArray[np.float64]:
@@ -332,15 +428,25 @@ def numbers(table: Table, column: str, fix: str) -> NDArray[np.float64]:
         DataError: the first value that is no finite number, with its place and the ``fix``.
     """
     texts = table.columns[column]
-    found = as_numbers(texts)
+    found = as_numbers(texts, column in table.commas)
     if found is None:
-        row, text = next((row, text) for row, text in enumerate(texts.tolist()) if text and not is_number(text))
-        comma = "a decimal comma is not read, write a point; " if is_decimal_comma(text) else ""
-        raise error(table, column, row, f"{text!r} is not a number; {comma}{fix}")
-    row = first(~is_missing(texts) & ~np.isfinite(found))
+        row, others = odd(table, column)
+        text = str(texts[row])
+        comma = "a decimal comma is read in files that semicolons separate; " if is_decimal_comma(text) else ""
+        raise error(table, column, row, f"{text!r} is not a number{others}; {comma}{fix}")
+    row = first(np.isinf(found) | (np.isnan(found) & ~is_missing(texts) & ~np.isin(texts, strings(MARKS))))
     if row is not None:
         raise error(table, column, row, f"{str(texts[row])!r} is not a finite number; {fix}")
     return found
+
+
+def odd(table: Table, column: str) -> tuple[int, str]:
+    """Return the first row of a column that is no number, and how many others are none."""
+    names, places = distinct(table.columns[column])
+    comma = column in table.commas
+    wrong = [name not in ("", *MARKS) and to_number(name, comma) is None for name in names]
+    rows = np.flatnonzero(np.array(wrong)[places])
+    return int(rows[0]), f" ({len(rows)} such values)" if len(rows) > 1 else ""
 
 
 def booleans(table: Table, column: str) -> NDArray[np.float64]:
@@ -364,7 +470,7 @@ def _each(table: Table, column: str, number: Callable[[str], float]) -> NDArray[
     found, refused = np.full(len(names), np.nan), dict[int, ValueError]()
     for place, name in enumerate(names):
         try:
-            found[place] = number(name) if name else np.nan
+            found[place] = np.nan if name in ("", *MARKS) else number(name)
         except ValueError as problem:
             refused[place] = problem
     row = first(np.isin(places, list(refused)))
@@ -388,10 +494,19 @@ def date_format(text: str) -> str | None:
 
 
 def common_date_format(table: Table, column: str) -> str | None:
-    """Return the format of most dates in a column of mostly dates; ``None`` for another column."""
-    formats = [date_format(text) for text in distinct(table.columns[column])[0] if text]
+    """Return the format of most dates in a column of mostly dates; ``None`` for another column.
+
+    Which of two numbers is the day is told by one above 12.
+    """
+    texts = [text for text in distinct(table.columns[column])[0] if text and text not in MARKS]
+    formats = [date_format(text) for text in texts]
     found = Counter(name for name in formats if name is not None)
-    return found.most_common(1)[0][0] if 2 * found.total() > len(formats) else None
+    chosen = found.most_common(1)[0][0] if 2 * found.total() > len(formats) else None
+    if chosen != "other":
+        return chosen
+    pairs = [(int(date[1]), int(date[3])) for date in map(_SLASHED.fullmatch, texts) if date]
+    above = [any(pair[place] > 12 for pair in pairs) for place in (0, 1)]
+    return {(True, False): "day, month, year", (False, True): "month, day, year"}.get((above[0], above[1]), "other")
 
 
 def dates(table: Table, column: str, chosen: str) -> NDArray[np.float64]:
@@ -402,10 +517,17 @@ def dates(table: Table, column: str, chosen: str) -> NDArray[np.float64]:
     """
 
     def days(text: str) -> float:
-        told = date_format(text)
+        told, order = date_format(text), _ORDERS.get(chosen)
+        if order is not None and (date := _SLASHED.fullmatch(text)):
+            with suppress(ValueError):
+                day, month = (int(date[place]) for place in order)
+                clock = [int(part) for part in (date[5] or "").split(":") if part]
+                return (datetime(int(date[4]), month, day, *clock, tzinfo=UTC) - _EPOCH) / timedelta(days=1)
+            raise ValueError(f"no day of the calendar, where others are {chosen}")
         if told != chosen or told == "other":
             other = told == chosen == "other"
-            kind = "a date that is not ISO 8601" if other else f"not a {chosen}, as the column's other values"
+            unknown = "a date that is not ISO 8601 (and no day above 12 tells which number is the month)"
+            kind = unknown if other else f"not a {chosen}, as the column's other values"
             raise ValueError(f"{kind}; write all dates alike, such as 2020-01-31")
         # more than microseconds are cut off
         text = re.sub(r"(\.\d{6})\d+", r"\1", text).replace(" +", "+").replace(" -", "-").replace(" Z", "Z")

@@ -77,6 +77,10 @@ class Schema(NamedTuple):
     """Those of the training tasks, sorted, then those that only other tasks have; empty in regression."""
     limits: tuple[float, float] | None = None
     """The least and the largest standardised target of training tasks, near which predictions are kept."""
+    missing: tuple[str, ...] = ()
+    """Texts that mean that a value is missing, besides the usual ones."""
+    commas: tuple[str, ...] = ()
+    """The columns whose numbers have a decimal comma."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -190,6 +194,8 @@ def _foretold(values: NDArray[np.float64], shown: Shown) -> float:
 MOST_CATEGORIES = 50
 #: From so many rows on, a category column is refused that has a new value in every second row.
 _ROWS_TO_TELL = 20
+#: So many categories are codes, even where most of them are numbers.
+_FEW = 12
 #: A spread of less than this share of the values is rounding.
 _CONSTANT = 1e-12
 
@@ -226,11 +232,11 @@ def learn_features(table: Table, columns: Sequence[str], strict: bool, shown: Sh
             continue
         crowd, spoilt = _crowd(feature, int(there.sum())), _spoilt(table, feature)
         if spoilt:
-            crowd = crowd and f"{crowd}; {spoilt}"
-            fix = "correct it, or leave it empty for missing, where the column is to be a number"
-            warnings += (
-                [] if crowd else [str(read.error(table, column, None, f"taken for categories: {spoilt}; {fix}"))]
-            )
+            fix = "correct it, leave it empty for missing or say that it means that (--na-values)"
+            if crowd or len(feature.categories) > _FEW:
+                raise read.error(table, column, None, f"{spoilt}; {fix}, or leave the column out (--columns)")
+            where = "where the column is to be a number"
+            warnings.append(str(read.error(table, column, None, f"taken for categories: {spoilt}; {fix}, {where}")))
         if crowd and strict:
             raise read.error(table, column, None, f"{crowd}; leave it out (--columns), or join categories")
         if crowd:
@@ -246,16 +252,19 @@ def learn_features(table: Table, columns: Sequence[str], strict: bool, shown: Sh
 
 def _feature(table: Table, column: str, there: NDArray[np.bool_], shown: Shown | None) -> Feature:
     texts, missing, kind, date_format = table.columns[column], not bool(there.all()), "number", ""
-    if read.as_numbers(texts) is None:
-        names = tuple(name for name in read.distinct(texts)[0] if name)
-        kind = "boolean" if read.are_booleans(names) else "date"
+    names = tuple(name for name in read.distinct(texts)[0] if name)
+    told = set(names) - set(read.MARKS)
+    if read.as_numbers(texts, column in table.commas) is None or not told:
+        kind = "boolean" if told and read.are_booleans(told) else "date"
         date_format = (kind == "date" and read.common_date_format(table, column)) or ""
         if kind == "date" and not date_format:
             commas = [name for name in names if read.is_decimal_comma(name)]
             if commas and all(name in commas or read.is_number(name) for name in names):
                 read.numbers(table, column, "or leave the column out (--columns)")  # refuses them
             return Feature(column, "category", categories=names, missing=missing)
-    values = column_values(table, column, kind, date_format)[there]
+    values = column_values(table, column, kind, date_format)
+    there = ~np.isnan(values)
+    missing, values = not bool(there.all()), values[there]
     moments = _moments(table, column, values)
     found = Feature(column, kind, *moments, date_format=date_format, missing=missing)
     if not found.scale:
@@ -271,12 +280,15 @@ def _feature(table: Table, column: str, there: NDArray[np.bool_], shown: Shown |
 
 def _spoilt(table: Table, feature: Feature) -> str:
     """Say which value keeps a column from being a number, where most are numbers; empty for other columns."""
-    odd = [name for name in feature.categories if not read.is_number(name)]
-    if not odd or len(odd) > len(feature.categories) // 2:
+    if not feature.categories:
         return ""
-    texts = table.columns[feature.column]
-    row = min(int(np.asarray(texts == name).argmax()) for name in odd)
-    return f"{str(texts[row])!r} in {table.unit} {int(table.lines[row])} is not a number, though most values are"
+    comma = feature.column in table.commas
+    odd = [name for name in feature.categories if read.to_number(name, comma) is None]
+    if not set(odd) - set(read.MARKS) or len(odd) > len(feature.categories) // 2:
+        return ""
+    row, others = read.odd(table, feature.column)
+    text = str(table.columns[feature.column][row])
+    return f"{text!r} in {table.unit} {int(table.lines[row])} is not a number{others}, though most values are"
 
 
 def column_values(table: Table, column: str, kind: FeatureKind, date_format: str) -> NDArray[np.float64]:
@@ -323,7 +335,7 @@ def learn_target(table: Table, column: str, asked: Literal["auto", "regression",
     A regression target that has text in it or never changes, or fewer than two classes, is a `DataError`.
     """
     if asked == "auto":
-        asked = _kind_of_target(table.columns[column])
+        asked = _kind_of_target(table.columns[column], column in table.commas)
     if asked == "regression":
         values = regression_target(table, column)
         mean, scale = _moments(table, column, values)
@@ -339,11 +351,11 @@ def learn_target(table: Table, column: str, asked: Literal["auto", "regression",
     return Target("classification", classes=read.in_order(names))
 
 
-def _kind_of_target(texts: Texts) -> TargetKind:
-    values = read.as_numbers(texts)
+def _kind_of_target(texts: Texts, comma: bool) -> TargetKind:
+    values = read.as_numbers(texts, comma)
     if values is None:
         names = read.distinct(texts)[0]
-        meant = sum(read.is_number(name) or read.is_decimal_comma(name) for name in names)
+        meant = sum(read.to_number(name, comma) is not None or read.is_decimal_comma(name) for name in names)
         return "regression" if 2 * meant >= len(names) else "classification"
     different = np.unique(values)
     return "classification" if len(different) == 2 and not np.mod(different, 1).any() else "regression"
@@ -352,7 +364,11 @@ def _kind_of_target(texts: Texts) -> TargetKind:
 def regression_target(table: Table, column: str) -> NDArray[np.float64]:
     """Return the target's numbers; the error names a value that is none, and says how to predict classes."""
     fix = "a regression target is a number in every row; for classes take --target-kind classification"
-    return read.numbers(table, column, fix)
+    found = read.numbers(table, column, fix)
+    row = read.first(np.isnan(found))
+    if row is not None:
+        raise read.error(table, column, row, f"the target is missing ({int(np.isnan(found).sum())} rows); leave it out")
+    return found
 
 
 #: So many rows of training tasks are enough to see that a feature tells the target exactly.
@@ -415,6 +431,7 @@ def _fill(x: NDArray[np.float32], feature: Feature, table: Table) -> None:
                 _warn(table, feature.column, f"{name!r} in {where} is in no training task")
     else:
         values = column_values(table, feature.column, feature.kind, feature.date_format)
+        missing = np.isnan(values)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
             x[:, 0] = np.where(missing, 0.0, feature.encode(values))
         row = read.first(~np.isfinite(x[:, 0]))

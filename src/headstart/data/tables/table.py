@@ -61,6 +61,7 @@ def table(
     target_kind: AskedKind = "auto",
     on_short: OnShort = "error",
     on_duplicates: OnDuplicates = "error",
+    na_values: str | Sequence[str] = (),
     validation_share: Share = 0.2,
     test_share: Share = 0.2,
     seed: int = 0,
@@ -90,6 +91,8 @@ def table(
         target_kind: what the target is; auto takes text, booleans and whole numbers of two different values as classes.
         on_duplicates: what to do with a row that equals another one of its task in features, target and time, which
             could be learned from and judged on: refuse it, ``"keep"`` it, or ``"drop"`` it.
+        na_values: texts that mean that a value is missing, as a sequence or separated by commas, besides an empty one,
+            NA, N/A, #N/A, NaN, null and None, and -, --, ? and . among numbers and dates.
         validation_share: share of the tasks for validation, at least one task.
         test_share: share of the tasks for testing, at least one task.
         seed: draws support rows.
@@ -113,11 +116,15 @@ def table(
     if columns is not None and not columns:
         raise UsageError("columns is empty; name at least one feature, or leave it out to take all")
     roles = _Roles(task_column, target, time_column, None if columns is None else tuple(dict.fromkeys(columns)))
-    grouped = group(read.read_table(data, roles.needed), task_column, time_column)
+    absent = tuple(na_values.split(",") if isinstance(na_values, str) else na_values)
+    grouped = group(read.read_table(data, roles.needed, missing=absent), task_column, time_column)
     where, split_seed = f"{data}, column {task_column!r}", seed if split_seed is None else split_seed
     read.refuse_missing(grouped.table, target, "target")
     splits = split_tasks(len(grouped.names), validation_share, test_share, split_seed, where)
     grouped, encoded, repetitions = _read(grouped, splits, roles, target_kind, on_duplicates)
+    encoded = encoded._replace(
+        schema=encoded.schema._replace(missing=absent, commas=tuple(sorted(grouped.table.commas)))
+    )
     details = {
         "source": Path(data).name,
         "rows": len(encoded.x),
@@ -270,7 +277,8 @@ def group(table: Table, task_column: str, time_column: str | None) -> Grouped:
 
 
 def _times(table: Table, column: str) -> NDArray[np.float64]:
-    if any(map(read.is_number, read.distinct(table.columns[column])[0])):
+    comma = column in table.commas
+    if any(read.to_number(text, comma) is not None for text in read.distinct(table.columns[column])[0]):
         return read.numbers(table, column, "the time is a number or an ISO 8601 date in every row")
     chosen = read.common_date_format(table, column)
     if chosen is None:

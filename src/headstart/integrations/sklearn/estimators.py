@@ -88,8 +88,10 @@ class FewShot(BaseEstimator):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         return self._know(learned(self._read(X, y, reset=True), groups, options, self._kind, seed))
 
-    def adapt(self, X: ArrayLike, y: ArrayLike) -> Self:
+    def adapt(self, X: ArrayLike | None = None, y: ArrayLike | None = None) -> Self:
         """Return a fitted estimator that has learned one new task from a few rows; this one stays as it is.
+
+        Without rows, it predicts a task of which nothing is known yet, as the training tasks say.
 
         Args:
             X: features ``(n, features)``, as in `fit`.
@@ -97,7 +99,10 @@ class FewShot(BaseEstimator):
                 (prototypes, ridge, svm, logistic).
         """
         check_is_fitted(self, "fitted_")
-        return copy.copy(self)._know(one_task(self.fitted_, self._read(X, y, reset=False)))
+        if (X is None) != (y is None):
+            raise DataError("adapt takes features and targets, or neither")
+        table = None if X is None or y is None else self._read(X, y, reset=False)
+        return copy.copy(self)._know(one_task(self.fitted_, table))
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Write the estimator to a new or empty folder: safetensors and JSON, nothing that is ever unpickled.
@@ -235,7 +240,8 @@ class FewShotClassifier(ClassifierMixin, FewShot):
 
     Parameters and attributes are those of `FewShotRegressor`, but ``support`` counts rows of each class (with
     ``order="first"``, of a task), ``method="auto"`` is the nearest class mean in a learned embedding
-    (``"prototypes"``), and `classes_` holds the labels: after `adapt`, the new task's. Tasks may differ in classes.
+    (``"prototypes"``), and `classes_` holds the labels. Tasks may differ in classes: after `adapt` these are the new
+    task's where one of them is new, else those of `fit`, of which one that the rows lack is as likely as in training.
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(80, 2))

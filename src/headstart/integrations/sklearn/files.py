@@ -19,13 +19,14 @@ import torch
 from pydantic import Field, TypeAdapter
 from torch import Generator
 
+from headstart.data.kind import nothing
 from headstart.errors import FileError, HeadstartError, UsageError
 from headstart.integrations.sklearn.data import Array, Scaling
-from headstart.integrations.sklearn.learning import Fitted, double
-from headstart.integrations.sklearn.options import Spec, learner_of, options_of
+from headstart.integrations.sklearn.learning import Fitted, double, own_ways
+from headstart.integrations.sklearn.options import Spec, learner_of, like_of, options_of
 from headstart.registry import Target
 from headstart.training.files import from_safetensors, make_folder, read, read_json, to_json, to_safetensors, write
-from headstart.types import Adapted, Batch, Meta, Params
+from headstart.types import Adapted, Batch, Learner, Meta, Params
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "estimator.json"
 FORMAT = "headstart-estimator-1"
@@ -45,12 +46,13 @@ class _Description(NamedTuple):
     estimator: str
     params: dict[str, Any]
     classes: _Labels | None
+    trained: _Labels | None
     features: list[str] | None
     losses: list[float]
     validation: list[float]
     spec: Spec
     seed: _Count
-    rows: Annotated[_Count, Field(ge=1)]
+    rows: _Count
     flat: bool
     step: _Count
 
@@ -66,12 +68,13 @@ def write_estimator(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there and not empty; choose a new folder")
+    named = None if features is None else features.tolist()
+    classes, trained = _described(fitted.classes), _described(fitted.trained)
     about = _Description(
-        FORMAT, estimator, {name: _plain(value) for name, value in params.items()}, _described(fitted.classes),
-        None if features is None else features.tolist(), fitted.losses, fitted.validation, fitted.spec, fitted.seed,
-        fitted.rows, fitted.flat, fitted.adapted.step,
+        FORMAT, estimator, {name: _plain(value) for name, value in params.items()}, classes, trained, named,
+        fitted.losses, fitted.validation, fitted.spec, fitted.seed, fitted.rows, fitted.flat, fitted.adapted.step,
     )._asdict()  # fmt: skip
-    about |= {name: about[name]._asdict() for name in ("spec", "classes") if about[name] is not None}
+    about |= {name: about[name]._asdict() for name in ("spec", "classes", "trained") if about[name] is not None}
     try:
         text = to_json(about)
     except (TypeError, ValueError) as error:
@@ -115,15 +118,18 @@ def read_estimator(
         _check(about, kind, defaults)
         params = {name: tuple(value) if isinstance(value, list) else value for name, value in about.params.items()}
         options_of(params, kind)
-        classes = _classes(about.classes)
-        wanted = _expected(about.spec, about.rows, 1 if classes is None else len(classes))
+        classes, trained = _classes(about.classes), _classes(about.trained)
+        if len(trained if trained is not None else [0] * about.spec.outputs) != about.spec.outputs:
+            raise ValueError(f"it has {about.spec.outputs} outputs for other classes")
+        learner = learner_of(about.spec, own_ways(classes, trained))
+        wanted = _expected(learner, about.spec, about.rows, 1 if classes is None else len(classes))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, HeadstartError) as error:
         raise FileError(f"{path} does not describe an estimator: {error}") from error
     parts = _read_tensors(folder / WEIGHTS, wanted)
     meta, scales = Meta(parts["params"], parts["structure"]), Scaling(**parts["scaling"])
     adapted = Adapted(meta, parts["adapted"], parts["buffers"], None, about.step)
     curves = about.losses, about.validation
-    fitted = Fitted(about.spec, about.seed, meta, scales, adapted, about.rows, about.flat, classes, *curves)
+    fitted = Fitted(about.spec, about.seed, meta, scales, adapted, about.rows, about.flat, classes, trained, *curves)
     return params, fitted, about.features
 
 
@@ -133,7 +139,7 @@ def _check(about: _Description, kind: Target, defaults: Mapping[str, Any]) -> No
     sizes = (spec.inputs, spec.outputs, *(spec.hidden or ()))
     if max(one * other for one, other in combinations(sizes, 2)) > 10**8:
         raise ValueError(f"its sizes are {sizes}, too large to be true")
-    if spec.kind != kind or (about.classes is None) != (kind == "regression"):
+    if spec.kind != kind or {about.classes is None, about.trained is None} != {kind == "regression"}:
         raise ValueError(f"it is of kind {spec.kind!r}, {'without' if about.classes is None else 'with'} classes")
     if about.flat and kind == "regression" and spec.outputs != 1:
         raise ValueError(f"its targets are single numbers, but there are {spec.outputs} of them")
@@ -154,9 +160,11 @@ def _classes(found: _Labels | None) -> Array | None:
     return classes
 
 
-def _expected(spec: Spec, rows: int, classes: int) -> _Sizes:
+def _expected(learner: Learner, spec: Spec, rows: int, classes: int) -> _Sizes:
     """Return the shape and type of each tensor that learning from so many rows gives, read off two small tasks."""
-    few, more = (_sizes(_blank(spec, count, classes)) for count in (2 * classes, 3 * classes))
+    if not rows:
+        return _sizes(_blank(learner, spec, 0, classes))
+    few, more = (_sizes(_blank(learner, spec, count, classes)) for count in (2 * classes, 3 * classes))
 
     def size(small: int, large: int) -> int:
         return small + (large - small) * (rows - 2 * classes) // classes
@@ -168,15 +176,15 @@ def _sizes(tensors: Params) -> _Sizes:
     return {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
 
 
-def _blank(spec: Spec, rows: int, classes: int) -> Params:
-    learner, generator = learner_of(spec), Generator().manual_seed(0)
-    meta = double(learner.init(generator))
+def _blank(learner: Learner, spec: Spec, rows: int, classes: int) -> Params:
+    generator = Generator().manual_seed(0)
+    meta = double(learner_of(spec).init(generator))
     x = torch.randn(1, rows, spec.inputs, dtype=torch.float64, generator=generator)
     y = torch.randn(1, rows, spec.outputs, dtype=torch.float64, generator=generator)
     if spec.kind == "classification":
         y = (torch.arange(rows) % classes).unsqueeze(0)
     with torch.no_grad():
-        adapted, _ = learner.adapt(meta, Batch(x, y))
+        adapted, _ = learner.adapt(meta, Batch(x, y) if rows else nothing(like_of(spec), torch.float64))
     sizes = (spec.inputs, spec.inputs) + 2 * (spec.outputs if spec.kind == "regression" else 1,)
     return _tensors(meta, adapted, Scaling(*(torch.ones(size, dtype=torch.float64) for size in sizes)))
 

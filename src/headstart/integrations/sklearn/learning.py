@@ -3,21 +3,23 @@
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
 from headstart.core.losses import there
 from headstart.core.objective import meta_loss
+from headstart.data.kind import nothing
 from headstart.data.rows import Rows
 from headstart.errors import DataError
 from headstart.integrations.sklearn import data
-from headstart.integrations.sklearn.data import Array, Families, Grouped, Scaling, Table
-from headstart.integrations.sklearn.options import Options, Spec, learner_of
+from headstart.integrations.sklearn.data import Array, Families, Scaling, Table
+from headstart.integrations.sklearn.options import Options, Spec, learner_of, like_of
 from headstart.registry import Target, find
 from headstart.training.fit_best import first, fit_best
 from headstart.training.loop import start
-from headstart.types import Adapted, Batch, Episodes, Gaussian, Meta
+from headstart.types import Adapted, Batch, Episodes, Gaussian, Learner, Meta
 
 _CHUNK, _TASKS = 4096, 64
 #: Adam's step size where nobody gives one.
@@ -40,20 +42,27 @@ class Fitted(NamedTuple):
     """Whether targets are one number a row, not a vector."""
     classes: Array | None
     """The labels that are told apart; ``None`` in regression."""
+    trained: Array | None
+    """Those of `fit`."""
     losses: list[float]
     """The mean query loss of each outer step's tasks."""
     validation: list[float]
     """The mean meta-loss of the validation tasks, each time that it was looked at."""
 
+    @property
+    def learner(self) -> Learner:
+        """Return the learner of tasks with these classes."""
+        return learner_of(self.spec, own_ways(self.classes, self.trained))
+
     def outputs(self, x: Array) -> Tensor:
         """Return logits or standardised predictions ``(n, outputs)``."""
-        predict = learner_of(self.spec).predict
+        predict = self.learner.predict
         with torch.no_grad():
             return torch.cat([predict(self.adapted, part)[0] for part in self._parts(x)])
 
     def distribution(self, x: Array) -> Gaussian | None:
         """Return the distribution of standardised targets ``(n, outputs)``, where the learner has one."""
-        tell = learner_of(self.spec).distribution
+        tell = self.learner.distribution
         if tell is None:
             return None
         with torch.no_grad():
@@ -77,28 +86,23 @@ def learned(table: Table, groups: object, options: Options, kind: Target, seed: 
     spec, scales = Spec(options.method, kind, table.x.shape[1], size, options.hidden, *inner), data.scaling(table)
     tasks = data.grouped(groups, count) if named else data.dealt(table.labels, count, options.supports[1], seed)
     x, y = scales.features(table.x), scales.targets(table)
-    rows = _rows(spec, x, y, tasks)
-    meta, *curves = _meta_train(spec, data.families(rows, options, named, seed), options, seed)
+    families = data.families(Rows(x, y, *tasks), options, named, seed)
+    meta, *curves = _meta_train(spec, families, options, seed)
     chosen = data.spread(table.labels, count, seed)[: max(options.pooled_rows, size)].sort().values
-    adapted = _adapt(spec, meta, x[chosen], y[chosen])
-    return Fitted(spec, seed, meta, scales, adapted, len(chosen), flat, table.classes, *curves)
+    adapted = _adapt(learner_of(spec), meta, Batch(x[chosen].unsqueeze(0), y[chosen].unsqueeze(0)))
+    return Fitted(spec, seed, meta, scales, adapted, len(chosen), flat, table.classes, table.classes, *curves)
 
 
-def _rows(spec: Spec, x: Tensor, y: Tensor, tasks: Grouped) -> Rows:
-    """Return rows as the learner is to see them: where classes may be new, each task has its own numbers of them."""
-    if spec.kind == "classification" and spec.any_classes:
-        y = y.clone()
-        for task in range(len(tasks.names)):
-            own = tasks.task == task
-            y[own] = y[own].unique(return_inverse=True)[1]
-    return Rows(x, y, *tasks)
+def own_ways(classes: Array | None, trained: Array | None) -> int | None:
+    """Return how many classes a task has of its own; ``None`` where they are those that were trained with."""
+    return None if classes is None or trained is None or np.array_equal(classes, trained) else len(classes)
 
 
 def _meta_train(
     spec: Spec, tasks: Families | None, options: Options, seed: int
 ) -> tuple[Meta, list[float], list[float]]:
     """Learn across tasks, with validation tasks the weights that did best on them; return training and their losses."""
-    learner = learner_of(spec, seed)
+    learner = learner_of(spec, seed=seed)
     meta = double(learner.init(Generator().manual_seed(seed)))
     if tasks is None:
         return meta, [], []
@@ -139,20 +143,24 @@ def double(meta: Meta) -> Meta:
     return tree_map(Tensor.double, meta)
 
 
-def _adapt(spec: Spec, meta: Meta, x: Tensor, y: Tensor) -> Adapted:
+def _adapt(learner: Learner, meta: Meta, support: Batch) -> Adapted:
     with torch.no_grad():
-        adapted, _ = learner_of(spec).adapt(meta, Batch(x.unsqueeze(0), y.unsqueeze(0)))
+        adapted, _ = learner.adapt(meta, support)
     # as they come back from a file, so that no view keeps the rows alive
     whole = partial(torch.clone, memory_format=torch.contiguous_format)
     params, buffers = tree_map(whole, (adapted.params, adapted.buffers))
     return Adapted(meta, params, buffers, adapted.seed, adapted.step)
 
 
-def one_task(known: Fitted, table: Table) -> Fitted:
-    """Return what is known after learning one task from its rows."""
+def one_task(known: Fitted, table: Table | None) -> Fitted:
+    """Return what is known after learning one task from its rows, or of a task without any."""
+    if table is None:
+        known = known._replace(rows=0, classes=known.trained)
+        return known._replace(adapted=_adapt(known.learner, known.meta, nothing(like_of(known.spec), torch.float64)))
     table = _fitting(known, table)
-    adapted = _adapt(known.spec, known.meta, known.scaling.features(table.x), known.scaling.targets(table))
-    return known._replace(adapted=adapted, rows=len(table.x), classes=table.classes)
+    known = known._replace(rows=len(table.x), classes=table.classes)
+    x, y = known.scaling.features(table.x), known.scaling.targets(table)
+    return known._replace(adapted=_adapt(known.learner, known.meta, Batch(x.unsqueeze(0), y.unsqueeze(0))))
 
 
 def few_shot(known: Fitted, table: Table, groups: object, options: Options) -> tuple[Array, Array, Array]:
@@ -162,10 +170,11 @@ def few_shot(known: Fitted, table: Table, groups: object, options: Options) -> t
         The numbers of the query rows, their targets (in the units of the data, or numbers of classes), and predictions.
     """
     table = _fitting(known, table)
+    known = known._replace(classes=table.classes)
     tasks = data.grouped(groups, len(table.x))
     places = torch.arange(len(table.x), dtype=torch.float64).unsqueeze(1)
     x = torch.cat([known.scaling.features(table.x), places], 1)
-    test = data.judged(_rows(known.spec, x, known.scaling.targets(table), tasks), options, known.seed)
+    test = data.judged(Rows(x, known.scaling.targets(table), *tasks), options, known.seed)
     numbers = range((test.counts or {})["test"])
     parts = [_judged(known, test.sample("test", numbers[begin : begin + _TASKS])) for begin in numbers[::_TASKS]]
     rows, truth, predicted = (torch.cat(values) for values in zip(*parts))
@@ -176,7 +185,7 @@ def few_shot(known: Fitted, table: Table, groups: object, options: Options) -> t
 
 def _judged(known: Fitted, episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
     """Return numbers, targets and outputs of the query rows; the last feature is the row's number."""
-    learner, query = learner_of(known.spec), episodes.query
+    learner, query = known.learner, episodes.query
     with torch.no_grad():
         adapted, _ = learner.adapt(known.meta, episodes.support._replace(x=episodes.support.x[..., :-1]))
         found = learner.predict(adapted, query.x[..., :-1])
@@ -189,4 +198,8 @@ def _fitting(known: Fitted, table: Table) -> Table:
     if table.classes is None and (known.flat != (table.y.ndim == 1) or shape != known.spec.outputs):
         expected = "(n,)" if known.flat else f"(n, {known.spec.outputs})"
         raise DataError(f"y has shape {table.y.shape}, but the estimator was fitted with targets of shape {expected}")
-    return table if known.classes is None or known.spec.any_classes else table.among(known.classes)
+    if table.classes is None or known.trained is None:
+        return table
+    if known.spec.any_classes and not np.isin(table.classes, known.trained).all():
+        return table
+    return table.among(known.trained)

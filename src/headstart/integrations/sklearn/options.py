@@ -11,7 +11,7 @@ from annotated_types import Ge, Le, Len, Lt
 from headstart.data.kind import unsampled
 from headstart.data.rows import Order
 from headstart.errors import ConfigError
-from headstart.registry import Target, find, load
+from headstart.registry import Target, default_method, find, load
 from headstart.schema import Count, Positive, Size, Whole, allowed, checked, options_of as options_of_factory
 from headstart.training.build import assembled
 from headstart.training.config import Part
@@ -73,15 +73,21 @@ def options_of(params: Mapping[str, Any], kind: Target) -> Options:
                 raise ConfigError(f"is {value!r}, but must be {allowed(option.type)}")
         except ConfigError as error:
             raise ConfigError(f"{name} {error}") from error
-    if found["method"] == "auto":  # the first method for tables that predicts such targets
-        found["method"] = next(name for name in find("data", "tables").compared if kind in find("method", name).targets)
+    if found["method"] == "auto":
+        found["method"] = default_method(find("data", "tables"), kind)
     find("method", found["method"])
     return Options(**found)
 
 
 @lru_cache(maxsize=64)
-def learner_of(spec: Spec, seed: int = 0) -> Learner:
-    """Make the learner, in float64, its first weights by ``seed``; one that cannot do such tasks is a `ConfigError`."""
+def learner_of(spec: Spec, ways: int | None = None, seed: int = 0) -> Learner:
+    """Make the learner, in float64, its first weights by ``seed``; one that cannot do such tasks is a `ConfigError`.
+
+    Args:
+        spec: what it is made of.
+        ways: the number of a task's classes where they are not those of `fit`.
+        seed: decides the network's initial weights.
+    """
     row = find("method", spec.method)
     if spec.kind not in row.targets:
         does, needs, estimator = "classifies", "regresses", "FewShotRegressor"
@@ -102,6 +108,14 @@ def learner_of(spec: Spec, seed: int = 0) -> Learner:
             options["hidden"] = hidden[0] if one else hidden
     elif row.model == "embedding" and not hidden:
         model = Part("identity", {})
-    like = Tasks(spec.method, unsampled, spec.kind, (spec.inputs,), spec.outputs, {})
     method = Part(spec.method, options)
-    return assembled(method, model, like, ways=None, seed=seed, device=torch.device("cpu"), dtype=torch.float64)[0]
+    like = like_of(spec, ways)
+    return assembled(
+        method, model, like, ways=like.output_size, seed=seed, device=torch.device("cpu"), dtype=torch.float64
+    )[0]
+
+
+def like_of(spec: Spec, ways: int | None = None) -> Tasks:
+    """Return what is known of the tasks; ``ways`` as in `learner_of`."""
+    shared = spec.kind == "classification" and ways is None
+    return Tasks(spec.method, unsampled, spec.kind, (spec.inputs,), ways or spec.outputs, {}, shared_classes=shared)
