@@ -13,7 +13,6 @@ A folder without a manifest that fits is not a checkpoint. The last two are kept
 """
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -118,8 +117,7 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
             for name, data in contents.items():
                 files.write_synced(temporary / name, data)
             files.sync_folder(temporary)
-            manifest = {"files": {name: _fingerprint(data) for name, data in contents.items()}}
-            files.write_synced(temporary / "manifest.json", files.to_json(manifest))
+            files.write_synced(temporary / files.MANIFEST, files.manifest(contents))
             files.sync_folder(temporary)
             if place.exists():  # left by a run that was damaged and has come here again
                 os.replace(place, temporary.with_name(temporary.name + "-old"))
@@ -131,10 +129,6 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
     for _, old in _listed(run)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return place
-
-
-def _fingerprint(data: bytes) -> dict[str, Any]:
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def find(run: Path, like: Meta) -> Found:
@@ -227,19 +221,8 @@ def _listed(run: Path) -> list[tuple[int, Path]]:
 def _load(place: Path, like: Meta) -> Checkpoint:
     if place.is_symlink():
         raise FileError(f"{place} is a link; headstart reads ordinary folders only")
-    manifest: Any = files.read_json(place / "manifest.json")
-    listed = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(listed, dict) or set(listed) != set(_FILES):
-        raise FileError(f"{place / 'manifest.json'} does not list the files {', '.join(_FILES)}")
-    data = {name: files.read(place / name) for name in _FILES}
-    for name in _FILES:
-        found = _fingerprint(data[name])
-        if found != listed[name]:
-            raise FileError(
-                f"{place / name} is damaged: it has {found['bytes']} bytes and SHA-256 {found['sha256'][:12]}…,"
-                f" not what its manifest says"
-            )
-    state = files.read_json(place / "state.json")
+    data, _ = files.read_together(place, _FILES)
+    state: Any = files.from_json(data["state.json"], str(place / "state.json"))
     try:
         step, best_step, value = int(state["step"]), int(state["best"]["step"]), float(state["best"]["value"])
     except (KeyError, TypeError, ValueError) as error:
