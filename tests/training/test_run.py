@@ -179,6 +179,23 @@ def test_a_damaged_newest_checkpoint_costs_some_steps_and_no_bits(tmp_path):
     assert any(name.startswith("damaged-step-000000007") for name in os.listdir(tmp_path / "parts" / "checkpoints"))
 
 
+@pytest.mark.parametrize("damage", ["gone", "line"])
+def test_damaged_metrics_cost_no_step_and_are_told(tmp_path, damage):
+    train(tree(SINE), tmp_path, view=_StopAt(7))
+    path = tmp_path / "metrics.jsonl"
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "line":
+        path.write_bytes(data.replace(b'{"step": 2', b'{"st\xffp": 2'))
+    with pytest.warns(UserWarning, match="metrics.jsonl is not what it was after step 7"):
+        train(tree(SINE), tmp_path)
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == ([8, 9, 10] if damage == "gone" else [0, 1, *range(3, 11)])
+    path.unlink()  # of a run that has ended
+    with pytest.warns(UserWarning, match="metrics.jsonl is not what it was after step 10"):
+        train(tree(SINE), tmp_path)
+
+
 def test_more_steps_go_on_with_the_run_and_results_of_fewer_do_not_outlive_them(tmp_path):
     train(tree({**SINE, "steps": 4}), tmp_path / "a")
     assert (tmp_path / "a" / "results.json").exists()

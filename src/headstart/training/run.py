@@ -96,9 +96,10 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
             write(run / CONFIG, to_json(config.tree()))
             write_preparation(run, kind_of_family(config.tasks.name), job.tasks)
             try:
-                state, best = _begin(job, run, view)
-                if config.outer is not None and state.step < config.outer.steps:
-                    best = _meta_train(job, config.outer, run, state, best, stop, view)
+                state, best, metrics = _begin(job, run, view)
+                with closing(metrics):
+                    if config.outer is not None and state.step < config.outer.steps:
+                        best = _meta_train(job, config.outer, run, state, best, metrics, stop, view)
                 view.close()
                 write(run / "last.safetensors", to_safetensors(flat(state.meta)))
                 write(run / "best.safetensors", to_safetensors(flat(best.meta)))
@@ -108,8 +109,8 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
                 view.close()
 
 
-def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
-    """Return where to go on from: the newest good checkpoint, or the start with its validation score."""
+def _begin(job: Job, run: Path, view: View) -> tuple[State, Best, MetricsFile]:
+    """Return where to go on from, the newest good checkpoint or the start, with its validation score and metrics."""
     begin = partial(start, job.learner, optimizer=make_optimizer(job.config), seed=job.config.run.seed)
     steps = job.config.outer.steps if job.config.outer else 0
     state = begin()
@@ -123,20 +124,21 @@ def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
         if state.step > steps:
             raise ConfigError(f"the run in {run} has taken {state.step} steps already; --steps is {steps}")
         view.note(f"going on from step {state.step}" if state.step < steps else "trained already")
-        return state, found.checkpoint.best
+        return state, found.checkpoint.best, MetricsFile(run, state.step, found.checkpoint.metrics)
     if job.learner.prepare is not None:
         view.note("reading the training tasks")
         state = begin(meta=state.meta, tasks=job.tasks, folder=run)
     judge = _Judge(job)
     best = first(state.meta, judge)
-    with closing(MetricsFile(run, -1)) as metrics:
-        metrics.add({"step": 0, "validation": judge.said})
-        metrics.sync()
-    checkpoints.save(run, checkpoints.take(state, best))
-    return state, best
+    metrics = MetricsFile(run)
+    metrics.add({"step": 0, "validation": judge.said})
+    checkpoints.save(run, checkpoints.take(state, best, metrics.sync()))
+    return state, best, metrics
 
 
-def _meta_train(job: Job, outer: Outer, run: Path, state: State, best: Best, stop: Stop, view: View) -> Best:
+def _meta_train(
+    job: Job, outer: Outer, run: Path, state: State, best: Best, metrics: MetricsFile, stop: Stop, view: View
+) -> Best:
     """Take the steps that are left: step, look at validation, log, save."""
     config, steps = job.config.run, outer.steps
     # no more than there are: each of them once
@@ -146,31 +148,29 @@ def _meta_train(job: Job, outer: Outer, run: Path, state: State, best: Best, sto
     judge = _Judge(job)
     validation = shown(job.tasks.kind, best.value)
     view.begin(state.step, steps, tasks_per_step)
-    with closing(MetricsFile(run, state.step)) as metrics:
-        for look in fit_best(
-            accelerate(job.learner, compile=config.compile, memory=config.memory),
-            job.tasks,
-            state=state,
-            best=best,
-            judge=judge,
-            steps=steps,
-            every=config.evaluate_every,
-            larger=job.tasks.kind == "classification",
-            tasks_per_step=tasks_per_step,
-            schedule=outer.schedule,
-            seed=config.seed,
-        ):
-            record, value, best = look
-            line: dict[str, Any] = dict(zip(("step", "loss", "gradient_norm", "rate"), record))
-            if value is not None:
-                line["validation"], validation = judge.said, shown(job.tasks.kind, value)
-            metrics.add(line)
-            view.step(record, f"validation {validation}")
-            if stop.requested or record.step % config.save_every == 0 or record.step == steps:
-                metrics.sync()
-                checkpoints.save(run, checkpoints.take(state, best))
-            if stop.requested:
-                break
+    for look in fit_best(
+        accelerate(job.learner, compile=config.compile, memory=config.memory),
+        job.tasks,
+        state=state,
+        best=best,
+        judge=judge,
+        steps=steps,
+        every=config.evaluate_every,
+        larger=job.tasks.kind == "classification",
+        tasks_per_step=tasks_per_step,
+        schedule=outer.schedule,
+        seed=config.seed,
+    ):
+        record, value, best = look
+        line: dict[str, Any] = dict(zip(("step", "loss", "gradient_norm", "rate"), record))
+        if value is not None:
+            line["validation"], validation = judge.said, shown(job.tasks.kind, value)
+        metrics.add(line)
+        view.step(record, f"validation {validation}")
+        if stop.requested or record.step % config.save_every == 0 or record.step == steps:
+            checkpoints.save(run, checkpoints.take(state, best, metrics.sync()))
+        if stop.requested:
+            break
     return best
 
 

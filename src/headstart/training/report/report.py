@@ -35,7 +35,8 @@ def report(run: Path, job: Job, meta: Meta) -> list[Path]:
         FileError: the run has no test score yet, or a file cannot be written.
     """
     results, lines, found = read_results(run), read_lines(run), find(job, meta)
-    rows = validations(lines)
+    best = {"step": results["best_step"], "train_loss": None, results["metric"]: results["best_validation"]}
+    rows = validations(lines) or [{**best, "ci95": None}]  # all that is known where the history was lost
     write_csv(run / "results.csv", rows)
     made = [run / "results.csv", *(write_findings(run, found) if found.any() else ())]
     heading = f"What {job.config.method.name} on {job.config.tasks.name} learned about its model"
@@ -78,7 +79,7 @@ def read_results(run: Path) -> dict[str, Any]:
     if not (run / RESULTS).exists():
         raise FileError(f"the run in {run} has no test score yet: let `headstart train` end it first")
     results = read_json(run / RESULTS)
-    wanted = {"metric", "mean", "ci95", "episodes", "by_inner_step", "best_step"}
+    wanted = {"metric", "mean", "ci95", "episodes", "by_inner_step", "best_step", "best_validation"}
     if not isinstance(results, dict) or not wanted <= results.keys():
         raise FileError(f"{run / RESULTS} lacks {', '.join(sorted(wanted))}; run `headstart train` again")
     return results
