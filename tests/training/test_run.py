@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,37 @@ def test_a_damaged_newest_checkpoint_costs_some_steps_and_no_bits(tmp_path):
         train(tree(SINE), tmp_path / "parts")
     _same(tmp_path / "whole", tmp_path / "parts")
     assert any(name.startswith("damaged-step-000000007") for name in os.listdir(tmp_path / "parts" / "checkpoints"))
+
+
+@pytest.mark.parametrize(("how", "when"), [("moved", "step"), ("deleted", "step"), ("replaced", "test")])
+def test_a_folder_that_goes_away_while_training_is_saved_elsewhere(tmp_path, how, when):
+    class Away(View):
+        def step(self, record, validation):
+            if when == "step" and record.step == 5:
+                self.go()
+
+        def note(self, text):
+            if when == "test" and text.startswith("testing"):
+                self.go()
+
+        def go(self):
+            if how == "moved":
+                (tmp_path / "run").rename(tmp_path / "elsewhere")
+            else:
+                shutil.rmtree(tmp_path / "run")
+            if how == "replaced":
+                (tmp_path / "run").mkdir()
+
+    (tmp_path / "run").mkdir()
+    with pytest.raises(FileError, match=f"{'moved to .*elsewhere' if how == 'moved' else 'deleted'} while training"):
+        train(tree(SINE), tmp_path / "run", view=Away())
+    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+    saved = next(path for path in tmp_path.iterdir() if path.name != "run")
+    assert open_run(saved)[1].step == (6 if when == "step" else 10)
+    if how == "deleted":
+        for run in (saved, tmp_path / "whole"):
+            train(tree(SINE), run)
+        _same(saved, tmp_path / "whole")
 
 
 @pytest.mark.parametrize("damage", ["gone", "line"])

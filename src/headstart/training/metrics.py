@@ -41,7 +41,7 @@ class MetricsFile:
         write(self.path, data)
         self.size, self.hash = len(data), hashlib.sha256(data)
         with explained("write", self.path):
-            self.file = self.path.open("ab")
+            self.file = self.path.open("a+b")
 
     def add(self, line: Line) -> None:
         """Append a line; `sync` brings it to the disk."""
@@ -57,6 +57,12 @@ class MetricsFile:
             self.file.flush()
             os.fsync(self.file.fileno())
         return {"bytes": self.size, "sha256": self.hash.hexdigest()}
+
+    def content(self) -> bytes:
+        """Return all that was written, even where the file has been deleted."""
+        with explained("read", self.path):
+            self.file.seek(0)
+            return self.file.read()
 
     def close(self) -> None:
         """Close the file; what it holds was synced, or belongs to steps that will be taken again."""

@@ -14,12 +14,13 @@
 """
 
 import signal
+import uuid
 import warnings
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import headstart
 from headstart.data.kind import kind_of_family
@@ -33,7 +34,7 @@ from headstart.training.evaluate import Score, evaluate
 from headstart.training.files import TEMPORARY, make_folder, read_json, to_json, to_safetensors, write
 from headstart.training.fit_best import Best, first, fit_best
 from headstart.training.loop import State, flat, start
-from headstart.training.metrics import MetricsFile, write_csv
+from headstart.training.metrics import NAME, MetricsFile, write_csv
 from headstart.training.preparation import refuse_other_data, write_preparation
 from headstart.training.progress import View
 from headstart.training.report.report import by_task, report, score_to_json, shown
@@ -79,7 +80,7 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
         ConfigError: options that do not go together, or that differ from those of the run in ``out``.
         DivergenceError: the loss is no longer finite.
         DataError: tasks with numbers that are not finite, or too few of them.
-        FileError: the folder cannot be written.
+        FileError: the folder cannot be written; or it was moved or deleted meanwhile, and all is saved elsewhere.
     """
     run, view = Path(out), view or View()
     config = config if isinstance(config, Config) else resolve(config)
@@ -91,19 +92,21 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
         for line in job.notes:
             view.note(line)
         make_folder(run)
-        with only_writer(run):
+        with only_writer(run) as place:
             _refuse_other_run(run, config)
             write(run / CONFIG, to_json(config.tree()))
             write_preparation(run, kind_of_family(config.tasks.name), job.tasks)
             try:
                 state, best, metrics = _begin(job, run, view)
                 with closing(metrics):
+                    stays = partial(_stays, job, run, place, metrics)
                     if config.outer is not None and state.step < config.outer.steps:
-                        best = _meta_train(job, config.outer, run, state, best, metrics, stop, view)
-                view.close()
-                write(run / "last.safetensors", to_safetensors(flat(state.meta)))
-                write(run / "best.safetensors", to_safetensors(flat(best.meta)))
-                score = None if stop.requested else _test(job, run, state, best, stop, view)
+                        best = _meta_train(job, config.outer, run, state, best, metrics, stays, stop, view)
+                    view.close()
+                    stays(state, best)
+                    write(run / "last.safetensors", to_safetensors(flat(state.meta)))
+                    write(run / "best.safetensors", to_safetensors(flat(best.meta)))
+                    score = None if stop.requested else _test(job, run, state, best, stays, stop, view)
                 return Result(run, config, state.step, best.step, score, stop.number)
             finally:
                 view.close()
@@ -136,8 +139,41 @@ def _begin(job: Job, run: Path, view: View) -> tuple[State, Best, MetricsFile]:
     return state, best, metrics
 
 
+#: Raises where the run's folder is no longer where it was, with the weights saved.
+_Stays: TypeAlias = Callable[[State, Best], None]
+
+
+def _stays(
+    job: Job, run: Path, place: Callable[[], Path | None], metrics: MetricsFile, state: State, best: Best
+) -> None:
+    """Save elsewhere, and say where, if the run's folder has been moved or deleted; a half of it is never made anew."""
+    now = place()
+    if now == run:
+        return
+    what = "deleted" if now is None else f"moved to {now}"
+    if now is None:
+        now = run.with_name(f"{run.name}-saved-{uuid.uuid4().hex[:6]}")
+        make_folder(now)
+        write(now / CONFIG, to_json(job.config.tree()))
+        write_preparation(now, kind_of_family(job.config.tasks.name), job.tasks)
+        write(now / NAME, metrics.content())
+    checkpoints.save(now, checkpoints.take(state, best, metrics.sync()))
+    raise FileError(
+        f"the run's folder {run} was {what} while training went on; what was learned until step {state.step} is saved"
+        f" in {now}, and the same command with --out {now} goes on from there"
+    )
+
+
 def _meta_train(
-    job: Job, outer: Outer, run: Path, state: State, best: Best, metrics: MetricsFile, stop: Stop, view: View
+    job: Job,
+    outer: Outer,
+    run: Path,
+    state: State,
+    best: Best,
+    metrics: MetricsFile,
+    stays: _Stays,
+    stop: Stop,
+    view: View,
 ) -> Best:
     """Take the steps that are left: step, look at validation, log, save."""
     config, steps = job.config.run, outer.steps
@@ -168,6 +204,7 @@ def _meta_train(
         metrics.add(line)
         view.step(record, f"validation {validation}")
         if stop.requested or record.step % config.save_every == 0 or record.step == steps:
+            stays(state, best)
             checkpoints.save(run, checkpoints.take(state, best, metrics.sync()))
         if stop.requested:
             break
@@ -187,7 +224,7 @@ class _Judge:
         return score.mean
 
 
-def _test(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View) -> Score | None:
+def _test(job: Job, run: Path, state: State, best: Best, stays: _Stays, stop: Stop, view: View) -> Score | None:
     there = min(job.config.run.test_tasks, (job.tasks.counts or {}).get("test", job.config.run.test_tasks))
     view.note(f"testing on {there} task{'s' * (there != 1)}")
 
@@ -199,6 +236,7 @@ def _test(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View)
         score = test(job, best.meta, on_batch=leave_if_asked)
     except _Stopped:
         return None
+    stays(state, best)
     results = score_to_json(score)
     results |= {"step": state.step, "best_step": best.step, "best_validation": best.value}
     results |= {"parameters": job.parameters, "device": str(job.device), "headstart": headstart.__version__}

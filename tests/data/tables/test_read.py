@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from headstart.data.tables.read import (
     read_table,
     strings,
 )
+from headstart.data.tables.table import _Roles
 from headstart.errors import DataError, FileError, UsageError
 
 Write = Any
@@ -140,6 +142,20 @@ def test_what_is_no_table_is_refused(write: Write, content: str | bytes, message
 def test_a_byte_that_is_not_utf8_is_found_far_down(write: Write) -> None:
     with pytest.raises(DataError, match="line 40002: byte 0xff"):
         read_table(write(b"task,x\n" + b"a,1\n" * 40_000 + b"\xff,1\n"))
+
+
+def test_a_zero_byte_is_found_far_down(write: Write) -> None:
+    with pytest.raises(DataError, match="line 40002: it has a zero byte"):
+        read_table(write(b"task,x\n" + b"a,1\n" * 40_000 + b"b\0,1\n"))
+
+
+def test_the_time_for_columns_grows_no_faster_than_their_number(write: Write) -> None:
+    names = ["t", "y", *(f"c{place}" for place in range(20_000))]
+    path, begun = write(",".join(names) + 2 * ("\n" + ",".join(map(str, range(len(names)))))), time.monotonic()
+    found = read_table(path, _Roles("t", "y", None, None).needed)
+    assert _Roles("t", "y", None, None).features(found) == names[2:]
+    read.find_columns("p", names, [("", name) for name in names])
+    assert time.monotonic() - begun < 10  # it was minutes
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
