@@ -38,6 +38,7 @@ from headstart.training.build import find_device, make_learner
 from headstart.training.checkpoint import alike, newest
 from headstart.training.config import Config, resolve
 from headstart.training.files import (
+    explained,
     from_json,
     from_safetensors,
     make_folder,
@@ -90,6 +91,7 @@ class AdaptedModel(NamedTuple):
     """Whether it comes from a file."""
 
 
+@explained("use")
 def adapt(
     run: str | Path, source: str | Path, out: str | Path, device: str = "auto", strict: bool = False
 ) -> AdaptedModel:
@@ -224,6 +226,7 @@ def _save(out: Path, model: AdaptedModel) -> None:
     write_together(out, {WEIGHTS: to_safetensors(weights), CONFIG: to_json(described)})
 
 
+@explained("use")
 def open_adapted(folder: str | Path, device: str = "auto") -> AdaptedModel:
     """Read what `adapt` has written.
 
@@ -322,6 +325,7 @@ def _tasks_in(
     return [adapted[place] for place in range(len(tasks))]
 
 
+@explained("use")
 def predict(
     model: AdaptedModel, sources: str | Path | Iterable[str | Path], task: str | None = None
 ) -> list[dict[str, Any]]:

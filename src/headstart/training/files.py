@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from headstart.errors import FileError
+from headstart.errors import FileError, HeadstartError
 
 _JSON_BYTES = 16 << 20
 _HEADER_BYTES = 1 << 20
@@ -40,6 +40,8 @@ _FIXES = {
     errno.EROFS: "the disk is read-only; choose another folder",
     errno.ENOENT: "there is no such file or folder",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.EISDIR: "it is a folder, but a file is wanted",
     errno.EEXIST: "a file of that name is in the way",
     errno.EMFILE: "too many files are open; hold fewer adaptations kept on disk, or allow more open files",
     errno.ENFILE: "too many files are open; hold fewer adaptations kept on disk, or allow more open files",
@@ -240,12 +242,19 @@ def from_safetensors(data: bytes, where: str) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def explained(action: str, path: Path) -> Iterator[None]:
-    """Turn the system's errors into a `FileError` that says what could not be done, and the fix."""
+def explained(action: str, path: Path | None = None) -> Iterator[None]:
+    """Turn the system's errors into a `FileError` that says what could not be done, and the fix.
+
+    ``@explained("use")`` is for functions that are given paths at which nobody has looked.
+    """
     try:
         yield
-    except FileError:
+    except (HeadstartError, BrokenPipeError):
         raise
     except OSError as error:
         reason = _FIXES.get(error.errno or 0, error.strerror or str(error))
-        raise FileError(f"cannot {action} {path}: {reason}") from error
+        raise FileError(f"cannot {action} {path or error.filename or 'a file'}: {reason}") from error
+    except ValueError as error:
+        if not str(error).startswith("embedded null"):
+            raise
+        raise FileError(f"cannot {action} a path that has a zero byte in it: there is none such") from error

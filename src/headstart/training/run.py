@@ -31,7 +31,7 @@ from headstart.training.build import Job, build, make_optimizer, reproducible
 from headstart.training.checkpoint import Checkpoint
 from headstart.training.config import Config, Outer, Tree, diff, resolve
 from headstart.training.evaluate import Score, evaluate
-from headstart.training.files import TEMPORARY, make_folder, read_json, to_json, to_safetensors, write
+from headstart.training.files import TEMPORARY, explained, make_folder, read_json, to_json, to_safetensors, write
 from headstart.training.fit_best import Best, first, fit_best
 from headstart.training.loop import State, flat, start
 from headstart.training.metrics import NAME, MetricsFile, write_csv
@@ -64,6 +64,7 @@ class _Stopped(Exception):  # noqa: N818 - not an error
     """Leaves the final evaluation."""
 
 
+@explained("use")
 def train(config: Config | Tree | str, out: str | Path, *, view: View | None = None) -> Result:
     """Meta-train as ``config`` says, in the folder ``out``, or go on with the run that is there.
 
@@ -260,6 +261,7 @@ def test(
     return evaluate(job.learner, meta, job.tasks, episodes=episodes, split=split, steps=steps, on_batch=on_batch)
 
 
+@explained("use")
 def open_run(run: str | Path, device: str = "auto") -> tuple[Job, Checkpoint]:
     """Return what a run folder's configuration describes, and its newest good checkpoint.
 

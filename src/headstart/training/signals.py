@@ -25,7 +25,7 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Within it, SIGTERM and SIGINT ask for a stop after the step at hand; the second one stops at once.
+    """Within it, SIGTERM, SIGINT and SIGHUP ask for a stop after the step at hand; the second one stops at once.
 
     Outside the main thread, where Python hands out no signals, nothing is changed.
     """
@@ -33,7 +33,11 @@ def stop_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    hang_up = getattr(signal, "SIGHUP", None)  # of a terminal that is closed, unless `nohup` has it ignored
+    if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:
+        numbers.append(hang_up)
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def put_back() -> None:
         for number, handler in before.items():

@@ -155,7 +155,8 @@ def _read_zip(path: Path, expected: int) -> dict[str, NDArray[np.uint8]]:
             for entry in sorted(name for name in archive.namelist() if name.endswith(".png")):
                 character = "/".join(entry.split("/")[-3:-1])
                 drawings.setdefault(character, []).append(_read_drawing(archive, entry))
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, SyntaxError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, SyntaxError, ValueError) as error:
+        # a RuntimeError is about a zip that is encrypted, or packed in a way that is not known
         at = f" at {entry}" if entry else ""
         raise FileError(f"{path} is damaged{at}: {error}. Delete it and fetch it again.") from error
     short = [name for name, images in drawings.items() if len(images) != DRAWERS]
@@ -183,7 +184,7 @@ def _load(path: Path) -> Omniglot | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             images, names, background = arrays["images"], arrays["names"], int(arrays["background"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None
     if images.dtype != np.uint8 or images.shape != (len(names), DRAWERS, 1, _REDUCED, _REDUCED):
         return None

@@ -8,7 +8,7 @@ from headstart.data.kind import kind_of_family
 from headstart.errors import FileError
 from headstart.training.build import Job, make_tasks
 from headstart.training.evaluate import Score
-from headstart.training.files import finite, read_json, write
+from headstart.training.files import explained, finite, read_json, write
 from headstart.training.metrics import read_lines, validations, write_csv
 from headstart.training.report.card import card
 from headstart.training.report.figures import half
@@ -20,6 +20,7 @@ from headstart.types import Meta, Tasks
 RESULTS = "results.json"
 
 
+@explained("use")
 def report(run: Path, job: Job, meta: Meta) -> list[Path]:
     """Write tables, pictures and the model card, and return their paths.
 
