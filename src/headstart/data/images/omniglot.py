@@ -28,6 +28,7 @@ _SHA256 = {
     "images_background.zip": "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
     "images_evaluation.zip": "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
 }
+_MOST_ZIP = 20_000_000  # bytes; both together have 16 million
 _VALIDATION_CHARACTERS, _TEST_CHARACTERS, _VALIDATION_ALPHABETS = 100, 423, 5
 
 
@@ -94,7 +95,7 @@ def _downloaded() -> Path:
     folder = cache_dir() / "omniglot"
     otherwise = f"Without a network, fetch {' and '.join(_SHA256)} elsewhere and pass their folder with --data DIR."
     for name, sha256 in _SHA256.items():
-        download(_SOURCE + name, folder / name, sha256, instead=otherwise)
+        download(_SOURCE + name, folder / name, sha256, most=_MOST_ZIP, instead=otherwise)
     return folder
 
 
