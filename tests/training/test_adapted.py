@@ -423,7 +423,7 @@ class TestTables:
         assert [row["prediction"] for row in found] == pytest.approx(
             (outputs * schema.scale + schema.mean).tolist(), rel=1e-5
         )
-        assert [row["other"] for row in found] == ["1", "2"]
+        assert [row["other"] for row in found] == [1, 2]
 
     def test_an_interval_holds_nine_tenths_of_a_normal_distribution(self, run_of: Run, tmp_path: Path) -> None:
         source, queries = give("table", tmp_path, [None])
@@ -531,6 +531,19 @@ class TestCommands:
         assert command(["predict", str(out), queries, "--json", "--out", str(lines)]) == 0
         told = json.loads(capsys.readouterr().out)
         assert told == [json.loads(line) for line in lines.read_text().splitlines()]
+        assert [row["week"] for row in told[:4]] == [4.0, 5.0, 6.0, 7.0] and told[0]["pig"] == "a"
+        mixed = {"week": ["1", "2.50", "3", "4e0"], "id": ["007", "1", "2", "3"], "n": ["1", "", "-3", "40"]}
+        rough = write(tmp_path / "rough.csv", changed(**mixed, pig=["a"] * 4, weight=["1", "2", "x", ""]))
+        for path in (lines, tmp_path / "same.csv"):
+            assert command(["predict", str(out), str(rough), "--out", str(path)]) == 0
+        parsed = [json.loads(line) for line in lines.read_text().splitlines()]
+        assert {name: [row[name] for row in parsed] for name in ("week", "id", "n", "weight")} == {
+            "week": [1, 2.5, 3, 4], "id": mixed["id"], "n": [1, None, -3, 40], "weight": ["1", "2", "x", ""]
+        }  # fmt: skip
+        with (tmp_path / "same.csv").open() as file:
+            again = list(csv.DictReader(file))
+        assert {name: [row[name] for row in again] for name in mixed} == mixed
+        capsys.readouterr()
         assert [f"{row['prediction']:.9g}" for row in told] == [row["prediction"] for row in rows]
         assert command(["predict", str(out), queries, "--out", "found.txt"]) == 2
         assert "a .csv or a .jsonl file" in capsys.readouterr().err

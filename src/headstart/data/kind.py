@@ -20,6 +20,21 @@ Row: TypeAlias = dict[str, Any]
 """One example's answer, and what it is the answer to."""
 
 
+class Written(float):
+    """A number that, as text, is as it was written: 4.10 and not 4.1."""
+
+    text: str
+
+    def __new__(cls, text: str) -> "Written":
+        """Return the number that a text stands for."""
+        found = super().__new__(cls, text)
+        found.text = text
+        return found
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class NewTask(NamedTuple):
     """A task that was not trained on."""
 

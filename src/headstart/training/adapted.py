@@ -23,7 +23,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from headstart.data.kind import DataKind, Inputs, NewTask, Row, find_kind, kind_of_family, unsound
+from headstart.data.kind import DataKind, Inputs, NewTask, Row, Written, find_kind, kind_of_family, unsound
 from headstart.errors import (
     ConfigError,
     DataError,
@@ -338,7 +338,8 @@ def predict(
             an image's is the folder around it that is called as a task.
 
     Returns:
-        A dict for each example, in order: the file's own columns, or the ``image``; the ``prediction``; in
+        A dict for each example, in order: the file's own columns (numbers where all of a column are; as text they are
+        as they were written), or the ``image``; the ``prediction``; in
         classification its ``probability``, and the ``probabilities`` of all labels; and where the method knows what it
         does not know, ``low`` and ``high``, between which 90 % of observations are to lie.
 
@@ -432,9 +433,11 @@ def flattened(row: Row) -> Row:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Return predictions as CSV, with every column that one of them has."""
-    return csv_text(
-        {name: f"{v:.9g}" if isinstance(v, float) else v for name, v in flattened(row).items()} for row in rows
-    )
+
+    def short(value: Any) -> Any:
+        return f"{value:.9g}" if isinstance(value, float) and not isinstance(value, Written) else value
+
+    return csv_text({name: short(value) for name, value in flattened(row).items()} for row in rows)
 
 
 def writer_of(out: Path) -> Callable[[Sequence[Row]], str]:
