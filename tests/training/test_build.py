@@ -1,5 +1,7 @@
 """From a configuration to tasks, model and learner."""
 
+import copy
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -149,3 +151,13 @@ def test_shots_that_vary_are_refused_under_batch_statistics() -> None:
         is not None
     )
     assert _job("icons", "nearest", options={"shots": "1-3"}).config.model is None
+
+
+def test_values_that_hold_functions_say_how_to_get_one_in_another_process():
+    config = resolve("sinusoid")
+    job = build(config)
+    for value, what in ((job.tasks, "family of tasks"), (job.learner, "learner")):
+        with pytest.raises(TypeError, match=f"a {what} holds functions.*send the configuration"):
+            pickle.dumps(value)
+        assert copy.deepcopy(value) is value
+    assert build(pickle.loads(pickle.dumps(config))).tasks.kind == job.tasks.kind
