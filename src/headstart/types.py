@@ -18,6 +18,14 @@ Tree: TypeAlias = Any
 """A tensor, or a tuple, list or dict of trees."""
 
 
+def _not_sent(what: str) -> TypeError:
+    return TypeError(
+        f"a {what} holds functions, and so cannot be pickled or sent to another process: send the configuration"
+        " (`headstart.training.config.resolve`) and `build` it there, or the folder, and open it there; a process that"
+        " is forked has it already"
+    )
+
+
 class Batch(NamedTuple):
     """``n`` examples of each of ``B`` tasks."""
 
@@ -139,6 +147,12 @@ class Learner(NamedTuple):
     prepare: "Prepare | None" = None
     """What of θ and M is read off the training tasks before the first outer step; ``None``: nothing is."""
 
+    def __getstate__(self) -> Any:
+        raise _not_sent("learner")
+
+    def __deepcopy__(self, memo: Any) -> "Learner":
+        return self
+
 
 MetaGradient: TypeAlias = Callable[[Learner, Meta, Episodes], tuple[Meta, Info]]
 """``(learner, meta, episodes) -> (a Meta of gradients, averaged over the tasks, and Info)``."""
@@ -186,3 +200,9 @@ class Tasks(NamedTuple):
     """The least and the largest target of training tasks, where predictions are to be kept near them."""
     shared_classes: bool = False
     """Whether a class id means the same in all tasks, so that a support set may lack a class that its task has."""
+
+    def __getstate__(self) -> Any:
+        raise _not_sent("family of tasks")
+
+    def __deepcopy__(self, memo: Any) -> "Tasks":
+        return self

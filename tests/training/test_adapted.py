@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from headstart.data.tables.schema import UnseenValueWarning, schema_from_json
 from headstart.errors import ConfigError, DataError, DivergenceError, FileError, HeadstartError, UnknownNameError
 from headstart.training import adapted as module
 from headstart.training.adapted import AdaptedModel, adapt, open_adapted, predict
-from headstart.training.files import read_json
+from headstart.training.files import from_safetensors, read_json, to_json, to_safetensors, write_together
 from headstart.training.run import train
 from headstart.types import Adapted, Gaussian, Tree
 from tests.short import tree
@@ -67,7 +69,7 @@ def write(path: Path, columns: Columns) -> Path:
     return path
 
 
-def without(columns: Columns, *names: str) -> Columns:
+def without(columns: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: values for name, values in columns.items() if name not in names}
 
 
@@ -169,7 +171,9 @@ def test_what_was_adapted_predicts_the_same_when_read_back(run_of: Run, tmp_path
             assert tuple(row["probabilities"]) == model.tasks[0].labels
         else:
             assert row["low"] < row["prediction"] < row["high"] and not {"probability"} & row.keys()
-    files = ["README.md", "adapted.safetensors", "config.json"]
+    for one, other in zip(model.tasks, open_adapted(tmp_path / "out").tasks):
+        assert one.adapted.step == other.adapted.step
+    files = ["README.md", "adapted.safetensors", "config.json", "manifest.json"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
     card = (tmp_path / "out" / "README.md").read_text()
     assert "None" not in card and all(label in card for label in model.tasks[0].labels)
@@ -227,8 +231,9 @@ def test_files_folders_and_globs_are_predicted(run_of: Run, tmp_path: Path, case
 
 
 @pytest.mark.parametrize("case", ["images maml", "table gaussian_process", "curves maml"])
-def test_damaged_folders_are_refused(run_of: Run, tmp_path: Path, case: str) -> None:
-    source, _ = give(case, tmp_path, ["a", "b"])
+def test_damaged_folders_are_refused(run_of: Run, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # slow, and no crash is to be outlived here
+    source, queries = give(case, tmp_path, ["a", "b"])
     out = tmp_path / "out"
     adapt(run_of(case), source, out)
     described = read_json(out / "config.json")
@@ -249,7 +254,10 @@ def test_damaged_folders_are_refused(run_of: Run, tmp_path: Path, case: str) -> 
         {"tasks": [{}]},
     ]
     if case.startswith("images"):
-        wrong += [{"preparation": {**prepared, "input_shape": s}} for s in ([1], [1, 10**9, 10**9], [3, 28, 28], "abc")]
+        wrong += [
+            {"preparation": {**prepared, "input_shape": s}}
+            for s in ([1], [1, 10**9, 10**9], [1, 4096, 4096], [3, 28, 28], "abc")
+        ]
         wrong += [{"preparation": {**prepared, "classes": 1}}]
     else:
         extra = [*prepared["features"], {**prepared["features"][0], "column": "other"}]
@@ -259,15 +267,46 @@ def test_damaged_folders_are_refused(run_of: Run, tmp_path: Path, case: str) -> 
         {"counts": [0] * len(one["counts"])}, {"counts": [10**9] * len(one["counts"])}, {"counts": "many"}, {"name": 1},
     ):  # fmt: skip
         wrong.append({"tasks": [{**one, **change}, other]})
+    deeper = described["config"]["model"] if described["config"].get("model") else described["config"]["method"]
+    wrong += [
+        {"config": {**described["config"], **change}}
+        for change in ({"model": {"name": "mlp", "hidden": [3]}}, {"outer": 3})
+    ]
+    wrong += [{"config": {**described["config"], "model": {**deeper, "filters": 90_000, "hidden": [90_000] * 2}}}]
+    wrong += [{"tasks": [{**one, "name": "\x1b[31m"}, other]}, {"tasks": [one, {**other, "labels": ["\x1b[2J"]}]}]
+
+    def together(**contents: bytes) -> None:
+        write_together(out, {"adapted.safetensors": contents["weights"], "config.json": contents["config"]})
+
     for change in wrong:
-        (out / "config.json").write_text(json.dumps({**described, **change}))
+        together(weights=weights, config=to_json({**described, **change}))
         with pytest.raises(HeadstartError):
             open_adapted(out)
-    (out / "config.json").write_text(json.dumps(described))
-    for data in (weights[:-3], b"", weights[:100] + b"\xff" * 100):
-        (out / "adapted.safetensors").write_bytes(data)
+    told, tensors = to_json(described), from_safetensors(weights, "here")
+    name = next(name for name in tensors if name.startswith(("adapted.", "buffers.")))
+    damaged = [weights[:-3], b"", weights[:100] + b"\xff" * 100]
+    damaged += [
+        to_safetensors({**tensors, "other.w": torch.zeros(1)}),
+        to_safetensors({**tensors, "x": torch.zeros(1)}),
+    ]
+    damaged += [to_safetensors({**tensors, name: tensors[name][:1]}), to_safetensors(without(tensors, name))]
+    for data in damaged:
+        together(weights=data, config=told)
         with pytest.raises(FileError):
-            open_adapted(out)
+            predict(open_adapted(out), queries)
+    together(weights=weights, config=told)
+    open_adapted(out)
+    # one bit of either file, anywhere, is seen
+    for path in (out / "adapted.safetensors", out / "config.json"):
+        good = path.read_bytes()
+        for place in range(0, len(good), len(good) // 9):
+            path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+            with pytest.raises(FileError):
+                open_adapted(out)
+        path.write_bytes(good)
+    (out / "manifest.json").unlink()
+    with pytest.raises(FileError, match=r"manifest.json: there is no such file"):
+        open_adapted(out)
     with pytest.raises(FileError, match="holds no adapted model"):
         open_adapted(tmp_path / "nowhere")
 
@@ -388,7 +427,7 @@ class TestTables:
         assert [row["prediction"] for row in found] == pytest.approx(
             (outputs * schema.scale + schema.mean).tolist(), rel=1e-5
         )
-        assert [row["other"] for row in found] == ["1", "2"]
+        assert [row["other"] for row in found] == [1, 2]
 
     def test_an_interval_holds_nine_tenths_of_a_normal_distribution(self, run_of: Run, tmp_path: Path) -> None:
         source, queries = give("table", tmp_path, [None])
@@ -513,10 +552,40 @@ class TestCommands:
         assert command(["predict", str(out), queries, "--json", "--out", str(lines)]) == 0
         told = json.loads(capsys.readouterr().out)
         assert told == [json.loads(line) for line in lines.read_text().splitlines()]
+        assert [row["week"] for row in told[:4]] == [4.0, 5.0, 6.0, 7.0] and told[0]["pig"] == "a"
+        mixed = {"week": ["1", "2.50", "3", "4e0"], "id": ["007", "1", "2", "3"], "n": ["1", "", "-3", "40"]}
+        rough = write(tmp_path / "rough.csv", changed(**mixed, pig=["a"] * 4, weight=["1", "2", "x", ""]))
+        for path in (lines, tmp_path / "same.csv"):
+            assert command(["predict", str(out), str(rough), "--out", str(path)]) == 0
+        parsed = [json.loads(line) for line in lines.read_text().splitlines()]
+        assert {name: [row[name] for row in parsed] for name in ("week", "id", "n", "weight")} == {
+            "week": [1, 2.5, 3, 4], "id": mixed["id"], "n": [1, None, -3, 40], "weight": ["1", "2", "x", ""]
+        }  # fmt: skip
+        with (tmp_path / "same.csv").open() as file:
+            again = list(csv.DictReader(file))
+        assert {name: [row[name] for row in again] for name in mixed} == mixed
+        capsys.readouterr()
         assert [f"{row['prediction']:.9g}" for row in told] == [row["prediction"] for row in rows]
         assert command(["predict", str(out), queries, "--out", "found.txt"]) == 2
         assert "a .csv or a .jsonl file" in capsys.readouterr().err
         assert command(["predict", str(out), queries, "--task", "c"]) == 2
+
+    @pytest.mark.filterwarnings("always:checkpoint")
+    @pytest.mark.parametrize("case", ["table gaussian_process", "curves gaussian_process"])
+    def test_every_reader_of_a_run_tells_of_a_damaged_checkpoint(
+        self, run_of: Run, tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run, (source, _) = tmp_path / "run", give(case, tmp_path, [None])
+        shutil.copytree(run_of(case), run)
+        weights = run / "checkpoints" / "step-000000002" / "best.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+        readers = [["adapt", str(run), str(source), "--out", str(tmp_path / "out")]]
+        if case.startswith("curves"):
+            readers += [["evaluate", str(run), "--episodes", "2"], ["report", str(run)]]
+        for words in readers:
+            assert command(words) == 0
+            told = capsys.readouterr().err
+            assert "warning: checkpoint step-000000002 cannot be used, taking the one before" in told, words
 
     def test_classes_are_told_and_have_a_column_each(
         self, run_of: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,6 +1,8 @@
 """From a configuration to tasks, model and learner."""
 
+import copy
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,3 +178,13 @@ def test_one_default_method_everywhere(tmp_path: Path, target: str, method: str)
     assert config["method"].get("kernel", config.get("model", {}).get("hidden")) in ("linear", [4])
     estimator = FewShotRegressor if target == "day" else FewShotClassifier
     assert options_of(estimator().get_params(deep=False), estimator._kind).method == method
+
+
+def test_values_that_hold_functions_say_how_to_get_one_in_another_process():
+    config = resolve("sinusoid")
+    job = build(config)
+    for value, what in ((job.tasks, "family of tasks"), (job.learner, "learner")):
+        with pytest.raises(TypeError, match=f"a {what} holds functions.*send the configuration"):
+            pickle.dumps(value)
+        assert copy.deepcopy(value) is value
+    assert build(pickle.loads(pickle.dumps(config))).tasks.kind == job.tasks.kind

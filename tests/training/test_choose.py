@@ -1,6 +1,7 @@
 """The method that nobody names: the best of a short list on the validation tasks."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ SHORT = ({"name": "gaussian_process"}, {"name": "mixed_effects", "trend": "splin
 
 
 @pytest.fixture
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """Tasks of a slope each, in time of which there are four values: too few for the spline's knots."""
     kinds = tuple(k._replace(methods=SHORT) if k.name == "tables" else k for k in registry.KINDS)
     monkeypatch.setitem(registry._ROWS, "data", kinds)
@@ -26,13 +27,15 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         slope = draw.normal()
         lines += [f"f{farm},{year},{slope * year + 0.01 * draw.normal():.4f}" for year in range(4)]
     (tmp_path / "farms.csv").write_text("\n".join(lines))
-    return {
+    yield {
         "tasks": {
             "name": str(tmp_path / "farms.csv"), "task_column": "farm", "target": "yield", "shots": 2, "order": "first",
             "time_column": "year",
         },
         "outer": {"steps": 2},
     }  # fmt: skip
+    monkeypatch.undo()
+    registry.rows.cache_clear()
 
 
 def test_the_best_on_validation_tasks_is_kept_and_told_with_the_others(table: Any, tmp_path: Path) -> None:

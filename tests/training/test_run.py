@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,7 +134,8 @@ def test_the_cards_command_means_the_same_run(tmp_path):
 @pytest.mark.parametrize("options", [SINE, ICONS, {**SINE, "method": "reptile"}, {**SINE, "method": "meta_sgd"}])
 def test_stopping_twice_changes_nothing(options, tmp_path):
     train(tree(options), tmp_path / "whole")
-    for step, number in ((2, signal.SIGTERM), (5, signal.SIGINT)):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run where it is ignored
+    for step, number in ((2, signal.SIGTERM), (5, signal.SIGINT), (7, signal.SIGHUP)):
         stopped = train(tree(options), tmp_path / "parts", view=_StopAt(step, number))
         assert stopped.stopped == number and stopped.step == step and stopped.score is None
     assert not (tmp_path / "parts" / "results.json").exists()
@@ -177,6 +179,54 @@ def test_a_damaged_newest_checkpoint_costs_some_steps_and_no_bits(tmp_path):
         train(tree(SINE), tmp_path / "parts")
     _same(tmp_path / "whole", tmp_path / "parts")
     assert any(name.startswith("damaged-step-000000007") for name in os.listdir(tmp_path / "parts" / "checkpoints"))
+
+
+@pytest.mark.parametrize(("how", "when"), [("moved", "step"), ("deleted", "step"), ("replaced", "test")])
+def test_a_folder_that_goes_away_while_training_is_saved_elsewhere(tmp_path, how, when):
+    class Away(View):
+        def step(self, record, validation):
+            if when == "step" and record.step == 5:
+                self.go()
+
+        def note(self, text):
+            if when == "test" and text.startswith("testing"):
+                self.go()
+
+        def go(self):
+            if how == "moved":
+                (tmp_path / "run").rename(tmp_path / "elsewhere")
+            else:
+                shutil.rmtree(tmp_path / "run")
+            if how == "replaced":
+                (tmp_path / "run").mkdir()
+
+    (tmp_path / "run").mkdir()
+    with pytest.raises(FileError, match=f"{'moved to .*elsewhere' if how == 'moved' else 'deleted'} while training"):
+        train(tree(SINE), tmp_path / "run", view=Away())
+    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+    saved = next(path for path in tmp_path.iterdir() if path.name != "run")
+    assert open_run(saved)[1].step == (6 if when == "step" else 10)
+    if how == "deleted":
+        for run in (saved, tmp_path / "whole"):
+            train(tree(SINE), run)
+        _same(saved, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["gone", "line"])
+def test_damaged_metrics_cost_no_step_and_are_told(tmp_path, damage):
+    train(tree(SINE), tmp_path, view=_StopAt(7))
+    path = tmp_path / "metrics.jsonl"
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "line":
+        path.write_bytes(data.replace(b'{"step": 2', b'{"st\xffp": 2'))
+    with pytest.warns(UserWarning, match="metrics.jsonl is not what it was after step 7"):
+        train(tree(SINE), tmp_path)
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == ([8, 9, 10] if damage == "gone" else [0, 1, *range(3, 11)])
+    path.unlink()  # of a run that has ended
+    with pytest.warns(UserWarning, match="metrics.jsonl is not what it was after step 10"):
+        train(tree(SINE), tmp_path)
 
 
 def test_more_steps_go_on_with_the_run_and_results_of_fewer_do_not_outlive_them(tmp_path):

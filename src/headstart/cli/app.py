@@ -1,15 +1,18 @@
 """The application: from words to a command, and what becomes of errors."""
 
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from cyclopts import App, CycloptsError
 
 import headstart
 from headstart.cli.commands import COMMANDS
+from headstart.cli.output import printable, spell_out
 from headstart.errors import HeadstartError
 
 USAGE = 2
@@ -21,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: the words after ``headstart``; by default those that the process was started with.
     """
+    spell_out()
     words = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(run([word for word in words if word != "--traceback"], "--traceback" in words))
 
@@ -42,6 +46,7 @@ def run(words: Sequence[str], show_traceback: bool = False) -> int:
         warnings.showwarning = _show_warning
         try:
             result: Any = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+            sys.stdout.flush()
             return result if isinstance(result, int) else 0
         except KeyboardInterrupt:
             return 130
@@ -56,12 +61,24 @@ def run(words: Sequence[str], show_traceback: bool = False) -> int:
             elif isinstance(error, CycloptsError):
                 command = f" {words[0]}" if words and words[0] in COMMANDS else ""
                 told, code = f"{' '.join(str(error).split())} See headstart{command} --help.", USAGE
+            elif isinstance(error, OSError):  # of a path that nobody has looked at, or of what is printed
+                told, code = f"cannot use {error.filename or 'the standard output'}: {error.strerror}", 1
+                if error.filename is None:
+                    _let_go()
             else:  # a fault of ours: say so, and where the details are
                 told, code = f"{type(error).__name__}: {error}", 1
                 told += "\nthis is unexpected; --traceback shows where it comes from"
-            print(f"error: {told}", file=sys.stderr)
+            print(f"error: {printable(told)}", file=sys.stderr)
             return code
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {printable(str(message))}", file=sys.stderr)
+
+
+def _let_go() -> None:
+    """Let what was printed and cannot be written go, lest it fail again when the process ends."""
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

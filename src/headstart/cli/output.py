@@ -1,7 +1,10 @@
 """What commands print."""
 
+import codecs
+import io
 import json
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +12,37 @@ if TYPE_CHECKING:
     from headstart.training.evaluate import Score
 
 
+#: How letters that a terminal may not have are spelt there.
+_SPELT = {"±": "+-", "…": "...", "─": "-", "→": "->"}
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    letters = error.object[error.start : error.end]
+    return "".join(_SPELT.get(one) or ascii(one)[1:-1] for one in letters), error.end
+
+
+def spell_out() -> None:
+    """Let standard output and error spell what their encoding has no letter for, rather than fail."""
+    codecs.register_error("headstart.spell", _spell)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="headstart.spell")
+
+
+def printable(text: str) -> str:
+    """Return a text for a terminal: what would move its cursor or change its colours is spelt out.
+
+    >>> printable("a\x1b[31mb")
+    'a\\x1b[31mb'
+    """
+    return "".join(ascii(one)[1:-1] if unicodedata.category(one) == "Cc" and one not in "\n\t" else one for one in text)
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON; what is not finite must have become null before."""
-    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+    plain = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=plain))
 
 
 def print_table(title: str, headings: Sequence[str], rows: Iterable[tuple[str, ...]], left: int = 1) -> None:

@@ -85,7 +85,7 @@ def to_bytes(memory: int | str) -> int:
     >>> to_bytes("1.5 MiB")
     1572864
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(memory), re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?)\s*([a-z]*)\s*", str(memory), re.IGNORECASE)
     size = 0 if found is None else int(float(found[1]) * _UNITS.get(found[2].upper(), 0))
     if size < 1:
         raise UsageError(

@@ -4,6 +4,7 @@ Nothing above this folder asks which kind it is. A new kind is one folder with s
 """
 
 import glob
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -18,6 +19,21 @@ from headstart.types import Batch, Episodes, Tasks
 
 Row: TypeAlias = dict[str, Any]
 """One example's answer, and what it is the answer to."""
+
+
+class Written(float):
+    """A number that, as text, is as it was written: 4.10 and not 4.1."""
+
+    text: str
+
+    def __new__(cls, text: str) -> "Written":
+        """Return the number that a text stands for."""
+        found = super().__new__(cls, text)
+        found.text = text
+        return found
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class NewTask(NamedTuple):
@@ -131,6 +147,15 @@ def files_of(sources: Iterable[str], suffixes: Sequence[str]) -> list[Path]:
                 raise FileError(f"no file is matched by {source!r}")
             found += files_of(matched, suffixes)
     return found
+
+
+def unsound(outputs: Tensor, classes: bool) -> Tensor:
+    """Return which rows of ``outputs`` are no prediction: numbers, or all of the logits, that are not finite.
+
+    Of ``classes``, some may be minus infinity: those that cannot be.
+    """
+    finite = outputs.isfinite().flatten(1)
+    return ~((finite | (outputs.flatten(1) == -math.inf)).all(1) & finite.any(1) if classes else finite.all(1))
 
 
 def class_answers(labels: Sequence[str], logits: Tensor) -> list[Row]:

@@ -5,12 +5,14 @@
     ADAPTED/
       config.json            the run's options, how data are read, and the tasks: names, labels, numbers of examples
       adapted.safetensors    what adaptation changed for each task, and once what prediction needs besides
+      manifest.json          size and SHA-256 of these two; a folder whose files are others is refused
       README.md              what this is, and how to use it
 
 The run keeps how its data became numbers (``preparation.json``), so that adapting does not need them again.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from math import prod
@@ -20,14 +22,33 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import TypeAdapter
 
-from headstart.data.kind import DataKind, Inputs, NewTask, Row, find_kind, kind_of_family, nothing
-from headstart.errors import ConfigError, DataError, DivergenceError, FileError, UsageError, unknown_name
+from headstart.data.kind import DataKind, Inputs, NewTask, Row, Written, find_kind, kind_of_family, unsound
+from headstart.errors import (
+    ConfigError,
+    DataError,
+    DivergenceError,
+    FileError,
+    HeadstartError,
+    UsageError,
+    unknown_name,
+)
 from headstart.registry import find, rows
 from headstart.training.build import find_device, make_learner
 from headstart.training.calibration import Spread, calibrated, near
 from headstart.training.checkpoint import alike, newest
 from headstart.training.config import Config, resolve
-from headstart.training.files import from_safetensors, make_folder, read, read_json, to_json, to_safetensors, write
+from headstart.training.files import (
+    explained,
+    from_json,
+    from_safetensors,
+    make_folder,
+    read_json,
+    read_together,
+    to_json,
+    to_safetensors,
+    write,
+    write_together,
+)
 from headstart.training.loop import start
 from headstart.training.metrics import csv_text
 from headstart.training.preparation import PREPARATION, read_preparation
@@ -69,8 +90,11 @@ class AdaptedModel(NamedTuple):
     device: torch.device
     spread: Spread | None = None
     """How wide intervals have to be, by the run's validation tasks."""
+    read: bool = False
+    """Whether it comes from a file."""
 
 
+@explained("use")
 def adapt(
     run: str | Path, source: str | Path | None, out: str | Path, *, device: str = "auto", strict: bool = False
 ) -> AdaptedModel:
@@ -207,11 +231,11 @@ def _save(out: Path, model: AdaptedModel) -> None:
         "tasks": [NewTask(*task[:3])._asdict() for task in model.tasks],
     }
     make_folder(out)
-    write(out / WEIGHTS, to_safetensors(weights))
     write(out / "README.md", _card(model).encode())
-    write(out / CONFIG, to_json(described))  # last: without it the folder is not a model
+    write_together(out, {WEIGHTS: to_safetensors(weights), CONFIG: to_json(described)})
 
 
+@explained("use")
 def open_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
     """Read what `adapt` has written.
 
@@ -222,12 +246,14 @@ def open_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
     path = folder / CONFIG
     if not path.exists():
         raise FileError(f"{folder} holds no adapted model; make one with `headstart adapt RUN SOURCE --out {folder}`")
-    described = read_json(path)
-    if not isinstance(described, dict) or described.get("format") != FORMAT:
-        if isinstance(described, dict) and "method" in described:
+    looked: Any = read_json(path)
+    if not isinstance(looked, dict) or looked.get("format") != FORMAT:
+        if isinstance(looked, dict) and "method" in looked:
             raise FileError(f"{folder} is a run; adapt it to your task first: `headstart adapt {folder} SOURCE`")
         raise FileError(f"{path} does not describe an adapted model of format {FORMAT}")
+    contents, _ = read_together(folder, (WEIGHTS, CONFIG))
     try:
+        described: Any = from_json(contents[CONFIG], str(path))
         kind, options = find_kind(str(described["kind"])), dict(described["config"])
         prepared = kind.read(described["preparation"], str(path))
         tasks = TypeAdapter(list[NewTask]).validate_json(json.dumps(described["tasks"]), strict=True)
@@ -235,16 +261,21 @@ def open_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
         raise FileError(f"{path} does not describe an adapted model: {error}") from error
     _check_sizes(kind, prepared, tasks, str(path))
     config, spread = resolve(options, str(path)), Spread.from_json(described.get("intervals"), str(path))
+    found = from_safetensors(contents[WEIGHTS], str(folder / WEIGHTS))
+    adapted = _tasks_in(found, str(folder / WEIGHTS), tasks, _shapes(config, kind, prepared, tasks), where)
     learner_of = _learners(config, kind, prepared, where, spread)
-    adapted = _read_weights(folder / WEIGHTS, kind, prepared, tasks, learner_of, where)
+    adapted = [one._replace(step=learner_of(len(task.labels)).steps or 0) for task, one in zip(tasks, adapted)]
     found = (AdaptedTask(*task, learner_of(len(task.labels)), own) for task, own in zip(tasks, adapted))
-    return AdaptedModel(kind, described["preparation"], config, tuple(found), where, spread)
+    return AdaptedModel(kind, described["preparation"], config, tuple(found), where, spread, True)
 
 
 def _check_sizes(kind: DataKind, prepared: Any, tasks: Sequence[NewTask], where: str) -> None:
     """Refuse what is not whole, or would take more memory than anybody has, before anything is made of it."""
     if not tasks or len({task.name for task in tasks}) < len(tasks):
         raise FileError(f"{where} has {len(tasks)} tasks; expected at least one, and none of them twice")
+    for text in (text for task in tasks for text in (task.name or "", *task.labels)):
+        if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in text):
+            raise FileError(f"{where} has a task or class {text!r}, whose name is none to print")
     for task in tasks:
         like, total = kind.like(prepared, len(task.labels)), sum(task.counts)
         labels = like.output_size if like.kind == "classification" else 0
@@ -256,45 +287,56 @@ def _check_sizes(kind: DataKind, prepared: Any, tasks: Sequence[NewTask], where:
             raise FileError(f"{where} has a task of {total} examples of shape {like.input_shape}")
 
 
-def _read_weights(
-    path: Path,
-    kind: DataKind,
-    prepared: Any,
-    tasks: Sequence[NewTask],
-    learner_of: Callable[[int], Learner],
-    device: torch.device,
+def _shapes(config: Config, kind: DataKind, prepared: Any, tasks: Sequence[NewTask]) -> list[Meta]:
+    """Return θ and M of each task as they would be at the start, without memory for their numbers."""
+    blank = torch.device("meta")
+    with blank:
+        learner_of = _learners(config, kind, prepared, blank, None)
+        start_of = cache(lambda classes: learner_of(classes).init(None))
+        return [start_of(len(task.labels)) for task in tasks]
+
+
+def _tasks_in(
+    found: Params, where: str, tasks: Sequence[NewTask], like: Sequence[Meta], device: torch.device
 ) -> list[Adapted]:
-    """Read what was learned, each tensor of the shape that adapting anew would give it."""
-    found, used = from_safetensors(read(path), str(path)), set[str]()
+    """Return what was learned of each task, of tensors whose names and shapes are those of the models ``like`` it."""
+    parts: dict[str, Params] = {}
+    for key, value in found.items():
+        split = re.fullmatch(r"(params|structure|(?:adapted|buffers)\.\d+)\.(.*)", key, re.DOTALL)
+        part, name = split.groups() if split else (key, "")
+        parts.setdefault(part, {})[name] = value.to(device)
+    params, structure = parts.pop("params", {}), parts.pop("structure", {})
     adapted: dict[int, Adapted] = {}
-    for number, ((classes, size), group) in enumerate(_groups(tasks)):
-        like = kind.like(prepared, classes)
-        y = torch.zeros(size, like.output_size)
-        if classes:
-            y = torch.arange(classes).repeat_interleave(torch.tensor(tasks[group[0]].counts))
-        blank = Batch(torch.zeros(1, size, *like.input_shape), y.unsqueeze(0)) if size else nothing(like)
-        blank = Batch(*(part.to(device) for part in blank if part is not None))
-        with torch.no_grad():
-            start_value = learner_of(classes).init(torch.Generator().manual_seed(0))
-            one, _ = learner_of(classes).adapt(start_value, blank)
-        parts = _parts([one], number)
-        for part, values in parts.items():
-            for name, value in values.items():
-                key = f"{part}.{name}"
-                like_this = value.expand(len(group), *value.shape[1:]) if "." in part else value
-                if key not in found or not alike(found[key], like_this):
-                    raise FileError(f"{path} does not hold the tensors of its model ({key}); adapt again")
-                values[name] = found[key].to(device)
-                used.add(key)
-        shared, structure, changed, buffers = parts.values()
-        params = {name: shared[name] if name in shared else changed[name][0] for name in one.meta.params}
-        every = Adapted(Meta(params, structure), changed, buffers, None, one.step)
+
+    def check(fits: bool, name: str) -> None:
+        if not fits:
+            raise FileError(f"{where} does not hold the tensors of its model ({name}); adapt again")
+
+    for number, (_, group) in enumerate(_groups(tasks)):
+        wanted, changed, buffers = (
+            like[group[0]],
+            parts.pop(f"adapted.{number}", {}),
+            parts.pop(f"buffers.{number}", {}),
+        )
+        for name, value in {**changed, **buffers}.items():
+            check(value.ndim > 0 and len(value) == len(group), name)
+        for name, value in wanted.params.items():
+            check((name in params) != (name in changed), name)
+            own = params[name] if name in params else changed[name][0]
+            check(alike(own, value), name)
+        for name in params.keys() - wanted.params.keys() | structure.keys() ^ wanted.structure.keys():
+            check(False, name)
+        for name, value in wanted.structure.items():
+            check(alike(structure[name], value), name)
+        meta = Meta({name: params[name] if name in params else changed[name][0] for name in wanted.params}, structure)
+        every = Adapted(meta, changed, buffers, None)
         adapted |= {place: _alone(every, row) for row, place in enumerate(group)}
-    if found.keys() - used:
-        raise FileError(f"{path} holds more than the tensors of its model; adapt again")
+    for name in parts:
+        check(False, name)
     return [adapted[place] for place in range(len(tasks))]
 
 
+@explained("use")
 def predict(
     model: AdaptedModel, sources: str | Path | Iterable[str | Path], *, task: str | None = None
 ) -> list[dict[str, Any]]:
@@ -307,9 +349,10 @@ def predict(
             an image's is the folder around it that is called as a task.
 
     Returns:
-        A dict for each example, in order: the file's own columns, or the ``image``; the ``prediction``; in
-        classification its ``probability``, and the ``probabilities`` of all labels; of numbers ``low`` and ``high``,
-        between which 90 % of observations are to lie, by the run's validation tasks.
+        A dict for each example, in order: the file's own columns (numbers where all of a column are; as text they are
+        as they were written), or the ``image``; the ``prediction``; in classification its ``probability``, and the
+        ``probabilities`` of all labels; of numbers ``low`` and ``high``, between which 90 % of observations are to
+        lie, by the run's validation tasks.
 
     Raises:
         DataError: data that do not fit the run's, that cannot be read, or that are of a task that was not learned.
@@ -375,16 +418,20 @@ def _by_task(
 
 
 def _answers(model: AdaptedModel, prepared: Any, task: AdaptedTask, inputs: Inputs, places: Sequence[int]) -> list[Row]:
-    x = inputs.x[list(places)].unsqueeze(0).to(model.device)
-    with torch.no_grad():
-        outputs = task.learner.predict(task.adapted, x)[0].cpu().double()
-        deviations = None
-        if task.learner.distribution is not None:
-            deviations = task.learner.distribution(task.adapted, x).variance[0].cpu().double().sqrt()
-    sound = outputs.isfinite() | (outputs == -torch.inf) if task.labels else outputs.isfinite()
+    x, deviations = inputs.x[list(places)].unsqueeze(0).to(model.device), None
+    try:
+        with torch.no_grad():
+            outputs = task.learner.predict(task.adapted, x)[0].cpu().double()
+            if task.learner.distribution is not None:
+                deviations = task.learner.distribution(task.adapted, x).variance[0].cpu().double().sqrt()
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, HeadstartError) or not model.read:
+            raise
+        # what adapting has computed is known by its names alone, and only here put to the test
+        raise FileError(f"what was read of the adapted model does not fit its model ({error}); adapt again") from error
+    bad = unsound(outputs, bool(task.labels))
     if deviations is not None:
-        sound = sound & deviations.isfinite()
-    bad = (~sound).reshape(len(sound), -1).any(1)
+        bad = bad | unsound(deviations, False)
     if bad.any():
         where = inputs.where(places[int(bad.int().argmax())])
         raise DivergenceError(f"{where}: the prediction is not finite; {_SMALLER}")
@@ -399,9 +446,11 @@ def flattened(row: Row) -> Row:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Return predictions as CSV, with every column that one of them has."""
-    return csv_text(
-        {name: f"{v:.9g}" if isinstance(v, float) else v for name, v in flattened(row).items()} for row in rows
-    )
+
+    def short(value: Any) -> Any:
+        return f"{value:.9g}" if isinstance(value, float) and not isinstance(value, Written) else value
+
+    return csv_text({name: short(value) for name, value in flattened(row).items()} for row in rows)
 
 
 def writer_of(out: Path) -> Callable[[Sequence[Row]], str]:

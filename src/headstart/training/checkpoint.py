@@ -7,13 +7,12 @@
       best.safetensors       θ and M with the best validation score so far
       optimizer.safetensors  the outer optimiser's tensors
       state.json             the step, and which step the best weights are of
-      manifest.json          size and SHA-256 of the others; written last
+      manifest.json          size and SHA-256 of the others, and of the run's metrics so far; written last
 
 A folder without a manifest that fits is not a checkpoint. The last two are kept, so that one may be damaged.
 """
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -45,6 +44,8 @@ class Checkpoint(NamedTuple):
     best: Best
     optimizer: Params
     """The optimiser's tensors, named ``index.key`` by the place of the tensor that they belong to."""
+    metrics: dict[str, Any] | None = None
+    """Size and SHA-256 of what ``metrics.jsonl`` holds then."""
 
 
 class Found(NamedTuple):
@@ -56,7 +57,7 @@ class Found(NamedTuple):
     """Newer ones that cannot be used, and why."""
 
 
-def take(state: State, best: Best) -> Checkpoint:
+def take(state: State, best: Best, metrics: dict[str, Any] | None = None) -> Checkpoint:
     """Return the checkpoint of a state; it shares the state's tensors."""
     entries = {} if state.optimizer is None else state.optimizer.state_dict()["state"]
     held = {f"{place}.{key}": value for place, own in entries.items() for key, value in own.items()}
@@ -66,7 +67,7 @@ def take(state: State, best: Best) -> Checkpoint:
             tensors[name] = value
         elif value is not None:
             raise FileError(f"the optimiser keeps {name!r} as a {type(value).__name__}; only tensors can be saved")
-    return Checkpoint(state.step, state.meta, best, tensors)
+    return Checkpoint(state.step, state.meta, best, tensors, metrics)
 
 
 def restore(state: State, checkpoint: Checkpoint) -> None:
@@ -118,8 +119,7 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
             for name, data in contents.items():
                 files.write_synced(temporary / name, data)
             files.sync_folder(temporary)
-            manifest = {"files": {name: _fingerprint(data) for name, data in contents.items()}}
-            files.write_synced(temporary / "manifest.json", files.to_json(manifest))
+            files.write_synced(temporary / files.MANIFEST, files.manifest(contents, metrics=checkpoint.metrics))
             files.sync_folder(temporary)
             if place.exists():  # left by a run that was damaged and has come here again
                 os.replace(place, temporary.with_name(temporary.name + "-old"))
@@ -131,10 +131,6 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
     for _, old in _listed(run)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
     return place
-
-
-def _fingerprint(data: bytes) -> dict[str, Any]:
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def find(run: Path, like: Meta) -> Found:
@@ -227,19 +223,8 @@ def _listed(run: Path) -> list[tuple[int, Path]]:
 def _load(place: Path, like: Meta) -> Checkpoint:
     if place.is_symlink():
         raise FileError(f"{place} is a link; headstart reads ordinary folders only")
-    manifest: Any = files.read_json(place / "manifest.json")
-    listed = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(listed, dict) or set(listed) != set(_FILES):
-        raise FileError(f"{place / 'manifest.json'} does not list the files {', '.join(_FILES)}")
-    data = {name: files.read(place / name) for name in _FILES}
-    for name in _FILES:
-        found = _fingerprint(data[name])
-        if found != listed[name]:
-            raise FileError(
-                f"{place / name} is damaged: it has {found['bytes']} bytes and SHA-256 {found['sha256'][:12]}…,"
-                f" not what its manifest says"
-            )
-    state = files.read_json(place / "state.json")
+    data, manifest = files.read_together(place, _FILES)
+    state: Any = files.from_json(data["state.json"], str(place / "state.json"))
     try:
         step, best_step, value = int(state["step"]), int(state["best"]["step"]), float(state["best"]["value"])
     except (KeyError, TypeError, ValueError) as error:
@@ -248,4 +233,7 @@ def _load(place: Path, like: Meta) -> Checkpoint:
         raise FileError(f"{place / 'state.json'} is of step {step}, not of the step that the folder is called by")
     last, best = (load_weights(data[name], str(place / name), like) for name in _FILES[:2])
     optimizer = files.from_safetensors(data["optimizer.safetensors"], str(place / "optimizer.safetensors"))
-    return Checkpoint(step, last, Best(best_step, value, best), optimizer)
+    metrics = manifest.get("metrics")
+    if not (metrics is None or (isinstance(metrics, dict) and type(metrics.get("bytes")) is int)):
+        raise FileError(f"{place / files.MANIFEST} does not say how large the run's metrics were")
+    return Checkpoint(step, last, Best(best_step, value, best), optimizer, metrics)

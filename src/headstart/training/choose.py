@@ -22,7 +22,7 @@ from headstart.training import run
 from headstart.training.build import target_of
 from headstart.training.config import Config, Tree, command, flat, nested, normal, resolve, schema_of
 from headstart.training.evaluate import Score, evaluate, interval, student
-from headstart.training.files import finite, read_json, to_json, write
+from headstart.training.files import explained, finite, read_json, to_json, write
 from headstart.training.progress import View
 from headstart.training.report.card import choice_text
 from headstart.training.report.report import CHOICE
@@ -38,6 +38,7 @@ class Judged(NamedTuple):
     """On the validation tasks."""
 
 
+@explained("use")
 def train(config: Config | Tree | str, out: str | Path, *, view: View | None = None) -> Result:
     """Meta-train as `headstart.training.run.train` does; where no method is named, by the best of a short list.
 

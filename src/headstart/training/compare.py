@@ -15,7 +15,7 @@ from headstart.errors import ConfigError, UsageError
 from headstart.registry import find
 from headstart.training.build import refuse_target, target_of
 from headstart.training.config import Config, Tree, flag, flat, nested, normal, resolve, schema_of
-from headstart.training.files import make_folder, to_json, write
+from headstart.training.files import explained, make_folder, to_json, write
 from headstart.training.metrics import write_csv
 from headstart.training.progress import View
 from headstart.training.report.report import score_to_json, shown
@@ -44,6 +44,7 @@ class Entry(NamedTuple):
     """Wall-clock time of this call: training, or what was left of it, and testing."""
 
 
+@explained("use")
 def compare(
     tree: Tree | str, methods: Sequence[str] | None, out: str | Path, *, jobs: int = 1, view: View | None = None
 ) -> list[Entry]:

@@ -484,13 +484,15 @@ def read_config_file(path: Path) -> dict[str, Any]:
         FileError: a file that cannot be read, or is not such a file.
         ConfigError: another ending.
     """
-    from headstart.training.files import read, read_json
+    from headstart.training.files import explained, read, read_json
 
     suffix = path.suffix.lower()
+    with explained("read", path):
+        whole = path.resolve()
     if suffix == ".json":
-        found = read_json(path.resolve())
+        found = read_json(whole)
     elif suffix in (".yaml", ".yml", ".toml"):
-        data = read(path.resolve(), _BYTES)
+        data = read(whole, _BYTES)
         try:
             found = tomllib.loads(data.decode()) if suffix == ".toml" else yaml.load(data, _Yaml)
         except (ValueError, RecursionError, yaml.YAMLError) as error:

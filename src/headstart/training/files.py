@@ -1,18 +1,20 @@
 """Files that are whole or not there, hold data only, and are checked before they are used.
 
 Weights are safetensors and everything else is JSON: nothing is ever unpickled. A file is written beside its place,
-brought to the disk, and renamed, so that a crash or a full disk leaves what was there before.
+brought to the disk, and renamed, so that a crash or a full disk leaves what was there before. A folder's files belong
+together by its ``manifest.json``, their sizes and SHA-256: written last, and read first.
 """
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
 import stat
 import struct
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from headstart.errors import FileError
+from headstart.errors import FileError, HeadstartError
 
 _JSON_BYTES = 16 << 20
 _HEADER_BYTES = 1 << 20
@@ -38,6 +40,8 @@ _FIXES = {
     errno.EROFS: "the disk is read-only; choose another folder",
     errno.ENOENT: "there is no such file or folder",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.EISDIR: "it is a folder, but a file is wanted",
     errno.EEXIST: "a file of that name is in the way",
     errno.EMFILE: "too many files are open; hold fewer adaptations kept on disk, or allow more open files",
     errno.ENFILE: "too many files are open; hold fewer adaptations kept on disk, or allow more open files",
@@ -45,6 +49,7 @@ _FIXES = {
 
 TEMPORARY = ".tmp-"
 """What the names of unfinished files and folders start with."""
+MANIFEST = "manifest.json"
 
 
 def make_folder(path: Path) -> None:
@@ -131,10 +136,17 @@ def read_json(path: Path) -> Any:
     Raises:
         FileError: a file that cannot be read, or is not such JSON.
     """
+    return from_json(read(path, _JSON_BYTES), str(path))
+
+
+def from_json(data: bytes, where: str) -> Any:
+    """Return what the bytes of a strict JSON file say, as `read_json` does."""
+    if len(data) > _JSON_BYTES:
+        raise FileError(f"{where} has {len(data)} bytes; expected at most {_JSON_BYTES}")
     try:
-        return _strict_json(read(path, _JSON_BYTES))
+        return _strict_json(data)
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is not valid JSON: {error or 'nested too deeply'}") from error
+        raise FileError(f"{where} is not valid JSON: {error or 'nested too deeply'}") from error
 
 
 def _strict_json(data: bytes) -> Any:
@@ -148,6 +160,48 @@ def _strict_json(data: bytes) -> Any:
         raise ValueError(f"{name} is not a JSON number")
 
     return json.loads(data, object_pairs_hook=unique, parse_constant=refuse)
+
+
+def fingerprint(data: bytes) -> dict[str, Any]:
+    """Return the size and the SHA-256 of a file's bytes, as manifests have them."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def manifest(contents: Mapping[str, bytes], **others: Any) -> bytes:
+    """Return the manifest of files that belong together; ``others`` are kept with it."""
+    return to_json({"files": {name: fingerprint(data) for name, data in contents.items()}, **others})
+
+
+def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write the files of a folder, and then their manifest: without it they are not read.
+
+    Raises:
+        FileError: the folder cannot be written.
+    """
+    make_folder(folder)
+    for name, data in {**contents, MANIFEST: manifest(contents)}.items():
+        write(folder / name, data)
+
+
+def read_together(folder: Path, names: Sequence[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the bytes of a folder's files, each what the manifest says that it is, and the manifest.
+
+    Raises:
+        FileError: a file, or the manifest, that is missing or damaged.
+    """
+    told = read_json(folder / MANIFEST)
+    listed = told.get("files") if isinstance(told, dict) else None
+    if not isinstance(listed, dict) or set(listed) != set(names):
+        raise FileError(f"{folder / MANIFEST} does not list the files {', '.join(names)}")
+    contents = {name: read(folder / name) for name in names}
+    for name, data in contents.items():
+        found = fingerprint(data)
+        if found != listed[name]:
+            raise FileError(
+                f"{folder / name} is damaged: it has {found['bytes']} bytes and SHA-256 {found['sha256'][:12]}…,"
+                f" not what its manifest says"
+            )
+    return contents, told
 
 
 def to_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
@@ -188,12 +242,19 @@ def from_safetensors(data: bytes, where: str) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def explained(action: str, path: Path) -> Iterator[None]:
-    """Turn the system's errors into a `FileError` that says what could not be done, and the fix."""
+def explained(action: str, path: Path | None = None) -> Iterator[None]:
+    """Turn the system's errors into a `FileError` that says what could not be done, and the fix.
+
+    ``@explained("use")`` is for functions that are given paths at which nobody has looked.
+    """
     try:
         yield
-    except FileError:
+    except (HeadstartError, BrokenPipeError):
         raise
     except OSError as error:
         reason = _FIXES.get(error.errno or 0, error.strerror or str(error))
-        raise FileError(f"cannot {action} {path}: {reason}") from error
+        raise FileError(f"cannot {action} {path or error.filename or 'a file'}: {reason}") from error
+    except ValueError as error:
+        if not str(error).startswith("embedded null"):
+            raise
+        raise FileError(f"cannot {action} a path that has a zero byte in it: there is none such") from error

@@ -1,19 +1,24 @@
 """A run's numbers: ``metrics.jsonl``, one line an outer step, and ``results.csv``, one row a look at validation.
 
 No line holds a time, so the file of a run that was cut off and resumed is, byte for byte, that of one that was not.
+Each checkpoint has the size and SHA-256 of what the file held then.
 """
 
 import csv
+import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable
+import sys
+import uuid
+import warnings
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO, TypeAlias
+from typing import Any, TypeAlias
 
 from headstart.errors import FileError
-from headstart.training.files import explained, read, write
+from headstart.training.files import explained, fingerprint, read, write
 
 NAME = "metrics.jsonl"
 Line: TypeAlias = dict[str, Any]
@@ -22,25 +27,42 @@ Line: TypeAlias = dict[str, Any]
 class MetricsFile:
     """``metrics.jsonl``, open for appending."""
 
-    def __init__(self, run: Path, step: int) -> None:
-        """Open the file after dropping every line of a later step than ``step``, and a line cut short."""
+    def __init__(self, run: Path, step: int = -1, known: Mapping[str, Any] | None = None) -> None:
+        """Open the file as it was after ``step``; what is behind that belongs to steps that will be taken again.
+
+        Args:
+            run: the run's folder.
+            step: the last step that is to be in it.
+            known: size and SHA-256 of what it was then, as the checkpoint has them; by default it begins anew. Where
+                it is another now, it is kept beside, a warning says so, and the lines that can be read are taken.
+        """
         self.path = run / NAME
-        if self.path.exists() or self.path.is_symlink():
-            kept = [line for line in read_lines(run) if line["step"] <= step]
-            write(self.path, "".join(map(_text, kept)).encode())
+        data = b"" if known is None else _as_known(run, step, known)
+        write(self.path, data)
+        self.size, self.hash = len(data), hashlib.sha256(data)
         with explained("write", self.path):
-            self.file: TextIO = self.path.open("a", encoding="utf-8", newline="\n")
+            self.file = self.path.open("a+b")
 
     def add(self, line: Line) -> None:
         """Append a line; `sync` brings it to the disk."""
+        data = _text(line)
         with explained("write", self.path):
-            self.file.write(_text(line))
+            self.file.write(data)
+        self.size += len(data)
+        self.hash.update(data)
 
-    def sync(self) -> None:
-        """Bring all lines to the disk."""
+    def sync(self) -> dict[str, Any]:
+        """Bring all lines to the disk, and return the file's size and SHA-256."""
         with explained("write", self.path):
             self.file.flush()
             os.fsync(self.file.fileno())
+        return {"bytes": self.size, "sha256": self.hash.hexdigest()}
+
+    def content(self) -> bytes:
+        """Return all that was written, even where the file has been deleted."""
+        with explained("read", self.path):
+            self.file.seek(0)
+            return self.file.read()
 
     def close(self) -> None:
         """Close the file; what it holds was synced, or belongs to steps that will be taken again."""
@@ -48,19 +70,63 @@ class MetricsFile:
             self.file.close()
 
 
+def _as_known(run: Path, step: int, known: Mapping[str, Any]) -> bytes:
+    """Return what the file held after ``step``, or what of it can be read."""
+    path = run / NAME
+    there = path.exists() or path.is_symlink()
+    data = read(path) if there else b""
+    begun = data[: known["bytes"]]
+    if fingerprint(begun) == known:
+        return begun
+    lines, bad = _parsed(data)
+    kept = [line for line in lines if line["step"] <= step]
+    told = f"{path} is not what it was after step {step}"
+    if there:
+        aside = path.with_name(f"damaged-{uuid.uuid4().hex[:6]}-{NAME}")
+        with explained("rename", path):
+            os.replace(path, aside)
+        told += f" ({len(bad)} of its lines cannot be read); it is kept as {aside.name}"
+    warnings.warn(f"{told}; going on with the {len(kept)} lines of it that are whole", stacklevel=4)
+    return b"".join(map(_text, kept))
+
+
 def read_lines(run: Path) -> list[Line]:
-    """Return the lines of a run's metrics, up to the first that is not whole.
+    """Return the lines of a run's metrics; a warning tells of those that cannot be read.
 
     Raises:
         FileError: no such file.
     """
-    lines: list[Line] = []
-    with suppress(ValueError, TypeError, KeyError):
-        for text in read(run / NAME).split(b"\n"):
-            line = json.loads(text)
-            int(line["step"])
-            lines.append(line)
+    lines, bad = _parsed(read(run / NAME))
+    if bad:
+        listed = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        warnings.warn(f"{run / NAME} is damaged: line {listed} cannot be read, and is left out", stacklevel=2)
     return lines
+
+
+def _parsed(data: bytes) -> tuple[list[Line], list[int]]:
+    """Return the lines that are as they were written, and the numbers of the others; one cut short at the end goes."""
+    lines: list[Line] = []
+    bad: list[int] = []
+    for number, text in enumerate(data.split(b"\n")[:-1], start=1):
+        line: Any = None
+        with suppress(ValueError, RecursionError):
+            line = json.loads(text)
+        if _is_line(line):
+            lines.append(line)
+        else:
+            bad.append(number)
+    return lines, bad
+
+
+def _is_line(line: Any) -> bool:
+    if not isinstance(line, dict) or type(line.get("step")) is not int or line["step"] < 0:
+        return False
+    look = line.get("validation", {"ci95": None})
+    numbers = [line[name] for name in ("step", "loss", "gradient_norm", "rate") if name in line]
+    if not isinstance(look, dict) or "ci95" not in look:
+        return False
+    numbers += [value for value in look.values() if value is not None]
+    return all(type(one) in (int, float) and abs(one) <= sys.float_info.max for one in numbers)
 
 
 def validations(lines: list[Line]) -> list[Line]:
@@ -93,5 +159,5 @@ def csv_text(rows: Iterable[Line]) -> str:
     return text.getvalue()
 
 
-def _text(line: Line) -> str:
-    return json.dumps(line, allow_nan=False) + "\n"
+def _text(line: Line) -> bytes:
+    return (json.dumps(line, allow_nan=False) + "\n").encode()

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from headstart.training.loop import StepRecord
@@ -51,7 +52,8 @@ class Plain(View):
 
     def note(self, text: str) -> None:
         """Print a line."""
-        print(self.before + text, file=sys.stderr, flush=True)
+        with suppress(OSError):  # a terminal that was closed must not end the run
+            print(self.before + text, file=sys.stderr, flush=True)
 
     def step(self, record: StepRecord, validation: str) -> None:
         """Print a line if the last one is ten seconds old."""
@@ -74,7 +76,8 @@ class Live(View):
 
     def note(self, text: str) -> None:
         """Print a line, above the bar where there is one."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        with suppress(OSError):
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, done: int, steps: int, tasks_per_step: int) -> None:
         """Show the bar."""
@@ -89,12 +92,14 @@ class Live(View):
     def step(self, record: StepRecord, validation: str) -> None:
         """Move the bar, unless it has just moved."""
         if time.monotonic() - self.shown >= LIVE_SECONDS or record.step >= self.steps:
-            self.bar.update(self.task, completed=record.step, said=self.said(record, validation))
+            with suppress(OSError):
+                self.bar.update(self.task, completed=record.step, said=self.said(record, validation))
 
     def close(self) -> None:
         """Leave the bar as it is."""
         if self.bar is not None:
-            self.bar.stop()
+            with suppress(OSError):
+                self.bar.stop()
             self.bar = None
 
 

@@ -14,12 +14,13 @@
 """
 
 import signal
+import uuid
 import warnings
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import headstart
 from headstart.data.kind import kind_of_family
@@ -31,10 +32,10 @@ from headstart.training.calibration import Spread, calibrated
 from headstart.training.checkpoint import Checkpoint
 from headstart.training.config import Config, Outer, Tree, diff, resolve
 from headstart.training.evaluate import Score, calibrate, evaluate
-from headstart.training.files import TEMPORARY, make_folder, read_json, to_json, to_safetensors, write
+from headstart.training.files import TEMPORARY, explained, make_folder, read_json, to_json, to_safetensors, write
 from headstart.training.fit_best import Best, first, fit_best
 from headstart.training.loop import State, flat, start
-from headstart.training.metrics import MetricsFile, write_csv
+from headstart.training.metrics import NAME, MetricsFile, write_csv
 from headstart.training.preparation import refuse_other_data, write_preparation
 from headstart.training.progress import View
 from headstart.training.report.report import CHOICE, RESULTS, by_task, report, score_to_json, shown
@@ -66,6 +67,7 @@ class _Stopped(Exception):  # noqa: N818 - not an error
     """Leaves the final evaluation."""
 
 
+@explained("use")
 def train(config: Config | Tree | str, out: str | Path, *, view: View | None = None, tested: bool = True) -> Result:
     """Meta-train as ``config`` says, in the folder ``out``, or go on with the run that is there.
 
@@ -83,7 +85,7 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
         ConfigError: options that do not go together, or that differ from those of the run in ``out``.
         DivergenceError: the loss is no longer finite.
         DataError: tasks with numbers that are not finite, or too few of them.
-        FileError: the folder cannot be written.
+        FileError: the folder cannot be written; or it was moved or deleted meanwhile, and all is saved elsewhere.
     """
     run, view = Path(out), view or View()
     config = config if isinstance(config, Config) else resolve(config)
@@ -95,25 +97,29 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
         for line in job.notes:
             view.note(line)
         make_folder(run)
-        with only_writer(run):
+        with only_writer(run) as place:
             _refuse_other_run(run, config)
             write(run / CONFIG, to_json(config.tree()))
             write_preparation(run, kind_of_family(config.tasks.name), job.tasks)
             try:
-                state, best = _begin(job, run, view)
-                if config.outer is not None and state.step < config.outer.steps:
-                    best = _meta_train(job, config.outer, run, state, best, stop, view)
-                view.close()
-                write(run / "last.safetensors", to_safetensors(flat(state.meta)))
-                write(run / "best.safetensors", to_safetensors(flat(best.meta)))
-                score = None if stop.requested or not tested else _test(job, run, state, best, stop, view)
+                state, best, metrics = _begin(job, run, view)
+                with closing(metrics):
+                    stays = partial(_stays, job, run, place, metrics)
+                    if config.outer is not None and state.step < config.outer.steps:
+                        best = _meta_train(job, config.outer, run, state, best, metrics, stays, stop, view)
+                    view.close()
+                    stays(state, best)
+                    write(run / "last.safetensors", to_safetensors(flat(state.meta)))
+                    write(run / "best.safetensors", to_safetensors(flat(best.meta)))
+                    left = stop.requested or not tested
+                    score = None if left else _test(job, run, state, best, stays, stop, view)
                 return Result(run, config, state.step, best.step, score, stop.number)
             finally:
                 view.close()
 
 
-def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
-    """Return where to go on from: the newest good checkpoint, or the start with its validation score."""
+def _begin(job: Job, run: Path, view: View) -> tuple[State, Best, MetricsFile]:
+    """Return where to go on from, the newest good checkpoint or the start, with its validation score and metrics."""
     begin = partial(start, job.learner, optimizer=make_optimizer(job.config), seed=job.config.run.seed)
     steps = job.config.outer.steps if job.config.outer else 0
     state = begin()
@@ -127,20 +133,54 @@ def _begin(job: Job, run: Path, view: View) -> tuple[State, Best]:
         if state.step > steps:
             raise ConfigError(f"the run in {run} has taken {state.step} steps already; --steps is {steps}")
         view.note(f"going on from step {state.step}" if state.step < steps else "trained already")
-        return state, found.checkpoint.best
+        return state, found.checkpoint.best, MetricsFile(run, state.step, found.checkpoint.metrics)
     if job.learner.prepare is not None:
         view.note("reading the training tasks")
         state = begin(meta=state.meta, tasks=job.tasks, folder=run)
     judge = _Judge(job)
     best = first(state.meta, judge)
-    with closing(MetricsFile(run, -1)) as metrics:
-        metrics.add({"step": 0, "validation": judge.said})
-        metrics.sync()
-    checkpoints.save(run, checkpoints.take(state, best))
-    return state, best
+    metrics = MetricsFile(run)
+    metrics.add({"step": 0, "validation": judge.said})
+    checkpoints.save(run, checkpoints.take(state, best, metrics.sync()))
+    return state, best, metrics
 
 
-def _meta_train(job: Job, outer: Outer, run: Path, state: State, best: Best, stop: Stop, view: View) -> Best:
+#: Raises where the run's folder is no longer where it was, with the weights saved.
+_Stays: TypeAlias = Callable[[State, Best], None]
+
+
+def _stays(
+    job: Job, run: Path, place: Callable[[], Path | None], metrics: MetricsFile, state: State, best: Best
+) -> None:
+    """Save elsewhere, and say where, if the run's folder has been moved or deleted; a half of it is never made anew."""
+    now = place()
+    if now == run:
+        return
+    what = "deleted" if now is None else f"moved to {now}"
+    if now is None:
+        now = run.with_name(f"{run.name}-saved-{uuid.uuid4().hex[:6]}")
+        make_folder(now)
+        write(now / CONFIG, to_json(job.config.tree()))
+        write_preparation(now, kind_of_family(job.config.tasks.name), job.tasks)
+        write(now / NAME, metrics.content())
+    checkpoints.save(now, checkpoints.take(state, best, metrics.sync()))
+    raise FileError(
+        f"the run's folder {run} was {what} while training went on; what was learned until step {state.step} is saved"
+        f" in {now}, and the same command with --out {now} goes on from there"
+    )
+
+
+def _meta_train(
+    job: Job,
+    outer: Outer,
+    run: Path,
+    state: State,
+    best: Best,
+    metrics: MetricsFile,
+    stays: _Stays,
+    stop: Stop,
+    view: View,
+) -> Best:
     """Take the steps that are left: step, look at validation, log, save."""
     config, steps = job.config.run, outer.steps
     # no more than there are: each of them once
@@ -150,31 +190,30 @@ def _meta_train(job: Job, outer: Outer, run: Path, state: State, best: Best, sto
     judge = _Judge(job)
     validation = shown(job.tasks.kind, best.value)
     view.begin(state.step, steps, tasks_per_step)
-    with closing(MetricsFile(run, state.step)) as metrics:
-        for look in fit_best(
-            accelerate(job.learner, compile=config.compile, memory=config.memory),
-            job.tasks,
-            state=state,
-            best=best,
-            judge=judge,
-            steps=steps,
-            every=config.evaluate_every,
-            larger=job.tasks.kind == "classification",
-            tasks_per_step=tasks_per_step,
-            schedule=outer.schedule,
-            seed=config.seed,
-        ):
-            record, value, best = look
-            line: dict[str, Any] = dict(zip(("step", "loss", "gradient_norm", "rate"), record))
-            if value is not None:
-                line["validation"], validation = judge.said, shown(job.tasks.kind, value)
-            metrics.add(line)
-            view.step(record, f"validation {validation}")
-            if stop.requested or record.step % config.save_every == 0 or record.step == steps:
-                metrics.sync()
-                checkpoints.save(run, checkpoints.take(state, best))
-            if stop.requested:
-                break
+    for look in fit_best(
+        accelerate(job.learner, compile=config.compile, memory=config.memory),
+        job.tasks,
+        state=state,
+        best=best,
+        judge=judge,
+        steps=steps,
+        every=config.evaluate_every,
+        larger=job.tasks.kind == "classification",
+        tasks_per_step=tasks_per_step,
+        schedule=outer.schedule,
+        seed=config.seed,
+    ):
+        record, value, best = look
+        line: dict[str, Any] = dict(zip(("step", "loss", "gradient_norm", "rate"), record))
+        if value is not None:
+            line["validation"], validation = judge.said, shown(job.tasks.kind, value)
+        metrics.add(line)
+        view.step(record, f"validation {validation}")
+        if stop.requested or record.step % config.save_every == 0 or record.step == steps:
+            stays(state, best)
+            checkpoints.save(run, checkpoints.take(state, best, metrics.sync()))
+        if stop.requested:
+            break
     return best
 
 
@@ -191,7 +230,7 @@ class _Judge:
         return score.mean
 
 
-def _test(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View) -> Score | None:
+def _test(job: Job, run: Path, state: State, best: Best, stays: _Stays, stop: Stop, view: View) -> Score | None:
     there = min(job.config.run.test_tasks, (job.tasks.counts or {}).get("test", job.config.run.test_tasks))
     view.note(f"testing on {there} task{'s' * (there != 1)}")
 
@@ -205,6 +244,7 @@ def _test(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View)
         score = test(job, best.meta, on_batch=leave_if_asked)
     except _Stopped:
         return None
+    stays(state, best)
     results = score_to_json(score)
     results |= {"step": state.step, "best_step": best.step, "best_validation": best.value}
     results |= {"parameters": job.parameters, "device": str(job.device), "headstart": headstart.__version__}
@@ -229,6 +269,7 @@ def test(
     return evaluate(job.learner, meta, job.tasks, episodes=episodes, split=split, steps=steps, on_batch=on_batch)
 
 
+@explained("use")
 def open_run(run: str | Path, device: str = "auto") -> tuple[Job, Checkpoint]:
     """Return what a run folder's configuration describes, and its newest good checkpoint.
 

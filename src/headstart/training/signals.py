@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -25,7 +25,7 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Within it, SIGTERM and SIGINT ask for a stop after the step at hand; the second one stops at once.
+    """Within it, SIGTERM, SIGINT and SIGHUP ask for a stop after the step at hand; the second one stops at once.
 
     Outside the main thread, where Python hands out no signals, nothing is changed.
     """
@@ -33,7 +33,11 @@ def stop_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    hang_up = getattr(signal, "SIGHUP", None)  # of a terminal that is closed, unless `nohup` has it ignored
+    if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:
+        numbers.append(hang_up)
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def put_back() -> None:
         for number, handler in before.items():
@@ -52,14 +56,17 @@ def stop_signals() -> Iterator[Stop]:
 
 
 @contextlib.contextmanager
-def only_writer(run: Path) -> Iterator[None]:
+def only_writer(run: Path) -> Iterator[Callable[[], Path | None]]:
     """Hold a run folder's lock; the system lets go of it when the process ends, however it ends.
+
+    Yields:
+        What tells where the folder is now, which somebody may move or delete: ``None`` where that is not known.
 
     Raises:
         ConfigError: another process is training in this folder.
     """
-    if os.name != "posix":
-        yield
+    if os.name != "posix":  # elsewhere a folder with open files stays
+        yield lambda: run
         return
     import fcntl
 
@@ -71,6 +78,21 @@ def only_writer(run: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"another process is training in {run}; wait for it, or choose another --out") from None
-        yield
+        folder = os.open(run, os.O_RDONLY)
+        try:
+            yield lambda: _place(run, folder)
+        finally:
+            os.close(folder)
     finally:
         os.close(handle)
+
+
+def _place(run: Path, handle: int) -> Path | None:
+    """Return where an open folder is: where it was, or where Linux says."""
+    held = os.fstat(handle)
+    for link in (run, Path(f"/proc/self/fd/{handle}")):
+        with contextlib.suppress(OSError):
+            path = Path(os.readlink(link)) if link != run else run
+            if os.path.samestat(os.stat(path), held):
+                return path
+    return None

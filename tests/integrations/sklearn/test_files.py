@@ -11,6 +11,7 @@ pytest.importorskip("sklearn")
 
 from headstart.errors import FileError, UsageError
 from headstart.integrations.sklearn import FewShotClassifier, FewShotRegressor
+from headstart.training.files import write_together
 
 same = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12)
 
@@ -103,7 +104,13 @@ def changed(folder, *path, to):
     for name in path[:-1]:
         inner = inner[name]
     inner[path[-1]] = to
-    (folder / "estimator.json").write_text(json.dumps(about))
+    together(folder, **{"estimator.json": json.dumps(about).encode()})
+
+
+def together(folder, **contents):
+    """Write files with a manifest that fits them, as one who wants to be believed would."""
+    names = ("weights.safetensors", "estimator.json")
+    write_together(folder, {name: (folder / name).read_bytes() for name in names} | contents)
 
 
 @pytest.mark.parametrize(
@@ -152,14 +159,17 @@ def test_classes_that_cannot_be_are_refused(sides, tmp_path, values):
 
 def test_damaged_weights_are_refused(folder):
     data = (folder / "weights.safetensors").read_bytes()
-    (folder / "weights.safetensors").write_bytes(data[:-8])
+    together(folder, **{"weights.safetensors": data[:-8]})
     with pytest.raises(FileError, match="cut off"):
+        FewShotRegressor.load(folder)
+    (folder / "weights.safetensors").write_bytes(data[:-9] + bytes([data[-9] ^ 64]) + data[-8:])
+    with pytest.raises(FileError, match="is damaged: .* not what its manifest says"):
         FewShotRegressor.load(folder)
 
 
 def test_weights_of_another_estimator_are_refused(folder, sides, tmp_path):
     FewShotClassifier(steps=1, random_state=0).fit(*sides).save(tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "weights.safetensors", folder)
+    together(folder, **{"weights.safetensors": (tmp_path / "other" / "weights.safetensors").read_bytes()})
     with pytest.raises(FileError, match="does not hold the tensors"):
         FewShotRegressor.load(folder)
 

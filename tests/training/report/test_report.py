@@ -36,5 +36,7 @@ def test_results_of_runs_with_and_without_calibration_are_read(tmp_path):
     with pytest.raises(FileError, match="no test score yet"):
         read_results(tmp_path)
     for score in (SCORE, SCORE._replace(calibration=Calibration(Interval(1.25, 0.5), 0.91, 2.0))):
-        (tmp_path / "results.json").write_text(json.dumps({**score_to_json(score), "best_step": 3}))
+        (tmp_path / "results.json").write_text(
+            json.dumps({**score_to_json(score), "best_step": 3, "best_validation": 0.5})
+        )
         assert read_results(tmp_path).get("calibration") == score_to_json(score).get("calibration")

@@ -28,6 +28,7 @@ _SHA256 = {
     "images_background.zip": "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
     "images_evaluation.zip": "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
 }
+_MOST_ZIP = 20_000_000  # bytes; both together have 16 million
 _VALIDATION_CHARACTERS, _TEST_CHARACTERS, _VALIDATION_ALPHABETS = 100, 423, 5
 
 
@@ -94,7 +95,7 @@ def _downloaded() -> Path:
     folder = cache_dir() / "omniglot"
     otherwise = f"Without a network, fetch {' and '.join(_SHA256)} elsewhere and pass their folder with --data DIR."
     for name, sha256 in _SHA256.items():
-        download(_SOURCE + name, folder / name, sha256, instead=otherwise)
+        download(_SOURCE + name, folder / name, sha256, most=_MOST_ZIP, instead=otherwise)
     return folder
 
 
@@ -155,7 +156,8 @@ def _read_zip(path: Path, expected: int) -> dict[str, NDArray[np.uint8]]:
             for entry in sorted(name for name in archive.namelist() if name.endswith(".png")):
                 character = "/".join(entry.split("/")[-3:-1])
                 drawings.setdefault(character, []).append(_read_drawing(archive, entry))
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, SyntaxError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, SyntaxError, ValueError) as error:
+        # a RuntimeError is about a zip that is encrypted, or packed in a way that is not known
         at = f" at {entry}" if entry else ""
         raise FileError(f"{path} is damaged{at}: {error}. Delete it and fetch it again.") from error
     short = [name for name, images in drawings.items() if len(images) != DRAWERS]
@@ -183,7 +185,7 @@ def _load(path: Path) -> Omniglot | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             images, names, background = arrays["images"], arrays["names"], int(arrays["background"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None
     if images.dtype != np.uint8 or images.shape != (len(names), DRAWERS, 1, _REDUCED, _REDUCED):
         return None

@@ -1,8 +1,10 @@
 """Tables as a kind of data: a new task is rows of a file, and what is predicted is their target."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from headstart.data.kind import (
     Inputs,
     NewTask,
     Row,
+    Written,
     class_answers,
     files_of,
     nothing,
@@ -23,6 +26,9 @@ from headstart.types import Batch, Tasks
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 
+#: Numbers as JSON writes them, which a double holds.
+_WHOLE = r"-?(0|[1-9]\d{0,17})"
+_NUMBER = r"-?(0|[1-9]\d{0,99})(\.\d+)?([eE][-+]?\d{1,2})?"
 #: Two machines may differ in the last digits of a mean; by more than this share of the scale, the rows differ.
 _ROUNDING = 1e-9
 
@@ -91,10 +97,19 @@ def _inputs(schema: Schema, sources: Sequence[str], tasks: Sequence[str]) -> Ite
             return header
 
         table = read_table(file, every, missing=schema.missing, commas=schema.commas)
-        columns = {name: table.columns[name].tolist() for name in table.header}
+        texts = {name: table.columns[name].tolist() for name in table.header}
+        own = [text or None for text in texts.get(schema.task_column, [""] * table.size)]
+        columns = {name: values if name == schema.task_column else _plain(values) for name, values in texts.items()}
         rows: list[Row] = [dict(zip(columns, row)) for row in zip(*columns.values())]
-        own = [text or None for text in columns.get(schema.task_column, [""] * table.size)]
         yield Inputs(encode_features(schema, table), own, rows, table.where)
+
+
+def _plain(texts: list[str]) -> list[Any]:
+    """Return a column's values as JSON has them: numbers where all are, but not such as 007, which only names."""
+    whole = all(re.fullmatch(_WHOLE, text) for text in texts if text)
+    if not any(texts) or not (whole or all(re.fullmatch(_NUMBER, text) for text in texts if text)):
+        return list(texts)
+    return [(int(text) if whole else Written(text)) if text else None for text in texts]
 
 
 def _answers(schema: Schema, labels: Sequence[str], outputs: Tensor, deviations: Tensor | None) -> list[Row]:

@@ -6,7 +6,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
@@ -90,13 +90,14 @@ def error(table: Table, column: str, row: int | None, message: str) -> DataError
 
 def find_columns(path: str, header: Sequence[str], names: Iterable[tuple[str, str]]) -> None:
     """Raise `DataError` about the first ``(option, column)`` whose column is not in the header: what is near?"""
+    known = set(header)
     for option, name in names:
-        if name not in header:
+        if name not in known:
             folded = {known.casefold(): known for known in header}
             near = [repr(folded[key]) for key in get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
             hint = f"; did you mean {' or '.join(near)}?" if near else "."
             alone = " only; columns are separated by commas, semicolons, tabs or bars" if len(header) == 1 else ""
-            has = ", ".join(repr(known[:60]) for known in header)
+            has = ", ".join(repr(one[:60]) for one in header[:50]) + (" …" if len(header) > 50 else "")
             raise DataError(f"{path} has no column {name!r} ({option}){hint} It has: {has}{alone}")
 
 
@@ -171,7 +172,9 @@ def read_table(
         with (gzip.open if zipped else open)(path, "rt", encoding=encoding, newline="") as file:
             separator = _separator(file)
             file.seek(0)
-            table = _rows_of(csv.reader(file, delimiter=separator, strict=True), path, choose, missing)
+            table = _rows_of(
+                csv.reader(_text_alone(file, path), delimiter=separator, strict=True), path, choose, missing
+            )
     except UnicodeDecodeError:
         raise _not_utf8(path, zipped) from None
     except UnicodeError as problem:
@@ -210,6 +213,16 @@ def _unzipped(path: Path, available: int | None) -> tuple[bytes, int]:
     except (OSError, EOFError, zlib.error) as problem:
         raise DataError(f"{path} is not a whole gzip file: {problem}") from problem
     return start, size
+
+
+def _text_alone(file: TextIO, path: Path) -> Iterator[str]:
+    """Yield the lines of a file, none of which may hold a zero byte: what damaged disks leave, and no text has."""
+    for number, line in enumerate(file, start=1):
+        if "\0" in line:
+            raise DataError(
+                f"{path}, line {number}: it has a zero byte, so the file is damaged, or no text; write it anew"
+            )
+        yield line
 
 
 def available_memory() -> int | None:
@@ -261,7 +274,8 @@ def _rows_of(reader: Any, path: Path, choose: Choose | None, missing: Sequence[s
     chunks, lines, started = list[list[Texts]](), list[NDArray[np.int64]](), 0
     try:
         header, kept = _columns(path, next((row for row in reader if row), []), choose)
-        places = [header.index(name) for name in kept]
+        numbered = {name: place for place, name in enumerate(header)}
+        places = [numbered[name] for name in kept]
         while True:
             rows, starts, started = [], [], reader.line_num
             for row in islice(reader, _CHUNK):
@@ -289,7 +303,7 @@ def _columns(path: Path, names: Sequence[str], choose: Choose | None) -> tuple[t
     header = tuple(name.strip() for name in names)
     if not header:
         raise DataError(f"{path} is empty; expected a header row with the columns' names")
-    twice = sorted({name for name in header if header.count(name) > 1})
+    twice = sorted(name for name, count in Counter(header).items() if count > 1)
     if twice:
         raise DataError(f"{path} has more than one column {twice[0]!r}; rename all but one")
     return header, list(header if choose is None else choose(str(path), header))
@@ -319,7 +333,8 @@ def _read_parquet(path: Path, choose: Choose | None, available: int | None, miss
             raise DataError(f"{path} has no rows")
         _check_memory(path, _PARQUET_VALUE * count * len(kept), available)
         try:
-            read = file.read(columns=[file.schema_arrow.names[header.index(name)] for name in kept])
+            own = dict(zip(header, file.schema_arrow.names))
+            read = file.read(columns=[own[name] for name in kept])
         except (pyarrow.ArrowException, OSError) as problem:
             raise DataError(f"{path} cannot be read as Parquet: {problem}") from problem
     columns = {name: _as_texts(path, name, read.column(place), missing) for place, name in enumerate(kept)}

@@ -176,7 +176,8 @@ class _Roles(NamedTuple):
         """Return the columns that may be features."""
         if self.columns is not None:
             return list(self.columns)
-        return [name for name in table.header if name not in (self.task, self.target, *self.left_out(table))]
+        others = {self.task, self.target, *self.left_out(table)}
+        return [name for name in table.header if name not in others]
 
     def left_out(self, table: Table) -> dict[str, str]:
         """Return columns that only name the rows and were not asked for, and why they are left out."""

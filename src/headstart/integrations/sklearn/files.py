@@ -1,10 +1,11 @@
-"""The two files of a saved estimator.
+"""The files of a saved estimator.
 
 ::
 
     FOLDER/
       weights.safetensors    θ, M, what adaptation computed, and the scales of the columns
       estimator.json         parameters, classes, feature names, and what the weights belong to
+      manifest.json          size and SHA-256 of both
 
 Nothing in them is code, and nothing is unpickled.
 """
@@ -25,7 +26,7 @@ from headstart.integrations.sklearn.data import Array, Scaling
 from headstart.integrations.sklearn.learning import Fitted, double, own_ways
 from headstart.integrations.sklearn.options import Spec, learner_of, like_of, options_of
 from headstart.registry import Target
-from headstart.training.files import from_safetensors, make_folder, read, read_json, to_json, to_safetensors, write
+from headstart.training.files import from_json, from_safetensors, read_together, to_json, to_safetensors, write_together
 from headstart.types import Adapted, Batch, Learner, Meta, Params
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "estimator.json"
@@ -79,9 +80,8 @@ def write_estimator(
         text = to_json(about)
     except (TypeError, ValueError) as error:
         raise UsageError(f"the estimator cannot be written as JSON: {error}") from error
-    make_folder(folder)
-    write(folder / WEIGHTS, to_safetensors(_tensors(fitted.meta, fitted.adapted, fitted.scaling)))
-    write(folder / DESCRIPTION, text)  # last: without it the folder is not an estimator
+    weights = to_safetensors(_tensors(fitted.meta, fitted.adapted, fitted.scaling))
+    write_together(folder, {WEIGHTS: weights, DESCRIPTION: text})
 
 
 def _plain(value: Any) -> Any:
@@ -107,8 +107,8 @@ def read_estimator(
     Raises:
         FileError: a file that is missing, damaged, or not what such an estimator would have written.
     """
-    path = folder / DESCRIPTION
-    told = read_json(path)
+    path, (contents, _) = folder / DESCRIPTION, read_together(folder, (WEIGHTS, DESCRIPTION))
+    told: Any = from_json(contents[DESCRIPTION], str(path))
     if not isinstance(told, dict) or told.get("format") != FORMAT:
         raise FileError(f"{path} does not describe an estimator of this version; save it again")
     if told.get("estimator") != estimator:
@@ -125,7 +125,7 @@ def read_estimator(
         wanted = _expected(learner, about.spec, about.rows, 1 if classes is None else len(classes))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, HeadstartError) as error:
         raise FileError(f"{path} does not describe an estimator: {error}") from error
-    parts = _read_tensors(folder / WEIGHTS, wanted)
+    parts = _read_tensors(contents[WEIGHTS], str(folder / WEIGHTS), wanted)
     meta, scales = Meta(parts["params"], parts["structure"]), Scaling(**parts["scaling"])
     adapted = Adapted(meta, parts["adapted"], parts["buffers"], None, about.step)
     curves = about.losses, about.validation
@@ -194,9 +194,9 @@ def _tensors(meta: Meta, adapted: Adapted, scaling: Scaling) -> Params:
     return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
 
 
-def _read_tensors(path: Path, wanted: _Sizes) -> dict[str, Params]:
+def _read_tensors(data: bytes, path: str, wanted: _Sizes) -> dict[str, Params]:
     """Return the file's tensors by their part, each as it should be, or raise."""
-    found = from_safetensors(read(path), str(path))
+    found = from_safetensors(data, path)
     wrong = sorted(found.keys() ^ wanted.keys())
     wrong += [name for name, what in _sizes(found).items() if wanted.get(name) != what]
     if wrong:

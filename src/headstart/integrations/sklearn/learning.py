@@ -10,9 +10,9 @@ from torch.utils._pytree import tree_map
 
 from headstart.core.losses import there
 from headstart.core.objective import meta_loss
-from headstart.data.kind import nothing
+from headstart.data.kind import nothing, unsound
 from headstart.data.rows import Rows
-from headstart.errors import DataError
+from headstart.errors import DataError, DivergenceError
 from headstart.integrations.sklearn import data
 from headstart.integrations.sklearn.data import Array, Families, Scaling, Table
 from headstart.integrations.sklearn.options import Options, Spec, learner_of, like_of
@@ -58,7 +58,9 @@ class Fitted(NamedTuple):
         """Return logits or standardised predictions ``(n, outputs)``."""
         predict = self.learner.predict
         with torch.no_grad():
-            return torch.cat([predict(self.adapted, part)[0] for part in self._parts(x)])
+            found = torch.cat([predict(self.adapted, part)[0] for part in self._parts(x)])
+        self._refuse_unsound(found, self.spec.kind == "classification")
+        return found
 
     def distribution(self, x: Array) -> Gaussian | None:
         """Return the distribution of standardised targets ``(n, outputs)``, where the learner has one."""
@@ -67,7 +69,16 @@ class Fitted(NamedTuple):
             return None
         with torch.no_grad():
             parts = [tell(self.adapted, part) for part in self._parts(x)]
-        return Gaussian(*(torch.cat(values, 1)[0] for values in zip(*parts)))
+        found = Gaussian(*(torch.cat(values, 1)[0] for values in zip(*parts)))
+        self._refuse_unsound(torch.cat([found.mean, found.variance], -1), False)
+        return found
+
+    def _refuse_unsound(self, outputs: Tensor, classes: bool) -> None:
+        bad = unsound(outputs, classes)
+        if bad.any():
+            raise DivergenceError(
+                f"the prediction of row {int(bad.int().argmax())} is not finite; fit with a lower rate"
+            )
 
     def _parts(self, x: Array) -> list[Tensor]:
         return [part.unsqueeze(0) for part in self.scaling.features(x).split(_CHUNK)]

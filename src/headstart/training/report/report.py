@@ -8,7 +8,7 @@ from headstart.data.kind import kind_of_family
 from headstart.errors import FileError
 from headstart.training.build import Job, make_tasks
 from headstart.training.evaluate import Score
-from headstart.training.files import finite, read_json, write
+from headstart.training.files import explained, finite, read_json, write
 from headstart.training.metrics import read_lines, validations, write_csv
 from headstart.training.report.card import card
 from headstart.training.report.figures import half
@@ -22,6 +22,7 @@ CHOICE = "choice.json"
 """What the method was chosen from, where nobody named one."""
 
 
+@explained("use")
 def report(run: Path, job: Job, meta: Meta) -> list[Path]:
     """Write tables, pictures and the model card, and return their paths.
 
@@ -39,7 +40,8 @@ def report(run: Path, job: Job, meta: Meta) -> list[Path]:
     results, lines, found = read_results(run), read_lines(run), find(job, meta)
     if (run / CHOICE).exists():
         results["choice"] = read_json(run / CHOICE)
-    rows = validations(lines)
+    best = {"step": results["best_step"], "train_loss": None, results["metric"]: results["best_validation"]}
+    rows = validations(lines) or [{**best, "ci95": None}]  # all that is known where the history was lost
     write_csv(run / "results.csv", rows)
     made = [run / "results.csv", *(write_findings(run, found) if found.any() else ())]
     heading = f"What {job.config.method.name} on {job.config.tasks.name} learned about its model"
@@ -82,7 +84,7 @@ def read_results(run: Path) -> dict[str, Any]:
     if not (run / RESULTS).exists():
         raise FileError(f"the run in {run} has no test score yet: let `headstart train` end it first")
     results = read_json(run / RESULTS)
-    wanted = {"metric", "mean", "ci95", "episodes", "by_inner_step", "best_step", "median", "worst"}
+    wanted = {"metric", "mean", "ci95", "episodes", "by_inner_step", "best_step", "best_validation", "median", "worst"}
     if not isinstance(results, dict) or not wanted <= results.keys():
         raise FileError(f"{run / RESULTS} lacks {', '.join(sorted(wanted))}; run `headstart train` again")
     return results
