@@ -14,6 +14,12 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
 
 
+def print_item(value: Any, first: bool) -> None:
+    """Print an item of a list as `print_json` prints the list; what ends the list is left to print."""
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False).replace("\n", "\n  ")
+    print(f"{'[' if first else ','}\n  {text}", end="", flush=True)
+
+
 def print_table(title: str, headings: Sequence[str], rows: Iterable[tuple[str, ...]], left: int = 1) -> None:
     """Print a table; the first ``left`` columns hold words, the others numbers."""
     from rich.console import Console

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 from torch import Tensor
 
-from headstart.errors import DataError, FileError
+from headstart.errors import DataError, FileError, HeadstartError
 from headstart.registry import find, load
 from headstart.types import Batch, Episodes, Tasks
 
@@ -43,6 +43,15 @@ class Inputs(NamedTuple):
     """Where one of them stands, as errors say it."""
 
 
+Failed: TypeAlias = Callable[[HeadstartError], None]
+"""Told of what cannot be predicted, so that all else is; or it raises what it is told."""
+
+
+def raised(error: HeadstartError) -> None:
+    """The `Failed` that raises."""
+    raise error
+
+
 class DataKind(NamedTuple):
     """A kind of data.
 
@@ -64,8 +73,9 @@ class DataKind(NamedTuple):
     support: Callable[[Any, Path, bool], list[tuple[NewTask, Batch]]]
     """``(preparation, source, strict)``: the tasks that a source holds, each with its batch of one. Unless ``strict``,
     what cannot be read may be left out with a warning."""
-    inputs: Callable[[Any, Sequence[str], Sequence[str]], Iterator[Inputs]]
-    """``(preparation, sources, names of tasks)``: what sources hold, some at a time; files, folders and globs."""
+    inputs: Callable[[Any, Sequence[str], Mapping[str, Sequence[str]], Failed], Iterator[Inputs]]
+    """``(preparation, sources, labels by the names of tasks, failed)``: what sources hold, so much at a time as may be
+    predicted together; files, folders and globs. What cannot be read is told to ``failed``, and left out."""
     answers: Callable[[Any, Sequence[str], Tensor, Tensor | None], list[Row]]
     """``(preparation, labels, outputs (n, outputs), their standard deviations or None)``: an answer for each."""
     predicts: Callable[[Any], str]
@@ -98,14 +108,11 @@ def unsampled(split: str, numbers: Sequence[int]) -> Episodes:
     raise DataError("these tasks tell what a new task is like; there is none to sample")
 
 
-def files_of(sources: Iterable[str], suffixes: Sequence[str]) -> list[Path]:
-    """Return the files that sources name: a file itself, a folder's files with these suffixes, what a glob matches.
+def files_of(sources: Iterable[str], suffixes: Sequence[str], failed: Failed = raised) -> Iterator[Path]:
+    """Yield the files that sources name: a file itself, a folder's files with these suffixes, what a glob matches.
 
-    Raises:
-        FileError: a source that names nothing.
-        DataError: a folder without such a file.
+    ``failed`` is told of a source that names nothing (`FileError`), and of a folder without such a file (`DataError`).
     """
-    found: list[Path] = []
     for source in sources:
         path = Path(source)
         if path.is_dir():
@@ -113,16 +120,15 @@ def files_of(sources: Iterable[str], suffixes: Sequence[str]) -> list[Path]:
             shown = (file for file in named if not any(part[0] == "." for part in file.relative_to(path).parts))
             inside = sorted(file for file in shown if file.is_file())
             if not inside:
-                raise DataError(f"{path} holds no file of these: {', '.join(suffixes)}")
-            found += inside
+                failed(DataError(f"{path} holds no file of these: {', '.join(suffixes)}"))
+            yield from inside
         elif path.exists() or not glob.has_magic(source):
-            found.append(path)
+            yield path
         else:
             matched = sorted(glob.glob(source, recursive=True))
             if not matched:
-                raise FileError(f"no file is matched by {source!r}")
-            found += files_of(matched, suffixes)
-    return found
+                failed(FileError(f"no file is matched by {source!r}"))
+            yield from files_of(matched, suffixes, failed)
 
 
 def class_answers(labels: Sequence[str], logits: Tensor) -> list[Row]:

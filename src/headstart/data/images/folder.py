@@ -71,18 +71,18 @@ def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1) ->
 
 def read_images(
     paths: Sequence[Path], size: int, channels: Literal[1, 3], strict: bool
-) -> Iterator[Tensor | DataError]:
-    """Read images in parallel, in order; a damaged one comes as its error, or is raised where ``strict``."""
+) -> Iterator[Tensor | DataError | FileError]:
+    """Read images in parallel, in order; a bad or missing one comes as its error, or is raised where ``strict``."""
 
-    def read(path: Path) -> Tensor | DataError:
+    def read(path: Path) -> Tensor | DataError | FileError:
         try:
             return read_image(path, size, channels)
-        except DataError as error:
+        except (DataError, FileError) as error:
             return error
 
     with ThreadPoolExecutor() as pool:
         for image in pool.map(read, paths):
-            if strict and isinstance(image, DataError):
+            if strict and not isinstance(image, Tensor):
                 pool.shutdown(cancel_futures=True)
                 raise image
             yield image
@@ -209,7 +209,7 @@ def _read(classes: Sequence[Path], size: int, channels: Literal[1, 3], strict: b
     for paths in files:
         kept, count = torch.empty(len(paths), channels, size, size, dtype=torch.uint8), 0
         for image in islice(read, len(paths)):
-            if isinstance(image, DataError):
+            if not isinstance(image, Tensor):
                 warnings.warn(f"skipped: {image}", SkippedImageWarning, stacklevel=4)
             else:
                 kept[count] = image

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -12,12 +13,12 @@ from torch import Tensor
 
 from headstart.data.images.fewshot import scaled
 from headstart.data.images.folder import SUFFIXES, read_class_folder, read_images, task_folders
-from headstart.data.kind import DataKind, Inputs, NewTask, Row, class_answers, files_of, unsampled
-from headstart.errors import FileError
+from headstart.data.kind import DataKind, Failed, Inputs, NewTask, Row, class_answers, files_of, unsampled
+from headstart.errors import DataError, FileError
 from headstart.types import Batch, Tasks
 
-#: Images that are predicted at a time.
-_CHUNK = 256
+#: What is predicted at a time: images, and numbers in them, since a network makes many more of each.
+_CHUNK, _NUMBERS = 256, 2**21
 
 
 class Prepared(NamedTuple):
@@ -82,16 +83,41 @@ def _support(prepared: Prepared, source: Path, strict: bool) -> list[tuple[NewTa
     return found
 
 
-def _inputs(prepared: Prepared, sources: Sequence[str], tasks: Sequence[str]) -> Iterator[Inputs]:
+def _inputs(
+    prepared: Prepared, sources: Sequence[str], tasks: Mapping[str, Sequence[str]], failed: Failed
+) -> Iterator[Inputs]:
     """An image is of the task that the nearest folder around it is called as."""
-    files = files_of(sources, SUFFIXES)
-    for start in range(0, len(files), _CHUNK):
-        paths = files[start : start + _CHUNK]
-        read = read_images(paths, prepared.input_shape[-1], prepared.input_shape[0], strict=True)
-        x = _as_trained(prepared, scaled(torch.stack([cast(Tensor, image) for image in read])))
-        own = [next((name for name in reversed(path.parts[:-1]) if name in tasks), None) for path in paths]
-        rows = [Row(image=str(path), **{} if task is None else {"task": task}) for path, task in zip(paths, own)]
-        yield Inputs(x, own, rows, lambda place, paths=paths: str(paths[place]))
+    found = ((path, _task_around(path, tasks)) for path in files_of(sources, SUFFIXES, failed))
+    most = max(1, min(_CHUNK, _NUMBERS // prod(prepared.input_shape)))
+    while some := list(islice(found, most)):
+        paths = [path for path, _ in some]
+        images = read_images(paths, prepared.input_shape[-1], prepared.input_shape[0], strict=False)
+        read: list[Tensor] = []
+        known: list[tuple[Path, str | None]] = []
+        for (path, own), image in zip(some, images):
+            error = own if isinstance(own, DataError) else image
+            if isinstance(error, DataError | FileError):
+                failed(error)
+            else:
+                read.append(error)
+                known.append((path, cast(str | None, own)))
+        if read:
+            rows = [Row(image=str(path), **{} if own is None else {"task": own}) for path, own in known]
+            x = _as_trained(prepared, scaled(torch.stack(read)))
+            yield Inputs(x, [own for _, own in known], rows, lambda place, known=known: str(known[place][0]))
+
+
+def _task_around(path: Path, tasks: Mapping[str, Sequence[str]]) -> str | None | DataError:
+    """Return the task that the nearest folder around an image is called as, or an error where that may be a class."""
+    own = next((name for name in reversed(path.parts[:-1]) if name in tasks), None)
+    if own is not None and path.parts[-2] == own:
+        other = next((task for task, labels in tasks.items() if task != own and own in labels), None)
+        if other is not None:
+            return DataError(
+                f"{path} is in a folder {own!r}, which is a task, and a class of the task {other!r}; say by which task"
+                " to predict it, with --task"
+            )
+    return own
 
 
 def _as_trained(prepared: Prepared, x: Tensor) -> Tensor:

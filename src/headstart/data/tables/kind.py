@@ -1,14 +1,25 @@
 """Tables as a kind of data: a new task is rows of a file, and what is predicted is their target."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from headstart.data.kind import DataKind, Inputs, NewTask, Row, class_answers, files_of, number_answers, unsampled
+from headstart.data.kind import (
+    DataKind,
+    Failed,
+    Inputs,
+    NewTask,
+    Row,
+    class_answers,
+    files_of,
+    number_answers,
+    unsampled,
+)
 from headstart.data.tables.read import distinct, find_columns, in_order, is_missing, read_table, refuse_missing
 from headstart.data.tables.schema import Schema, encode_features, encode_target, schema_from_json
+from headstart.errors import DataError, FileError
 from headstart.types import Batch, Tasks
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
@@ -64,18 +75,25 @@ def _features(schema: Schema, path: str, header: Sequence[str], *others: tuple[s
     return [column for _, column in wanted]
 
 
-def _inputs(schema: Schema, sources: Sequence[str], tasks: Sequence[str]) -> Iterator[Inputs]:
-    for file in files_of(sources, SUFFIXES):
+def _inputs(
+    schema: Schema, sources: Sequence[str], tasks: Mapping[str, Sequence[str]], failed: Failed
+) -> Iterator[Inputs]:
+    for file in files_of(sources, SUFFIXES, failed):
 
         def every(path: str, header: tuple[str, ...]) -> tuple[str, ...]:
             _features(schema, path, header)
             return header
 
-        table = read_table(file, every)
+        try:
+            table = read_table(file, every)
+            x = encode_features(schema, table)
+        except (DataError, FileError) as error:
+            failed(error)
+            continue
         columns = {name: table.columns[name].tolist() for name in table.header}
         rows: list[Row] = [dict(zip(columns, row)) for row in zip(*columns.values())]
         own = [text or None for text in columns.get(schema.task_column, [""] * table.size)]
-        yield Inputs(encode_features(schema, table), own, rows, table.where)
+        yield Inputs(x, own, rows, table.where)
 
 
 def _answers(schema: Schema, labels: Sequence[str], outputs: Tensor, deviations: Tensor | None) -> list[Row]:
