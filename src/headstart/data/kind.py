@@ -4,6 +4,7 @@ Nothing above this folder asks which kind it is. A new kind is one folder with s
 """
 
 import glob
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -108,6 +109,28 @@ def unsampled(split: str, numbers: Sequence[int]) -> Episodes:
     raise DataError("these tasks tell what a new task is like; there is none to sample")
 
 
+class LeftOutWarning(UserWarning):
+    """Files of a folder were left out, since nothing reads their type."""
+
+
+_COMPANIONS = (".txt", ".md", ".json", ".csv", ".yaml", ".yml", ".xml", ".html", ".db", ".ini", ".log", ".py")
+
+
+def unknown_types(files: Iterable[Path], suffixes: Sequence[str]) -> str:
+    """Return how many of the files are of none of the types, in words; nothing where none is.
+
+    Hidden files do not count, nor notes such as lie beside data.
+
+    >>> unknown_types(map(Path, ["a.png", "b.psd", "c.psd", "notes.txt"]), [".png"])
+    '2 files of unknown type (.psd)'
+    """
+    others = [path for path in files if path.suffix.lower() not in (*suffixes, *_COMPANIONS) and path.name[0] != "."]
+    others = [path for path in others if not path.is_dir()]
+    kinds = sorted({path.suffix or "no ending" for path in others})
+    told = ", ".join(kinds[:8]) + ("" if len(kinds) <= 8 else ", …")
+    return f"{len(others)} file{'s' * (len(others) != 1)} of unknown type ({told})" if others else ""
+
+
 def files_of(sources: Iterable[str], suffixes: Sequence[str], failed: Failed = raised) -> Iterator[Path]:
     """Yield the files that sources name: a file itself, a folder's files with these suffixes, what a glob matches.
 
@@ -116,9 +139,11 @@ def files_of(sources: Iterable[str], suffixes: Sequence[str], failed: Failed = r
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            named = (file for file in path.rglob("*") if file.suffix.lower() in suffixes)
-            shown = (file for file in named if not any(part[0] == "." for part in file.relative_to(path).parts))
-            inside = sorted(file for file in shown if file.is_file())
+            every = (file for file in path.rglob("*") if file.is_file())
+            shown = [file for file in every if not any(part[0] == "." for part in file.relative_to(path).parts)]
+            inside = sorted(file for file in shown if file.suffix.lower() in suffixes)
+            if told := unknown_types(shown, suffixes):
+                warnings.warn(f"left out of {path}: {told}", LeftOutWarning, stacklevel=2)
             if not inside:
                 failed(DataError(f"{path} holds no file of these: {', '.join(suffixes)}"))
             yield from inside

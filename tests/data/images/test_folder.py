@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from headstart.data.images.folder import (
+    SUFFIXES,
     SkippedImageWarning,
     folder,
     image_files,
@@ -14,6 +15,7 @@ from headstart.data.images.folder import (
     read_image,
     read_images,
 )
+from headstart.data.kind import LeftOutWarning, files_of
 from headstart.errors import DataError, FileError, LeakageError, ShortClassError, UsageError
 
 
@@ -158,8 +160,8 @@ def test_a_support_folder_gives_names_and_images_in_order(tmp_path):
 
 def test_a_support_class_without_images_is_refused(tmp_path):
     make(tmp_path, ["ant", "bee"], images=1)
-    (tmp_path / "bee" / "0.png").rename(tmp_path / "bee" / "0.tiff")
-    with pytest.raises(DataError, match=r"bee has no image that can be read \(it holds 0.tiff\)"):
+    (tmp_path / "bee" / "0.png").rename(tmp_path / "bee" / "0.txt")
+    with pytest.raises(DataError, match=r"bee has no image that can be read \(it holds 0.txt\)"):
         read_class_folder(tmp_path)
 
 
@@ -225,6 +227,36 @@ def test_the_first_frame_of_a_gif_counts(tmp_path):
     assert (read_image(tmp_path / "a.gif", 4) == 10).all()
 
 
+@pytest.mark.parametrize("suffix", [".tiff", ".TIF", ".avif", ".jfif"])
+def test_other_types_of_image_are_read(tmp_path, suffix):
+    if suffix in (".tiff", ".TIF") or suffix in SUFFIXES:
+        (tmp_path / "a").mkdir()
+        kind = {".jfif": "JPEG", ".avif": "AVIF"}.get(suffix, "TIFF")
+        picture(mode="L", colour=77).save(tmp_path / "a" / f"1{suffix}", kind)
+        (path,) = image_files(tmp_path / "a")
+        assert (read_image(path, 6).int() - 77).abs().max() <= 2
+
+
+@pytest.mark.parametrize("values", [np.full((8, 8), 0.5, np.float32), np.full((8, 8), 70_000, np.int32)])
+def test_pixels_of_which_nobody_knows_what_is_white_are_refused(tmp_path, values):
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    with pytest.raises(DataError, match="no numbers of 8 or 16 bits"):
+        read_image(tmp_path / "a.tiff")
+
+
+def test_files_of_other_types_are_counted_and_refused_where_strict(tmp_path):
+    make(tmp_path, NAMES)
+    for name in ("1.psd", "2.psd", "3.svg", "notes.txt", ".hidden.psd"):
+        (tmp_path / NAMES[int(name[0] == "1")] / name).write_bytes(b"x")
+    told = r"3 files of unknown type \(.psd, .svg\)"
+    with pytest.warns(LeftOutWarning, match=f"left out: {told}"):
+        assert sum(folder(tmp_path, **SMALL).details["images"].values()) == 80
+    with pytest.raises(DataError, match=f"{told} cannot be read"):
+        folder(tmp_path, strict=True, **SMALL)
+    with pytest.warns(LeftOutWarning, match=told):
+        assert len(list(files_of([str(tmp_path)], SUFFIXES))) == 80
+
+
 def test_one_pixel_and_extreme_shapes_are_read(tmp_path):
     for width, height in ((1, 1), (1, 500), (500, 1)):
         picture(width, height, "L", 77).save(tmp_path / "a.png")
@@ -233,19 +265,19 @@ def test_one_pixel_and_extreme_shapes_are_read(tmp_path):
 
 def damaged(kind):
     data = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(data, "PNG" if kind != "tiff" else "TIFF")
+    Image.effect_noise((64, 64), 50).save(data, "PNG" if kind != "foreign" else "PPM")
     content = data.getvalue()
     return {
         "empty": b"",
         "text": b"no image at all",
         "truncated": content[: len(content) // 2],
         "flipped": content[:200] + bytes(50) + content[250:],
-        "tiff": content,
+        "foreign": content,
         "bomb": content[:16] + (20_000).to_bytes(4, "big") * 2 + content[24:],
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["empty", "text", "truncated", "flipped", "tiff"])
+@pytest.mark.parametrize("kind", ["empty", "text", "truncated", "flipped", "foreign"])
 def test_damaged_and_foreign_files_are_data_errors(tmp_path, kind):
     path = tmp_path / "bad.png"
     path.write_bytes(damaged(kind))

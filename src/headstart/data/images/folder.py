@@ -1,8 +1,11 @@
 """Your own images: a folder that holds one folder of images for each class, read whatever their shape and colours."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -10,22 +13,30 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from annotated_types import Ge, Le
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from headstart.data.images.fewshot import Ways, few_shot, image_store, shuffled
+from headstart.data.kind import LeftOutWarning, unknown_types
 from headstart.data.random import SPLITS
 from headstart.errors import DataError, FileError, ShortClassError, UsageError
 from headstart.schema import extends
 from headstart.types import Tasks
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+HEIC = bool(find_spec("pillow_heif"))
+"""Whether HEIC files can be read: the extra ``heic`` reads them."""
+
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *((".avif",) if features.check("avif") else ()),
+    *((".heic", ".heif") if HEIC else ()),
+)
 """Names of the files that count as images, in any case."""
 
 MOST_PIXELS = 50_000_000
 """An image with more is refused before it is decoded: a small file can ask for all of the memory."""
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
 
 
 class SkippedImageWarning(UserWarning):
@@ -39,7 +50,7 @@ def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1) ->
     channel) or RGB (3); its shorter side scaled to ``size`` with antialiasing; the centre square cut out.
 
     Args:
-        path: a PNG, JPEG, WebP, BMP or GIF file.
+        path: a PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF file, or with the extra ``heic`` a HEIC file.
         size: height and width to return, in pixels.
         channels: 1 or 3.
 
@@ -52,6 +63,8 @@ def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1) ->
         DataError: a file that is not an image of these formats, is damaged, or has over 50 million pixels.
     """
     check_image_shape(size, channels)
+    if HEIC:
+        _register_heic()
     path = Path(path)
     if not path.is_file():
         raise FileError(f"{path} is not a file; expected an image ({', '.join(SUFFIXES)})")
@@ -64,9 +77,14 @@ def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1) ->
             plain = _flattened(upright, "L" if channels == 1 else "RGB")
             square = ImageOps.fit(plain, (size, size), Image.Resampling.BILINEAR)
     except Exception as error:  # decoders fail on damaged files in more ways than they document
-        reason = "not a PNG, JPEG, WEBP, BMP or GIF file" if isinstance(error, UnidentifiedImageError) else error
+        reason = f"not a file of {', '.join(SUFFIXES)}" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"cannot read the image {path}: {reason or type(error).__name__}") from error
     return torch.from_numpy(np.array(square)).view(size, size, channels).permute(2, 0, 1).contiguous()
+
+
+@cache
+def _register_heic() -> None:
+    import_module("pillow_heif").register_heif_opener()
 
 
 def read_images(
@@ -94,6 +112,16 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(path for path in named if path.is_file())
 
 
+def refuse_unknown(folders: Iterable[Path], strict: bool) -> None:
+    """Warn of files of types that are not read, or refuse them where ``strict``."""
+    files = (path for folder in folders for path in folder.iterdir())
+    if told := unknown_types(files, SUFFIXES):
+        heic = "" if HEIC or ".hei" not in told else "; `pip install headstart[heic]` reads HEIC"
+        if strict:
+            raise DataError(f"{told} cannot be read{heic}; read are {', '.join(SUFFIXES)}")
+        warnings.warn(f"left out: {told}{heic}", LeftOutWarning, stacklevel=4)
+
+
 def check_image_shape(size: int, channels: int) -> None:
     """Raise `UsageError` unless images of this shape can be made."""
     if size < 1:
@@ -104,8 +132,11 @@ def check_image_shape(size: int, channels: int) -> None:
 
 def _flattened(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
     """Convert without losing what a plain conversion would: 16-bit greys, and what is transparent."""
-    if image.mode.startswith("I"):  # 16 bits a pixel
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        if image.mode[0] == "F" or not 0 <= values.min() <= values.max() < 2**16:
+            raise ValueError("its pixels are no numbers of 8 or 16 bits, so nothing says what is white; convert it")
+        image = Image.fromarray((values.astype(np.int64) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         colours = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
@@ -203,6 +234,7 @@ def task_folders(path: Path) -> dict[str | None, Path]:
 
 def _read(classes: Sequence[Path], size: int, channels: Literal[1, 3], strict: bool) -> ClassFolder:
     classes = sorted(classes, key=lambda path: path.name)
+    refuse_unknown(classes, strict)
     files = [image_files(path) for path in classes]
     read = read_images([path for paths in files for path in paths], size, channels, strict)
     images = []

@@ -68,7 +68,7 @@ def _difference(kept: Prepared, now: Prepared) -> str:
 def _recognises(path: Path) -> bool:
     """Return whether a folder holds an image, or no file at all: then it is said what is missing."""
     files = (name for _, _, names in os.walk(path) for name in names)
-    looked_at = [name.lower().endswith(SUFFIXES) for name in islice(files, 10_000)]
+    looked_at = [name.lower().endswith((*SUFFIXES, ".heic", ".heif", ".avif")) for name in islice(files, 10_000)]
     return path.is_dir() and (not looked_at or any(looked_at))
 
 
