@@ -124,6 +124,35 @@ def test_too_few_classes_say_how_many_there_are_and_are_needed(tmp_path):
     assert folder(tmp_path, ways=2, queries=2).output_size == 2
 
 
+def test_queries_then_ways_are_fitted_to_what_is_there_and_said(tmp_path):
+    make(tmp_path, NAMES[:14], images=9)
+    for name in "678":
+        (tmp_path / NAMES[3] / f"{name}.png").unlink()
+    details = folder(tmp_path).details
+    assert (details["ways"], details["queries"], details["shots"]) == (3, 5, 1)
+    queries, ways, few = details["notes"]
+    assert queries == "queries: 5 a class, as many as the smallest class can give"
+    assert ways == "ways: 3, as many classes as every split has"
+    assert few.startswith("the smallest split has 3 classes only: ")
+    # what is skipped does not count
+    details = folder(tmp_path, ways=2, on_short="skip").details
+    assert (details["queries"], details["skipped_classes"]) == (8, 1)
+    with pytest.raises(ShortClassError, match="--queries 5 works for all 14 classes; --on-short skip .* 13 of 14"):
+        folder(tmp_path, queries=6)
+    with pytest.raises(ShortClassError, match="--shots 5 --queries 1 works for all 14 classes"):
+        folder(tmp_path, queries=6, shots=6)
+    with pytest.raises(ShortClassError, match="--ways 3 works"):
+        folder(tmp_path, ways=4)
+
+
+@pytest.mark.parametrize("count", [6, 7, 25])
+def test_few_classes_are_enough(tmp_path, count):
+    make(tmp_path, (NAMES + [f"more{k}" for k in range(5)])[:count], images=16)
+    details = folder(tmp_path).details
+    assert (details["ways"], details["queries"]) == (2 if count < 10 else 5, 15)
+    assert ("notes" in details and len(details["notes"])) == (2 if count < 10 else 1)
+
+
 def test_one_class_only_is_refused(tmp_path):
     make(tmp_path, NAMES[:1])
     with pytest.raises(ShortClassError, match="1 class folder "):

@@ -16,11 +16,11 @@ from annotated_types import Ge, Le
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
-from headstart.data.images.fewshot import Ways, few_shot, image_store, shuffled
+from headstart.data.images.fewshot import Ways, few_shot, fitted, image_store, shuffled
 from headstart.data.kind import LeftOutWarning, unknown_types
-from headstart.data.random import SPLITS
+from headstart.data.random import SPLITS, size_range
 from headstart.errors import DataError, FileError, ShortClassError, UsageError
-from headstart.schema import extends
+from headstart.schema import Count, extends
 from headstart.types import Tasks
 
 HEIC = bool(find_spec("pillow_heif"))
@@ -160,7 +160,9 @@ class ClassFolder(NamedTuple):
 def folder(
     data: str | Path,
     *,
-    ways: Ways = 5,
+    ways: Ways | None = None,
+    shots: Count | tuple[Count, Count] = 1,
+    queries: Count | None = None,
     image_size: Annotated[int, Ge(8), Le(512)] = 28,
     channels: Literal[1, 3] = 3,
     strict: bool = False,
@@ -175,7 +177,8 @@ def folder(
 
     Args:
         data: the folder.
-        ways: classes of a task.
+        ways: classes of a task, by default 5, or as many as every split has.
+        queries: query images a class, by default 15, or as many as the smallest class has left.
         image_size: height and width of the images, in pixels.
         channels: 1 for grey, 3 for colour.
         strict: refuse a folder that holds an image that cannot be read; else it is left out with a
@@ -189,16 +192,20 @@ def folder(
         LeakageError: a class folder that is in two splits.
     """
     check_image_shape(image_size, channels)
-    splits = _splits(Path(data), ways)
+    splits = _splits(Path(data), ways or 2)
     read = {split: _read(paths, image_size, channels, strict) for split, paths in splits.items()}
     stores = {split: image_store(dict(zip(found.names, found.images))) for split, found in read.items()}
+    on_short, own_ways = options.get("on_short", "error"), options.get("train_ways")
+    judged = {split: store for split, store in stores.items() if split != "train" or own_ways is None}
+    ways, queries, notes = fitted(judged, size_range("shots", shots)[1], ways, queries, on_short)
     details = {
+        "notes": tuple(notes),
         "source": Path(data).resolve().name,
         "class_names": {split: found.names for split, found in read.items()},
         "skipped_images": sum(found.skipped for found in read.values()),
         "licence": "that of the images in the folder; no image is in this folder but in episode.png",
     }
-    return few_shot("folder", stores, ways=ways, details=details, **options)
+    return few_shot("folder", stores, ways=ways, shots=shots, queries=queries, details=details, **options)
 
 
 def read_class_folder(
@@ -264,14 +271,15 @@ def _splits(data: Path, ways: int) -> Mapping[str, Sequence[Path]]:
         return {split: _class_folders(holders[split]) for split in SPLITS}
     by_name = {path.name: path for path in found}
     order = shuffled(by_name)
-    held_out = round(_HELD_OUT * len(order))
+    held_out = max(round(_HELD_OUT * len(order)), 2 if len(order) >= 6 else 0)  # two at least are told apart
     names = dict(zip(SPLITS, (order[2 * held_out :], order[held_out : 2 * held_out], order[:held_out])))
     if held_out < ways:
         counts = ", ".join(f"{len(part)} for {split}" for split, part in names.items())
         raise ShortClassError(
             f"{data} has {len(order)} class folder{'s' * (len(order) > 1)} ({counts}), but {ways} ways need"
-            f" {ways} classes in each split. Lower --ways, add classes, or make train, validation and test"
-            " folders."
+            f" {ways} classes in each split. "
+            + (f"--ways {held_out} works; or" if held_out > 1 else "Six classes are the fewest:")
+            + " add classes, or make train, validation and test folders."
         )
     return {split: [by_name[name] for name in part] for split, part in names.items()}
 

@@ -109,6 +109,7 @@ def _data(job: Job) -> str:
         parts.append(f"{details['duplicates']} repeated rows (--on-duplicates {details['on_duplicates']})")
     if details.get("left_out"):
         parts.append("columns left out: " + ", ".join(f"{name!r} ({why})" for name, why in details["left_out"].items()))
+    parts += details.get("notes", ())
     if "source" in details:
         parts.append(f"source: {details['source']}")
     if licence := details.get("licence") or details.get("licences"):
