@@ -204,7 +204,7 @@ def adapt(
             value of the task column is a task. Curves: one of columns x (or x1, x2, … where an input has several
             numbers) and y, and maybe task.
         out: The folder to write; new or empty.
-        strict: Refuse an image that cannot be read, rather than skip it.
+        strict: Refuse an image that cannot be read, and a class without any, rather than leave it out.
         as_json: Print the result as JSON.
     """
     from headstart.training.adapted import adapt

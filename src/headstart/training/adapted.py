@@ -84,7 +84,7 @@ def adapt(
             Parquet file of columns x and y, and maybe task.
         out: the folder to write; it must be new or empty.
         device: where to compute.
-        strict: refuse an image that cannot be read, which else is left out with a warning.
+        strict: refuse an image that cannot be read, and a class without any, which else are left out with a warning.
 
     Raises:
         ConfigError: the method cannot do that many classes, new tasks of the run's kind cannot be read from files, or

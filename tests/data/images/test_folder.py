@@ -6,8 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from headstart.data.images.fewshot import scaled
 from headstart.data.images.folder import (
     SUFFIXES,
+    SameImageWarning,
     SkippedImageWarning,
     folder,
     image_files,
@@ -15,7 +17,8 @@ from headstart.data.images.folder import (
     read_image,
     read_images,
 )
-from headstart.data.kind import LeftOutWarning, files_of
+from headstart.data.images.kind import IMAGES
+from headstart.data.kind import LeftOutWarning, files_of, raised
 from headstart.errors import DataError, FileError, LeakageError, ShortClassError, UsageError
 
 
@@ -78,10 +81,10 @@ def test_split_folders_are_taken_as_they_are(tmp_path, validation):
 
 def test_split_folders_must_be_complete_and_disjoint(tmp_path):
     make(tmp_path / "train", NAMES[:5])
-    make(tmp_path / "test", NAMES[4:9])
+    make(tmp_path / "test", NAMES[4:9], first=10)
     with pytest.raises(DataError, match="none for validation"):
         folder(tmp_path, **SMALL)
-    make(tmp_path / "val", NAMES[10:15])
+    make(tmp_path / "val", NAMES[10:15], first=20)
     with pytest.raises(LeakageError, match="'train' and 'test' of folder share class 'class04'"):
         folder(tmp_path, **SMALL)
 
@@ -147,10 +150,10 @@ def test_queries_then_ways_are_fitted_to_what_is_there_and_said(tmp_path):
 
 @pytest.mark.parametrize("count", [6, 7, 25])
 def test_few_classes_are_enough(tmp_path, count):
-    make(tmp_path, (NAMES + [f"more{k}" for k in range(5)])[:count], images=16)
-    details = folder(tmp_path).details
-    assert (details["ways"], details["queries"]) == (2 if count < 10 else 5, 15)
-    assert ("notes" in details and len(details["notes"])) == (2 if count < 10 else 1)
+    make(tmp_path, (NAMES + [f"more{k}" for k in range(5)])[:count], images=9)
+    details = folder(tmp_path, shots=3).details
+    assert (details["ways"], details["queries"]) == (2 if count < 10 else 5, 6)
+    assert len(details["notes"]) == (3 if count < 10 else 2)
 
 
 def test_one_class_only_is_refused(tmp_path):
@@ -177,7 +180,7 @@ def test_a_support_folder_gives_names_and_images_in_order(tmp_path):
     (tmp_path / "bee" / "notes.txt").write_text("not an image")
     (tmp_path / "bee" / "2.png").write_bytes(b"damaged")
     with pytest.warns(SkippedImageWarning, match="2.png"):
-        names, images, skipped = read_class_folder(tmp_path, size=4, channels=3)
+        names, images, _, skipped = read_class_folder(tmp_path, size=4, channels=3)
     assert names == ["ant", "bee"]
     assert [tuple(x.shape) for x in images] == [(3, 3, 4, 4), (2, 3, 4, 4)]
     assert images[0][:, 0, 0, 0].tolist() == [10, 11, 12]
@@ -187,11 +190,40 @@ def test_a_support_folder_gives_names_and_images_in_order(tmp_path):
         read_class_folder(tmp_path, strict=True)
 
 
-def test_a_support_class_without_images_is_refused(tmp_path):
-    make(tmp_path, ["ant", "bee"], images=1)
+def test_an_empty_support_class_is_left_out_or_refused(tmp_path):
+    make(tmp_path, ["ant", "bee", "cat"], images=1)
     (tmp_path / "bee" / "0.png").rename(tmp_path / "bee" / "0.txt")
-    with pytest.raises(DataError, match=r"bee has no image that can be read \(it holds 0.txt\)"):
+    (tmp_path / "__MACOSX" / "ant").mkdir(parents=True)
+    told = r"bee has no image that can be read \(it holds 0.txt\)"
+    with pytest.raises(DataError, match=told):
+        read_class_folder(tmp_path, strict=True)
+    with pytest.warns(SkippedImageWarning, match=f"left out: .*{told}"):
+        assert read_class_folder(tmp_path).names == ["ant", "cat"]
+    (tmp_path / "cat" / "0.png").unlink()
+    with pytest.raises(DataError, match=told):
         read_class_folder(tmp_path)
+
+
+def test_the_same_image_twice_is_warned_of(tmp_path):
+    make(tmp_path, NAMES)
+    Image.new("RGB", (9, 9), (31,) * 3).save(tmp_path / NAMES[2] / "5.bmp")  # that is image 1 of class 3
+    make(tmp_path / "other", ["a"], images=2, first=1)
+    for path in (tmp_path / "other" / "a").iterdir():
+        path.rename(tmp_path / NAMES[1] / f"again{path.name}")
+    (tmp_path / "other" / "a").rmdir()
+    (tmp_path / "other").rmdir()
+    with pytest.warns(SameImageWarning, match="3 images are there before.* 1 in another class") as caught:
+        folder(tmp_path, **SMALL)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(("fit", "corner", "side"), [("crop", 77, 77), ("pad", 255, 0), ("stretch", 0, 0)])
+def test_how_an_image_becomes_a_square(tmp_path, fit, corner, side):
+    image = Image.new("L", (24, 12), 0)
+    image.paste(77, (6, 0, 18, 12))
+    image.save(tmp_path / "a.png")
+    found = read_image(tmp_path / "a.png", 12, 1, fit)[0]
+    assert (found[0, 0], found[6, 0], found[6, 6]) == (corner, side, 77)
 
 
 def picture(width=20, height=20, mode="RGB", colour="red"):
@@ -361,3 +393,17 @@ def test_only_image_files_count_and_by_name(tmp_path):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "folder.png").mkdir()
     assert [path.name for path in image_files(tmp_path)] == ["a.JPG", "b.png"]
+
+
+def test_new_tasks_and_queries_are_read_as_the_run_was(tmp_path):
+    make(tmp_path, ["a", "b"], images=1)
+    image = Image.new("L", (24, 12), 7)
+    image.save(tmp_path / "a" / "0.png")
+    said = {"input_shape": [1, 12, 12], "light_on_dark": False, "classes": 2, "training_classes": "", "fit": "pad"}
+    prepared = IMAGES.read(said, "here")
+    ((_, batch),) = IMAGES.support(prepared, tmp_path, False)
+    (asked,) = IMAGES.inputs(prepared, [str(tmp_path / "a")], {}, raised)
+    expected = scaled(read_image(tmp_path / "a" / "0.png", 12, 1, "pad"))
+    assert torch.equal(batch.x[0, 0], expected) and torch.equal(asked.x[0], expected) and expected[0, 0, 0] == 1
+    with pytest.raises(FileError, match="made square by 'cut'"):
+        IMAGES.read({**said, "fit": "cut"}, "here")

@@ -1,14 +1,15 @@
 """Your own images: a folder that holds one folder of images for each class, read whatever their shape and colours."""
 
+import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -39,20 +40,30 @@ MOST_PIXELS = 50_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
 
 
+Fit: TypeAlias = Literal["crop", "pad", "stretch"]
+"""How an image becomes a square: its centre, all of it on white, or all of it out of proportion."""
+
+
 class SkippedImageWarning(UserWarning):
     """An image file that cannot be read was left out."""
 
 
-def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1) -> Tensor:
+class SameImageWarning(UserWarning):
+    """Two files hold the same image, as far as a model can see."""
+
+
+def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1, fit: Fit = "crop") -> Tensor:
     """Read one image file, whatever its shape, colours and orientation, as models are trained on it.
 
     In order: the first frame; turned upright by its EXIF orientation; transparent parts laid on white; made grey (1
-    channel) or RGB (3); its shorter side scaled to ``size`` with antialiasing; the centre square cut out.
+    channel) or RGB (3); made a square of ``size``, scaled with antialiasing.
 
     Args:
         path: a PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF file, or with the extra ``heic`` a HEIC file.
         size: height and width to return, in pixels.
         channels: 1 or 3.
+        fit: ``"crop"`` cuts out the centre square, so that of an image of 3:2 a third is lost; ``"pad"`` takes all of
+            it, with white beside it; ``"stretch"`` takes all of it, out of proportion.
 
     Returns:
         ``(channels, size, size)`` uint8; `headstart.data.images.fewshot.scaled` makes it a model's input.
@@ -75,11 +86,18 @@ def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1) ->
                 raise ValueError(f"{width} x {height} pixels; at most {MOST_PIXELS} are read")
             upright = ImageOps.exif_transpose(image)
             plain = _flattened(upright, "L" if channels == 1 else "RGB")
-            square = ImageOps.fit(plain, (size, size), Image.Resampling.BILINEAR)
+            square = _squares[fit](plain, (size, size), Image.Resampling.BILINEAR)
     except Exception as error:  # decoders fail on damaged files in more ways than they document
         reason = f"not a file of {', '.join(SUFFIXES)}" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"cannot read the image {path}: {reason or type(error).__name__}") from error
     return torch.from_numpy(np.array(square)).view(size, size, channels).permute(2, 0, 1).contiguous()
+
+
+_squares: dict[Fit, Callable[..., Image.Image]] = {
+    "crop": ImageOps.fit,
+    "pad": partial(ImageOps.pad, color="white"),
+    "stretch": Image.Image.resize,
+}
 
 
 @cache
@@ -88,13 +106,13 @@ def _register_heic() -> None:
 
 
 def read_images(
-    paths: Sequence[Path], size: int, channels: Literal[1, 3], strict: bool
+    paths: Sequence[Path], size: int, channels: Literal[1, 3], strict: bool, fit: Fit = "crop"
 ) -> Iterator[Tensor | DataError | FileError]:
     """Read images in parallel, in order; a bad or missing one comes as its error, or is raised where ``strict``."""
 
     def read(path: Path) -> Tensor | DataError | FileError:
         try:
-            return read_image(path, size, channels)
+            return read_image(path, size, channels, fit)
         except (DataError, FileError) as error:
             return error
 
@@ -152,6 +170,8 @@ class ClassFolder(NamedTuple):
     names: list[str]
     images: list[Tensor]
     """One ``(n, channels, size, size)`` uint8 tensor a class."""
+    files: list[list[Path]]
+    """The files they are from."""
     skipped: int
     """How many image files could not be read."""
 
@@ -165,6 +185,7 @@ def folder(
     queries: Count | None = None,
     image_size: Annotated[int, Ge(8), Le(512)] = 28,
     channels: Literal[1, 3] = 3,
+    fit: Fit = "crop",
     strict: bool = False,
     **options: Any,
 ) -> Tasks:
@@ -181,6 +202,8 @@ def folder(
         queries: query images a class, by default 15, or as many as the smallest class has left.
         image_size: height and width of the images, in pixels.
         channels: 1 for grey, 3 for colour.
+        fit: how an image becomes a square: its centre (crop), all of it with white beside it (pad), or all of it, out
+            of proportion (stretch).
         strict: refuse a folder that holds an image that cannot be read; else it is left out with a
             `SkippedImageWarning`, and counted in ``details['skipped_images']``.
         options: those of `few_shot`.
@@ -193,13 +216,15 @@ def folder(
     """
     check_image_shape(image_size, channels)
     splits = _splits(Path(data), ways or 2)
-    read = {split: _read(paths, image_size, channels, strict) for split, paths in splits.items()}
+    read = {split: _read(paths, image_size, channels, strict, fit) for split, paths in splits.items()}
+    _warn_of_same(read.values())
     stores = {split: image_store(dict(zip(found.names, found.images))) for split, found in read.items()}
     on_short, own_ways = options.get("on_short", "error"), options.get("train_ways")
     judged = {split: store for split, store in stores.items() if split != "train" or own_ways is None}
     ways, queries, notes = fitted(judged, size_range("shots", shots)[1], ways, queries, on_short)
     details = {
         "notes": tuple(notes),
+        "fit": fit,
         "source": Path(data).resolve().name,
         "class_names": {split: found.names for split, found in read.items()},
         "skipped_images": sum(found.skipped for found in read.values()),
@@ -209,13 +234,15 @@ def folder(
 
 
 def read_class_folder(
-    path: str | Path, size: int = 28, channels: Literal[1, 3] = 3, strict: bool = False
+    path: str | Path, size: int = 28, channels: Literal[1, 3] = 3, strict: bool = False, fit: Fit = "crop"
 ) -> ClassFolder:
     """Read one folder of class folders, such as the support set of a new task.
 
+    A class without an image that can be read is left out with a `SkippedImageWarning`, or refused where ``strict``.
+
     Raises:
         FileError: no such folder.
-        DataError: fewer than two class folders, one without a readable image, or, where ``strict``, an unreadable one.
+        DataError: fewer than two classes; where ``strict``, an image that cannot be read, or a class without any.
     """
     check_image_shape(size, channels)
     classes = _class_folders(Path(path))
@@ -223,12 +250,43 @@ def read_class_folder(
         raise DataError(
             f"{path} has one class folder only, {classes[0].name!r}; there is nothing to tell it apart from"
         )
-    found = _read(classes, size, channels, strict)
-    for folder, images in zip(classes, found.images):
-        if not len(images):
-            holds = f"it holds {_contents(folder)}); expected at least one of {', '.join(SUFFIXES)}"
-            raise DataError(f"class folder {folder} has no image that can be read ({holds}")
+    found = _read(classes, size, channels, strict, fit)
+    empty = [place for place, images in enumerate(found.images) if not len(images)]
+    for place in empty:
+        holds = f"it holds {_contents(classes[place])}); expected at least one of {', '.join(SUFFIXES)}"
+        told = f"class folder {classes[place]} has no image that can be read ({holds}"
+        if strict or len(classes) - len(empty) < 2:
+            raise DataError(told)
+        warnings.warn(f"left out: {told}", SkippedImageWarning, stacklevel=2)
+    there = [place for place in range(len(classes)) if place not in empty]
+    found = ClassFolder(
+        [found.names[place] for place in there],
+        [found.images[place] for place in there],
+        [found.files[place] for place in there],
+        found.skipped,
+    )
+    _warn_of_same([found])
     return found
+
+
+def _warn_of_same(found: Iterable[ClassFolder]) -> None:
+    """Warn of images that are there twice: they may be learned from and asked again, or be of two classes."""
+    first, twice, others = dict[bytes, tuple[str, Path]](), list[tuple[Path, Path]](), 0
+    for one in found:
+        for name, images, files in zip(*one[:3]):
+            for image, path in zip(images, files):
+                owner, before = first.setdefault(hashlib.blake2b(image.numpy().data).digest(), (name, path))
+                if before != path:
+                    twice.append((before, path))
+                    others += owner != name
+    if twice:
+        warnings.warn(
+            f"{len(twice)} images are there before, to a model the same ({twice[0][1]} as {twice[0][0]}): {others} in"
+            " another class, which no model can tell apart, and the others may be asked of those who learned from"
+            " them, which flatters a score",
+            SameImageWarning,
+            stacklevel=3,
+        )
 
 
 def task_folders(path: Path) -> dict[str | None, Path]:
@@ -239,22 +297,24 @@ def task_folders(path: Path) -> dict[str | None, Path]:
     return {None: path}
 
 
-def _read(classes: Sequence[Path], size: int, channels: Literal[1, 3], strict: bool) -> ClassFolder:
+def _read(classes: Sequence[Path], size: int, channels: Literal[1, 3], strict: bool, fit: Fit) -> ClassFolder:
     classes = sorted(classes, key=lambda path: path.name)
     refuse_unknown(classes, strict)
     files = [image_files(path) for path in classes]
-    read = read_images([path for paths in files for path in paths], size, channels, strict)
-    images = []
+    read = read_images([path for paths in files for path in paths], size, channels, strict, fit)
+    images, whole = list[Tensor](), list[list[Path]]()
     for paths in files:
         kept, count = torch.empty(len(paths), channels, size, size, dtype=torch.uint8), 0
-        for image in islice(read, len(paths)):
+        whole.append([])
+        for path, image in zip(paths, islice(read, len(paths))):
             if not isinstance(image, Tensor):
                 warnings.warn(f"skipped: {image}", SkippedImageWarning, stacklevel=4)
             else:
                 kept[count] = image
                 count += 1
+                whole[-1].append(path)
         images.append(kept[:count])
-    return ClassFolder([path.name for path in classes], images, sum(map(len, files)) - sum(map(len, images)))
+    return ClassFolder([path.name for path in classes], images, whole, sum(map(len, files)) - sum(map(len, images)))
 
 
 def _splits(data: Path, ways: int) -> Mapping[str, Sequence[Path]]:
@@ -294,7 +354,8 @@ def _class_folders(path: Path) -> list[Path]:
 
 
 def _subfolders(path: Path) -> list[Path]:
-    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    # macOS leaves a folder of its own in what it packs
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith((".", "__MACOSX")))
 
 
 def _contents(path: Path) -> str:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
 
 from headstart.data.images.fewshot import scaled
-from headstart.data.images.folder import SUFFIXES, read_class_folder, read_images, task_folders
+from headstart.data.images.folder import SUFFIXES, Fit, read_class_folder, read_images, task_folders
 from headstart.data.kind import DataKind, Failed, Inputs, NewTask, Row, class_answers, files_of, unsampled
 from headstart.errors import DataError, FileError
 from headstart.types import Batch, Tasks
@@ -31,6 +31,8 @@ class Prepared(NamedTuple):
     """Classes of a task, as trained."""
     training_classes: str
     """The SHA-256 of the names of the classes that were trained on."""
+    fit: Fit
+    """How an image becomes a square."""
 
 
 def _preparation(tasks: Tasks) -> dict[str, Any] | None:
@@ -44,6 +46,7 @@ def _preparation(tasks: Tasks) -> dict[str, Any] | None:
         "light_on_dark": bool(details.get("light_on_dark", False)),
         "classes": tasks.output_size,
         "training_classes": hashlib.sha256(names.encode()).hexdigest(),
+        "fit": details.get("fit", "crop"),
     }
 
 
@@ -51,9 +54,11 @@ def _read(value: Any, where: str) -> Prepared:
     try:
         channels, height, width = shape = tuple(int(size) for size in value["input_shape"])
         classes, light = int(value["classes"]), bool(value["light_on_dark"])
-        found = Prepared(cast(Any, shape), light, classes, str(value["training_classes"]))
+        found = Prepared(cast(Any, shape), light, classes, str(value["training_classes"]), value["fit"])
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{where} does not say how images are prepared: {error}") from error
+    if found.fit not in get_args(Fit):
+        raise FileError(f"{where} has images made square by {found.fit!r}; expected {', '.join(get_args(Fit))}")
     if channels not in (1, 3) or not 0 < height == width <= 4096 or not 2 <= classes <= 1_000_000:
         raise FileError(f"{where} has {classes} classes and inputs of shape {shape}")
     return found
@@ -75,7 +80,7 @@ def _recognises(path: Path) -> bool:
 def _support(prepared: Prepared, source: Path, strict: bool) -> list[tuple[NewTask, Batch]]:
     found = []
     for name, folder in task_folders(source).items():
-        read = read_class_folder(folder, prepared.input_shape[-1], prepared.input_shape[0], strict)
+        read = read_class_folder(folder, prepared.input_shape[-1], prepared.input_shape[0], strict, prepared.fit)
         counts = tuple(len(images) for images in read.images)
         x = _as_trained(prepared, scaled(torch.cat(read.images)))
         y = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
@@ -91,7 +96,7 @@ def _inputs(
     most = max(1, min(_CHUNK, _NUMBERS // prod(prepared.input_shape)))
     while some := list(islice(found, most)):
         paths = [path for path, _ in some]
-        images = read_images(paths, prepared.input_shape[-1], prepared.input_shape[0], strict=False)
+        images = read_images(paths, prepared.input_shape[-1], prepared.input_shape[0], strict=False, fit=prepared.fit)
         read: list[Tensor] = []
         known: list[tuple[Path, str | None]] = []
         for (path, own), image in zip(some, images):
@@ -130,13 +135,17 @@ def _as_trained(prepared: Prepared, x: Tensor) -> Tensor:
 
 def _predicts(prepared: Prepared) -> str:
     channels, height, width = prepared.input_shape
-    return f"the class of an image ({height} x {width}, {'grey' if channels == 1 else 'RGB'})"
+    return f"the class of an image ({height} x {width}, {'grey' if channels == 1 else 'RGB'}; {_SEEN[prepared.fit]})"
+
+
+_SEEN = {"crop": "of each image its centre square", "pad": "all of each image, on white", "stretch": "stretched"}
 
 
 def _task(tasks: Tasks) -> str:
     shots, queries = tasks.details["shots"], tasks.details["queries"]
     shots = "-".join(map(str, shots)) if isinstance(shots, tuple) else shots
-    return f"{tasks.output_size} classes; {shots} support and {queries} query images a class"
+    seen = f"; {_SEEN[tasks.details['fit']]} (--fit {tasks.details['fit']})" if "fit" in tasks.details else ""
+    return f"{tasks.output_size} classes; {shots} support and {queries} query images a class{seen}"
 
 
 IMAGES = DataKind(
