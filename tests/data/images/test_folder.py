@@ -1,5 +1,7 @@
 import io
+import shutil
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ def make(root, classes, images=4, first=0):
 
 NAMES = [f"class{k:02}" for k in range(20)]
 SMALL = {"ways": 3, "queries": 2}
+OWN = {"train": ["01", "02", "05", "07"], "val": ["03", "04", "09"], "test": ["00", "06", "08", "10"]}
 
 
 def test_episodes_hold_the_images_of_their_class_folders(tmp_path):
@@ -87,6 +90,74 @@ def test_split_folders_must_be_complete_and_disjoint(tmp_path):
     make(tmp_path / "val", NAMES[10:15], first=20)
     with pytest.raises(LeakageError, match="'train' and 'test' of folder share class 'class04'"):
         folder(tmp_path, **SMALL)
+
+
+def test_zip_and_csv_files_are_read_as_the_folders_that_they_stand_for(tmp_path):
+    make(tmp_path / "all", NAMES)
+    expected = folder(tmp_path / "all", **SMALL)
+    same = [shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "all"), tmp_path / "list.csv"]
+    lines = [f"all/{name}/{j}.png,{name}" for name in NAMES for j in range(4)]
+    same[1].write_text("\n".join(["path,label", *lines]))
+    for source in same:
+        found = folder(source, **SMALL)
+        assert found.details["class_names"] == expected.details["class_names"]
+        assert torch.equal(found.sample("test", [3]).query.x, expected.sample("test", [3]).query.x)
+    # as mini-ImageNet is laid out, and all splits in one file
+    (tmp_path / "mini").mkdir()
+    (tmp_path / "all").rename(tmp_path / "mini" / "images")
+    splits = {split: [line[4:] for line in lines if line[-2:] in own] for split, own in OWN.items()}
+    for split, own in splits.items():
+        (tmp_path / "mini" / f"{split}.csv").write_text("\n".join(["filename,label", *own]))
+    one = "\n".join(["filename,label,split", *(f"{line},{split}" for split, own in splits.items() for line in own)])
+    (tmp_path / "mini" / "one.csv").write_text(one)
+    for source in (tmp_path / "mini", tmp_path / "mini" / "one.csv"):
+        names = folder(source, **SMALL).details["class_names"]
+        assert {split[:3]: [name[-2:] for name in own] for split, own in names.items()} == {
+            split[:3]: own for split, own in OWN.items()
+        }
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("path,label,age\na.png,b,3\n", "has the columns path, label, age"),
+        ("path,label\nno.png,a\n", "lists 'no.png', which is neither in"),
+        ("path,label\na.png,a\na.png,b\n", "row 3 of .* 'a.png' is there before"),
+        ("path,label\na.png,\n", "row 2 of .* is not whole"),
+    ],
+)
+def test_lists_that_are_not_whole_are_refused(tmp_path, text, told):
+    Image.new("L", (6, 6)).save(tmp_path / "a.png")
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(DataError, match=told):
+        folder(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/out.png", "a/../../out.png"])
+def test_a_zip_file_is_not_unpacked_outside(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as file:
+        file.writestr(name, b"x")
+    with pytest.raises(DataError, match="leads outside"):
+        folder(tmp_path / "bad.zip")
+    (tmp_path / "bad.zip").write_bytes(b"PK no zip")
+    with pytest.raises(DataError, match="cannot read the zip file"):
+        folder(tmp_path / "bad.zip")
+
+
+def test_only_lists_of_images_are_taken_for_images(tmp_path):
+    for place, (text, images) in enumerate(
+        [
+            ("path,label\na.png,b\n", True),
+            ("label,image,split\nb,a.JPG,train\n", True),
+            ("path,label,age\na.png,b,3\n", False),
+            ("path,label\na.txt,b\n", False),
+            ("week,label\n1,b\n", False),
+            ("", False),
+        ]
+    ):
+        path = tmp_path / f"{place}.csv"
+        path.write_text(text)
+        assert IMAGES.recognises(path) is images
 
 
 def test_a_class_may_be_called_train(tmp_path):

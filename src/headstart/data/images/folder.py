@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from headstart.data.images.fewshot import Ways, few_shot, fitted, image_store, shuffled
+from headstart.data.images.layouts import listed, unpacked
 from headstart.data.kind import LeftOutWarning, unknown_types
 from headstart.data.random import SPLITS, size_range
 from headstart.errors import DataError, FileError, ShortClassError, UsageError
@@ -164,6 +165,10 @@ def _flattened(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
 _HELD_OUT = 0.2  # of the classes for validation, and as many for test
 
 
+_Classes: TypeAlias = Mapping[str, Path | Sequence[Path]]
+"""By name, the folder of a class, or its images."""
+
+
 class ClassFolder(NamedTuple):
     """The images of a folder of class folders, sorted by name."""
 
@@ -189,7 +194,11 @@ def folder(
     strict: bool = False,
     **options: Any,
 ) -> Tasks:
-    """Make few-shot tasks out of a folder of class folders of images.
+    """Make few-shot tasks out of a folder of class folders of images, or what stands for one.
+
+    That is a zip file of such a folder, or a CSV file of columns ``path`` and ``label``, and maybe ``split``, and
+    nothing else (``filename``, ``image`` or ``file``, ``class`` or ``category`` are as good); or a folder of three such
+    files, ``train.csv``, ``val.csv`` and ``test.csv``, with the images in ``images``, as mini-ImageNet is laid out.
 
     Where ``data`` holds ``train``, ``validation`` (or ``val``) and ``test`` folders of class folders, those are the
     splits. Else the class folders are shuffled by the SHA-256 of their names, and a fifth each is for validation and
@@ -197,7 +206,7 @@ def folder(
     `headstart.data.images.folder.read_image` says how an image is read.
 
     Args:
-        data: the folder.
+        data: the folder, or a zip or CSV file.
         ways: classes of a task, by default 5, or as many as every split has.
         queries: query images a class, by default 15, or as many as the smallest class has left.
         image_size: height and width of the images, in pixels.
@@ -215,8 +224,9 @@ def folder(
         LeakageError: a class folder that is in two splits.
     """
     check_image_shape(image_size, channels)
-    splits = _splits(Path(data), ways or 2)
-    read = {split: _read(paths, image_size, channels, strict, fit) for split, paths in splits.items()}
+    with unpacked(Path(data), SUFFIXES) as place:
+        splits = _splits(place, ways or 2)
+        read = {split: _read(classes, image_size, channels, strict, fit) for split, classes in splits.items()}
     _warn_of_same(read.values())
     stores = {split: image_store(dict(zip(found.names, found.images))) for split, found in read.items()}
     on_short, own_ways = options.get("on_short", "error"), options.get("train_ways")
@@ -245,16 +255,15 @@ def read_class_folder(
         DataError: fewer than two classes; where ``strict``, an image that cannot be read, or a class without any.
     """
     check_image_shape(size, channels)
-    classes = _class_folders(Path(path))
+    classes = _classes(Path(path))
     if len(classes) < 2:
-        raise DataError(
-            f"{path} has one class folder only, {classes[0].name!r}; there is nothing to tell it apart from"
-        )
+        raise DataError(f"{path} has one class folder only, {next(iter(classes))!r}; there is nothing to tell it from")
     found = _read(classes, size, channels, strict, fit)
-    empty = [place for place, images in enumerate(found.images) if not len(images)]
+    empty = [place for place, images in enumerate(found.images) if not len(images)]  # never of a CSV file
     for place in empty:
-        holds = f"it holds {_contents(classes[place])}); expected at least one of {', '.join(SUFFIXES)}"
-        told = f"class folder {classes[place]} has no image that can be read ({holds}"
+        here = Path(path) / found.names[place]
+        holds = f"it holds {_contents(here)}); expected at least one of {', '.join(SUFFIXES)}"
+        told = f"class folder {here} has no image that can be read ({holds}"
         if strict or len(classes) - len(empty) < 2:
             raise DataError(told)
         warnings.warn(f"left out: {told}", SkippedImageWarning, stacklevel=2)
@@ -297,10 +306,10 @@ def task_folders(path: Path) -> dict[str | None, Path]:
     return {None: path}
 
 
-def _read(classes: Sequence[Path], size: int, channels: Literal[1, 3], strict: bool, fit: Fit) -> ClassFolder:
-    classes = sorted(classes, key=lambda path: path.name)
-    refuse_unknown(classes, strict)
-    files = [image_files(path) for path in classes]
+def _read(classes: _Classes, size: int, channels: Literal[1, 3], strict: bool, fit: Fit) -> ClassFolder:
+    names = sorted(classes)
+    refuse_unknown([path for path in classes.values() if isinstance(path, Path)], strict)
+    files = [image_files(found) if isinstance(found := classes[name], Path) else found for name in names]
     read = read_images([path for paths in files for path in paths], size, channels, strict, fit)
     images, whole = list[Tensor](), list[list[Path]]()
     for paths in files:
@@ -314,22 +323,36 @@ def _read(classes: Sequence[Path], size: int, channels: Literal[1, 3], strict: b
                 count += 1
                 whole[-1].append(path)
         images.append(kept[:count])
-    return ClassFolder([path.name for path in classes], images, whole, sum(map(len, files)) - sum(map(len, images)))
+    return ClassFolder(names, images, whole, sum(map(len, files)) - sum(map(len, images)))
 
 
-def _splits(data: Path, ways: int) -> Mapping[str, Sequence[Path]]:
-    found = _class_folders(data)
+def _splits(data: Path, ways: int) -> Mapping[str, _Classes]:
     own = {"val": "validation"} | {split: split for split in SPLITS}
-    holders = {own[path.name]: path for path in found if path.name in own and _subfolders(path)}
-    if "train" in holders:
-        missing = [split for split in SPLITS if split not in holders]
-        if missing:
-            raise DataError(
-                f"{data} has a train folder of class folders, but none for {' and '.join(missing)}; expected"
-                " train, validation (or val) and test, or the class folders themselves"
-            )
-        return {split: _class_folders(holders[split]) for split in SPLITS}
-    by_name = {path.name: path for path in found}
+    if data.is_file():
+        lists = listed(data)
+        if "" not in lists:
+            if {own.get(split) for split in lists} != set(SPLITS):
+                raise DataError(
+                    f"{data} has the splits {', '.join(lists)}; expected train, validation (or val) and test"
+                )
+            return {own[split]: classes for split, classes in lists.items()}
+        by_name: _Classes = lists[""]
+    elif (data / "train.csv").is_file() and (data / "test.csv").is_file():
+        found = {own[split]: data / f"{split}.csv" for split in own if (data / f"{split}.csv").is_file()}
+        if set(found) != set(SPLITS):
+            raise DataError(f"{data} has a train.csv and a test.csv, but no val.csv (or validation.csv)")
+        return {split: _classes(path) for split, path in found.items()}
+    else:
+        by_name = _classes(data)
+        holders = {own[name]: data / name for name in by_name if name in own and _subfolders(data / name)}
+        if "train" in holders:
+            missing = [split for split in SPLITS if split not in holders]
+            if missing:
+                raise DataError(
+                    f"{data} has a train folder of class folders, but none for {' and '.join(missing)}; expected"
+                    " train, validation (or val) and test, or the class folders themselves"
+                )
+            return {split: _classes(holders[split]) for split in SPLITS}
     order = shuffled(by_name)
     held_out = max(round(_HELD_OUT * len(order)), 2 if len(order) >= 6 else 0)  # two at least are told apart
     names = dict(zip(SPLITS, (order[2 * held_out :], order[held_out : 2 * held_out], order[:held_out])))
@@ -341,16 +364,23 @@ def _splits(data: Path, ways: int) -> Mapping[str, Sequence[Path]]:
             + (f"--ways {held_out} works; or" if held_out > 1 else "Six classes are the fewest:")
             + " add classes, or make train, validation and test folders."
         )
-    return {split: [by_name[name] for name in part] for split, part in names.items()}
+    return {split: {name: by_name[name] for name in part} for split, part in names.items()}
 
 
-def _class_folders(path: Path) -> list[Path]:
+def _classes(path: Path) -> _Classes:
+    """Return the class folders in a folder, or the images that a CSV file lists, by class."""
+    if path.is_file() and path.suffix.lower() == ".csv":
+        parts = listed(path).values()
+        return {name: [file for part in parts for file in part.get(name, ())] for part in parts for name in part}
     if not path.is_dir():
-        raise FileError(f"{path} is not a folder; expected a folder that holds one folder of images a class")
+        raise FileError(
+            f"{path} is not a folder; expected a folder that holds one folder of images a class, such a folder as a"
+            " zip file, or a CSV file of the columns path and label"
+        )
     found = _subfolders(path)
     if not found:
         raise DataError(f"{path} has no class folder (it holds {_contents(path)}); expected one of images a class")
-    return found
+    return {folder.name: folder for folder in found}
 
 
 def _subfolders(path: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from headstart.data.images.fewshot import scaled
 from headstart.data.images.folder import SUFFIXES, Fit, read_class_folder, read_images, task_folders
+from headstart.data.images.layouts import holds_images, unpacked
 from headstart.data.kind import DataKind, Failed, Inputs, NewTask, Row, class_answers, files_of, unsampled
 from headstart.errors import DataError, FileError
 from headstart.types import Batch, Tasks
@@ -72,15 +73,20 @@ def _difference(kept: Prepared, now: Prepared) -> str:
 
 def _recognises(path: Path) -> bool:
     """Return whether a folder holds an image, or no file at all: then it is said what is missing."""
+    if path.is_file():
+        return holds_images(path, SUFFIXES)
     files = (name for _, _, names in os.walk(path) for name in names)
     looked_at = [name.lower().endswith((*SUFFIXES, ".heic", ".heif", ".avif")) for name in islice(files, 10_000)]
     return path.is_dir() and (not looked_at or any(looked_at))
 
 
 def _support(prepared: Prepared, source: Path, strict: bool) -> list[tuple[NewTask, Batch]]:
+    with unpacked(source, SUFFIXES) as place:
+        size, channels, fit = prepared.input_shape[-1], prepared.input_shape[0], prepared.fit
+        folders = task_folders(place).items()
+        every = [(name, read_class_folder(folder, size, channels, strict, fit)) for name, folder in folders]
     found = []
-    for name, folder in task_folders(source).items():
-        read = read_class_folder(folder, prepared.input_shape[-1], prepared.input_shape[0], strict, prepared.fit)
+    for name, read in every:
         counts = tuple(len(images) for images in read.images)
         x = _as_trained(prepared, scaled(torch.cat(read.images)))
         y = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
