@@ -2,6 +2,7 @@ import io
 import shutil
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +124,7 @@ def test_zip_and_csv_files_are_read_as_the_folders_that_they_stand_for(tmp_path)
         ("path,label,age\na.png,b,3\n", "has the columns path, label, age"),
         ("path,label\nno.png,a\n", "lists 'no.png', which is neither in"),
         ("path,label\na.png,a\na.png,b\n", "row 3 of .* 'a.png' is there before"),
+        ("path,label,split\na.png,a,train\nb.png,b,\n", "has the splits 'train', ''; expected"),
         ("path,label\na.png,\n", "row 2 of .* is not whole"),
     ],
 )
@@ -473,6 +475,8 @@ def test_new_tasks_and_queries_are_read_as_the_run_was(tmp_path):
     said = {"input_shape": [1, 12, 12], "light_on_dark": False, "classes": 2, "training_classes": "", "fit": "pad"}
     prepared = IMAGES.read(said, "here")
     ((_, batch),) = IMAGES.support(prepared, tmp_path, False)
+    ((_, packed),) = IMAGES.support(prepared, Path(shutil.make_archive(str(tmp_path / "z"), "zip", tmp_path)), False)
+    assert torch.equal(packed.x, batch.x)
     (asked,) = IMAGES.inputs(prepared, [str(tmp_path / "a")], {}, raised)
     expected = scaled(read_image(tmp_path / "a" / "0.png", 12, 1, "pad"))
     assert torch.equal(batch.x[0, 0], expected) and torch.equal(asked.x[0], expected) and expected[0, 0, 0] == 1

@@ -330,10 +330,10 @@ def _splits(data: Path, ways: int) -> Mapping[str, _Classes]:
     own = {"val": "validation"} | {split: split for split in SPLITS}
     if data.is_file():
         lists = listed(data)
-        if "" not in lists:
-            if {own.get(split) for split in lists} != set(SPLITS):
+        if [*lists] != [""]:
+            if sorted(own.get(split, "") for split in lists) != sorted(SPLITS):
                 raise DataError(
-                    f"{data} has the splits {', '.join(lists)}; expected train, validation (or val) and test"
+                    f"{data} has the splits {', '.join(map(repr, lists))}; expected train, validation (or val) and test"
                 )
             return {own[split]: classes for split, classes in lists.items()}
         by_name: _Classes = lists[""]
