@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from headstart.algorithms.prototypes import nearest
 from headstart.cli.commands import _train
 from headstart.cli.options import call, first_look
 from headstart.errors import ConfigError, DivergenceError, FileError
@@ -27,6 +28,8 @@ from headstart.training.config import (
     resolve,
     schema_of,
 )
+from headstart.training.evaluate import evaluate
+from headstart.training.files import read_json
 from headstart.training.progress import View
 from headstart.training.run import open_run, read_config, test as judge, train
 from tests.short import tree
@@ -40,6 +43,19 @@ ICONS = {
     "tasks": "icons", "filters": 2, "ways": 2, "queries": 2, "inner_steps": 1, "rotations": False, "steps": 8, **SMALL
 }  # fmt: skip
 NUMBERS = ("last.safetensors", "best.safetensors", "metrics.jsonl", "results.csv", "test.csv", "results.json")
+
+
+class _Told(View):
+    """Keep what is told."""
+
+    def __init__(self):
+        self.notes, self.looks = [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def step(self, record, validation):
+        self.looks.append((record.step, validation))
 
 
 class _StopAt(View):
@@ -324,3 +340,16 @@ def test_how_a_step_is_computed_may_change_when_a_run_goes_on(how, tmp_path):
     assert one.keys() == other.keys()
     for name, tensor in other.items():
         assert (one[name].double() - tensor.double()).abs().max() < 1e-4, name
+
+
+def test_a_look_is_told_with_its_step_and_nearest_is_scored_once(tmp_path):
+    view = _Told()
+    train(tree({**ICONS, "evaluate_every": None, "queries": 3}), tmp_path / "run", view=view)
+    assert [int(text.rpartition(" at step ")[2]) for _, text in view.looks] == [0, 2, 2, 4, 4, 6, 6, 8]
+    results = read_json(tmp_path / "run" / "results.json")
+    raw = nearest()
+    tasks = open_run(tmp_path / "run")[0].tasks
+    assert results["nearest"]["mean"] == evaluate(raw, raw.init(None), tasks, episodes=4, split="test").mean
+    (told,) = [note for note in view.notes if "nearest" in note]
+    percent = f"{100 * results['nearest']['mean']:.2f}"
+    assert percent in told and f"learns nothing, has {percent} %" in (tmp_path / "run" / "README.md").read_text()

@@ -60,7 +60,8 @@ class Run(NamedTuple):
     """What every run has.
 
     Attributes:
-        evaluate_every: outer steps between two looks at the validation tasks.
+        evaluate_every: outer steps between two looks at the validation tasks; by default 250, or a quarter of all steps
+            where that is less.
         evaluate_tasks: validation tasks of such a look.
         test_tasks: test tasks of the final score.
         save_every: outer steps between two checkpoints.
@@ -73,7 +74,7 @@ class Run(NamedTuple):
             parts as that needs. By default all tasks of a step together.
     """
 
-    evaluate_every: Count = 250
+    evaluate_every: Count | None = None
     evaluate_tasks: Annotated[int, Ge(2), Le(1_000_000)] = 100
     test_tasks: Annotated[int, Ge(2), Le(1_000_000)] = 600
     save_every: Count = 100

@@ -25,6 +25,7 @@ import headstart
 from headstart.data.kind import kind_of_family
 from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, FileError
+from headstart.registry import find, load
 from headstart.training import checkpoint as checkpoints
 from headstart.training.build import Job, build, make_optimizer, reproducible
 from headstart.training.checkpoint import Checkpoint
@@ -41,6 +42,7 @@ from headstart.training.signals import Stop, only_writer, stop_signals
 from headstart.types import Meta
 
 CONFIG = "config.json"
+_LOOK = 250  # steps between two looks at validation, at most, where nobody says
 LEARNED = ("structure.json", "structure.csv", "structure.png")
 
 
@@ -144,7 +146,7 @@ def _meta_train(job: Job, outer: Outer, run: Path, state: State, best: Best, sto
     for stale in ("results.json", "test.csv", "README.md", *LEARNED):  # they tell of fewer steps
         (run / stale).unlink(missing_ok=True)
     judge = _Judge(job)
-    validation = shown(job.tasks.kind, best.value)
+    looked = f"validation {shown(job.tasks.kind, best.value)} at step {best.step}"
     view.begin(state.step, steps, tasks_per_step)
     with closing(MetricsFile(run, state.step)) as metrics:
         for look in fit_best(
@@ -154,7 +156,7 @@ def _meta_train(job: Job, outer: Outer, run: Path, state: State, best: Best, sto
             best=best,
             judge=judge,
             steps=steps,
-            every=config.evaluate_every,
+            every=config.evaluate_every or max(1, min(_LOOK, steps // 4)),
             larger=job.tasks.kind == "classification",
             tasks_per_step=tasks_per_step,
             schedule=outer.schedule,
@@ -163,9 +165,10 @@ def _meta_train(job: Job, outer: Outer, run: Path, state: State, best: Best, sto
             record, value, best = look
             line: dict[str, Any] = dict(zip(("step", "loss", "gradient_norm", "rate"), record))
             if value is not None:
-                line["validation"], validation = judge.said, shown(job.tasks.kind, value)
+                line["validation"] = judge.said
+                looked = f"validation {shown(job.tasks.kind, value)} at step {record.step}"
             metrics.add(line)
-            view.step(record, f"validation {validation}")
+            view.step(record, looked)
             if stop.requested or record.step % config.save_every == 0 or record.step == steps:
                 metrics.sync()
                 checkpoints.save(run, checkpoints.take(state, best))
@@ -195,11 +198,21 @@ def _test(job: Job, run: Path, state: State, best: Best, stop: Stop, view: View)
         if stop.requested:
             raise _Stopped
 
+    own, baseline = job.config.method.name, None
+    kind = find("data", find("task", job.config.tasks.name).kind)
     try:
         score = test(job, best.meta, on_batch=leave_if_asked)
+        if "nearest" in kind.compared and own != "nearest" and job.tasks.kind == "classification":
+            # nobody should train for what raw inputs give
+            raw = load("method", "nearest")()
+            baseline = evaluate(raw, raw.init(None), job.tasks, episodes=there, split="test", on_batch=leave_if_asked)
     except _Stopped:
         return None
     results = score_to_json(score)
+    if baseline is not None:
+        told = shown(job.tasks.kind, baseline.mean, baseline.ci95)
+        view.note(f"for comparison, nearest, the nearest class mean of raw inputs, which learns nothing: {told}")
+        results["nearest"] = {name: score_to_json(baseline)[name] for name in ("mean", "ci95")}
     results |= {"step": state.step, "best_step": best.step, "best_validation": best.value}
     results |= {"parameters": job.parameters, "device": str(job.device), "headstart": headstart.__version__}
     write_csv(run / "test.csv", by_task(job, score))

@@ -93,6 +93,9 @@ def _result(results: dict[str, Any]) -> str:
     before = results["by_inner_step"].get("0")
     if before and before["mean"] is not None:
         text += f"; before adapting {scale * before['mean']:{digits}}{unit}"
+    if nearest := results.get("nearest"):
+        raw = f"{scale * nearest['mean']:{digits}}{unit}"
+        text += f"; the nearest class mean of raw inputs, which learns nothing, has {raw}"
     return text
 
 
