@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +18,15 @@ from headstart.data.images import kind as images
 from headstart.data.images.folder import SkippedImageWarning
 from headstart.data.images.icons import load_icons
 from headstart.data.tables.schema import UnseenValueWarning, schema_from_json
-from headstart.errors import ConfigError, DataError, DivergenceError, FileError, HeadstartError, UnknownNameError
+from headstart.errors import (
+    ConfigError,
+    DataError,
+    DivergenceError,
+    FileError,
+    HeadstartError,
+    UnknownNameError,
+    UsageError,
+)
 from headstart.training import adapted as module
 from headstart.training.adapted import AdaptedModel, adapt, open_adapted, predict, predictions
 from headstart.training.files import read_json
@@ -377,6 +386,28 @@ class TestImages:
         assert [row["image"] for row in json.loads(capsys.readouterr().out.partition("\n")[2])] == queries
         found.unlink()
         assert command(["predict", out, asked[1], "--out", str(found)]) == 3 and not found.exists()
+
+    def test_images_in_memory_are_predicted_as_their_files(self, run_of: Run, tmp_path: Path) -> None:
+        queries = draw(tmp_path, [None])
+        model = adapt(run_of("images maml"), tmp_path / "support", tmp_path / "out")
+        expected = numbers(predict(model, queries))
+        opened = [Image.open(path) for path in queries]
+        arrays = [np.asarray(image.convert("RGB")) for image in opened]
+        tensors = torch.from_numpy(np.stack(arrays)).movedim(-1, 1)
+        for given in (opened, arrays, tensors, tensors / 255, np.stack(arrays), [*arrays[:1], *opened[1:]]):
+            found = predict(model, given)
+            assert numbers(found) == expected and [row["image"] for row in found] == [0, 1, 2]
+        one = expected[: len(expected) // 3]
+        assert numbers(predict(model, opened[0])) == pytest.approx(one, abs=1e-5)
+        for bad in (tensors.float(), torch.zeros(2, 8, 8), np.zeros(3), object(), np.full((4, 4), np.nan)):
+            with pytest.raises(DataError, match="is no image; expected a PIL image"):
+                predict(model, bad)
+        with pytest.raises(UsageError, match="expected files, folders or globs"):
+            predict(model, [queries[0], opened[1]])
+        with pytest.raises(FileError, match="is an adapted model; give the run that it was adapted from"):
+            adapt(tmp_path / "out", tmp_path / "support", tmp_path / "again")
+        with pytest.raises(FileError, match="is a run; adapt it to your task first"):
+            open_adapted(run_of("images maml"))
 
     def test_memory_does_not_grow_with_the_number_of_images(self, run_of: Run, tmp_path: Path) -> None:
         draw(tmp_path, [None])

@@ -87,6 +87,8 @@ class DataKind(NamedTuple):
     """What examples are called."""
     usage: tuple[str, str]
     """What `headstart adapt` and `headstart predict` take, as a command line has it."""
+    values: Callable[[Any, Sequence[Any]], Iterator[Inputs]] | None = None
+    """As ``inputs``, of examples that are no files but values in memory, where such can be predicted."""
     picture: str | None = None
     """``module:function`` of what draws test tasks: ``(tasks, learner, meta, truth) -> PNG bytes``, or ``None`` where
     there is no picture of such tasks; ``truth(n)`` gives the same tasks with n query examples and no noise."""

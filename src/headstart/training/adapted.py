@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import TypeAdapter
@@ -284,7 +284,7 @@ def _read_weights(
 
 
 def predict(
-    model: AdaptedModel, sources: str | Path | Iterable[str | Path], task: str | None = None
+    model: AdaptedModel, sources: str | Path | Iterable[str | Path] | Any, task: str | None = None
 ) -> list[dict[str, Any]]:
     """Predict what files, folders of files and globs hold: all of `predictions` at once."""
     return list(predictions(model, sources, task))
@@ -292,7 +292,7 @@ def predict(
 
 def predictions(
     model: AdaptedModel,
-    sources: str | Path | Iterable[str | Path],
+    sources: str | Path | Iterable[str | Path] | Any,
     task: str | None = None,
     failed: Failed = raised,
 ) -> Iterator[dict[str, Any]]:
@@ -300,7 +300,8 @@ def predictions(
 
     Args:
         model: what was learned.
-        sources: images, or CSV or Parquet files of rows with the run's features.
+        sources: images, or CSV or Parquet files of rows with the run's features; or images as PIL, NumPy or PyTorch
+            have them (a list of them, or one array or tensor), see `headstart.data.images.folder.pictures`.
         task: by which of the model's tasks to predict. By default each example's own: a row's is in the task column,
             an image's is the folder around it that is called as a task.
         failed: told of what cannot be read, or is of a task that was not learned, so that all else is predicted; by
@@ -323,9 +324,15 @@ def predictions(
         raise unknown_name("task", task, names)
     alone = learned[task] if task is not None else model.tasks[0] if len(learned) == 1 else None
     prepared = model.kind.read(model.preparation, "the adapted model")
-    given = [str(one) for one in ([sources] if isinstance(sources, str | Path) else sources)]
+    one = isinstance(sources, str | Path) or hasattr(sources, "ndim") or not isinstance(sources, Iterable)
+    given: list[Any] = [sources] if one else list(cast(Iterable[Any], sources))
+    named = [str(one) for one in given if isinstance(one, str | Path)]
+    if 0 < len(named) < len(given) or (given and not named and model.kind.values is None):
+        raise UsageError(f"expected files, folders or globs of {model.kind.examples}; got a {type(given[-1]).__name__}")
     labels = {} if alone else {one.name: one.labels for one in model.tasks if one.name is not None}
-    for inputs in model.kind.inputs(prepared, given, labels, failed):
+    of_values = model.kind.values if given and not named else None
+    found = of_values(prepared, given) if of_values else model.kind.inputs(prepared, named, labels, failed)
+    for inputs in found:
         answers: dict[int, Row] = {}
         for one, places in _by_task(inputs, learned, alone, failed):
             for first in range(0, len(places), _CHUNK):

@@ -267,7 +267,7 @@ def read_config(run: Path) -> Config:
     if not isinstance(values, dict):
         raise FileError(f"{path} is not a configuration; expected a JSON object")
     if "format" in values:
-        raise FileError(f"{run} holds an adapted model; expected the folder of a run, as `headstart train` makes it")
+        raise FileError(f"{run} is an adapted model; give the run that it was adapted from")
     return resolve(values, str(path))
 
 

@@ -85,13 +85,44 @@ def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1, fi
             width, height = image.size
             if width * height > MOST_PIXELS:
                 raise ValueError(f"{width} x {height} pixels; at most {MOST_PIXELS} are read")
-            upright = ImageOps.exif_transpose(image)
-            plain = _flattened(upright, "L" if channels == 1 else "RGB")
-            square = _squares[fit](plain, (size, size), Image.Resampling.BILINEAR)
+            return as_square(image, size, channels, fit)
     except Exception as error:  # decoders fail on damaged files in more ways than they document
         reason = f"not a file of {', '.join(SUFFIXES)}" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"cannot read the image {path}: {reason or type(error).__name__}") from error
+
+
+def as_square(image: Image.Image, size: int, channels: Literal[1, 3], fit: Fit = "crop") -> Tensor:
+    """Return an open image as `read_image` does."""
+    plain = _flattened(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+    square = _squares[fit](plain, (size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(square)).view(size, size, channels).permute(2, 0, 1).contiguous()
+
+
+def pictures(value: Any) -> list[Image.Image]:
+    """Return images that are given as values as PIL has them.
+
+    Args:
+        value: a PIL image, a tensor ``(C, H, W)`` or ``(n, C, H, W)``, or an array ``(H, W)``, ``(H, W, C)`` or
+            ``(n, H, W, C)``; C is 1, 3 or 4, and numbers are uint8, or floating in [0, 1].
+
+    Raises:
+        DataError: anything else.
+    """
+    if isinstance(value, Image.Image):
+        return [value]
+    array = np.asarray(value.detach().cpu().movedim(-3, -1) if isinstance(value, Tensor) and value.dim() > 2 else value)
+    flat = array.ndim == 2
+    array = array[None, :, :, None] if flat else array[None] if array.ndim == 3 else array
+    sound = array.ndim == 4 and array.shape[-1] in (1, 3, 4) and 0 not in array.shape
+    if sound and np.issubdtype(array.dtype, np.floating) and array.min() >= 0 and array.max() <= 1:
+        array = np.rint(array * 255).astype(np.uint8)
+    if not sound or array.dtype != np.uint8:
+        told = f"{type(value).__name__}" + (f" {tuple(array.shape[flat:])} of {array.dtype}" if array.ndim else "")
+        raise DataError(
+            f"a {told} is no image; expected a PIL image, a tensor (C, H, W), or an array (H, W, C), with 1, 3 or 4"
+            " channels of uint8, or of floats in [0, 1]"
+        )
+    return [Image.fromarray(one.squeeze(-1) if one.shape[-1] == 1 else one) for one in array]
 
 
 _squares: dict[Fit, Callable[..., Image.Image]] = {

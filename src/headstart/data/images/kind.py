@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from headstart.data.images.fewshot import scaled
-from headstart.data.images.folder import SUFFIXES, Fit, read_class_folder, read_images, task_folders
+from headstart.data.images.folder import (
+    SUFFIXES,
+    Fit,
+    as_square,
+    pictures,
+    read_class_folder,
+    read_images,
+    task_folders,
+)
 from headstart.data.images.layouts import holds_images, unpacked
 from headstart.data.kind import DataKind, Failed, Inputs, NewTask, Row, class_answers, files_of, unsampled
 from headstart.errors import DataError, FileError
@@ -99,8 +107,7 @@ def _inputs(
 ) -> Iterator[Inputs]:
     """An image is of the task that the nearest folder around it is called as."""
     found = ((path, _task_around(path, tasks)) for path in files_of(sources, SUFFIXES, failed))
-    most = max(1, min(_CHUNK, _NUMBERS // prod(prepared.input_shape)))
-    while some := list(islice(found, most)):
+    while some := list(islice(found, _together(prepared))):
         paths = [path for path, _ in some]
         images = read_images(paths, prepared.input_shape[-1], prepared.input_shape[0], strict=False, fit=prepared.fit)
         read: list[Tensor] = []
@@ -116,6 +123,20 @@ def _inputs(
             rows = [Row(image=str(path), **{} if own is None else {"task": own}) for path, own in known]
             x = _as_trained(prepared, scaled(torch.stack(read)))
             yield Inputs(x, [own for _, own in known], rows, lambda place, known=known: str(known[place][0]))
+
+
+def _values(prepared: Prepared, values: Sequence[Any]) -> Iterator[Inputs]:
+    """Images as values have their number beside the answer."""
+    size, channels, fit = prepared.input_shape[-1], prepared.input_shape[0], prepared.fit
+    found = enumerate(as_square(image, size, channels, fit) for value in values for image in pictures(value))
+    while some := list(islice(found, _together(prepared))):
+        x = _as_trained(prepared, scaled(torch.stack([image for _, image in some])))
+        rows = [Row(image=number) for number, _ in some]
+        yield Inputs(x, [None] * len(some), rows, lambda place, rows=rows: f"image {rows[place]['image']}")
+
+
+def _together(prepared: Prepared) -> int:
+    return max(1, min(_CHUNK, _NUMBERS // prod(prepared.input_shape)))
 
 
 def _task_around(path: Path, tasks: Mapping[str, Sequence[str]]) -> str | None | DataError:
@@ -165,6 +186,7 @@ IMAGES = DataKind(
     ),
     support=_support,
     inputs=_inputs,
+    values=_values,
     answers=lambda prepared, labels, outputs, deviations: class_answers(labels, outputs),
     predicts=_predicts,
     task=_task,
