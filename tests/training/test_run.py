@@ -1,5 +1,6 @@
 """Runs in a folder: complete, exact when resumed, and careful with what is there."""
 
+import csv
 import json
 import os
 import shlex
@@ -353,3 +354,24 @@ def test_a_look_is_told_with_its_step_and_nearest_is_scored_once(tmp_path):
     (told,) = [note for note in view.notes if "nearest" in note]
     percent = f"{100 * results['nearest']['mean']:.2f}"
     assert percent in told and f"learns nothing, has {percent} %" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_what_is_taken_for_what_is_counted_and_a_card_is_called_as_its_folder(tmp_path):
+    for number in range(12):
+        (tmp_path / "flags" / f"c{number}").mkdir(parents=True)
+        for image in range(3):  # of any colour, so that classes are mistaken for each other
+            shade = (71 * number % 256, 97 * (number + 5 * image) % 256, 151 * (7 * image + number) % 256)
+            Image.new("RGB", (4, 4), shade).save(tmp_path / "flags" / f"c{number}" / f"{image}.png")
+    small = {"image_size": 8, "evaluate_tasks": 2, "test_tasks": 40, "method": "nearest"}
+    train(tree({"tasks": str(tmp_path / "flags"), **small}), tmp_path / "run")
+    with (tmp_path / "run" / "confusions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    card = (tmp_path / "run" / "README.md").read_text()
+    # two classes are for testing, so that each is in every task
+    assert {row["class"] for row in rows} <= {path.name for path in (tmp_path / "flags").iterdir()}
+    assert all(row["of"] == "200" and row["class"] != row["taken for"] for row in rows)
+    wrong = 1 - read_json(tmp_path / "run" / "results.json")["mean"]
+    assert 0 < wrong < 1
+    first = rows[0]
+    assert card.startswith("# nearest on flags\n")
+    assert f"{first['class']} for {first['taken for']} ({first['times']} of {first['of']})" in card

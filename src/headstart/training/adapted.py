@@ -26,7 +26,7 @@ from headstart.errors import ConfigError, DataError, DivergenceError, FileError,
 from headstart.registry import find, rows
 from headstart.training.build import find_device, make_learner
 from headstart.training.checkpoint import alike, newest
-from headstart.training.config import Config, resolve
+from headstart.training.config import Config, called, resolve
 from headstart.training.files import from_safetensors, make_folder, read, read_json, to_json, to_safetensors, write
 from headstart.training.loop import start
 from headstart.training.metrics import csv_line
@@ -461,7 +461,7 @@ def _card(model: AdaptedModel) -> str:
     return f"""# {what} learned from {total} {kind.examples}
 
 Predicts {kind.predicts(kind.read(model.preparation, "the run"))}. Learned by {config.method.name}{steps}, from weights
-meta-learned on {config.tasks.name}; made with headstart.
+meta-learned on {called(config)}; made with headstart.
 
 | {head} | {kind.examples} |
 |---|---|

@@ -446,9 +446,14 @@ def text(value: Any, option: Option) -> str:
 
 def default_folder(config: Config) -> Path:
     """Return where a run goes by default: ``runs/TASKS-METHOD``."""
+    return Path("runs") / f"{called(config)}-{config.method.name}"
+
+
+def called(config: Config) -> str:
+    """Return what people call the tasks of a configuration: their own file or folder, else the family."""
     data = config.tasks.options.get("data")
     own = data is not None and any(row.family == config.tasks.name for row in rows("data"))
-    return Path("runs") / f"{Path(data).stem if own else config.tasks.name}-{config.method.name}"
+    return Path(data).stem if own else config.tasks.name
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

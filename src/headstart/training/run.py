@@ -143,7 +143,7 @@ def _meta_train(job: Job, outer: Outer, run: Path, state: State, best: Best, sto
     config, steps = job.config.run, outer.steps
     # no more than there are: each of them once
     tasks_per_step = min(outer.tasks_per_step, (job.tasks.counts or {}).get("train", outer.tasks_per_step))
-    for stale in ("results.json", "test.csv", "README.md", *LEARNED):  # they tell of fewer steps
+    for stale in ("results.json", "test.csv", "confusions.csv", "README.md", *LEARNED):  # they tell of fewer steps
         (run / stale).unlink(missing_ok=True)
     judge = _Judge(job)
     looked = f"validation {shown(job.tasks.kind, best.value)} at step {best.step}"
