@@ -63,7 +63,12 @@ from headstart.models.mlp import mlp as mlp
 from headstart.models.resnet12 import resnet12 as resnet12
 from headstart.models.soft_forest import soft_forest as soft_forest
 from headstart.models.transformer import transformer as transformer
-from headstart.training.adapted import adapt as adapt, open_adapted as open_adapted, predict as predict
+from headstart.training.adapted import (
+    adapt as adapt,
+    open_adapted as open_adapted,
+    predict as predict,
+    predictions as predictions,
+)
 from headstart.training.choose import train as train
 from headstart.training.evaluate import evaluate as evaluate
 from headstart.training.loop import fit as fit, start as start

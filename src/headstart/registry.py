@@ -107,7 +107,7 @@ KINDS = (
     ),
     Kind(
         "images",
-        "pictures in folders of classes",
+        "pictures in folders of classes, such a folder as a zip file, or a CSV file of the columns path and label",
         "headstart.data.images.kind:IMAGES",
         family="folder",
         model="conv4",

@@ -130,6 +130,8 @@ def test_the_head_is_the_last_layer_with_weights_unless_one_is_called_head():
     frozen = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     frozen[2].requires_grad_(False)
     assert head_of(frozen) == "1"
+    frozen[0].requires_grad_(False)
+    assert head_of(frozen) == head_of(nn.Sequential(nn.Flatten(), nn.Linear(2, 2))) == "1"
     with pytest.raises(UsageError, match="Linear has no head apart from its body"):
         headstart.anil(nn.Linear(2, 2))
 

@@ -241,6 +241,45 @@ def test_padding_is_refused_where_a_layer_normalises_by_the_batch(row):
         learner.adapt(learner.init(None), support._replace(mask=mask))
 
 
+@pytest.mark.parametrize("row", [row for row in registry.METHODS if row.model != "none"], ids=lambda row: row.name)
+def test_a_frozen_trunk_is_as_its_features(row):
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(3, 5), nn.Tanh()).double().requires_grad_(False)
+    head = nn.Linear(5, 3).double()
+    if row.name in ("boil", "warp_grad"):  # which want something to learn before the head
+        head = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    parts = [] if row.model == "embedding" else [head]
+    episodes = random_episodes((3,), regression=row.targets[0] == "regression", seed=1)
+    features = Episodes(*(batch._replace(x=trunk(batch.x)) for batch in episodes))
+    same, found = nn.Linear(5, 5, bias=False).double().requires_grad_(False), []
+    nn.init.eye_(same.weight)
+    seen = row.name in ("mmaml", "aware", "cavia")  # these modulate, or judge by, what is frozen
+    for first, given in [(trunk, episodes), (same, features)][: 1 if seen else 2]:
+        learner = made(row.name, nn.Sequential(first, *parts), given)
+        meta = learner.init(torch.Generator().manual_seed(0))
+        found.append([learner.predict(learner.adapt(meta, given.support)[0], given.query.x)])
+        if learner.gradient is not None and any(meta):
+            found[-1].append(meta_gradient(learner, meta, given)[0])
+    if seen:
+        assert found[0][0].isfinite().all()
+    else:
+        torch.testing.assert_close(*found)
+
+
+def test_what_has_nothing_to_learn_or_to_adapt_says_so():
+    frozen = nn.Linear(3, 3).double().requires_grad_(False)
+    episodes = random_episodes((3,))
+    cosine = made("prototypes", frozen, episodes, distance="cosine")
+    assert cosine.init(None).structure["scale"].dtype == torch.float64
+    assert meta_gradient(cosine, cosine.init(None), episodes)[0].structure["scale"] != 0
+    plain = made("prototypes", frozen, episodes)
+    with pytest.raises(UsageError, match="learns nothing across tasks"):
+        meta_gradient(plain, plain.init(None), episodes)
+    for name in ("maml", "imaml", "reptile", "meta_curvature"):
+        with pytest.raises(UsageError, match="no trainable parameter to adapt"):
+            made(name, frozen, episodes)
+
+
 @pytest.mark.parametrize("layer", ["batch norm, task", "dropout", "lstm", "transformer"])
 def test_maml_is_exact_with_checkpoints_a_learned_rule_and_momentum(layer):
     one = zoo()[layer]

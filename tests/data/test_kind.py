@@ -27,7 +27,7 @@ def made(family: str, folder: Path) -> Tasks:
         for place in range(30):
             (folder / f"class {place}").mkdir()
             for shade in range(2):
-                Image.new("L", (5, 5), place + shade).save(folder / f"class {place}" / f"{shade}.png")
+                Image.new("L", (5, 5), 5 * place + shade).save(folder / f"class {place}" / f"{shade}.png")
         options = {"data": folder, "queries": 1}
     return getattr(families, family)(**options)
 

@@ -9,18 +9,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from headstart.cli.app import run as command
+from headstart.data.images import kind as images
 from headstart.data.images.folder import SkippedImageWarning
 from headstart.data.images.icons import load_icons
 from headstart.data.tables.schema import UnseenValueWarning, schema_from_json
-from headstart.errors import ConfigError, DataError, DivergenceError, FileError, HeadstartError, UnknownNameError
+from headstart.errors import (
+    ConfigError,
+    DataError,
+    DivergenceError,
+    FileError,
+    HeadstartError,
+    UnknownNameError,
+    UsageError,
+)
 from headstart.training import adapted as module
-from headstart.training.adapted import AdaptedModel, adapt, open_adapted, predict
+from headstart.training.adapted import AdaptedModel, adapt, open_adapted, predict, predictions
 from headstart.training.files import from_safetensors, read_json, to_json, to_safetensors, write_together
 from headstart.training.run import train
 from headstart.types import Adapted, Gaussian, Tree
@@ -401,6 +411,75 @@ class TestImages:
     def test_without_images_there_are_no_classes(self, run_of: Run, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="classes of images are learned from images"):
             adapt(run_of("images maml"), None, tmp_path / "out")
+
+    def test_what_cannot_be_predicted_is_named_at_the_end(
+        self, run_of: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        queries, out, found = draw(tmp_path, [None]), str(tmp_path / "out"), tmp_path / "found.csv"
+        adapt(run_of("images maml"), tmp_path / "support", out)
+        (tmp_path / "bad.png").write_text("no image")
+        asked = [queries[0], str(tmp_path / "bad.png"), str(tmp_path / "none.png"), *queries[1:]]
+        monkeypatch.setattr(images, "_NUMBERS", 2 * 28 * 28)  # two at a time
+        assert command(["predict", out, *asked]) == 3
+        printed, told = capsys.readouterr()
+        assert [row["image"] for row in csv.DictReader(printed.splitlines())] == queries
+        assert "not predicted, 2:" in told and "bad.png" in told and "none.png is not a file" in told
+        assert command(["predict", out, *asked, "--out", str(found)]) == 3 and found.read_text() == printed
+        assert command(["predict", out, *asked, "--json"]) == 3
+        assert [row["image"] for row in json.loads(capsys.readouterr().out.partition("\n")[2])] == queries
+        found.unlink()
+        assert command(["predict", out, asked[1], "--out", str(found)]) == 3 and not found.exists()
+
+    def test_images_in_memory_are_predicted_as_their_files(self, run_of: Run, tmp_path: Path) -> None:
+        queries = draw(tmp_path, [None])
+        model = adapt(run_of("images maml"), tmp_path / "support", tmp_path / "out")
+        expected = numbers(predict(model, queries))
+        opened = [Image.open(path) for path in queries]
+        arrays = [np.asarray(image.convert("RGB")) for image in opened]
+        tensors = torch.from_numpy(np.stack(arrays)).movedim(-1, 1)
+        for given in (opened, arrays, tensors, tensors / 255, np.stack(arrays), [*arrays[:1], *opened[1:]]):
+            found = predict(model, given)
+            assert numbers(found) == expected and [row["image"] for row in found] == [0, 1, 2]
+        one = expected[: len(expected) // 3]
+        assert numbers(predict(model, opened[0])) == pytest.approx(one, abs=1e-5)
+        for bad in (tensors.float(), torch.zeros(2, 8, 8), np.zeros(3), object(), np.full((4, 4), np.nan)):
+            with pytest.raises(DataError, match="is no image; expected a PIL image"):
+                predict(model, bad)
+        with pytest.raises(UsageError, match="expected files, folders or globs"):
+            predict(model, [queries[0], opened[1]])
+        with pytest.raises(FileError, match="is an adapted model; give the run that it was adapted from"):
+            adapt(tmp_path / "out", tmp_path / "support", tmp_path / "again")
+        with pytest.raises(FileError, match="is a run; adapt it to your task first"):
+            open_adapted(run_of("images maml"))
+
+    def test_memory_does_not_grow_with_the_number_of_images(self, run_of: Run, tmp_path: Path) -> None:
+        draw(tmp_path, [None])
+        model, asked = adapt(run_of("images maml"), tmp_path / "support", tmp_path / "out"), list[int]()
+
+        def predict(adapted: Adapted, x: Tree) -> Tensor:
+            assert isinstance(x, Tensor)
+            asked.append(x.shape[1])
+            return torch.zeros(1, x.shape[1], 3)
+
+        shape = {"input_shape": [1, 512, 512]}
+        large = _with(model, predict=predict)._replace(preparation={**model.preparation, **shape})
+        rows = predictions(large, [tmp_path / "support"] * 3)
+        assert next(rows)["probability"] == pytest.approx(1 / 3) and asked == [8]
+        assert len(list(rows)) == 17 and asked == [8, 8, 2]
+
+    def test_a_class_that_is_called_as_a_task_is_not_taken_for_it(self, run_of: Run, tmp_path: Path) -> None:
+        draw(tmp_path, ["a", "b"])
+        labels = sorted(path.name for path in (tmp_path / "support" / "a").iterdir())
+        (tmp_path / "support" / "b").rename(tmp_path / "support" / labels[0])
+        model = adapt(run_of("images maml"), tmp_path / "support", tmp_path / "out")
+        inside, called = tmp_path / "support" / "a", labels[0]
+        assert {row["task"] for row in predict(model, [inside / label for label in labels[1:]])} == {"a"}
+        assert {row["task"] for row in predict(model, tmp_path / "support" / called)} == {called}
+        failed: list[HeadstartError] = []
+        assert {row["task"] for row in predictions(model, inside, failed=failed.append)} == {"a"} and len(failed) == 2
+        with pytest.raises(DataError, match=r"is a task, and a class of the task 'a'; say by which .* --task"):
+            predict(model, inside)
+        assert len(predict(model, inside, task="a")) == 6
 
     def test_an_image_that_names_no_task_needs_one(self, run_of: Run, tmp_path: Path) -> None:
         queries = draw(tmp_path, ["a", "b"])

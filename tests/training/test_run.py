@@ -1,5 +1,6 @@
 """Runs in a folder: complete, exact when resumed, and careful with what is there."""
 
+import csv
 import json
 import os
 import shlex
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from headstart.algorithms.prototypes import nearest
 from headstart.cli.commands import _train
 from headstart.cli.options import call, first_look
 from headstart.errors import ConfigError, DivergenceError, FileError
@@ -28,6 +30,8 @@ from headstart.training.config import (
     resolve,
     schema_of,
 )
+from headstart.training.evaluate import evaluate
+from headstart.training.files import read_json
 from headstart.training.progress import View
 from headstart.training.run import open_run, read_config, test as judge, train
 from tests.short import tree
@@ -41,6 +45,19 @@ ICONS = {
     "tasks": "icons", "filters": 2, "ways": 2, "queries": 2, "inner_steps": 1, "rotations": False, "steps": 8, **SMALL
 }  # fmt: skip
 NUMBERS = ("last.safetensors", "best.safetensors", "metrics.jsonl", "results.csv", "test.csv", "results.json")
+
+
+class _Told(View):
+    """Keep what is told."""
+
+    def __init__(self):
+        self.notes, self.looks = [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def step(self, record, validation):
+        self.looks.append((record.step, validation))
 
 
 class _StopAt(View):
@@ -374,3 +391,37 @@ def test_how_a_step_is_computed_may_change_when_a_run_goes_on(how, tmp_path):
     assert one.keys() == other.keys()
     for name, tensor in other.items():
         assert (one[name].double() - tensor.double()).abs().max() < 1e-4, name
+
+
+def test_a_look_is_told_with_its_step_and_nearest_is_scored_once(tmp_path):
+    view = _Told()
+    train(tree({**ICONS, "evaluate_every": None, "queries": 3}), tmp_path / "run", view=view)
+    assert [int(text.rpartition(" at step ")[2]) for _, text in view.looks] == [0, 2, 2, 4, 4, 6, 6, 8]
+    results = read_json(tmp_path / "run" / "results.json")
+    raw = nearest()
+    tasks = open_run(tmp_path / "run")[0].tasks
+    assert results["nearest"]["mean"] == evaluate(raw, raw.init(None), tasks, episodes=4, split="test").mean
+    (told,) = [note for note in view.notes if "nearest" in note]
+    percent = f"{100 * results['nearest']['mean']:.2f}"
+    assert percent in told and f"learns nothing, has {percent} %" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_what_is_taken_for_what_is_counted_and_a_card_is_called_as_its_folder(tmp_path):
+    for number in range(12):
+        (tmp_path / "flags" / f"c{number}").mkdir(parents=True)
+        for image in range(3):  # of any colour, so that classes are mistaken for each other
+            shade = (71 * number % 256, 97 * (number + 5 * image) % 256, 151 * (7 * image + number) % 256)
+            Image.new("RGB", (4, 4), shade).save(tmp_path / "flags" / f"c{number}" / f"{image}.png")
+    small = {"image_size": 8, "evaluate_tasks": 2, "test_tasks": 40, "method": "nearest"}
+    train(tree({"tasks": str(tmp_path / "flags"), **small}), tmp_path / "run")
+    with (tmp_path / "run" / "confusions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    card = (tmp_path / "run" / "README.md").read_text()
+    # two classes are for testing, so that each is in every task
+    assert {row["class"] for row in rows} <= {path.name for path in (tmp_path / "flags").iterdir()}
+    assert all(row["of"] == "200" and row["class"] != row["taken for"] for row in rows)
+    wrong = 1 - read_json(tmp_path / "run" / "results.json")["mean"]
+    assert 0 < wrong < 1
+    first = rows[0]
+    assert card.startswith("# nearest on flags\n")
+    assert f"{first['class']} for {first['taken for']} ({first['times']} of {first['of']})" in card

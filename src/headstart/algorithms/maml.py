@@ -16,6 +16,7 @@ from headstart.core.adjoints import Adjoint, AdjointName, FirstOrder
 from headstart.core.objective import backprop
 from headstart.core.parameters import What
 from headstart.core.rules import Rule, chain, curvature, exclude, generated_rates, only, per_weight, scale
+from headstart.core.rules.rule import nothing_to_move
 from headstart.errors import UsageError
 from headstart.forward.functional import Buffers, Precision, functional, structured
 from headstart.forward.task_map import TaskMap, TaskMapName
@@ -91,7 +92,7 @@ def maml(
     leaves = {name: leaf for name, leaf in model.leaves.items() if leaf.role != "structure"}
     names, halves = inner_rule.moves(leaves), None
     if not names:
-        raise UsageError(f"the rule leaves nothing to move among {', '.join(leaves) or 'no parameters'}")
+        raise nothing_to_move(leaves)
     if examples is None and start is None and isinstance(buffers, str):  # these may look into the whole of it
         parts = split(module, names | set(model.buffers))
         halves = parts and (
@@ -167,8 +168,8 @@ def head_of(module: nn.Module) -> str:
     if head := read(module).head:
         return head
     raise UsageError(
-        f"{type(module).__name__} has no head apart from its body: it would be the last of two or more layers with "
-        f"weights; name the parameters with head="
+        f"{type(module).__name__} has no head apart from its body: it would be the last layer with trainable weights, "
+        f"behind others, which may be frozen; name the parameters with head="
     )
 
 

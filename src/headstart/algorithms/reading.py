@@ -15,7 +15,10 @@ class Reading(NamedTuple):
     """The layers of a module by what they are, each by its path."""
 
     head: str
-    """The last layer with weights of its own, or what is called ``head``; empty where it is the only one."""
+    """The last layer with weights of its own, or what is called ``head``; empty where nothing stands before it.
+
+    What stands before it may be frozen, or have no weights at all.
+    """
     linear_head: bool
     """Whether the head is an ``nn.Linear`` with weights of its own in θ: not tied to others, frozen or in M."""
     layers: tuple[str, ...]
@@ -75,7 +78,8 @@ def _head(module: nn.Module) -> str:
             for path, p in layer.named_parameters(prefix=name, recurse=False)
         )
     ]
-    if len(own) < 2:
+    first = next((name for name, layer in module.named_modules() if not any(layer.children())), "")
+    if not own or own == [first]:
         return ""
     return "head" if any(name.partition(".")[0] == "head" for name in own) else own[-1]
 

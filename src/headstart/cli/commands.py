@@ -1,6 +1,6 @@
 """The commands: short functions over `headstart.training`, which each imports when it is called."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -9,8 +9,8 @@ from cyclopts import CycloptsError, Parameter
 from cyclopts.types import UInt32
 from cyclopts.validators import Number
 
-from headstart.cli.output import print_json, print_table, score_text
-from headstart.errors import ConfigError
+from headstart.cli.output import print_item, print_json, print_table, score_text
+from headstart.errors import ConfigError, DataError, HeadstartError
 from headstart.registry import What, find, rows
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def adapt(
             numbers) and y, and maybe task. Left out: nothing is known of the new task, which is predicted as the
             training tasks say (tables, curves).
         out: The folder to write; new or empty.
-        strict: Refuse an image that cannot be read, rather than skip it.
+        strict: Refuse an image that cannot be read, and a class without any, rather than leave it out.
         as_json: Print the result as JSON.
     """
     from headstart.training.adapted import adapt
@@ -279,17 +279,41 @@ def predict(
         out: A .csv file to write, or a .jsonl file of one JSON object a line. Default: print CSV.
         as_json: Print the result as JSON.
     """
-    from headstart.training.adapted import open_adapted, predict, to_csv, writer_of
-    from headstart.training.files import write
+    from headstart.training.adapted import csv_lines, open_adapted, predictions, writer_of
+    from headstart.training.files import writing
 
-    text_of = to_csv if out is None else writer_of(out)
-    found = predict(open_adapted(model, device=device), inputs, task=task)
+    lines_of = csv_lines if out is None else writer_of(out)
+    opened, failed, count = open_adapted(model, device=device), list[HeadstartError](), 0
+    labels = dict.fromkeys(label for one in opened.tasks if task in (None, one.name) for label in one.labels)
+
+    def counted() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        for row in predictions(opened, inputs, task=task, failed=failed.append):
+            if as_json:
+                print_item(row, first=not count)
+            count += 1
+            yield row
+        if failed and not count:
+            raise _not_predicted(failed)
+
     if out is not None:
-        write(out, text_of(found).encode())
-    if as_json:
-        print_json(found)
+        with writing(out) as file:
+            file.writelines(line.encode() for line in lines_of(counted(), labels))
+        if not as_json:
+            print(f"predicted {count}: {out}")
+    elif as_json:
+        count = sum(1 for _ in counted())
     else:
-        print(text_of(found) if out is None else f"predicted {len(found)}: {out}\n", end="")
+        for line in lines_of(counted(), labels):
+            print(line, end="", flush=True)
+    if as_json:
+        print("\n]" if count else "[]")
+    if failed:
+        raise _not_predicted(failed)
+
+
+def _not_predicted(errors: Sequence[HeadstartError]) -> DataError:
+    return DataError("\n  ".join([f"not predicted, {len(errors)}:", *map(str, errors)]))
 
 
 def report(run: Path, /, *, device: Device = "auto", as_json: Json = False) -> None:

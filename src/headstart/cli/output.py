@@ -31,7 +31,7 @@ def spell_out() -> None:
 
 
 def printable(text: str) -> str:
-    """Return a text for a terminal: what would move its cursor or change its colours is spelt out.
+    r"""Return a text for a terminal: what would move its cursor or change its colours is spelt out.
 
     >>> printable("a\x1b[31mb")
     'a\\x1b[31mb'
@@ -41,8 +41,17 @@ def printable(text: str) -> str:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON; what is not finite must have become null before."""
+    print(_json(value))
+
+
+def print_item(value: Any, first: bool) -> None:
+    """Print an item of a list as `print_json` prints the list; what ends the list is left to print."""
+    print("[" if first else ",", "\n  ", _json(value).replace("\n", "\n  "), sep="", end="", flush=True)
+
+
+def _json(value: Any) -> str:
     plain = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=plain))
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=plain)
 
 
 def print_table(title: str, headings: Sequence[str], rows: Iterable[tuple[str, ...]], left: int = 1) -> None:

@@ -60,7 +60,7 @@ def meta_gradient(
     """
     if reduction not in ("mean", "sum"):
         raise unknown_name("reduction", reduction, ("mean", "sum"))
-    if learner.gradient is None:
+    if learner.gradient is None or not tree.tensors_of(meta):
         raise UsageError("this learner learns nothing across tasks, so it has no meta-gradient")
     gradient, info = learner.gradient(learner, meta, episodes)
     if reduction == "sum":

@@ -5,6 +5,7 @@ Nothing above this folder asks which kind it is. A new kind is one folder with s
 
 import glob
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from headstart.errors import DataError, FileError
+from headstart.errors import DataError, FileError, HeadstartError
 from headstart.registry import find, load
 from headstart.types import Batch, Episodes, Tasks
 
@@ -60,6 +61,15 @@ class Inputs(NamedTuple):
     """Where one of them stands, as errors say it."""
 
 
+Failed: TypeAlias = Callable[[HeadstartError], None]
+"""Told of what cannot be predicted, so that all else is; or it raises what it is told."""
+
+
+def raised(error: HeadstartError) -> None:
+    """The `Failed` that raises."""
+    raise error
+
+
 class DataKind(NamedTuple):
     """A kind of data.
 
@@ -81,8 +91,9 @@ class DataKind(NamedTuple):
     support: Callable[[Any, Path | None, bool], list[tuple[NewTask, Batch]]]
     """``(preparation, source, strict)``: the tasks that a source holds, each with its batch of one; without a source, a
     task of which nothing is there. Unless ``strict``, what cannot be read may be left out with a warning."""
-    inputs: Callable[[Any, Sequence[str], Sequence[str]], Iterator[Inputs]]
-    """``(preparation, sources, names of tasks)``: what sources hold, some at a time; files, folders and globs."""
+    inputs: Callable[[Any, Sequence[str], Mapping[str, Sequence[str]], Failed], Iterator[Inputs]]
+    """``(preparation, sources, labels by the names of tasks, failed)``: what sources hold, so much at a time as may be
+    predicted together; files, folders and globs. What cannot be read is told to ``failed``, and left out."""
     answers: Callable[[Any, Sequence[str], Tensor, Tensor | None], list[Row]]
     """``(preparation, labels, outputs (n, outputs), their standard deviations or None)``: an answer for each."""
     predicts: Callable[[Any], str]
@@ -93,6 +104,8 @@ class DataKind(NamedTuple):
     """What examples are called."""
     usage: tuple[str, str]
     """What `headstart adapt` and `headstart predict` take, as a command line has it."""
+    values: Callable[[Any, Sequence[Any]], Iterator[Inputs]] | None = None
+    """As ``inputs``, of examples that are no files but values in memory, where such can be predicted."""
     picture: str | None = None
     """``module:function`` of what draws test tasks: ``(tasks, learner, meta, truth) -> PNG bytes``, or ``None`` where
     there is no picture of such tasks; ``truth(n)`` gives the same tasks with n query examples and no noise."""
@@ -122,31 +135,51 @@ def nothing(like: Tasks, dtype: torch.dtype = torch.float32) -> Batch:
     return Batch(torch.zeros(1, 1, *like.input_shape, dtype=dtype), y, torch.zeros(1, 1, dtype=torch.bool))
 
 
-def files_of(sources: Iterable[str], suffixes: Sequence[str]) -> list[Path]:
-    """Return the files that sources name: a file itself, a folder's files with these suffixes, what a glob matches.
+class LeftOutWarning(UserWarning):
+    """Files of a folder were left out, since nothing reads their type."""
 
-    Raises:
-        FileError: a source that names nothing.
-        DataError: a folder without such a file.
+
+_COMPANIONS = (".txt", ".md", ".json", ".csv", ".yaml", ".yml", ".xml", ".html", ".db", ".ini", ".log", ".py")
+
+
+def unknown_types(files: Iterable[Path], suffixes: Sequence[str]) -> str:
+    """Return how many of the files are of none of the types, in words; nothing where none is.
+
+    Hidden files do not count, nor notes such as lie beside data.
+
+    >>> unknown_types(map(Path, ["a.png", "b.psd", "c.psd", "notes.txt"]), [".png"])
+    '2 files of unknown type (.psd)'
     """
-    found: list[Path] = []
+    others = [path for path in files if path.suffix.lower() not in (*suffixes, *_COMPANIONS) and path.name[0] != "."]
+    others = [path for path in others if not path.is_dir()]
+    kinds = sorted({path.suffix or "no ending" for path in others})
+    told = ", ".join(kinds[:8]) + ("" if len(kinds) <= 8 else ", …")
+    return f"{len(others)} file{'s' * (len(others) != 1)} of unknown type ({told})" if others else ""
+
+
+def files_of(sources: Iterable[str], suffixes: Sequence[str], failed: Failed = raised) -> Iterator[Path]:
+    """Yield the files that sources name: a file itself, a folder's files with these suffixes, what a glob matches.
+
+    ``failed`` is told of a source that names nothing (`FileError`), and of a folder without such a file (`DataError`).
+    """
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            named = (file for file in path.rglob("*") if file.suffix.lower() in suffixes)
-            shown = (file for file in named if not any(part[0] == "." for part in file.relative_to(path).parts))
-            inside = sorted(file for file in shown if file.is_file())
+            every = (file for file in path.rglob("*") if file.is_file())
+            shown = [file for file in every if not any(part[0] == "." for part in file.relative_to(path).parts)]
+            inside = sorted(file for file in shown if file.suffix.lower() in suffixes)
+            if told := unknown_types(shown, suffixes):
+                warnings.warn(f"left out of {path}: {told}", LeftOutWarning, stacklevel=2)
             if not inside:
-                raise DataError(f"{path} holds no file of these: {', '.join(suffixes)}")
-            found += inside
+                failed(DataError(f"{path} holds no file of these: {', '.join(suffixes)}"))
+            yield from inside
         elif path.exists() or not glob.has_magic(source):
-            found.append(path)
+            yield path
         else:
             matched = sorted(glob.glob(source, recursive=True))
             if not matched:
-                raise FileError(f"no file is matched by {source!r}")
-            found += files_of(matched, suffixes)
-    return found
+                failed(FileError(f"no file is matched by {source!r}"))
+            yield from files_of(matched, suffixes, failed)
 
 
 def unsound(outputs: Tensor, classes: bool) -> Tensor:

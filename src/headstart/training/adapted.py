@@ -13,16 +13,27 @@ The run keeps how its data became numbers (``preparation.json``), so that adapti
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import TypeAdapter
 
-from headstart.data.kind import DataKind, Inputs, NewTask, Row, Written, find_kind, kind_of_family, unsound
+from headstart.data.kind import (
+    DataKind,
+    Failed,
+    Inputs,
+    NewTask,
+    Row,
+    Written,
+    find_kind,
+    kind_of_family,
+    raised,
+    unsound,
+)
 from headstart.errors import (
     ConfigError,
     DataError,
@@ -36,7 +47,7 @@ from headstart.registry import find, rows
 from headstart.training.build import find_device, make_learner
 from headstart.training.calibration import Spread, calibrated, near
 from headstart.training.checkpoint import alike, newest
-from headstart.training.config import Config, resolve
+from headstart.training.config import Config, called, resolve
 from headstart.training.files import (
     explained,
     from_json,
@@ -50,7 +61,7 @@ from headstart.training.files import (
     write_together,
 )
 from headstart.training.loop import start
-from headstart.training.metrics import csv_text
+from headstart.training.metrics import csv_line
 from headstart.training.preparation import PREPARATION, read_preparation
 from headstart.training.report.card import spread_text
 from headstart.training.run import read_config, read_spread
@@ -112,7 +123,7 @@ def adapt(
             predicted as the training tasks say (tables and curves).
         out: the folder to write; it must be new or empty.
         device: where to compute.
-        strict: refuse an image that cannot be read, which else is left out with a warning.
+        strict: refuse an image that cannot be read, and a class without any, which else are left out with a warning.
 
     Raises:
         ConfigError: the method cannot do that many classes, new tasks of the run's kind cannot be read from files, or
@@ -336,19 +347,32 @@ def _tasks_in(
     return [adapted[place] for place in range(len(tasks))]
 
 
-@explained("use")
 def predict(
-    model: AdaptedModel, sources: str | Path | Iterable[str | Path], *, task: str | None = None
+    model: AdaptedModel, sources: str | Path | Iterable[str | Path] | Any, *, task: str | None = None
 ) -> list[dict[str, Any]]:
-    """Predict what files, folders of files and globs hold.
+    """Predict what files, folders of files and globs hold: all of `predictions` at once."""
+    return list(predictions(model, sources, task=task))
+
+
+def predictions(
+    model: AdaptedModel,
+    sources: str | Path | Iterable[str | Path] | Any,
+    *,
+    task: str | None = None,
+    failed: Failed = raised,
+) -> Iterator[dict[str, Any]]:
+    """Predict what files, folders of files and globs hold, as it is read: however many images, memory does not grow.
 
     Args:
         model: what was learned.
-        sources: images, or CSV or Parquet files of rows with the run's features.
+        sources: images, or CSV or Parquet files of rows with the run's features; or images as PIL, NumPy or PyTorch
+            have them (a list of them, or one array or tensor), see `headstart.data.images.folder.pictures`.
         task: by which of the model's tasks to predict. By default each example's own: a row's is in the task column,
             an image's is the folder around it that is called as a task.
+        failed: told of what cannot be read, or is of a task that was not learned, so that all else is predicted; by
+            default it is raised.
 
-    Returns:
+    Yields:
         A dict for each example, in order: the file's own columns (numbers where all of a column are; as text they are
         as they were written), or the ``image``; the ``prediction``; in classification its ``probability``, and the
         ``probabilities`` of all labels; of numbers ``low`` and ``high``, between which 90 % of observations are to
@@ -366,27 +390,40 @@ def predict(
         raise unknown_name("task", task, names)
     alone = learned[task] if task is not None else model.tasks[0] if len(learned) == 1 else None
     prepared = model.kind.read(model.preparation, "the adapted model")
-    given = [str(one) for one in ([sources] if isinstance(sources, str | Path) else sources)]
-    found: list[Row] = []
-    for inputs in model.kind.inputs(prepared, given, () if alone else names):
-        answers: dict[int, Row] = {}
-        for one, places in _by_task(inputs, learned, alone):
-            for first in range(0, len(places), _CHUNK):
-                some = places[first : first + _CHUNK]
-                answers |= zip(some, _answers(model, prepared, one, inputs, some))
-        for place, row in enumerate(inputs.rows):
-            taken = [name for name in ("probabilities", *flattened(answers[place])) if name in row]
-            if taken:
-                where = inputs.where(place)
-                raise DataError(f"{where}: there is a column {taken[0]!r}, as the predictions are called; rename it")
-            found.append(row | answers[place])
-    return found
+    one = isinstance(sources, str | Path) or hasattr(sources, "ndim") or not isinstance(sources, Iterable)
+    given: list[Any] = [sources] if one else list(cast(Iterable[Any], sources))
+    named = [str(one) for one in given if isinstance(one, str | Path)]
+    if 0 < len(named) < len(given) or (given and not named and model.kind.values is None):
+        raise UsageError(f"expected files, folders or globs of {model.kind.examples}; got a {type(given[-1]).__name__}")
+    labels = {} if alone else {one.name: one.labels for one in model.tasks if one.name is not None}
+    of_values = model.kind.values if given and not named else None
+    found = of_values(prepared, given) if of_values else model.kind.inputs(prepared, named, labels, failed)
+    with explained("use"):
+        for inputs in found:
+            answers: dict[int, Row] = {}
+            for one, places in _by_task(inputs, learned, alone, failed):
+                for first in range(0, len(places), _CHUNK):
+                    some = places[first : first + _CHUNK]
+                    answers |= zip(some, _answers(model, prepared, one, inputs, some))
+            for place, row in enumerate(inputs.rows):
+                if place not in answers:
+                    continue
+                taken = [name for name in ("probabilities", *flattened(answers[place])) if name in row]
+                if taken:
+                    where = inputs.where(place)
+                    raise DataError(
+                        f"{where}: there is a column {taken[0]!r}, as the predictions are called; rename it"
+                    )
+                yield row | answers[place]
 
 
 def _by_task(
-    inputs: Inputs, learned: Mapping[str | None, AdaptedTask], alone: AdaptedTask | None
+    inputs: Inputs, learned: Mapping[str | None, AdaptedTask], alone: AdaptedTask | None, failed: Failed
 ) -> list[tuple[AdaptedTask, list[int]]]:
-    """Return the places of the examples that are predicted by each task: by ``alone``, or by the examples' own."""
+    """Return the places of the examples that are predicted by each task: by ``alone``, or by the examples' own.
+
+    ``failed`` is told of examples of other tasks, which are left out.
+    """
     places: dict[str | None, list[int]] = {}
     for place, own in enumerate(inputs.tasks):
         places.setdefault(own, []).append(place)
@@ -399,21 +436,22 @@ def _by_task(
         first, *others = [name for name in (alone.name, *places) if name is not None] or [None]
         for own in others:
             if own != first:
-                raise DataError(
-                    f"{wheres[own]}: {own!r} is another task than {known.format(first)}; adapt to that task, or do not"
-                    " name it"
+                failed(
+                    DataError(
+                        f"{wheres[own]}: {own!r} is another task than {known.format(first)}; adapt to that task, or do"
+                        " not name it"
+                    )
                 )
-        return [(alone, list(range(len(inputs.tasks))))]
+        return [(alone, [place for place, own in enumerate(inputs.tasks) if own in (None, first)])]
     listed = ", ".join(repr(name) for name in list(learned)[:20])
-    for own, where in wheres.items():
+    for own in [own for own in places if own is None or own not in learned]:
         if own is None:
-            raise DataError(
-                f"{where}: it does not say of which task it is, and several were learned; take --task: {listed}"
-            )
-        if own not in learned:
-            raise DataError(
-                f"{where}: {own!r} is none of the tasks that were learned: {listed}; adapt to that task, too"
-            )
+            why = f"it does not say of which task it is, and several were learned; take --task: {listed}"
+        else:
+            why = f"{own!r} is none of the tasks that were learned: {listed}; adapt to that task, too"
+        more = f" (and {len(places[own]) - 1} more)" if len(places[own]) > 1 else ""
+        failed(DataError(f"{wheres[own]}: {why}{more}"))
+        del places[own]
     return [(learned[own], found) for own, found in places.items()]
 
 
@@ -444,25 +482,44 @@ def flattened(row: Row) -> Row:
     return plain | {f"probability of {label}": value for label, value in row.get("probabilities", {}).items()}
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """Return predictions as CSV, with every column that one of them has."""
+def csv_lines(rows: Iterable[Row], labels: Iterable[str] = ()) -> Iterator[str]:
+    """Yield predictions as lines of CSV, with the first row's columns, and one for the probability of each label.
+
+    Raises:
+        DataError: a row with another column.
+    """
 
     def short(value: Any) -> Any:
         return f"{value:.9g}" if isinstance(value, float) and not isinstance(value, Written) else value
 
-    return csv_text({name: short(value) for name, value in flattened(row).items()} for row in rows)
+    columns: list[str] = []
+    for row in rows:
+        plain = flattened(row)
+        if not columns:
+            told = [f"probability of {label}" for label in labels if "probabilities" in row]
+            columns = list(dict.fromkeys([*plain, *told]))
+            yield csv_line(columns)
+        if more := plain.keys() - set(columns):
+            raise DataError(
+                f"column {min(more)!r} is not in all of the files, so they make no one table; predict each by itself,"
+                " or take --out with a .jsonl file"
+            )
+        yield csv_line([short(plain.get(name, "")) for name in columns])
 
 
-def writer_of(out: Path) -> Callable[[Sequence[Row]], str]:
-    """Return what makes of predictions the text of a file of that name: CSV, or a JSON object a line.
+def json_lines(rows: Iterable[Row], labels: Iterable[str] = ()) -> Iterator[str]:
+    """Yield predictions as JSON objects, one a line."""
+    return (json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
+
+
+def writer_of(out: Path) -> Callable[[Iterable[Row], Iterable[str]], Iterator[str]]:
+    """Return what makes of predictions the lines of a file of that name: CSV, or a JSON object a line.
 
     Raises:
         UsageError: a file that is neither ``.csv`` nor ``.jsonl``.
     """
-    if out.suffix == ".csv":
-        return to_csv
-    if out.suffix == ".jsonl":
-        return lambda rows: "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
+    if out.suffix in (".csv", ".jsonl"):
+        return csv_lines if out.suffix == ".csv" else json_lines
     raise UsageError(f"--out {out}: predictions are written to a .csv or a .jsonl file")
 
 
@@ -483,7 +540,7 @@ def _card(model: AdaptedModel) -> str:
     return f"""# {what} learned from {total} {kind.examples}
 
 Predicts {kind.predicts(kind.read(model.preparation, "the run"))}. Learned by {config.method.name}{steps}, from weights
-meta-learned on {config.tasks.name}; made with headstart.
+meta-learned on {called(config)}; made with headstart.
 
 | {head} | {kind.examples} |
 |---|---|

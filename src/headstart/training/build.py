@@ -27,7 +27,7 @@ class Job(NamedTuple):
     parameters: int
     """Number of trainable values of the model."""
     notes: tuple[str, ...] = ()
-    """What the method says of the model."""
+    """What there is to say of the tasks, and what the method says of the model."""
 
 
 def build(config: Config) -> Job:
@@ -46,7 +46,7 @@ def build(config: Config) -> Job:
             "count the padding of the smaller ones; take --norm group, layer or instance, or one number of shots"
         )
     tasks = make_tasks(config, device)
-    notes: list[str] = []
+    notes = list[str](tasks.details.get("notes", ()))
     learner, parameters = make_learner(config, tasks, device, notes.append)
     return Job(config, device, tasks, learner, parameters, tuple(notes))
 

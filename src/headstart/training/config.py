@@ -70,7 +70,8 @@ class Run(NamedTuple):
     """What every run has.
 
     Attributes:
-        evaluate_every: outer steps between two looks at the validation tasks.
+        evaluate_every: outer steps between two looks at the validation tasks; by default 250, or a quarter of all steps
+            where that is less.
         evaluate_tasks: validation tasks of such a look.
         test_tasks: test tasks of the final score.
         save_every: outer steps between two checkpoints.
@@ -83,7 +84,7 @@ class Run(NamedTuple):
             parts as that needs. By default all tasks of a step together.
     """
 
-    evaluate_every: Count = 250
+    evaluate_every: Count | None = None
     evaluate_tasks: Annotated[int, Ge(2), Le(1_000_000)] = 100
     test_tasks: Annotated[int, Ge(2), Le(1_000_000)] = 600
     save_every: Count = 100
@@ -472,9 +473,14 @@ def text(value: Any, option: Option) -> str:
 
 def default_folder(config: Config) -> Path:
     """Return where a run goes by default: ``runs/TASKS-METHOD``."""
+    return Path("runs") / f"{called(config)}-{config.method.name}"
+
+
+def called(config: Config) -> str:
+    """Return what people call the tasks of a configuration: their own file or folder, else the family."""
     data = config.tasks.options.get("data")
     own = data is not None and any(row.family == config.tasks.name for row in rows("data"))
-    return Path("runs") / f"{Path(data).stem if own else config.tasks.name}-{config.method.name}"
+    return Path(data).stem if own else config.tasks.name
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import struct
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -59,7 +59,14 @@ def make_folder(path: Path) -> None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: beside its place, flushed to the disk, then renamed.
+    """Write a whole file or nothing, as `writing` does."""
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write whole or not at all: beside its place, flushed to the disk at the end, then renamed.
 
     Raises:
         FileError: the folder cannot be written or is full; what was at ``path`` before is intact.
@@ -67,7 +74,10 @@ def write(path: Path, data: bytes) -> None:
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
     with explained("write", path):
         try:
-            write_synced(temporary, data)
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -159,5 +159,12 @@ def csv_text(rows: Iterable[Line]) -> str:
     return text.getvalue()
 
 
+def csv_line(values: Iterable[Any]) -> str:
+    """Return values as a line of CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue()
+
+
 def _text(line: Line) -> bytes:
     return (json.dumps(line, allow_nan=False) + "\n").encode()

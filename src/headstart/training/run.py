@@ -26,6 +26,7 @@ import headstart
 from headstart.data.kind import kind_of_family
 from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, FileError
+from headstart.registry import find, load
 from headstart.training import checkpoint as checkpoints
 from headstart.training.build import Job, build, make_optimizer, reproducible
 from headstart.training.calibration import Spread, calibrated
@@ -45,6 +46,7 @@ from headstart.types import Meta
 CONFIG = "config.json"
 CANDIDATES = "candidates"
 """The folder in a run's of those that it was chosen from (`headstart.training.choose`)."""
+_LOOK = 250  # steps between two looks at validation, at most, where nobody says
 LEARNED = ("structure.json", "structure.csv", "structure.png")
 
 
@@ -185,10 +187,10 @@ def _meta_train(
     config, steps = job.config.run, outer.steps
     # no more than there are: each of them once
     tasks_per_step = min(outer.tasks_per_step, (job.tasks.counts or {}).get("train", outer.tasks_per_step))
-    for stale in ("results.json", "test.csv", "README.md", *LEARNED):  # they tell of fewer steps
+    for stale in ("results.json", "test.csv", "confusions.csv", "README.md", *LEARNED):  # they tell of fewer steps
         (run / stale).unlink(missing_ok=True)
     judge = _Judge(job)
-    validation = shown(job.tasks.kind, best.value)
+    looked = f"validation {shown(job.tasks.kind, best.value)} at step {best.step}"
     view.begin(state.step, steps, tasks_per_step)
     for look in fit_best(
         accelerate(job.learner, compile=config.compile, memory=config.memory),
@@ -197,7 +199,7 @@ def _meta_train(
         best=best,
         judge=judge,
         steps=steps,
-        every=config.evaluate_every,
+        every=config.evaluate_every or max(1, min(_LOOK, steps // 4)),
         larger=job.tasks.kind == "classification",
         tasks_per_step=tasks_per_step,
         schedule=outer.schedule,
@@ -206,9 +208,10 @@ def _meta_train(
         record, value, best = look
         line: dict[str, Any] = dict(zip(("step", "loss", "gradient_norm", "rate"), record))
         if value is not None:
-            line["validation"], validation = judge.said, shown(job.tasks.kind, value)
+            line["validation"] = judge.said
+            looked = f"validation {shown(job.tasks.kind, value)} at step {record.step}"
         metrics.add(line)
-        view.step(record, f"validation {validation}")
+        view.step(record, looked)
         if stop.requested or record.step % config.save_every == 0 or record.step == steps:
             stays(state, best)
             checkpoints.save(run, checkpoints.take(state, best, metrics.sync()))
@@ -238,14 +241,25 @@ def _test(job: Job, run: Path, state: State, best: Best, stays: _Stays, stop: St
         if stop.requested:
             raise _Stopped
 
+    own, baseline = job.config.method.name, None
+    kind = find("data", find("task", job.config.tasks.name).kind)
     spread = calibrate(job.learner, best.meta, job.tasks, episodes=job.config.run.evaluate_tasks)
     job = job._replace(learner=calibrated(job.learner, spread))
     try:
         score = test(job, best.meta, on_batch=leave_if_asked)
+        if "nearest" in kind.compared and own != "nearest" and job.tasks.kind == "classification":
+            # nobody should train for what raw inputs give
+            raw = load("method", "nearest")()
+            count = job.config.run.test_tasks
+            baseline = evaluate(raw, raw.init(None), job.tasks, episodes=count, split="test", on_batch=leave_if_asked)
     except _Stopped:
         return None
     stays(state, best)
     results = score_to_json(score)
+    if baseline is not None:
+        told = shown(job.tasks.kind, baseline.mean, baseline.ci95)
+        view.note(f"for comparison, nearest, the nearest class mean of raw inputs, which learns nothing: {told}")
+        results["nearest"] = {name: score_to_json(baseline)[name] for name in ("mean", "ci95")}
     results |= {"step": state.step, "best_step": best.step, "best_validation": best.value}
     results |= {"parameters": job.parameters, "device": str(job.device), "headstart": headstart.__version__}
     results |= {"intervals": spread and spread._asdict()}
@@ -310,7 +324,7 @@ def read_config(run: Path) -> Config:
     if not isinstance(values, dict):
         raise FileError(f"{path} is not a configuration; expected a JSON object")
     if "format" in values:
-        raise FileError(f"{run} holds an adapted model; expected the folder of a run, as `headstart train` makes it")
+        raise FileError(f"{run} is an adapted model; give the run that it was adapted from")
     return resolve(values, str(path))
 
 

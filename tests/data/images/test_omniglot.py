@@ -185,8 +185,9 @@ def test_zips_of_something_else_are_data_errors(small):
 def test_without_a_folder_the_zips_are_downloaded_into_the_cache(small, cache, monkeypatch):
     asked = []
 
-    def fetch(url, path, sha256, *, instead):
+    def fetch(url, path, sha256, *, most, instead):
         asked.append((url, sha256, instead))
+        assert most > 10**6
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(small / path.name, path)
         return path

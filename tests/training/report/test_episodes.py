@@ -52,13 +52,15 @@ def test_images_stand_beside_the_names_of_their_classes(drawn):
     job, figure = drawn(tasks="icons", method="nearest", ways=9, shots=2, queries=4)
     names = job.tasks.names("test", 0)
     support, query = job.tasks.sample("test", [0])
-    guesses = job.learner.predict(job.learner.adapt(job.learner.init(None), support)[0], query.x)[0].argmax(-1)
+    outputs = job.learner.predict(job.learner.adapt(job.learner.init(None), support)[0], query.x)[0]
+    guesses, chances = outputs.argmax(-1), outputs.softmax(-1).amax(-1).tolist()
     cells = [axis for axis in figure.axes if axis.get_visible()]
     assert [axis.get_ylabel() for axis in cells if axis.get_ylabel()] == list(names)
     pixels = torch.tensor(cells[0].images[0].get_array().filled())
     assert torch.equal(pixels, support.x[0, 0, 0])
     asked = [axis for place, axis in enumerate(cells) if place % 6 > 1]
-    wrong = ["" if guess == label else names[guess] for guess, label in zip(guesses, query.y[0])]
+    answers = zip(guesses, chances, query.y[0])
+    wrong = ["" if guess == label else f"{names[guess]} {chance:.0%}" for guess, chance, label in answers]
     assert [axis.get_xlabel() for axis in asked] == wrong and any(wrong)
 
 

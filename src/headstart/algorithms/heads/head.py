@@ -36,11 +36,8 @@ class Embedding(NamedTuple):
     """The path of a layer that normalises by the batch; empty where there is none."""
     apply: Callable[[Params, Params, Tree, Tensor | None, int], tuple[Tensor, Params]]
     """``(θ and M, buffers, x, seed, draw) -> (features (B, n, d), buffers)``; draw 0 is of the support set."""
-
-    @property
-    def like(self) -> Tensor:
-        """A tensor of the features' type, on their device."""
-        return next(iter({**self.params, **self.structure}.values()), torch.zeros(())).detach()
+    like: Tensor
+    """A tensor of the features' type, on their device."""
 
     def start(self) -> Meta:
         """Return θ and the network's part of M, in memory of their own."""
@@ -64,7 +61,7 @@ def embedding(
             statistics), the model's statistics (``"frozen"``), or those of each task's support set (``"task"``).
     """
     if module is None:
-        return Embedding({}, {}, {}, "", lambda values, own, x, seed, draw: (_flat(x), own))
+        return Embedding({}, {}, {}, "", lambda values, own, x, seed, draw: (_flat(x), own), torch.zeros(()))
     function = functional(module, buffers=buffers, taskmap=taskmap)
     names = (*function.params, *function.structure)
 
@@ -73,7 +70,9 @@ def embedding(
         embedded, own = function.apply(weights, own, x, seed=seed, draw=draw, phase=phase)
         return _flat(embedded), own
 
-    return Embedding(function.params, function.structure, function.buffers, function.batch_statistics, apply)
+    # a frozen network has a type and a device, too
+    like = next((p.detach() for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    return Embedding(function.params, function.structure, function.buffers, function.batch_statistics, apply, like)
 
 
 def _flat(x: Tree) -> Tensor:

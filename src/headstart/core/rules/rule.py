@@ -54,7 +54,7 @@ def chain(*rules: Rule) -> Rule:
     def moves(leaves: Mapping[str, Leaf]) -> frozenset[str]:
         names = frozenset(leaves).intersection(*(rule.moves(leaves) for rule in rules))
         if not names:
-            raise UsageError(f"the rule leaves nothing to move among {', '.join(leaves)}")
+            raise nothing_to_move(leaves)
         return names
 
     def shown(m: Params) -> Params:
@@ -120,3 +120,13 @@ def require_fraction(name: str, value: float) -> None:
     """Raise `UsageError` unless ``value`` is in [0, 1)."""
     if not 0 <= value < 1:
         raise UsageError(f"{name} must be at least 0 and less than 1, got {value}")
+
+
+def nothing_to_move(leaves: Mapping[str, Leaf]) -> UsageError:
+    """Return the error for a rule that moves none of the ``leaves``."""
+    if leaves:
+        return UsageError(f"the rule leaves nothing to move among {', '.join(leaves)}")
+    return UsageError(
+        "the module has no trainable parameter to adapt: give it a trainable head, or take a method that adapts without"
+        " gradient steps (prototypes, ridge, logistic, svm; for numbers also dkt, alpaca)"
+    )

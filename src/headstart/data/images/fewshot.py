@@ -143,8 +143,11 @@ def _check_splits(name: str, stores: Mapping[str, ImageStore]) -> None:
         raise ShapeError(f"the splits of {name} have images of different shapes: {shapes}")
 
 
-def _usable(name: str, store: ImageStore, split: str, ways: int, shots: int, queries: int, on_short: str) -> ImageStore:
-    """Return the store without short classes, or raise where that is not allowed or leaves too few."""
+def _usable(
+    name: str, stores: Mapping[str, ImageStore], split: str, ways: int, shots: int, queries: int, on_short: str
+) -> ImageStore:
+    """Return a split's store without short classes, or raise where that is not allowed or leaves too few."""
+    store = stores[split]
     needed, sizes = shots + queries, store.sizes.tolist()
     kept, short = ([place for place, size in enumerate(sizes) if (size < needed) is less] for less in (False, True))
     if short and on_short == "error":
@@ -152,17 +155,70 @@ def _usable(name: str, store: ImageStore, split: str, ways: int, shots: int, que
             f"class {store.names[short[0]]!r} of split {split!r} has {sizes[short[0]]} images, but {shots} support +"
             f" {queries} query images need {needed}"
             + (f" (so do {len(short) - 1} other classes)" if len(short) > 1 else "")
-            + ". Leave short classes out with --on-short skip, or lower --shots or --queries."
+            + f". {_what_works(stores, shots, needed)}"
         )
     if len(kept) < ways:
         raise ShortClassError(
             f"split {split!r} of {name} has {len(kept)} classes"
             + (f" ({len(short)} more were skipped: fewer than {needed} images)" if short else "")
-            + f", but {ways} ways need {ways}. Lower --ways, or add classes."
+            + f", but {ways} ways need {ways}. "
+            + (f"--ways {most} works in every split." if (most := _most_ways(stores, needed)) > 1 else "Add classes.")
         )
     return ImageStore(store.images, store.starts[kept], store.sizes[kept], tuple(store.names[i] for i in kept))
 
 
+def _most_ways(stores: Mapping[str, ImageStore], needed: int) -> int:
+    """Return how many classes every split has that are of so many images."""
+    return min(int((store.sizes >= needed).sum()) for store in stores.values())
+
+
+def _what_works(stores: Mapping[str, ImageStore], shots: int, needed: int) -> str:
+    sizes = torch.cat([store.sizes for store in stores.values()])
+    left, least = int((sizes >= needed).sum()), int(sizes.min())
+    told = f"--on-short skip leaves short classes out, and {left} of {len(sizes)}"
+    if least < 2:
+        return told
+    fitting = f"--queries {least - shots}" if least > shots else f"--shots {least - 1} --queries 1"
+    return f"{fitting} works for all {len(sizes)} classes; {told}"
+
+
+def fitted(
+    stores: Mapping[str, ImageStore], shots: int, ways: int | None, queries: int | None, on_short: OnShort
+) -> tuple[int, int, list[str]]:
+    """Return ways and queries, what is ``None`` fitted to the classes that there are, and what there is to say of it.
+
+    Args:
+        stores: the splits that are to have so many classes.
+        shots: support images a class, at most.
+        ways: by default 5, or as many as every split has.
+        queries: by default 15, or as many as the smallest class has left; where short classes are skipped, as many as
+            leave enough classes.
+    """
+    notes, counts = list[str](), [len(store.names) for store in stores.values()]
+    enough, why = min(ways or _WAYS, *counts), "the smallest class"
+    if queries is None:
+        most = min(int(store.sizes.min()) for store in stores.values()) - shots
+        if on_short == "skip":
+            why = f"{enough} classes of each split"
+            most = next((n for n in range(_QUERIES, 0, -1) if _most_ways(stores, shots + n) >= enough), 1)
+        queries = max(1, min(_QUERIES, most))
+        if queries < _QUERIES:
+            notes.append(f"queries: {queries} a class, as many as {why} can give")
+    if ways is None:
+        ways = max(2, min(_WAYS, _most_ways(stores, shots + queries)))
+        if ways < _WAYS:
+            notes.append(f"ways: {ways}, as many classes as every split has")
+    few = min(counts)
+    if few < _FEW:
+        notes.append(
+            f"the smallest split has {few} classes only: what is learned or judged there is of these alone; with other"
+            " classes a score may differ by more than its interval says"
+        )
+    return ways, queries, notes
+
+
+_WAYS, _QUERIES = 5, 15  # where nobody says
+_FEW = 10  # classes
 _CLASSES, _IMAGES, _SHOTS = 0, 1, 2  # streams of random numbers
 
 
@@ -213,7 +269,7 @@ def few_shot(
     check_seed(seed)
     ways_of = {split: train_ways if train_ways and split == "train" else ways for split in stores}
     _check_splits(name, stores)
-    usable = {s: _usable(name, store, s, ways_of[s], high, queries, on_short) for s, store in stores.items()}
+    usable = {s: _usable(name, stores, s, ways_of[s], high, queries, on_short) for s in stores}
     # rows are gathered: channels that lie last would be moved at every batch
     held = {split: store.images.to(device).contiguous() for split, store in usable.items()}
     count = high + queries

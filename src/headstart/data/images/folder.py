@@ -1,47 +1,70 @@
 """Your own images: a folder that holds one folder of images for each class, read whatever their shape and colours."""
 
+import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from annotated_types import Ge, Le
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
-from headstart.data.images.fewshot import Ways, few_shot, image_store, shuffled
-from headstart.data.random import SPLITS
+from headstart.data.images.fewshot import Ways, few_shot, fitted, image_store, shuffled
+from headstart.data.images.layouts import listed, unpacked
+from headstart.data.kind import LeftOutWarning, unknown_types
+from headstart.data.random import SPLITS, size_range
 from headstart.errors import DataError, FileError, ShortClassError, UsageError
-from headstart.schema import extends
+from headstart.schema import Count, extends
 from headstart.types import Tasks
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+HEIC = bool(find_spec("pillow_heif"))
+"""Whether HEIC files can be read: the extra ``heic`` reads them."""
+
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *((".avif",) if features.check("avif") else ()),
+    *((".heic", ".heif") if HEIC else ()),
+)
 """Names of the files that count as images, in any case."""
 
 MOST_PIXELS = 50_000_000
 """An image with more is refused before it is decoded: a small file can ask for all of the memory."""
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
+
+
+Fit: TypeAlias = Literal["crop", "pad", "stretch"]
+"""How an image becomes a square: its centre, all of it on white, or all of it out of proportion."""
 
 
 class SkippedImageWarning(UserWarning):
     """An image file that cannot be read was left out."""
 
 
-def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1) -> Tensor:
+class SameImageWarning(UserWarning):
+    """Two files hold the same image, as far as a model can see."""
+
+
+def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1, fit: Fit = "crop") -> Tensor:
     """Read one image file, whatever its shape, colours and orientation, as models are trained on it.
 
     In order: the first frame; turned upright by its EXIF orientation; transparent parts laid on white; made grey (1
-    channel) or RGB (3); its shorter side scaled to ``size`` with antialiasing; the centre square cut out.
+    channel) or RGB (3); made a square of ``size``, scaled with antialiasing.
 
     Args:
-        path: a PNG, JPEG, WebP, BMP or GIF file.
+        path: a PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF file, or with the extra ``heic`` a HEIC file.
         size: height and width to return, in pixels.
         channels: 1 or 3.
+        fit: ``"crop"`` cuts out the centre square, so that of an image of 3:2 a third is lost; ``"pad"`` takes all of
+            it, with white beside it; ``"stretch"`` takes all of it, out of proportion.
 
     Returns:
         ``(channels, size, size)`` uint8; `headstart.data.images.fewshot.scaled` makes it a model's input.
@@ -52,6 +75,8 @@ def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1) ->
         DataError: a file that is not an image of these formats, is damaged, or has over 50 million pixels.
     """
     check_image_shape(size, channels)
+    if HEIC:
+        _register_heic()
     path = Path(path)
     if not path.is_file():
         raise FileError(f"{path} is not a file; expected an image ({', '.join(SUFFIXES)})")
@@ -60,29 +85,72 @@ def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1) ->
             width, height = image.size
             if width * height > MOST_PIXELS:
                 raise ValueError(f"{width} x {height} pixels; at most {MOST_PIXELS} are read")
-            upright = ImageOps.exif_transpose(image)
-            plain = _flattened(upright, "L" if channels == 1 else "RGB")
-            square = ImageOps.fit(plain, (size, size), Image.Resampling.BILINEAR)
+            return as_square(image, size, channels, fit)
     except Exception as error:  # decoders fail on damaged files in more ways than they document
-        reason = "not a PNG, JPEG, WEBP, BMP or GIF file" if isinstance(error, UnidentifiedImageError) else error
+        reason = f"not a file of {', '.join(SUFFIXES)}" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"cannot read the image {path}: {reason or type(error).__name__}") from error
+
+
+def as_square(image: Image.Image, size: int, channels: Literal[1, 3], fit: Fit = "crop") -> Tensor:
+    """Return an open image as `read_image` does."""
+    plain = _flattened(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+    square = _squares[fit](plain, (size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(square)).view(size, size, channels).permute(2, 0, 1).contiguous()
 
 
-def read_images(
-    paths: Sequence[Path], size: int, channels: Literal[1, 3], strict: bool
-) -> Iterator[Tensor | DataError]:
-    """Read images in parallel, in order; a damaged one comes as its error, or is raised where ``strict``."""
+def pictures(value: Any) -> list[Image.Image]:
+    """Return images that are given as values as PIL has them.
 
-    def read(path: Path) -> Tensor | DataError:
+    Args:
+        value: a PIL image, a tensor ``(C, H, W)`` or ``(n, C, H, W)``, or an array ``(H, W)``, ``(H, W, C)`` or
+            ``(n, H, W, C)``; C is 1, 3 or 4, and numbers are uint8, or floating in [0, 1].
+
+    Raises:
+        DataError: anything else.
+    """
+    if isinstance(value, Image.Image):
+        return [value]
+    array = np.asarray(value.detach().cpu().movedim(-3, -1) if isinstance(value, Tensor) and value.dim() > 2 else value)
+    flat = array.ndim == 2
+    array = array[None, :, :, None] if flat else array[None] if array.ndim == 3 else array
+    sound = array.ndim == 4 and array.shape[-1] in (1, 3, 4) and 0 not in array.shape
+    if sound and np.issubdtype(array.dtype, np.floating) and array.min() >= 0 and array.max() <= 1:
+        array = np.rint(array * 255).astype(np.uint8)
+    if not sound or array.dtype != np.uint8:
+        told = f"{type(value).__name__}" + (f" {tuple(array.shape[flat:])} of {array.dtype}" if array.ndim else "")
+        raise DataError(
+            f"a {told} is no image; expected a PIL image, a tensor (C, H, W), or an array (H, W, C), with 1, 3 or 4"
+            " channels of uint8, or of floats in [0, 1]"
+        )
+    return [Image.fromarray(one.squeeze(-1) if one.shape[-1] == 1 else one) for one in array]
+
+
+_squares: dict[Fit, Callable[..., Image.Image]] = {
+    "crop": ImageOps.fit,
+    "pad": partial(ImageOps.pad, color="white"),
+    "stretch": Image.Image.resize,
+}
+
+
+@cache
+def _register_heic() -> None:
+    import_module("pillow_heif").register_heif_opener()
+
+
+def read_images(
+    paths: Sequence[Path], size: int, channels: Literal[1, 3], strict: bool, fit: Fit = "crop"
+) -> Iterator[Tensor | DataError | FileError]:
+    """Read images in parallel, in order; a bad or missing one comes as its error, or is raised where ``strict``."""
+
+    def read(path: Path) -> Tensor | DataError | FileError:
         try:
-            return read_image(path, size, channels)
-        except DataError as error:
+            return read_image(path, size, channels, fit)
+        except (DataError, FileError) as error:
             return error
 
     with ThreadPoolExecutor() as pool:
         for image in pool.map(read, paths):
-            if strict and isinstance(image, DataError):
+            if strict and not isinstance(image, Tensor):
                 pool.shutdown(cancel_futures=True)
                 raise image
             yield image
@@ -92,6 +160,16 @@ def image_files(folder: Path) -> list[Path]:
     """Return the image files directly in ``folder``, by name; hidden files do not count."""
     named = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
     return sorted(path for path in named if path.is_file())
+
+
+def refuse_unknown(folders: Iterable[Path], strict: bool) -> None:
+    """Warn of files of types that are not read, or refuse them where ``strict``."""
+    files = (path for folder in folders for path in folder.iterdir())
+    if told := unknown_types(files, SUFFIXES):
+        heic = "" if HEIC or ".hei" not in told else "; `pip install headstart[heic]` reads HEIC"
+        if strict:
+            raise DataError(f"{told} cannot be read{heic}; read are {', '.join(SUFFIXES)}")
+        warnings.warn(f"left out: {told}{heic}", LeftOutWarning, stacklevel=4)
 
 
 def check_image_shape(size: int, channels: int) -> None:
@@ -104,8 +182,11 @@ def check_image_shape(size: int, channels: int) -> None:
 
 def _flattened(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
     """Convert without losing what a plain conversion would: 16-bit greys, and what is transparent."""
-    if image.mode.startswith("I"):  # 16 bits a pixel
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        if image.mode[0] == "F" or not 0 <= values.min() <= values.max() < 2**16:
+            raise ValueError("its pixels are no numbers of 8 or 16 bits, so nothing says what is white; convert it")
+        image = Image.fromarray((values.astype(np.int64) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         colours = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
@@ -115,12 +196,18 @@ def _flattened(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
 _HELD_OUT = 0.2  # of the classes for validation, and as many for test
 
 
+_Classes: TypeAlias = Mapping[str, Path | Sequence[Path]]
+"""By name, the folder of a class, or its images."""
+
+
 class ClassFolder(NamedTuple):
     """The images of a folder of class folders, sorted by name."""
 
     names: list[str]
     images: list[Tensor]
     """One ``(n, channels, size, size)`` uint8 tensor a class."""
+    files: list[list[Path]]
+    """The files they are from."""
     skipped: int
     """How many image files could not be read."""
 
@@ -129,13 +216,20 @@ class ClassFolder(NamedTuple):
 def folder(
     data: str | Path,
     *,
-    ways: Ways = 5,
+    ways: Ways | None = None,
+    shots: Count | tuple[Count, Count] = 1,
+    queries: Count | None = None,
     image_size: Annotated[int, Ge(8), Le(512)] = 28,
     channels: Literal[1, 3] = 3,
+    fit: Fit = "crop",
     strict: bool = False,
     **options: Any,
 ) -> Tasks:
-    """Make few-shot tasks out of a folder of class folders of images.
+    """Make few-shot tasks out of a folder of class folders of images, or what stands for one.
+
+    That is a zip file of such a folder, or a CSV file of columns ``path`` and ``label``, and maybe ``split``, and
+    nothing else (``filename``, ``image`` or ``file``, ``class`` or ``category`` are as good); or a folder of three such
+    files, ``train.csv``, ``val.csv`` and ``test.csv``, with the images in ``images``, as mini-ImageNet is laid out.
 
     Where ``data`` holds ``train``, ``validation`` (or ``val``) and ``test`` folders of class folders, those are the
     splits. Else the class folders are shuffled by the SHA-256 of their names, and a fifth each is for validation and
@@ -143,10 +237,13 @@ def folder(
     `headstart.data.images.folder.read_image` says how an image is read.
 
     Args:
-        data: the folder.
-        ways: classes of a task.
+        data: the folder, or a zip or CSV file.
+        ways: classes of a task, by default 5, or as many as every split has.
+        queries: query images a class, by default 15, or as many as the smallest class has left.
         image_size: height and width of the images, in pixels.
         channels: 1 for grey, 3 for colour.
+        fit: how an image becomes a square: its centre (crop), all of it with white beside it (pad), or all of it, out
+            of proportion (stretch).
         strict: refuse a folder that holds an image that cannot be read; else it is left out with a
             `SkippedImageWarning`, and counted in ``details['skipped_images']``.
         options: those of `few_shot`.
@@ -158,39 +255,78 @@ def folder(
         LeakageError: a class folder that is in two splits.
     """
     check_image_shape(image_size, channels)
-    splits = _splits(Path(data), ways)
-    read = {split: _read(paths, image_size, channels, strict) for split, paths in splits.items()}
+    with unpacked(Path(data), SUFFIXES) as place:
+        splits = _splits(place, ways or 2)
+        read = {split: _read(classes, image_size, channels, strict, fit) for split, classes in splits.items()}
+    _warn_of_same(read.values())
     stores = {split: image_store(dict(zip(found.names, found.images))) for split, found in read.items()}
+    on_short, own_ways = options.get("on_short", "error"), options.get("train_ways")
+    judged = {split: store for split, store in stores.items() if split != "train" or own_ways is None}
+    ways, queries, notes = fitted(judged, size_range("shots", shots)[1], ways, queries, on_short)
     details = {
+        "notes": tuple(notes),
+        "fit": fit,
         "source": Path(data).resolve().name,
         "class_names": {split: found.names for split, found in read.items()},
         "skipped_images": sum(found.skipped for found in read.values()),
         "licence": "that of the images in the folder; no image is in this folder but in episode.png",
     }
-    return few_shot("folder", stores, ways=ways, details=details, **options)
+    return few_shot("folder", stores, ways=ways, shots=shots, queries=queries, details=details, **options)
 
 
 def read_class_folder(
-    path: str | Path, size: int = 28, channels: Literal[1, 3] = 3, strict: bool = False
+    path: str | Path, size: int = 28, channels: Literal[1, 3] = 3, strict: bool = False, fit: Fit = "crop"
 ) -> ClassFolder:
     """Read one folder of class folders, such as the support set of a new task.
 
+    A class without an image that can be read is left out with a `SkippedImageWarning`, or refused where ``strict``.
+
     Raises:
         FileError: no such folder.
-        DataError: fewer than two class folders, one without a readable image, or, where ``strict``, an unreadable one.
+        DataError: fewer than two classes; where ``strict``, an image that cannot be read, or a class without any.
     """
     check_image_shape(size, channels)
-    classes = _class_folders(Path(path))
+    classes = _classes(Path(path))
     if len(classes) < 2:
-        raise DataError(
-            f"{path} has one class folder only, {classes[0].name!r}; there is nothing to tell it apart from"
-        )
-    found = _read(classes, size, channels, strict)
-    for folder, images in zip(classes, found.images):
-        if not len(images):
-            holds = f"it holds {_contents(folder)}); expected at least one of {', '.join(SUFFIXES)}"
-            raise DataError(f"class folder {folder} has no image that can be read ({holds}")
+        raise DataError(f"{path} has one class folder only, {next(iter(classes))!r}; there is nothing to tell it from")
+    found = _read(classes, size, channels, strict, fit)
+    empty = [place for place, images in enumerate(found.images) if not len(images)]  # never of a CSV file
+    for place in empty:
+        here = Path(path) / found.names[place]
+        holds = f"it holds {_contents(here)}); expected at least one of {', '.join(SUFFIXES)}"
+        told = f"class folder {here} has no image that can be read ({holds}"
+        if strict or len(classes) - len(empty) < 2:
+            raise DataError(told)
+        warnings.warn(f"left out: {told}", SkippedImageWarning, stacklevel=2)
+    there = [place for place in range(len(classes)) if place not in empty]
+    found = ClassFolder(
+        [found.names[place] for place in there],
+        [found.images[place] for place in there],
+        [found.files[place] for place in there],
+        found.skipped,
+    )
+    _warn_of_same([found])
     return found
+
+
+def _warn_of_same(found: Iterable[ClassFolder]) -> None:
+    """Warn of images that are there twice: they may be learned from and asked again, or be of two classes."""
+    first, twice, others = dict[bytes, tuple[str, Path]](), list[tuple[Path, Path]](), 0
+    for one in found:
+        for name, images, files in zip(*one[:3]):
+            for image, path in zip(images, files):
+                owner, before = first.setdefault(hashlib.blake2b(image.numpy().data).digest(), (name, path))
+                if before != path:
+                    twice.append((before, path))
+                    others += owner != name
+    if twice:
+        warnings.warn(
+            f"{len(twice)} images are there before, to a model the same ({twice[0][1]} as {twice[0][0]}): {others} in"
+            " another class, which no model can tell apart, and the others may be asked of those who learned from"
+            " them, which flatters a score",
+            SameImageWarning,
+            stacklevel=3,
+        )
 
 
 def task_folders(path: Path) -> dict[str | None, Path]:
@@ -201,60 +337,86 @@ def task_folders(path: Path) -> dict[str | None, Path]:
     return {None: path}
 
 
-def _read(classes: Sequence[Path], size: int, channels: Literal[1, 3], strict: bool) -> ClassFolder:
-    classes = sorted(classes, key=lambda path: path.name)
-    files = [image_files(path) for path in classes]
-    read = read_images([path for paths in files for path in paths], size, channels, strict)
-    images = []
+def _read(classes: _Classes, size: int, channels: Literal[1, 3], strict: bool, fit: Fit) -> ClassFolder:
+    names = sorted(classes)
+    refuse_unknown([path for path in classes.values() if isinstance(path, Path)], strict)
+    files = [image_files(found) if isinstance(found := classes[name], Path) else found for name in names]
+    read = read_images([path for paths in files for path in paths], size, channels, strict, fit)
+    images, whole = list[Tensor](), list[list[Path]]()
     for paths in files:
         kept, count = torch.empty(len(paths), channels, size, size, dtype=torch.uint8), 0
-        for image in islice(read, len(paths)):
-            if isinstance(image, DataError):
+        whole.append([])
+        for path, image in zip(paths, islice(read, len(paths))):
+            if not isinstance(image, Tensor):
                 warnings.warn(f"skipped: {image}", SkippedImageWarning, stacklevel=4)
             else:
                 kept[count] = image
                 count += 1
+                whole[-1].append(path)
         images.append(kept[:count])
-    return ClassFolder([path.name for path in classes], images, sum(map(len, files)) - sum(map(len, images)))
+    return ClassFolder(names, images, whole, sum(map(len, files)) - sum(map(len, images)))
 
 
-def _splits(data: Path, ways: int) -> Mapping[str, Sequence[Path]]:
-    found = _class_folders(data)
+def _splits(data: Path, ways: int) -> Mapping[str, _Classes]:
     own = {"val": "validation"} | {split: split for split in SPLITS}
-    holders = {own[path.name]: path for path in found if path.name in own and _subfolders(path)}
-    if "train" in holders:
-        missing = [split for split in SPLITS if split not in holders]
-        if missing:
-            raise DataError(
-                f"{data} has a train folder of class folders, but none for {' and '.join(missing)}; expected"
-                " train, validation (or val) and test, or the class folders themselves"
-            )
-        return {split: _class_folders(holders[split]) for split in SPLITS}
-    by_name = {path.name: path for path in found}
+    if data.is_file():
+        lists = listed(data)
+        if [*lists] != [""]:
+            if sorted(own.get(split, "") for split in lists) != sorted(SPLITS):
+                raise DataError(
+                    f"{data} has the splits {', '.join(map(repr, lists))}; expected train, validation (or val) and test"
+                )
+            return {own[split]: classes for split, classes in lists.items()}
+        by_name: _Classes = lists[""]
+    elif (data / "train.csv").is_file() and (data / "test.csv").is_file():
+        found = {own[split]: data / f"{split}.csv" for split in own if (data / f"{split}.csv").is_file()}
+        if set(found) != set(SPLITS):
+            raise DataError(f"{data} has a train.csv and a test.csv, but no val.csv (or validation.csv)")
+        return {split: _classes(path) for split, path in found.items()}
+    else:
+        by_name = _classes(data)
+        holders = {own[name]: data / name for name in by_name if name in own and _subfolders(data / name)}
+        if "train" in holders:
+            missing = [split for split in SPLITS if split not in holders]
+            if missing:
+                raise DataError(
+                    f"{data} has a train folder of class folders, but none for {' and '.join(missing)}; expected"
+                    " train, validation (or val) and test, or the class folders themselves"
+                )
+            return {split: _classes(holders[split]) for split in SPLITS}
     order = shuffled(by_name)
-    held_out = round(_HELD_OUT * len(order))
+    held_out = max(round(_HELD_OUT * len(order)), 2 if len(order) >= 6 else 0)  # two at least are told apart
     names = dict(zip(SPLITS, (order[2 * held_out :], order[held_out : 2 * held_out], order[:held_out])))
     if held_out < ways:
         counts = ", ".join(f"{len(part)} for {split}" for split, part in names.items())
         raise ShortClassError(
             f"{data} has {len(order)} class folder{'s' * (len(order) > 1)} ({counts}), but {ways} ways need"
-            f" {ways} classes in each split. Lower --ways, add classes, or make train, validation and test"
-            " folders."
+            f" {ways} classes in each split. "
+            + (f"--ways {held_out} works; or" if held_out > 1 else "Six classes are the fewest:")
+            + " add classes, or make train, validation and test folders."
         )
-    return {split: [by_name[name] for name in part] for split, part in names.items()}
+    return {split: {name: by_name[name] for name in part} for split, part in names.items()}
 
 
-def _class_folders(path: Path) -> list[Path]:
+def _classes(path: Path) -> _Classes:
+    """Return the class folders in a folder, or the images that a CSV file lists, by class."""
+    if path.is_file() and path.suffix.lower() == ".csv":
+        parts = listed(path).values()
+        return {name: [file for part in parts for file in part.get(name, ())] for part in parts for name in part}
     if not path.is_dir():
-        raise FileError(f"{path} is not a folder; expected a folder that holds one folder of images a class")
+        raise FileError(
+            f"{path} is not a folder; expected a folder that holds one folder of images a class, such a folder as a"
+            " zip file, or a CSV file of the columns path and label"
+        )
     found = _subfolders(path)
     if not found:
         raise DataError(f"{path} has no class folder (it holds {_contents(path)}); expected one of images a class")
-    return found
+    return {folder.name: folder for folder in found}
 
 
 def _subfolders(path: Path) -> list[Path]:
-    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    # macOS leaves a folder of its own in what it packs
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith((".", "__MACOSX")))
 
 
 def _contents(path: Path) -> str:

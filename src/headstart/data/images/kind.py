@@ -2,22 +2,32 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
 
 from headstart.data.images.fewshot import scaled
-from headstart.data.images.folder import SUFFIXES, read_class_folder, read_images, task_folders
-from headstart.data.kind import DataKind, Inputs, NewTask, Row, class_answers, files_of, unsampled
+from headstart.data.images.folder import (
+    SUFFIXES,
+    Fit,
+    as_square,
+    pictures,
+    read_class_folder,
+    read_images,
+    task_folders,
+)
+from headstart.data.images.layouts import holds_images, unpacked
+from headstart.data.kind import DataKind, Failed, Inputs, NewTask, Row, class_answers, files_of, unsampled
 from headstart.errors import DataError, FileError
 from headstart.types import Batch, Tasks
 
-#: Images that are predicted at a time.
-_CHUNK = 256
+#: What is predicted at a time: images, and numbers in them, since a network makes many more of each.
+_CHUNK, _NUMBERS = 256, 2**21
 
 
 class Prepared(NamedTuple):
@@ -30,6 +40,8 @@ class Prepared(NamedTuple):
     """Classes of a task, as trained."""
     training_classes: str
     """The SHA-256 of the names of the classes that were trained on."""
+    fit: Fit
+    """How an image becomes a square."""
 
 
 def _preparation(tasks: Tasks) -> dict[str, Any] | None:
@@ -43,6 +55,7 @@ def _preparation(tasks: Tasks) -> dict[str, Any] | None:
         "light_on_dark": bool(details.get("light_on_dark", False)),
         "classes": tasks.output_size,
         "training_classes": hashlib.sha256(names.encode()).hexdigest(),
+        "fit": details.get("fit", "crop"),
     }
 
 
@@ -50,9 +63,11 @@ def _read(value: Any, where: str) -> Prepared:
     try:
         channels, height, width = shape = tuple(int(size) for size in value["input_shape"])
         classes, light = int(value["classes"]), bool(value["light_on_dark"])
-        found = Prepared(cast(Any, shape), light, classes, str(value["training_classes"]))
+        found = Prepared(cast(Any, shape), light, classes, str(value["training_classes"]), value["fit"])
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{where} does not say how images are prepared: {error}") from error
+    if found.fit not in get_args(Fit):
+        raise FileError(f"{where} has images made square by {found.fit!r}; expected {', '.join(get_args(Fit))}")
     if channels not in (1, 3) or not 0 < height == width <= 4096 or not 2 <= classes <= 1_000_000:
         raise FileError(f"{where} has {classes} classes and inputs of shape {shape}")
     return found
@@ -66,17 +81,22 @@ def _difference(kept: Prepared, now: Prepared) -> str:
 
 def _recognises(path: Path) -> bool:
     """Return whether a folder holds an image, or no file at all: then it is said what is missing."""
+    if path.is_file():
+        return holds_images(path, SUFFIXES)
     files = (name for _, _, names in os.walk(path) for name in names)
-    looked_at = [name.lower().endswith(SUFFIXES) for name in islice(files, 10_000)]
+    looked_at = [name.lower().endswith((*SUFFIXES, ".heic", ".heif", ".avif")) for name in islice(files, 10_000)]
     return path.is_dir() and (not looked_at or any(looked_at))
 
 
 def _support(prepared: Prepared, source: Path | None, strict: bool) -> list[tuple[NewTask, Batch]]:
     if source is None:
         raise DataError("classes of images are learned from images; give a folder that holds one folder for each class")
+    with unpacked(source, SUFFIXES) as place:
+        size, channels, fit = prepared.input_shape[-1], prepared.input_shape[0], prepared.fit
+        folders = task_folders(place).items()
+        every = [(name, read_class_folder(folder, size, channels, strict, fit)) for name, folder in folders]
     found = []
-    for name, folder in task_folders(source).items():
-        read = read_class_folder(folder, prepared.input_shape[-1], prepared.input_shape[0], strict)
+    for name, read in every:
         counts = tuple(len(images) for images in read.images)
         x = _as_trained(prepared, scaled(torch.cat(read.images)))
         y = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
@@ -84,16 +104,54 @@ def _support(prepared: Prepared, source: Path | None, strict: bool) -> list[tupl
     return found
 
 
-def _inputs(prepared: Prepared, sources: Sequence[str], tasks: Sequence[str]) -> Iterator[Inputs]:
+def _inputs(
+    prepared: Prepared, sources: Sequence[str], tasks: Mapping[str, Sequence[str]], failed: Failed
+) -> Iterator[Inputs]:
     """An image is of the task that the nearest folder around it is called as."""
-    files = files_of(sources, SUFFIXES)
-    for start in range(0, len(files), _CHUNK):
-        paths = files[start : start + _CHUNK]
-        read = read_images(paths, prepared.input_shape[-1], prepared.input_shape[0], strict=True)
-        x = _as_trained(prepared, scaled(torch.stack([cast(Tensor, image) for image in read])))
-        own = [next((name for name in reversed(path.parts[:-1]) if name in tasks), None) for path in paths]
-        rows = [Row(image=str(path), **{} if task is None else {"task": task}) for path, task in zip(paths, own)]
-        yield Inputs(x, own, rows, lambda place, paths=paths: str(paths[place]))
+    found = ((path, _task_around(path, tasks)) for path in files_of(sources, SUFFIXES, failed))
+    while some := list(islice(found, _together(prepared))):
+        paths = [path for path, _ in some]
+        images = read_images(paths, prepared.input_shape[-1], prepared.input_shape[0], strict=False, fit=prepared.fit)
+        read: list[Tensor] = []
+        known: list[tuple[Path, str | None]] = []
+        for (path, own), image in zip(some, images):
+            error = own if isinstance(own, DataError) else image
+            if isinstance(error, DataError | FileError):
+                failed(error)
+            else:
+                read.append(error)
+                known.append((path, cast(str | None, own)))
+        if read:
+            rows = [Row(image=str(path), **{} if own is None else {"task": own}) for path, own in known]
+            x = _as_trained(prepared, scaled(torch.stack(read)))
+            yield Inputs(x, [own for _, own in known], rows, lambda place, known=known: str(known[place][0]))
+
+
+def _values(prepared: Prepared, values: Sequence[Any]) -> Iterator[Inputs]:
+    """Images as values have their number beside the answer."""
+    size, channels, fit = prepared.input_shape[-1], prepared.input_shape[0], prepared.fit
+    found = enumerate(as_square(image, size, channels, fit) for value in values for image in pictures(value))
+    while some := list(islice(found, _together(prepared))):
+        x = _as_trained(prepared, scaled(torch.stack([image for _, image in some])))
+        rows = [Row(image=number) for number, _ in some]
+        yield Inputs(x, [None] * len(some), rows, lambda place, rows=rows: f"image {rows[place]['image']}")
+
+
+def _together(prepared: Prepared) -> int:
+    return max(1, min(_CHUNK, _NUMBERS // prod(prepared.input_shape)))
+
+
+def _task_around(path: Path, tasks: Mapping[str, Sequence[str]]) -> str | None | DataError:
+    """Return the task that the nearest folder around an image is called as, or an error where that may be a class."""
+    own = next((name for name in reversed(path.parts[:-1]) if name in tasks), None)
+    if own is not None and path.parts[-2] == own:
+        other = next((task for task, labels in tasks.items() if task != own and own in labels), None)
+        if other is not None:
+            return DataError(
+                f"{path} is in a folder {own!r}, which is a task, and a class of the task {other!r}; say by which task"
+                " to predict it, with --task"
+            )
+    return own
 
 
 def _as_trained(prepared: Prepared, x: Tensor) -> Tensor:
@@ -106,13 +164,17 @@ def _as_trained(prepared: Prepared, x: Tensor) -> Tensor:
 
 def _predicts(prepared: Prepared) -> str:
     channels, height, width = prepared.input_shape
-    return f"the class of an image ({height} x {width}, {'grey' if channels == 1 else 'RGB'})"
+    return f"the class of an image ({height} x {width}, {'grey' if channels == 1 else 'RGB'}; {_SEEN[prepared.fit]})"
+
+
+_SEEN = {"crop": "of each image its centre square", "pad": "all of each image, on white", "stretch": "stretched"}
 
 
 def _task(tasks: Tasks) -> str:
     shots, queries = tasks.details["shots"], tasks.details["queries"]
     shots = "-".join(map(str, shots)) if isinstance(shots, tuple) else shots
-    return f"{tasks.output_size} classes; {shots} support and {queries} query images a class"
+    seen = f"; {_SEEN[tasks.details['fit']]} (--fit {tasks.details['fit']})" if "fit" in tasks.details else ""
+    return f"{tasks.output_size} classes; {shots} support and {queries} query images a class{seen}"
 
 
 IMAGES = DataKind(
@@ -126,6 +188,7 @@ IMAGES = DataKind(
     ),
     support=_support,
     inputs=_inputs,
+    values=_values,
     answers=lambda prepared, labels, outputs, deviations: class_answers(labels, outputs),
     predicts=_predicts,
     task=_task,

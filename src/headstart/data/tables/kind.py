@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headstart.data.kind import (
     DataKind,
+    Failed,
     Inputs,
     NewTask,
     Row,
@@ -22,6 +23,7 @@ from headstart.data.kind import (
 )
 from headstart.data.tables.read import distinct, find_columns, in_order, is_missing, read_table, refuse_missing
 from headstart.data.tables.schema import Feature, Schema, encode_features, encode_target, schema_from_json
+from headstart.errors import DataError, FileError
 from headstart.types import Batch, Tasks
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
@@ -89,19 +91,26 @@ def _features(schema: Schema, path: str, header: Sequence[str], *others: tuple[s
     return [column for _, column in wanted]
 
 
-def _inputs(schema: Schema, sources: Sequence[str], tasks: Sequence[str]) -> Iterator[Inputs]:
-    for file in files_of(sources, SUFFIXES):
+def _inputs(
+    schema: Schema, sources: Sequence[str], tasks: Mapping[str, Sequence[str]], failed: Failed
+) -> Iterator[Inputs]:
+    for file in files_of(sources, SUFFIXES, failed):
 
         def every(path: str, header: tuple[str, ...]) -> tuple[str, ...]:
             _features(schema, path, header)
             return header
 
-        table = read_table(file, every, missing=schema.missing, commas=schema.commas)
+        try:
+            table = read_table(file, every, missing=schema.missing, commas=schema.commas)
+            x = encode_features(schema, table)
+        except (DataError, FileError) as error:
+            failed(error)
+            continue
         texts = {name: table.columns[name].tolist() for name in table.header}
         own = [text or None for text in texts.get(schema.task_column, [""] * table.size)]
         columns = {name: values if name == schema.task_column else _plain(values) for name, values in texts.items()}
         rows: list[Row] = [dict(zip(columns, row)) for row in zip(*columns.values())]
-        yield Inputs(encode_features(schema, table), own, rows, table.where)
+        yield Inputs(x, own, rows, table.where)
 
 
 def _plain(texts: list[str]) -> list[Any]:

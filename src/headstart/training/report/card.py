@@ -1,21 +1,31 @@
 """The model card: what a run's weights are, how good they are, and how to make and use them again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headstart.data.kind import kind_of_family
 from headstart.registry import find
 from headstart.training.build import Job
 from headstart.training.calibration import LEVEL, Spread
-from headstart.training.config import command, schema_of, text
+from headstart.training.config import called, command, schema_of, text
 from headstart.training.report.figures import half
 from headstart.training.report.structure import Findings, summary
 
 
-def card(job: Job, results: dict[str, Any], found: Findings, pictured: bool = True) -> str:
-    """Return the text of a finished run's README.md; ``pictured``: there is a picture of an episode."""
+def card(
+    job: Job, results: dict[str, Any], found: Findings, pictured: bool = True, mistakes: Sequence[Any] = ()
+) -> str:
+    """Return the text of a finished run's README.md.
+
+    ``pictured``: there is a picture of an episode; ``mistakes``: which class was taken for which, most often first.
+    """
     config, kind = job.config, kind_of_family(job.config.tasks.name)
     told = _rows(job, results) | ({"Learned about the model": summary(found)} if found.any() else {})
+    if mistakes:
+        most = "; ".join(
+            f"{one['class']} for {one['taken for']} ({one['times']} of {one['of']})" for one in mistakes[:3]
+        )
+        told["Most often mistaken"] = f"{most}; all in confusions.csv"
     rows = "\n".join(f"| {name} | {text} |" for name, text in told.items())
     structure = "\n![What was learned about the model](structure.png)\n" if found.any() else ""
     notes = [kind.caption] if pictured else []
@@ -30,7 +40,7 @@ def card(job: Job, results: dict[str, Any], found: Findings, pictured: bool = Tr
     if kind.preparation(job.tasks) is None:
         usage = "headstart evaluate RUN"
     noted = "\n".join(notes)
-    return f"""# {config.method.name} on {config.tasks.name}
+    return f"""# {config.method.name} on {called(config)}
 
 Weights from which a new task of this kind is learned out of a few examples, made with headstart {results["headstart"]}.
 
@@ -116,6 +126,9 @@ def _result(results: dict[str, Any]) -> str:
     before = results["by_inner_step"].get("0")
     if before and before["mean"] is not None:
         text += f"; before adapting {scale * before['mean']:{digits}}{unit}"
+    if nearest := results.get("nearest"):
+        raw = f"{scale * nearest['mean']:{digits}}{unit}"
+        text += f"; the nearest class mean of raw inputs, which learns nothing, has {raw}"
     return text
 
 
@@ -132,6 +145,7 @@ def _data(job: Job) -> str:
         parts.append(f"{details['duplicates']} repeated rows (--on-duplicates {details['on_duplicates']})")
     if details.get("left_out"):
         parts.append("columns left out: " + ", ".join(f"{name!r} ({why})" for name, why in details["left_out"].items()))
+    parts += details.get("notes", ())
     if "source" in details:
         parts.append(f"source: {details['source']}")
     if licence := details.get("licence") or details.get("licences"):

@@ -1,12 +1,16 @@
 """What a finished run has come to: table, pictures and model card, all made from the files in its folder."""
 
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from headstart.data.kind import kind_of_family
 from headstart.errors import FileError
 from headstart.training.build import Job, make_tasks
+from headstart.training.config import called
 from headstart.training.evaluate import Score
 from headstart.training.files import explained, finite, read_json, write
 from headstart.training.metrics import read_lines, validations, write_csv
@@ -15,7 +19,7 @@ from headstart.training.report.figures import half
 from headstart.training.report.score_plots import draw_results
 from headstart.training.report.structure import find, write_findings
 from headstart.training.report.structure_plot import draw_structure
-from headstart.types import Meta, Tasks
+from headstart.types import Learner, Meta, Tasks
 
 RESULTS = "results.json"
 CHOICE = "choice.json"
@@ -26,8 +30,9 @@ CHOICE = "choice.json"
 def report(run: Path, job: Job, meta: Meta) -> list[Path]:
     """Write tables, pictures and the model card, and return their paths.
 
-    Always ``results.csv``, ``results.png`` and ``README.md``; ``episode.png`` where a task can be pictured; and
-    ``structure.json``, ``structure.csv`` and ``structure.png`` where anything was learned about the model, or moved.
+    Always ``results.csv``, ``results.png`` and ``README.md``; ``episode.png`` where a task can be pictured;
+    ``structure.json``, ``structure.csv`` and ``structure.png`` where anything was learned about the model, or moved;
+    and ``confusions.csv`` where classes have names: what was taken for what, the most frequent first.
 
     Args:
         run: the folder of a finished run.
@@ -44,13 +49,17 @@ def report(run: Path, job: Job, meta: Meta) -> list[Path]:
     rows = validations(lines) or [{**best, "ci95": None}]  # all that is known where the history was lost
     write_csv(run / "results.csv", rows)
     made = [run / "results.csv", *(write_findings(run, found) if found.any() else ())]
-    heading = f"What {job.config.method.name} on {job.config.tasks.name} learned about its model"
+    heading = f"What {job.config.method.name} on {called(job.config)} learned about its model"
     episode = draw_episode(job, meta)
+    mistakes = confusions(job.tasks, job.learner, meta)
+    if mistakes:
+        write_csv(run / "confusions.csv", mistakes)
+        made.append(run / "confusions.csv")
     files = {
         "results.png": draw_results(lines, rows, results, job),
         "episode.png": episode,
         "structure.png": draw_structure(found, heading),
-        "README.md": card(job, results, found, episode is not None).encode(),
+        "README.md": card(job, results, found, episode is not None, mistakes).encode(),
     }
     for name, data in files.items():
         if data is not None:
@@ -73,6 +82,28 @@ def draw_episode(job: Job, meta: Meta) -> bytes | None:
 
     module, function = target.split(":")
     return getattr(import_module(module), function)(job.tasks, job.learner, meta, truth)
+
+
+@torch.no_grad()
+def confusions(tasks: Tasks, learner: Learner, meta: Meta, episodes: int = 100) -> list[dict[str, Any]]:
+    """Return which class was taken for which in test tasks, how often, and how often it could have been."""
+    if tasks.kind != "classification" or tasks.names is None:
+        return []
+    wrong, together = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for first in range(0, min(episodes, (tasks.counts or {}).get("test", episodes)), 20):
+        numbers = range(first, first + 20)
+        support, query = tasks.sample("test", numbers)
+        guesses = learner.predict(learner.adapt(meta, support)[0], query.x).argmax(-1)
+        for number, truth, guess in zip(numbers, query.y.tolist(), guesses.tolist()):
+            names = tasks.names("test", number)
+            for label, taken in zip(truth, guess):
+                wrong[names[label], names[taken]] += label != taken
+                together.update((names[label], other) for other in names)
+    told = ((-wrong[pair], *pair) for pair in wrong if wrong[pair])
+    return [
+        {"class": own, "taken for": other, "times": -count, "of": together[own, other]}
+        for count, own, other in sorted(told)
+    ]
 
 
 def read_results(run: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from headstart.training.build import Job
-from headstart.training.config import Config
+from headstart.training.config import Config, called
 from headstart.training.evaluate import Score
 from headstart.training.metrics import Line
 from headstart.training.report import figures as kit
@@ -28,7 +28,7 @@ def draw_results(lines: list[Line], rows: list[Line], results: dict[str, Any], j
         draws += [partial(_inner_steps, stepwise, results, job.learner.steps)]
     elif not trained:
         draws += [partial(_single, results)]
-    return kit.beside(draws, 4.4, 3.5, f"{job.config.method.name} on {job.config.tasks.name}")
+    return kit.beside(draws, 4.4, 3.5, f"{job.config.method.name} on {called(job.config)}")
 
 
 def _loss(trained: list[Line], axis: "Axes") -> None:
@@ -83,7 +83,7 @@ def draw_comparison(scores: Mapping[str, Score], config: Config) -> bytes:
     ways, shots = config.option("tasks.ways"), config.option("tasks.shots")
     draws = [partial(_compared, scores, ways)] + [partial(_stepping, stepping)] * bool(stepping)
     told = "-".join(map(str, shots)) if isinstance(shots, list) else shots
-    return kit.beside(draws, 5.2, 3.6, config.tasks.name + (f", {ways}-way {told}-shot" if ways else ""))
+    return kit.beside(draws, 5.2, 3.6, called(config) + (f", {ways}-way {told}-shot" if ways else ""))
 
 
 def _compared(scores: Mapping[str, Score], ways: int | None, axis: "Axes") -> None:

@@ -18,30 +18,31 @@ def picture(tasks: Tasks, learner: Learner, meta: Meta, truth: Callable[[int], T
     if tasks.kind != "classification" or len(tasks.input_shape) != 3:
         return None
     support, query = tasks.sample("test", [0])
-    guesses = learner.predict(learner.adapt(meta, support)[0], query.x)[0].argmax(-1)
+    chances, guesses = learner.predict(learner.adapt(meta, support)[0], query.x)[0].softmax(-1).max(-1)
     names = tasks.names("test", 0) if tasks.names else [f"class {label}" for label in range(tasks.output_size)]
     learned, asked = _by_class(support, support.x[0]), _by_class(query, query.x[0])
-    taken = _by_class(query, guesses)
+    taken, sure = _by_class(query, guesses), _by_class(query, chances)
     labels = sorted(asked)[:_MOST_CLASSES]
     shots = min(_MOST_SHOTS, max(len(learned[label]) for label in labels))
     queries = min(_MOST_QUERIES, max(len(asked[label]) for label in labels))
     right = sum(int((found == label).sum()) for label, found in taken.items())
     figure = new_figure(
         0.8 * (shots + queries) + 0.9 + 0.08 * min(_LETTERS, max(map(len, names))), 0.85 * len(labels) + 0.9,
-        f"Test task 0: {right} of {sum(map(len, taken.values()))} right (red: the class it was taken for)", size=10,
+        f"Test task 0: {right} of {sum(map(len, taken.values()))} right (red: what it was taken for, how surely)",
+        size=10,
     )  # fmt: skip
     columns = [1] * shots + [0.3] + [1] * queries
     grid = figure.subplots(len(labels), len(columns), squeeze=False, width_ratios=columns)
     for axis in grid.flat:
         axis.set_visible(False)
     for row, label in zip(grid, labels):
-        cells = [(axis, one, None) for axis, one in zip(row[:shots], learned[label])]
-        cells += zip(row[shots + 1 :], asked[label], taken[label].tolist())
-        for axis, pixels, guess in cells:
+        cells = [(axis, one, None, 0.0) for axis, one in zip(row[:shots], learned[label])]
+        cells += zip(row[shots + 1 :], asked[label], taken[label].tolist(), sure[label].tolist())
+        for axis, pixels, guess, chance in cells:
             axis.set_visible(True)
             image(axis, pixels, GREY if guess is None else GREEN if guess == label else RED, thick=guess is not None)
             if guess is not None and guess != label:
-                axis.set_xlabel(short(names[guess], _FEW), color=RED, fontsize=7, labelpad=1)
+                axis.set_xlabel(f"{short(names[guess], _FEW)} {chance:.0%}", color=RED, fontsize=7, labelpad=1)
         row[0].set_ylabel(short(names[label], _LETTERS), fontsize=9, rotation=0, ha="right", va="center")
     grid[0][0].set_title("learned from", fontsize=8)
     grid[0][shots + 1].set_title("predicted", fontsize=8)
