@@ -7,7 +7,7 @@ the call. Its normalisation layers follow the buffer policy and its dropout laye
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,14 @@ from headstart.forward.over_tasks import chained, entangled, hooked, native, tie
 from headstart.types import Params
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class Kept(NamedTuple):
+    """What was set on a layer."""
+
+    layer: nn.Module
+    attributes: dict[str, Any]
+    buffers: dict[str, Tensor | None]
 
 
 class Skeleton:
@@ -53,21 +61,12 @@ class Skeleton:
         self.native = self.chain and native(self.body)
         self.own = [layer for layer in self.body.modules() if not is_known(layer)]
 
-    @contextlib.contextmanager
-    def afresh(self) -> Iterator[list[tuple[nn.Module, dict[str, Any], dict[str, Tensor | None]]]]:
+    def afresh(self) -> contextlib.AbstractContextManager[list[Kept]]:
         """Forget at the end what was set on the layers meanwhile, so that every pass is a module's first one.
 
         A module that we have not seen may keep a number, or tensors of one task, for its next pass.
         """
-        before = [(layer, dict(vars(layer)), dict(layer._buffers)) for layer in self.own]
-        try:
-            yield before
-        finally:
-            for layer, attributes, buffers in before:
-                vars(layer).clear()
-                vars(layer).update(attributes)
-                layer._buffers.clear()
-                layer._buffers.update(buffers)
+        return _put_back(self.own) if self.own else contextlib.nullcontext([])
 
     def updated_statistics(self) -> Params:
         """Return the buffers that the last forward pass left, by name, and let go of them."""
@@ -85,6 +84,19 @@ class Skeleton:
             stepped.step = step
         for norm in self.statistics.values():
             norm.updated = {}
+
+
+@contextlib.contextmanager
+def _put_back(layers: list[nn.Module]) -> Iterator[list[Kept]]:
+    before = [Kept(layer, dict(vars(layer)), dict(layer._buffers)) for layer in layers]
+    try:
+        yield before
+    finally:
+        for layer, attributes, buffers in before:
+            vars(layer).clear()
+            vars(layer).update(attributes)
+            layer._buffers.clear()
+            layer._buffers.update(buffers)
 
 
 def is_known(layer: nn.Module) -> bool:

@@ -107,7 +107,11 @@ def _unbound(dim: Any, arg: Tree, tasks: int) -> list[Tree]:
         return [{name: parts[task] for name, parts in own.items()} for task in range(tasks)]
     if dim is None:
         return [arg] * tasks
+    if isinstance(arg, Tensor):
+        return [piece.unsqueeze(0) for piece in arg.unbind()]
     packed, leaves = pack(arg)
+    if not leaves:
+        return [arg] * tasks
     pieces = [leaf.unbind() for leaf in leaves]
     return [packed.unpack([piece[task].unsqueeze(0) for piece in pieces]) for task in range(tasks)]
 
