@@ -157,7 +157,7 @@ def test_every_kind_of_column_becomes_inputs(in_memory: Any) -> None:
         [root, 0, -1, 0, 0, 1, 1],
         [0, 1, 1, 0, 1, 0, -1],
     ]
-    assert torch.allclose(encode_features(schema, table), torch.tensor(expected))
+    assert torch.allclose(encode_features(schema.features, table), torch.tensor(expected))
 
 
 NUMBERS = st.floats(-1e6, 1e6).map(lambda value: f"{value:.9g}")
@@ -186,7 +186,7 @@ def test_inputs_can_be_turned_back_into_values(rows: list[tuple[str, ...]]) -> N
     schema = Schema("task", "y", None, "regression", found.features)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # what was seen in training is no news
-        x = encode_features(schema, table).double()
+        x = encode_features(schema.features, table).double()
     names = list(schema.inputs)
     for feature in schema.features:
         own = x[:, [names.index(name) for name in feature.inputs]]
@@ -207,7 +207,7 @@ def test_unseen_categories_are_zero_with_one_warning(in_memory: Any) -> None:
     table = in_memory({"colour": ["green", "red", "green"], "x": ["1", "1", "1"]})
     message = "some.csv, column 'colour': 'green' in lines 2, 4 is in no training task"
     with pytest.warns(UnseenValueWarning, match=message) as caught:
-        x = encode_features(schema, table)
+        x = encode_features(schema.features, table)
     assert len(caught) == 1
     assert x[:, :2].tolist() == [[0, 0], [0, 1], [0, 0]]
 
@@ -215,25 +215,25 @@ def test_unseen_categories_are_zero_with_one_warning(in_memory: Any) -> None:
 def test_a_value_missing_for_the_first_time_is_the_mean_with_a_warning(in_memory: Any) -> None:
     schema = learned(in_memory({"x": ["1", "3"]}))
     with pytest.warns(UnseenValueWarning, match="column 'x': missing in line 3, but never in the training tasks"):
-        assert encode_features(schema, in_memory({"x": ["3", ""]})).tolist() == [[1], [0]]
+        assert encode_features(schema.features, in_memory({"x": ["3", ""]})).tolist() == [[1], [0]]
 
 
 def test_a_value_of_another_kind_is_named(in_memory: Any) -> None:
     schema = learned(in_memory({"x": ["1", "3"], "day": ["2020-01-01", "2020-01-02"]}))
     with pytest.raises(DataError, match="line 3, column 'x': 'many' is not a number; the column's other values are"):
-        encode_features(schema, in_memory({"x": ["3", "many"], "day": ["2020-01-01", "2020-01-02"]}))
+        encode_features(schema.features, in_memory({"x": ["3", "many"], "day": ["2020-01-01", "2020-01-02"]}))
     with pytest.raises(DataError, match="line 2, column 'day': '2020-01-01T00:00' is not a date, as"):
-        encode_features(schema, in_memory({"x": ["3"], "day": ["2020-01-01T00:00"]}))
+        encode_features(schema.features, in_memory({"x": ["3"], "day": ["2020-01-01T00:00"]}))
     points = schema._replace(features=tuple(f._replace(limits=None) for f in schema.features))
     with pytest.raises(DataError, match="line 2, column 'x': 1e300 is too far from the training tasks' values"):
-        encode_features(points, in_memory({"x": ["1e300"], "day": ["2020-01-01"]}))
+        encode_features(points.features, in_memory({"x": ["1e300"], "day": ["2020-01-01"]}))
 
 
 def test_far_away_values_are_bounded_in_their_order_and_warned_of(in_memory: Any) -> None:
     schema = learned(in_memory({"x": ["1", "3"], "day": ["2020-01-01", "2020-01-02"]}))
     far = in_memory({"x": ["1", "4", "5", "1e6", "1e300", "-9"], "day": ["2020-01-01"] * 6})
     with pytest.warns(UnseenValueWarning, match="column 'x': lines 4, 5, 6, 7: far from the 1 to 3 of training tasks"):
-        x = encode_features(schema, far)[:, 0].tolist()
+        x = encode_features(schema.features, far)[:, 0].tolist()
     assert x[:2] == [-1, 2] and 2 < x[2] < x[3] <= x[4] <= 3 and -3 < x[5] < -2
 
 

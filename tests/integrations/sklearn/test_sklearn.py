@@ -366,9 +366,9 @@ def test_without_scikit_learn_the_error_says_what_to_install():
 
 def test_values_without_a_standard_deviation_are_refused() -> None:
     x, task = np.linspace(0, 1, 40).reshape(-1, 1), np.repeat(np.arange(4), 10)
-    with pytest.raises(DataError, match="column 0 of y has values too large"):
+    with pytest.raises(DataError, match="y, column 'y0': its values are too large"):
         FewShotRegressor(steps=1).fit(x, 1e250 * x.ravel(), groups=task)
-    with pytest.raises(DataError, match="column 0 of X has values too large"):
+    with pytest.raises(DataError, match="X, column 'x0': its values are too large"):
         FewShotRegressor(steps=1).fit(1e250 * x, x.ravel(), groups=task)
 
 

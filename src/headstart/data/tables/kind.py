@@ -64,7 +64,7 @@ def _support(schema: Schema, source: Path | None, strict: bool) -> list[tuple[Ne
         return [*_features(schema, path, header, ("the target of the run", schema.target)), *({task} & set(header))]
 
     table = read_table(source, needed, missing=schema.missing, commas=schema.commas)
-    x, y = encode_features(schema, table), encode_target(schema, table)
+    x, y = encode_features(schema.features, table), encode_target(schema, table)
     if task not in table.columns or is_missing(table.columns[task]).all():
         places = {None: slice(None)}
     else:
@@ -102,7 +102,7 @@ def _inputs(
 
         try:
             table = read_table(file, every, missing=schema.missing, commas=schema.commas)
-            x = encode_features(schema, table)
+            x = encode_features(schema.features, table)
         except (DataError, FileError) as error:
             failed(error)
             continue

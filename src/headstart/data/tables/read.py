@@ -35,13 +35,15 @@ class Table(NamedTuple):
     header: tuple[str, ...]
     """All column names of the file, in its order."""
     columns: dict[str, Texts]
-    """The columns that were asked for."""
+    """The columns that were asked for; those that come as numbers are float64, NaN where missing."""
     lines: NDArray[np.int64]
     """``(N,)`` where each row starts: its line in a text file, counted from 1 (the header), else its number."""
     unit: str = "line"
     """What ``lines`` counts: 'line' or 'row'."""
     commas: frozenset[str] = frozenset()
     """The columns whose numbers have a decimal comma."""
+    labels: frozenset[str] = frozenset()
+    """The columns that are categories whatever their texts look like."""
 
     @property
     def size(self) -> int:
@@ -65,8 +67,8 @@ def strings(texts: Sequence[str] | NDArray[Any]) -> Texts:
 
 
 def is_missing(texts: Texts) -> NDArray[np.bool_]:
-    """Return which texts are empty, that is missing."""
-    return np.asarray(texts == "", dtype=np.bool_)
+    """Return which texts are empty, or numbers NaN, that is missing."""
+    return np.isnan(texts) if texts.dtype.kind == "f" else np.asarray(texts == "", dtype=np.bool_)
 
 
 def distinct(texts: Texts) -> tuple[list[str], NDArray[np.int64]]:
@@ -289,7 +291,7 @@ def _rows_of(reader: Any, path: Path, choose: Choose | None, missing: Sequence[s
                 started = reader.line_num
             if not starts:
                 break
-            chunks.append([_cleaned(strings(texts), missing) for texts in zip(*rows)])
+            chunks.append([cleaned(strings(texts), missing) for texts in zip(*rows)])
             lines.append(np.array(starts, dtype=np.int64))
     except csv.Error as problem:
         raise DataError(f"{path}, line {started + 1}: {problem}; is a quote not closed?") from problem
@@ -309,7 +311,7 @@ def _columns(path: Path, names: Sequence[str], choose: Choose | None) -> tuple[t
     return header, list(header if choose is None else choose(str(path), header))
 
 
-def _cleaned(texts: Texts, missing: Sequence[str]) -> Texts:
+def cleaned(texts: Texts, missing: Sequence[str] = ()) -> Texts:
     """Return texts without spaces around them, and empty where they mean that a value is missing."""
     texts = np.strings.strip(texts)
     texts[np.isin(texts, strings([*MISSING, *missing]))] = ""
@@ -351,7 +353,7 @@ def _as_texts(path: Path, name: str, column: Any, missing: Sequence[str]) -> Tex
     except pyarrow.ArrowException as problem:
         reason = f"values of type {column.type} are no features; leave it out (--columns)"
         raise DataError(f"{path}, column {name!r}: {reason}") from problem
-    return np.concatenate([_cleaned(strings(chunk.to_pylist()), missing) for chunk in texts.chunks])
+    return np.concatenate([cleaned(strings(chunk.to_pylist()), missing) for chunk in texts.chunks])
 
 
 TRUE, FALSE = frozenset({"true", "yes", "t", "y"}), frozenset({"false", "no", "f", "n"})
@@ -422,6 +424,8 @@ def to_number(text: str, comma: bool = False) -> float | None:
 
 def as_numbers(texts: Texts, comma: bool = False) -> NDArray[np.float64] | None:
     """Return texts as numbers, NaN where one is missing; ``None`` where one of them is no number (`to_number`)."""
+    if texts.dtype.kind == "f":
+        return texts
     there = ~(is_missing(texts) | np.isin(texts, strings(MARKS)))
     found = np.full(len(texts), np.nan)
     with suppress(ValueError):

@@ -126,21 +126,35 @@ def schema_from_json(value: Any, where: str) -> Schema:
 
 def _check_whole(schema: Schema) -> None:
     columns = [feature.column for feature in schema.features]
-    if not columns or len(set(columns)) < len(columns) or {schema.target, schema.task_column} & set(columns):
+    if not columns or {schema.target, schema.task_column} & set(columns):
         raise ValueError(f"its columns are {schema.target!r}, {schema.task_column!r} and {columns}")
-    for names in (schema.classes, *(feature.categories for feature in schema.features)):
-        if len(set(names)) < len(names):
-            raise ValueError(f"{names} are not different")
+    check_features(schema.features)
+    if len(set(schema.classes)) < len(schema.classes):
+        raise ValueError(f"{schema.classes} are not different")
     if (schema.kind == "classification") != (len(schema.classes) >= 2):
         raise ValueError(f"{len(schema.classes)} classes in {schema.kind}")
-    for limits in (schema.limits, *(feature.limits for feature in schema.features)):
-        if limits is not None and limits[0] > limits[1]:
-            raise ValueError(f"limits {limits} are not in order")
-    for feature in schema.features:
+    check_limits(schema.limits)
+
+
+def check_features(features: Sequence[Feature]) -> None:
+    """Raise ValueError where the parts of features are well-formed, but do not fit each other."""
+    columns = [feature.column for feature in features]
+    if not columns or len(set(columns)) < len(columns):
+        raise ValueError(f"its columns are {columns}")
+    for feature in features:
+        check_limits(feature.limits)
+        if len(set(feature.categories)) < len(feature.categories):
+            raise ValueError(f"{feature.categories} are not different")
         if (feature.kind == "category") != bool(feature.categories):
             raise ValueError(f"column {feature.column!r} is a {feature.kind} of {len(feature.categories)} categories")
         if (feature.kind == "date") != bool(feature.date_format):
             raise ValueError(f"column {feature.column!r} is a {feature.kind} of date format {feature.date_format!r}")
+
+
+def check_limits(limits: tuple[float, float] | None) -> None:
+    """Raise ValueError where the first is above the second."""
+    if limits is not None and limits[0] > limits[1]:
+        raise ValueError(f"limits {limits} are not in order")
 
 
 def _logged(values: NDArray[np.float64], unit: float) -> NDArray[np.float64]:
@@ -230,7 +244,8 @@ def learn_features(table: Table, columns: Sequence[str], strict: bool, shown: Sh
         if there.all() and (feature.scale == 0 or len(feature.categories) == 1):
             left_out[column] = f"constant: always {texts[0]!s} in the training tasks"
             continue
-        crowd, spoilt = _crowd(feature, int(there.sum())), _spoilt(table, feature)
+        crowd = _crowd(feature, int(there.sum()))
+        spoilt = "" if column in table.labels else _spoilt(table, feature)
         if spoilt:
             fix = "correct it, leave it empty for missing or say that it means that (--na-values)"
             if crowd or len(feature.categories) > _FEW:
@@ -254,6 +269,8 @@ def _feature(table: Table, column: str, there: NDArray[np.bool_], shown: Shown |
     texts, missing, kind, date_format = table.columns[column], not bool(there.all()), "number", ""
     names = tuple(name for name in read.distinct(texts)[0] if name)
     told = set(names) - set(read.MARKS)
+    if column in table.labels:
+        return Feature(column, "category", categories=names, missing=missing)
     if read.as_numbers(texts, column in table.commas) is None or not told:
         kind = "boolean" if told and read.are_booleans(told) else "date"
         date_format = (kind == "date" and read.common_date_format(table, column)) or ""
@@ -265,8 +282,8 @@ def _feature(table: Table, column: str, there: NDArray[np.bool_], shown: Shown |
     values = column_values(table, column, kind, date_format)
     there = ~np.isnan(values)
     missing, values = not bool(there.all()), values[there]
-    moments = _moments(table, column, values)
-    found = Feature(column, kind, *moments, date_format=date_format, missing=missing)
+    mean, scale = moments(table, column, values)
+    found = Feature(column, kind, mean, scale, date_format=date_format, missing=missing)
     if not found.scale:
         return found
     if kind == "number" and shown is not None:
@@ -298,7 +315,7 @@ def column_values(table: Table, column: str, kind: FeatureKind, date_format: str
     return read.booleans(table, column) if kind == "boolean" else read.dates(table, column, date_format)
 
 
-def _moments(table: Table, column: str, values: NDArray[np.float64]) -> tuple[float, float]:
+def moments(table: Table, column: str, values: NDArray[np.float64]) -> tuple[float, float]:
     """Return mean and standard deviation, 0 where nothing varies but by rounding."""
     with np.errstate(over="ignore", invalid="ignore"):
         mean, scale = float(values.mean()), float(values.std())
@@ -338,7 +355,7 @@ def learn_target(table: Table, column: str, asked: Literal["auto", "regression",
         asked = _kind_of_target(table.columns[column], column in table.commas)
     if asked == "regression":
         values = regression_target(table, column)
-        mean, scale = _moments(table, column, values)
+        mean, scale = moments(table, column, values)
         if not scale:
             raise read.error(
                 table, column, None, f"the target is always {table.columns[column][0]!s} in the training tasks"
@@ -406,20 +423,21 @@ class UnseenValueWarning(UserWarning):
     """A value of a column that no training task has."""
 
 
-def encode_features(schema: Schema, table: Table) -> Tensor:
-    """Return the inputs ``(N, inputs)`` of a table's rows, float32.
+def encode_features(features: Sequence[Feature], table: Table, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the inputs ``(N, inputs)`` of a table's rows.
 
     Numbers, booleans and dates are standardised by the training tasks, and a missing one is 0, their mean. A category
     is 1 in its own input; one that no training task has is 0 in all, with an `UnseenValueWarning`. A value that is not
     of its column's kind is a `DataError`.
     """
-    x = torch.empty(table.size, len(schema.inputs))
-    for part, feature in zip(x.split([len(feature.inputs) for feature in schema.features], 1), schema.features):
+    sizes = [len(feature.inputs) for feature in features]
+    x = torch.empty(table.size, sum(sizes), dtype=dtype)
+    for part, feature in zip(x.split(sizes, 1), features):
         _fill(part.numpy(), feature, table)
     return x
 
 
-def _fill(x: NDArray[np.float32], feature: Feature, table: Table) -> None:
+def _fill(x: NDArray[Any], feature: Feature, table: Table) -> None:
     texts = table.columns[feature.column]
     missing = read.is_missing(texts)
     if feature.kind == "category":

@@ -252,7 +252,9 @@ def _encoded(grouped: Grouped, splits: Mapping[str, Sequence[int]], roles: _Role
     classes, count = (*aim.classes, *new), sum(int(rows.sum()) for rows in new.values())
     given = roles.task, roles.target, roles.time, aim.kind, learned.features
     schema = Schema(*given, *aim._replace(classes=classes)[1:])
-    return _Encoded(schema, encode_features(schema, table), encode_target(schema, table), learned.left_out, count)
+    return _Encoded(
+        schema, encode_features(schema.features, table), encode_target(schema, table), learned.left_out, count
+    )
 
 
 def _repeated(grouped: Grouped, encoded: _Encoded, time_column: str | None) -> tuple[NDArray[np.bool_], str]:

@@ -1,27 +1,34 @@
-"""From arrays to tasks: rows with the name of their task, or rows that are dealt out to tasks."""
+"""From rows to tasks: rows with the name of their task, or rows that are dealt out to tasks."""
 
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from headstart.data.random import below, bits
 from headstart.data.rows import Rows, row_tasks
+from headstart.data.tables.read import Table
+from headstart.data.tables.schema import Feature, Shown, copies, encode_features, learn_features, moments
+from headstart.data.tables.table import LeftOutWarning, TargetAmongFeaturesWarning
 from headstart.errors import DataError
+from headstart.integrations.sklearn.frames import is_missing, number_table
 from headstart.integrations.sklearn.options import Options
 from headstart.types import Episodes, Tasks
 
 Array = NDArray[Any]
 
 
-class Table(NamedTuple):
+class Examples(NamedTuple):
     """Rows as an estimator gets them."""
 
-    x: Array
-    """``(n, features)`` float64."""
+    x: Table
     y: Array
     """Targets ``(n,)`` or ``(n, outputs)``, or places of labels in ``classes``."""
     classes: Array | None
@@ -32,8 +39,8 @@ class Table(NamedTuple):
         """Return ``y`` where it holds classes."""
         return None if self.classes is None else self.y
 
-    def among(self, classes: Array) -> "Table":
-        """Return the table with its labels as places in ``classes``, the network's outputs, or raise `DataError`."""
+    def among(self, classes: Array) -> "Examples":
+        """Return the rows with their labels as places in ``classes``, the network's outputs, or raise `DataError`."""
         assert self.classes is not None
         places = {label: place for place, label in enumerate(classes.tolist())}
         new = [label for label in self.classes.tolist() if label not in places]
@@ -43,44 +50,92 @@ class Table(NamedTuple):
                 " take a method that learns new classes, such as method='prototypes'"
             )
         own = np.array([places[label] for label in self.classes.tolist()], dtype=np.int64)
-        return Table(self.x, own[self.y], classes)
+        return Examples(self.x, own[self.y], classes)
 
 
-class Scaling(NamedTuple):
-    """Column means and standard deviations of the training rows, by which values are standardised."""
+class Encoding(NamedTuple):
+    """How rows become inputs and targets, learned from those of `fit`."""
 
-    x_mean: Tensor
-    x_scale: Tensor
+    columns: tuple[str, ...]
+    """All columns of X, in order."""
+    plain: bool
+    """Whether X was an array of numbers, which are standardised and no more; else it is read as files are."""
+    features: tuple[Feature, ...]
+    limits: tuple[float, float] | None
+    """The least and the largest standardised target, near which predictions are kept; none where X is ``plain``."""
     y_mean: Tensor
     y_scale: Tensor
 
-    def features(self, x: Array) -> Tensor:
-        return (torch.tensor(x, dtype=torch.float64) - self.x_mean) / self.x_scale
+    @property
+    def inputs(self) -> int:
+        """The number of inputs of a row."""
+        return sum(len(feature.inputs) for feature in self.features)
 
-    def targets(self, table: Table) -> Tensor:
+    def encode(self, table: Table) -> Tensor:
+        """Return the inputs of rows, ``(n, inputs)`` float64."""
+        with _own_terms():
+            return encode_features(self.features, table, torch.float64)
+
+    def targets(self, rows: Examples) -> Tensor:
         """Return standardised targets ``(n, outputs)``, or the places of labels."""
-        if table.classes is not None:
-            return torch.from_numpy(table.y)
-        return (torch.tensor(table.y, dtype=torch.float64).reshape(len(table.y), -1) - self.y_mean) / self.y_scale
+        if rows.classes is not None:
+            return torch.from_numpy(rows.y)
+        return (torch.tensor(rows.y, dtype=torch.float64).reshape(len(rows.y), -1) - self.y_mean) / self.y_scale
 
 
-def scaling(table: Table) -> Scaling:
-    """Return the moments of a table's columns; a standard deviation that is no number is a `DataError`."""
-    targets = table.y.reshape(len(table.y), -1) if table.classes is None else np.array([[-1.0], [1.0]])
-    return Scaling(*_moments(table.x, "X"), *_moments(targets, "y"))
+def encoding(rows: Examples, plain: bool, task: Tensor) -> Encoding:
+    """Learn how rows become numbers; what cannot is a `DataError`, what may surprise a warning.
+
+    Args:
+        rows: those of training.
+        plain: whether X is an array of numbers.
+        task: the number of each row's task.
+    """
+    table = rows.x
+    found = Encoding(table.header, plain, (), None, torch.zeros(1).double(), torch.ones(1).double())
+    if rows.classes is None:
+        columns = rows.y.reshape(len(rows.y), -1)
+        targets = number_table(columns, [f"y{place}" for place in range(columns.shape[1])])._replace(path="y")
+        numbers = [_standardised(targets, name) for name in targets.header]
+        mean, scale = ([getattr(number, part) for number in numbers] for part in ("mean", "scale"))
+        found = found._replace(y_mean=torch.tensor(mean).double(), y_scale=torch.tensor(scale).double())
+    with _own_terms():
+        if plain:
+            return found._replace(features=tuple(_standardised(table, name) for name in table.header))
+        y = found.targets(rows)
+        ends = None if rows.classes is not None else (float(y.min()), float(y.max()))
+        shown = Shown((one_hot(y) if ends is None else y).double().numpy(), task.numpy())
+        learned = learn_features(table, table.header, strict=False, shown=shown)
+        told = [(message, LeftOutWarning) for message in learned.warnings]
+        if ends is None or y.shape[1] == 1:
+            told += [(message, TargetAmongFeaturesWarning) for message in copies(table, learned.features, shown)]
+    for message, kind in told:
+        warnings.warn(_plainly(message), kind, stacklevel=4)
+    return found._replace(features=learned.features, limits=ends)
 
 
-def _moments(values: Array, what: str) -> tuple[Tensor, Tensor]:
-    columns = torch.tensor(values, dtype=torch.float64)
-    mean, deviation = columns.mean(0), columns.std(0, correction=0)
-    wild = ~(mean.isfinite() & deviation.isfinite())
-    if wild.any():
-        raise DataError(
-            f"column {int(wild.int().argmax())} of {what} has values too large to have a standard deviation; write them"
-            " in a larger unit"
-        )
-    # a column that does not vary differs from its mean by rounding alone
-    return mean, torch.where(deviation <= 1e-12 * mean.abs(), 1.0, deviation)
+def _standardised(table: Table, name: str) -> Feature:
+    """Return a number feature that is taken as it is; a column that does not vary is kept."""
+    values = table.columns[name]
+    there = ~np.isnan(values)
+    if not there.any():
+        raise DataError(f"{table.path}, column {name!r}: it has no value; leave it out")
+    mean, scale = moments(table, name, values[there])
+    return Feature(name, "number", mean, scale or 1.0, missing=not there.all())
+
+
+@contextmanager
+def _own_terms() -> Iterator[None]:
+    """Say errors about a table without options of the command line."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(_plainly(str(error))) from error
+
+
+def _plainly(message: str) -> str:
+    message = message.replace(" or say that it means that (--na-values)", "")
+    return re.sub(r" \(--[a-z-]+\)", "", message)
 
 
 class Grouped(NamedTuple):
@@ -95,7 +150,7 @@ def grouped(groups: object, rows: int) -> Grouped:
     names = np.asarray(groups)
     if names.shape != (rows,):
         raise DataError(f"groups must name one task a row, so have shape ({rows},); got shape {names.shape}")
-    missing = [place for place, name in enumerate(names.tolist()) if name is None or name != name]
+    missing = [place for place, name in enumerate(names.tolist()) if is_missing(name)]
     if missing:
         raise DataError(f"groups names no task for row {missing[0]} ({len(missing)} such rows); leave them out")
     try:

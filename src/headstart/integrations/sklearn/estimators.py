@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -9,24 +10,59 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from headstart.data.tables.read import Table
 from headstart.errors import DataError, UsageError
-from headstart.integrations.sklearn.data import Array, Table
+from headstart.integrations.sklearn.data import Array, Examples
 from headstart.integrations.sklearn.files import read_estimator, write_estimator
+from headstart.integrations.sklearn.frames import is_frame, is_missing, names_of, number_table, value_table
 from headstart.integrations.sklearn.learning import Fitted, few_shot, learned, one_task
 from headstart.integrations.sklearn.options import options_of
 from headstart.registry import Target
 
 try:
+    from scipy.sparse import issparse
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
     from sklearn.metrics import accuracy_score, r2_score
-    from sklearn.utils import check_random_state
+    from sklearn.utils import check_random_state, check_X_y
     from sklearn.utils.extmath import softmax
     from sklearn.utils.multiclass import check_classification_targets
 
     # pyrefly: ignore [missing-module-attribute]
-    from sklearn.utils.validation import check_is_fitted, validate_data
+    from sklearn.utils.validation import check_array, check_is_fitted, column_or_1d, validate_data
 except ImportError as error:
     raise UsageError("this needs scikit-learn 1.6 or newer; pip install headstart[sklearn]") from error
+
+
+_NUMBERS = {"dtype": np.float64, "ensure_all_finite": "allow-nan"}
+
+
+def _as_table(X: Any) -> bool:
+    """Return whether ``X`` is a frame, or an array of what are not all numbers."""
+    if is_frame(X):
+        return True
+    if issparse(X) or (array := np.asarray(X)).ndim != 2 or array.dtype.kind not in "OUTMm":
+        return False
+    try:
+        array.astype(np.float64)
+    except (TypeError, ValueError):
+        return True
+    return array.dtype.kind in "Mm"
+
+
+def _typed(y: Any) -> Any:
+    """Return targets as an array of what they are, also where pandas allows missing ones, of which none may be."""
+    array = np.asarray(y)
+    if not array.ndim or array.dtype != object:
+        return y if y is None or issparse(y) else array
+    values = array.ravel().tolist()
+    missing = [row for row, value in enumerate(values) if is_missing(value)]
+    if missing:
+        raise DataError(f"y is missing in row {missing[0]} ({len(missing)} such rows); leave them out")
+    for kind in (bool, int, float):
+        if values and all(type(value) is kind for value in values):
+            with suppress(OverflowError):
+                return array.astype(kind)
+    return array
 
 
 class FewShot(BaseEstimator):
@@ -75,18 +111,19 @@ class FewShot(BaseEstimator):
         """Meta-train on the tasks that ``groups`` names; then learn from all rows pooled what `predict` answers.
 
         Args:
-            X: features ``(n, features)``.
-            y: targets or class labels.
+            X: features ``(n, features)``, a frame or an array; see the class.
+            y: targets or class labels, none missing.
             groups: the name of each row's task ``(n,)``. Without it the rows are dealt out at random to parts of about
                 twice ``support`` rows (a class), which are learned from as if they were tasks.
 
         Raises:
-            DataError: groups that do not fit the rows, or a task with too few of them.
+            DataError: groups that do not fit the rows, a task with too few of them, or a column that is no feature.
             ConfigError: a parameter out of range.
         """
         options = options_of(self.get_params(deep=False), self._kind)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        return self._know(learned(self._read(X, y, reset=True), groups, options, self._kind, seed))
+        examples, plain = self._read(X, y, reset=True)
+        return self._know(learned(examples, plain, groups, options, self._kind, seed))
 
     def adapt(self, X: ArrayLike | None = None, y: ArrayLike | None = None) -> Self:
         """Return a fitted estimator that has learned one new task from a few rows; this one stays as it is.
@@ -94,15 +131,15 @@ class FewShot(BaseEstimator):
         Without rows, it predicts a task of which nothing is known yet, as the training tasks say.
 
         Args:
-            X: features ``(n, features)``, as in `fit`.
+            X: features ``(n, features)``, as in `fit`; a frame's columns are told by their names, in any order.
             y: targets; or class labels, which must be among `classes_` unless ``method`` learns a head for each task
                 (prototypes, ridge, svm, logistic).
         """
         check_is_fitted(self, "fitted_")
         if (X is None) != (y is None):
             raise DataError("adapt takes features and targets, or neither")
-        table = None if X is None or y is None else self._read(X, y, reset=False)
-        return copy.copy(self)._know(one_task(self.fitted_, table))
+        examples = None if X is None or y is None else self._read(X, y, reset=False)[0]
+        return copy.copy(self)._know(one_task(self.fitted_, examples))
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Write the estimator to a new or empty folder: safetensors and JSON, nothing that is ever unpickled.
@@ -118,7 +155,7 @@ class FewShot(BaseEstimator):
         """Read what `save` wrote; a file that is missing, damaged or of another estimator is a `FileError`."""
         params, fitted, names = read_estimator(Path(folder), cls.__name__, cls._kind, cls().get_params(deep=False))
         estimator = cls(**params)._know(fitted)
-        estimator.n_features_in_ = fitted.spec.inputs
+        estimator.n_features_in_ = len(fitted.encoding.columns)
         if names is not None:
             estimator.feature_names_in_ = np.asarray(names, dtype=object)
         return estimator
@@ -130,13 +167,59 @@ class FewShot(BaseEstimator):
             self.classes_ = fitted.classes
         return self
 
-    def _read(self, X: ArrayLike, y: ArrayLike, reset: bool) -> Table:
-        """Check rows as scikit-learn does; ``reset``: they say what features there are."""
+    def _read(self, X: ArrayLike, y: ArrayLike, reset: bool) -> tuple[Examples, bool]:
+        """Check rows as scikit-learn does; ``reset``: they say what features there are, and if they are plain."""
+        table, y = self._table(X, reset), _typed(y)
+        if table is None:
+            x, y = validate_data(self, X, y, **_NUMBERS, **self._targets, reset=reset)
+            return self._examples(number_table(x, self._columns(x.shape[1])), y), True
+        _, y = check_X_y(np.zeros((table.size, 1)), y, estimator=self, **self._targets)
+        return self._examples(table, y), False
+
+    def _features(self, X: ArrayLike) -> Table:
+        check_is_fitted(self, "fitted_")
+        table = self._table(X, reset=False)
+        if table is not None:
+            return table
+        x = validate_data(self, X, **_NUMBERS, reset=False)
+        return number_table(x, self.fitted_.encoding.columns)
+
+    def _table(self, X: Any, reset: bool) -> Table | None:
+        """Return a frame's columns, by name where they have names; or an array of texts; ``None`` for plain numbers."""
+        frame, known = is_frame(X), None if reset else self.fitted_.encoding
+        if not frame and hasattr(type(X), "columns"):  # as an array, it would lose its names
+            raise DataError(
+                f"X is a {type(X).__name__}; give X.collect(), or X.to_pandas(), a frame that holds its rows"
+            )
+        if not _as_table(X) if known is None else known.plain:
+            return None
+        if not frame:
+            # pyrefly: ignore [unexpected-keyword]
+            X = check_array(X, dtype=None, ensure_all_finite=False, input_name="X", estimator=self)
+        names, own = names_of(X) if frame else None, getattr(self, "feature_names_in_", None)
+        if known is not None and names is not None and own is not None and sorted(names) == sorted(own):
+            X = X[own.tolist()]  # names say which column is which, whatever their order
+        validate_data(self, X, skip_check_array=True, reset=reset)
+        if not len(X):
+            raise DataError("X has no rows; at least one is needed")
+        if known is not None:
+            return value_table(X, known.columns, known.features)
+        return value_table(X, names or self._columns(X.shape[1]))
+
+    def _columns(self, count: int) -> list[str]:
+        names = getattr(self, "feature_names_in_", None)
+        return [f"x{place}" for place in range(count)] if names is None else names.tolist()
+
+    _targets: ClassVar[dict[str, Any]]
+    """How `check_X_y` is to read y."""
+
+    def _examples(self, x: Table, y: Array) -> Examples:
         raise NotImplementedError
 
-    def _features(self, X: ArrayLike) -> Array:
-        check_is_fitted(self, "fitted_")
-        return validate_data(self, X, dtype=np.float64, reset=False)
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()  # pyrefly: ignore [missing-attribute]
+        tags.input_tags.allow_nan = tags.input_tags.string = tags.input_tags.categorical = True
+        return tags
 
     _measure: ClassVar[Callable[..., float]]
 
@@ -153,10 +236,10 @@ class FewShot(BaseEstimator):
         """
         measure, weights = type(self)._measure, sample_weight
         if groups is None:
-            return float(measure(y, self.predict(X), sample_weight=weights))  # pyrefly: ignore [missing-attribute]
+            return float(measure(_typed(y), self.predict(X), sample_weight=weights))  # pyrefly: ignore [missing-attribute]
         check_is_fitted(self, "fitted_")
-        table, options = self._read(X, y, reset=False), options_of(self.get_params(deep=False), self._kind)
-        rows, truth, predicted = few_shot(self.fitted_, table, groups, options)
+        (examples, _), options = self._read(X, y, reset=False), options_of(self.get_params(deep=False), self._kind)
+        rows, truth, predicted = few_shot(self.fitted_, examples, groups, options)
         if weights is not None:
             weights = np.asarray(weights, dtype=np.float64)
             if weights.ndim != 1 or len(weights) <= rows.max():
@@ -169,10 +252,16 @@ class FewShotRegressor(RegressorMixin, FewShot):
     """Regression learned across tasks, such that a few rows of a new task are enough.
 
     `fit` learns across the tasks that ``groups`` names, `adapt` learns a new one. Without `adapt`, `predict` answers
-    by all training rows pooled. X and y are standardised by the training rows; fitting takes no sample weights.
+    by all training rows pooled. y may have several columns. Fitting takes no sample weights: all rows count alike.
+
+    A frame of pandas or polars, or an array that holds texts, is read as `headstart train` reads a file: numbers, texts
+    and categories, booleans, dates and missing values, skewed numbers by their logarithm where that tells more, and
+    what is far from the training rows drawn near. Later frames must have the same columns, in any order. An array of
+    numbers is standardised and no more; NaN is a missing value there too.
 
     Args:
-        method: ``"auto"`` (a Gaussian process with a learned prior) or the name of another method that regresses,
+        method: ``"auto"`` (a Gaussian process with a learned prior: the first of the methods of which `headstart train`
+            keeps the best on validation tasks, while here it is the only one) or the name of another that regresses,
             such as ``"ridge"``, ``"maml"``, ``"reptile"``; `headstart list methods` names them.
         hidden: widths of the network's hidden layers, ``()`` for none; by default the method's own, else (32, 32).
         support: rows from which a task is learned in training and in `score`: a number, or the least and the most,
@@ -225,12 +314,19 @@ class FewShotRegressor(RegressorMixin, FewShot):
             )
         return self.fitted_.in_units(found.mean), self.fitted_.in_units(found.variance.sqrt(), mean=0.0)
 
-    def _read(self, X: ArrayLike, y: ArrayLike, reset: bool) -> Table:
-        x, targets = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, reset=reset)
-        return Table(x, targets.astype(np.float64), None)
+    _targets = {"multi_output": True}
+
+    def _examples(self, x: Table, y: Array) -> Examples:
+        try:
+            if y.dtype.kind in "mM":
+                raise ValueError
+            return Examples(x, y.astype(np.float64), None)
+        except (TypeError, ValueError):
+            fix = "write it as numbers, or take FewShotClassifier for labels"
+            raise DataError(f"y holds {y.ravel()[0]!s}, but FewShotRegressor predicts numbers; {fix}") from None
 
     def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()  # pyrefly: ignore [missing-attribute]
+        tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
 
@@ -242,6 +338,7 @@ class FewShotClassifier(ClassifierMixin, FewShot):
     ``order="first"``, of a task), ``method="auto"`` is the nearest class mean in a learned embedding
     (``"prototypes"``), and `classes_` holds the labels. Tasks may differ in classes: after `adapt` these are the new
     task's where one of them is new, else those of `fit`, of which one that the rows lack is as likely as in training.
+    Labels are texts, whole numbers or booleans, also of pandas and polars, and keep their type; one column of them.
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(80, 2))
@@ -267,8 +364,16 @@ class FewShotClassifier(ClassifierMixin, FewShot):
         x = self._features(X)
         return self.fitted_.outputs(x).numpy()
 
-    def _read(self, X: ArrayLike, y: ArrayLike, reset: bool) -> Table:
-        x, labels = validate_data(self, X, y, dtype=np.float64, reset=reset)
-        check_classification_targets(labels)
-        classes, numbers = np.unique(labels, return_inverse=True)
-        return Table(x, numbers.astype(np.int64), classes)
+    _targets = {"multi_output": True}
+
+    def _examples(self, x: Table, y: Array) -> Examples:
+        if y.ndim == 2 and y.shape[1] > 1:
+            fix = "fit one a column, as sklearn.multioutput.MultiOutputClassifier does; of one-hot labels, y.argmax(1)"
+            raise DataError(f"y has {y.shape[1]} columns, but FewShotClassifier predicts one label a row; {fix}")
+        y = column_or_1d(y, warn=True)
+        kinds = sorted({"str" if isinstance(label, str) else type(label).__name__ for label in y.tolist()})
+        if len(kinds) > 1:
+            raise DataError(f"y mixes labels of types {' and '.join(kinds)}; make them all texts, numbers or booleans")
+        check_classification_targets(y)
+        classes, numbers = np.unique(y, return_inverse=True)
+        return Examples(x, numbers.astype(np.int64), classes)

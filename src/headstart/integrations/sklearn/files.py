@@ -3,8 +3,8 @@
 ::
 
     FOLDER/
-      weights.safetensors    θ, M, what adaptation computed, and the scales of the columns
-      estimator.json         parameters, classes, feature names, and what the weights belong to
+      weights.safetensors    θ, M, what adaptation computed, and the scales of the targets
+      estimator.json         parameters, classes, how columns become inputs, and what the weights belong to
       manifest.json          size and SHA-256 of both
 
 Nothing in them is code, and nothing is unpickled.
@@ -21,8 +21,9 @@ from pydantic import Field, TypeAdapter
 from torch import Generator
 
 from headstart.data.kind import nothing
+from headstart.data.tables.schema import Feature, check_features, check_limits
 from headstart.errors import FileError, HeadstartError, UsageError
-from headstart.integrations.sklearn.data import Array, Scaling
+from headstart.integrations.sklearn.data import Array, Encoding
 from headstart.integrations.sklearn.learning import Fitted, double, own_ways
 from headstart.integrations.sklearn.options import Spec, learner_of, like_of, options_of
 from headstart.registry import Target
@@ -48,7 +49,11 @@ class _Description(NamedTuple):
     params: dict[str, Any]
     classes: _Labels | None
     trained: _Labels | None
-    features: list[str] | None
+    names: list[str] | None
+    columns: tuple[str, ...]
+    plain: bool
+    features: tuple[Feature, ...]
+    limits: tuple[float, float] | None
     losses: list[float]
     validation: list[float]
     spec: Spec
@@ -69,18 +74,20 @@ def write_estimator(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there and not empty; choose a new folder")
-    named = None if features is None else features.tolist()
+    named, encoding = None if features is None else features.tolist(), fitted.encoding
     classes, trained = _described(fitted.classes), _described(fitted.trained)
     about = _Description(
         FORMAT, estimator, {name: _plain(value) for name, value in params.items()}, classes, trained, named,
-        fitted.losses, fitted.validation, fitted.spec, fitted.seed, fitted.rows, fitted.flat, fitted.adapted.step,
+        encoding.columns, encoding.plain, encoding.features, encoding.limits, fitted.losses, fitted.validation,
+        fitted.spec, fitted.seed, fitted.rows, fitted.flat, fitted.adapted.step,
     )._asdict()  # fmt: skip
     about |= {name: about[name]._asdict() for name in ("spec", "classes", "trained") if about[name] is not None}
+    about["features"] = [feature._asdict() for feature in encoding.features]
     try:
         text = to_json(about)
     except (TypeError, ValueError) as error:
         raise UsageError(f"the estimator cannot be written as JSON: {error}") from error
-    weights = to_safetensors(_tensors(fitted.meta, fitted.adapted, fitted.scaling))
+    weights = to_safetensors(_tensors(fitted.meta, fitted.adapted, encoding))
     write_together(folder, {WEIGHTS: weights, DESCRIPTION: text})
 
 
@@ -126,11 +133,12 @@ def read_estimator(
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, HeadstartError) as error:
         raise FileError(f"{path} does not describe an estimator: {error}") from error
     parts = _read_tensors(contents[WEIGHTS], str(folder / WEIGHTS), wanted)
-    meta, scales = Meta(parts["params"], parts["structure"]), Scaling(**parts["scaling"])
+    meta, scales = Meta(parts["params"], parts["structure"]), parts["scaling"]
+    encoding = Encoding(about.columns, about.plain, about.features, about.limits, scales["y_mean"], scales["y_scale"])
     adapted = Adapted(meta, parts["adapted"], parts["buffers"], None, about.step)
     curves = about.losses, about.validation
-    fitted = Fitted(about.spec, about.seed, meta, scales, adapted, about.rows, about.flat, classes, trained, *curves)
-    return params, fitted, about.features
+    fitted = Fitted(about.spec, about.seed, meta, encoding, adapted, about.rows, about.flat, classes, trained, *curves)
+    return params, fitted, about.names
 
 
 def _check(about: _Description, kind: Target, defaults: Mapping[str, Any]) -> None:
@@ -145,8 +153,15 @@ def _check(about: _Description, kind: Target, defaults: Mapping[str, Any]) -> No
         raise ValueError(f"its targets are single numbers, but there are {spec.outputs} of them")
     if about.params.keys() != defaults.keys() or (state is not None and type(state) is not int):
         raise ValueError(f"its parameters are {about.params}")
-    if about.features is not None and len(about.features) != spec.inputs:
-        raise ValueError(f"there are {spec.inputs} features, but their names are {about.features}")
+    check_features(about.features)
+    check_limits(about.limits)
+    used, columns = [feature.column for feature in about.features], about.columns
+    if not set(used) <= set(columns) or len(set(columns)) < len(columns) or about.names not in (None, list(columns)):
+        raise ValueError(f"its columns are {columns}, of which it uses {used}, called {about.names}")
+    if sum(len(feature.inputs) for feature in about.features) != spec.inputs:
+        raise ValueError(f"it has {spec.inputs} inputs, but its features have others")
+    if about.plain and (list(columns) != used or {feature.kind for feature in about.features} != {"number"}):
+        raise ValueError(f"it was fitted with an array of numbers, but it uses {used} of {columns}")
 
 
 def _classes(found: _Labels | None) -> Array | None:
@@ -185,12 +200,13 @@ def _blank(learner: Learner, spec: Spec, rows: int, classes: int) -> Params:
         y = (torch.arange(rows) % classes).unsqueeze(0)
     with torch.no_grad():
         adapted, _ = learner.adapt(meta, Batch(x, y) if rows else nothing(like_of(spec), torch.float64))
-    sizes = (spec.inputs, spec.inputs) + 2 * (spec.outputs if spec.kind == "regression" else 1,)
-    return _tensors(meta, adapted, Scaling(*(torch.ones(size, dtype=torch.float64) for size in sizes)))
+    ones = torch.ones(spec.outputs if spec.kind == "regression" else 1, dtype=torch.float64)
+    return _tensors(meta, adapted, Encoding((), True, (), None, ones, ones.clone()))
 
 
-def _tensors(meta: Meta, adapted: Adapted, scaling: Scaling) -> Params:
-    parts = meta._asdict() | {"adapted": adapted.params, "buffers": adapted.buffers, "scaling": scaling._asdict()}
+def _tensors(meta: Meta, adapted: Adapted, encoding: Encoding) -> Params:
+    scaling = {"y_mean": encoding.y_mean, "y_scale": encoding.y_scale}
+    parts = meta._asdict() | {"adapted": adapted.params, "buffers": adapted.buffers, "scaling": scaling}
     return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
 
 
@@ -205,6 +221,6 @@ def _read_tensors(data: bytes, path: str, wanted: _Sizes) -> dict[str, Params]:
     for key, value in found.items():
         part, _, name = key.partition(".")
         parts[part][name] = value
-    if not all(bool((parts["scaling"][name] > 0).all()) for name in ("x_scale", "y_scale")):
+    if not bool((parts["scaling"]["y_scale"] > 0).all()):
         raise FileError(f"{path} holds a scale that is not above 0; save it again")
     return parts

@@ -12,11 +12,13 @@ from headstart.core.losses import there
 from headstart.core.objective import meta_loss
 from headstart.data.kind import nothing, unsound
 from headstart.data.rows import Rows
+from headstart.data.tables.read import Table
 from headstart.errors import DataError, DivergenceError
 from headstart.integrations.sklearn import data
-from headstart.integrations.sklearn.data import Array, Families, Scaling, Table
+from headstart.integrations.sklearn.data import Array, Encoding, Examples, Families
 from headstart.integrations.sklearn.options import Options, Spec, learner_of, like_of
 from headstart.registry import Target, find
+from headstart.training.calibration import near
 from headstart.training.fit_best import first, fit_best
 from headstart.training.loop import start
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Learner, Meta
@@ -33,7 +35,7 @@ class Fitted(NamedTuple):
     seed: int
     meta: Meta
     """What was learned across tasks."""
-    scaling: Scaling
+    encoding: Encoding
     adapted: Adapted
     """What was learned of one task, or of all training rows pooled."""
     rows: int
@@ -52,9 +54,10 @@ class Fitted(NamedTuple):
     @property
     def learner(self) -> Learner:
         """Return the learner of tasks with these classes."""
-        return learner_of(self.spec, own_ways(self.classes, self.trained))
+        learner = learner_of(self.spec, own_ways(self.classes, self.trained))
+        return near(learner, like_of(self.spec)._replace(limits=self.encoding.limits))
 
-    def outputs(self, x: Array) -> Tensor:
+    def outputs(self, x: Table) -> Tensor:
         """Return logits or standardised predictions ``(n, outputs)``."""
         predict = self.learner.predict
         with torch.no_grad():
@@ -62,7 +65,7 @@ class Fitted(NamedTuple):
         self._refuse_unsound(found, self.spec.kind == "classification")
         return found
 
-    def distribution(self, x: Array) -> Gaussian | None:
+    def distribution(self, x: Table) -> Gaussian | None:
         """Return the distribution of standardised targets ``(n, outputs)``, where the learner has one."""
         tell = self.learner.distribution
         if tell is None:
@@ -80,28 +83,29 @@ class Fitted(NamedTuple):
                 f"the prediction of row {int(bad.int().argmax())} is not finite; fit with a lower rate"
             )
 
-    def _parts(self, x: Array) -> list[Tensor]:
-        return [part.unsqueeze(0) for part in self.scaling.features(x).split(_CHUNK)]
+    def _parts(self, x: Table) -> list[Tensor]:
+        return [part.unsqueeze(0) for part in self.encoding.encode(x).split(_CHUNK)]
 
     def in_units(self, values: Tensor, mean: Tensor | float | None = None) -> Array:
         """Return standardised targets ``(n, outputs)`` in the units of the data; with mean 0, their deviations."""
-        values = values * self.scaling.y_scale + (self.scaling.y_mean if mean is None else mean)
+        values = values * self.encoding.y_scale + (self.encoding.y_mean if mean is None else mean)
         return values.squeeze(-1).numpy() if self.flat else values.numpy()
 
 
-def learned(table: Table, groups: object, options: Options, kind: Target, seed: int) -> Fitted:
+def learned(examples: Examples, plain: bool, groups: object, options: Options, kind: Target, seed: int) -> Fitted:
     """Meta-train on the tasks that ``groups`` names (``None``: rows are dealt out), then learn from all rows pooled."""
-    flat, named, count = table.y.ndim == 1, groups is not None, len(table.x)
-    size = len(table.classes) if table.classes is not None else 1 if flat else table.y.shape[1]
+    flat, named, count = examples.y.ndim == 1, groups is not None, examples.x.size
+    size = len(examples.classes) if examples.classes is not None else 1 if flat else examples.y.shape[1]
     inner = options.inner_steps, options.inner_rate
-    spec, scales = Spec(options.method, kind, table.x.shape[1], size, options.hidden, *inner), data.scaling(table)
-    tasks = data.grouped(groups, count) if named else data.dealt(table.labels, count, options.supports[1], seed)
-    x, y = scales.features(table.x), scales.targets(table)
+    tasks = data.grouped(groups, count) if named else data.dealt(examples.labels, count, options.supports[1], seed)
+    encoding = data.encoding(examples, plain, tasks.task)
+    spec = Spec(options.method, kind, encoding.inputs, size, options.hidden, *inner)
+    x, y = encoding.encode(examples.x), encoding.targets(examples)
     families = data.families(Rows(x, y, *tasks), options, named, seed)
     meta, *curves = _meta_train(spec, families, options, seed)
-    chosen = data.spread(table.labels, count, seed)[: max(options.pooled_rows, size)].sort().values
+    chosen = data.spread(examples.labels, count, seed)[: max(options.pooled_rows, size)].sort().values
     adapted = _adapt(learner_of(spec), meta, Batch(x[chosen].unsqueeze(0), y[chosen].unsqueeze(0)))
-    return Fitted(spec, seed, meta, scales, adapted, len(chosen), flat, table.classes, table.classes, *curves)
+    return Fitted(spec, seed, meta, encoding, adapted, len(chosen), flat, examples.classes, examples.classes, *curves)
 
 
 def own_ways(classes: Array | None, trained: Array | None) -> int | None:
@@ -163,35 +167,35 @@ def _adapt(learner: Learner, meta: Meta, support: Batch) -> Adapted:
     return Adapted(meta, params, buffers, adapted.seed, adapted.step)
 
 
-def one_task(known: Fitted, table: Table | None) -> Fitted:
+def one_task(known: Fitted, examples: Examples | None) -> Fitted:
     """Return what is known after learning one task from its rows, or of a task without any."""
-    if table is None:
+    if examples is None:
         known = known._replace(rows=0, classes=known.trained)
         return known._replace(adapted=_adapt(known.learner, known.meta, nothing(like_of(known.spec), torch.float64)))
-    table = _fitting(known, table)
-    known = known._replace(rows=len(table.x), classes=table.classes)
-    x, y = known.scaling.features(table.x), known.scaling.targets(table)
+    examples = _fitting(known, examples)
+    known = known._replace(rows=examples.x.size, classes=examples.classes)
+    x, y = known.encoding.encode(examples.x), known.encoding.targets(examples)
     return known._replace(adapted=_adapt(known.learner, known.meta, Batch(x.unsqueeze(0), y.unsqueeze(0))))
 
 
-def few_shot(known: Fitted, table: Table, groups: object, options: Options) -> tuple[Array, Array, Array]:
+def few_shot(known: Fitted, examples: Examples, groups: object, options: Options) -> tuple[Array, Array, Array]:
     """Adapt to the support rows of each task and predict its query rows.
 
     Returns:
         The numbers of the query rows, their targets (in the units of the data, or numbers of classes), and predictions.
     """
-    table = _fitting(known, table)
-    known = known._replace(classes=table.classes)
-    tasks = data.grouped(groups, len(table.x))
-    places = torch.arange(len(table.x), dtype=torch.float64).unsqueeze(1)
-    x = torch.cat([known.scaling.features(table.x), places], 1)
-    test = data.judged(Rows(x, known.scaling.targets(table), *tasks), options, known.seed)
+    examples = _fitting(known, examples)
+    known = known._replace(classes=examples.classes)
+    tasks = data.grouped(groups, examples.x.size)
+    places = torch.arange(examples.x.size, dtype=torch.float64).unsqueeze(1)
+    x = torch.cat([known.encoding.encode(examples.x), places], 1)
+    test = data.judged(Rows(x, known.encoding.targets(examples), *tasks), options, known.seed)
     numbers = range((test.counts or {})["test"])
     parts = [_judged(known, test.sample("test", numbers[begin : begin + _TASKS])) for begin in numbers[::_TASKS]]
     rows, truth, predicted = (torch.cat(values) for values in zip(*parts))
-    if table.classes is not None:
+    if examples.classes is not None:
         return rows.numpy(), truth.numpy(), predicted.argmax(-1).numpy()
-    return rows.numpy(), table.y[rows.numpy()], known.in_units(predicted)
+    return rows.numpy(), examples.y[rows.numpy()], known.in_units(predicted)
 
 
 def _judged(known: Fitted, episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
@@ -204,13 +208,16 @@ def _judged(known: Fitted, episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
     return query.x[..., -1][kept].long(), query.y[kept], found[kept]
 
 
-def _fitting(known: Fitted, table: Table) -> Table:
-    shape = 1 if table.y.ndim == 1 else table.y.shape[1]
-    if table.classes is None and (known.flat != (table.y.ndim == 1) or shape != known.spec.outputs):
+def _fitting(known: Fitted, examples: Examples) -> Examples:
+    shape = 1 if examples.y.ndim == 1 else examples.y.shape[1]
+    if examples.classes is None and (known.flat != (examples.y.ndim == 1) or shape != known.spec.outputs):
         expected = "(n,)" if known.flat else f"(n, {known.spec.outputs})"
-        raise DataError(f"y has shape {table.y.shape}, but the estimator was fitted with targets of shape {expected}")
-    if table.classes is None or known.trained is None:
-        return table
-    if known.spec.any_classes and not np.isin(table.classes, known.trained).all():
-        return table
-    return table.among(known.trained)
+        raise DataError(
+            f"y has shape {examples.y.shape}, but the estimator was fitted with targets of shape {expected}"
+        )
+    if examples.classes is None or known.trained is None:
+        return examples
+    # not by numpy, which takes the text "1" for the number
+    if known.spec.any_classes and not set(examples.classes.tolist()) <= set(known.trained.tolist()):
+        return examples
+    return examples.among(known.trained)
