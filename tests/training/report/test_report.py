@@ -4,10 +4,13 @@ import json
 import math
 
 import pytest
+import torch
 
+from headstart.algorithms.prototypes import nearest
+from headstart.data.rows import Rows, row_tasks
 from headstart.errors import FileError
-from headstart.training.evaluate import Calibration, Interval, Score
-from headstart.training.report.report import read_results, score_to_json, shown
+from headstart.training.evaluate import Calibration, Interval, Score, evaluate
+from headstart.training.report.report import confusions, read_results, score_to_json, shown
 
 SCORE = Score("mse", 0.5, 0.1, 3, "test", (0.4, 0.5, 0.6), {1: Interval(0.5, 0.1), 2: Interval(math.inf, math.nan)})
 
@@ -40,3 +43,20 @@ def test_results_of_runs_with_and_without_calibration_are_read(tmp_path):
             json.dumps({**score_to_json(score), "best_step": 3, "best_validation": 0.5})
         )
         assert read_results(tmp_path).get("calibration") == score_to_json(score).get("calibration")
+
+
+def test_every_query_row_is_counted_once_among_the_confusions_and_nothing_else():
+    task = torch.arange(8).repeat_interleave(torch.tensor([4, 9, 5, 12, 7, 4, 6, 11]))
+    y = torch.arange(len(task)) % 3
+    rows = Rows(torch.randn(len(task), 2), y, task, tuple("abcdefgh"))
+    splits = {"train": (0, 1), "validation": (2,), "test": range(3, 8)}
+    tasks = row_tasks(rows, splits, support=3, order="first")._replace(names=lambda split, number: ("p", "q", "r"))
+    learner = nearest(ways=3, shared_classes=True)
+    meta = learner.init(None)
+    there = torch.cat([y[task == own][3:] for own in splits["test"]])
+    score = evaluate(learner, meta, tasks)
+    sizes = [int((task == own).sum()) - 3 for own in splits["test"]]
+    wrong = sum(round((1 - value) * size) for value, size in zip(score.values, sizes))
+    found = confusions(tasks, learner, meta)
+    assert sum(row["times"] for row in found) == wrong > 0
+    assert {(row["class"], row["of"]) for row in found} <= {("pqr"[own], int((there == own).sum())) for own in range(3)}

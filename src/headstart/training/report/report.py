@@ -10,6 +10,7 @@ import torch
 from headstart.data.kind import kind_of_family
 from headstart.errors import FileError
 from headstart.training.build import Job, make_tasks
+from headstart.training.calibration import near
 from headstart.training.config import called
 from headstart.training.evaluate import Score
 from headstart.training.files import explained, finite, read_json, write
@@ -81,7 +82,8 @@ def draw_episode(job: Job, meta: Meta) -> bytes | None:
         return make_tasks(job.config._replace(tasks=own._replace(options=options)), job.device)
 
     module, function = target.split(":")
-    return getattr(import_module(module), function)(job.tasks, job.learner, meta, truth)
+    learner = near(job.learner, job.tasks)  # as it is judged
+    return getattr(import_module(module), function)(job.tasks, learner, meta, truth)
 
 
 @torch.no_grad()
@@ -90,13 +92,15 @@ def confusions(tasks: Tasks, learner: Learner, meta: Meta, episodes: int = 100) 
     if tasks.kind != "classification" or tasks.names is None:
         return []
     wrong, together = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    for first in range(0, min(episodes, (tasks.counts or {}).get("test", episodes)), 20):
-        numbers = range(first, first + 20)
+    count = min(episodes, (tasks.counts or {}).get("test", episodes))
+    for first in range(0, count, 20):
+        numbers = range(first, min(first + 20, count))
         support, query = tasks.sample("test", numbers)
         guesses = learner.predict(learner.adapt(meta, support)[0], query.x).argmax(-1)
-        for number, truth, guess in zip(numbers, query.y.tolist(), guesses.tolist()):
+        there = torch.ones_like(query.y, dtype=torch.bool) if query.mask is None else query.mask
+        for number, truth, guess, kept in zip(numbers, query.y, guesses, there):
             names = tasks.names("test", number)
-            for label, taken in zip(truth, guess):
+            for label, taken in zip(truth[kept].tolist(), guess[kept].tolist()):
                 wrong[names[label], names[taken]] += label != taken
                 together.update((names[label], other) for other in names)
     told = ((-wrong[pair], *pair) for pair in wrong if wrong[pair])
