@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from headstart import tasks as families
-from headstart.data.kind import find_kind, kind_of_family
+from headstart.data.kind import find_kind, kind_of_family, number_answers
 from headstart.errors import DataError, FileError, UnknownNameError
 from headstart.registry import rows
 from headstart.types import Tasks
@@ -95,3 +96,11 @@ def test_public_names_are_lazy_and_listed() -> None:
     assert all(callable(getattr(families, name)) for name in dir(families))
     with pytest.raises(AttributeError, match="module 'headstart.tasks' has no attribute 'icon'"):
         _ = families.icon
+
+
+@pytest.mark.parametrize(
+    ("mean", "scale", "told"), [(0.0, 1.0, "0.123456789"), (1e6, 1.0, "1000000.12345679"), (2e9, 1e9, "2.12345679e+09")]
+)
+def test_numbers_are_told_as_exactly_as_they_differ(mean: float, scale: float, told: str) -> None:
+    (row,) = number_answers(torch.tensor([[0.12345678912345]], dtype=torch.float64), None, mean, scale)
+    assert str(row["prediction"]) == told and float(told) == row["prediction"]

@@ -645,7 +645,7 @@ class TestCommands:
             again = list(csv.DictReader(file))
         assert {name: [row[name] for row in again] for name in mixed} == mixed
         capsys.readouterr()
-        assert [f"{row['prediction']:.9g}" for row in told] == [row["prediction"] for row in rows]
+        assert [row["prediction"] for row in told] == [float(row["prediction"]) for row in rows]
         assert command(["predict", str(out), queries, "--out", "found.txt"]) == 2
         assert "a .csv or a .jsonl file" in capsys.readouterr().err
         assert command(["predict", str(out), queries, "--task", "c"]) == 2

@@ -205,4 +205,9 @@ def number_answers(outputs: Tensor, deviations: Tensor | None, mean: float = 0.0
         half = NormalDist().inv_cdf(0.95) * deviations[:, 0]
         columns |= {"low": outputs[:, 0] - half, "high": outputs[:, 0] + half}
     in_units = {name: (mean + scale * values).tolist() for name, values in columns.items()}
-    return [dict(zip(in_units, row)) for row in zip(*in_units.values())]
+    return [dict(zip(in_units, (_digits(value, scale) for value in row))) for row in zip(*in_units.values())]
+
+
+def _digits(value: float, scale: float) -> Written:
+    """Return a number as text of nine digits, and more where it is large for the scale on which numbers differ."""
+    return Written(f"{value:.{9 + max(0, math.floor(math.log10(max(abs(value) / scale, 1))))}g}")

@@ -251,7 +251,9 @@ def test_text_is_a_number_where_each_part_is(texts: list[str]) -> None:
 
 def test_what_is_no_number_is_named(in_memory: Any) -> None:
     table = in_memory({"x": ["1", "", "1_000", "b"]})
-    with pytest.raises(DataError, match=r"csv, line 4, column 'x': '1_000' is not a number \(2 such values\); mend it"):
+    with pytest.raises(
+        DataError, match=r"csv, line 4, column 'x': '1_000' is not a number \(2 such values: '1_000', 'b'\); mend it"
+    ):
         numbers(table, "x", "mend it")
     with pytest.raises(DataError, match="line 2, .*a decimal comma is read in files that semicolons separate; mend it"):
         numbers(in_memory({"x": ["1,5"]}), "x", "mend it")

@@ -103,7 +103,9 @@ def changed(path: tuple[Any, ...], value: Any) -> Any:
         (("mean",), "60", "mean: .* got '60'"),
         (("features",), [], r"its columns are 'weight', 'pig' and \[\]"),
         (("features", 0), 3, "features.0: .* got 3"),
-        (("features", 0, "scale"), KeyError, "something is missing"),
+        (("features", 0, "scale"), KeyError, "features.0.scale is missing"),
+        (("commas",), KeyError, "commas is missing"),
+        (("features", 1), ["dose", "number"], "features.1.column is missing"),
         (("features", 0, "kind"), KeyError, "features.0.kind: Field required"),
         (("features", 0, "scale"), -1, "features.0.scale: .* got -1"),
         (("features", 1, "categories"), ["a", "a"], "are not different"),
@@ -341,6 +343,15 @@ def test_targets_that_do_not_fit_are_named(in_memory: Any) -> None:
         encode_target(schema, in_memory({"x": x, "y": ["a", "", ""]}))
 
 
+def test_text_that_is_nearly_another_one_in_each_row_is_no_class_unless_somebody_says_so(in_memory: Any) -> None:
+    table = in_memory({"born": [f"2020-01-{day:02}" for day in range(1, 25)]})
+    with pytest.raises(
+        DataError, match="24 different texts in 24 rows, such as '2020-01-01', are too many for classes"
+    ):
+        learn_target(table, "born", "auto")
+    assert len(learn_target(table, "born", "classification").classes) == 24
+
+
 def test_numbers_that_have_no_standard_deviation_are_refused(in_memory: Any) -> None:
     table = in_memory({"x": ["1e300", "-1e300", "2"], "y": ["1", "2", "3"]})
     with pytest.raises(DataError, match="column 'x': its values are too large to have a standard deviation"):
@@ -353,7 +364,7 @@ def test_decimal_commas_are_refused_and_not_taken_for_text(in_memory: Any) -> No
     table = in_memory({"x": ["3", "1,5", ""], "y": ["0,1", "0,2", "0,3"], "list": ["1,2,3", "a,b", "4,5"]})
     with pytest.raises(DataError, match="line 3, column 'x': '1,5' is not a number; a decimal comma is read in files"):
         learn_features(table, ["x"], False)
-    with pytest.raises(DataError, match="line 2, column 'y': '0,1' is not a number .3 such values.; a decimal comma"):
+    with pytest.raises(DataError, match="line 2, column 'y': '0,1' is not a number .3 such values.*; a decimal comma"):
         learn_target(table, "y", "auto")
     assert learn_features(table, ["list"], False).features[0].kind == "category"
 
@@ -371,6 +382,11 @@ def test_a_column_that_is_a_number_but_for_a_value_is_warned_of(in_memory: Any) 
     assert dose[:3] == ("dose", "number", 29.5) and dose.missing
     with pytest.raises(DataError, match=r"line 62, column 'dose': the target is missing \(1 rows\)"):
         learn_target(marked, "dose", "regression")
+    weighed = in_memory({"weight": [f"{60 + place / 4} kg" for place in range(80)], "x": [*map(str, range(80))]})
+    with pytest.raises(DataError, match=r"'60.0 kg' in line 2 .*\(80 such values\), but one with a unit \(kg\)"):
+        learn_features(weighed, ["weight", "x"], False)
+    with pytest.raises(DataError, match="'60.0 kg' is not a number .*; write it without 'kg'; a regression target"):
+        learn_target(weighed, "weight", "auto")
     signs = in_memory({"sign": ["+", "-", "-"]})
     assert learn_features(signs, ["sign"], False).features[0].categories == ("+", "-")
     assert learn_target(signs, "sign", "auto").classes == ("+", "-")

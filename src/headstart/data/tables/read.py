@@ -422,6 +422,16 @@ def to_number(text: str, comma: bool = False) -> float | None:
     return float(bare[1] + bare[2] + plain) / (100 if bare[5] == "%" else 1)
 
 
+def measured(text: str, comma: bool = False) -> str:
+    """Return the unit that stands behind a number, such as ``kg``; empty where a text is no such thing.
+
+    >>> measured("1,200.5 kg"), measured("20°C"), measured("12"), measured("oak 12 a")
+    ('kg', '°C', '', '')
+    """
+    split = re.fullmatch(r"(.*[\d.,]) ?([^\d\s.,]\D{0,11})", text)
+    return split[2] if split and to_number(split[1], comma) is not None and to_number(text, comma) is None else ""
+
+
 def as_numbers(texts: Texts, comma: bool = False) -> NDArray[np.float64] | None:
     """Return texts as numbers, NaN where one is missing; ``None`` where one of them is no number (`to_number`)."""
     if texts.dtype.kind == "f":
@@ -451,8 +461,9 @@ def numbers(table: Table, column: str, fix: str) -> NDArray[np.float64]:
     if found is None:
         row, others = odd(table, column)
         text = str(texts[row])
-        comma = "a decimal comma is read in files that semicolons separate; " if is_decimal_comma(text) else ""
-        raise error(table, column, row, f"{text!r} is not a number{others}; {comma}{fix}")
+        hint = "a decimal comma is read in files that semicolons separate; " if is_decimal_comma(text) else ""
+        hint = f"write it without {unit!r}; " if (unit := measured(text, column in table.commas)) else hint
+        raise error(table, column, row, f"{text!r} is not a number{others}; {hint}{fix}")
     row = first(np.isinf(found) | (np.isnan(found) & ~is_missing(texts) & ~np.isin(texts, strings(MARKS))))
     if row is not None:
         raise error(table, column, row, f"{str(texts[row])!r} is not a finite number; {fix}")
@@ -460,12 +471,14 @@ def numbers(table: Table, column: str, fix: str) -> NDArray[np.float64]:
 
 
 def odd(table: Table, column: str) -> tuple[int, str]:
-    """Return the first row of a column that is no number, and how many others are none."""
+    """Return the first row of a column that is no number, and how many others are none, and which."""
     names, places = distinct(table.columns[column])
     comma = column in table.commas
     wrong = [name not in ("", *MARKS) and to_number(name, comma) is None for name in names]
     rows = np.flatnonzero(np.array(wrong)[places])
-    return int(rows[0]), f" ({len(rows)} such values)" if len(rows) > 1 else ""
+    which = [name for name, bad in zip(names, wrong) if bad]
+    told = ": " + ", ".join(map(repr, which)) if 1 < len(which) <= 5 else ""
+    return int(rows[0]), f" ({len(rows)} such values{told})" if len(rows) > 1 else ""
 
 
 def booleans(table: Table, column: str) -> NDArray[np.float64]:

@@ -3,7 +3,8 @@
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -113,8 +114,8 @@ def schema_from_json(value: Any, where: str) -> Schema:
         fields = json.dumps({key: part for key, part in value.items() if key != "format"})
         schema = _SCHEMA.validate_json(fields)
         _check_whole(schema)
-        if schema_to_json(schema) != value:
-            raise ValueError("something is missing")
+        if lacking := _lacking(schema_to_json(schema), value):
+            raise ValueError(f"{lacking} is missing")
         return schema
     except ValidationError as problem:
         wrong = problem.errors()[0]
@@ -122,6 +123,14 @@ def schema_from_json(value: Any, where: str) -> Schema:
         raise FileError(f"{where} does not describe a table: {place}: {wrong['msg']}, got {got}") from problem
     except ValueError as problem:
         raise FileError(f"{where} does not describe a table: {problem}") from problem
+
+
+def _lacking(whole: Mapping[str, Any], value: Mapping[str, Any]) -> str:
+    """Return the place of the first field that a schema has, and its JSON has not; empty where there is none."""
+    places = [(name, whole, value) for name in whole]
+    for number, pair in enumerate(zip(whole["features"], value["features"])):
+        places += [(f"features.{number}.{name}", *pair) for name in pair[0]]
+    return next((place for place, own, given in places if place.rpartition(".")[2] not in given), "")
 
 
 def _check_whole(schema: Schema) -> None:
@@ -296,16 +305,25 @@ def _feature(table: Table, column: str, there: NDArray[np.bool_], shown: Shown |
 
 
 def _spoilt(table: Table, feature: Feature) -> str:
-    """Say which value keeps a column from being a number, where most are numbers; empty for other columns."""
+    """Say which value keeps a column from being a number, where most are, maybe with a unit; else nothing."""
     if not feature.categories:
         return ""
     comma = feature.column in table.commas
     odd = [name for name in feature.categories if read.to_number(name, comma) is None]
-    if not set(odd) - set(read.MARKS) or len(odd) > len(feature.categories) // 2:
+    units = _units(feature.categories, comma)
+    if not set(odd) - set(read.MARKS) or len(odd) > len(feature.categories) // 2 and not units:
         return ""
     row, others = read.odd(table, feature.column)
-    text = str(table.columns[feature.column][row])
-    return f"{text!r} in {table.unit} {int(table.lines[row])} is not a number{others}, though most values are"
+    where = f"{str(table.columns[feature.column][row])!r} in {table.unit} {int(table.lines[row])} is not a number"
+    return f"{where}{others}" + (
+        f", but one with a unit ({units}): write it without" if units else ", though most values are"
+    )
+
+
+def _units(names: Sequence[str], comma: bool) -> str:
+    """Return the units of what are measures, mostly, of few units; codes such as 2a and 3b have many, or are few."""
+    units = Counter(unit for name in names if (unit := read.measured(name, comma)))
+    return ", ".join(sorted(units)) if len(names) > _FEW and len(units) <= 3 and 2 * units.total() > len(names) else ""
 
 
 def column_values(table: Table, column: str, kind: FeatureKind, date_format: str) -> NDArray[np.float64]:
@@ -351,7 +369,7 @@ def learn_target(table: Table, column: str, asked: Literal["auto", "regression",
     ``"auto"`` takes text, booleans, and whole numbers of two different values as classes, other numbers as regression.
     A regression target that has text in it or never changes, or fewer than two classes, is a `DataError`.
     """
-    if asked == "auto":
+    if told := asked == "auto":
         asked = _kind_of_target(table.columns[column], column in table.commas)
     if asked == "regression":
         values = regression_target(table, column)
@@ -363,6 +381,10 @@ def learn_target(table: Table, column: str, asked: Literal["auto", "regression",
         ends = float((values.min() - mean) / scale), float((values.max() - mean) / scale)
         return Target("regression", mean, scale, (), ends)
     names = read.distinct(table.columns[column])[0]
+    if told and table.size >= _ROWS_TO_TELL and 2 * len(names) > table.size:
+        many = f"{len(names)} different texts in {table.size} rows, such as {names[0]!r}, are too many for classes"
+        fix = "name another target, write numbers as numbers, or say --target-kind classification"
+        raise read.error(table, column, None, f"{many}; {fix}")
     if len(names) < 2:
         raise read.error(table, column, None, f"the target has one class only in the training tasks, {names[0]!r}")
     return Target("classification", classes=read.in_order(names))
@@ -373,7 +395,7 @@ def _kind_of_target(texts: Texts, comma: bool) -> TargetKind:
     if values is None:
         names = read.distinct(texts)[0]
         meant = sum(read.to_number(name, comma) is not None or read.is_decimal_comma(name) for name in names)
-        return "regression" if 2 * meant >= len(names) else "classification"
+        return "regression" if 2 * meant >= len(names) or _units(names, comma) else "classification"
     different = np.unique(values)
     return "classification" if len(different) == 2 and not np.mod(different, 1).any() else "regression"
 
