@@ -9,7 +9,7 @@ from headstart.data.curves.curves import curves
 from headstart.training.build import build
 from headstart.training.config import resolve
 from headstart.training.report.episodes import curves as curve_pictures, images, tables
-from headstart.training.report.figures import png
+from headstart.training.report.figures import new_figure, png
 from headstart.training.report.report import draw_episode
 from tests.short import tree
 
@@ -65,22 +65,25 @@ def test_images_stand_beside_the_names_of_their_classes(drawn):
 
 
 @pytest.mark.parametrize(
-    ("target", "columns", "title"),
+    ("target", "columns", "time", "title"),
     [
-        ("reaction", "day", "person a"),
-        ("reaction", "day,dose", "Query rows of test tasks, 90 % intervals"),
-        ("tired", "day,dose", "Query rows of test tasks"),
+        ("reaction", "day", None, "person a"),
+        ("reaction", "dose,day", "day", "person a"),
+        ("reaction", "dose,born", "born", "person a"),
+        ("reaction", "day,dose", None, "Query rows of test tasks, 90 % intervals"),
+        ("tired", "day,dose", None, "Query rows of test tasks"),
     ],
 )
-def test_a_table_is_drawn_in_its_own_units(target, columns, title, drawn, tmp_path):
+def test_a_table_is_drawn_in_its_own_units(target, columns, time, title, drawn, tmp_path):
     with (tmp_path / "people.csv").open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["person", "day", "dose", "reaction", "tired"])
+        rows.writerow(["person", "day", "dose", "reaction", "tired", "born"])
         for number, person in enumerate("abcdefgh"):
             for day in range(9):
                 reaction = 300 + 10 * day * number + 7 * (day % 3)
-                rows.writerow([person, day, (day + number) % 4, reaction, "yes" if (day + number) % 2 else "no"])
-    options = {"task_column": "person", "target": target, "columns": columns, "shots": 3}
+                tired, born = "yes" if (day + number) % 2 else "no", f"1970-01-0{day + 1}"
+                rows.writerow([person, day, (day + number) % 4, reaction, tired, born])
+    options = {"task_column": "person", "target": target, "columns": columns, "time_column": time, "shots": 3}
     method = "nearest" if target == "tired" else "gaussian_process"
     job, figure = drawn(tasks=str(tmp_path / "people.csv"), method=method, **options)
     axis = figure.axes[0]
@@ -89,8 +92,10 @@ def test_a_table_is_drawn_in_its_own_units(target, columns, title, drawn, tmp_pa
     if target == "tired":
         assert [label.get_text() for label in axis.get_yticklabels()] == tested
         assert axis.get_xlim() == (0, 100)
-    elif columns == "day":
-        learned = _labelled(axis)["learned from"]
+    elif title == "person a":
+        learned, line = (_labelled(axis)[name] for name in ("learned from", "predicted"))
+        # with other features it is known at the rows alone
+        assert len(line) == (200 if time is None else 9) and bool((line[1:, 0] > line[:-1, 0]).all())
         assert learned[:, 0].round().sort().values.unique().numel() == 3 and learned[:, 1].min() >= 300
         assert learned[:, 0].min() > -1e-5 and learned[:, 0].max() < 8 + 1e-5
     else:
@@ -102,3 +107,9 @@ def test_what_cannot_be_pictured_is_left_out(mean_learner):
     for tasks in (curves()._replace(input_shape=(2,)), curves()._replace(output_size=2)):
         assert curve_pictures.picture(tasks, learner, learner.init(None)) is None
     assert images.picture(curves(), learner, learner.init(None)) is None
+
+
+def test_letters_that_no_font_has_are_told_once():
+    with pytest.warns(UserWarning) as told:
+        png(new_figure(2, 2, "a 収入"))
+    assert [str(one.message).partition(",")[0] for one in told] == ["the fonts of pictures lack 入 収"]

@@ -1,6 +1,8 @@
 """The kit of all pictures: size, colours, labels, bars, bands, images, and the way to PNG bytes."""
 
 import io
+import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -99,5 +101,13 @@ def image(axis: "Axes", pixels: Any, frame: str, thick: bool) -> None:
 def png(figure: "Figure") -> bytes:
     """Return the figure as a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": "headstart"})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.filterwarnings("always", r"Glyph \d+ .* missing from font")
+        figure.savefig(buffer, format="png", dpi=130, metadata={"Software": "headstart"})
+    lacking = [re.match(r"Glyph (\d+)", str(one.message)) for one in told]
+    for other in (one.message for one, found in zip(told, lacking) if found is None):
+        warnings.warn(other, stacklevel=2)
+    if letters := sorted({chr(int(found[1])) for found in lacking if found}):
+        what = f"the fonts of pictures lack {' '.join(letters)[:40]}, drawn as boxes; install a font that has them"
+        warnings.warn(what, stacklevel=2)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Test tasks of a table: a curve of the only feature, predictions against targets, or accuracy by task."""
+"""Test tasks of a table: curves over time or the only feature, predictions against targets, or accuracy by task."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
@@ -24,8 +24,7 @@ _Predict: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 def picture(tasks: Tasks, learner: Learner, meta: Meta, truth: Callable[[int], Tasks] | None = None) -> bytes:
     """Draw what was predicted of the first test tasks, in the way that suits the table."""
     schema = schema_from_json(tasks.details["schema"], "the run's table")
-    single = len(schema.features) == 1 and schema.features[0].kind == "number" and len(schema.inputs) == 1
-    draw, most = (_curves, 4) if single else (_scatter, 5)
+    draw, most = (_scatter, 5) if _along(schema) is None else (_curves, 4)
     if schema.kind == "classification":
         draw, most = _accuracies, 20
     names = [str(name) for name in tasks.details["task_names"]["test"][:most]]
@@ -42,26 +41,45 @@ def picture(tasks: Tasks, learner: Learner, meta: Meta, truth: Callable[[int], T
     return draw(schema, names, episodes, predict)
 
 
+def _along(schema: Schema) -> int | None:
+    """Return which feature targets are drawn over: the time, or the only one; ``None`` where that makes no curve."""
+    columns = [feature.column for feature in schema.features]
+    place = columns.index(schema.time_column) if schema.time_column in columns else 0
+    known = len(columns) == 1 or schema.time_column in columns
+    return place if known and schema.features[place].kind in ("number", "date") else None
+
+
 def _curves(schema: Schema, names: list[str], episodes: Episodes, predict: _Predict) -> bytes:
-    feature, count = schema.features[0], len(names)
-    every = torch.cat([batch.x[_there(batch)][:, 0] for batch in episodes])
-    line = torch.linspace(float(every.min()), float(every.max()), 200, device=every.device, dtype=every.dtype)
-    means, halves = predict(line.view(1, -1, 1).expand(count, -1, -1))
+    place, count = _along(schema), len(names)
+    assert place is not None
+    feature, own = schema.features[place], sum(len(before.inputs) for before in schema.features[:place])
+    line, shown = (torch.cat(parts, 1) for parts in zip(*((batch.x, _there(batch)) for batch in episodes)))
+    if len(schema.inputs) == 1:  # between the rows, too
+        ends = line[shown]
+        line = torch.linspace(float(ends.min()), float(ends.max()), 200, device=line.device, dtype=line.dtype)
+        line, shown = line.view(1, -1, 1).expand(count, -1, -1), torch.ones(count, 200, dtype=torch.bool)
+    means, halves = predict(line)
     figure = kit.new_figure(9.5, 6 if count > 2 else 3.4, "Test tasks, none of them seen in training", size=10)
     panels = figure.subplots(2 if count > 2 else 1, 2, sharex=True, sharey=True, squeeze=False).flat
     for axis in panels[count:]:
         axis.set_axis_off()
-    x = _values(feature, line)
     for task, (axis, name) in enumerate(zip(panels, names)):
+        at = _values(feature, line[task, :, own])
+        order = [row for row in at.argsort(stable=True).tolist() if shown[task, row]]
         if halves is not None:
-            kit.band(axis, x, means[task] - halves[task], means[task] + halves[task], kit.BLUE)
-        axis.plot(x, means[task], color=kit.BLUE, linewidth=1.8, label="predicted")
+            low, high = means[task] - halves[task], means[task] + halves[task]
+            kit.band(axis, at[order], low[order], high[order], kit.BLUE)
+        axis.plot(at[order], means[task, order], color=kit.BLUE, linewidth=1.8, label="predicted")
         styles = (("o", kit.ORANGE, "learned from"), (".", kit.GREY, "to be predicted"))
         for batch, (style, colour, label) in zip(episodes, styles):
             there = _there(batch)[task]
-            inputs = _values(feature, batch.x[task, there, 0])
+            inputs = _values(feature, batch.x[task, there, own])
             axis.plot(inputs, _own(schema, batch.y)[task, there], style, color=colour, markersize=7, label=label)
-        kit.dress(axis, f"{schema.task_column} {name}", feature.column, schema.target, legend=not task)
+        if feature.kind == "date":  # in days since 1970-01-01, as matplotlib counts them
+            axis.xaxis_date()
+            axis.tick_params(axis="x", rotation=30)
+        title = f"{schema.task_column} {kit.short(name)}"
+        kit.dress(axis, title, feature.column, schema.target, legend=not task)
     return kit.png(figure)
 
 
