@@ -62,11 +62,13 @@ def test_sources_are_told_apart(tmp_path: Path) -> None:
     (pictures / "cat" / "1.JPG").write_bytes(b"")
     (others / "cat" / "1.wav").write_bytes(b"")
     (tmp_path / "rows.tsv").write_text("a\tb\n")
+    (tmp_path / "book.XLSX").write_bytes(b"PK")
     expected = {
         pictures: "images",
         empty: "images",
         others: None,
         tmp_path / "rows.tsv": "tables",
+        tmp_path / "book.XLSX": "tables",
         tmp_path / "x": None,
     }
     for path, kind in expected.items():

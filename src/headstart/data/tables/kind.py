@@ -28,6 +28,9 @@ from headstart.types import Batch, Tasks
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 
+#: They are refused with the command that converts them.
+_WORKBOOKS = (".xlsx", ".xlsm", ".xls")
+
 #: Numbers as JSON writes them, which a double holds.
 _WHOLE = r"-?(0|[1-9]\d{0,17})"
 _NUMBER = r"-?(0|[1-9]\d{0,99})(\.\d+)?([eE][-+]?\d{1,2})?"
@@ -81,7 +84,7 @@ def _support(schema: Schema, source: Path | None, strict: bool) -> list[tuple[Ne
 
 def _recognises(path: Path) -> bool:
     name = path.name.lower().removesuffix(".gz")
-    return path.is_file() and ("." not in name or name.endswith(SUFFIXES))
+    return path.is_file() and ("." not in name or name.endswith((*SUFFIXES, *_WORKBOOKS)))
 
 
 def _features(schema: Schema, path: str, header: Sequence[str], *others: tuple[str, str]) -> list[str]:

@@ -161,8 +161,9 @@ def read_table(
         return _read_parquet(path, choose, available, missing)
     for magic, what in _OTHERS.items():
         if start.startswith(magic):
-            command = f"pandas.read_excel({path.name!r}).to_csv({path.stem + '.csv'!r}, index=False)"
-            raise DataError(f"{path} is {what}; expected CSV in UTF-8, or Parquet: export it as such ({command})")
+            code = f"import pandas; pandas.read_excel({path.name!r}).to_csv({path.stem + '.csv'!r}, index=False)"
+            fix = f'export it as such, or: python -c "{code}"'
+            raise DataError(f"{path} is {what}; expected CSV in UTF-8, or Parquet: {fix}")
     zipped = start.startswith(_GZIP)
     if zipped:
         start, size = _unzipped(path, available)

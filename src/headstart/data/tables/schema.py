@@ -251,7 +251,8 @@ def learn_features(table: Table, columns: Sequence[str], strict: bool, shown: Sh
             raise read.error(table, column, None, "it has no value in the training tasks; leave it out (--columns)")
         feature = _feature(table, column, there, shown)
         if there.all() and (feature.scale == 0 or len(feature.categories) == 1):
-            left_out[column] = f"constant: always {texts[0]!s} in the training tasks"
+            near = "" if feature.categories else ", to rounding,"
+            left_out[column] = f"constant: always {texts[0]!s}{near} in the training tasks"
             continue
         crowd = _crowd(feature, int(there.sum()))
         spoilt = "" if column in table.labels else _spoilt(table, feature)
@@ -375,9 +376,8 @@ def learn_target(table: Table, column: str, asked: Literal["auto", "regression",
         values = regression_target(table, column)
         mean, scale = moments(table, column, values)
         if not scale:
-            raise read.error(
-                table, column, None, f"the target is always {table.columns[column][0]!s} in the training tasks"
-            )
+            reason = f"the target is always {table.columns[column][0]!s}, to rounding, in the training tasks"
+            raise read.error(table, column, None, reason)
         ends = float((values.min() - mean) / scale), float((values.max() - mean) / scale)
         return Target("regression", mean, scale, (), ends)
     names = read.distinct(table.columns[column])[0]

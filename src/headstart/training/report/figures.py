@@ -108,6 +108,6 @@ def png(figure: "Figure") -> bytes:
     for other in (one.message for one, found in zip(told, lacking) if found is None):
         warnings.warn(other, stacklevel=2)
     if letters := sorted({chr(int(found[1])) for found in lacking if found}):
-        what = f"the fonts of pictures lack {' '.join(letters)[:40]}, drawn as boxes; install a font that has them"
+        what = f"the fonts of pictures lack {' '.join(letters)[:40]}, drawn as boxes; name another in matplotlibrc"
         warnings.warn(what, stacklevel=2)
     return buffer.getvalue()
