@@ -135,7 +135,7 @@ def learned(table: Table, target: str | None = None, **options: Any) -> Schema:
     aim = learn_target(table, target, options.get("kind", "auto")) if target else None
     if aim is None:
         return Schema("task", "y", None, "regression", features)
-    return Schema("task", target or "", None, aim.kind, features, aim.mean, aim.scale, aim.classes)
+    return Schema("task", target or "", None, aim.kind, features, *aim[1:])
 
 
 def test_every_kind_of_column_becomes_inputs(in_memory: Any) -> None:
@@ -237,6 +237,13 @@ def test_far_away_values_are_bounded_in_their_order_and_warned_of(in_memory: Any
     with pytest.warns(UnseenValueWarning, match="column 'x': lines 4, 5, 6, 7: far from the 1 to 3 of training tasks"):
         x = encode_features(schema.features, far)[:, 0].tolist()
     assert x[:2] == [-1, 2] and 2 < x[2] < x[3] <= x[4] <= 3 and -3 < x[5] < -2
+
+
+def test_targets_that_no_prediction_comes_near_are_warned_of(in_memory: Any) -> None:
+    schema = learned(in_memory({"weight": ["1", "2", "3"], "x": ["1", "2", "3"]}), "weight")
+    with pytest.warns(UnseenValueWarning, match="'weight': line 3: far from the 1 to 3 of training tasks, near which"):
+        y = encode_target(schema, in_memory({"weight": ["3.9", "1e12"], "x": ["1", "2"]}))
+    assert y[1] > 1e12
 
 
 def skewed(in_memory: Any, law: Any) -> Feature:

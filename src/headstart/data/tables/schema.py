@@ -510,10 +510,16 @@ def encode_target(schema: Schema, table: Table) -> Tensor:
     """Return the targets of a table's rows: standardised numbers ``(N, 1)`` float32, or class ids ``(N,)`` int64.
 
     A missing target, one that is no number in regression, or a class that the schema does not have is a `DataError`.
+    One so far from those of training tasks that no prediction comes near is an `UnseenValueWarning`.
     """
     read.refuse_missing(table, schema.target, "target")
     if schema.kind == "regression":
         values = (regression_target(table, schema.target) - schema.mean) / schema.scale
+        far = values != (values if schema.limits is None else bounded(values, schema.limits))
+        if schema.limits is not None and far.any():
+            low, high = (end * schema.scale + schema.mean for end in schema.limits)
+            reason = f"far from the {low:.6g} to {high:.6g} of training tasks, near which predictions are kept"
+            _warn(table, schema.target, f"{read.listed(table, far)}: {reason}")
         return torch.from_numpy(values.astype(np.float32)).unsqueeze(1)
     _, ids = _places(table.columns[schema.target], schema.classes)
     row = read.first(ids < 0)
