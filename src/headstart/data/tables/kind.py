@@ -172,5 +172,5 @@ TABLES = DataKind(
     examples="rows",
     usage=("ROWS.csv", "MORE_ROWS.csv"),
     picture="headstart.training.report.episodes.tables:picture",
-    caption="The picture episode.png shows the first test tasks, over time where there is a time column, and what was predicted.",
+    caption="The picture episode.png shows the first test tasks, over time where it is known, and what was predicted.",
 )
