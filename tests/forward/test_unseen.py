@@ -1,8 +1,10 @@
 """Modules that nobody here has seen: without a step a prediction is theirs, and meta-gradients are a plain loop's."""
 
 import copy
+import functools
 import logging
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,6 +79,77 @@ class Function(nn.Module):
         return self.function(h)
 
 
+def by_state(make):
+    """Return a layer that keeps the first scale that it sees in a list, a dict, or an object."""
+
+    class State(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.state = make()
+
+        def forward(self, h):
+            held = self.state if isinstance(self.state, list) else vars(self.state)["held"]
+            if not held:
+                held.append(h.square().mean())
+            return h * held[0]
+
+    return State()
+
+
+GLOBAL = {}
+
+
+def by_global_cache(h):
+    return h * GLOBAL.setdefault(len(h), h.square().mean())
+
+
+def by_closure_cache():
+    cache = {}
+    return Function(lambda h: h * cache.setdefault(len(h), h.square().mean()))
+
+
+class Remembering(nn.Module):
+    """Remembers by its class, and by a method's cache."""
+
+    cache = {}
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4))
+
+    @functools.lru_cache  # noqa: B019
+    def scale(self):
+        return self.weight.square().mean()
+
+    def forward(self, h):
+        return h * self.scale() * self.cache.setdefault(len(h), h.square().mean())
+
+
+def with_forward_set():
+    """A layer's forward is a function of the layer itself."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    first = module[0]
+    first.forward = lambda x: 2 * F.linear(x, first.weight, first.bias)
+    return module
+
+
+def with_hook_of_another(make_hook):
+    """A hook of the last layer reads the weight of the first."""
+    module = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)).double()
+    module[2].register_forward_hook(make_hook(module))
+    return module
+
+
+def with_features_caught():
+    """A hook keeps what a layer gives for later in the pass; a pass has been before."""
+    module = Between(nn.Tanh()).double()
+    module.caught = {}
+    module.a.register_forward_hook(lambda layer, args, out: module.caught.update(a=out))
+    module.b.register_forward_hook(lambda layer, args, out: out + module.caught["a"].sum(1, keepdim=True))
+    module(torch.zeros(1, 3, dtype=torch.float64))
+    return module
+
+
 class Pooled(nn.Module):
     """Ids to vectors by a function, or by a layer."""
 
@@ -89,6 +162,11 @@ class Pooled(nn.Module):
     def forward(self, x):
         found = F.embedding(x, self.weight, padding_idx=0) if self.layer is None else self.layer(x)
         return self.head(torch.tanh(found).mean(-2))
+
+
+class Doubled(nn.Embedding):
+    def forward(self, x):
+        return 2 * super().forward(x)
 
 
 def by_norm(h):
@@ -115,6 +193,13 @@ def by_detached_in_place(h):
 
 def rounded(h):
     return h + (h.round() - h).detach()
+
+
+def slope_doubled(h):
+    h = torch.tanh(h)
+    if h.requires_grad:
+        h.register_hook(lambda slope: 2 * slope)
+    return h
 
 
 def weight_normed_before():
@@ -147,6 +232,22 @@ MODULES = {
     "weight norm": weight_normed,
     "weight norm by a hook": weight_normed_before,
     "padding": lambda: Pooled(nn.Embedding(7, 4, padding_idx=0)),
+    "kept in a list": lambda: Between(by_state(list)),
+    "kept in an object": lambda: Between(by_state(lambda: SimpleNamespace(held=[]))),
+    "kept in a global dict": lambda: Between(Function(by_global_cache)),
+    "kept in a closure": lambda: Between(by_closure_cache()),
+    "kept in a class": lambda: Between(Remembering()),
+    "forward set": with_forward_set,
+    "hook with a closure": lambda: with_hook_of_another(
+        lambda module: lambda layer, args, out: out @ module[0].weight[:, :2]
+    ),
+    "hook with a default": lambda: with_hook_of_another(
+        lambda module: lambda layer, args, out, first=module[0]: out @ first.weight[:, :2]
+    ),
+    "features caught": with_features_caught,
+    "frozen bag": lambda: nn.Sequential(nn.EmbeddingBag(7, 4).requires_grad_(False), nn.Linear(4, 2)),
+    "padding by a function": Pooled,
+    "padding of a subclass": lambda: Pooled(Doubled(7, 4, padding_idx=2)),
     "padding, known layers": lambda: nn.Sequential(nn.Embedding(7, 4, padding_idx=-7), nn.Flatten(), nn.Linear(24, 2)),
 }
 
@@ -154,7 +255,7 @@ MODULES = {
 REPLACED = {"hard sigmoid", "weight norm", "weight norm by a hook"}
 
 #: Which do not run by vmap, as PyTorch says itself.
-LOOPED = {"norm of data", "norm by a number", "detached in place"}
+LOOPED = {"norm of data", "norm by a number", "detached in place", "frozen bag"}
 
 
 @pytest.mark.parametrize("name", ["norm of data", "norm by a number"])
@@ -166,6 +267,9 @@ def test_what_vmap_cannot_do_is_refused_in_words_that_help(name):
 
 def make(name):
     torch.manual_seed(3)
+    for cache in (GLOBAL, Remembering.cache):
+        cache.clear()
+    Remembering.scale.cache_clear()
     return MODULES[name]().double()
 
 
@@ -174,7 +278,7 @@ def episodes(module, seed=0):
 
     def batch():
         x = torch.randn(TASKS, 5, 3, dtype=torch.float64, generator=generator)
-        if any(isinstance(layer, (nn.Embedding, Pooled)) for layer in module.modules()):
+        if any(isinstance(layer, (nn.Embedding, nn.EmbeddingBag, Pooled)) for layer in module.modules()):
             x = torch.randint(0, 7, (TASKS, 5, 6), generator=generator)
             x[0, :, 2:], x[1, :, 4:] = 0, 0  # tasks differ in what is padded
         return Batch(x, torch.randn(TASKS, 5, 2, dtype=torch.float64, generator=generator))
@@ -182,13 +286,15 @@ def episodes(module, seed=0):
     return Episodes(batch(), batch())
 
 
-def plain(module, given, create_graph=True):
-    """Return MAML's loss and its gradient by a loop over tasks and steps, and nothing of ours."""
-    start = {name: value.detach().clone().requires_grad_() for name, value in module.named_parameters()}
+def plain(fresh, given, create_graph=True):
+    """Return MAML's loss and its gradient by a plain loop over tasks and steps, each pass by a fresh module."""
+    weights = {name: value for name, value in fresh().named_parameters() if value.requires_grad}
+    start = {name: value.detach().clone().requires_grad_() for name, value in weights.items()}
 
     def loss(params, batch, task):
+        module = fresh()
         buffers = {name: value.clone() for name, value in module.named_buffers()}
-        out = functional_call(copy.deepcopy(module), {**params, **buffers}, (batch.x[task].clone(),))
+        out = functional_call(module, {**params, **buffers}, (batch.x[task].clone(),))
         return (out - batch.y[task]).square().mean()
 
     total = torch.zeros(())
@@ -208,11 +314,10 @@ def maml(module, **options):
 @pytest.mark.parametrize("taskmap", ["vmap", "loop"])
 @pytest.mark.parametrize("name", MODULES)
 def test_a_prediction_without_a_step_is_the_modules(name, taskmap):
-    module = make(name)
-    x, y, *_ = episodes(module).support
+    x, y, *_ = episodes(make(name)).support
     expected = torch.stack([make(name)(task.clone()) for task in x])
     taskmap = "loop" if name in LOOPED else taskmap
-    learner, before = maml(module, steps=0, taskmap=taskmap), x.clone()
+    learner, before = maml(make(name), steps=0, taskmap=taskmap), x.clone()
     adapted, _ = learner.adapt(learner.init(None), Batch(x, y))
     for _ in range(2):  # a pass leaves nothing behind
         torch.testing.assert_close(learner.predict(adapted, x), expected, rtol=1e-12, atol=1e-12)
@@ -226,7 +331,7 @@ def test_the_meta_gradient_is_that_of_a_plain_loop(name, taskmap):
     given = episodes(module)
     learner = maml(module, taskmap="loop" if name in LOOPED else taskmap)
     gradient, info = headstart.meta_gradient(learner, learner.init(None), given)
-    loss, expected = plain(make(name), given)
+    loss, expected = plain(lambda: make(name), given)
     torch.testing.assert_close(info.query_loss.mean(), loss)
     torch.testing.assert_close(gradient.params, expected, rtol=1e-10, atol=1e-10)
 
@@ -244,7 +349,7 @@ def test_the_meta_gradient_is_right_where_pytorchs_is_not(name, taskmap):
     )
 
 
-@pytest.mark.parametrize("name", ["padding", "padding, known layers"])
+@pytest.mark.parametrize("name", ["padding", "padding by a function", "padding, known layers"])
 def test_a_padding_row_stays_where_it_is(name):
     module = make(name)
     learner, given = maml(module, taskmap="vmap"), episodes(module)
@@ -255,13 +360,13 @@ def test_a_padding_row_stays_where_it_is(name):
 
 @pytest.mark.parametrize("options", [{"adjoint": "first_order"}, {"check": False}], ids=["first order", "unchecked"])
 def test_a_module_that_vmap_differentiates_otherwise_is_looped_or_refused(options):
-    module = Pooled().double()
+    module = Between(Function(slope_doubled)).double()
     given = episodes(module)
-    with pytest.raises(DifferentiationError, match="Pooled mapped .* by vmap has gradients that are off by .*'loop'"):
+    with pytest.raises(DifferentiationError, match="Between mapped .* by vmap has gradients that are off by .*'loop'"):
         maml(module, taskmap="vmap", **options).adapt(maml(module).init(None), given.support)
     learner = maml(module, **options)
     gradient, _ = headstart.meta_gradient(learner, learner.init(None), given)
-    _, expected = plain(module, given, create_graph="adjoint" not in options)
+    _, expected = plain(lambda: copy.deepcopy(module), given, create_graph="adjoint" not in options)
     torch.testing.assert_close(gradient.params, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -321,7 +426,76 @@ def test_what_is_meant_to_be_no_derivative_is_refused_and_taken_unchecked(taskma
         headstart.meta_gradient(learner, learner.init(None), given)
     learner = maml(module, taskmap=taskmap, check=False)
     gradient, _ = headstart.meta_gradient(learner, learner.init(None), given)
-    torch.testing.assert_close(gradient.params, plain(module, given)[1], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gradient.params, plain(lambda: copy.deepcopy(module), given)[1], rtol=1e-10, atol=1e-10)
+
+
+class Listed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.held = [self.linear.weight]
+
+    def forward(self, x):
+        return x @ self.held[0].mT
+
+
+def closing_over_a_weight():
+    linear = nn.Linear(3, 2).double()
+    weight = linear.weight
+    linear.register_forward_hook(lambda layer, args, out: args[0] @ weight.mT)
+    return linear
+
+
+class ByName(nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.get_parameter("weight"))
+
+
+class Freezing(nn.Linear):
+    def forward(self, x):
+        self.weight.requires_grad_(False)
+        return super().forward(x)
+
+
+ANYWHERE = nn.Linear(3, 2).double()
+
+
+def by_global_name():
+    module = nn.Sequential(ANYWHERE, nn.Identity())
+    module[1].register_forward_hook(lambda layer, args, out: out + ANYWHERE.weight.mean())
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (Listed, "uses 'linear.weight' as a list, .* of Listed holds it.*take it from its layer in forward"),
+        (closing_over_a_weight, "uses 'weight' as a list, dict, attribute or function"),
+        (by_global_name, "Identity at '1' holds, takes '0' by the global name 'ANYWHERE'.*functools.partial"),
+        (lambda: ByName(3, 2), "get_parameter.*take it as an attribute"),
+        (lambda: Freezing(3, 2), "sets requires_grad of a weight.*freeze weights before"),
+    ],
+)
+def test_weights_that_no_pass_could_hand_in_are_refused(make, match):
+    module = make().double()
+    with pytest.raises(UsageError, match=match):
+        learner = maml(module, taskmap="loop")
+        headstart.meta_gradient(learner, learner.init(None), episodes(module))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_inside_is_no_wrong_derivative(dtype):
+    module = Between(Function(lambda h: torch.tanh(h.to(dtype)).double())).double()
+    learner, given = maml(module, taskmap="loop"), episodes(module)
+    gradient, _ = headstart.meta_gradient(learner, learner.init(None), given)
+    torch.testing.assert_close(gradient.params, plain(lambda: copy.deepcopy(module), given)[1], rtol=1e-6, atol=1e-6)
+
+
+def test_the_operation_without_a_second_derivative_is_named():
+    module = Between(Function(lambda h: torch.cdist(h, h[:1]) * h)).double()
+    learner = maml(module)
+    with pytest.raises(DifferentiationError, match=r"'between' has no second .* \(.*_cdist_backward"):
+        headstart.meta_gradient(learner, learner.init(None), episodes(module))
 
 
 class Counting(nn.Module):

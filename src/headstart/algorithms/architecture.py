@@ -4,7 +4,6 @@
 ``derive(model, meta)`` is a plain module.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from headstart.core.parameters import matches
 from headstart.errors import ShapeError, UsageError, unknown_name
 from headstart.forward.functional import functional
 from headstart.forward.mixture import GATES, Mixture, mixtures
+from headstart.forward.python_state import copied
 from headstart.forward.surgery import replaced
 from headstart.types import Adapted, Batch, Info, Learner, Meta, Tree
 
@@ -149,7 +149,7 @@ def loaded(module: nn.Module, meta: Meta) -> nn.Module:
     Raises:
         ShapeError: ``meta`` lacks one of the module's, has parameters that it lacks, or has one of another shape.
     """
-    body = copy.deepcopy(module)
+    body = copied(module)
     model = functional(body)
     for part, expected, given in (("θ", model.params, meta.params), ("M", model.structure, meta.structure)):
         wrong = [f"lacks {name!r}" for name in expected if name not in given]

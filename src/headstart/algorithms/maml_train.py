@@ -1,6 +1,5 @@
 """Model-agnostic meta-learning in one call, for tasks that are lists of examples."""
 
-import copy
 import math
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from headstart.algorithms.maml import maml
 from headstart.core.losses import TaskLoss
 from headstart.core.objective import meta_gradient
 from headstart.errors import DataError, DivergenceError, ShapeError, UsageError
+from headstart.forward.python_state import copied
 from headstart.types import Batch, Episodes
 
 
@@ -94,7 +94,7 @@ def maml_train(
         for leaf, value in zip(leaves, gradient.params.values(), strict=True):
             leaf.grad = value
         optimizer.step()
-    trained = copy.deepcopy(model)
+    trained = copied(model)
     trained.load_state_dict({n: v.detach() for n, v in meta.params.items()}, strict=False)
     _set_statistics(trained, inputs)
     return trained
@@ -105,7 +105,7 @@ def _set_statistics(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     """Give layers that keep running statistics those of the tasks' inputs, averaged over the tasks."""
     if not any(isinstance(layer, _NormBase) and layer.running_mean is not None for layer in model.modules()):
         return
-    body = copy.deepcopy(model).eval()
+    body = copied(model).eval()
     for layer in body.modules():
         if isinstance(layer, _NormBase) and layer.running_mean is not None:
             layer.reset_running_stats()

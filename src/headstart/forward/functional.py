@@ -39,8 +39,8 @@ from headstart.forward.skeleton import (
     statistics_of,
     without_weights,
 )
-from headstart.forward.task_map import OneTask, OpaqueError, TaskMap, auto, first_line, in_turn, loop, vmap
-from headstart.forward.unseen import is_traced, misbatched, writes_inputs
+from headstart.forward.task_map import TROUBLE, OneTask, OpaqueError, TaskMap, auto, first_line, in_turn, loop, vmap
+from headstart.forward.unseen import Padded, Seen, is_traced, misbatched, seen
 from headstart.types import Params, Tree
 
 logger = logging.getLogger("headstart")
@@ -93,6 +93,9 @@ _MISFITS = (
     r"channels, but got|shapes cannot be multiplied|size mismatch|must match the size|same dtype"
     r"|dtypes must be the same|Expected size for"
 )
+
+#: What PyTorch says where it cannot map a module.
+_OF_VMAP = r"vmap|functorch|[Bb]atching rule|doesn't have storage"
 
 Apply: TypeAlias = Callable[..., tuple[Tensor, Params]]
 """``apply(params, buffers, x, *, seed=None, draw=0, step=0, phase="support") -> (outputs, buffers)``
@@ -175,8 +178,8 @@ def functional(
     module_copy = without_weights(module)
     skeleton(False, True)  # refuses now what it cannot do
 
-    seen = all(map(is_known, module_copy.modules()))
-    writing, seeing, unlooked = False, threading.Lock(), set() if seen else {"inputs", "tasks"}
+    known_all = all(map(is_known, module_copy.modules()))
+    does, seeing, unlooked = Seen(), threading.Lock(), set() if known_all else {"inputs", "tasks"}
 
     def run(
         task_map: TaskMap,
@@ -201,7 +204,7 @@ def functional(
         def one(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
             # a forward pass may update a buffer in place, so each gets a copy to update
             own = {name: buffer.clone() for name, buffer in buffers.items()}
-            if writing:  # a task's inputs are not the model's to change
+            if does.writes:  # a task's inputs are not the model's to change
                 args, kwargs = mapped(Tensor.clone, (args, kwargs))
             frame.restart(draw, step)
             given = {**params, **constants, **own, **keys}
@@ -213,7 +216,7 @@ def functional(
             return outputs, {**{name: state[name] for name in own}, **frame.updated_statistics()}
 
         def at_once(params: Params, buffers: Params, args: Any, kwargs: Any, keys: Params) -> tuple[Tensor, Params]:
-            inputs = args[0].clone() if writing else args[0]
+            inputs = args[0].clone() if does.writes else args[0]
             try:
                 with frame.afresh():
                     return read(over_tasks(frame.body, {**params, **constants}, shapes, inputs)), {}
@@ -229,9 +232,9 @@ def functional(
         shared = {**constants, **params}
         versions = [tensor._version for tensor in shared.values()]
         try:
-            with context(), _computing_in(precision, params):
+            with context(), _computing_in(precision, params), Padded() if does.pads else contextlib.nullcontext():
                 outputs, after = task_map(function, dims, [params, buffers, x_args, x_kwargs, keys])
-        except RuntimeError as error:
+        except (RuntimeError, AttributeError) as error:
             raise _explained(error, x, leaves, type(frame.body) if task_map is vmap else None) from error
         changed = [name for (name, tensor), was in zip(shared.items(), versions) if tensor._version != was]
         _refuse_changes(changed, policies)
@@ -260,7 +263,7 @@ def functional(
         step: int = 0,
         phase: Phase = "support",
     ) -> None:
-        nonlocal writing
+        nonlocal does
         frame, shared = skeleton(seed is not None, phase == "support"), shared_in(params)
         own, first = mapped(itemgetter(0), (buffers, seed))
         state = {**constants, **own, **{name: value if name in shared else value[0] for name, value in params.items()}}
@@ -269,11 +272,11 @@ def functional(
         for args, kwargs in _few_and_all(x):
             try:
                 with context():
-                    writing = writes_inputs(frame, restart, state, args, kwargs)
+                    does = seen(frame, restart, state, args, kwargs)
                 break
             except UsageError:
                 raise
-            except (RuntimeError, TypeError, ValueError, LookupError) as error:  # a few may not do; all are run next
+            except TROUBLE as error:  # a few may not do; all are run next
                 logger.debug("inputs were not looked at: %s", error)
         unlooked.discard("inputs")
 
@@ -295,7 +298,7 @@ def functional(
             task_map = loop
         unlooked.discard("tasks")
 
-    unchecked = [module_copy] if check and not seen else []
+    unchecked = [module_copy] if check and not known_all else []
 
     def certify(x: Tree) -> None:
         if not unchecked:
@@ -303,7 +306,8 @@ def functional(
         few, whole = _few_and_all(x)
         with context(), put_back():  # the check must not take random numbers from the passes that count
             frame, state = skeleton(False, True), {**trainable, **constants, **per_task}
-            certified(frame, state, *few) or certified(frame, state, *whole)
+            names = {*trainable, *per_task}
+            certified(frame, state, names, *few) or certified(frame, state, names, *whole)
         unchecked.clear()
 
     def part(role: Role) -> Params:
@@ -340,12 +344,22 @@ def _shown(module: nn.Module, structure: Params) -> Params:
     return seen
 
 
-def _explained(error: RuntimeError, x: Tree, leaves: Mapping[str, Leaf], mapped: type | None = None) -> Exception:
+def _explained(error: Exception, x: Tree, leaves: Mapping[str, Leaf], mapped: type | None = None) -> Exception:
     """Return what PyTorch says of shapes that do not fit, or of ``vmap``, in words that help, or the error itself."""
-    if mapped is not None and re.search("vmap|functorch|[Bb]atching rule", str(error)):
+    if mapped is not None and re.search(_OF_VMAP, str(error)):
         return DifferentiationError(
             f"{mapped.__name__} cannot be mapped over tasks by vmap; use taskmap='loop' or 'auto'; PyTorch says: "
             f"{first_line(error)}"
+        )
+    if "is not an nn.Parameter" in str(error):
+        return UsageError(
+            "the forward pass takes a weight by get_parameter(), which finds no task's own; take it as an attribute of "
+            "its layer"
+        )
+    if re.search("change requires_grad flags", str(error)):
+        return UsageError(
+            "the forward pass sets requires_grad of a weight, which is each task's own there; freeze weights before "
+            "(module.layer.requires_grad_(False)), or use .detach() in forward"
         )
     if not re.search(_MISFITS, str(error)):
         return error

@@ -6,7 +6,7 @@ patches, and batch normalisation of B tasks is that of B times as many channels.
 by layer; layers that are not known here are mapped by ``vmap``, one by one.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, TypeAlias, TypeVar
 
@@ -18,6 +18,7 @@ from torch.func import functional_call
 from headstart.core import tree
 from headstart.forward.batch_norm import batch_norm
 from headstart.forward.dropout import TaskDropout
+from headstart.forward.python_state import reached
 from headstart.forward.task_map import vmap
 from headstart.types import Params
 
@@ -72,18 +73,8 @@ def _composed(module: nn.Module) -> bool:
 def entangled(module: nn.Module) -> bool:
     """Return whether a layer holds another one that is no part of it, so that it cannot run without the whole."""
     return any(
-        isinstance(held, nn.Module)
-        for layer in module.modules()
-        for name, value in vars(layer).items()
-        if name != "_modules"
-        for held in _values(value)
+        isinstance(held, nn.Module) and held is not layer for layer in module.modules() for held in reached(layer)
     )
-
-
-def _values(value: object) -> Iterable[object]:
-    if isinstance(value, Mapping):
-        return value.values()
-    return value if isinstance(value, (tuple, list, set)) else (value,)
 
 
 def tied(module: nn.Module) -> bool:

@@ -5,7 +5,6 @@ the call. Its normalisation layers follow the buffer policy and its dropout laye
 """
 
 import contextlib
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from headstart.errors import DifferentiationError
 from headstart.forward.batch_norm import TaskStatistics
 from headstart.forward.dropout import TaskDropout, refuse_unseeded, replace_dropout
 from headstart.forward.over_tasks import chained, entangled, hooked, native, tied
+from headstart.forward.python_state import changeable, copied, put_back_state, refuse_astray
 from headstart.types import Params
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -34,7 +34,6 @@ class Kept(NamedTuple):
 
     layer: nn.Module
     attributes: dict[str, Any]
-    buffers: dict[str, Tensor | None]
 
 
 class Skeleton:
@@ -60,13 +59,14 @@ class Skeleton:
         self.chain = chained(self.body) and not whole and not changing
         self.native = self.chain and native(self.body)
         self.own = [layer for layer in self.body.modules() if not is_known(layer)]
+        self.held = changeable(self.own)
 
     def afresh(self) -> contextlib.AbstractContextManager[list[Kept]]:
         """Forget at the end what was set on the layers meanwhile, so that every pass is a module's first one.
 
         A module that we have not seen may keep a number, or tensors of one task, for its next pass.
         """
-        return _put_back(self.own) if self.own else contextlib.nullcontext([])
+        return _put_back(self.own, self.held) if self.own else contextlib.nullcontext([])
 
     def updated_statistics(self) -> Params:
         """Return the buffers that the last forward pass left, by name, and let go of them."""
@@ -87,22 +87,22 @@ class Skeleton:
 
 
 @contextlib.contextmanager
-def _put_back(layers: list[nn.Module]) -> Iterator[list[Kept]]:
-    before = [Kept(layer, dict(vars(layer)), dict(layer._buffers)) for layer in layers]
-    try:
-        yield before
-    finally:
-        for layer, attributes, buffers in before:
-            vars(layer).clear()
-            vars(layer).update(attributes)
-            layer._buffers.clear()
-            layer._buffers.update(buffers)
+def _put_back(layers: list[nn.Module], held: list[Any]) -> Iterator[list[Kept]]:
+    before = [Kept(layer, dict(vars(layer))) for layer in layers]
+    with put_back_state(held):
+        try:
+            yield before
+        finally:
+            for layer, attributes in before:
+                vars(layer).clear()
+                vars(layer).update(attributes)
 
 
 def is_known(layer: nn.Module) -> bool:
     """Return whether a layer is of a type that is tested, PyTorch's or ours, and does what its type does."""
     ours = ("torch.nn.modules", "headstart.models.", "headstart.forward.")
-    return type(layer).__module__.startswith(ours) and not hooked(layer) and not _fix_of_derivatives(layer)
+    known = type(layer).__module__.startswith(ours) and not isinstance(layer, nn.EmbeddingBag)
+    return known and not hooked(layer) and not _fix_of_derivatives(layer)
 
 
 def _out_of_place(chain: nn.Module) -> None:
@@ -174,10 +174,9 @@ def without_weights(module: nn.Module) -> nn.Module:
     """Return a copy of a module whose tensors are on the ``meta`` device; what was tied stays tied."""
     memo: dict[int, object] = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
     memo |= {id(buffer): buffer.detach().to("meta") for buffer in module.buffers()}
-    for layer in module.modules():  # what a pass has left behind, such as a weight that a hook computed
-        held = [value for value in vars(layer).values() if isinstance(value, Tensor) and not value.is_leaf]
-        memo |= {id(value): value.detach().to("meta") for value in held}
-    return copy.deepcopy(module, memo)
+    body = copied(module, memo)
+    refuse_astray(body)
+    return body
 
 
 def statistics_of(module: nn.Module) -> set[str]:
@@ -248,7 +247,7 @@ def _fix(layer: nn.Module) -> str:
 
 
 def _fix_of_derivatives(layer: nn.Module) -> str:
-    if isinstance(layer, nn.EmbeddingBag):
+    if isinstance(layer, nn.EmbeddingBag) and layer.weight.requires_grad:
         return "has no second derivative; use nn.Embedding and take the mean (or sum) over the bag yourself"
     if isinstance(layer, nn.Embedding) and layer.scale_grad_by_freq:
         return "counts ids for its gradient, which has no right second derivative; use scale_grad_by_freq=False"

@@ -1,10 +1,11 @@
 """Changing layers of a copy of a module: put others in their place, or put something behind them."""
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable
 
 from torch import nn
+
+from headstart.forward.python_state import copied
 
 #: Modules of PyTorch that read the weights of the layers inside them, which so cannot be changed.
 _SEALED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.Transformer)
@@ -18,7 +19,7 @@ def replaced(module: nn.Module, make: Callable[[str, nn.Module], nn.Module | Non
         make: ``(path, layer of the copy) -> what takes its place, or None``; not asked about layers inside one that was
             replaced, or inside PyTorch's attention and transformers. A layer in two places is replaced once.
     """
-    body = copy.deepcopy(module)
+    body = copied(module)
     made: dict[nn.Module, nn.Module] = {}
 
     def replace_inside(path: str, layer: nn.Module) -> None:

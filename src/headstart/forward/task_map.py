@@ -21,6 +21,9 @@ from headstart.types import Tree
 
 logger = logging.getLogger("headstart")
 
+#: What a pass of a module that cannot do what is tried may raise.
+TROUBLE = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+
 #: The seconds from which on a pass is timed once.
 LONG = 0.05
 

@@ -8,18 +8,20 @@ float64, by their outputs and their first and second derivatives.
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from headstart.core.process import generators, put_back
 from headstart.core.tree import mapped, tensors_of
 from headstart.errors import UsageError
 from headstart.forward.skeleton import Skeleton
-from headstart.forward.task_map import TaskMap, loop
+from headstart.forward.task_map import TROUBLE, TaskMap, loop
 from headstart.types import Params, Tree
 
 logger = logging.getLogger("headstart")
@@ -35,14 +37,46 @@ def is_traced(tree: Tree) -> bool:
     return any(leaf.is_meta or type(leaf) not in (Tensor, torch.nn.Parameter) for leaf in tensors_of(tree))
 
 
-def writes_inputs(frame: Skeleton, restart: Callable[[], None], state: Params, args: Any, kwargs: Any) -> bool:
-    """Return whether a pass on one task's inputs writes into them.
+class Seen(NamedTuple):
+    """What a pass was seen to do."""
+
+    writes: bool = False
+    """It writes into its inputs."""
+    pads: bool = False
+    """It calls ``F.embedding(padding_idx=…)``, of which ``vmap`` forgets that padding takes no part in gradients."""
+
+
+class _Watch(TorchFunctionMode):
+    pads = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.pads |= func is F.embedding and (kwargs.get("padding_idx") is not None or args[2:3] not in ((), (None,)))
+        return func(*args, **kwargs)
+
+
+class Padded(TorchFunctionMode):
+    """Lets ``F.embedding(padding_idx=…)`` keep padding out of gradients for all tasks at once."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (_embedding if func is F.embedding else func)(*args, **(kwargs or {}))
+
+
+def _embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    out = F.embedding(input, weight, None, *args, **kwargs)
+    if padding_idx is None:
+        return out
+    return torch.where(input.eq(padding_idx % len(weight)).unsqueeze(-1), out.detach(), out)
+
+
+def seen(frame: Skeleton, restart: Callable[[], None], state: Params, args: Any, kwargs: Any) -> Seen:
+    """Return what a pass on one task's inputs does.
 
     Raises:
         UsageError: a second pass gives something else, by what the first one left behind.
     """
     stored = {name for name, _ in frame.body.named_buffers()}
-    outputs, writing = [], False
+    outputs, writing, watch = [], False, _Watch()
     with torch.no_grad(), put_back(), frame.afresh() as before:
         start = generators()
         for _ in range(2):
@@ -50,25 +84,26 @@ def writes_inputs(frame: Skeleton, restart: Callable[[], None], state: Params, a
             restart()
             own = {name: value.clone() if name in stored else value for name, value in state.items()}
             own_args, own_kwargs = mapped(Tensor.clone, (args, kwargs))
-            outputs.append(tensors_of(functional_call(frame.body, own, own_args, own_kwargs)))
+            with watch:
+                outputs.append(tensors_of(functional_call(frame.body, own, own_args, own_kwargs)))
             writing |= any(leaf._version > 0 for leaf in tensors_of((own_args, own_kwargs)))
         if not all(torch.allclose(*pair, equal_nan=True) for pair in zip(*outputs)):
             raise UsageError(
                 f"a second forward pass gives something else, since the first one left {_changed(frame, before)} "
                 f"behind; keep it in a buffer (register_buffer) and give every task a copy with buffers='task'"
             )
-    return writing
+    return Seen(writing, watch.pads)
 
 
 def _changed(frame: Skeleton, before: list[Any]) -> str:
     paths = {layer: path for path, layer in frame.body.named_modules()}
     names = [
         f"{paths[layer]}.{name}".lstrip(".")
-        for layer, attributes, _ in before
+        for layer, attributes in before
         for name, value in vars(layer).items()
         if value is not attributes.get(name)
     ]
-    return ", ".join(map(repr, names)) or "something"
+    return ", ".join(map(repr, names)) or "something (in a list, a dict or an object that it holds or uses)"
 
 
 def misbatched(
@@ -119,7 +154,7 @@ def misbatched(
             if generators() != before:
                 return ""  # by chance
             got = derivatives(task_map)
-        except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        except TROUBLE as error:
             logger.debug("vmap was not compared with loop: %s", error)
             return ""
     for what, ours in got.items():
