@@ -139,7 +139,10 @@ class Learner(NamedTuple):
     penalty: Callable[[Meta], Tensor | float] | None = None
     """R(θ, M), added to the meta-loss; ``None``: nothing is."""
     during: "Callable[[float], Learner] | None" = None
-    """The learner to meta-train with when a fraction of the outer steps is done; ``None``: always this one."""
+    """The learner to meta-train with when a fraction of the outer steps is done; ``None``: always this one.
+
+    `headstart.core.objective.at` asks it, and keeps what was replaced of the learner since.
+    """
     shown: Callable[[Meta], Params] | None = None
     """M in the units in which it acts, for reports: rates as they multiply, masks and gates in [0, 1]."""
     distribution: Callable[[Adapted, Tree], Gaussian] | None = None

@@ -85,6 +85,21 @@ def test_parts_can_be_switched_off():
     assert early.objective is not None and early.exact
 
 
+@pytest.mark.parametrize("done", [0.0, 0.2, 1.0])
+def test_what_is_replaced_later_holds_throughout_or_is_refused(done):
+    learner = maml_plus_plus(nn.Linear(2, 2), steps=2, multi_step_until=0.1, first_order_until=0.3)
+    changed = learner._replace(penalty=lambda meta: 1.0, loss=lambda outputs, batch: outputs.sum((1, 2)))
+    now = at(changed, done)
+    assert now.penalty is changed.penalty and now.loss is changed.loss
+    assert now.exact == (done >= 0.3) and (now.objective is None) == (done >= 0.1)
+    own = learner._replace(adapt=lambda meta, support, steps=None: learner.adapt(meta, support, steps))
+    if done >= 0.3:
+        assert at(own, done).adapt is own.adapt
+    else:
+        with pytest.raises(UsageError, match="adapt of the learner was replaced, and changes in the course of its"):
+            at(own, done)
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(UsageError, match="steps must be at least 1"):
         maml_plus_plus(nn.Linear(2, 2), steps=0)

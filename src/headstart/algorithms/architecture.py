@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Generator, Tensor, nn
 
-from headstart.core.objective import at
+from headstart.core.objective import at, staged
 from headstart.core.parameters import matches
 from headstart.errors import ShapeError, UsageError, unknown_name
 from headstart.forward.functional import functional
@@ -48,7 +48,7 @@ def sharpened(learner: Learner, *, start: float = 1.0, end: float = 0.1, gates: 
     def during(done: float) -> Learner:
         return _divided(at(learner, done), names, start * (end / start) ** done)
 
-    return _divided(learner, names, end)._replace(during=during)
+    return staged(_divided(learner, names, end), during)
 
 
 def _divided(learner: Learner, names: frozenset[str], temperature: float) -> Learner:
@@ -103,7 +103,7 @@ def pressed(learner: Learner, cost: Callable[[Meta], Tensor], strength: float) -
         )
 
     own = paying(learner)
-    return own if learner.during is None else own._replace(during=lambda done: paying(at(learner, done)))
+    return own if learner.during is None else staged(own, lambda done: paying(at(learner, done)))
 
 
 def derive(module: nn.Module, meta: Meta) -> nn.Module:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from headstart.core.objective import at, backprop, query_losses
+from headstart.core.objective import at, backprop, query_losses, staged
 from headstart.errors import UsageError
 from headstart.types import Episodes, Info, Learner, Meta, Objective
 
@@ -42,8 +42,10 @@ def multi_step(learner: Learner, *, until: float | None = None, weights: Sequenc
         if until is not None:
             raise UsageError("multi_step takes either until= or weights=, got both")
         always = _weighted(_checked(weights, steps))
-        held = None if learner.during is None else lambda done: at(learner, done)._replace(objective=always)
-        return learner._replace(objective=always, during=held)
+        now = learner._replace(objective=always, during=None)
+        if learner.during is None:
+            return now
+        return staged(now, lambda done: at(learner, done)._replace(objective=always))
     end = 0.1 if until is None else until
     if not 0 < end <= 1:
         raise UsageError(f"until must be above 0 and at most 1, got {end}")
@@ -52,7 +54,7 @@ def multi_step(learner: Learner, *, until: float | None = None, weights: Sequenc
         now = at(learner, done)
         return now._replace(objective=_weighted(step_weights(steps, done / end))) if done < end else now
 
-    return learner._replace(during=during)
+    return staged(learner, during)
 
 
 def step_weights(steps: int, done: float) -> tuple[float, ...]:
@@ -108,9 +110,9 @@ def first_order_until(learner: Learner, *, first_order: Learner, fraction: float
         if done >= fraction:
             return now
         cheap = at(first_order, done)
-        return now._replace(adapt=cheap.adapt, predict=cheap.predict, path=cheap.path, exact=cheap.exact)
+        return now._replace(adapt=cheap.adapt, path=cheap.path, exact=cheap.exact)
 
-    return learner._replace(during=during)
+    return staged(learner, during)
 
 
 def _weighted(weights: Sequence[float]) -> Objective:

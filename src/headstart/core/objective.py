@@ -1,7 +1,8 @@
 """The outer objective L(θ, M) = Σᵢ Lᵢ(θ, M) and its gradient."""
 
 import re
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,8 +46,38 @@ def query_losses(learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
 
 
 def at(learner: Learner, done: float) -> Learner:
-    """Return the learner to meta-train with when a fraction ``done`` of the outer steps is done."""
-    return learner if learner.during is None else learner.during(done)
+    """Return the learner to meta-train with when a fraction ``done`` of the outer steps is done.
+
+    What was replaced of the learner since it got its stages holds in all of them.
+    """
+    if learner.during is None:
+        return learner
+    now, built = learner.during(done), getattr(learner.during, "built", None)
+    if built is None:
+        return now
+    others = (name for name in learner._fields if name not in ("during", "gradient"))
+    own = {name: getattr(learner, name) for name in others if getattr(learner, name) is not getattr(built, name)}
+    if clash := [name for name in own if getattr(now, name) is not getattr(built, name)]:
+        raise UsageError(
+            f"{', '.join(clash)} of the learner was replaced, and changes in the course of its meta-training, too; "
+            f"replace it in the learner that this one is made of, or leave those stages out"
+        )
+    return now._replace(**own)
+
+
+class Stages(NamedTuple):
+    """What a learner is in the course of meta-training, beside what it was built as: what was replaced since, stays."""
+
+    built: Learner
+    stage: Callable[[float], Learner]
+
+    def __call__(self, done: float) -> Learner:
+        return self.stage(done)
+
+
+def staged(learner: Learner, stage: Callable[[float], Learner]) -> Learner:
+    """Return ``learner`` that is ``stage(done)`` while a fraction ``done`` of the outer steps is done."""
+    return learner._replace(during=Stages(learner, stage))
 
 
 def meta_gradient(

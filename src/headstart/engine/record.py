@@ -20,7 +20,7 @@ import torch._inductor
 from torch import Tensor, fx
 
 from headstart.core.counting import Counted
-from headstart.core.objective import backprop
+from headstart.core.objective import at, backprop
 from headstart.core.process import Settings, generators, settings
 from headstart.core.tree import mapped
 from headstart.engine.rewrite import call_directly, fold, shorten
@@ -310,7 +310,7 @@ def with_gradient(learner: Learner, gradient: Any) -> Learner:
     def own(stage: Learner) -> Learner:
         return stage._replace(gradient=gradient) if stage.gradient is backprop else stage
 
-    return own(learner)._replace(during=None if during is None else lambda done: own(during(done)))
+    return own(learner)._replace(during=None if during is None else lambda done: own(at(learner, done)))
 
 
 def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:

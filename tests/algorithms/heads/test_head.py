@@ -106,3 +106,41 @@ def test_training_with_classes_lacking_is_finite_and_learns():
 def test_shared_classes_must_be_counted():
     with pytest.raises(UsageError, match="shared_classes needs ways="):
         made("ridge", ways=None)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["prototypes", "ridge"])
+def test_the_mode_of_meta_training_can_be_chosen(name, training):
+    module = torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.Dropout(0.5))
+    learner = registry.load("method", name)(module, ways=3, training=training)
+    episodes = random_episodes((2,), support=6, query=5)
+    seeds = torch.arange(len(episodes.support.y))
+    told, plain = (
+        learner.predict(learner.adapt(learner.init(None), episodes.support._replace(seed=seed))[0], episodes.query.x)
+        for seed in (seeds, None)
+    )
+    assert torch.equal(told, plain) != training
+
+
+class Averaged(torch.nn.Module):
+    """A bag by an operation that has second derivatives."""
+
+    def __init__(self, bag: torch.nn.EmbeddingBag):
+        super().__init__()
+        self.weight = bag.weight
+
+    def forward(self, x):
+        return self.weight[x].mean(1)
+
+
+@pytest.mark.parametrize("name", ["prototypes", "ridge"])
+def test_the_network_needs_no_second_derivative(name):
+    bag = torch.nn.EmbeddingBag(9, 4)
+    support, query = random_episodes((2,), support=6, query=5)
+    ids = [(100 * batch.x).long() % 9 for batch in (support, query)]
+    episodes = Episodes(support._replace(x=ids[0]), query._replace(x=ids[1]))
+    found = []
+    for module in (bag, Averaged(bag)):
+        learner = registry.load("method", name)(module, ways=3, taskmap="loop")
+        found.append(meta_gradient(learner, learner.init(None), episodes)[0].params["weight"])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)

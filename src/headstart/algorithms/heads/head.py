@@ -49,7 +49,11 @@ class Embedding(NamedTuple):
 
 
 def embedding(
-    module: nn.Module | None, *, taskmap: TaskMapName | TaskMap = "auto", buffers: Buffers = "batch"
+    module: nn.Module | None,
+    *,
+    taskmap: TaskMapName | TaskMap = "auto",
+    buffers: Buffers = "batch",
+    training: bool = True,
 ) -> Embedding:
     """Return ``module`` as an embedding; without one, inputs are flattened and taken as they are.
 
@@ -59,10 +63,13 @@ def embedding(
             measured to be faster (``"auto"``: two runs may then differ in rounding).
         buffers: what normalisation goes by: the batch at hand (``"batch"``: support and query sets each by their own
             statistics), the model's statistics (``"frozen"``), or those of each task's support set (``"task"``).
+        training: whether meta-training runs the network in training mode, in which dropout drops; `evaluate`, `adapt`
+            and `predict` run it in evaluation mode always.
     """
     if module is None:
         return Embedding({}, {}, {}, "", lambda values, own, x, seed, draw: (_flat(x), own), torch.zeros(()))
-    function = functional(module, buffers=buffers, taskmap=taskmap)
+    # no gradient is taken of a gradient, so it need not have a second derivative
+    function = functional(module, buffers=buffers, taskmap=taskmap, training=training, check=False)
     names = (*function.params, *function.structure)
 
     def apply(values: Params, own: Params, x: Tree, seed: Tensor | None, draw: int) -> tuple[Tensor, Params]:
