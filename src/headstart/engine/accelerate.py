@@ -7,7 +7,7 @@ need the memory of one; parts in threads use a processor's cores better than ope
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -16,7 +16,7 @@ import torch
 from headstart.core.counting import Counted, to_bytes, to_text
 from headstart.core.objective import at, backprop
 from headstart.core.process import Settings, generators, one_thread, pool, put_back, settings
-from headstart.core.tree import mapped
+from headstart.core.tree import mapped, tensors_of
 from headstart.engine import record
 from headstart.engine.record import SEEN, Forms, Inputs, Key, Recorded, Way, inputs_of, with_gradient
 from headstart.errors import UsageError
@@ -35,6 +35,8 @@ COMPILED = Way("compiled", record.compiled, after=0, most=20_000, same=False, le
 
 #: From so many numbers an operation on, on average, threads pay: below, their operations wait for the interpreter.
 LARGE = 2**14
+#: So many examples of a large task are enough to see that it is.
+FEW = 2
 
 #: So many times as often large operations are computed as they are before they are recorded, which takes longer.
 PATIENCE = 8
@@ -170,7 +172,8 @@ class _InParts:
             size = min(tasks, options.chunk or tasks) if room is None else room.tasks(tasks, 1)
             if not counted or (options.threads == 1 and not options.replay):
                 return _Plan(size, 1, False, counted)
-            found = [_looked_at(stage, meta, next(_parts(episodes, 1))) for stage in self.stages]
+            one = next(_parts(episodes, 1))
+            found = _large(self.stages, meta, one) or [_looked_at(stage, meta, one) for stage in self.stages]
             if all(each >= LARGE for each, _ in found):
                 size = 1  # nothing is gained by more at a time, which take more memory
             elif size > 1:
@@ -238,6 +241,19 @@ def _looked_at(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[float,
     with Counted(memory=False) as counted:
         backprop(learner, meta, episodes)
     return counted.size, generators() != before
+
+
+def _large(stages: Sequence[Learner], meta: Meta, one: Episodes) -> list[tuple[float, bool]]:
+    """Return what there is to see where a task is large with a few of its examples already, or nothing."""
+    if max(batch.y.shape[1] for batch in one) <= FEW or tensors_of(one.query.x)[0][0, :FEW].numel() < LARGE:
+        return []
+    few = Episodes(*(mapped(lambda leaf: leaf[:, :FEW], batch._replace(seed=None)) for batch in one))
+    few = Episodes(*(part._replace(seed=batch.seed) for part, batch in zip(few, one)))
+    try:
+        found = [_looked_at(stage, meta, few) for stage in stages]
+    except Exception:  # a learner may need more
+        return []
+    return found if all(each >= LARGE for each, _ in found) else []
 
 
 def _rounded(episodes: Episodes) -> Episodes:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch._functorch.config
-import torch._inductor
 from torch import Tensor, fx
 
 from headstart.core.counting import Counted
@@ -89,6 +88,8 @@ def compiled(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
     It is worth it where operations are small and steps many: compiling takes seconds for a small network and minutes
     for a convolutional one (it is kept on disk between runs).
     """
+    from torch._inductor import compile as compile_record  # takes seconds, which nobody else should wait
+
     for node in without_notes(record).graph.nodes:
         if node.target is torch.ops.aten.view.default:  # the compiler lays out tensors in its own way
             node.target = torch.ops.aten.reshape.default
@@ -97,7 +98,7 @@ def compiled(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
     # what is computed twice in the record is so to save memory
     with warnings.catch_warnings(), torch._functorch.config.patch(cse=False):
         warnings.simplefilter("ignore")  # the compiler's own
-        run: Run = torch._inductor.compile(record, list(tensors), options=options)
+        run: Run = compile_record(record, list(tensors), options=options)
         run(*tensors)  # compiles what is left to the first call
     return run
 
