@@ -134,10 +134,11 @@ def functional(
         check: whether to refuse what has no right second derivative. What a module detaches, on purpose, is held still
             and needs no leave; a custom autograd function whose backward pass is not meant to be its derivative does:
             without a check, the derivatives are those of the operations as they are.
-
-    A pass is always a first one: what it sets on the module's layers is forgotten, but for buffers whose policy is
-    ``"task"``.
         read: ``what the module returns -> outputs``, by default `one_tensor`; `structured` lets any structure through.
+
+    A pass is always a first one: what it sets on the module's layers, or puts into lists, dicts and objects that they
+    hold, is forgotten, but for buffers whose policy is ``"task"``. Of classes and of global names only dicts and the
+    caches of methods are.
 
     Raises:
         DifferentiationError: a layer has no second derivative, or cannot be mapped as asked.
