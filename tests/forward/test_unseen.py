@@ -491,6 +491,19 @@ def test_rounding_inside_is_no_wrong_derivative(dtype):
     torch.testing.assert_close(gradient.params, plain(lambda: copy.deepcopy(module), given)[1], rtol=1e-6, atol=1e-6)
 
 
+class Clamping(nn.Linear):
+    def forward(self, x):
+        self.weight.data = self.weight.data.clamp(-0.1, 0.1)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("module", [Between(Function(slope_doubled)), Clamping(3, 2)], ids=["hook", "data"])
+def test_what_the_names_of_operations_do_not_tell_is_refused(module):
+    learner = maml(module.double(), taskmap="loop")
+    with pytest.raises(DifferentiationError, match="has a wrong second derivative"):
+        headstart.meta_gradient(learner, learner.init(None), episodes(module))
+
+
 def test_the_operation_without_a_second_derivative_is_named():
     module = Between(Function(lambda h: torch.cdist(h, h[:1]) * h)).double()
     learner = maml(module)

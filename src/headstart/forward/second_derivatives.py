@@ -58,6 +58,10 @@ _RIGHT = frozenset(
 ) | {"AccumulateGrad"}  # fmt: skip
 
 
+#: What autograd's names do not tell of.
+_MEDDLING = (Tensor.register_hook, vars(torch._C.TensorBase)["data"].__set__)
+
+
 class Call(NamedTuple):
     """One call of a submodule in a forward pass."""
 
@@ -77,12 +81,12 @@ class _Held(TorchFunctionMode):
         self.rounding = 0.0
         """That of the least precise numbers."""
         self.hooked = False
-        """Whether a hook changes a gradient."""
+        """Whether a hook changes a gradient, or the numbers of a tensor are set behind autograd's back."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         self.rounding = max(self.rounding, torch.finfo(out.dtype).eps if _is_floating(out) else 0.0)
-        self.hooked |= func is Tensor.register_hook
+        self.hooked |= func in _MEDDLING
         if func is F.embedding and torch.is_grad_enabled():
             return self._padded(out, *args, **(kwargs or {}))
         if not (func in _DETACHING or not torch.is_grad_enabled()) or not (_is_floating(out) or isinstance(out, float)):
