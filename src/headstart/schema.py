@@ -25,12 +25,14 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MaxLen
 
 from headstart.errors import ConfigError
 
 Count: TypeAlias = Annotated[int, Ge(1)]
 Size: TypeAlias = Annotated[int, Ge(1), Le(100_000)]
+Sizes: TypeAlias = Annotated[Sequence[Size], MaxLen(98)]
+"""Widths of layers, one a layer."""
 Whole: TypeAlias = Annotated[int, Ge(0)]
 Positive: TypeAlias = Annotated[float, Gt(0)]
 NotNegative: TypeAlias = Annotated[float, Ge(0)]
@@ -149,7 +151,7 @@ def checked(option: Option, value: Any) -> Any:
         if isinstance(found, tuple) and is_range(option.type) and len(found) == 2 and found[0] > found[1]:
             raise ValueError("a range goes from less to more")
     except ValueError as error:
-        raise ConfigError(f"is {value!r}, but must be {allowed(option.type)}") from error
+        raise ConfigError(f"is {value!r:.200}, but must be {allowed(option.type)}") from error
     return found
 
 
@@ -237,6 +239,10 @@ def _range(limits: Sequence[Any]) -> str:
             words.append(f"above {limit.gt}")
         elif isinstance(limit, Le):
             words.append(f"up to {limit.le}" if words else f"of at most {limit.le}")
+        elif isinstance(limit, MaxLen):
+            words.append(f"(at most {limit.max_length})")
         elif isinstance(limit, Lt):
             words.append(f"and below {limit.lt}" if words else f"below {limit.lt}")
-    return " ".join(words) + (" up" if words and not any(isinstance(limit, (Le, Lt)) for limit in limits) else "")
+    return " ".join(words) + (
+        " up" if words and not any(isinstance(limit, (Le, Lt, MaxLen)) for limit in limits) else ""
+    )

@@ -42,7 +42,8 @@ def explained(words: list[str], capsys: pytest.CaptureFixture[str]) -> int:
     """Return the exit code of a command, which must end as the others do, and say why where it fails."""
     code = run(words)
     told = capsys.readouterr().err
-    assert code in (0, 1, 2, 3) and "unexpected" not in told and "\x1b" not in told, (words, told)
+    assert code in (0, 1, 2, 3) and max(map(len, told.split("\n"))) < 1100, words
+    assert "unexpected" not in told and "\x1b" not in told, (words, told)
     assert code == 0 or "error: " in told, words
     return code
 
@@ -84,9 +85,11 @@ def test_damaged_files(seed: int, here: Path, capsys: pytest.CaptureFixture[str]
     path = draw.choice(files)
     data = bytearray(path.read_bytes())
     path.unlink()
-    how = draw.choice(["flip", "cut", "gone", "folder", "empty", "link", "number", "tail", "bytes", "name"])
+    how = draw.choice(["flip", "cut", "gone", "folder", "pipe", "empty", "link", "number", "tail", "bytes", "name"])
     if how == "folder":
         path.mkdir()
+    elif how == "pipe":
+        os.mkfifo(path)
     elif how == "link":
         path.symlink_to("/dev/zero")
     elif how != "gone":
@@ -112,6 +115,40 @@ def test_damaged_files(seed: int, here: Path, capsys: pytest.CaptureFixture[str]
     explained(draw.choice(READERS[owner]), capsys)
     if path.is_symlink():
         path.unlink()
+
+
+FORGED = {
+    "wide": ("model", "hidden", [100_000, 100_000], "asks for 40001600004"),
+    "deep": ("model", "hidden", [1] * 200_000, "at most 98"),
+    "shots": ("tasks", "shots", 10**9, "up to 100000"),
+    "word": ("run", "memory", "9" * 5000, " … "),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_what_is_too_large_is_refused_before_it_is_made(
+    name: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    owner, option, value, reason = FORGED[name]
+    path = here / "run" / "config.json"
+    told = json.loads(path.read_text())
+    told[owner][option] = value
+    path.write_text(json.dumps(told))
+    for words in (["evaluate", "run"], ["adapt", "run", "points.csv", "--out", "new"]):
+        code = run(words)
+        assert code and reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["points.csv", "points.parquet", "points.csv.gz"])
+def test_a_pipe_is_no_table(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / name).unlink(missing_ok=True)
+    os.mkfifo(here / name)
+    for words in (READERS["points.csv"][0], READERS["points.csv"][1], ["train", "points.csv", "--target", "y"]):
+        assert explained([name if word == "points.csv" else word for word in words], capsys) in (1, 2, 3)
+
+
+def test_too_little_memory_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert explained(["train", "gp_curves", *SMALL, "--queries", "100000", "--out", "new"], capsys) == 1
 
 
 def test_what_moves_a_cursor_is_spelt_out(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

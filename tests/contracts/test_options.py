@@ -28,6 +28,8 @@ def legal(hint) -> list[Any]:
         return list(get_args(hint))
     if get_origin(hint) is Annotated:
         kind, *limits = get_args(hint)
+        if get_origin(kind):
+            return legal(kind)
         return [limit.ge for limit in limits if isinstance(limit, Ge)] or [
             kind(limit.gt + 0.5) for limit in limits if isinstance(limit, Gt)
         ]

@@ -21,7 +21,7 @@ from headstart.algorithms.kernels import Kernel, with_one
 from headstart.core import losses, tree
 from headstart.core.losses import present, there
 from headstart.errors import ShapeError, UsageError, pick, unknown_name
-from headstart.schema import NotNegative, Size, extends
+from headstart.schema import NotNegative, Sizes, extends
 from headstart.types import Adapted, Batch, Gaussian, Info, Learner, Meta, Params, Tasks, Tree
 
 #: Most tasks from which starting values are read.
@@ -167,7 +167,7 @@ def gaussian_process(
     mean: Form = "network",
     kernel: Literal["exponential", "matern", "rbf", "linear"] = "exponential",
     trend: Literal["linear", "quadratic"] = "linear",
-    hidden: Sequence[Size] = (16,),
+    hidden: Sizes = (16,),
     regularization: NotNegative = 1.0,
     likelihood: Likelihood = "joint",
     dtype: torch.dtype = torch.float32,

@@ -65,6 +65,9 @@ def run(words: Sequence[str], show_traceback: bool = False) -> int:
                 told, code = f"cannot use {error.filename or 'the standard output'}: {error.strerror}", 1
                 if error.filename is None:
                     _let_go()
+            elif isinstance(error, MemoryError) or "allocate" in str(error):  # as PyTorch says it, of any device
+                reason = str(error).partition("you tried to ")[2].partition(".")[0] or str(error)
+                told, code = f"not enough memory ({reason}); take fewer or smaller layers, examples or tasks", 1
             else:  # a fault of ours: say so, and where the details are
                 told, code = f"{type(error).__name__}: {error}", 1
                 told += "\nthis is unexpected; --traceback shows where it comes from"

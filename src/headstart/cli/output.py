@@ -33,10 +33,14 @@ def spell_out() -> None:
 def printable(text: str) -> str:
     r"""Return a text for a terminal: what would move its cursor or change its colours is spelt out.
 
+    Of a line that nobody can read, such as one that quotes a damaged file, the middle is left out.
+
     >>> printable("a\x1b[31mb")
     'a\\x1b[31mb'
     """
-    return "".join(ascii(one)[1:-1] if unicodedata.category(one) == "Cc" and one not in "\n\t" else one for one in text)
+    plain = (ascii(one)[1:-1] if unicodedata.category(one) == "Cc" and one not in "\n\t" else one for one in text)
+    lines = "".join(plain).split("\n")
+    return "\n".join(f"{line[:700]} … {line[-250:]}" if len(line) > 1000 else line for line in lines)
 
 
 def print_json(value: Any) -> None:

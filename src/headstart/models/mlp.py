@@ -7,10 +7,10 @@ from math import prod
 from torch import nn
 
 from headstart.errors import UsageError
-from headstart.schema import Size
+from headstart.schema import Sizes
 
 
-def mlp(inputs: int | Sequence[int], outputs: int | None, *, hidden: Sequence[Size] = (40, 40)) -> nn.Sequential:
+def mlp(inputs: int | Sequence[int], outputs: int | None, *, hidden: Sizes = (40, 40)) -> nn.Sequential:
     """Return fully connected layers with ReLU between them; the last one is called ``head``.
 
     Args:

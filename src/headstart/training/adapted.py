@@ -44,9 +44,9 @@ from headstart.errors import (
     unknown_name,
 )
 from headstart.registry import find, rows
-from headstart.training.build import find_device, make_learner
+from headstart.training.build import find_device, make_learner, size_of
 from headstart.training.calibration import Spread, calibrated, near
-from headstart.training.checkpoint import alike, newest
+from headstart.training.checkpoint import alike, newest, refuse_larger
 from headstart.training.config import Config, called, resolve
 from headstart.training.files import (
     explained,
@@ -142,6 +142,7 @@ def adapt(
     spread = read_spread(run)
     learner_of = _learners(config, kind, prepared, where, spread)
     # the run's own tasks are not made: their data may be elsewhere
+    refuse_larger(run, size_of(config, kind.like(prepared, 0)))
     meta = newest(run, start(learner_of(0)).meta).best.meta
     supports = kind.support(prepared, None if source is None else Path(source), strict)
     given = [task for task, _ in supports]

@@ -30,8 +30,12 @@ class Job(NamedTuple):
     """What there is to say of the tasks, and what the method says of the model."""
 
 
-def build(config: Config) -> Job:
+def build(config: Config, allow: Callable[[int], None] | None = None) -> Job:
     """Make what a configuration describes.
+
+    Args:
+        config: the options.
+        allow: told how many bytes the weights will have, to raise where that cannot be right.
 
     Raises:
         UsageError: a device that is not there, a method that cannot do the tasks, or batch normalisation over padding.
@@ -47,6 +51,8 @@ def build(config: Config) -> Job:
         )
     tasks = make_tasks(config, device)
     notes = list[str](tasks.details.get("notes", ()))
+    if allow is not None:
+        allow(size_of(config, tasks))
     learner, parameters = make_learner(config, tasks, device, notes.append)
     return Job(config, device, tasks, learner, parameters, tuple(notes))
 
@@ -93,6 +99,14 @@ def make_learner(
     ways = None if config.tasks.options.get("train_ways") is not None else tasks.output_size
     seed = config.run.seed
     return assembled(config.method, config.model, tasks, ways=ways, seed=seed, device=device, explain=explain)
+
+
+def size_of(config: Config, tasks: Tasks) -> int:
+    """Return how many bytes θ and M of a configuration have at the start, without memory for their numbers."""
+    blank = torch.device("meta")
+    with blank:
+        meta = make_learner(config, tasks, blank)[0].init(None)
+    return sum(value.numel() * value.itemsize for part in meta for value in part.values())
 
 
 def assembled(

@@ -165,6 +165,20 @@ def newest(run: Path, like: Meta) -> Checkpoint:
     return found.checkpoint
 
 
+def refuse_larger(run: Path, size: int) -> None:
+    """Refuse weights of more bytes than any checkpoint of a run holds, before memory is taken for them.
+
+    Raises:
+        FileError: all checkpoints are smaller.
+    """
+    held = 0
+    for _, place in _listed(run):
+        with contextlib.suppress(OSError):
+            held = max(held, (place / _FILES[0]).stat().st_size)
+    if 0 < held < size:
+        raise FileError(f"the weights of the run in {run} have {held} bytes, but its configuration asks for {size}")
+
+
 def clean(run: Path) -> None:
     """Remove what unfinished writes left behind."""
     for holder in (run, run / FOLDER):

@@ -298,7 +298,7 @@ def open_run(run: str | Path, device: str = "auto") -> tuple[Job, Checkpoint]:
     run = Path(run)
     tree = read_config(run).tree()
     tree["run"]["device"] = device
-    job = build(resolve(tree))
+    job = build(resolve(tree), lambda size: checkpoints.refuse_larger(run, size))
     refuse_other_data(run, kind_of_family(job.config.tasks.name), job.tasks)
     job = job._replace(learner=calibrated(job.learner, read_spread(run)))
     return job, checkpoints.newest(run, start(job.learner).meta)

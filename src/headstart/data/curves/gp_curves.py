@@ -10,7 +10,7 @@ from torch import Tensor
 from headstart.data.curves.points import point_tasks
 from headstart.data.random import below, bits, check_deviations, normal, size_range, uniform
 from headstart.errors import ShapeError, UsageError, pick
-from headstart.schema import Count, NotNegative, Positive, extends
+from headstart.schema import NotNegative, Positive, Size, extends
 from headstart.types import Batch, Episodes, Gaussian, Tasks
 
 Kernel = Literal["rbf", "matern", "periodic"]
@@ -48,8 +48,8 @@ _JITTER = 1e-8
 def gp_curves(
     *,
     kernel: Kernel = "rbf",
-    shots: Count | tuple[Count, Count] = (3, 20),
-    queries: Count = 50,
+    shots: Size | tuple[Size, Size] = (3, 20),
+    queries: Size = 50,
     noise: NotNegative = 0.1,
     lengthscale: Positive | None = None,
     **options: Any,

@@ -10,7 +10,7 @@ from torch import Tensor
 from headstart.data.curves.points import point_tasks
 from headstart.data.random import below, bits, check_deviations, check_seed, check_sizes, normal, uniform
 from headstart.errors import UsageError
-from headstart.schema import Count, NotNegative, Probability, Whole, extends
+from headstart.schema import NotNegative, Probability, Size, Whole, extends
 from headstart.types import Tasks
 
 
@@ -36,11 +36,11 @@ class Partition(NamedTuple):
 @extends(point_tasks)
 def plateaus(
     *,
-    queries: Count = 20,
-    features: Count = 8,
-    relevant: Count = 3,
-    trees: Count = 2,
-    depth: Count = 2,
+    queries: Size = 20,
+    features: Size = 8,
+    relevant: Size = 3,
+    trees: Size = 2,
+    depth: Size = 2,
     common: Probability = 0.2,
     offset: NotNegative = 1.0,
     noise: NotNegative = 0.3,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from headstart.data.random import check_seed, check_sizes
-from headstart.schema import Count
+from headstart.schema import Size
 from headstart.types import Batch, Episodes, Tasks
 
 
@@ -17,8 +17,8 @@ def point_tasks(
     details: Mapping[str, Any],
     size: int = 1,
     *,
-    shots: Count = 10,
-    queries: Count = 10,
+    shots: Size = 10,
+    queries: Size = 10,
     seed: int = 0,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,

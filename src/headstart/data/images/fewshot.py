@@ -19,7 +19,7 @@ from torch import Tensor
 from headstart.data.random import SPLITS, below, bits, check_seed, check_sizes, distinct, size_range, streams
 from headstart.data.rows import OnShort
 from headstart.errors import DataError, LeakageError, ShapeError, ShortClassError, UsageError, check_known
-from headstart.schema import Count
+from headstart.schema import Size
 from headstart.types import Batch, Episodes, Tasks
 
 Ways: TypeAlias = Annotated[int, Ge(2), Le(1000)]
@@ -227,8 +227,8 @@ def few_shot(
     stores: Mapping[str, ImageStore],
     *,
     ways: Ways = 5,
-    shots: Count | tuple[Count, Count] = 1,
-    queries: Count = 15,
+    shots: Size | tuple[Size, Size] = 1,
+    queries: Size = 15,
     seed: int = 0,
     device: str | torch.device = "cpu",
     on_short: OnShort = "error",

@@ -22,7 +22,7 @@ from headstart.data.images.layouts import listed, unpacked
 from headstart.data.kind import LeftOutWarning, unknown_types
 from headstart.data.random import SPLITS, size_range
 from headstart.errors import DataError, FileError, ShortClassError, UsageError
-from headstart.schema import Count, extends
+from headstart.schema import Size, extends
 from headstart.types import Tasks
 
 HEIC = bool(find_spec("pillow_heif"))
@@ -217,8 +217,8 @@ def folder(
     data: str | Path,
     *,
     ways: Ways | None = None,
-    shots: Count | tuple[Count, Count] = 1,
-    queries: Count | None = None,
+    shots: Size | tuple[Size, Size] = 1,
+    queries: Size | None = None,
     image_size: Annotated[int, Ge(8), Le(512)] = 28,
     channels: Literal[1, 3] = 3,
     fit: Fit = "crop",

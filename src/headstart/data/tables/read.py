@@ -151,8 +151,13 @@ def read_table(
     """
     path = Path(path)
     try:
+        if not path.is_file():  # to open a pipe waits for who writes to it
+            path.stat()
+            raise FileError(f"cannot read the table {path}: it is not a file")
         with path.open("rb") as file:
             start, size = file.read(4096), os.fstat(file.fileno()).st_size
+    except FileError:
+        raise
     except OSError as problem:
         reason = "there is no such file" if isinstance(problem, FileNotFoundError) else problem.strerror
         raise FileError(f"cannot read the table {path}: {reason}") from problem

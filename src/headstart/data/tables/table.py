@@ -28,7 +28,7 @@ from headstart.data.tables.schema import (
     schema_to_json,
 )
 from headstart.errors import DataError, UsageError, check_known
-from headstart.schema import Count, Share
+from headstart.schema import Share, Size
 from headstart.types import Tasks
 
 AskedKind = Literal["auto", "regression", "classification"]
@@ -57,7 +57,7 @@ def table(
     time_column: str | None = None,
     shots: Annotated[int, Ge(1), Le(100_000)] = 5,
     order: Order = "random",
-    queries: Count | None = None,
+    queries: Size | None = None,
     target_kind: AskedKind = "auto",
     on_short: OnShort = "error",
     on_duplicates: OnDuplicates = "error",

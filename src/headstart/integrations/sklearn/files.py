@@ -121,13 +121,17 @@ def read_estimator(
     if told.get("estimator") != estimator:
         raise FileError(f"{path} describes a {told.get('estimator')!r}, not a {estimator!r}; load it as what it is")
     try:
-        about = TypeAdapter(_Description).validate_json(to_json(told), strict=True)
+        about = TypeAdapter(_Description).validate_json(contents[DESCRIPTION], strict=True)
         _check(about, kind, defaults)
         params = {name: tuple(value) if isinstance(value, list) else value for name, value in about.params.items()}
         options_of(params, kind)
         classes, trained = _classes(about.classes), _classes(about.trained)
         if len(trained if trained is not None else [0] * about.spec.outputs) != about.spec.outputs:
             raise ValueError(f"it has {about.spec.outputs} outputs for other classes")
+        with torch.device("meta"):  # what is not true is known before memory is taken for it
+            blank = learner_of(about.spec, device="meta").init(None)
+        if sum(value.numel() for part in blank for value in part.values()) * 8 > len(contents[WEIGHTS]):
+            raise ValueError("its sizes are too large for its weights")
         learner = learner_of(about.spec, own_ways(classes, trained))
         wanted = _expected(learner, about.spec, about.rows, 1 if classes is None else len(classes))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, HeadstartError) as error:

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from annotated_types import Ge, Le, Len, Lt
+from annotated_types import Ge, Le, Lt, MaxLen
 
 from headstart.data.kind import unsampled
 from headstart.data.rows import Order
 from headstart.errors import ConfigError
 from headstart.registry import Target, default_method, find, load
-from headstart.schema import Count, Positive, Size, Whole, allowed, checked, options_of as options_of_factory
+from headstart.schema import Count, Positive, Size, Sizes, Whole, allowed, checked, options_of as options_of_factory
 from headstart.training.build import assembled
 from headstart.training.config import Part
 from headstart.types import Learner, Tasks
@@ -33,7 +33,7 @@ class Options(NamedTuple):
     on_short: Literal["error", "skip"]
     pooled_rows: Count
     verbose: bool | Whole
-    hidden: tuple[Count, ...] | None = None
+    hidden: Sizes | None = None
     steps: Whole | None = None
     outer_rate: Positive | None = None
 
@@ -51,7 +51,7 @@ class Spec(NamedTuple):
     inputs: Size
     outputs: Size
     """Target values, or classes."""
-    hidden: Annotated[tuple[Size, ...], Len(0, 98)] | None
+    hidden: Annotated[tuple[Size, ...], MaxLen(98)] | None
     """Widths of the hidden layers; ``None``: those of the method."""
     inner_steps: Annotated[int, Ge(0), Le(10_000)]
     inner_rate: float
@@ -80,13 +80,14 @@ def options_of(params: Mapping[str, Any], kind: Target) -> Options:
 
 
 @lru_cache(maxsize=64)
-def learner_of(spec: Spec, ways: int | None = None, seed: int = 0) -> Learner:
+def learner_of(spec: Spec, ways: int | None = None, seed: int = 0, device: str = "cpu") -> Learner:
     """Make the learner, in float64, its first weights by ``seed``; one that cannot do such tasks is a `ConfigError`.
 
     Args:
         spec: what it is made of.
         ways: the number of a task's classes where they are not those of `fit`.
         seed: decides the network's initial weights.
+        device: where they are; on ``"meta"`` they have no numbers.
     """
     row = find("method", spec.method)
     if spec.kind not in row.targets:
@@ -111,7 +112,7 @@ def learner_of(spec: Spec, ways: int | None = None, seed: int = 0) -> Learner:
     method = Part(spec.method, options)
     like = like_of(spec, ways)
     return assembled(
-        method, model, like, ways=like.output_size, seed=seed, device=torch.device("cpu"), dtype=torch.float64
+        method, model, like, ways=like.output_size, seed=seed, device=torch.device(device), dtype=torch.float64
     )[0]
 
 

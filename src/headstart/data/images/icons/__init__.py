@@ -22,7 +22,7 @@ import torch
 
 from headstart.data.images.fewshot import ImageStore, few_shot, rotated
 from headstart.errors import FileError
-from headstart.schema import Count, extends
+from headstart.schema import Size, extends
 from headstart.types import Tasks
 
 FORMAT = "headstart-icons-1"
@@ -80,7 +80,7 @@ def _damaged(why: str) -> FileError:
 
 
 @extends(few_shot, without=("details",))
-def icons(*, queries: Count = 7, rotations: bool = True, **options: Any) -> Tasks:
+def icons(*, queries: Size = 7, rotations: bool = True, **options: Any) -> Tasks:
     """Make few-shot tasks of telling icons apart: ``x`` is ``(B, n, 1, 28, 28)`` in [0, 1], ink is 1.
 
     Every class has at least 12 drawings: for more shots + queries, say ``on_short='skip'``. Results compare methods
