@@ -49,6 +49,24 @@ def test_a_signature_is_the_schema() -> None:
     assert options_of(parent)["kernel"].help == '"linear" or another.'
 
 
+def test_an_option_without_a_type_is_named() -> None:
+    def untyped(module, *, steps=5) -> None: ...
+
+    with pytest.raises(ConfigError, match="untyped does not say of what type steps is"):
+        options_of(untyped)
+
+
+@pytest.mark.parametrize(
+    ("hint", "text", "value"),
+    [(int | str, "5", 5), (int | str, "a5", "a5"), (float | str, "1e-3", 0.001), (bool | str, "true", True),
+     (int | str, "9" * 50, "9" * 50), (str, "5", "5")],
+)  # fmt: skip
+def test_a_text_that_spells_a_number_is_one_where_it_may_be(hint: Any, text: str, value: object) -> None:
+    for said in (text, value):
+        found = checked(Option("option", hint, None, ""), said)
+        assert found == value and type(found) is type(value)
+
+
 def test_what_a_factory_hands_on_is_its_own() -> None:
     found = options_of(child)
     assert list(found) == ["shots", "rate", "data", "steps", "hidden", "loss"]

@@ -41,7 +41,8 @@ Probability: TypeAlias = Annotated[float, Ge(0), Le(1)]
 
 REQUIRED = inspect.Parameter.empty
 _PLAIN = (bool, int, float, str, Path)
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
+_SPELT = {int: r"[-+]?\d{1,18}", float: _NUMBER, bool: "true|false"}
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
@@ -91,6 +92,8 @@ def options_of(factory: Callable[..., Any]) -> dict[str, Option]:
         raise ConfigError(f"the types of {factory.__qualname__}'s options cannot be read: {error}") from error
     for name, parameter in parameters.items():
         plain, default = _plain(parameter.annotation), parameter.default
+        if parameter.annotation is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY:
+            raise ConfigError(f"{factory.__qualname__} does not say of what type {name} is; annotate it, such as int")
         if plain is None or parameter.kind is parameter.VAR_KEYWORD:
             continue
         if default is REQUIRED or default is None or _is_plain(default):
@@ -135,6 +138,8 @@ def _is_plain(value: Any) -> bool:
 def checked(option: Option, value: Any) -> Any:
     """Return a value as the option's type has it: ``"5"`` as 5, ``"1-5"`` as a range, ``[40, 40]`` as a tuple.
 
+    Where a type is a text or a number, a text that spells a number is that number, wherever it comes from.
+
     Raises:
         ConfigError: what must be instead, without the option's name.
 
@@ -176,6 +181,9 @@ def _from_text(hint: Any, value: Any) -> Any:
         if any(get_origin(part) is tuple and part not in ranges for part in members):
             words = next(csv.reader([value], skipinitialspace=True), [])
             return tuple(word.strip() for word in words if word.strip())
+        for kind, pattern in _SPELT.items() if str in members else ():  # a command line has texts alone
+            if kind in members and re.fullmatch(pattern, value):
+                return value == "true" if kind is bool else kind(value)
         ends = re.fullmatch(rf"({_NUMBER})\s*-\s*({_NUMBER})", value)
         if ranges and ends:
             return ends.groups()

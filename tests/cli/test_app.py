@@ -105,6 +105,16 @@ def test_options_are_known_by_their_full_names_too(tmp_path: Path) -> None:
         (["train", "sinusoid", "--method.name", "fomaml"], 2, "give the name by --method"),
         (["train", "sinusoid", "--method", ""], 2, "the name of method is ''"),
         (["compare", "icons", "--methods", "ridge,svm", "--intercept", "much"], 2, "--intercept is 'much'"),
+        (
+            ["compare", "sinusoid", "--methods", "maml,reptile", "--trees", "5"],
+            2,
+            "for the tasks 'sinusoid', the method 'maml', 'reptile'",
+        ),
+        (
+            ["compare", "icons", "--methods", "nearest,svm", "--steps", "1", "--intercep", "x"],
+            2,
+            "did you mean --intercept?",
+        ),
         (["compare", "icons", "--method", "svm"], 2, "did you mean --methods?"),
         (["list", "method"], 2, 'Did you mean "methods"?'),
     ],

@@ -81,8 +81,8 @@ def aware(
         moves: what adaptation moves: name patterns, module types or predicates; by default what the layers suggest.
         rates: which step sizes are learned: ``"one"``, one a ``"tensor"``, one a tensor and ``"step"``, or one a
             ``"weight"``; by default one a tensor, and with a single step one a weight.
-        geometry: in which metric gradients are followed: ``"curvature"`` (learned factors of every weight, see
-            `headstart.rules.curvature`) or ``"plain"``; by default the former for narrow layers without convolutions.
+        geometry: in which metric gradients are followed: ``"curvature"`` (learned factors of every weight, the
+            rule ``curvature``) or ``"plain"``; by default the former for narrow layers without convolutions.
         rule: the whole inner update, in place of the three above.
         adjoint: how to differentiate through the steps, as for `maml`; by default checkpointed from 10 steps on.
         multi_step_until: the fraction of meta-training with the loss after every step; by default none.

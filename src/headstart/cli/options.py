@@ -119,7 +119,7 @@ def call(
         if near := get_close_matches(word, whole, n=1, cutoff=0.75):
             raise ConfigError(f"unknown option --{word}; did you mean --{near[0]}?") from error
         missing = f"unknown option --{word}; where it is one of tasks, name the TASKS first"
-        raise ConfigError(unknown(f"{owner}.{name}", schemas[0]) if schemas else missing) from error
+        raise ConfigError(unknown(f"{owner}.{name}", *schemas) if schemas else missing) from error
 
 
 def _groups(schemas: Sequence[Schema]) -> dict[str, Group]:

@@ -381,14 +381,19 @@ def flags(name: str, options: Any = ()) -> tuple[str, ...]:
     return tuple(f"--{word}" for word in (short, name.replace("_", "-")) if word)
 
 
-def unknown(name: str, schema: Schema) -> str:
-    """Say that there is no such option for a run, which option is near, or what would take it."""
+def unknown(name: str, schema: Schema, *others: Schema) -> str:
+    """Say that there is no such option for a run, or for any of several, which one is near, or what would take it."""
     owner, _, own = name.partition(".")
     told = f"unknown option --{name.lstrip('.').replace('_', '-')}"
     if own == "name" and owner in _WHAT:
         return f"{told}; give the name {'as TASKS' if owner == 'tasks' else f'by --{owner}'}"
     if WORDS.get(f"outer.{own}", "").endswith(own) and owner in ("", "outer") and not schema.method.outer:
         return f"{told}: the method {schema.method.name!r} takes no outer steps"
+    named: dict[str, dict[str, None]] = {}
+    for one in (schema, *others):
+        for part, called in one.names().items():
+            named.setdefault(part, {})[repr(called)] = None
+    schema = schema._replace(options={place: own for one in (schema, *others) for place, own in one.options.items()})
     same = [place for place in schema.options if place.partition(".")[2] == own]
     if not owner and len(same) > 1:
         return f"{told} alone; there are {' and '.join(flag(place, schema) for place in same)}"
@@ -397,7 +402,7 @@ def unknown(name: str, schema: Schema) -> str:
     names, takers = own_names if owner else flagged, _takers(own, owner)
     near = get_close_matches(own, names, n=1, cutoff=0.9 if takers else 0.5)
     if takers and not near:
-        run = ", ".join(f"the {part} {called!r}" for part, called in schema.names().items())
+        run = ", ".join(f"the {part} {', '.join(called)}" for part, called in named.items())
         theirs = " and ".join(f"the {part} {', '.join(others)}" for part, others in takers.items())
         return f"{told} for {run}; it belongs to {theirs}"
     meant = names[near[0]] if near else flagged.get(own)
