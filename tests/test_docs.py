@@ -2,10 +2,14 @@
 
 import pkgutil
 import re
+import shlex
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import headstart
 from headstart import registry
@@ -74,6 +78,26 @@ def test_commands_exist(path):
             assert (ROOT / file).exists() or (ROOT / f"{file}.py").exists(), line
         elif len(words) > 1 and words[0] == "make":
             assert f"\n{words[1]}:" in makefile, line
+
+
+def test_the_commands_for_images_run(tmp_path, monkeypatch, capsys):
+    from headstart.cli.app import run
+
+    monkeypatch.chdir(tmp_path)
+    numbers = np.random.default_rng(0)
+    for path in [
+        f"{folder}/c{number}" for folder, count in (("flags", 10), ("my_classes", 2)) for number in range(count)
+    ]:
+        for image in range(3):
+            Path(path).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(numbers.integers(0, 255, (12, 18), np.uint8)).save(f"{path}/{image}.png")
+    shutil.copytree("my_classes/c1", "photos")
+    (block,) = re.findall(r"```\n(headstart.*?)```", TEXTS["images.md"], re.S)
+    quick = "--steps 1 --test-tasks 2 --evaluate-tasks 2 --filters 2 --threads 1".split()
+    for line in block.splitlines():
+        words = shlex.split(line, comments=True)[1:]
+        assert run([*words, *(quick if words[0] == "train" else [])]) == 0, (line, capsys.readouterr().err)
+    assert len(Path("labels.csv").read_text().splitlines()) == 4
 
 
 def test_names_of_the_library_exist():

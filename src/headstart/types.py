@@ -18,11 +18,12 @@ Tree: TypeAlias = Any
 """A tensor, or a tuple, list or dict of trees."""
 
 
-def _not_sent(what: str) -> TypeError:
+def not_sent(what: str) -> TypeError:
+    """Return the error for a value of functions that is to be pickled."""
     return TypeError(
-        f"a {what} holds functions, and so cannot be pickled or sent to another process: send the configuration"
-        " (`headstart.training.config.resolve`) and `build` it there, or the folder, and open it there; a process that"
-        " is forked has it already"
+        f"{what} holds functions, and so cannot be pickled or sent to another process: send the configuration"
+        " (`headstart.training.config.resolve`) and `build` it there, or an adapted folder, and `open_adapted` it"
+        " there; a process that is forked has it already"
     )
 
 
@@ -151,7 +152,7 @@ class Learner(NamedTuple):
     """What of θ and M is read off the training tasks before the first outer step; ``None``: nothing is."""
 
     def __getstate__(self) -> Any:
-        raise _not_sent("learner")
+        raise not_sent("a learner")
 
     def __deepcopy__(self, memo: Any) -> "Learner":
         return self
@@ -205,7 +206,7 @@ class Tasks(NamedTuple):
     """Whether a class id means the same in all tasks, so that a support set may lack a class that its task has."""
 
     def __getstate__(self) -> Any:
-        raise _not_sent("family of tasks")
+        raise not_sent("a family of tasks")
 
     def __deepcopy__(self, memo: Any) -> "Tasks":
         return self

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from headstart.cli.app import run
+from headstart.data.kind import find_kind
 from headstart.errors import ConfigError, ShapeError, UsageError
 from headstart.integrations.sklearn import FewShotClassifier, FewShotRegressor
 from headstart.integrations.sklearn.options import options_of
 from headstart.registry import find, rows
 from headstart.training import build as module
+from headstart.training.adapted import AdaptedModel
 from headstart.training.build import build, find_device, make_learner, make_optimizer, reproducible
 from headstart.training.choose import shortlist, train
 from headstart.training.compare import default_methods
@@ -183,8 +185,9 @@ def test_one_default_method_everywhere(tmp_path: Path, target: str, method: str)
 def test_values_that_hold_functions_say_how_to_get_one_in_another_process():
     config = resolve("sinusoid")
     job = build(config)
-    for value, what in ((job.tasks, "family of tasks"), (job.learner, "learner")):
-        with pytest.raises(TypeError, match=f"a {what} holds functions.*send the configuration"):
+    model = AdaptedModel(find_kind("curves"), None, config, (), job.device)
+    for value, what in ((job.tasks, "a family of tasks"), (job.learner, "a learner"), (model, "an adapted model")):
+        with pytest.raises(TypeError, match=f"{what} holds functions.*send the configuration"):
             pickle.dumps(value)
         assert copy.deepcopy(value) is value
     assert build(pickle.loads(pickle.dumps(config))).tasks.kind == job.tasks.kind

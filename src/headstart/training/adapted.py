@@ -65,7 +65,7 @@ from headstart.training.metrics import csv_line
 from headstart.training.preparation import PREPARATION, read_preparation
 from headstart.training.report.card import spread_text
 from headstart.training.run import read_config, read_spread
-from headstart.types import Adapted, Batch, Learner, Meta, Params, Tasks
+from headstart.types import Adapted, Batch, Learner, Meta, Params, Tasks, not_sent
 
 FORMAT = "headstart-adapted-1"
 WEIGHTS, CONFIG = "adapted.safetensors", "config.json"
@@ -103,6 +103,12 @@ class AdaptedModel(NamedTuple):
     """How wide intervals have to be, by the run's validation tasks."""
     read: bool = False
     """Whether it comes from a file."""
+
+    def __getstate__(self) -> Any:
+        raise not_sent("an adapted model")
+
+    def __deepcopy__(self, memo: Any) -> "AdaptedModel":
+        return self
 
 
 @explained("use")
