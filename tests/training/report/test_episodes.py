@@ -60,7 +60,7 @@ def test_images_stand_beside_the_names_of_their_classes(drawn):
     assert torch.equal(pixels, support.x[0, 0, 0])
     asked = [axis for place, axis in enumerate(cells) if place % 6 > 1]
     answers = zip(guesses, chances, query.y[0])
-    wrong = ["" if guess == label else f"{names[guess]} {chance:.0%}" for guess, chance, label in answers]
+    wrong = ["" if guess == label else f"{names[guess]}\n{chance:.0%}" for guess, chance, label in answers]
     assert [axis.get_xlabel() for axis in asked] == wrong and any(wrong)
 
 

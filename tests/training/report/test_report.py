@@ -10,6 +10,7 @@ from headstart.algorithms.prototypes import nearest
 from headstart.data.rows import Rows, row_tasks
 from headstart.errors import FileError
 from headstart.training.evaluate import Calibration, Interval, Score, evaluate
+from headstart.training.report import figures
 from headstart.training.report.report import confusions, read_results, score_to_json, shown
 
 SCORE = Score("mse", 0.5, 0.1, 3, "test", (0.4, 0.5, 0.6), {1: Interval(0.5, 0.1), 2: Interval(math.inf, math.nan)})
@@ -60,3 +61,12 @@ def test_every_query_row_is_counted_once_among_the_confusions_and_nothing_else()
     found = confusions(tasks, learner, meta)
     assert sum(row["times"] for row in found) == wrong > 0
     assert {(row["class"], row["of"]) for row in found} <= {("pqr"[own], int((there == own).sum())) for own in range(3)}
+
+
+def test_a_picture_of_accuracies_ends_at_100_percent():
+    axis = figures.new_figure(4, 3).subplots()
+    axis.errorbar([1], [75], [300])
+    figures.within(axis, "mse")
+    assert axis.get_ylim()[1] > 375
+    figures.within(axis, "accuracy")
+    assert axis.get_ylim() == (-2, 102)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -12,12 +12,13 @@ from headstart.data.kind import unsampled
 from headstart.data.rows import Order
 from headstart.errors import ConfigError
 from headstart.registry import Target, default_method, find, load
-from headstart.schema import Count, Positive, Size, Sizes, Whole, allowed, checked, options_of as options_of_factory
+from headstart.schema import Count, Positive, Size, Whole, allowed, checked, options_of as options_of_factory
 from headstart.training.build import assembled
 from headstart.training.config import Part
 from headstart.types import Learner, Tasks
 
 _HIDDEN = (32, 32)
+Hidden: TypeAlias = Annotated[tuple[Size, ...], MaxLen(98)]
 
 
 class Options(NamedTuple):
@@ -33,7 +34,7 @@ class Options(NamedTuple):
     on_short: Literal["error", "skip"]
     pooled_rows: Count
     verbose: bool | Whole
-    hidden: Sizes | None = None
+    hidden: Hidden | None = None
     steps: Whole | None = None
     outer_rate: Positive | None = None
 
@@ -51,7 +52,7 @@ class Spec(NamedTuple):
     inputs: Size
     outputs: Size
     """Target values, or classes."""
-    hidden: Annotated[tuple[Size, ...], MaxLen(98)] | None
+    hidden: Hidden | None
     """Widths of the hidden layers; ``None``: those of the method."""
     inner_steps: Annotated[int, Ge(0), Le(10_000)]
     inner_rate: float

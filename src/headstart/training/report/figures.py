@@ -18,6 +18,13 @@ def unit(metric: str) -> tuple[int, str]:
     return (100, "accuracy (%)") if metric == "accuracy" else (1, "mean squared error")
 
 
+def within(axis: "Axes", metric: str) -> None:
+    """Cut the axis of an accuracy where there is none: intervals of few tasks reach far beyond."""
+    if metric == "accuracy":
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(low, -2), min(high, 102))
+
+
 def half(ci95: float) -> str:
     """Return half the width of an interval as people read it.
 

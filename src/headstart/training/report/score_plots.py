@@ -34,8 +34,8 @@ def draw_results(lines: list[Line], rows: list[Line], results: dict[str, Any], j
 def _loss(trained: list[Line], axis: "Axes") -> None:
     steps = [line["step"] for line in trained]
     losses = torch.tensor([line["loss"] for line in trained], dtype=torch.float64)
-    axis.plot(steps, losses, color=kit.BLUE, alpha=0.25, linewidth=0.8, label="each step")
     window = max(1, len(steps) // 50)
+    axis.plot(steps, losses, color=kit.BLUE, alpha=0.25 if window > 1 else 1, linewidth=0.8, label="each step")
     if window > 1:
         smooth = losses.unfold(0, window, 1).mean(1)
         axis.plot(steps[window - 1 :], smooth, color=kit.BLUE, linewidth=1.8, label=f"mean of {window}")
@@ -53,6 +53,7 @@ def _validation(rows: list[Line], results: dict[str, Any], axis: "Axes") -> None
         low, high = ([scale * (row[metric] + sign * row["ci95"]) for row in rows] for sign in (-1, 1))
         kit.band(axis, [*means], low, high, kit.ORANGE, "95 % interval")
     axis.plot([best], [means[best]], "*", color=kit.RED, markersize=11, label=f"best: step {best}")
+    kit.within(axis, metric)
     kit.dress(axis, "Validation tasks", "outer step", label, legend=True)
 
 
@@ -65,6 +66,7 @@ def _inner_steps(found: Sequence[tuple[int, Any]], results: dict[str, Any], own:
         mean = means[counts.index(own)]
         axis.plot([own], [mean], "o", color=kit.RED, markersize=7, zorder=5, label=f"as trained, {own}: {mean:.4g}")
     axis.set_xticks(counts)
+    kit.within(axis, results["metric"])
     title = f"{results['episodes']} test tasks: before and after adapting"
     kit.dress(axis, title, "inner steps", label, legend=own in counts)
 
@@ -74,6 +76,7 @@ def _single(results: dict[str, Any], axis: "Axes") -> None:
     half = scale * (results["ci95"] or 0.0)
     axis.bar([0], [scale * results["mean"]], yerr=[half], width=0.5, color=kit.GREEN, capsize=5)
     axis.set(xlim=(-1, 1), xticks=[])
+    kit.within(axis, results["metric"])
     kit.dress(axis, f"{results['episodes']} test task{'s' * (results['episodes'] != 1)}", "", label)
 
 

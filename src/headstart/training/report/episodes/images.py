@@ -42,7 +42,7 @@ def picture(tasks: Tasks, learner: Learner, meta: Meta, truth: Callable[[int], T
             axis.set_visible(True)
             image(axis, pixels, GREY if guess is None else GREEN if guess == label else RED, thick=guess is not None)
             if guess is not None and guess != label:
-                axis.set_xlabel(f"{short(names[guess], _FEW)} {chance:.0%}", color=RED, fontsize=7, labelpad=1)
+                axis.set_xlabel(f"{short(names[guess], _FEW)}\n{chance:.0%}", color=RED, fontsize=6, labelpad=1)
         row[0].set_ylabel(short(names[label], _LETTERS), fontsize=9, rotation=0, ha="right", va="center")
     grid[0][0].set_title("learned from", fontsize=8)
     grid[0][shots + 1].set_title("predicted", fontsize=8)
