@@ -30,8 +30,9 @@ def _compiler():
 
 @pytest.fixture(autouse=True, scope="module")
 def own_cache(tmp_path_factory):
-    """Compile anew, into a folder of these tests' own, in which the compiler's headers are precompiled once."""
-    with fresh_cache(dir=str(tmp_path_factory.mktemp("inductor"))):
+    """Compile anew, and quickly, into a folder of these tests' own, where headers are precompiled once."""
+    quick = torch._inductor.config.patch({"aot_inductor.debug_compile": True})
+    with quick, fresh_cache(dir=str(tmp_path_factory.mktemp("inductor"))):
         yield
 
 
