@@ -92,11 +92,12 @@ def test_random_classification_draws_support_rows_of_every_class() -> None:
         assert y.bincount(minlength=3).tolist() == [2, 2, 2]
 
 
-def test_a_class_with_too_few_rows_is_in_the_support_set_only() -> None:
-    rows = made((6,) * 7)
-    y = torch.where(rows.x[:, 1] == 0, 1, 0)  # class 1 has one row a task
-    episodes = row_tasks(rows._replace(y=y), SPLITS, support=2).sample("test", range(4))
-    assert (episodes.support.y.sum(1) == 1).all() and not episodes.query.y.any()
+@pytest.mark.parametrize(("few", "learned", "judged"), [(1, 1, 0), (2, 1, 1), (3, 2, 1), (5, 3, 2)])
+def test_of_a_small_class_one_row_is_left_to_judge_by(few: int, learned: int, judged: int) -> None:
+    rows = made((9,) * 7)
+    y = (rows.x[:, 1] < few).long()  # class 1 has so many rows a task
+    support, query = row_tasks(rows._replace(y=y), SPLITS, support=3).sample("test", range(4))
+    assert (support.y.sum(1) == learned).all() and (query.y.sum(1) == judged).all()
 
 
 def test_in_order_every_later_row_is_judged_whatever_its_class() -> None:
@@ -129,7 +130,7 @@ def test_ranks_within_classes_are_those_of_counting(sizes: list[int], support: i
             assert len(taken) == support
         else:
             for label in set(own):
-                assert taken.count(label) == min(support, own.count(label))
+                assert taken.count(label) == min(support, max(1, own.count(label) - 1))
 
 
 def test_small_tasks_are_refused_or_skipped() -> None:
@@ -145,7 +146,7 @@ def test_small_tasks_are_refused_or_skipped() -> None:
 
 def test_what_is_too_small_in_classification_is_said() -> None:
     rows = made((6,) * 7, classes=6)
-    with pytest.raises(DataError, match="no class with more than 2"):
+    with pytest.raises(DataError, match="no class with two"):
         row_tasks(rows, SPLITS, support=2)
     with pytest.raises(DataError, match="has 6 rows, too few for 6 support rows"):
         row_tasks(rows, SPLITS, support=6, order="first")

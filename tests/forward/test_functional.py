@@ -298,6 +298,23 @@ class Residual(nn.Module):
         return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
 
 
+def test_a_frozen_trunk_is_what_it_is_in_evaluation_mode():
+    trunk = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).double()
+    trunk(torch.randn(50, 3).double() + 2)  # statistics
+    trunk.requires_grad_(False).eval()
+    module = torch.nn.Sequential(trunk, torch.nn.Linear(4, 2).double())
+    batch = headstart.Batch(torch.randn(2, 6, 3).double(), torch.randn(2, 6, 2).double())
+    learner = headstart.maml(module, loss="mse")
+    adapted, _ = learner.adapt(learner.init(None), batch, steps=0)
+    torch.testing.assert_close(learner.predict(adapted, batch.x), module.eval()(batch.x.flatten(0, 1)).view(2, 6, 2))
+
+
+def test_one_example_cannot_be_normalised_by_itself():
+    learner = headstart.maml(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)), loss="mse")
+    with pytest.raises(ShapeError, match="there is only one; give more, or normalise by .*buffers='frozen'"):
+        learner.adapt(learner.init(None), headstart.Batch(torch.randn(2, 1, 3), torch.randn(2, 1, 4)))
+
+
 def test_the_first_meta_gradient_takes_few_passes_more_than_any_other():
     """Tasks of large images go one by one without a trial, and a few examples show whether derivatives are right."""
     learner, seen = headstart.maml(Residual(), steps=1), []

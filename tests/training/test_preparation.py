@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from headstart.errors import DataError
+from headstart.errors import DataError, FileError
 from headstart.training.files import read_json
 from headstart.training.preparation import PREPARATION
 from headstart.training.run import open_run, train
@@ -58,6 +58,29 @@ def test_a_run_is_not_judged_or_gone_on_with_on_other_data(
         shutil.rmtree(data)
     write(data, before)
     open_run(tmp_path / "run")
+    # other numbers, of which what is learned from the training data says nothing
+    changed = write(data, before)
+    one = changed / "class 3" / "1.png" if changed.is_dir() else changed
+    if changed.is_dir():
+        Image.new("RGB", (4, 4), (9, 200, 9)).save(one)
+    else:
+        rows = [line.split(",") for line in one.read_text().splitlines()[1:]]
+        rows = [[*row[:2], rows[6 * (n // 6) + 5 - n % 6][2]] for n, row in enumerate(rows)]  # others of the same task
+        lines = ["pig,week,weight", *map(",".join, rows)]
+        one.write_text("\n".join(lines))
+    with pytest.raises(DataError, match="tasks hold other numbers"):
+        open_run(tmp_path / "run")
+
+
+def test_a_changed_preparation_is_refused(tmp_path: Path) -> None:
+    data = _write(tmp_path / "data", 8)
+    train(tree({**CONFIG, "tasks": str(data), "evaluate_tasks": 2, "test_tasks": 2}), tmp_path / "run")
+    path = tmp_path / "run" / PREPARATION
+    good = path.read_text()
+    for bad in (good.replace("mean", "meam", 1), good.replace("1", "2", 1), "{}", "[]"):
+        path.write_text(bad)
+        with pytest.raises(FileError):
+            open_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("method", ["gaussian_process", "maml"])

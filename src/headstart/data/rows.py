@@ -50,7 +50,8 @@ def row_tasks(
     Args:
         rows: the examples.
         splits: which tasks (numbers) each split has; no task may be in two.
-        support: support rows of a task, in classification with random order of each class; the others are query rows.
+        support: support rows of a task, in classification with random order of each class, but all but one where it has
+            no more; the others are query rows.
         order: draw the support rows at random, or take the ``"first"`` rows, so that what came later is predicted from
             what came before, whether or not its class is among the first.
         queries: at most so many query rows, the first that are left; by default all.
@@ -150,6 +151,11 @@ class _Ordered(NamedTuple):
             begins = grouped != torch.cat([grouped[:, :1] - 1, grouped[:, :-1]], 1)
             begun = torch.where(begins, rank, 0).cummax(1).values
             rank = torch.empty_like(labels).scatter_(1, places, rank - begun)
+            # where a class has two rows, one is left to judge by
+            number = begins.cumsum(1) - 1
+            sizes = torch.zeros_like(labels).scatter_add_(1, number, torch.ones_like(labels)).gather(1, number)
+            most = torch.empty_like(labels).scatter_(1, places, (sizes - 1).clamp(1, self.support))
+            return _Drawn(index, there & (rank < most), there & (rank >= most))
         return _Drawn(index, there & (rank < self.support), there & (rank >= self.support))
 
 
@@ -189,9 +195,9 @@ def _too_small(rows: Rows, ordered: _Ordered, task: int) -> str:
     """Say why a task cannot be split into support and query rows."""
     count, support = int(ordered.there[task].sum()), ordered.support
     found = f"task {rows.names[task]!r} has {count} row{'s' * (count != 1)}"
-    if rows.y.is_floating_point() or count <= support:
+    if rows.y.is_floating_point() or ordered.order == "first":
         return f"{found}, too few for {support} support rows and a query row"
-    return f"{found}, but no class with more than {support}, so nothing would be left to judge on"
+    return f"{found}, but no class with two, so nothing would be left to judge on"
 
 
 def _check_splits(rows: Rows, splits: Mapping[str, Sequence[int]]) -> None:

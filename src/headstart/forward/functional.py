@@ -123,7 +123,8 @@ def functional(
         module: any module; its trainable tensors are θ, and are copied. Those with ``requires_grad=False`` are
             constants and stay shared with the module, since a frozen trunk may be large: do not change them.
         buffers: what normalisation layers do with running statistics, for all, or by name pattern:
-            ``"batch"`` normalises by the current batch and keeps nothing (in MAML: transductive);
+            ``"batch"`` normalises by the current batch and keeps nothing (in MAML: transductive), but for layers
+            that are frozen and in evaluation mode, which go by the module's own statistics;
             ``"frozen"`` uses the module's own statistics; ``"task"`` gives every task a copy that its support set
             updates and its query set uses. Buffers of other layers are constants unless a pattern says ``"task"``.
         taskmap: ``"auto"``, ``"vmap"``, ``"loop"``, or a function with their interface.
@@ -235,7 +236,7 @@ def functional(
         try:
             with context(), _computing_in(precision, params), Padded() if does.pads else contextlib.nullcontext():
                 outputs, after = task_map(function, dims, [params, buffers, x_args, x_kwargs, keys])
-        except (RuntimeError, AttributeError) as error:
+        except (RuntimeError, AttributeError, ValueError) as error:
             raise _explained(error, x, leaves, type(frame.body) if task_map is vmap else None) from error
         changed = [name for (name, tensor), was in zip(shared.items(), versions) if tensor._version != was]
         _refuse_changes(changed, policies)
@@ -362,6 +363,11 @@ def _explained(error: Exception, x: Tree, leaves: Mapping[str, Leaf], mapped: ty
             "the forward pass sets requires_grad of a weight, which is each task's own there; freeze weights before "
             "(module.layer.requires_grad_(False)), or use .detach() in forward"
         )
+    if "Expected more than 1 value per channel" in str(error):
+        return ShapeError(
+            "normalisation goes by the examples of a batch, and there is only one; give more, or normalise by the "
+            "model's own statistics (buffers='frozen') or by those of each task's support set (buffers='task')"
+        )
     if not re.search(_MISFITS, str(error)):
         return error
     got = ", ".join(f"{tuple(leaf.shape[1:])} of {leaf.dtype}" for leaf in tree.tensors_of(x))
@@ -441,6 +447,12 @@ def _policies(module: nn.Module, buffers: Buffers) -> dict[str, BufferPolicy]:
     statistics = statistics_of(module)
     names = [name for name, _ in module.named_buffers()]
     policies: dict[str, BufferPolicy] = {name: default if name in statistics else "frozen" for name in names}
+    for path, layer in module.named_modules():  # a frozen trunk is meant as it is
+        own = [p.requires_grad for p in layer.parameters(recurse=False)]
+        if default == "batch" and own and not any(own) and not layer.training:
+            theirs = {f"{path}.{name}".lstrip(".") for name, _ in layer.named_buffers(recurse=False)}
+            for name in theirs & statistics:
+                policies[name] = "frozen"
     for pattern, policy in chosen.items():
         hit = [name for name in names if matches(name, pattern)]
         if not hit:

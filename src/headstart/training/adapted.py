@@ -13,6 +13,7 @@ The run keeps how its data became numbers (``preparation.json``), so that adapti
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from math import prod
@@ -64,6 +65,7 @@ from headstart.training.loop import start
 from headstart.training.metrics import csv_line
 from headstart.training.preparation import PREPARATION, read_preparation
 from headstart.training.report.card import spread_text
+from headstart.training.report.report import RESULTS
 from headstart.training.run import read_config, read_spread
 from headstart.types import Adapted, Batch, Learner, Meta, Params, Tasks, not_sent
 
@@ -146,6 +148,9 @@ def adapt(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is not empty; choose a new folder")
     spread = read_spread(run)
+    if spread is None and kind.like(prepared, 0).kind == "regression" and not (run / RESULTS).exists():
+        told = f"{run} has no {RESULTS} (it was not tested yet, or that was deleted)"
+        warnings.warn(f"{told}: intervals are not calibrated, and may hold far less than they say", stacklevel=2)
     learner_of = _learners(config, kind, prepared, where, spread)
     # the run's own tasks are not made: their data may be elsewhere
     refuse_larger(run, size_of(config, kind.like(prepared, 0)))
@@ -400,7 +405,9 @@ def predictions(
     one = isinstance(sources, str | Path) or hasattr(sources, "ndim") or not isinstance(sources, Iterable)
     given: list[Any] = [sources] if one else list(cast(Iterable[Any], sources))
     named = [str(one) for one in given if isinstance(one, str | Path)]
-    if 0 < len(named) < len(given) or (given and not named and model.kind.values is None):
+    if 0 < len(named) < len(given):
+        raise UsageError("expected files, folders or globs, or else examples as values; got some of both")
+    if given and not named and model.kind.values is None:
         raise UsageError(f"expected files, folders or globs of {model.kind.examples}; got a {type(given[-1]).__name__}")
     labels = {} if alone else {one.name: one.labels for one in model.tasks if one.name is not None}
     of_values = model.kind.values if given and not named else None

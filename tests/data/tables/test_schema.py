@@ -19,6 +19,7 @@ from headstart.data.tables.schema import (
     copies,
     encode_features,
     encode_target,
+    far_targets,
     learn_features,
     learn_target,
     schema_from_json,
@@ -399,3 +400,14 @@ def test_a_column_that_is_a_number_but_for_a_value_is_warned_of(in_memory: Any) 
     signs = in_memory({"sign": ["+", "-", "-"]})
     assert learn_features(signs, ["sign"], False).features[0].categories == ("+", "-")
     assert learn_target(signs, "sign", "auto").classes == ("+", "-")
+
+
+def test_a_target_far_from_all_others_is_told() -> None:
+    def told(values: list[float]) -> list[str]:
+        table = Table("t", ("y",), {"y": strings([str(value) for value in values])}, np.arange(len(values)), "row")
+        return far_targets(table, "y", np.array(values))
+
+    values = [float(row) for row in range(40)]
+    assert told(values) == told([1.0] * 40) == []
+    (message,) = told([*values, -5e8])
+    assert "column 'y'" in message and "-500000000.0 is more than 100 times as far from the median" in message

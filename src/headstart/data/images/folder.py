@@ -38,7 +38,7 @@ SUFFIXES = (
 MOST_PIXELS = 50_000_000
 """An image with more is refused before it is decoded: a small file can ask for all of the memory."""
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", *(("HEIF",) if HEIC else ()))
 
 
 Fit: TypeAlias = Literal["crop", "pad", "stretch"]

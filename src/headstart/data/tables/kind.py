@@ -151,7 +151,8 @@ def _predicts(schema: Schema) -> str:
 
 def _task(tasks: Tasks) -> str:
     details, schema = tasks.details, tasks.details["schema"]
-    rows = f"{details['support']} of its" if details["order"] == "random" else f"its first {details['support']}"
+    each = " of each class" if schema["classes"] else ""
+    rows = f"{details['support']}{each} of its" if details["order"] == "random" else f"its first {details['support']}"
     judged = "the other rows" if details["queries"] is None else f"at most {details['queries']} of the others"
     time = f", in the order of {schema['time_column']}" if schema["time_column"] else ""
     return f"one {schema['task_column']}: {schema['target']} of {judged} is predicted from {rows} rows{time}"

@@ -262,7 +262,10 @@ def _not_utf8(path: Path, zipped: bool) -> DataError:
             except UnicodeDecodeError as problem:
                 where += f", line {line}: byte 0x{data[problem.start]:02x}"
                 break
-    command = f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8-{path.name}"
+    convert = "iconv -f WINDOWS-1252 -t UTF-8"
+    command = f"{convert} {path.name} > utf8-{path.name}"
+    if zipped:
+        command = f"gzip -dc {path.name} | {convert} | gzip > utf8-{path.name}"
     return DataError(f"{where} is not UTF-8; save the file as UTF-8, or, where it comes from Windows, {command}")
 
 

@@ -441,6 +441,27 @@ def copies(table: Table, features: Sequence[Feature], shown: Shown) -> list[str]
     return found
 
 
+#: In distances between the first and the last tenth of the targets.
+_FAR = 100
+
+
+def far_targets(table: Table, column: str, values: NDArray[np.float64]) -> list[str]:
+    """Return a warning where a few targets of training tasks are so far from the others that all else is lost."""
+    low, middle, high = np.quantile(values, (0.1, 0.5, 0.9))
+    far = np.abs(values - middle) > _FAR * (high - low) if high > low else np.zeros(len(values), dtype=bool)
+    row = read.first(far)
+    if row is None:
+        return []
+    told = f"{table.columns[column][row]!s} is more than {_FAR} times as far from the median as most others are"
+    more = f" ({int(far.sum())} such rows)" if far.sum() > 1 else ""
+    fix = "by such a number all are scaled, and errors mean little; correct it, or leave the row out"
+    return [str(read.error(table, column, row, f"{told}{more}; {fix}"))]
+
+
+class FarTargetWarning(UserWarning):
+    """A target of a training task that is far from all others."""
+
+
 class UnseenValueWarning(UserWarning):
     """A value of a column that no training task has."""
 

@@ -17,12 +17,14 @@ from headstart.data.rows import OnShort, Order, Rows, row_tasks
 from headstart.data.tables import read
 from headstart.data.tables.read import Table, Texts
 from headstart.data.tables.schema import (
+    FarTargetWarning,
     Schema,
     Shown,
     UnseenValueWarning,
     copies,
     encode_features,
     encode_target,
+    far_targets,
     learn_features,
     learn_target,
     schema_to_json,
@@ -241,6 +243,8 @@ def _encoded(grouped: Grouped, splits: Mapping[str, Sequence[int]], roles: _Role
     y = encode_target(Schema(roles.task, roles.target, roles.time, aim.kind, (), *aim[1:]), training)
     shown = Shown((one_hot(y) if aim.classes else y).double().numpy(), grouped.task.numpy()[own])
     learned = learn_features(training, roles.features(table), strict=roles.columns is not None, shown=shown)
+    for message in () if aim.classes else far_targets(training, roles.target, y.double().numpy()[:, 0]):
+        warnings.warn(message, FarTargetWarning, stacklevel=4)
     for message in learned.warnings:
         warnings.warn(message, LeftOutWarning, stacklevel=4)
     for message in copies(training, learned.features, shown):

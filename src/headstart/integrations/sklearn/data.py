@@ -15,7 +15,16 @@ from torch.nn.functional import one_hot
 from headstart.data.random import below, bits
 from headstart.data.rows import Rows, row_tasks
 from headstart.data.tables.read import Table
-from headstart.data.tables.schema import Feature, Shown, copies, encode_features, learn_features, moments
+from headstart.data.tables.schema import (
+    FarTargetWarning,
+    Feature,
+    Shown,
+    copies,
+    encode_features,
+    far_targets,
+    learn_features,
+    moments,
+)
 from headstart.data.tables.table import LeftOutWarning, TargetAmongFeaturesWarning
 from headstart.errors import DataError
 from headstart.integrations.sklearn.frames import is_missing, number_table
@@ -98,6 +107,9 @@ def encoding(rows: Examples, plain: bool, task: Tensor) -> Encoding:
         targets = number_table(columns, [f"y{place}" for place in range(columns.shape[1])])._replace(path="y")
         numbers = [_standardised(targets, name) for name in targets.header]
         mean, scale = ([getattr(number, part) for number in numbers] for part in ("mean", "scale"))
+        for target, number in zip(targets.header, numbers):
+            for message in far_targets(targets, target, (targets.columns[target] - number.mean) / number.scale):
+                warnings.warn(message, FarTargetWarning, stacklevel=4)
         found = found._replace(y_mean=torch.tensor(mean).double(), y_scale=torch.tensor(scale).double())
     with _own_terms():
         if plain:

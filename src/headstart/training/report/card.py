@@ -109,7 +109,8 @@ def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
         )
         rows["Weights"] = (
             f"best.safetensors, after step {results['best_step']}: the best of all looks at {looked}"
-            f" validation task{'s' * (looked != 1)}; test tasks had no part in the choice"
+            f" validation task{'s' * (looked != 1)}; test tasks had no part in the choice. headstart itself reads the"
+            " same from checkpoints/, where checksums are"
         )
     rows["Seed, device"] = f"{config.run.seed}, {results['device']}"
     return rows
