@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from benchmarks.peers.case import Arrays, Prepared
 from benchmarks.peers.environment import source_folder
 from benchmarks.peers.ours import keep_memory
-from headstart.data.images.fewshot import ImageStore, few_shot, image_store, rotated, scaled
+from headstart.data.fewshot import ClassStore, class_store, few_shot, rotated, scaled
 from headstart.data.images.icons import read_archive
 from headstart.data.images.omniglot import ZIPS, read_omniglot
 
@@ -69,7 +69,7 @@ def omniglot_folder(data: Path | None) -> str | None:
     return None
 
 
-def store_of(case: SamplerCase) -> ImageStore:
+def store_of(case: SamplerCase) -> ClassStore:
     """Return the images that all contenders draw from.
 
     They are the 964 characters of Omniglot's background set, or the training icons; turned by 90, 180 and 270 degrees
@@ -79,15 +79,15 @@ def store_of(case: SamplerCase) -> ImageStore:
 
 
 @cache
-def _store(omniglot: str | None, needed: int) -> ImageStore:
+def _store(omniglot: str | None, needed: int) -> ClassStore:
     if omniglot is None:
         archive = read_archive()
         store = rotated(archive.stores["train"], archive.turns["train"])
         enough = store.sizes >= needed
         names = tuple(name for name, kept in zip(store.names, enough.tolist()) if kept)
-        return ImageStore(store.images, store.starts[enough], store.sizes[enough], names)
+        return ClassStore(store.examples, store.starts[enough], store.sizes[enough], names)
     drawings, names, background = read_omniglot(Path(omniglot))
-    return rotated(image_store(dict(zip(names[:background], drawings))))
+    return rotated(class_store(dict(zip(names[:background], drawings))))
 
 
 def images_of(case: SamplerCase) -> Images:
@@ -100,7 +100,7 @@ def _images(omniglot: str | None, needed: int) -> Images:
     store = _store(omniglot, needed)
     places = [torch.arange(start, start + size) for start, size in zip(store.starts.tolist(), store.sizes.tolist())]
     classes = torch.arange(len(places)).repeat_interleave(store.sizes)
-    return Images(scaled(store.images[torch.cat(places)]), classes.tolist())
+    return Images(scaled(store.examples[torch.cat(places)]), classes.tolist())
 
 
 def stacked(episodes: Sequence[Tensors]) -> Tensors:
@@ -127,7 +127,7 @@ def fault(found: Arrays, case: SamplerCase) -> str | None:
     for part, size in (("support", case.shots), ("query", case.queries)):
         x, y = found[f"{part}_x"], found[f"{part}_y"]
         shape = (case.tasks, case.ways * size)
-        if x.shape != (*shape, *store.images.shape[1:]) or y.shape != shape:
+        if x.shape != (*shape, *store.examples.shape[1:]) or y.shape != shape:
             return f"the {part} sets have shapes {x.shape} and {y.shape}; expected {shape} examples"
         if x.dtype != np.float32 or x.min() < 0 or not 0.5 < x.max() <= 1:
             return f"the {part} images are {x.dtype} from {x.min()} to {x.max()}; expected float32 in [0, 1]"
@@ -159,7 +159,7 @@ def _owners(omniglot: str | None, needed: int) -> dict[bytes, set[int]]:
     store = _store(omniglot, needed)
     owners: dict[bytes, set[int]] = {}
     for number, (start, size) in enumerate(zip(store.starts.tolist(), store.sizes.tolist())):
-        for image in store.images[start : start + size].numpy():
+        for image in store.examples[start : start + size].numpy():
             owners.setdefault(image.tobytes(), set()).add(number)
     return owners
 

@@ -53,7 +53,7 @@ def test_a_class_under_two_labels_is_a_fault():
     enough = int(np.flatnonzero(store.sizes.numpy() >= 32)[0])
     start = int(store.starts[enough])
     case = CASE._replace(ways=2, tasks=1)
-    x = store.images[start : start + 32].numpy()[None].astype(np.float32) / 255
+    x = store.examples[start : start + 32].numpy()[None].astype(np.float32) / 255
     labels = np.repeat([0, 1], 15)[None]
     found = {"support_x": x[:, :2], "support_y": np.array([[0, 1]]), "query_x": x[:, 2:], "query_y": labels}
     assert fault(found, case) == "a task has 1 classes for 2 labels"

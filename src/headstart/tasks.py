@@ -1,6 +1,6 @@
 """Where episodes come from: ``headstart.tasks.icons(...)`` and the other families, each imported when it is first used.
 
-Every factory returns a `headstart.types.Tasks`. Besides the registered families there are `few_shot` and `image_store`
+Every factory returns a `headstart.types.Tasks`. Besides the registered families there are `few_shot` and `class_store`
 for images in memory, and `Rows` and `row_tasks` for rows.
 """
 
@@ -10,8 +10,8 @@ from typing import Any
 from headstart.registry import rows
 
 _TARGETS = {row.name: row.target for row in rows("task")} | {
-    "few_shot": "headstart.data.images.fewshot:few_shot",
-    "image_store": "headstart.data.images.fewshot:image_store",
+    "few_shot": "headstart.data.fewshot:few_shot",
+    "class_store": "headstart.data.fewshot:class_store",
     "Rows": "headstart.data.rows:Rows",
     "row_tasks": "headstart.data.rows:row_tasks",
 }

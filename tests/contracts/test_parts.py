@@ -7,7 +7,7 @@ from torch import nn
 from headstart import Checkpointed, FirstOrder, Unrolled, registry, rules
 from headstart.core.adjoints import Truncated
 from headstart.data.curves.sinusoid import sinusoid
-from headstart.data.images.fewshot import few_shot, image_store
+from headstart.data.fewshot import class_store, few_shot
 from headstart.testing import check_adjoint, check_rule, check_tasks
 
 ADJOINTS = [
@@ -130,7 +130,7 @@ def test_omniglot_keeps_the_contract(shared_data, tmp_path, monkeypatch):
 def test_images_of_your_own_keep_the_contract(generator):
     def store(prefix):
         images = torch.randint(256, (6, 7, 1, 8, 8), generator=generator, dtype=torch.uint8)
-        return image_store({f"{prefix}{k}": images[k] for k in range(6)})
+        return class_store({f"{prefix}{k}": images[k] for k in range(6)})
 
     stores = {split: store(split) for split in ("train", "validation", "test")}
     check_tasks(lambda seed: few_shot("mine", stores, ways=3, shots=(1, 3), queries=2, seed=seed))

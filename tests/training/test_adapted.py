@@ -97,7 +97,7 @@ def draw(folder: Path, tasks: list[str | None], classes: int = 3, shots: int = 2
             others.append(folder / "queries" / (task or "") / f"{name}.png")
             for offset, path in enumerate([*places, others[-1]]):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                drawn = store.images[start + offset, 0].numpy()
+                drawn = store.examples[start + offset, 0].numpy()
                 Image.fromarray(255 - drawn if dark else drawn).save(path)
     return [str(path) for path in others]
 

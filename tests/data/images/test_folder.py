@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from headstart.data.images.fewshot import scaled
+from headstart.data.fewshot import scaled
 from headstart.data.images.folder import (
     SUFFIXES,
     SameImageWarning,

@@ -76,7 +76,7 @@ def test_plural_and_direction_variants_share_a_split():
 
 def test_images_are_ink_on_nothing_fitted_to_the_frame():
     for store in load_icons().values():
-        images = store.images
+        images = store.examples
         assert images.dtype == torch.uint8
         assert images.shape[1:] == (1, 28, 28)
         assert (images % 17 == 0).all()
@@ -98,13 +98,13 @@ def _reach(occupied):
 
 
 def test_no_two_images_are_the_same():
-    flat = torch.cat([store.images for store in load_icons().values()]).flatten(1).numpy()
+    flat = torch.cat([store.examples for store in load_icons().values()]).flatten(1).numpy()
     assert len({row.tobytes() for row in flat}) == len(flat)
 
 
 def test_manifest_names_the_source_of_every_image():
     stores, sources = load_icons(), read_manifest()
-    assert len(sources) == sum(len(store.images) for store in stores.values())
+    assert len(sources) == sum(len(store.examples) for store in stores.values())
     assert {source.licence for source in sources} <= PERMISSIVE
     assert all(re.fullmatch("[0-9a-f]{64}", source.sha256) for source in sources)
     expected = [
@@ -169,7 +169,7 @@ def test_nearest_class_mean_of_pixels_is_far_from_chance_and_from_perfect():
 def test_details_describe_the_data():
     details = icons().details
     stores = load_icons()
-    assert sum(details["licences"].values()) == sum(len(store.images) for store in stores.values())
+    assert sum(details["licences"].values()) == sum(len(store.examples) for store in stores.values())
     assert details["sets"] == len({source.icon_set for source in read_manifest()})
     assert details["designers"] >= 12
 

@@ -17,7 +17,7 @@ from annotated_types import Ge, Le
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
-from headstart.data.images.fewshot import Ways, few_shot, fitted, image_store, shuffled
+from headstart.data.fewshot import Ways, class_store, few_shot, fitted, shuffled
 from headstart.data.images.layouts import listed, unpacked
 from headstart.data.kind import LeftOutWarning, unknown_types
 from headstart.data.random import SPLITS, size_range
@@ -67,7 +67,7 @@ def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1, fi
             it, with white beside it; ``"stretch"`` takes all of it, out of proportion.
 
     Returns:
-        ``(channels, size, size)`` uint8; `headstart.data.images.fewshot.scaled` makes it a model's input.
+        ``(channels, size, size)`` uint8; `headstart.data.fewshot.scaled` makes it a model's input.
 
     Raises:
         UsageError: a size below 1, or channels other than 1 or 3.
@@ -259,7 +259,7 @@ def folder(
         splits = _splits(place, ways or 2)
         read = {split: _read(classes, image_size, channels, strict, fit) for split, classes in splits.items()}
     _warn_of_same(read.values())
-    stores = {split: image_store(dict(zip(found.names, found.images))) for split, found in read.items()}
+    stores = {split: class_store(dict(zip(found.names, found.images))) for split, found in read.items()}
     on_short, own_ways = options.get("on_short", "error"), options.get("train_ways")
     judged = {split: store for split, store in stores.items() if split != "train" or own_ways is None}
     ways, queries, notes = fitted(judged, size_range("shots", shots)[1], ways, queries, on_short)

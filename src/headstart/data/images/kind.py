@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor
 
-from headstart.data.images.fewshot import scaled
+from headstart.data.fewshot import scaled
 from headstart.data.images.folder import (
     SUFFIXES,
     Fit,

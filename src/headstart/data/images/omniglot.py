@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from headstart.data.fewshot import class_store, few_shot, rotated, shuffled
 from headstart.data.images.download import cache_dir, download, sha256_of, whole
-from headstart.data.images.fewshot import few_shot, image_store, rotated, shuffled
 from headstart.errors import DataError, FileError, check_known
 from headstart.schema import extends
 from headstart.types import Tasks
@@ -63,7 +63,7 @@ def omniglot(*, data: Path | None = None, split: Split = "characters", **options
     folder = _downloaded() if data is None else Path(data)
     images, names, background = read_omniglot(folder)
     parts, drawn = _parts(names, background, split), dict(zip(names, images))
-    stores = {part: image_store({name: drawn[name] for name in chosen}) for part, chosen in parts.items()}
+    stores = {part: class_store({name: drawn[name] for name in chosen}) for part, chosen in parts.items()}
     turned = tuple(stores) if split == "characters" else ("train",)
     details = {
         "light_on_dark": True,

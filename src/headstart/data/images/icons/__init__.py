@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from headstart.data.images.fewshot import ImageStore, few_shot, rotated
+from headstart.data.fewshot import ClassStore, few_shot, rotated
 from headstart.errors import FileError
 from headstart.schema import Size, extends
 from headstart.types import Tasks
@@ -32,7 +32,7 @@ _ICONS = files("headstart.data.images.icons").joinpath("icons.zip")
 class Archive(NamedTuple):
     """The contents of the data file, without the manifest."""
 
-    stores: dict[str, ImageStore]
+    stores: dict[str, ClassStore]
     """The drawings, upright, by split."""
     turns: dict[str, tuple[bool, ...]]
     """For each class of a split: whether its drawings, turned by a quarter, show something new."""
@@ -53,7 +53,7 @@ def read_archive() -> Archive:
         sizes = torch.tensor([size for _, size, _ in classes])
         end = start + int(sizes.sum())
         names, _, turns[split] = zip(*classes)
-        stores[split] = ImageStore(pixels[start:end], sizes.cumsum(0) - sizes, sizes, names)
+        stores[split] = ClassStore(pixels[start:end], sizes.cumsum(0) - sizes, sizes, names)
         start = end
     if start != count:
         raise _damaged(f"its classes have {start} images, but images.bin has {count}")
@@ -110,10 +110,10 @@ def icons(*, queries: Size = 7, rotations: bool = True, **options: Any) -> Tasks
     return few_shot("icons", stores, queries=queries, details=details, **options)
 
 
-def load_icons() -> dict[str, ImageStore]:
+def load_icons() -> dict[str, ClassStore]:
     """Return the drawings, upright, by split: 'train', 'validation', 'test'. Do not change their tensors.
 
-    >>> load_icons()["test"].images.dtype
+    >>> load_icons()["test"].examples.dtype
     torch.uint8
     """
     return dict(read_archive().stores)

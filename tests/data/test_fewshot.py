@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from torch import Tensor
 
 from headstart.core.counting import Counted
-from headstart.data.images.fewshot import drawn_ahead, few_shot, image_store, rotated, scaled, shuffled
+from headstart.data.fewshot import class_store, drawn_ahead, few_shot, rotated, scaled, shuffled
 from headstart.errors import (
     DataError,
     LeakageError,
@@ -24,7 +25,7 @@ def store(sizes, prefix="c", first=0):
         images[:, 0] = k
         images[:, 1] = torch.arange(size, dtype=torch.uint8).view(-1, 1, 1)
         classes[f"{prefix}{k:03}"] = images
-    return image_store(classes)
+    return class_store(classes)
 
 
 def read(batch):
@@ -185,11 +186,9 @@ def test_malformed_stores_are_refused():
     good = store([20] * 5)
     with pytest.raises(DataError, match="class 'x' is twice in split 'train'"):
         few_shot("t", {"train": good._replace(names=("x", "x", "a", "b", "c"))})
-    with pytest.raises(ShapeError, match="torch.float32"):
-        few_shot("t", {"train": good._replace(images=good.images.float())})
-    with pytest.raises(ShapeError, match="different shapes"):
-        other = good._replace(images=good.images[:, :1], names=tuple("vwxyz"))
-        few_shot("t", {"train": good, "test": other})
+    for examples in (good.examples[:, :1], good.examples.float()):
+        with pytest.raises(ShapeError, match="different types or shapes"):
+            few_shot("t", {"train": good, "test": good._replace(examples=examples, names=tuple("vwxyz"))})
     with pytest.raises(UnknownNameError, match="did you mean 'validation'"):
         few_shot("t", {"validate": good})
     with pytest.raises(DataError, match="no split"):
@@ -265,9 +264,9 @@ def test_images_whose_channels_lie_last_are_not_moved_at_every_batch(width):
     drawn = torch.randint(0, 256, (3, 200, 8, width, 3), dtype=torch.uint8, generator=generator)
     last = {f"c{k}": images.permute(0, 3, 1, 2) for k, images in enumerate(drawn)}
     options = {"ways": 2, "shots": 1, "queries": 1}
-    ours = few_shot("last", {"train": image_store(last)}, **options)
+    ours = few_shot("last", {"train": class_store(last)}, **options)
     first = {name: images.contiguous() for name, images in last.items()}
-    theirs = few_shot("first", {"train": image_store(first)}, **options)
+    theirs = few_shot("first", {"train": class_store(first)}, **options)
     assert same(ours.sample("train", range(3)), theirs.sample("train", range(3)))
     with Counted() as live:
         ours.sample("train", range(3, 6))
@@ -279,47 +278,60 @@ def pictures(count, value=0, side=3):
 
 
 def test_classes_are_sorted_by_name_and_keep_their_images():
-    store = image_store({"b": pictures(2, 20), "a": pictures(3, 10), "c": pictures(0)})
+    store = class_store({"b": pictures(2, 20), "a": pictures(3, 10), "c": pictures(0)})
     assert store.names == ("a", "b", "c")
     assert store.starts.tolist() == [0, 3, 5]
     assert store.sizes.tolist() == [3, 2, 0]
-    assert store.images[:, 0, 0, 0].tolist() == [10, 10, 10, 20, 20]
+    assert store.examples[:, 0, 0, 0].tolist() == [10, 10, 10, 20, 20]
 
 
 def test_images_that_do_not_fit_are_refused():
     with pytest.raises(DataError, match="no class"):
-        image_store({})
+        class_store({})
     with pytest.raises(ShapeError, match=r"class 'b' are torch.uint8 \(1, 1, 4, 4\)"):
-        image_store({"a": pictures(1), "b": pictures(1, side=4)})
-    with pytest.raises(ShapeError, match="class 'a' are torch.float32"):
-        image_store({"a": pictures(1).float()})
+        class_store({"a": pictures(1), "b": pictures(1, side=4)})
+    with pytest.raises(ShapeError, match="class 'b' are torch.float32"):
+        class_store({"a": pictures(1), "b": pictures(1).float()})
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.uint8])
+def test_examples_that_are_no_images_are_seen_as_they_are_or_as_told(dtype):
+    kept = {name: torch.arange(12).view(4, 3).to(dtype) + 20 * place for place, name in enumerate("ab")}
+    view = Tensor.long if dtype == torch.uint8 else None
+    found = few_shot("t", {"test": class_store(kept)}, ways=2, shots=(1, 2), queries=1, view=view, noun="texts")
+    support, query = found.sample("test", range(5))
+    assert found.input_shape == (3,) and found.details["texts"] == {"test": 8}
+    assert support.x.dtype == query.x.dtype == (torch.int64 if dtype == torch.uint8 else dtype)
+    rows = {tuple(row) for rows in kept.values() for row in rows.tolist()}
+    assert {tuple(row) for row in query.x.flatten(0, 1).tolist()} <= rows
+    assert not support.x[~support.mask].any() and {tuple(row) for row in support.x[support.mask].tolist()} <= rows
 
 
 def test_rotations_are_new_classes_after_the_originals():
-    store = image_store({"a": torch.arange(18, dtype=torch.uint8).view(2, 1, 3, 3), "b": pictures(3, 7)})
+    store = class_store({"a": torch.arange(18, dtype=torch.uint8).view(2, 1, 3, 3), "b": pictures(3, 7)})
     turned = rotated(store, keep=[True, False])
     assert turned.names == ("a", "b", "a@90", "a@180", "a@270")
     assert turned.sizes.tolist() == [2, 3, 2, 2, 2]
     assert turned.starts.tolist() == [0, 2, 5, 7, 9]
-    assert torch.equal(turned.images[:5], store.images)
+    assert torch.equal(turned.examples[:5], store.examples)
     for quarter, start in ((1, 5), (2, 7), (3, 9)):
-        expected = torch.rot90(store.images[:2], quarter, (2, 3))
-        assert torch.equal(turned.images[start : start + 2], expected)
+        expected = torch.rot90(store.examples[:2], quarter, (2, 3))
+        assert torch.equal(turned.examples[start : start + 2], expected)
 
 
 def test_rotating_all_or_no_classes():
-    store = image_store({"a": pictures(1), "b": pictures(2)})
+    store = class_store({"a": pictures(1), "b": pictures(2)})
     assert rotated(store).names == ("a", "b", "a@90", "b@90", "a@180", "b@180", "a@270", "b@270")
     assert rotated(store).sizes.tolist() == [1, 2] * 4
     assert rotated(store, [False, False]) is store
 
 
 def test_rotation_needs_square_images_and_one_choice_a_class():
-    wide = image_store({"a": torch.zeros(1, 1, 2, 3, dtype=torch.uint8)})
+    wide = class_store({"a": torch.zeros(1, 1, 2, 3, dtype=torch.uint8)})
     with pytest.raises(ShapeError, match="2 x 3; only square"):
         rotated(wide)
     with pytest.raises(ShapeError, match="keep has 2 values for 1 classes"):
-        rotated(image_store({"a": pictures(1)}), [True, True])
+        rotated(class_store({"a": pictures(1)}), [True, True])
 
 
 def test_scaled_maps_bytes_to_zero_to_one():

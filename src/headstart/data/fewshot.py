@@ -1,7 +1,7 @@
-"""Few-shot classification tasks out of images kept in memory.
+"""Few-shot classification tasks out of the examples of many classes: images, texts, or features of either.
 
-A task is ``ways`` classes, and of each class some images to learn from (the support set, ``shots`` a class)
-and others to be judged on (the query set, ``queries`` a class). All images stay as one uint8 tensor on the
+A task is ``ways`` classes, and of each class some examples to learn from (the support set, ``shots`` a class)
+and others to be judged on (the query set, ``queries`` a class). All examples stay as one tensor on the
 training device; a batch of tasks is one computation of indices and one gather.
 """
 
@@ -32,46 +32,46 @@ _BLOCKS = 4  # kept: two of training, while validation uses others
 _TURN = re.compile(r"@(90|180|270)$")
 
 
-class ImageStore(NamedTuple):
-    """Images of one split, grouped by class."""
+class ClassStore(NamedTuple):
+    """Examples of one split, grouped by class."""
 
-    images: Tensor
-    """``(N, C, H, W)`` uint8, the images of a class beside each other."""
+    examples: Tensor
+    """``(N, *shape)``, those of a class beside each other: images as uint8, texts as ids, features as floats."""
     starts: Tensor
     """``(K,)`` int64, where each class starts."""
     sizes: Tensor
-    """``(K,)`` int64, the number of images of each class."""
+    """``(K,)`` int64, the number of examples of each class."""
     names: tuple[str, ...]
     """K class names."""
 
 
-def image_store(classes: Mapping[str, Tensor]) -> ImageStore:
-    """Build a store from each class's images, ``(n, C, H, W)`` uint8 of one shape; classes are sorted by name.
+def class_store(classes: Mapping[str, Tensor]) -> ClassStore:
+    """Build a store from each class's examples, ``(n, *shape)`` of one type and shape; classes are sorted by name.
 
     Raises:
         DataError: no class.
-        ShapeError: images of another type or shape.
+        ShapeError: examples of different types or shapes.
 
-    >>> image_store({"b": torch.zeros(3, 1, 2, 2, dtype=torch.uint8),
+    >>> class_store({"b": torch.zeros(3, 1, 2, 2, dtype=torch.uint8),
     ...              "a": torch.zeros(5, 1, 2, 2, dtype=torch.uint8)}).starts
     tensor([0, 5])
     """
     if not classes:
-        raise DataError("no class to build an image store from; expected at least one")
+        raise DataError("no class to build a store from; expected at least one")
     names = tuple(sorted(classes))
-    shape = classes[names[0]].shape[1:]
+    first = classes[names[0]]
     for name in names:
-        images = classes[name]
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != shape:
+        own = classes[name]
+        if own.dtype != first.dtype or own.dim() < 1 or own.shape[1:] != first.shape[1:]:
             raise ShapeError(
-                f"images of class {name!r} are {images.dtype} {tuple(images.shape)}; expected torch.uint8"
-                f" (n, C, H, W) with one (C, H, W) for all classes (class {names[0]!r} has {tuple(shape)})"
+                f"examples of class {name!r} are {own.dtype} {tuple(own.shape)}; expected {first.dtype} (n,"
+                f" {', '.join(map(str, first.shape[1:]))}), as those of class {names[0]!r}"
             )
     sizes = torch.tensor([len(classes[name]) for name in names])
-    return ImageStore(torch.cat([classes[name] for name in names]), sizes.cumsum(0) - sizes, sizes, names)
+    return ClassStore(torch.cat([classes[name] for name in names]), sizes.cumsum(0) - sizes, sizes, names)
 
 
-def rotated(store: ImageStore, keep: Sequence[bool] | None = None) -> ImageStore:
+def rotated(store: ClassStore, keep: Sequence[bool] | None = None) -> ClassStore:
     """Add copies turned by 90, 180 and 270 degrees (counter-clockwise) as classes of their own.
 
     Class ``a`` gains ``a@90``, ``a@180`` and ``a@270``, after all original classes (Santoro et al. 2016,
@@ -84,7 +84,7 @@ def rotated(store: ImageStore, keep: Sequence[bool] | None = None) -> ImageStore
     Raises:
         ShapeError: images that are not square, or a ``keep`` of the wrong length.
     """
-    height, width = store.images.shape[-2:]
+    height, width = store.examples.shape[-2:]
     if height != width:
         raise ShapeError(f"images are {height} x {width}; only square images can be turned by 90 degrees")
     keep = [True] * len(store.names) if keep is None else keep
@@ -94,12 +94,12 @@ def rotated(store: ImageStore, keep: Sequence[bool] | None = None) -> ImageStore
     if not turned:
         return store
     spans = zip(store.starts[turned].tolist(), store.sizes[turned].tolist())
-    originals = torch.cat([store.images[start : start + size] for start, size in spans])
+    originals = torch.cat([store.examples[start : start + size] for start, size in spans])
     copies = [originals.rot90(quarter, (-2, -1)) for quarter in (1, 2, 3)]
     sizes = store.sizes[turned].repeat(3)
-    return ImageStore(
-        torch.cat((store.images, *copies)),
-        torch.cat((store.starts, len(store.images) + sizes.cumsum(0) - sizes)),
+    return ClassStore(
+        torch.cat((store.examples, *copies)),
+        torch.cat((store.starts, len(store.examples) + sizes.cumsum(0) - sizes)),
         torch.cat((store.sizes, sizes)),
         store.names + tuple(f"{store.names[i]}@{angle}" for angle in (90, 180, 270) for i in turned),
     )
@@ -115,18 +115,13 @@ def shuffled(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
-def _check_splits(name: str, stores: Mapping[str, ImageStore]) -> None:
+def _check_splits(name: str, stores: Mapping[str, ClassStore]) -> None:
     if not stores:
         raise DataError(f"{name} has no split; expected one of {', '.join(SPLITS)}")
     owner = dict[str, str]()
-    shapes = {split: tuple(store.images.shape[1:]) for split, store in stores.items()}
+    shapes = {split: (store.examples.dtype, *store.examples.shape[1:]) for split, store in stores.items()}
     for split, store in stores.items():
         check_known("split", split, SPLITS)
-        if store.images.dtype != torch.uint8 or store.images.dim() != 4:
-            raise ShapeError(
-                f"images of split {split!r} of {name} are {store.images.dtype} {tuple(store.images.shape)};"
-                " expected torch.uint8 (N, C, H, W)"
-            )
         if len(set(store.names)) < len(store.names):
             twice = Counter(store.names).most_common(1)[0][0]
             raise DataError(f"class {twice!r} is twice in split {split!r} of {name}; names must be unique")
@@ -140,39 +135,46 @@ def _check_splits(name: str, stores: Mapping[str, ImageStore]) -> None:
             )
         owner |= dict.fromkeys(originals, split)
     if len(set(shapes.values())) > 1:
-        raise ShapeError(f"the splits of {name} have images of different shapes: {shapes}")
+        raise ShapeError(f"the splits of {name} have examples of different types or shapes: {shapes}")
 
 
 def _usable(
-    name: str, stores: Mapping[str, ImageStore], split: str, ways: int, shots: int, queries: int, on_short: str
-) -> ImageStore:
+    name: str,
+    stores: Mapping[str, ClassStore],
+    split: str,
+    ways: int,
+    shots: int,
+    queries: int,
+    on_short: str,
+    noun: str,
+) -> ClassStore:
     """Return a split's store without short classes, or raise where that is not allowed or leaves too few."""
     store = stores[split]
     needed, sizes = shots + queries, store.sizes.tolist()
     kept, short = ([place for place, size in enumerate(sizes) if (size < needed) is less] for less in (False, True))
     if short and on_short == "error":
         raise ShortClassError(
-            f"class {store.names[short[0]]!r} of split {split!r} has {sizes[short[0]]} images, but {shots} support +"
-            f" {queries} query images need {needed}"
+            f"class {store.names[short[0]]!r} of split {split!r} has {sizes[short[0]]} {noun}, but {shots} support +"
+            f" {queries} query {noun} need {needed}"
             + (f" (so do {len(short) - 1} other classes)" if len(short) > 1 else "")
             + f". {_what_works(stores, shots, needed)}"
         )
     if len(kept) < ways:
         raise ShortClassError(
             f"split {split!r} of {name} has {len(kept)} classes"
-            + (f" ({len(short)} more were skipped: fewer than {needed} images)" if short else "")
+            + (f" ({len(short)} more were skipped: fewer than {needed} {noun})" if short else "")
             + f", but {ways} ways need {ways}. "
             + (f"--ways {most} works in every split." if (most := _most_ways(stores, needed)) > 1 else "Add classes.")
         )
-    return ImageStore(store.images, store.starts[kept], store.sizes[kept], tuple(store.names[i] for i in kept))
+    return ClassStore(store.examples, store.starts[kept], store.sizes[kept], tuple(store.names[i] for i in kept))
 
 
-def _most_ways(stores: Mapping[str, ImageStore], needed: int) -> int:
-    """Return how many classes every split has that are of so many images."""
+def _most_ways(stores: Mapping[str, ClassStore], needed: int) -> int:
+    """Return how many classes every split has that are of so many examples."""
     return min(int((store.sizes >= needed).sum()) for store in stores.values())
 
 
-def _what_works(stores: Mapping[str, ImageStore], shots: int, needed: int) -> str:
+def _what_works(stores: Mapping[str, ClassStore], shots: int, needed: int) -> str:
     sizes = torch.cat([store.sizes for store in stores.values()])
     left, least = int((sizes >= needed).sum()), int(sizes.min())
     told = f"--on-short skip leaves short classes out, and {left} of {len(sizes)}"
@@ -183,13 +185,13 @@ def _what_works(stores: Mapping[str, ImageStore], shots: int, needed: int) -> st
 
 
 def fitted(
-    stores: Mapping[str, ImageStore], shots: int, ways: int | None, queries: int | None, on_short: OnShort
+    stores: Mapping[str, ClassStore], shots: int, ways: int | None, queries: int | None, on_short: OnShort
 ) -> tuple[int, int, list[str]]:
     """Return ways and queries, what is ``None`` fitted to the classes that there are, and what there is to say of it.
 
     Args:
         stores: the splits that are to have so many classes.
-        shots: support images a class, at most.
+        shots: support examples a class, at most.
         ways: by default 5, or as many as every split has.
         queries: by default 15, or as many as the smallest class has left; where short classes are skipped, as many as
             leave enough classes.
@@ -224,7 +226,7 @@ _CLASSES, _IMAGES, _SHOTS = 0, 1, 2  # streams of random numbers
 
 def few_shot(
     name: str,
-    stores: Mapping[str, ImageStore],
+    stores: Mapping[str, ClassStore],
     *,
     ways: Ways = 5,
     shots: Size | tuple[Size, Size] = 1,
@@ -234,31 +236,36 @@ def few_shot(
     on_short: OnShort = "error",
     train_ways: Ways | None = None,
     details: Mapping[str, Any] | None = None,
+    view: Callable[[Tensor], Tensor] | None = None,
+    noun: str = "images",
 ) -> Tasks:
-    """Make few-shot classification tasks out of stores of images (Vinyals et al. 2016, arXiv:1606.04080).
+    """Make few-shot classification tasks out of stores of examples (Vinyals et al. 2016, arXiv:1606.04080).
 
     Every task draws ``ways`` classes of its split uniformly without replacement, in random order (a class's place is
-    its label), and of each class images alike, so support and query never share one. Examples are ordered by class:
-    ``x`` is float32 in [0, 1], ``(B, n, C, H, W)``, ``y`` int64 ``(B, n)`` in ``0 … ways - 1``.
+    its label), and of each class examples alike, so support and query never share one. Examples are ordered by class:
+    ``x`` is ``(B, n, *shape)``, ``y`` int64 ``(B, n)`` in ``0 … ways - 1``.
 
     Args:
         name: what the tasks are called.
         stores: by split: 'train', 'validation', 'test', or some of them.
         ways: classes of a task.
-        shots: support images a class, or a range ``(low, high)`` that each task draws one number for all its classes
+        shots: support examples a class, or a range ``(low, high)`` that each task draws one number for all its classes
             from; its support set has room for ``high``, and ``mask`` is false (``x`` zero) where there is no example.
-        queries: query images a class.
+        queries: query examples a class.
         seed: in ``[0, 2**32)``; decides the tasks.
-        device: where the images are kept and the tasks are made.
-        on_short: what to do with a class of fewer than shots + queries images: an error, or leave it out (counted in
+        device: where the examples are kept and the tasks are made.
+        on_short: what to do with a class of fewer than shots + queries examples: an error, or leave it out (counted in
             ``details['skipped_classes']``).
         train_ways: classes of a training task, where they differ from ``ways``.
         details: more for the model card.
+        view: ``(kept) -> x``: what models see of examples as they are kept; by default `scaled` where those are uint8,
+            and else the same.
+        noun: what examples are called in errors.
 
     Raises:
         UsageError: a number out of range.
         LeakageError: two splits share a class; a rotated copy counts as its original.
-        ShortClassError: a class with too few images, or a split with fewer classes than ways.
+        ShortClassError: a class with too few examples, or a split with fewer classes than ways.
     """
     low, high = size_range("shots", shots)
     fewest = ways if train_ways is None else min(ways, train_ways)
@@ -269,13 +276,13 @@ def few_shot(
     check_seed(seed)
     ways_of = {split: train_ways if train_ways and split == "train" else ways for split in stores}
     _check_splits(name, stores)
-    usable = {s: _usable(name, stores, s, ways_of[s], high, queries, on_short) for s in stores}
+    usable = {s: _usable(name, stores, s, ways_of[s], high, queries, on_short, noun) for s in stores}
     # rows are gathered: channels that lie last would be moved at every batch
-    held = {split: store.images.to(device).contiguous() for split, store in usable.items()}
-    count = high + queries
+    held = {split: store.examples.to(device).contiguous() for split, store in usable.items()}
+    count, seen = high + queries, view or (scaled if next(iter(held.values())).dtype == torch.uint8 else torch.clone)
 
     def draw(split: str, numbers: Sequence[int]) -> tuple[Tensor, ...]:
-        """Draw the rows of images ``(B, ways, count)``, and, where shots vary, the support sets' masks."""
+        """Draw the rows of examples ``(B, ways, count)``, and, where shots vary, the support sets' masks."""
         store, ways = usable[split], ways_of[split]
         class_words, words = streams(seed, split, numbers, {_CLASSES: 2 * ways, _IMAGES: 2 * ways * count})
         classes = _classes(store, class_words)
@@ -291,7 +298,7 @@ def few_shot(
     def sample(split: str, numbers: Sequence[int]) -> Episodes:
         check_known("split", split, held)
         rows, *mask = drawn(split, list(numbers))
-        return _episodes(held[split], rows, high, *mask)
+        return _episodes(held[split], seen, rows, high, *mask)
 
     def names(split: str, number: int) -> tuple[str, ...]:
         (words,) = streams(seed, split, [number], {_CLASSES: 2 * ways_of[split]})
@@ -309,7 +316,7 @@ def few_shot(
             "queries": queries,
             "seed": seed,
             "classes": {split: len(store.names) for split, store in usable.items()},
-            "images": {split: int(store.sizes.sum()) for split, store in usable.items()},
+            noun: {split: int(store.sizes.sum()) for split, store in usable.items()},
             "skipped_classes": sum(len(stores[s].names) - len(usable[s].names) for s in stores),
             **({} if train_ways is None else {"train_ways": train_ways}),
             **(details or {}),
@@ -318,27 +325,29 @@ def few_shot(
     )
 
 
-def _classes(store: ImageStore, words: Tensor) -> Tensor:
+def _classes(store: ClassStore, words: Tensor) -> Tensor:
     """Return the classes of tasks ``(B, ways)`` that two random words each decide."""
     return distinct(words, torch.full((len(words),), len(store.names)), words.shape[1] // 2)
 
 
-def _episodes(images: Tensor, rows: Tensor, shots: int, mask: Tensor | None = None) -> Episodes:
-    """Gather images and labels; indices are computed on the CPU (many small operations) and copied once."""
+def _episodes(
+    kept: Tensor, view: Callable[[Tensor], Tensor], rows: Tensor, shots: int, mask: Tensor | None = None
+) -> Episodes:
+    """Gather examples and labels; indices are computed on the CPU (many small operations) and copied once."""
     tasks, ways, count = rows.shape
     sizes = (shots, count - shots)
     wanted = torch.cat([rows[:, :, :shots].flatten(), rows[:, :, shots:].flatten()])
-    wanted, flat = wanted.to(images.device, non_blocking=True), images.flatten(1)
-    if not flat.shape[1] % 8 and not flat.storage_offset() % 8:
+    wanted, flat = wanted.to(kept.device, non_blocking=True), kept.flatten(1)
+    if flat.dtype == torch.uint8 and not flat.shape[1] % 8 and not flat.storage_offset() % 8:
         flat = flat.view(torch.int64)  # rows of long words, of which there are fewer to copy
-    chosen = scaled(flat.index_select(0, wanted).view(torch.uint8))
+    chosen = view(flat.index_select(0, wanted).view(kept.dtype))
     first = tasks * ways * shots
     halves = zip((chosen[:first], chosen[first:]), sizes)
-    x_support, x_query = (half.view(tasks, ways * n, *images.shape[1:]) for half, n in halves)
+    x_support, x_query = (half.view(tasks, ways * n, *kept.shape[1:]) for half, n in halves)
     if mask is not None:
-        mask = mask.to(images.device, non_blocking=True, copy=True)
-        x_support.mul_(mask.view(tasks, ways * shots, 1, 1, 1))
-    labels = torch.arange(ways, device=images.device)[:, None]
+        mask = mask.to(kept.device, non_blocking=True, copy=True)
+        x_support.mul_(mask.view(tasks, ways * shots, *(1,) * (kept.dim() - 1)))
+    labels = torch.arange(ways, device=kept.device)[:, None]
     spread = (labels.expand(tasks, ways, n).clone(memory_format=torch.contiguous_format) for n in sizes)
     y_support, y_query = (labels.flatten(1) for labels in spread)
     return Episodes(Batch(x_support, y_support, mask), Batch(x_query, y_query))
