@@ -223,6 +223,9 @@ _WAYS, _QUERIES = 5, 15  # where nobody says
 _FEW = 10  # classes
 _CLASSES, _IMAGES, _SHOTS = 0, 1, 2  # streams of random numbers
 
+#: What of `few_shot` a family says of its data, and no user.
+GIVEN = ("details", "view", "noun")
+
 
 def few_shot(
     name: str,

@@ -17,7 +17,7 @@ from annotated_types import Ge, Le
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
-from headstart.data.fewshot import Ways, class_store, few_shot, fitted, shuffled
+from headstart.data.fewshot import GIVEN, Ways, class_store, few_shot, fitted, shuffled
 from headstart.data.images.layouts import listed, unpacked
 from headstart.data.kind import LeftOutWarning, unknown_types
 from headstart.data.random import SPLITS, size_range
@@ -212,7 +212,7 @@ class ClassFolder(NamedTuple):
     """How many image files could not be read."""
 
 
-@extends(few_shot, without=("details",))
+@extends(few_shot, without=GIVEN)
 def folder(
     data: str | Path,
     *,

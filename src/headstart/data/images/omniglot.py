@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from headstart.data.fewshot import class_store, few_shot, rotated, shuffled
+from headstart.data.fewshot import GIVEN, class_store, few_shot, rotated, shuffled
 from headstart.data.images.download import cache_dir, download, sha256_of, whole
 from headstart.errors import DataError, FileError, check_known
 from headstart.schema import extends
@@ -35,7 +35,7 @@ _VALIDATION_CHARACTERS, _TEST_CHARACTERS, _VALIDATION_ALPHABETS = 100, 423, 5
 Split = Literal["characters", "alphabets"]
 
 
-@extends(few_shot, without=("details",))
+@extends(few_shot, without=GIVEN)
 def omniglot(*, data: Path | None = None, split: Split = "characters", **options: Any) -> Tasks:
     """Tell handwritten characters apart (Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050).
 

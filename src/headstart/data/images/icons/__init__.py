@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from headstart.data.fewshot import ClassStore, few_shot, rotated
+from headstart.data.fewshot import GIVEN, ClassStore, few_shot, rotated
 from headstart.errors import FileError
 from headstart.schema import Size, extends
 from headstart.types import Tasks
@@ -79,7 +79,7 @@ def _damaged(why: str) -> FileError:
     return FileError(f"cannot use the icons data file {_ICONS}: {why}. Reinstall headstart to restore it.")
 
 
-@extends(few_shot, without=("details",))
+@extends(few_shot, without=GIVEN)
 def icons(*, queries: Size = 7, rotations: bool = True, **options: Any) -> Tasks:
     """Make few-shot tasks of telling icons apart: ``x`` is ``(B, n, 1, 28, 28)`` in [0, 1], ink is 1.
 
