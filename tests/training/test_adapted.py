@@ -183,7 +183,7 @@ def test_what_was_adapted_predicts_the_same_when_read_back(run_of: Run, tmp_path
             assert row["low"] < row["prediction"] < row["high"] and not {"probability"} & row.keys()
     for one, other in zip(model.tasks, open_adapted(tmp_path / "out").tasks):
         assert one.adapted.step == other.adapted.step
-    files = ["README.md", "adapted.safetensors", "config.json", "manifest.json"]
+    files = ["README.md", "adapted.safetensors", "config.json", "examples", "manifest.json"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
     card = (tmp_path / "out" / "README.md").read_text()
     assert "None" not in card and all(label in card for label in model.tasks[0].labels)
@@ -206,6 +206,34 @@ def test_tasks_learned_together_are_what_each_is_alone(run_of: Run, tmp_path: Pa
         assert numbers(alone) == pytest.approx(numbers(expected), rel=1e-4, abs=1e-5)
     with pytest.raises(UnknownNameError, match="unknown task 'd'.* Known: a, b, c"):
         predict(model, queries, task="d")
+
+
+@pytest.mark.parametrize(
+    "case", ["images prototypes", "table maml of classes", "table gaussian_process", "curves maml"]
+)
+def test_what_is_added_is_learned_as_if_it_had_been_there(run_of: Run, tmp_path: Path, case: str) -> None:
+    """New tasks beside those that are known, and more examples of one of them."""
+    source, queries = give(case, tmp_path / "all", ["a", "b"])
+    whole = numbers(predict(adapt(run_of(case), source, tmp_path / "whole"), queries))
+    first, _ = only("a", source, queries, tmp_path)
+    more = tmp_path / "more"
+    if source.is_dir():
+        first = tmp_path / "first"
+        shutil.copytree(source / "a", first / "a")
+        shutil.copytree(source, more)
+        for folder in (first / "a").iterdir():
+            (folder / "1.png").unlink()
+            (more / "a" / folder.name / "0.png").unlink()
+    else:
+        header, *lines = source.read_text().splitlines()
+        first, more = tmp_path / "first.csv", tmp_path / "more.csv"
+        first.write_text("\n".join([header, *lines[:2]]) + "\n")
+        more.write_text("\n".join([header, *lines[2:]]) + "\n")
+    adapt(run_of(case), first, tmp_path / "before")
+    model = adapt(tmp_path / "before", more, tmp_path / "out")
+    assert [task.name for task in model.tasks] == ["a", "b"]
+    assert numbers(predict(model, queries)) == pytest.approx(whole, rel=1e-4, abs=1e-5)
+    assert numbers(predict(open_adapted(tmp_path / "out"), queries)) == pytest.approx(whole, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("case", ["images maml", "images prototypes", "table maml", "curves maml"])
@@ -378,6 +406,49 @@ class TestImages:
         assert [len(task.labels) for task in model.tasks] == [3, 2]
         found = predict(open_adapted(tmp_path / "out"), tmp_path / "two" / "queries")
         assert [len(row["probabilities"]) for row in found] == [3, 3, 3, 2, 2]
+
+    def test_classes_are_added_and_none_is_forgotten(self, run_of: Run, tmp_path: Path) -> None:
+        queries = draw(tmp_path / "all", [None], 5)
+        whole = predict(adapt(run_of("images prototypes"), tmp_path / "all" / "support", tmp_path / "whole"), queries)
+        names = sorted(path.name for path in (tmp_path / "all" / "support").iterdir())
+        for place, name in enumerate(names):  # the new ones are not the last of the alphabet
+            part = tmp_path / ("more" if place % 2 else "few")
+            shutil.copytree(tmp_path / "all" / "support" / name, part / name)
+        few = adapt(run_of("images prototypes"), tmp_path / "few", tmp_path / "before")
+        model = adapt(tmp_path / "before", tmp_path / "more", tmp_path / "out")
+        assert few.tasks[0].labels == tuple(names[::2]) and model.tasks[0].labels == tuple(names)
+        assert model.tasks[0].counts == (2,) * 5
+        assert numbers(predict(model, queries)) == pytest.approx(numbers(whole), rel=1e-5, abs=1e-6)
+
+    def test_examples_that_were_not_kept_or_do_not_fit_are_told(self, run_of: Run, tmp_path: Path) -> None:
+        run, source = run_of("images prototypes"), tmp_path / "support"
+        draw(tmp_path, [None])
+        adapt(run, source, tmp_path / "lean", keep_examples=False)
+        with pytest.raises(DataError, match="keeps no examples"):
+            adapt(tmp_path / "lean", source, tmp_path / "out")
+        adapt(run, source, tmp_path / "full")
+        place = tmp_path / "full" / "examples"
+        tensors = from_safetensors((place / "examples.safetensors").read_bytes(), "here")
+        weight = next(name for name in tensors if name.startswith("params."))
+        wrong = [{**tensors, "0.x": tensors["0.x"][:, 1:]}, {**tensors, weight: tensors[weight][:1]}]
+        wrong += [without(tensors, "0.y"), without(tensors, weight), {**tensors, "0.y": tensors["0.y"] + 1}]
+        wrong += [{**tensors, "0.x": tensors["0.x"][..., :9]}, {**tensors, "0.y": tensors["0.y"].float()}]
+        for change in wrong:
+            write_together(place, {"examples.safetensors": to_safetensors(change)})
+            with pytest.raises(FileError, match="does not hold"):
+                adapt(tmp_path / "full", source, tmp_path / "out")
+        (place / "examples.safetensors").write_bytes(b"other")
+        with pytest.raises(FileError, match="damaged"):
+            adapt(tmp_path / "full", source, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_a_method_of_fixed_classes_takes_no_more(self, run_of: Run, tmp_path: Path) -> None:
+        draw(tmp_path, [None])
+        draw(tmp_path / "more", [None, None])
+        adapt(run_of("images maml"), tmp_path / "support", tmp_path / "before")
+        with pytest.raises(ConfigError, match="for 3 classes, but .* has 4"):
+            adapt(tmp_path / "before", tmp_path / "more" / "support", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("method", ["prototypes", "nearest"])
     def test_a_support_image_is_known_again(self, run_of: Run, tmp_path: Path, method: str) -> None:

@@ -230,12 +230,16 @@ def adapt(
     out: Path,
     device: Device = "auto",
     strict: Annotated[bool, Parameter(negative="")] = False,
+    keep_examples: bool = True,
     as_json: Json = False,
 ) -> None:
     """Learn new tasks from a folder of images, a table or points of curves.
 
+    Given an adapted folder instead of a run, add to what it has learned: new classes and tasks, and more examples of
+    those it knows. The result is what learning from all of them at once is.
+
     Args:
-        run: A run's folder.
+        run: A run's folder, or the folder of an adapted model to add to.
         source: Images: a folder that holds one folder of images for each class, whose names are the labels; or many
             of them in one folder, each a task. A table: a CSV or Parquet file with the run's features and target; each
             value of the task column is a task. Curves: one of columns x (or x1, x2, … where an input has several
@@ -243,11 +247,12 @@ def adapt(
             training tasks say (tables, curves).
         out: The folder to write; new or empty.
         strict: Refuse an image that cannot be read, and a class without any, rather than leave it out.
+        keep_examples: Keep the examples in OUT, so that more can be added to it later.
         as_json: Print the result as JSON.
     """
     from headstart.training.adapted import adapt
 
-    model = adapt(run, source, out, device=device, strict=strict)
+    model = adapt(run, source, out, device=device, strict=strict, keep_examples=keep_examples)
     if as_json:
         tasks = [{"name": task.name, "labels": list(task.labels), "counts": list(task.counts)} for task in model.tasks]
         print_json({"out": str(out), "kind": model.kind.name, "tasks": tasks})

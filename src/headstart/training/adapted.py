@@ -6,6 +6,7 @@
       config.json            the run's options, how data are read, and the tasks: names, labels, numbers of examples
       adapted.safetensors    what adaptation changed for each task, and once what prediction needs besides
       manifest.json          size and SHA-256 of these two; a folder whose files are others is refused
+      examples/              what was learned from (`headstart.training.examples`), unless asked not to keep it
       README.md              what this is, and how to use it
 
 The run keeps how its data became numbers (``preparation.json``), so that adapting does not need them again.
@@ -15,7 +16,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -49,6 +50,7 @@ from headstart.training.build import find_device, make_learner, size_of
 from headstart.training.calibration import Spread, calibrated, near
 from headstart.training.checkpoint import alike, newest, refuse_larger
 from headstart.training.config import Config, called, resolve
+from headstart.training.examples import Support, joined, read_examples, write_examples
 from headstart.training.files import (
     explained,
     from_json,
@@ -115,15 +117,25 @@ class AdaptedModel(NamedTuple):
 
 @explained("use")
 def adapt(
-    run: str | Path, source: str | Path | None, out: str | Path, *, device: str = "auto", strict: bool = False
+    run: str | Path,
+    source: str | Path | None,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    strict: bool = False,
+    keep_examples: bool = True,
 ) -> AdaptedModel:
     """Learn the new tasks that a file or folder holds, and write the result.
+
+    Given what was adapted before instead of a run, learn from its examples and those of the source together: a class
+    or a task that is new is added, one of the same name gets more examples. The result is what learning from all of
+    them at once is.
 
     Where the run normalised by batches (``--buffers batch``), normalisation now goes by the support set, so that a
     prediction does not depend on which others are asked for.
 
     Args:
-        run: a run folder.
+        run: a run folder, or the folder of an adapted model to add to, which stays as it is.
         source: images: a folder that holds one folder of images for each class, or a folder of such folders, one a
             task. Tables: a CSV or Parquet file with the features and the target that the run was trained with; each
             value of its task column is a task, and without such a column all rows are one task. Curves: a CSV or
@@ -132,30 +144,39 @@ def adapt(
         out: the folder to write; it must be new or empty.
         device: where to compute.
         strict: refuse an image that cannot be read, and a class without any, which else are left out with a warning.
+        keep_examples: keep the examples in ``out``, as the model takes them, so that more can be added.
 
     Raises:
         ConfigError: the method cannot do that many classes, new tasks of the run's kind cannot be read from files, or
             ``out`` is not empty.
-        DataError: data that do not fit the run's, or that cannot be read.
+        DataError: data that do not fit the run's, or that cannot be read; an adapted model that keeps no examples.
         DivergenceError: adapting gives numbers that are not finite.
         FileError: no run, or a file or folder that cannot be read or written.
     """
     run, out, where = Path(run), Path(out), find_device(device)
-    config = read_config(run)
+    before = open_adapted(run, device=device) if (run / WEIGHTS).exists() else None
+    config = read_config(run) if before is None else before.config
     kind = kind_of_family(config.tasks.name)
-    preparation = read_preparation(run, kind)
+    preparation = read_preparation(run, kind) if before is None else before.preparation
     prepared = kind.read(preparation, str(run / PREPARATION))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is not empty; choose a new folder")
-    spread = read_spread(run)
-    if spread is None and kind.like(prepared, 0).kind == "regression" and not (run / RESULTS).exists():
+    spread = read_spread(run) if before is None else before.spread
+    regression = kind.like(prepared, 0).kind == "regression"
+    if spread is None and regression and before is None and not (run / RESULTS).exists():
         told = f"{run} has no {RESULTS} (it was not tested yet, or that was deleted)"
         warnings.warn(f"{told}: intervals are not calibrated, and may hold far less than they say", stacklevel=2)
     learner_of = _learners(config, kind, prepared, where, spread)
-    # the run's own tasks are not made: their data may be elsewhere
-    refuse_larger(run, size_of(config, kind.like(prepared, 0)))
-    meta = newest(run, start(learner_of(0)).meta).best.meta
-    supports = kind.support(prepared, None if source is None else Path(source), strict)
+    begin, known = start(learner_of(0)).meta, list[Support]()
+    if before is None:
+        # the run's own tasks are not made: their data may be elsewhere
+        refuse_larger(run, size_of(config, kind.like(prepared, 0)))
+        meta = newest(run, begin).best.meta
+    else:
+        meta, known = read_examples(
+            run, [NewTask(*task[:3]) for task in before.tasks], begin, partial(kind.like, prepared)
+        )
+    supports = joined(known, kind.support(prepared, None if source is None else Path(source), strict))
     given = [task for task, _ in supports]
     _refuse_ways(config, kind.like(prepared, 0), str(source), given)
     _check_sizes(kind, prepared, given, str(source))
@@ -175,6 +196,8 @@ def adapt(
             }
     model = AdaptedModel(kind, preparation, config, tuple(tasks[place] for place in range(len(given))), where, spread)
     _save(out, model)
+    if keep_examples:
+        write_examples(out, meta, supports)
     return model
 
 

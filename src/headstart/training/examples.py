@@ -1,0 +1,128 @@
+"""What an adapted model was learned from, kept beside it, so that examples and classes can be added later.
+
+::
+
+    ADAPTED/examples/
+      examples.safetensors   each task's support set, as the model takes it, and where adaptation started from
+      manifest.json          its size and SHA-256
+
+Learning from what is kept and what is new together is what learning from all of it at once is: nothing is forgotten,
+whatever the method. It takes the memory of the examples, and no more.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from headstart.data.kind import NewTask, nothing
+from headstart.errors import DataError, FileError
+from headstart.training.checkpoint import alike
+from headstart.training.files import from_safetensors, read_together, to_safetensors, write_together
+from headstart.types import Batch, Meta, Params, Tasks
+
+EXAMPLES = "examples"
+_FILE = "examples.safetensors"
+
+Support: TypeAlias = tuple[NewTask, Batch]
+"""A task, and its support set as a batch of one."""
+
+
+def write_examples(folder: Path, meta: Meta, supports: Sequence[Support]) -> None:
+    """Keep support sets, and θ and M, in the folder of what was learned from them.
+
+    Raises:
+        FileError: the folder cannot be written.
+    """
+    tensors: Params = {f"{part}.{name}": value for part, own in meta._asdict().items() for name, value in own.items()}
+    for number, (_, batch) in enumerate(supports):
+        values = {"x": batch.x, "y": batch.y, "mask": batch.mask}
+        tensors |= {f"{number}.{name}": value for name, value in values.items() if value is not None}
+    write_together(folder / EXAMPLES, {_FILE: to_safetensors(tensors)})
+
+
+def read_examples(
+    folder: Path, tasks: Sequence[NewTask], start: Meta, like: Callable[[int], Tasks]
+) -> tuple[Meta, list[Support]]:
+    """Return θ and M, and the support sets of the tasks, as `write_examples` has kept them.
+
+    Args:
+        folder: of what was learned.
+        tasks: that were learned.
+        start: θ and M of the same names and shapes; their numbers are not read.
+        like: what tasks of so many classes are like.
+
+    Raises:
+        DataError: no examples were kept.
+        FileError: a file that is damaged, or does not fit what was learned.
+    """
+    if not (folder / EXAMPLES).exists():
+        raise DataError(
+            f"{folder} keeps no examples (it was made with --no-keep-examples), so nothing can be added to it; adapt"
+            " the run to all examples, old and new"
+        )
+    contents, _ = read_together(folder / EXAMPLES, (_FILE,))
+    where = folder / EXAMPLES / _FILE
+    found = from_safetensors(contents[_FILE], str(where))
+
+    def taken(name: str) -> Tensor:
+        if name not in found:
+            raise FileError(f"{where} does not hold {name}; adapt the run to all examples, old and new")
+        return found.pop(name)
+
+    def part(name: str, like: Params) -> Params:
+        own = {key: taken(f"{name}.{key}") for key in like}
+        other = next((key for key, value in own.items() if not alike(value, like[key])), None)
+        if other is not None:
+            raise FileError(f"{where} does not hold the tensors of its model ({other}); adapt again")
+        return own
+
+    meta = Meta(part("params", start.params), part("structure", start.structure))
+    supports = [
+        (task, Batch(taken(f"{number}.x"), taken(f"{number}.y"), found.pop(f"{number}.mask", None)))
+        for number, task in enumerate(tasks)
+    ]
+    for task, batch in supports:
+        rows = max(sum(task.counts), 1)  # of a task of which nothing is known there is one, masked out
+        empty = nothing(like(len(task.labels)), batch.x.dtype)
+        fits = all(a.shape == (1, rows, *b.shape[2:]) and a.dtype == b.dtype for a, b in zip(batch[:2], empty[:2]))
+        known = [batch.y[0].eq(label).sum() for label in range(len(task.labels))] == list(task.counts)
+        if not fits or (task.labels and batch.mask is None and not known):
+            raise FileError(f"{where} does not hold the {rows} examples of the task {task.name!r}; adapt again")
+    return meta, supports
+
+
+def joined(before: Sequence[Support], more: Sequence[Support]) -> list[Support]:
+    """Return the tasks of both, those of one name as one that has the examples of both, and the classes of both."""
+    tasks = {task.name: (task, batch) for task, batch in before}
+    for task, batch in more:
+        tasks[task.name] = _both(tasks[task.name], (task, batch)) if task.name in tasks else (task, batch)
+    return list(tasks.values())
+
+
+def _both(one: Support, other: Support) -> Support:
+    if not sum(one[0].counts):
+        return other
+    if not sum(other[0].counts):
+        return one
+    labels = one[0].labels
+    if labels != other[0].labels:
+        labels = tuple(sorted({*labels, *other[0].labels}))
+    first, second = (_renamed(support, labels) for support in (one, other))
+    x, y = torch.cat((first.x, second.x), 1), torch.cat((first.y, second.y), 1)
+    if not labels:
+        return NewTask(one[0].name, (), (y.shape[1],)), Batch(x, y)
+    order = y[0].argsort(stable=True)  # one class after the other, as a source of all of them has them
+    counts = tuple(y[0].bincount(minlength=len(labels)).tolist())
+    return NewTask(one[0].name, labels, counts), Batch(x[:, order], y[:, order])
+
+
+def _renamed(support: Support, labels: tuple[str, ...]) -> Batch:
+    """Return a support set with its classes numbered as in ``labels``."""
+    task, batch = support
+    if not labels:
+        return batch
+    places: Any = torch.tensor([labels.index(label) for label in task.labels])
+    return batch._replace(y=places[batch.y])
