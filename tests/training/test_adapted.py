@@ -32,7 +32,7 @@ from headstart.errors import (
 from headstart.training import adapted as module
 from headstart.training.adapted import AdaptedModel, adapt, open_adapted, predict, predictions
 from headstart.training.files import from_safetensors, read_json, to_json, to_safetensors, write_together
-from headstart.training.run import train
+from headstart.training.run import open_run, train
 from headstart.types import Adapted, Gaussian, Tree
 from tests.short import tree
 
@@ -520,7 +520,7 @@ class TestImages:
         with pytest.raises(UsageError, match="expected files, folders or globs"):
             predict(model, [queries[0], opened[1]])
         with pytest.raises(FileError, match="is an adapted model; give the run that it was adapted from"):
-            adapt(tmp_path / "out", tmp_path / "support", tmp_path / "again")
+            open_run(tmp_path / "out")
         with pytest.raises(FileError, match="is a run; adapt it to your task first"):
             open_adapted(run_of("images maml"))
 
