@@ -86,7 +86,7 @@ def _case(plan: Plan, given: Race, until: float) -> Result:
 
 
 def _first(plan: Plan, given: Race, contender: Contender, place: dict[str, str]) -> Figure:
-    """Return the seconds until the first step is done, in a new process, imports of the contender included."""
+    """Return the seconds until the first step is done, in a new process, imports (PyTorch too) included."""
     with Worker(contender.target, python=plan.python, threads=plan.threads, variables=place) as worker:
         worker.ask({"do": "memory"}, given.timeout)  # it has started
         began = time.perf_counter()

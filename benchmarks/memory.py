@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from benchmarks.figures import Figure, Report, Target
-from benchmarks.peers.case import Arrays, Case, held
+from benchmarks.peers.case import Case, held
+from benchmarks.peers.prepared import Arrays
 from benchmarks.peers.process import PeerError, Worker
 from benchmarks.peers.race import CLOSE, EXACT, REFERENCE, Contender, Race, Result, Stable, compared, race, read
 from benchmarks.plan import Plan, check, chosen

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from benchmarks.peers.case import Arrays, Prepared
 from benchmarks.peers.environment import source_folder
 from benchmarks.peers.ours import keep_memory
+from benchmarks.peers.prepared import Arrays, Prepared
 from headstart.data.fewshot import ClassStore, class_store, few_shot, rotated, scaled
 from headstart.data.images.icons import read_archive
 from headstart.data.images.omniglot import ZIPS, read_omniglot

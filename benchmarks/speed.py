@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figure, Report, Target
-from benchmarks.peers.case import Arrays, Case, held
+from benchmarks.peers.case import Case, held
+from benchmarks.peers.prepared import Arrays
 from benchmarks.peers.process import PeerError, Worker, available_cores
 from benchmarks.peers.race import (
     CLOSE,

@@ -24,12 +24,12 @@ def curve() -> tuple[torch.Tensor, torch.Tensor]:
 
 inputs, targets = zip(*(curve() for _ in range(500)))
 trained = headstart.maml_train(
-    headstart.mlp(1, 1), inputs, targets, learning_rate=0.002, iterations=800, inner_rate=0.01, tasks_per_step=25
+    headstart.mlp(1, 1), inputs, targets, learning_rate=0.002, iterations=400, inner_rate=0.01, tasks_per_step=25
 )
 
 pooled = headstart.mlp(1, 1)
 optimizer = torch.optim.Adam(pooled.parameters(), lr=0.002)
-for _ in range(500):
+for _ in range(250):
     optimizer.zero_grad()
     mse_loss(pooled(torch.cat(inputs)), torch.cat(targets)).backward()
     optimizer.step()

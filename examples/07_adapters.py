@@ -59,9 +59,9 @@ adam = partial(torch.optim.Adam, lr=0.01)
 for name, model, moved in (("head", network, ["head"]), ("adapters", adapted, ["head", headstart.LowRank])):
     rule = rules.chain(rules.only(*moved), rules.clip(norm=1.0), rules.scale(1.0))
     learner = headstart.maml(model, steps=2, rule=rule, taskmap="vmap")
-    *_, last = headstart.fit(learner, tasks, steps=100, tasks_per_step=8, optimizer=adam)
+    *_, last = headstart.fit(learner, tasks, steps=60, tasks_per_step=8, optimizer=adam)
     for when, meta in (("before", learner.init(None)), ("after", last.state.meta)):
-        score = headstart.evaluate(learner, meta, tasks, episodes=100)
+        score = headstart.evaluate(learner, meta, tasks, episodes=50)
         print(f"{name}, {when} meta-training: {100 * score.mean:.1f}% ± {100 * score.ci95:.1f}%")
     print(f"  moves {sum(value.numel() for value in last.state.meta.params.values())} numbers")
 print(f"  of {sum(value.numel() for value in adapted.parameters())} in all")

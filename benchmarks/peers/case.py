@@ -1,34 +1,14 @@
 """What is computed, as values that every contender can make its tensors and its model of."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy import ndarray
 from torch import Tensor
 
-Arrays: TypeAlias = dict[str, ndarray]
-
-
-class Prepared(NamedTuple):
-    """A contender, ready."""
-
-    step: Callable[[], object]
-    """Does the work once, all of it before it returns."""
-    answer: Callable[[], Arrays] | None = None
-    """What every contender must agree on, such as the meta-gradient, computed in the way that ``step`` has it; asked
-    for before the first step."""
-    note: str = ""
-    """What a reader must know of how this contender does it."""
-    meet: Callable[[], object] | None = None
-    """Called before every step and not timed, such as waiting for other processes."""
-
-
-Prepare: TypeAlias = Callable[[Mapping[str, Any]], Prepared]
-"""``(the case's values, as JSON has them) -> Prepared``: what a worker is started with, as ``module:function``."""
-
+from benchmarks.peers.prepared import Arrays, Prepared
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,7 +13,8 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.peers import libraries
-from benchmarks.peers.case import Arrays, Prepare, Prepared, batched, case_of, loss_of, module, tasks_of
+from benchmarks.peers.case import batched, case_of, loss_of, module, tasks_of
+from benchmarks.peers.prepared import Arrays, Prepare, Prepared
 from headstart.algorithms.maml import maml
 from headstart.core.adjoints import Adjoint, Checkpointed, Unrolled
 from headstart.core.objective import meta_gradient

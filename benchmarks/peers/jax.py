@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.case import OUTER_RATE, Arrays, Case, Prepared, arrays, case_of, module
+from benchmarks.peers.case import OUTER_RATE, Case, arrays, case_of, module
+from benchmarks.peers.prepared import Arrays, Prepared
 
 #: From so many inner steps on they are a loop in the compiled program, which unrolled would take minutes to compile.
 _LOOP = 10

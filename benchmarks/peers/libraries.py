@@ -13,9 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.peers.case import (
-    Arrays,
     Case,
-    Prepared,
     batched,
     case_of,
     gradients,
@@ -27,6 +25,7 @@ from benchmarks.peers.case import (
     trained,
 )
 from benchmarks.peers.environment import source_folder
+from benchmarks.peers.prepared import Arrays, Prepared
 
 
 def loop(values: Mapping[str, Any]) -> Prepared:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.peers.case import Arrays, Case, Prepared, batched, case_of, module, moved, outer_optimizer
+from benchmarks.peers.case import Case, batched, case_of, module, moved, outer_optimizer
+from benchmarks.peers.prepared import Arrays, Prepared
 from headstart.algorithms.maml import anil, maml
 from headstart.core.objective import meta_gradient
 from headstart.core.rules import chain, only, scale

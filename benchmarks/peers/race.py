@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from benchmarks.figures import Figure
-from benchmarks.peers.case import Arrays
 from benchmarks.peers.environment import Environment
+from benchmarks.peers.prepared import Arrays
 from benchmarks.peers.process import PeerError, Worker
 from benchmarks.plan import Plan
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.peers.case import Prepare, Prepared
+from benchmarks.peers.prepared import Prepare, Prepared
 
 
 def serve(target: str, requests: IO[str], replies: IO[str]) -> None:

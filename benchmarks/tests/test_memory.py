@@ -29,7 +29,8 @@ from benchmarks.memory import (
     steps,
 )
 from benchmarks.peers import inner_loops
-from benchmarks.peers.case import Arrays, Case, Prepared
+from benchmarks.peers.case import Case
+from benchmarks.peers.prepared import Arrays, Prepared
 from benchmarks.peers.process import PeerError, Worker
 from benchmarks.peers.race import Contender, Result, Stable, difference
 from benchmarks.plan import Plan

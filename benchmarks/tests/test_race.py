@@ -108,7 +108,7 @@ def test_arrays_are_a_function_of_seed_and_number_alone() -> None:
 
 def test_a_worker_meets_the_others_before_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "meeting.py").write_text(
-        "import numpy as np\nfrom benchmarks.peers.case import Prepared\n"
+        "import numpy as np\nfrom benchmarks.peers.prepared import Prepared\n"
         "def prepare(values):\n    did = []\n"
         "    return Prepared(lambda: did.append(1), lambda: {'did': np.array(did)}, meet=lambda: did.append(0))\n"
     )
@@ -130,7 +130,7 @@ def test_cores_are_the_first_ones_those_that_are_named_or_all() -> None:
 
 def test_prints_of_a_contender_do_not_reach_the_replies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "noisy.py").write_text(
-        "import os\nfrom benchmarks.peers.case import Prepared\n"
+        "import os\nfrom benchmarks.peers.prepared import Prepared\n"
         "def prepare(values):\n    print('loud')\n    os.write(1, b'louder')\n"
         "    return Prepared(lambda: print('and again'))\n"
     )
@@ -166,14 +166,14 @@ def test_what_a_late_command_has_started_ends_with_it(tmp_path: Path) -> None:
     told = tmp_path / "child"
     code = f"{CHILD}open({str(told)!r}, 'w').write(str(child.pid))\nchild.wait()"
     with pytest.raises(subprocess.TimeoutExpired):
-        completed([sys.executable, "-c", code], 5.0)
+        completed([sys.executable, "-c", code], 2.5)
     assert gone(int(told.read_text()))
 
 
 @posix
 def test_what_a_worker_has_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "parent.py").write_text(
-        f"{CHILD}from benchmarks.peers.case import Prepared\n"
+        f"{CHILD}from benchmarks.peers.prepared import Prepared\n"
         "def prepare(values):\n    return Prepared(lambda: None, note=str(child.pid))\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -186,7 +186,7 @@ def test_what_a_worker_has_started_ends_with_it(tmp_path: Path, monkeypatch: pyt
 MADE_UP = """
 import os
 import numpy as np
-from benchmarks.peers.case import Prepared
+from benchmarks.peers.prepared import Prepared
 
 def right(values):
     return Prepared(lambda: None, lambda: {"w": np.ones(3)}, "as it is")

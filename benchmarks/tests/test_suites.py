@@ -8,10 +8,11 @@ import pytest
 
 from benchmarks import compile as suite, speed
 from benchmarks.figures import Figure, Report, Target
+from benchmarks.peers import ours
 from benchmarks.peers.case import Case
 from benchmarks.peers.environment import Environment
 from benchmarks.peers.process import PeerError
-from benchmarks.peers.race import Race, Result, Stable
+from benchmarks.peers.race import EXACT, Race, Result, Stable, difference
 from benchmarks.plan import Plan
 from benchmarks.speed import COMPILED, LOOP, OURS, one_thread
 
@@ -86,14 +87,21 @@ def test_two_processes_that_do_not_exchange_gradients_are_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "alone.py").write_text(
-        "from benchmarks.peers import ours as shared\n"
-        "shared._mean = lambda own: own\n"
-        "whole, in_halves, part = shared.whole, shared.in_halves, shared.part\n"
+        "import numpy as np\nfrom benchmarks.peers.prepared import Prepared\n"
+        "def whole(values):\n    first, tasks = values['first'], values['tasks']\n"
+        "    mean = np.arange(first, first + tasks).mean()\n"
+        "    return Prepared(lambda: None, lambda: {'w': np.full(3, mean)})\n"
+        "in_halves = part = whole\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(speed, "_OURS", "alone")
     found = speed.two_processes(Plan(repeats=1))
     assert found.figures == [] and "another one" in found.failed[speed.TWO]
+
+
+def test_the_gradients_of_two_halves_of_the_tasks_differ() -> None:
+    whole, half = (ours.whole(case._asdict()).answer for case in (SMALL, SMALL._replace(tasks=1)))
+    assert whole is not None and half is not None and difference(half(), whole()) > EXACT
 
 
 def test_one_core_is_not_enough_for_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from torch._inductor.utils import fresh_cache
 import headstart
 from headstart.core.adjoints import Checkpointed
 from headstart.core.objective import at, backprop, meta_gradient
+from headstart.core.tree import tensors_of
 from headstart.engine.accelerate import COMPILED, accelerate
 from headstart.testing import random_episodes
 from headstart.types import Meta
@@ -28,13 +29,7 @@ def _compiler():
         return ""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    """Compile anew, and quickly, into a folder of these tests' own, where headers are precompiled once."""
-    quick = torch._inductor.config.patch({"aot_inductor.debug_compile": True})
-    with quick, fresh_cache(dir=str(tmp_path_factory.mktemp("inductor"))):
-        yield
-
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 compiled = functools.partial(accelerate, compile=True)
 
@@ -114,22 +109,32 @@ def compilations(caplog, count):
     assert len(said) == count and all(line.startswith("meta-gradient compiled: ") for line in said), said
 
 
+def copies(tensors):
+    return [tensor.clone() for tensor in tensors]
+
+
 @needs_compiler
 @pytest.mark.parametrize("case", CASES)
-def test_the_gradient_stays_the_same(case, caplog):
+def test_the_gradient_stays_the_same_and_inputs_and_results_are_left_alone(case, caplog):
     make, tasks = CASES[case]
     learner = make()
     fast, meta = compiled(learner), learner.init(torch.Generator().manual_seed(0))
+    episodes = tasks(1)
+    inputs = tensors_of((meta, episodes))
+    before = copies(inputs)
     with compilations(caplog, 1):
-        meta_gradient(fast, meta, tasks(3))  # compiles
-        first = meta_gradient(fast, meta, tasks(1))
-        kept = [{n: v.clone() for n, v in part.items()} for part in first[0]]
+        first = meta_gradient(fast, meta, episodes)  # compiles, and has the bits of those that follow
+        kept = copies(tensors_of(first[0]))
         second = meta_gradient(fast, shaken(meta), tasks(2))
-    assert_same(first, backprop(learner, meta, tasks(1)))
+        again = meta_gradient(fast, meta, episodes)
+    assert_same(first, backprop(learner, meta, episodes))
     assert_same(second, backprop(learner, shaken(meta), tasks(2)))
-    again = meta_gradient(fast, meta, tasks(1))
-    for part, other, copy in zip(first[0], again[0], kept):
-        assert all(torch.equal(part[n], other[n]) and torch.equal(part[n], copy[n]) for n in part)
+    assert all(map(torch.equal, tensors_of(first[0]), kept)) and all(map(torch.equal, tensors_of(again[0]), kept))
+    for gradient in tensors_of(again[0]):
+        gradient.zero_()  # as an optimiser may
+    assert all(map(torch.equal, inputs, before))
+    assert all(map(torch.equal, tensors_of(meta_gradient(fast, meta, episodes)[0]), kept))
+    assert any(value.abs().max() > 0 for value in kept)
 
 
 @needs_compiler
@@ -174,23 +179,8 @@ def test_inputs_that_are_dicts_and_what_the_loss_is_given(caplog):
 
 
 @needs_compiler
-def test_inputs_are_left_as_they_are():
-    learner = maml_of(perceptron(), steps=1)
-    meta, episodes = learner.init(None), rows(1)
-    tensors = [*meta.params.values(), *(leaf for batch in episodes for leaf in batch if leaf is not None)]
-    before = [tensor.clone() for tensor in tensors]
-    fast = compiled(learner)
-    for _ in range(2):
-        found = meta_gradient(fast, meta, episodes)
-        for gradient in found[0].params.values():
-            gradient.zero_()  # as an optimiser may
-    assert all(map(torch.equal, tensors, before))
-    assert any(value.abs().max() > 0 for value in meta_gradient(fast, meta, episodes)[0].params.values())
-
-
-@needs_compiler
 def test_compiled_in_parts_and_threads(caplog):
-    learner = maml_of(perceptron(), steps=1)
+    learner = maml_of(nn.Sequential(nn.Linear(3, 2)).double(), steps=1)
     episodes = random_episodes((3,), outputs=2, tasks=4)
     meta = learner.init(None)
     with compilations(caplog, 1):
@@ -200,21 +190,14 @@ def test_compiled_in_parts_and_threads(caplog):
 
 @needs_compiler
 def test_the_forms_of_a_learner_that_changes_are_compiled_each(caplog):
-    learner = headstart.maml_plus_plus(perceptron(), steps=1, taskmap="vmap", multi_step_until=0.0)
+    learner = headstart.maml_plus_plus(
+        nn.Sequential(nn.Linear(3, 2)).double(), steps=1, taskmap="vmap", multi_step_until=0.0
+    )
     fast, meta = accelerate(learner, compile=True, threads=1), learner.init(None)
     for done, count in ((0.0, 1), (0.1, 0), (0.9, 1), (1.0, 0)):
         with compilations(caplog, count):
             found = meta_gradient(at(fast, done), meta, rows(1))
         assert_same(found, meta_gradient(at(learner, done), meta, rows(1)))
-
-
-@needs_compiler
-def test_the_first_step_has_the_bits_of_those_that_follow():
-    learner = headstart.maml(perceptron().float(), steps=1, taskmap="vmap")
-    fast, meta = compiled(learner), learner.init(None)
-    episodes = headstart.Episodes(*(batch._replace(x=batch.x.float()) for batch in rows(1)))
-    first, again = (meta_gradient(fast, meta, episodes)[0].params for _ in range(2))
-    assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 def wrong_by(factor, monkeypatch):

@@ -153,6 +153,8 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return trained
 
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 Run = Callable[[str], Path]
 
 

@@ -10,13 +10,16 @@ from headstart.errors import ConfigError, DataError, FileError, UnknownNameError
 from headstart.training.compare import compare, default_methods, pictures, rows
 from headstart.training.progress import Plain, View
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 RUN = {"evaluate_tasks": 2, "test_tasks": 4, "threads": 1}
 SMALL = {"tasks": "icons", "method": {"steps": 1, "rate": 0.1}, "model": {"filters": 4}, "run": RUN}
 SMALL |= {"outer": {"steps": 2, "tasks_per_step": 2}}
 NETWORKS = {owner: part for owner, part in SMALL.items() if owner != "method"}
 
 
-def test_every_method_gets_a_line_a_folder_and_a_picture(tmp_path):
+def test_every_method_gets_a_line_a_folder_and_a_picture(tmp_path, monkeypatch):
+    monkeypatch.undo()  # to look at its pictures
     methods = ["prototypes", "maml", "scratch", "nearest"]
     entries = compare(SMALL, methods, tmp_path)
     assert [entry.method for entry in entries] == methods

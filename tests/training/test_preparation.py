@@ -13,6 +13,8 @@ from headstart.training.preparation import PREPARATION
 from headstart.training.run import open_run, train
 from tests.short import tree
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 CONFIG: dict[str, Any] = {
     "method": "gaussian_process", "task_column": "pig", "target": "weight", "shots": 3, "steps": 1, "threads": 1,
 }  # fmt: skip

@@ -44,6 +44,8 @@ CURVES = {**SINE, "tasks": "curves", "noise": 0.5}
 ICONS = {
     "tasks": "icons", "filters": 2, "ways": 2, "queries": 2, "inner_steps": 1, "rotations": False, "steps": 8, **SMALL
 }  # fmt: skip
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 NUMBERS = ("last.safetensors", "best.safetensors", "metrics.jsonl", "results.csv", "test.csv", "results.json")
 
 
@@ -77,7 +79,8 @@ def _same(a, b, names=NUMBERS):
 
 
 @pytest.mark.parametrize("options", [SINE, CURVES, ICONS, {**ICONS, "method": "prototypes", "inner_steps": None}])
-def test_a_run_folder_is_complete(options, tmp_path):
+def test_a_run_folder_is_complete(options, tmp_path, monkeypatch):
+    monkeypatch.undo()  # to look at its pictures
     result = train(tree(options), tmp_path)
     assert result.score is not None and result.stopped is None and result.step == options["steps"]
     assert set(NUMBERS) < set(os.listdir(tmp_path))
@@ -380,6 +383,7 @@ def test_sigkill_at_any_time_changes_no_bit(options, kills, tmp_path):
     assert lines[0] == lines[1] and len(lines[0]) == steps
 
 
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("how", [{"compile": True}, {"memory": "64KiB"}], ids=str)
 def test_how_a_step_is_computed_may_change_when_a_run_goes_on(how, tmp_path):
     options = {**SINE, "steps": 4, "hidden": "4", "inner_steps": 1, "tasks_per_step": 6}

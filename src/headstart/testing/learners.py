@@ -42,12 +42,19 @@ def _run(case: _Case, steps: int | None = None) -> _Result:
         return _Result(adapted, info, outputs, case.learner.loss(outputs, query), found)
 
 
+class _Plain(NamedTuple):
+    """What a learner gives where nothing is changed, computed once for all checks that compare with it."""
+
+    result: _Result
+    gradient: Meta | None
+
+
+def _plain(case: _Case) -> _Plain:
+    return _Plain(_run(case), meta_gradient(*case)[0] if case.learner.gradient is not None else None)
+
+
 def _of_a_task(result: _Result) -> list[Tree]:
     return [result.adapted.params, result.adapted.buffers, result.outputs, result.losses, result.distribution]
-
-
-def _gradient_of(case: _Case) -> Meta | None:
-    return meta_gradient(*case)[0] if case.learner.gradient is not None else None
 
 
 def check_learner(
@@ -98,25 +105,25 @@ def check_learner(
     learners = [learner] if isinstance(learner, Learner) else [learner(name) for name in taskmaps]
     case = _Case(learners[0], _check_init(learners[0]), episodes)
     _check_arguments(case)
-    _check_pure(case)
+    plain = _check_pure(case)
     after, rest = kit.module_state(module)
     same = same_bits(tensors_before, after) and rest_before == rest
     require(same, "pure", "the learner changes the module it was made from")
-    _check_shapes(case)
-    _check_deterministic(case)
-    _check_isolated(case)
+    _check_shapes(case, plain)
+    _check_deterministic(case, plain)
+    _check_isolated(case, plain)
     if case.learner.steps is not None:
         _check_steps(case, initial)
     if masks:
-        _check_masks(case)
+        _check_masks(case, plain)
     if order:
-        _check_order(case)
-    if case.learner.gradient is not None and case.learner.exact:
-        _check_exact(case, directions, tolerance)
+        _check_order(case, plain)
+    if plain.gradient is not None and case.learner.exact:
+        _check_exact(case, plain.gradient, directions, tolerance)
     for other, name in zip(learners[1:], taskmaps[1:]):
-        theirs, contract = case._replace(learner=other), f"task maps {taskmaps[0]} and {name} agree"
-        require_close(_of_a_task(_run(theirs)), _of_a_task(_run(case)), contract, "their results differ")
-        require_close(_gradient_of(theirs), _gradient_of(case), contract, "their meta-gradients differ")
+        theirs, contract = _plain(case._replace(learner=other)), f"task maps {taskmaps[0]} and {name} agree"
+        require_close(_of_a_task(theirs.result), _of_a_task(plain.result), contract, "their results differ")
+        require_close(theirs.gradient, plain.gradient, contract, "their meta-gradients differ")
 
 
 def _check_arguments(case: _Case) -> None:
@@ -140,25 +147,25 @@ def _check_init(learner: Learner) -> Meta:
     return first
 
 
-def _check_pure(case: _Case) -> None:
+def _check_pure(case: _Case) -> _Plain:
     inputs = (case.meta, case.episodes)
     before, generators = kit.copied(inputs), kit.generator_state()
-    lean = _run(case)[:2]
-    _gradient_of(case)
-    plain = case.learner.adapt(case.meta, case.episodes.support)
+    plain = _plain(case)
+    ungraded = case.learner.adapt(case.meta, case.episodes.support)
     off = "under torch.no_grad() the result keeps a history; predicting would leak memory"
     unasked = "nothing in the meta value requires a gradient, but the result keeps a history"
-    for (adapted, info), claim in ((lean, off), (plain, unasked)):
+    for (adapted, info), claim in ((plain.result[:2], off), (ungraded, unasked)):
         history = [t for t in tensors_of([adapted.params, adapted.buffers, info]) if t.requires_grad]
         require(not history, "pure", claim)
     require(same_bits(before, inputs), "pure", "the learner writes into its meta value or its episodes")
     meaning = "the learner draws from the global generator; take random numbers from Batch.seed"
     require(kit.generator_state() == generators, "deterministic", meaning)
+    return plain
 
 
-def _check_shapes(case: _Case) -> None:
+def _check_shapes(case: _Case, plain: _Plain) -> None:
     tasks, query = case.episodes.support.y.shape[0], case.episodes.query
-    result = _run(case)
+    result, gradient = plain
     for name, value in {**result.adapted.params, **result.adapted.buffers}.items():
         claim = f"adapted {name!r} has shape {tuple(value.shape)}, its first axis must be the {tasks} tasks"
         require(value.shape[:1] == (tasks,), "shapes", claim)
@@ -169,7 +176,6 @@ def _check_shapes(case: _Case) -> None:
     }
     for what, (got, expected) in shapes.items():
         require(tuple(got) == tuple(expected), "shapes", f"{what} gives {tuple(got)}, expected {tuple(expected)}")
-    gradient = _gradient_of(case)
     if gradient is None:
         return
     for part, like in zip(gradient, case.meta):
@@ -180,17 +186,14 @@ def _check_shapes(case: _Case) -> None:
     require(not any(t.requires_grad for t in tensors_of(gradient)), "pure", "the meta-gradient keeps a history")
 
 
-def _check_deterministic(case: _Case) -> None:
-    first = _run(case), _gradient_of(case)
+def _check_deterministic(case: _Case, first: _Plain) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(12345)
-        second = _run(case), _gradient_of(case)
+        second = _plain(case)
     require(same_bits(first, second), "deterministic", f"two equal calls differ by {kit.error(first, second):.2g}")
 
 
-def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
-    gradient = _gradient_of(case)
-    assert gradient is not None
+def _check_exact(case: _Case, gradient: Meta, directions: int, tolerance: float) -> None:
     how: dict[str, Any] = {"directions": directions, "tolerance": tolerance}
     for field, symbol, point, slope in zip(Meta._fields, "θM", case.meta, gradient):
 
@@ -202,10 +205,10 @@ def _check_exact(case: _Case, directions: int, tolerance: float) -> None:
             kit.check_derivative(loss, point, slope, contract=f"exact in {symbol}", **how)
 
 
-def _check_isolated(case: _Case) -> None:
+def _check_isolated(case: _Case, plain: _Plain) -> None:
     """A task's result is the same alone, in another order of tasks, and beside tasks with other data."""
     tasks = case.episodes.support.y.shape[0]
-    together = _of_a_task(_run(case))
+    together = _of_a_task(plain.result)
 
     def hold(episodes: Episodes, chosen: list[int], rows: list[int], how: str) -> None:
         """Compare rows of a run on other episodes with the chosen tasks of the first run."""
@@ -265,17 +268,17 @@ def _padded(batch: Batch) -> Batch:
     return Batch(mapped(longer, batch.x), longer(batch.y), mask, batch.seed)
 
 
-def _check_masks(case: _Case) -> None:
+def _check_masks(case: _Case, plain: _Plain) -> None:
     """Examples that are masked out change no result and no gradient, even where they are NaN, in all tasks or one."""
-    padded = case._replace(episodes=Episodes(*(_padded(batch) for batch in case.episodes)))
-    plain, result = _run(case), _run(padded)
-    count = plain.outputs.shape[1]
+    result, gradient = _plain(case._replace(episodes=Episodes(*(_padded(batch) for batch in case.episodes))))
+    expected = plain.result
+    count = expected.outputs.shape[1]
     said = mapped(lambda leaf: leaf[:, :count], [result.outputs, result.distribution])
     seen = [result.adapted.params, result.losses, said]
-    expected = [plain.adapted.params, plain.losses, [plain.outputs, plain.distribution]]
-    require_close(seen, expected, "masks", "examples that are masked out change the result")
+    wanted = [expected.adapted.params, expected.losses, [expected.outputs, expected.distribution]]
+    require_close(seen, wanted, "masks", "examples that are masked out change the result")
     claim = "examples that are masked out (NaN here) change the meta-gradient"
-    require_close(_gradient_of(padded), _gradient_of(case), "masks", claim)
+    require_close(gradient, plain.gradient, "masks", claim)
     _check_ragged(case)
 
 
@@ -306,12 +309,12 @@ def _check_ragged(case: _Case) -> None:
     require_close(shown, [expected.outputs, expected.losses, expected.distribution], "masks", claim)
 
 
-def _check_order(case: _Case) -> None:
+def _check_order(case: _Case, plain: _Plain) -> None:
     support = case.episodes.support
     x, y, mask = mapped(lambda leaf: leaf.flip(1), (support.x, support.y, support.mask))
     flipped = case._replace(episodes=case.episodes._replace(support=Batch(x, y, mask, support.seed)))
     claim = "reversing the support examples changes predictions"
-    require_close(_run(flipped).outputs, _run(case).outputs, "order", claim)
+    require_close(_run(flipped).outputs, plain.result.outputs, "order", claim)
 
 
 def check_method(
