@@ -20,6 +20,7 @@ Device: TypeAlias = Annotated[
     Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where to compute; auto takes cuda, then mps, then cpu.")
 ]
 Json: TypeAlias = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
+Several: TypeAlias = Annotated[list[str], Parameter(consume_multiple=True, negative="")]
 Raw: TypeAlias = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """Words that a command reads itself."""
 
@@ -194,6 +195,95 @@ def _compare(
     """
 
 
+def matrix(*words: Raw) -> int:
+    """Train methods on each of several sources, and judge them on each of several."""
+    from headstart.cli.options import behind, call, choices, first_look
+
+    names, train, test = first_look(words)[1], behind(words, "--train"), behind(words, "--test")
+    methods = [name.strip() for name in names.get("methods", "").split(",") if name.strip()]
+    schemas = []
+    for source in [*train, *test]:
+        kind = find("data", find("task", _family(source)).kind)
+        for method in methods or kind.compared[:1]:
+            model = {} if find("method", method).model == "none" else names.get("model")
+            schemas.append(choices({"tasks": source, "method": {"name": method}, "model": model}))
+    more = "What there is to choose depends on the sources and the methods: `headstart matrix --train icons --help`."
+    called = call(_matrix, words, schemas, "" if schemas else more)
+    if called is None:
+        return 0
+    from headstart.training.matrix import matrix, rows
+    from headstart.training.progress import view
+    from headstart.training.report.report import shown
+
+    tree: dict[str, Any] = dict(called.tree)
+    if "model" in names:
+        tree["model"] = {"name": names["model"], **tree.get("model", {})}
+    out = called.own.get("out") or Path("runs", "matrix")
+    found = matrix(tree, train, test or None, methods or None, out, jobs=called.own.get("jobs", 1), view=view())
+    if found.stopped is not None:
+        print(f"stopped by {found.stopped.name}; the same command goes on from there")
+        return 128 + found.stopped
+    table = rows(found)
+    if called.own.get("as_json"):
+        print_json({"table": table, "pictures": [str(out / "matrix.png")]})
+        return 0
+    targets = list(dict.fromkeys(row["on"] for row in table))
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row in table:
+        metric = "accuracy" if "accuracy" in row else "mse"
+        kind = "classification" if metric == "accuracy" else "regression"
+        told = shown(kind, row[metric], row["ci95"]).removeprefix(f"{metric} ")
+        if row.get("than_nearest") is not None and row["than_nearest"] + row["than_nearest_ci95"] < 0:
+            told += " *"
+        lines.setdefault((row["method"], row["trained_on"] or "nothing"), {})[row["on"]] = told
+    print_table(
+        f"{table[0]['tasks']} unseen test tasks each, mean ± 95 % interval"
+        + ("; * worse than nearest, which learns nothing" if found.baseline else ""),
+        ("method", "trained on", *(f"on {target}" for target in targets)),
+        [(*names, *(told.get(target, "") for target in targets)) for names, told in lines.items()],
+        left=2,
+    )
+    for note in dict.fromkeys(cell.notes[0] for cell in found.cells if cell.notes):
+        print(f"note: {note}")
+    for name in ("matrix.csv", "matrix.json", "matrix.png"):
+        print(out / name)
+    return 0
+
+
+def _family(source: str) -> str:
+    from headstart.training.config import normal
+
+    return str(normal({"tasks": source})["tasks"]["name"])
+
+
+def _matrix(
+    *,
+    train: Several,
+    test: Several | None = None,
+    methods: str | None = None,
+    model: str | None = None,
+    out: Path | None = None,
+    jobs: int = 1,
+    as_json: Json = False,
+) -> None:
+    """Train methods on each of several sources, and judge them on each of several.
+
+    One table shows the accuracy (or error) by what was trained on and judged on; matrix.csv and .json say by how much a
+    run differs, on the same tasks, from the same method trained on that source itself, and from what learns nothing.
+    An option is given to the sources and methods that take it. The same command again goes on where it was stopped.
+
+    Args:
+        train: What to train on: names of families, or folders or files of your own.
+        test: What to judge on. Default: what is trained on.
+        methods: Names of methods (headstart list methods), joined by commas. Default: those that suit the kind of data.
+        model: The network (headstart list models), for methods that use one. Default: conv4 for images, else mlp.
+        out: The folder of the table, with a folder a source in it, and in that a run's folder a method. Default:
+            runs/matrix.
+        jobs: How many methods to train at the same time, each in a process of its own.
+        as_json: Print the table as JSON.
+    """
+
+
 def evaluate(*words: Raw) -> int:
     """Judge a run on fixed tasks: mean and 95 % interval."""
     from headstart.cli.options import call, choices, first_look
@@ -212,9 +302,9 @@ def evaluate(*words: Raw) -> int:
     from headstart.training.report.report import score_to_json
     from headstart.training.run import open_run, test
 
-    given = {"episodes": 600, "split": "test", "seed": None, "device": "auto", **called.own}
-    run, seed, told, notes = given["run"], given["seed"], {}, ()
-    judging = {name: given[name] for name in ("episodes", "split")}
+    given: dict[str, Any] = {"episodes": 600, "split": "test", "seed": None, "device": "auto", **called.own}
+    run, seed, told, notes = given["run"], given["seed"], dict[str, Any](), ()
+    judging: dict[str, Any] = {name: given[name] for name in ("episodes", "split")}
     if "on" in given:
         source = {"name": given["on"], **called.tree.get("tasks", {})}
         score, trained_on, on, seed, step, notes = evaluate_on(
@@ -403,6 +493,7 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "matrix": matrix,
     "adapt": adapt,
     "predict": predict,
     "report": report,

@@ -52,6 +52,23 @@ def first_look(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return free or [word for word in perhaps if word in known or os.path.exists(word)][:1], names
 
 
+def behind(words: Sequence[str], name: str) -> list[str]:
+    """Return the words behind an option that takes several, wherever it stands.
+
+    >>> behind(["--train", "icons", "omniglot", "--out", "here", "--train=more"], "--train")
+    ['icons', 'omniglot', 'more']
+    """
+    found, taken = list[str](), False
+    for word in words:
+        own, equals, value = word.partition("=")
+        if word.startswith("-"):
+            taken = own == name
+            found += [value] if taken and equals else []
+        elif taken:
+            found.append(word)
+    return found
+
+
 def choices(tree: Tree) -> Schema:
     """Return what there is to choose for a tree; what it says already is the default."""
     parts = normal(tree)

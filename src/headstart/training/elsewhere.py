@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headstart.data.fewshot import original
-from headstart.data.kind import kind_of_family
+from headstart.data.kind import Elsewhere, kind_of_family
 from headstart.errors import ConfigError, LeakageError
 from headstart.registry import find, rows
 from headstart.training.build import Job, make_learner, make_tasks
@@ -64,9 +64,8 @@ def evaluate_on(
     config = target_config(job, source)
     seed = config.run.seed if seed is None else seed
     tasks = make_tasks(config, job.device, seed)
-    notes = _refuse_trained_on(job, config, tasks, split)
-    judged = _judge(job, tasks)
-    score = test(judged, checkpoint.best.meta, episodes=episodes, split=split, on_batch=on_batch)
+    notes = refuse_trained_on(job, config, tasks, split)
+    score = test(elsewhere(job, tasks), checkpoint.best.meta, episodes=episodes, split=split, on_batch=on_batch)
     return Judged(score, called(job.config), called(config), seed, checkpoint.best.step, notes)
 
 
@@ -78,41 +77,50 @@ def target_config(job: Job, source: str | Mapping[str, Any]) -> Config:
     """
     parts = normal({"tasks": source})
     own, other = (find("data", find("task", name).kind) for name in (job.config.tasks.name, parts["tasks"]["name"]))
-    elsewhere = kind_of_family(job.config.tasks.name).elsewhere
-    if own != other or elsewhere is None:
+    seam = kind_of_family(job.config.tasks.name).elsewhere
+    if own != other or seam is None:
         why = f"the run is of {own.name}, and {parts['tasks']['name']!r} is {other.name}"
         raise ConfigError(why if own != other else f"what is learned of {own.name} is of their own columns alone")
     known = schema_of(parts).options
-    sizes = {name: job.tasks.details[name] for name in elsewhere.sizes if name in job.tasks.details}
-    if isinstance(sizes.get("ways"), tuple):
-        sizes["ways"] = sizes["ways"][1]
-    given = {**sizes, **elsewhere.options(job.tasks)}
+    given = {**sizes_of(job.tasks, seam), **seam.options(job.tasks)}
     given = {name: value for name, value in given.items() if f"tasks.{name}" in known and value is not None}
     tree: Tree = {"tasks": {**given, **parts["tasks"]}, "run": {"seed": job.config.run.seed}}
     return resolve(tree)
 
 
-def _judge(job: Job, tasks: Tasks) -> Job:
+def sizes_of(tasks: Tasks, seam: Elsewhere) -> dict[str, Any]:
+    """Return the options that tell how large a task is, as the tasks have them."""
+    found = {name: tasks.details[name] for name in seam.sizes if name in tasks.details}
+    if isinstance(found.get("ways"), tuple):
+        found["ways"] = found["ways"][1]
+    return found
+
+
+def elsewhere(job: Job, tasks: Tasks) -> Job:
     """Return a job that judges the run's learner on other tasks, made such as it takes.
 
     Raises:
         ConfigError: inputs that cannot be made so, other targets, or other ways than the method can do.
     """
-    elsewhere, method = kind_of_family(job.config.tasks.name).elsewhere, find("method", job.config.method.name)
-    assert elsewhere is not None
+    seam, method = kind_of_family(job.config.tasks.name).elsewhere, find("method", job.config.method.name)
+    assert seam is not None
     if method.classes == "trained" and tasks.kind == "classification" and tasks.output_size != job.tasks.output_size:
         raise ConfigError(
             f"the run was trained with {method.name} for {job.tasks.output_size} classes, but tasks of {tasks.name}"
             f" have {tasks.output_size}; give --ways {job.tasks.output_size}"
         )
-    tasks = elsewhere.fitted(job.tasks, tasks)
+    tasks = seam.fitted(job.tasks, tasks)
     other = tasks.kind == "classification" and tasks.output_size != job.tasks.output_size
     learner = make_learner(job.config, tasks, job.device)[0] if other else job.learner
     return job._replace(tasks=tasks, learner=learner)
 
 
-def _refuse_trained_on(job: Job, config: Config, tasks: Tasks, split: str) -> tuple[str, ...]:
-    """Refuse tasks of classes of the run's own source that were trained on, and count names that are the same."""
+def refuse_trained_on(job: Job, config: Config, tasks: Tasks, split: str) -> tuple[str, ...]:
+    """Refuse tasks of classes of the run's own source that were trained on, and tell of others that are called alike.
+
+    Raises:
+        LeakageError: such tasks.
+    """
     trained = {original(name) for name in job.tasks.details.get("class_names", {}).get("train", ())}
     names = {original(name) for name in tasks.details.get("class_names", {}).get(split, ())}
     same = sorted(trained & names)
