@@ -95,6 +95,7 @@ def matrix(
     train, test = (_named(given, options) for given in (sources, sources if targets is None else targets))
     first = next(iter(train.values()))
     _refuse_lost(options, [*train.values(), *test.values()])
+    _refuse_kinds([*train.values(), *test.values()])
     run = {"run": tree.get("run") or {}}
     sizes = _sizes(first, run)
     train, test = ({name: {**sizes, **part} for name, part in parts.items()} for parts in (train, test))
@@ -151,6 +152,14 @@ def _refuse_lost(options: Mapping[str, Any], parts: Sequence[Mapping[str, Any]])
         raise ConfigError(f"no source takes {', '.join(flag(f'tasks.{name}') for name in lost)}; leave it out")
 
 
+def _refuse_kinds(parts: Sequence[Mapping[str, Any]]) -> None:
+    first, *others = ((part["name"], find("task", part["name"]).kind) for part in parts)
+    if other := next((other for other in others if other[1] != first[1]), None):
+        raise ConfigError(
+            f"{first[0]!r} is {first[1]}, and {other[0]!r} is {other[1]}; a matrix is of one kind of data"
+        )
+
+
 def _sizes(part: Mapping[str, Any], run: Tree) -> dict[str, Any]:
     """Return how large a task of a source is, as the options that say it of every one."""
     config = resolve({**run, "tasks": part})
@@ -173,7 +182,11 @@ def _cells(
     scores: Mapping[tuple[str, str, str], tuple[Score, tuple[str, ...]]], baseline: Mapping[str, Score]
 ) -> list[Cell]:
     def more(score: Score, other: Score | None) -> Interval | None:
-        return None if other is None else interval([value - less for value, less in zip(score.values, other.values, strict=True)])
+        return (
+            None
+            if other is None
+            else interval([value - less for value, less in zip(score.values, other.values, strict=True)])
+        )
 
     cells = []
     for (method, trained_on, on), (score, notes) in scores.items():

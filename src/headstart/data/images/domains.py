@@ -10,7 +10,7 @@ import torch
 from annotated_types import Ge, Le
 
 from headstart.data.domains import mixed
-from headstart.data.fewshot import GIVEN, few_shot, original
+from headstart.data.fewshot import GIVEN, Ways, few_shot, original
 from headstart.data.images.convert import converted
 from headstart.errors import ConfigError, HeadstartError, ShapeError, UsageError
 from headstart.registry import find, load, rows
@@ -28,6 +28,7 @@ def domains(
     weights: Sequence[NotNegative] | None = None,
     image_size: Annotated[int, Ge(8), Le(512)] | None = None,
     channels: Literal[1, 3] | None = None,
+    ways: Ways = 5,
     queries: Size = 5,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -44,6 +45,7 @@ def domains(
         weights: how much of training is of each source, in their order; by default of all the same.
         image_size: height and width of all images, in pixels; by default as the sources have them, which must agree.
         channels: 1 for grey, 3 for colour; by default likewise. Grey becomes colour by repetition.
+        ways: classes of a task.
         queries: query images a class.
         seed: decides the tasks, and which source each is of.
         device: where the images are kept and the tasks are made.
@@ -58,8 +60,8 @@ def domains(
     >>> tasks.input_shape, tasks.names("test", 0)[0].partition("/")[0]
     ((3, 28, 28), 'icons')
     """
-    given = {"image_size": image_size, "channels": channels, "queries": queries, "seed": seed, "device": device}
-    given = {name: value for name, value in (given | options).items() if value is not None}
+    given = {"image_size": image_size, "channels": channels, "ways": ways, "queries": queries, "seed": seed, **options}
+    given = {name: value for name, value in given.items() if value is not None} | {"device": device}
     named, taken = _named(sources), set[str]()
     families: dict[str, Tasks] = {}
     for domain, source in named.items():

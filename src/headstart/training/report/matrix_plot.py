@@ -25,8 +25,8 @@ def draw_matrix(table: Sequence[Mapping[str, Any]]) -> bytes:
     draws = [partial(_map, method, [*rows, *raw], targets, metric, ends) for method, rows in groups.items()]
     longest = max(len(kit.short(str(row["trained_on"] or ""))) for row in table)
     heights = max(len({row["trained_on"] for row in [*rows, *raw]}) for rows in groups.values())
-    heading = f"{label}, by what was trained on (rows) and judged on (columns)"
-    return kit.beside(draws, max(2.6, 1.0 * len(targets) + 0.9 + 0.07 * longest), 1.3 + 0.62 * heights, heading)
+    width, height = max(2.6, 1.0 * len(targets) + 1.1 + 0.07 * longest), 1.5 + 0.62 * heights
+    return kit.beside(draws, width, height, f"{label} on unseen tasks")
 
 
 def _map(
@@ -63,3 +63,5 @@ def _map(
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_title(method, fontsize=10)
+    axis.set_xlabel("judged on", fontsize=9)
+    axis.set_ylabel("trained on", fontsize=9)
