@@ -141,7 +141,7 @@ def test_the_cards_command_means_the_same_run(tmp_path):
         {"tasks": "icons", "method": "reptile", "model": "mlp", "shots": "1-3"},
         {"tasks": {"name": "domains", "sources": ["icons", "omniglot"], "data": "/some", "weights": "2,1"}},
     ):
-        config = resolve(tree(values))
+        config = resolve(values if isinstance(values["tasks"], dict) else tree(values))
         words = shlex.split(command(config))
         assert words[:2] == ["headstart", "train"]
         sources, names = first_look(words[2:])
