@@ -68,6 +68,8 @@ class Family(NamedTuple):
     kind: str
     """The kind of its data."""
     defaults: Values = {}
+    options: str = ""
+    """``module:attribute`` of what gives the options that its ``sources`` take besides, where it has such."""
 
 
 class Kind(NamedTuple):
@@ -79,6 +81,8 @@ class Kind(NamedTuple):
     """``module:attribute`` of its `headstart.data.kind.DataKind`."""
     family: str | None = None
     """The family that reads a user's own source of this kind."""
+    several: str | None = None
+    """The family that takes its tasks from several ``sources`` of this kind."""
     methods: tuple[Values, ...] = ({"name": "maml"},)
     """What is trained where nobody names a method: of those that can predict such targets, with the options given, the
     best on the validation tasks."""
@@ -110,6 +114,7 @@ KINDS = (
         "pictures in folders of classes, such a folder as a zip file, or a CSV file of the columns path and label",
         "headstart.data.images.kind:IMAGES",
         family="folder",
+        several="domains",
         model="conv4",
         compared=("maml", "prototypes", "joint", "scratch", "nearest"),
         defaults={"outer.steps": 1000, "outer.tasks_per_step": 4, "method.steps": 5, "method.rate": 0.1},
@@ -498,6 +503,14 @@ TASKS = (
         "headstart.data.images.folder:folder",
         kind="images",
     ),
+    Family(
+        "domains",
+        "several sources of images at once: each task is of one of them",
+        "after Triantafillou et al. 2019, arXiv:1903.03096",
+        "headstart.data.images.domains:domains",
+        kind="images",
+        options="headstart.data.images.domains:options_of_sources",
+    ),
 )
 
 MODELS = (
@@ -558,12 +571,16 @@ def find(what: What, name: str) -> Any:
 
 def load(what: What, name: str) -> Any:
     """Import and return what the row called ``name`` stands for."""
-    target = find(what, name).target
+    return load_target(name, find(what, name).target)
+
+
+def load_target(row: str, target: str) -> Any:
+    """Import and return what a row says to be at ``module:attribute``."""
     module, _, attribute = target.partition(":")
     try:
         return getattr(import_module(module), attribute)
     except (AttributeError, ImportError, ValueError) as error:
-        raise ConfigError(f"the row {name!r} cannot be loaded from {target!r} (module:name): {error}") from error
+        raise ConfigError(f"the row {row!r} cannot be loaded from {target!r} (module:name): {error}") from error
 
 
 def default_method(kind: Kind, target: Target) -> str:

@@ -1,7 +1,8 @@
 """The options of a factory, read off it: names, types, ranges and defaults from its signature, help from its ``Args``.
 
-A parameter is an option where a part of its type is plain: numbers, strings, booleans, paths, choices, and tuples of
-them. What is left (modules, rules, functions) is for Python alone. Nothing here imports torch.
+A parameter is an option where a part of its type is plain: numbers, strings, booleans, paths, choices, tuples of them,
+and dictionaries, which files alone can say. What is left (modules, rules, functions) is for Python alone. Nothing here
+imports torch.
 
 >>> def factory(module, *, steps: Count = 5, kernel: Literal["linear", "rbf"] = "linear", rule: object = None) -> None:
 ...     '''Make something.
@@ -121,7 +122,7 @@ def _plain(hint: Any) -> Any:
     if origin in (Union, UnionType):
         plain = [one for one in map(_plain, parts) if one is not None]
         return reduce(or_, plain) if plain else None
-    if origin is Literal or hint in _PLAIN:
+    if origin in (Literal, dict) or hint in _PLAIN:
         return hint
     if origin is tuple and all(part is Ellipsis or _plain(part) is not None for part in parts):
         return hint
@@ -232,6 +233,8 @@ def allowed(hint: Any) -> str:
         return " or ".join(dict.fromkeys(allowed(part) for part in parts if part is not NoneType))
     if origin is Literal:
         return "one of " + ", ".join(map(str, parts))
+    if origin is dict:
+        return "options by name"
     if origin is tuple:
         several = parts[-1] is Ellipsis
         return "values joined by commas, such as 40,40" if several else "a range such as 1-5"

@@ -204,6 +204,8 @@ class Tasks(NamedTuple):
     """The least and the largest target of training tasks, where predictions are to be kept near them."""
     shared_classes: bool = False
     """Whether a class id means the same in all tasks, so that a support set may lack a class that its task has."""
+    domain: Callable[[str, int], str] | None = None
+    """``domain(split, number)``: which of several sources a task is from; ``None``: there is one."""
 
     def __getstate__(self) -> Any:
         raise not_sent("a family of tasks")

@@ -117,6 +117,14 @@ def test_options_are_known_by_their_full_names_too(tmp_path: Path) -> None:
         ),
         (["compare", "icons", "--method", "svm"], 2, "did you mean --methods?"),
         (["list", "method"], 2, 'Did you mean "methods"?'),
+        (["train", "icons", "sinusoid"], 2, "'icons', which is images, and 'sinusoid', which is curves"),
+        (["train", "sinusoid", "curves"], 2, "several of curves cannot be learned together yet"),
+        (["train", "icons", "--no-rotations", "omniglot"], 2, "'omniglot' stands behind the options; name all TASKS"),
+        (["train", "icons", "omniglot", "--weights", "1,-1"], 2, "--weights is '1,-1'"),
+        (["evaluate", "nowhere", "--on", "icons", "--shots", "2"], 1, "holds no run"),
+        (["evaluate", "nowhere", "--on", "icons", "--steps", "2"], 2, "--steps"),
+        (["matrix", "--train", "icons", "sinusoid", "--methods", "maml"], 2, "a matrix is of one kind of data"),
+        (["matrix", "--test", "icons"], 2, "--train"),
     ],
 )
 def test_mistakes_exit_with_their_code_and_a_line_or_two(
@@ -190,6 +198,9 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert judged["mean"] == trained["test"]["mean"] and judged["by_inner_step"].keys() >= {"0", "1", "10"}
     assert run(["evaluate", out, "--episodes", "4", "--seed", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["mean"] != judged["mean"]
+    assert run(["evaluate", out, "--on", "curves", "--episodes", "4", "--json"]) == 0
+    elsewhere = json.loads(capsys.readouterr().out)
+    assert (elsewhere["trained_on"], elsewhere["on"], elsewhere["episodes"]) == ("sinusoid", "curves", 4)
     assert run(["evaluate", out, "--episodes", "4"]) == 0
     assert "mse" in capsys.readouterr().out
 

@@ -30,6 +30,8 @@ def made(family: str, folder: Path) -> Tasks:
             for shade in range(2):
                 Image.new("L", (5, 5), 5 * place + shade).save(folder / f"class {place}" / f"{shade}.png")
         options = {"data": folder, "queries": 1}
+    if family == "domains":
+        options = {"sources": ["icons"]}
     return getattr(families, family)(**options)
 
 

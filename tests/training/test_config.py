@@ -28,7 +28,11 @@ from headstart.training.config import (
     text,
 )
 
-OWN = {"folder": {"data": "/"}, "table": {"data": "/a.csv", "task_column": "who", "target": "y"}}
+OWN = {
+    "folder": {"data": "/"},
+    "domains": {"sources": ["icons", "omniglot"]},
+    "table": {"data": "/a.csv", "task_column": "who", "target": "y"},
+}
 PAIRS = [
     (family.name, method.name) for family in rows("task") for method in rows("method") if family.name != "table"
 ] + [("table", "maml"), ("table", "gaussian_process")]
@@ -72,7 +76,10 @@ def test_every_option_can_be_given_as_a_value_a_text_and_a_flag(tree: Any, owner
     parts = normal(tree)
     schema = schema_of(parts)
     options = {place: option for place, option in schema.options.items() if place.split(".")[0] in owners}
-    choices = {place: examples(option.type) for place, option in options.items()}
+    sources = [{"name": "icons"}, {"name": "omniglot"}]
+    choices = {
+        place: [sources] if place == "tasks.sources" else examples(option.type) for place, option in options.items()
+    }
     choices |= {place: ["2GiB"] for place in choices if place == "run.memory"}
     for turn in range(max(map(len, choices.values()), default=0)):
         values = {place: choices[place][turn % len(choices[place])] for place in options}

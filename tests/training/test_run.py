@@ -29,6 +29,7 @@ from headstart.training.config import (
     read_config_file,
     resolve,
     schema_of,
+    together,
 )
 from headstart.training.evaluate import evaluate
 from headstart.training.files import read_json
@@ -141,12 +142,13 @@ def test_the_cards_command_means_the_same_run(tmp_path):
         CURVES,
         ICONS,
         {"tasks": "icons", "method": "reptile", "model": "mlp", "shots": "1-3"},
+        {"tasks": {"name": "domains", "sources": ["icons", "omniglot"], "data": "/some", "weights": "2,1"}},
     ):
-        config = resolve(tree(values))
+        config = resolve(values if isinstance(values["tasks"], dict) else tree(values))
         words = shlex.split(command(config))
-        assert words[:3] == ["headstart", "train", config.tasks.name]
-        source, names = first_look(words[2:])
-        base = {"tasks": source, "method": names["method"], "model": names.get("model")}
+        assert words[:2] == ["headstart", "train"]
+        sources, names = first_look(words[2:])
+        base = {"tasks": together(sources), "method": names["method"], "model": names.get("model")}
         called = call(_train, words[2:], [schema_of(normal(base))])
         assert called is not None and resolve(merged(base, called.tree)) == config
 

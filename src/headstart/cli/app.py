@@ -39,8 +39,8 @@ def run(words: Sequence[str], show_traceback: bool = False) -> int:
         help_epilogue="Every command takes --help, and --traceback, which shows where an error comes from.",
     )
     for name, command in COMMANDS.items():
-        # the help of these two depends on their words
-        own: dict[str, Any] = {"help_flags": []} if name in ("train", "compare") else {}
+        # the help of these depends on their words
+        own: dict[str, Any] = {"help_flags": []} if name in ("train", "compare", "matrix", "evaluate") else {}
         app.command(command, name=name, **own)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning

@@ -20,6 +20,7 @@ Device: TypeAlias = Annotated[
     Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where to compute; auto takes cuda, then mps, then cpu.")
 ]
 Json: TypeAlias = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
+Several: TypeAlias = Annotated[list[str], Parameter(consume_multiple=True, negative="")]
 Raw: TypeAlias = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """Words that a command reads itself."""
 
@@ -27,11 +28,11 @@ Raw: TypeAlias = Annotated[str, Parameter(allow_leading_hyphen=True)]
 def train(*words: Raw) -> int:
     """Meta-train on a family of tasks, or go on with a run."""
     from headstart.cli.options import call, first_look
-    from headstart.training.config import default_folder, merged, read_config_file, resolve
+    from headstart.training.config import default_folder, merged, read_config_file, resolve, together
 
-    source, names = first_look(words)
+    sources, names = first_look(words)
     file = read_config_file(Path(names["config"])) if "config" in names else {}
-    base = merged(file, {"tasks": source, "method": names.get("method"), "model": names.get("model")})
+    base = merged(file, {"tasks": together(sources), "method": names.get("method"), "model": names.get("model")})
     more = "Tasks, method and model have options of their own: `headstart train icons --method svm --help` shows them."
     if base["tasks"]:
         called = _called(words, base)
@@ -39,6 +40,7 @@ def train(*words: Raw) -> int:
         called = call(_train, words, [], more)
     if called is None:
         return 0
+    _refuse_late(sources, called)
     from headstart.training.choose import shortlist, train
     from headstart.training.progress import view
     from headstart.training.report.report import score_to_json
@@ -92,10 +94,14 @@ def _called(words: tuple[str, ...], base: dict[str, Any]) -> "Called | None":
     return call(_train, words, [choices(base)])  # says what is wrong, where something is
 
 
+def _refuse_late(sources: Sequence[str], called: "Called") -> None:
+    """Refuse tasks that stand behind a switch, for which what there is to choose was not looked up."""
+    if late := [word for word in called.own.get("tasks", ()) if word not in sources]:
+        raise ConfigError(f"{late[0]!r} stands behind the options; name all TASKS first")
+
+
 def _train(
-    tasks: str | None = None,
-    /,
-    *,
+    *tasks: str,
     method: str | None = None,
     model: str | None = None,
     out: Path | None = None,
@@ -109,7 +115,8 @@ def _train(
 
     Args:
         tasks: A task family's name (headstart list tasks), or a folder or file of your own: a folder of class folders
-            of images, a CSV or Parquet file. Default: from --config.
+            of images, a CSV or Parquet file. Several of images: each task is of one of them, by --weights. Default:
+            from --config.
         method: How to meta-learn (headstart list methods). Default: maml; for tables the best of a short list
             on the validation tasks, which the report tells.
         model: The network (headstart list models). Default: conv4 for images, else mlp.
@@ -122,14 +129,14 @@ def _train(
 def compare(*words: Raw) -> int:
     """Train several methods on the same tasks, and compare them."""
     from headstart.cli.options import call, choices, first_look
-    from headstart.training.config import merged, normal
+    from headstart.training.config import merged, normal, together
 
-    source, names = first_look(words)
-    if source is None:
+    sources, names = first_look(words)
+    if not sources:
         more = "What there is to choose depends on the tasks and the methods"
         call(_compare, words, [], f"{more}: `headstart compare icons --methods maml,svm --help`.")
         return 0
-    base = normal({"tasks": source, "model": names.get("model")})
+    base = normal({"tasks": together(sources), "model": names.get("model")})
     methods = [name.strip() for name in names.get("methods", "").split(",") if name.strip()]
     schemas = []
     for method in methods or find("data", find("task", base["tasks"]["name"]).kind).compared:
@@ -138,11 +145,13 @@ def compare(*words: Raw) -> int:
     called = call(_compare, words, schemas)
     if called is None:
         return 0
+    _refuse_late(sources, called)
     from headstart.training.compare import compare, default_methods, pictures, rows
     from headstart.training.progress import view
 
-    tree, name = merged(base, called.tree), Path(source)
-    out = called.own.get("out") or Path("runs", f"{name.stem if name.is_file() else name.name}-comparison")
+    tree, named = merged(base, called.tree), [Path(source) for source in sources]
+    name = "+".join(one.stem if one.is_file() else one.name for one in named)
+    out = called.own.get("out") or Path("runs", f"{name}-comparison")
     entries = compare(tree, methods or default_methods(tree), out, jobs=called.own.get("jobs", 1), view=view())
     stopped = entries[-1].result.stopped
     if stopped is not None:
@@ -163,9 +172,7 @@ def compare(*words: Raw) -> int:
 
 
 def _compare(
-    tasks: str,
-    /,
-    *,
+    *tasks: str,
     methods: str | None = None,
     model: str | None = None,
     out: Path | None = None,
@@ -179,7 +186,7 @@ def _compare(
 
     Args:
         tasks: A task family's name (headstart list tasks), or a folder or file of your own: a folder of class folders
-            of images, a CSV or Parquet file.
+            of images, a CSV or Parquet file. Several of images: each task is of one of them, by --weights.
         methods: Names of methods (headstart list methods), joined by commas. Default: those that suit the kind of data.
         model: The network (headstart list models), for methods that use one. Default: conv4 for images, else mlp.
         out: The folder of the table, with one run's folder a method in it. Default: runs/TASKS-comparison.
@@ -188,10 +195,144 @@ def _compare(
     """
 
 
-def evaluate(
+def matrix(*words: Raw) -> int:
+    """Train methods on each of several sources, and judge them on each of several."""
+    from headstart.cli.options import behind, call, choices, first_look
+
+    names, train, test = first_look(words)[1], behind(words, "--train"), behind(words, "--test")
+    methods = [name.strip() for name in names.get("methods", "").split(",") if name.strip()]
+    schemas = []
+    for source in [*train, *test]:
+        kind = find("data", find("task", _family(source)).kind)
+        for method in methods or kind.compared[:1]:
+            model = {} if find("method", method).model == "none" else names.get("model")
+            schemas.append(choices({"tasks": source, "method": {"name": method}, "model": model}))
+    more = "What there is to choose depends on the sources and the methods: `headstart matrix --train icons --help`."
+    called = call(_matrix, words, schemas, "" if schemas else more)
+    if called is None:
+        return 0
+    from headstart.training.matrix import matrix, rows
+    from headstart.training.progress import view
+    from headstart.training.report.report import shown
+
+    tree: dict[str, Any] = dict(called.tree)
+    if "model" in names:
+        tree["model"] = {"name": names["model"], **tree.get("model", {})}
+    out = called.own.get("out") or Path("runs", "matrix")
+    found = matrix(tree, train, test or None, methods or None, out, jobs=called.own.get("jobs", 1), view=view())
+    if found.stopped is not None:
+        print(f"stopped by {found.stopped.name}; the same command goes on from there")
+        return 128 + found.stopped
+    table = rows(found)
+    if called.own.get("as_json"):
+        print_json({"table": table, "pictures": [str(out / "matrix.png")]})
+        return 0
+    targets = list(dict.fromkeys(row["on"] for row in table))
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row in table:
+        metric = "accuracy" if "accuracy" in row else "mse"
+        kind = "classification" if metric == "accuracy" else "regression"
+        told = shown(kind, row[metric], row["ci95"]).removeprefix(f"{metric} ")
+        if row.get("than_nearest") is not None and row["than_nearest"] + row["than_nearest_ci95"] < 0:
+            told += " *"
+        lines.setdefault((row["method"], row["trained_on"] or "nothing"), {})[row["on"]] = told
+    print_table(
+        f"{table[0]['tasks']} unseen test tasks each, mean ± 95 % interval"
+        + ("; * worse than nearest, which learns nothing" if found.baseline else ""),
+        ("method", "trained on", *(f"on {target}" for target in targets)),
+        [(*names, *(told.get(target, "") for target in targets)) for names, told in lines.items()],
+        left=2,
+    )
+    for note in dict.fromkeys(cell.notes[0] for cell in found.cells if cell.notes):
+        print(f"note: {note}")
+    for name in ("matrix.csv", "matrix.json", "matrix.png"):
+        print(out / name)
+    return 0
+
+
+def _family(source: str) -> str:
+    from headstart.training.config import normal
+
+    return str(normal({"tasks": source})["tasks"]["name"])
+
+
+def _matrix(
+    *,
+    train: Several,
+    test: Several | None = None,
+    methods: str | None = None,
+    model: str | None = None,
+    out: Path | None = None,
+    jobs: int = 1,
+    as_json: Json = False,
+) -> None:
+    """Train methods on each of several sources, and judge them on each of several.
+
+    One table shows the accuracy (or error) by what was trained on and judged on; matrix.csv and .json say by how much a
+    run differs, on the same tasks, from the same method trained on that source itself, and from what learns nothing.
+    An option is given to the sources and methods that take it. The same command again goes on where it was stopped.
+
+    Args:
+        train: What to train on: names of families, or folders or files of your own.
+        test: What to judge on. Default: what is trained on.
+        methods: Names of methods (headstart list methods), joined by commas. Default: those that suit the kind of data.
+        model: The network (headstart list models), for methods that use one. Default: conv4 for images, else mlp.
+        out: The folder of the table, with a folder a source in it, and in that a run's folder a method. Default:
+            runs/matrix.
+        jobs: How many methods to train at the same time, each in a process of its own.
+        as_json: Print the table as JSON.
+    """
+
+
+def evaluate(*words: Raw) -> int:
+    """Judge a run on fixed tasks: mean and 95 % interval."""
+    from headstart.cli.options import call, choices, first_look
+
+    names = first_look(words)[1]
+    schema = choices({"tasks": names["on"]}) if "on" in names else None
+    if schema is not None:  # of the other tasks there is nothing else to choose
+        own = {name: one._replace(default=None) for name, one in schema.options.items() if name.startswith("tasks.")}
+        schema = schema._replace(options=own)
+    more = "" if schema else "The tasks of --on have options of their own: `headstart evaluate RUN --on icons --help`."
+    called = call(_evaluate, words, None if schema is None else [schema], more)
+    if called is None:
+        return 0
+    from headstart.training.build import make_tasks
+    from headstart.training.elsewhere import evaluate_on
+    from headstart.training.report.report import score_to_json
+    from headstart.training.run import open_run, test
+
+    given: dict[str, Any] = {"episodes": 600, "split": "test", "seed": None, "device": "auto", **called.own}
+    run, seed, told, notes = given["run"], given["seed"], dict[str, Any](), ()
+    judging: dict[str, Any] = {name: given[name] for name in ("episodes", "split")}
+    if "on" in given:
+        source = {"name": given["on"], **called.tree.get("tasks", {})}
+        score, trained_on, on, seed, step, notes = evaluate_on(
+            run, source, seed=seed, device=given["device"], **judging
+        )
+        told = {"trained_on": trained_on, "on": on, "notes": list(notes)}
+    else:
+        job, checkpoint = open_run(run, given["device"])
+        if seed is not None:
+            job = job._replace(tasks=make_tasks(job.config, job.device, seed))
+        seed = job.config.run.seed if seed is None else seed
+        score, step = test(job, checkpoint.best.meta, **judging), checkpoint.best.step
+    if given.get("as_json"):
+        print_json({**told, **score_to_json(score), "seed": seed, "step": step})
+        return 0
+    if told:
+        print(f"trained on {told['trained_on']}, judged on {told['on']}")
+    print(score_text(score))
+    for note in notes:
+        print(f"note: {note}")
+    return 0
+
+
+def _evaluate(
     run: Path,
     /,
     *,
+    on: str | None = None,
     episodes: Annotated[int, Parameter(validator=Number(gte=2))] = 600,
     split: Literal["test", "validation", "train"] = "test",
     seed: UInt32 | None = None,
@@ -202,24 +343,13 @@ def evaluate(
 
     Args:
         run: A run's folder.
+        on: Other tasks to judge on, as train takes them: their inputs are made such as the run was trained on, and
+            ways, shots and queries are the run's where nothing else is said. Default: the run's own.
         episodes: Number of tasks. Range: from 2 up.
         split: Which tasks.
         seed: Seed of the tasks. Range: from 0 to 4294967295. Default: the run's.
         as_json: Print the result as JSON.
     """
-    from headstart.training.build import make_tasks
-    from headstart.training.report.report import score_to_json
-    from headstart.training.run import open_run, test
-
-    job, checkpoint = open_run(run, device)
-    if seed is not None:
-        job = job._replace(tasks=make_tasks(job.config, job.device, seed))
-    score = test(job, checkpoint.best.meta, episodes=episodes, split=split)
-    if as_json:
-        drawn = job.config.run.seed if seed is None else seed
-        print_json({**score_to_json(score), "seed": drawn, "step": checkpoint.best.step})
-    else:
-        print(score_text(score))
 
 
 def adapt(
@@ -363,6 +493,7 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "matrix": matrix,
     "adapt": adapt,
     "predict": predict,
     "report": report,

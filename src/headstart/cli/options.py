@@ -18,7 +18,7 @@ from headstart.schema import Option, options_of, parts
 from headstart.training.config import Outer, Run, Schema, Tree, flags, flat, help_of, nested, normal, schema_of, unknown
 
 #: The commands' own options that decide, and such as take a value besides.
-_NAMES, _OTHERS = ("--method", "--methods", "--model", "--config"), ("--out",)
+_NAMES, _OTHERS = ("--method", "--methods", "--model", "--config", "--on"), ("--out",)
 
 
 class Value(str):
@@ -34,7 +34,7 @@ class Called(NamedTuple):
     """The run's options, by owner; texts and booleans that nobody has checked."""
 
 
-def first_look(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+def first_look(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Read the tasks off a command's words, and what follows ``--method``, ``--config``, …, by names without dashes."""
     names: dict[str, str] = {}
     free: list[str] = []
@@ -49,7 +49,24 @@ def first_look(words: Sequence[str]) -> tuple[str | None, dict[str, str]]:
             # behind an option it may be the option's value, or the tasks behind a switch
             (perhaps if before.startswith("--") and "=" not in before else free).append(word)
     known = {row.name for row in rows("task")}
-    return next(iter(free + [word for word in perhaps if word in known or os.path.exists(word)]), None), names
+    return free or [word for word in perhaps if word in known or os.path.exists(word)][:1], names
+
+
+def behind(words: Sequence[str], name: str) -> list[str]:
+    """Return the words behind an option that takes several, wherever it stands.
+
+    >>> behind(["--train", "icons", "omniglot", "--out", "here", "--train=more"], "--train")
+    ['icons', 'omniglot', 'more']
+    """
+    found, taken = list[str](), False
+    for word in words:
+        own, equals, value = word.partition("=")
+        if word.startswith("-"):
+            taken = own == name
+            found += [value] if taken and equals else []
+        elif taken:
+            found.append(word)
+    return found
 
 
 def choices(tree: Tree) -> Schema:
@@ -61,38 +78,41 @@ def choices(tree: Tree) -> Schema:
 
 
 def call(
-    command: Callable[..., Any], words: Sequence[str], schemas: Sequence[Schema], epilogue: str = ""
+    command: Callable[..., Any], words: Sequence[str], schemas: Sequence[Schema] | None, epilogue: str = ""
 ) -> Called | None:
     """Read a command's words; or print its help, where they ask for it, and return ``None``.
 
     Args:
         command: a function whose parameters and docstring are the command's own; it is not called.
         words: the words behind the command's name.
-        schemas: what there is to choose; where there is none, what every run has.
+        schemas: what there is to choose; where there is none, what every run has, and for ``None`` nothing.
         epilogue: what the help ends with.
 
     Raises:
         CycloptsError, ConfigError: words that are no option of this command and run.
     """
     options: dict[str, Option] = {}
-    for schema in schemas:
+    for schema in schemas or ():
         for name, option in schema.options.items():
             other = options.get(name, option)
             kept = option.default if option.default == other.default else None
             options[name] = option._replace(type=Union[option.type, other.type], default=kept)  # noqa: UP007
-    if not schemas:
+    if schemas == []:
         options = {f"outer.{name}": option._replace(default=None) for name, option in options_of(Outer).items()}
         options |= {f"run.{name}": option for name, option in options_of(Run).items()}
     places = {name.replace(".", "__"): name for name in options}
     own = inspect.signature(command, eval_str=True)
+    called = {name: _called(name, options, own) for name in options}
 
     def read(*arguments: Any, **given: Any) -> Called:
         said = shaped.__signature__.bind(*arguments, **given).arguments
         tree = nested({places[key]: value for key, value in said.items() if key in places and value is not None})
         return Called({key: value for key, value in said.items() if key not in places}, tree)
 
-    groups = _groups(schemas)
-    added = [_parameter(key, name, options, groups) for key, name in places.items()]
+    groups = _groups(schemas or ())
+    added = [
+        _parameter(key, options[name], called[name][0], groups[name.partition(".")[0]]) for key, name in places.items()
+    ]
     shaped: Any = read
     shaped.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])
     shaped.__annotations__ = {name: value.annotation for name, value in shaped.__signature__.parameters.items()}
@@ -106,10 +126,10 @@ def call(
     )
     app.default(shaped)
     try:
-        return app(_short(words, options), exit_on_error=False, print_error=False, result_action="return_value")
+        return app(_short(words, called), exit_on_error=False, print_error=False, result_action="return_value")
     except UnknownOptionError as error:
         word = (error.token.keyword or error.token.value).split("=")[0].lstrip("-")
-        if word.startswith("no-") and f"--{word[3:]}" in {one for name in options for one in flags(name, options)}:
+        if word.startswith("no-") and f"--{word[3:]}" in {one for names in called.values() for one in names}:
             raise ConfigError(f"--{word[3:]} takes a value, and is nothing to switch off by --{word}") from error
         word = word.removeprefix("no-")
         owner, _, name = word.replace("-", "_").rpartition(".")
@@ -118,6 +138,8 @@ def call(
         whole = [key.removeprefix("as_") for key, value in own.parameters.items() if value.kind is value.KEYWORD_ONLY]
         if near := get_close_matches(word, whole, n=1, cutoff=0.75):
             raise ConfigError(f"unknown option --{word}; did you mean --{near[0]}?") from error
+        if schemas is None:
+            raise
         missing = f"unknown option --{word}; where it is one of tasks, name the TASKS first"
         raise ConfigError(unknown(f"{owner}.{name}", *schemas) if schemas else missing) from error
 
@@ -129,14 +151,19 @@ def _groups(schemas: Sequence[Schema]) -> dict[str, Group]:
     return {owner: Group(title, sort_key=place) for place, (owner, title) in enumerate(told.items())}
 
 
-def _parameter(key: str, name: str, options: Mapping[str, Option], groups: Mapping[str, Group]) -> inspect.Parameter:
-    option, best = options[name], flags(name, options)[0]
+def _called(name: str, options: Mapping[str, Option], command: inspect.Signature) -> tuple[str, ...]:
+    """Return an option's names, the shortest first, without one that the command has for something else."""
+    own = {f"--{key.replace('_', '-')}" for key in command.parameters}
+    return tuple(word for word in flags(name, options) if word not in own)
+
+
+def _parameter(key: str, option: Option, best: str, group: Group) -> inspect.Parameter:
     switch = set(parts(option.type)) == {bool}
     shown = Parameter(
         name=best,
         negative=f"--no-{best[2:]}" if switch else (),
         help=help_of(option),
-        group=groups[name.partition(".")[0]],
+        group=group,
         show_default=False,
         show_choices=False,
     )
@@ -145,11 +172,10 @@ def _parameter(key: str, name: str, options: Mapping[str, Option], groups: Mappi
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
 
 
-def _short(words: Sequence[str], options: Mapping[str, Option]) -> list[str]:
+def _short(words: Sequence[str], called: Mapping[str, tuple[str, ...]]) -> list[str]:
     """Return the words with full names of options, such as ``--method.kernel``, as the short ones, where there are."""
     short = {}
-    for name in options:
-        best, *others = flags(name, options)
+    for best, *others in called.values():
         for other in others:
             owner, _, own = other[2:].partition(".")
             short[other] = best

@@ -74,13 +74,15 @@ def print_table(title: str, headings: Sequence[str], rows: Iterable[tuple[str, .
 
 def score_text(score: "Score") -> str:
     """Return a score as people read it: the mean and interval, then by number of inner steps."""
-    from headstart.training.report.card import calibration_text, more_text
+    from headstart.training.report.card import calibration_text, domains_text, more_text
     from headstart.training.report.report import score_to_json, shown
 
     kind = "classification" if score.metric == "accuracy" else "regression"
     tasks = "tasks (mean and 95 % interval)" if score.episodes > 1 else "task (of one alone no interval can be told)"
     lines = [f"{shown(kind, score.mean, score.ci95)} on {score.episodes} {score.split} {tasks}"]
     lines.append(more_text(score_to_json(score)))
+    if score.by_domain is not None:
+        lines.append(f"by domain: {domains_text(score_to_json(score))}")
     if score.calibration is not None:
         lines.append(calibration_text(score.calibration._asdict()))
     for count, found in score.by_inner_step.items():

@@ -10,12 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, NamedTuple, TypeAlias, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
+from headstart.data.meta_dataset import LEAST_WAYS, MOST_SUPPORT, draw_sizes, draw_ways
 from headstart.data.random import SPLITS, below, bits, check_seed, check_sizes, distinct, size_range, streams
 from headstart.data.rows import OnShort
 from headstart.errors import DataError, LeakageError, ShapeError, ShortClassError, UsageError, check_known
@@ -23,6 +24,7 @@ from headstart.schema import Size
 from headstart.types import Batch, Episodes, Tasks
 
 Ways: TypeAlias = Annotated[int, Ge(2), Le(1000)]
+Sampler: TypeAlias = Literal["balanced", "meta_dataset"]
 Draw: TypeAlias = Callable[[str, Sequence[int]], tuple[Tensor, ...]]
 """Of a split and task numbers, tensors whose first axis is the task."""
 
@@ -105,6 +107,15 @@ def rotated(store: ClassStore, keep: Sequence[bool] | None = None) -> ClassStore
     )
 
 
+def original(name: str) -> str:
+    """Return the name of the class that a class is a rotated copy of, or its own.
+
+    >>> original("key@90"), original("key")
+    ('key', 'key')
+    """
+    return _TURN.sub("", name)
+
+
 def scaled(images: Tensor) -> Tensor:
     """Return uint8 images as models see them: float32 in [0, 1]."""
     return images.to(torch.float32).div_(255)
@@ -125,7 +136,7 @@ def _check_splits(name: str, stores: Mapping[str, ClassStore]) -> None:
         if len(set(store.names)) < len(store.names):
             twice = Counter(store.names).most_common(1)[0][0]
             raise DataError(f"class {twice!r} is twice in split {split!r} of {name}; names must be unique")
-        originals = {_TURN.sub("", n) for n in store.names}
+        originals = {original(name) for name in store.names}
         shared = sorted(originals & owner.keys())
         if shared:
             more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
@@ -221,7 +232,7 @@ def fitted(
 
 _WAYS, _QUERIES = 5, 15  # where nobody says
 _FEW = 10  # classes
-_CLASSES, _IMAGES, _SHOTS = 0, 1, 2  # streams of random numbers
+_CLASSES, _IMAGES, _SHOTS, _WAYS_OF_TASK = 0, 1, 2, 3  # streams of random numbers
 
 #: What of `few_shot` a family says of its data, and no user.
 GIVEN = ("details", "view", "noun")
@@ -238,6 +249,7 @@ def few_shot(
     device: str | torch.device = "cpu",
     on_short: OnShort = "error",
     train_ways: Ways | None = None,
+    sampler: Sampler = "balanced",
     details: Mapping[str, Any] | None = None,
     view: Callable[[Tensor], Tensor] | None = None,
     noun: str = "images",
@@ -260,6 +272,9 @@ def few_shot(
         on_short: what to do with a class of fewer than shots + queries examples: an error, or leave it out (counted in
             ``details['skipped_classes']``).
         train_ways: classes of a training task, where they differ from ``ways``.
+        sampler: as many classes and shots in every task (``"balanced"``), or Meta-Dataset's unbalanced tasks of 5 to
+            ``ways`` classes, with ``queries`` query examples a class at most and at most 500 support examples, to which
+            a class adds no more than ``shots`` (``"meta_dataset"``; the paper has 50 ways, 100 shots and 10 queries).
         details: more for the model card.
         view: ``(kept) -> x``: what models see of examples as they are kept; by default `scaled` where those are uint8,
             and else the same.
@@ -279,7 +294,18 @@ def few_shot(
     check_seed(seed)
     ways_of = {split: train_ways if train_ways and split == "train" else ways for split in stores}
     _check_splits(name, stores)
-    usable = {s: _usable(name, stores, s, ways_of[s], high, queries, on_short, noun) for s in stores}
+    check_known("sampler", sampler, get_args(Sampler))
+    if sampler == "meta_dataset":
+        if low < high or high < 2 or max(ways_of.values()) > MOST_SUPPORT:
+            raise UsageError(
+                "the sampler meta_dataset draws the shots of each class, so --shots says what a class may add at most,"
+                f" as one number from 2 up, and --ways is at most {MOST_SUPPORT}; got --shots {shots} --ways"
+                f" {max(ways_of.values())} (the paper has --ways 50 --shots 100 --queries 10)"
+            )
+        usable = {s: _usable(name, stores, s, min(ways_of[s], LEAST_WAYS), 1, 1, on_short, noun) for s in stores}
+        ways_of = {split: min(most, len(usable[split].names)) for split, most in ways_of.items()}
+    else:
+        usable = {s: _usable(name, stores, s, ways_of[s], high, queries, on_short, noun) for s in stores}
     # rows are gathered: channels that lie last would be moved at every batch
     held = {split: store.examples.to(device).contiguous() for split, store in usable.items()}
     count, seen = high + queries, view or (scaled if next(iter(held.values())).dtype == torch.uint8 else torch.clone)
@@ -296,16 +322,46 @@ def few_shot(
         shots = low + below(bits(seed, split, numbers, _SHOTS, 1), high - low + 1)
         return rows, (torch.arange(high) < shots).repeat(1, ways)
 
-    drawn = drawn_ahead(draw, 2 * max(ways_of.values()) * count)
+    def draw_unbalanced(split: str, numbers: Sequence[int]) -> tuple[Tensor, ...]:
+        """Draw the rows of examples, their labels and masks: ``(B, n)`` each, of the support and of the query sets."""
+        store, most = usable[split], ways_of[split]
+        largest = int(store.sizes.max())
+        class_words, words = streams(seed, split, numbers, {_CLASSES: 2 * most, _IMAGES: most * largest})
+        classes = _classes(store, class_words)
+        images, drawn_ways = store.sizes[classes], draw_ways(seed, split, numbers, _WAYS_OF_TASK, most)
+        sizes = draw_sizes(seed, split, numbers, _SHOTS, drawn_ways, images, high, queries)
+        # a class's examples in random order: first those of the support set, then those of the query set
+        keys = torch.where(torch.arange(largest) < images[..., None], words.view(*images.shape, largest), 2**32)
+        rows = (store.starts[classes][..., None] + keys.argsort(dim=-1, stable=True)).flatten(1)
+        place, shots = torch.arange(largest), sizes.shots[..., None]
+        asked = (place >= shots) & (place < shots + sizes.queries[:, None, None]) & (shots > 0)
+        labels = torch.arange(most)[:, None].expand(most, largest).flatten().expand_as(rows)
+        widths = (
+            min(MOST_SUPPORT, int((store.sizes - 1).clamp(max=high).topk(most).values.sum())),
+            most * min(queries, largest // 2),
+        )
+        return (
+            *_beside(rows, labels, (place < shots).flatten(1), widths[0]),
+            *_beside(rows, labels, asked.flatten(1), widths[1]),
+        )
+
+    balanced = sampler == "balanced"
+    largest = max(int(store.sizes.max()) for store in usable.values())
+    words = 2 * max(ways_of.values()) * (count if balanced else largest)
+    drawn = drawn_ahead(draw if balanced else draw_unbalanced, words)
 
     def sample(split: str, numbers: Sequence[int]) -> Episodes:
         check_known("split", split, held)
-        rows, *mask = drawn(split, list(numbers))
-        return _episodes(held[split], seen, rows, high, *mask)
+        rows, *more = drawn(split, list(numbers))
+        if balanced:
+            return _episodes(held[split], seen, rows, high, *more)
+        return Episodes(*(_padded(held[split], seen, *part) for part in ((rows, *more[:2]), more[2:])))
 
     def names(split: str, number: int) -> tuple[str, ...]:
         (words,) = streams(seed, split, [number], {_CLASSES: 2 * ways_of[split]})
-        return tuple(usable[split].names[place] for place in _classes(usable[split], words)[0].tolist())
+        places = _classes(usable[split], words)[0].tolist()
+        own = ways_of[split] if balanced else int(draw_ways(seed, split, [number], _WAYS_OF_TASK, ways_of[split])[0])
+        return tuple(usable[split].names[place] for place in places[:own])
 
     return Tasks(
         name=name,
@@ -314,10 +370,12 @@ def few_shot(
         input_shape=tuple(next(iter(held.values())).shape[1:]),
         output_size=ways,
         details={
-            "ways": ways,
+            "ways": ways if balanced else (min(ways, LEAST_WAYS), ways),
             "shots": shots,
             "queries": queries,
+            "sampler": sampler,
             "seed": seed,
+            "class_names": {split: store.names for split, store in stores.items()},
             "classes": {split: len(store.names) for split, store in usable.items()},
             noun: {split: int(store.sizes.sum()) for split, store in usable.items()},
             "skipped_classes": sum(len(stores[s].names) - len(usable[s].names) for s in stores),
@@ -354,6 +412,20 @@ def _episodes(
     spread = (labels.expand(tasks, ways, n).clone(memory_format=torch.contiguous_format) for n in sizes)
     y_support, y_query = (labels.flatten(1) for labels in spread)
     return Episodes(Batch(x_support, y_support, mask), Batch(x_query, y_query))
+
+
+def _beside(rows: Tensor, labels: Tensor, chosen: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the chosen rows and labels of each task beside each other, ``(B, width)``, and which of them are there."""
+    places = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
+    mask = chosen.gather(1, places)
+    rows, labels = (torch.where(mask, part.gather(1, places), 0) for part in (rows, labels))
+    return rows, labels, mask
+
+
+def _padded(kept: Tensor, view: Callable[[Tensor], Tensor], rows: Tensor, labels: Tensor, mask: Tensor) -> Batch:
+    rows, labels, mask = (part.to(kept.device, non_blocking=True, copy=True) for part in (rows, labels, mask))
+    x = view(kept.index_select(0, rows.flatten())).view(*rows.shape, *kept.shape[1:])
+    return Batch(x.mul_(mask.view(*mask.shape, *(1,) * (kept.dim() - 1))), labels, mask)
 
 
 def drawn_ahead(draw: Draw, words: int) -> Draw:

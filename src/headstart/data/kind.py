@@ -61,6 +61,17 @@ class Inputs(NamedTuple):
     """Where one of them stands, as errors say it."""
 
 
+class Elsewhere(NamedTuple):
+    """How tasks of other sources become such as a run was trained on, to be judged on."""
+
+    sizes: tuple[str, ...]
+    """What tells how large a task is: options and details of one name."""
+    options: Callable[[Tasks], Mapping[str, Any]]
+    """What others are best read with, where they take it; of the tasks that were trained on."""
+    fitted: Callable[[Tasks, Tasks], Tasks]
+    """``(trained on, others)``: the others, with inputs like those; raises `ConfigError` where that cannot be."""
+
+
 Failed: TypeAlias = Callable[[HeadstartError], None]
 """Told of what cannot be predicted, so that all else is; or it raises what it is told."""
 
@@ -106,6 +117,8 @@ class DataKind(NamedTuple):
     """What `headstart adapt` and `headstart predict` take, as a command line has it."""
     values: Callable[[Any, Sequence[Any]], Iterator[Inputs]] | None = None
     """As ``inputs``, of examples that are no files but values in memory, where such can be predicted."""
+    elsewhere: Elsewhere | None = None
+    """``None`` where what was learned means nothing for other sources, as for a table of other columns."""
     picture: str | None = None
     """``module:function`` of what draws test tasks: ``(tasks, learner, meta, truth) -> PNG bytes``, or ``None`` where
     there is no picture of such tasks; ``truth(n)`` gives the same tasks with n query examples and no noise."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from headstart.errors import ConfigError, UsageError
-from headstart.registry import Method, Target, find, load
+from headstart.registry import Method, Target, find, load, rows
 from headstart.training.config import Config, Outer, Part, resolve
 from headstart.training.loop import MakeOptimizer, fused
 from headstart.types import Learner, Meta, Tasks
@@ -42,11 +42,12 @@ def build(config: Config, allow: Callable[[int], None] | None = None) -> Job:
         ShapeError: a model that cannot take the tasks' inputs.
     """
     device = find_device(config.run.device)
-    shots = config.tasks.options.get("shots")
+    shots, varied = config.tasks.options.get("shots"), config.tasks.options.get("sampler") == "meta_dataset"
     by_batch = config.model is not None and config.model.options.get("norm") == "batch"
-    if isinstance(shots, tuple) and by_batch and config.method.options.get("buffers") != "frozen":
+    if (varied or isinstance(shots, tuple)) and by_batch and config.method.options.get("buffers") != "frozen":
+        given = "--sampler is meta_dataset" if varied or not shots else f"--shots is {shots[0]}-{shots[1]}"
         raise ConfigError(
-            f"--shots is {shots[0]}-{shots[1]}, so tasks have different numbers of examples, and --norm batch would "
+            f"{given}, so tasks have different numbers of examples, and --norm batch would "
             "count the padding of the smaller ones; take --norm group, layer or instance, or one number of shots"
         )
     tasks = make_tasks(config, device)
@@ -139,6 +140,7 @@ def assembled(
     """
     row, factory = find("method", method.name), load("method", method.name)
     refuse_target(row, tasks.kind, tasks.name)
+    refuse_ways(row, tasks)
     accepted = inspect.signature(factory).parameters
     given: dict[str, Any] = {
         "loss": "cross_entropy" if tasks.kind == "classification" else "mse",
@@ -188,6 +190,22 @@ def refuse_target(row: Method, target: Target, tasks: str) -> None:
         raise ConfigError(
             f"the method {row.name!r} {does}, but the tasks {tasks!r} are {target}; take another --method,"
             f" such as {', '.join(others)} (`headstart list methods` has more)"
+        )
+
+
+def refuse_ways(row: Method, tasks: Tasks) -> None:
+    """Refuse a method that is made for one number of classes where that differs by task.
+
+    Raises:
+        ConfigError: it is, and does.
+    """
+    ways = tasks.details.get("ways")
+    if isinstance(ways, tuple) and row.classes == "trained":
+        others = [other.name for other in rows("method") if other.classes == "any" and tasks.kind in other.targets]
+        raise ConfigError(
+            f"the tasks {tasks.name!r} have {ways[0]} to {ways[1]} classes (--sampler meta_dataset), and the method"
+            f" {row.name!r} is made for one number of them; take --sampler balanced, or a method that takes any number:"
+            f" {', '.join(others)}"
         )
 
 

@@ -17,7 +17,7 @@ import contextlib
 import os
 import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
@@ -35,6 +35,7 @@ from headstart.registry import (
     What,
     find,
     load,
+    load_target,
     rows,
 )
 from headstart.schema import REQUIRED, Count, Option, allowed, checked, is_range, joined, options_of
@@ -262,8 +263,43 @@ def _part(owner: str, part: Any) -> dict[str, Any]:
     return values
 
 
+def together(sources: Sequence[str]) -> str | dict[str, Any] | None:
+    """Return the tasks that the words of a command line stand for: one source, or several of one kind of data.
+
+    Raises:
+        ConfigError: sources of different kinds, or of one of which several cannot be taken together.
+    """
+    if len(sources) < 2:
+        return next(iter(sources), None)
+    own = [_own_source({"name": source}) for source in sources]
+    kinds = {source: find("data", find("task", one["name"]).kind) for source, one in zip(sources, own)}
+    first = kinds[sources[0]]
+    if other := next((source for source, kind in kinds.items() if kind != first), None):
+        raise ConfigError(
+            f"TASKS are {sources[0]!r}, which is {first.name}, and {other!r}, which is {kinds[other].name}; tasks of"
+            " several sources are of one kind of data"
+        )
+    if first.several is None:
+        raise ConfigError(f"TASKS are {len(sources)} sources; several of {first.name} cannot be learned together yet")
+    return {"name": first.several, "sources": own}
+
+
+def _sources_of(tasks: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the sources of tasks that have several, each as its own family; none of other tasks."""
+    if tasks["name"] not in {row.several for row in rows("data")}:
+        return []
+    sources = tasks.get("sources") or ()
+    if isinstance(sources, str):
+        sources = checked(Option("sources", tuple[str, ...], None, ""), sources)
+    if not isinstance(sources, Sequence):
+        raise ConfigError(f"the sources of tasks are {sources!r}, but must be a list of names, paths or options")
+    return [_own_source(_part("tasks", source)) for source in sources]
+
+
 def _own_source(tasks: dict[str, Any]) -> dict[str, Any]:
     """Return a folder or file that is given as tasks as the family that reads it, with that ``data``."""
+    if sources := _sources_of(tasks):
+        return {**tasks, "sources": sources}
     name, known = str(tasks["name"]), [row.name for row in rows("task")]
     path = os.path.abspath(os.path.expanduser(name))
     if name in known or not (os.path.exists(path) or os.sep in name or os.path.splitext(name)[1]):
@@ -320,6 +356,10 @@ def schema_of(parts: Mapping[str, Mapping[str, Any]]) -> Schema:
             if own not in _GIVEN.get(owner, ()):
                 name = f"{owner}.{own}"
                 options[name] = option._replace(default=defaults.get(name, option.default))
+    if family.options and (sources := parts["tasks"].get("sources")):
+        for own, option in load_target(family.name, family.options)(sources).items():
+            if own not in _GIVEN["tasks"]:
+                options[f"tasks.{own}"] = option
     return Schema(family, kind, method, model, options)
 
 
@@ -457,22 +497,38 @@ def command(config: Config, out: str = "RUN") -> str:
     """
     tree = config.tree()
     schema, values = schema_of(tree), flat(tree)
-    words = ["headstart", "train", config.tasks.name, "--method", config.method.name]
+    sources = _words(config.tasks)
+    if sources is None:  # options of one source of several are for files
+        return shlex.join(["headstart", "train", "--config", f"{out}/config.json", "--out", out])
+    words = ["headstart", "train", *sources, "--method", config.method.name]
     if config.model is not None and config.model.name != schema.kind.model:
         words += ["--model", config.model.name]
     for name, option in schema.options.items():
         value, best = values.get(name), flag(name, schema)
-        if value is None or (value == _plain(option.default) and name != "run.seed"):
+        if value is None or (value == _plain(option.default) and name != "run.seed") or name == "tasks.sources":
             continue
         switch = best if value is True else f"--no-{best[2:]}"
         words += [switch] if isinstance(value, bool) else [best, text(value, option)]
     return shlex.join([*words, "--out", out])
 
 
+def _words(tasks: Part) -> list[str] | None:
+    """Return the words that tasks are called by on the command line, or ``None`` where it has none for them."""
+    own = {row.family for row in rows("data")}
+    words = []
+    for one in tasks.options.get("sources") or [{"name": tasks.name}]:
+        whole = {"name", "data"} if one["name"] in own else {"name"}
+        if one.keys() - whole:
+            return None
+        words.append(str(one.get("data") or one["name"]))
+    return words
+
+
 def text(value: Any, option: Option) -> str:
     """Return a value as the command line takes it."""
     if isinstance(value, (list, tuple)):
-        return "-".join(map(str, value)) if is_range(option.type) else joined(value)
+        named = [one.get("data") or one["name"] if isinstance(one, dict) else one for one in value]  # a source
+        return "-".join(map(str, value)) if is_range(option.type) else joined(named)
     return str(value)
 
 
@@ -483,6 +539,8 @@ def default_folder(config: Config) -> Path:
 
 def called(config: Config) -> str:
     """Return what people call the tasks of a configuration: their own file or folder, else the family."""
+    if sources := config.tasks.options.get("sources"):
+        return "+".join(called(config._replace(tasks=Part(one["name"], one))) for one in sources)
     data = config.tasks.options.get("data")
     own = data is not None and any(row.family == config.tasks.name for row in rows("data"))
     return Path(data).stem if own else config.tasks.name

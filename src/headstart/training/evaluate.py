@@ -70,6 +70,8 @@ class Score(NamedTuple):
     """``None`` for learners that predict no distribution."""
     errors: Errors | None = None
     """``None`` in classification."""
+    by_domain: dict[str, Interval] | None = None
+    """The same for the tasks of each source, where they are of several (`headstart.types.Tasks.domain`)."""
 
     @property
     def median(self) -> float:
@@ -154,7 +156,17 @@ def evaluate(
     by_step = {count: interval(found) for count, found in values.items() if count is not None}
     calibration = _calibration(looks, tasks.unit) if looks else None
     errors = _errors(offs, tasks.unit) if metric == "mse" else None
-    return Score(metric, *interval(values[own]), episodes, split, tuple(values[own]), by_step, calibration, errors)
+    found = values[own]
+    by_domain = _by_domain(tasks, split, found) if tasks.domain is not None else None
+    return Score(metric, *interval(found), episodes, split, tuple(found), by_step, calibration, errors, by_domain)
+
+
+def _by_domain(tasks: Tasks, split: str, values: Sequence[float]) -> dict[str, Interval]:
+    assert tasks.domain is not None
+    found: dict[str, list[float]] = {}
+    for number, value in enumerate(values):
+        found.setdefault(tasks.domain(split, number), []).append(value)
+    return {domain: interval(own) for domain, own in found.items()}
 
 
 def calibrate(learner: Learner, meta: Meta, tasks: Tasks, *, episodes: int = 600, batch: int = 20) -> Spread | None:

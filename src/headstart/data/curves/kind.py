@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from headstart.data.kind import Elsewhere
 from headstart.data.tables.kind import TABLES
 from headstart.data.tables.schema import Feature, Schema, schema_to_json
+from headstart.errors import ConfigError
 from headstart.types import Tasks
 
 
@@ -29,12 +31,20 @@ def _task(tasks: Tasks) -> str:
     return text
 
 
+def _fitted(own: Tasks, other: Tasks) -> Tasks:
+    if other[2:5] != own[2:5]:
+        told = "; ".join(f"{one.name}: {one.input_shape}, {one.output_size}" for one in (own, other))
+        raise ConfigError(f"the numbers in and out of the tasks differ ({told})")
+    return other
+
+
 CURVES = TABLES._replace(
     name="curves",
     recognises=lambda path: False,
     preparation=_preparation,
     task=_task,
     examples="points",
+    elsewhere=Elsewhere(("shots", "queries"), lambda own: {}, _fitted),
     usage=("POINTS.csv", "MORE_POINTS.csv"),
     picture="headstart.training.report.episodes.curves:picture",
     caption="The picture episode.png shows the first test tasks before and after adapting.",

@@ -255,14 +255,15 @@ def folder(
         LeakageError: a class folder that is in two splits.
     """
     check_image_shape(image_size, channels)
+    unbalanced = options.get("sampler") == "meta_dataset"  # such tasks have as many ways and shots as there are
     with unpacked(Path(data), SUFFIXES) as place:
-        splits = _splits(place, ways or 2)
+        splits = _splits(place, 2 if unbalanced else ways or 2)
         read = {split: _read(classes, image_size, channels, strict, fit) for split, classes in splits.items()}
     _warn_of_same(read.values())
     stores = {split: class_store(dict(zip(found.names, found.images))) for split, found in read.items()}
     on_short, own_ways = options.get("on_short", "error"), options.get("train_ways")
     judged = {split: store for split, store in stores.items() if split != "train" or own_ways is None}
-    ways, queries, notes = fitted(judged, size_range("shots", shots)[1], ways, queries, on_short)
+    ways, queries, notes = fitted(judged, 1 if unbalanced else size_range("shots", shots)[1], ways, queries, on_short)
     details = {
         "notes": tuple(notes),
         "fit": fit,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from headstart.data.fewshot import scaled
+from headstart.data.images.convert import converted, light_on_dark
 from headstart.data.images.folder import (
     SUFFIXES,
     Fit,
@@ -22,8 +23,8 @@ from headstart.data.images.folder import (
     task_folders,
 )
 from headstart.data.images.layouts import holds_images, unpacked
-from headstart.data.kind import DataKind, Failed, Inputs, NewTask, Row, class_answers, files_of, unsampled
-from headstart.errors import DataError, FileError
+from headstart.data.kind import DataKind, Elsewhere, Failed, Inputs, NewTask, Row, class_answers, files_of, unsampled
+from headstart.errors import ConfigError, DataError, FileError
 from headstart.types import Batch, Tasks
 
 #: What is predicted at a time: images, and numbers in them, since a network makes many more of each.
@@ -156,10 +157,7 @@ def _task_around(path: Path, tasks: Mapping[str, Sequence[str]]) -> str | None |
 
 def _as_trained(prepared: Prepared, x: Tensor) -> Tensor:
     """Return images with the polarity of the run's tasks: an image's border tells its background."""
-    if not prepared.light_on_dark:
-        return x
-    border = torch.cat([x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]], -1)
-    return torch.where(border.mean((1, 2), keepdim=True).unsqueeze(-1) > 0.5, 1 - x, x)
+    return light_on_dark(x) if prepared.light_on_dark else x
 
 
 def _predicts(prepared: Prepared) -> str:
@@ -171,10 +169,28 @@ _SEEN = {"crop": "of each image its centre square", "pad": "all of each image, o
 
 
 def _task(tasks: Tasks) -> str:
-    shots, queries = tasks.details["shots"], tasks.details["queries"]
-    shots = "-".join(map(str, shots)) if isinstance(shots, tuple) else shots
+    ways, shots, queries = (tasks.details[name] for name in ("ways", "shots", "queries"))
     seen = f"; {_SEEN[tasks.details['fit']]} (--fit {tasks.details['fit']})" if "fit" in tasks.details else ""
+    if isinstance(ways, tuple):
+        told = (
+            f"at most {queries} query images a class, and an unbalanced support set (as in Meta-Dataset, up to {shots}"
+        )
+        return f"{ways[0]} to {ways[1]} classes; {told} of a class counted in its size){seen}"
+    shots = "-".join(map(str, shots)) if isinstance(shots, tuple) else shots
     return f"{tasks.output_size} classes; {shots} support and {queries} query images a class{seen}"
+
+
+def _elsewhere(own: Tasks) -> dict[str, Any]:
+    fit = {"fit": own.details["fit"]} if "fit" in own.details else {}
+    return {"channels": own.input_shape[0], "image_size": own.input_shape[-1], **fit}
+
+
+def _fitted(own: Tasks, other: Tasks) -> Tasks:
+    """Return other tasks with the shape, colours and polarity of those that were trained on."""
+    channels, height, width = own.input_shape
+    if other.kind != own.kind or len(other.input_shape) != 3 or height != width:
+        raise ConfigError(f"{other.name} has inputs of shape {other.input_shape}; the run's are {own.input_shape}")
+    return converted(other, channels, width, light=bool(own.details.get("light_on_dark")))
 
 
 IMAGES = DataKind(
@@ -193,6 +209,7 @@ IMAGES = DataKind(
     predicts=_predicts,
     task=_task,
     examples="images",
+    elsewhere=Elsewhere(("ways", "shots", "queries", "sampler"), _elsewhere, _fitted),
     usage=("FOLDER_OF_CLASS_FOLDERS", "IMAGES"),
     picture="headstart.training.report.episodes.images:picture",
     caption="The picture episode.png shows the first test task.",

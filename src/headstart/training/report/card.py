@@ -85,6 +85,7 @@ def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
     rows = {
         "Result": _result(results),
         "In other words": more_text(results),
+        **({"By domain": domains_text(results)} if results.get("by_domain") else {}),
         "Tasks": f"{tasks.name}: {tasks.summary}",
         "A task": kind_of_family(config.tasks.name).task(job.tasks),
         "Data": _data(job),
@@ -181,6 +182,20 @@ def more_text(results: Mapping[str, Any]) -> str:
     return (
         f"RMSE {found['rmse']:.4g}, MAE {found['mae']:.4g}{r2}; RMSE of the median task {median}, of the worst {worst}"
     )
+
+
+def domains_text(results: Mapping[str, Any]) -> str:
+    """Return how a run does on the tasks of each of its sources, of a score's JSON.
+
+    >>> domains_text({"metric": "accuracy", "by_domain": {"a": {"mean": 0.5, "ci95": 0.02}}})
+    'a 50.00 ± 2 %'
+    """
+    scale, digits, unit = (100, ".2f", " %") if results["metric"] == "accuracy" else (1, ".4g", "")
+    told = []
+    for domain, found in results["by_domain"].items():
+        more = "" if found["ci95"] is None or found["ci95"] != found["ci95"] else f" ± {half(scale * found['ci95'])}"
+        told.append(f"{domain} {scale * found['mean']:{digits}}{more}{unit}")
+    return "; ".join(told)
 
 
 def calibration_text(found: Mapping[str, Any]) -> str:

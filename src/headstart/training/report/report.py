@@ -128,12 +128,14 @@ def read_results(run: Path) -> dict[str, Any]:
 def score_to_json(score: Score) -> dict[str, Any]:
     """Return a score as JSON values, without the tasks' own; what is not finite becomes null.
 
-    ``ci95`` is null for a single task. ``calibration`` is there for learners that predict distributions only, and
-    ``errors`` where numbers are predicted; ``median`` and ``worst`` are of the tasks.
+    ``ci95`` is null for a single task. ``calibration`` is there for learners that predict distributions only,
+    ``errors`` where numbers are predicted, and ``by_domain`` where tasks are of several sources; ``median`` and
+    ``worst`` are of the tasks.
     """
     told = score._asdict() | {
         "by_inner_step": {str(count): found._asdict() for count, found in score.by_inner_step.items()},
         "errors": score.errors and score.errors._asdict(),
+        "by_domain": score.by_domain and {name: found._asdict() for name, found in score.by_domain.items()},
         "median": score.median,
         "worst": score.worst[1],
         "calibration": score.calibration and score.calibration._asdict() | {"nll": score.calibration.nll._asdict()},
@@ -144,7 +146,9 @@ def score_to_json(score: Score) -> dict[str, Any]:
 def by_task(job: Job, score: Score) -> list[dict[str, Any]]:
     """Return a row for each task: its name where the tasks have some, else its number."""
     names = job.tasks.details.get("task_names", {}).get(score.split) or range(score.episodes)
-    return [{"task": name, score.metric: value} for name, value in zip(names, score.values)]
+    domain, split = job.tasks.domain, score.split
+    told = [{"domain": domain(split, number)} if domain else {} for number in range(score.episodes)]
+    return [{"task": name, **own, score.metric: value} for name, own, value in zip(names, told, score.values)]
 
 
 def shown(kind: Literal["classification", "regression"], mean: float, ci95: float | None = None) -> str:
