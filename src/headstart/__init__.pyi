@@ -9,6 +9,11 @@ from headstart.algorithms.baselines import joint as joint, scratch as scratch
 from headstart.algorithms.bayesian_linear import alpaca as alpaca
 from headstart.algorithms.context import cavia as cavia
 from headstart.algorithms.evolution import Evolution as Evolution, es_maml as es_maml
+from headstart.algorithms.fine_tuning import (
+    baseline_plus_plus as baseline_plus_plus,
+    fine_tuning as fine_tuning,
+    linear_probe as linear_probe,
+)
 from headstart.algorithms.forest import forest as forest
 from headstart.algorithms.gaussian_process import dkt as dkt, gaussian_process as gaussian_process
 from headstart.algorithms.heads.kernel_machines import logistic as logistic, svm as svm
@@ -26,13 +31,17 @@ from headstart.algorithms.maml import (
 )
 from headstart.algorithms.maml_plus_plus import maml_plus_plus as maml_plus_plus, per_step_norm as per_step_norm
 from headstart.algorithms.maml_train import maml_train as maml_train
+from headstart.algorithms.matching import matching as matching
 from headstart.algorithms.modulation import mmaml as mmaml
 from headstart.algorithms.neural_process import anp as anp, cnp as cnp
 from headstart.algorithms.objectives import first_order_until as first_order_until, multi_step as multi_step
+from headstart.algorithms.pooled_classes import meta_baseline as meta_baseline
 from headstart.algorithms.proto_maml import proto_maml as proto_maml
 from headstart.algorithms.prototypes import nearest as nearest, prototypes as prototypes
+from headstart.algorithms.relation import relation as relation
 from headstart.algorithms.reptile import reptile as reptile
 from headstart.algorithms.search import search as search
+from headstart.algorithms.simple_shot import simple_shot as simple_shot
 from headstart.algorithms.table_baselines.mixed_effects import mixed_effects as mixed_effects
 from headstart.algorithms.table_baselines.per_task import one_model_per_task as one_model_per_task
 from headstart.algorithms.table_baselines.pooled import (
@@ -40,6 +49,7 @@ from headstart.algorithms.table_baselines.pooled import (
     pooled as pooled,
     task_category as task_category,
 )
+from headstart.algorithms.transduction import bd_cspn as bd_cspn, label_propagation as label_propagation
 from headstart.algorithms.warp import mt_net as mt_net, t_net as t_net, warp_grad as warp_grad
 from headstart.core import losses as losses, rules as rules
 from headstart.core.adjoints import (

@@ -39,6 +39,8 @@ class Method(NamedTuple):
     """Whether a new task has the number of classes that was trained with, or any."""
     outer: bool = True
     """Whether outer steps are taken."""
+    transductive: bool = False
+    """Whether it reads a task's query set together, so that what it predicts of one depends on the others there."""
     annealed: bool = False
     """Whether steps depend on how many there are to be, so that none can be added to a run."""
     defaults: Mapping[str, Values] = {}
@@ -98,6 +100,10 @@ What: TypeAlias = Literal["method", "model", "task", "data"]
 
 # chosen on other splits of the panels than are reported; all tasks of a table at once
 _ALL_TASKS_AT_ONCE = {"outer.steps": 300, "outer.rate": 0.02, "outer.schedule": "cosine", "outer.tasks_per_step": 128}
+
+# steps of a classifier on features that stay, and of fine-tuning
+_PROBED = {kind: {"method.steps": 100, "method.rate": 1.0} for kind in ("images", "tables")}
+_TUNED = {kind: {"method.steps": 20, "method.rate": 0.1} for kind in ("images", "tables")}
 
 #: What every run starts from where nothing else is said.
 DEFAULTS: Values = {"method.taskmap": "vmap"}
@@ -272,6 +278,93 @@ METHODS = (
         targets=CLASSES,
         model="embedding",
         classes="any",
+    ),
+    Method(
+        "matching",
+        "learn an embedding in which attention over the support examples is right (matching networks)",
+        "Vinyals, Blundell, Lillicrap, Kavukcuoglu, Wierstra 2016, arXiv:1606.04080",
+        "headstart.algorithms.matching:matching",
+        targets=CLASSES,
+        model="embedding",
+        classes="any",
+    ),
+    Method(
+        "relation",
+        "learn an embedding, and a network that compares queries to classes in it (relation networks)",
+        "Sung, Yang, Zhang, Xiang, Torr, Hospedales 2017, arXiv:1711.06025",
+        "headstart.algorithms.relation:relation",
+        targets=CLASSES,
+        model="embedding",
+        classes="any",
+    ),
+    Method(
+        "meta_baseline",
+        "pre-train the embedding on all training classes at once, then train it on tasks, by cosine class means",
+        "Chen, Liu, Xu, Darrell, Wang 2020, arXiv:2003.04390",
+        "headstart.algorithms.pooled_classes:meta_baseline",
+        targets=CLASSES,
+        model="embedding",
+        classes="any",
+        annealed=True,
+    ),
+    Method(
+        "simple_shot",
+        "pre-train on all training classes at once; a task's nearest class mean of centred features of length 1",
+        "Wang, Chao, Weinberger, van der Maaten 2019, arXiv:1911.04623",
+        "headstart.algorithms.simple_shot:simple_shot",
+        targets=CLASSES,
+        model="embedding",
+        classes="any",
+    ),
+    Method(
+        "linear_probe",
+        "pre-train on all training classes at once; a task's linear classifier on features that stay (Baseline)",
+        "Chen, Liu, Kira, Wang, Huang 2019, arXiv:1904.04232",
+        "headstart.algorithms.fine_tuning:linear_probe",
+        targets=CLASSES,
+        model="embedding",
+        classes="any",
+        defaults=_PROBED,
+    ),
+    Method(
+        "baseline_plus_plus",
+        "pre-train on all training classes at once; a task's cosine classifier on features that stay",
+        "Chen, Liu, Kira, Wang, Huang 2019, arXiv:1904.04232",
+        "headstart.algorithms.fine_tuning:baseline_plus_plus",
+        targets=CLASSES,
+        model="embedding",
+        classes="any",
+        defaults=_PROBED,
+    ),
+    Method(
+        "fine_tuning",
+        "pre-train on all training classes at once; fine-tune weights, a block or low-rank additions on a task",
+        "",
+        "headstart.algorithms.fine_tuning:fine_tuning",
+        targets=CLASSES,
+        model="embedding",
+        classes="any",
+        defaults=_TUNED,
+    ),
+    Method(
+        "label_propagation",
+        "pre-train on all training classes at once; labels spread to a task's queries over a graph of neighbours",
+        "Zhou, Bousquet, Lal, Weston, Schölkopf 2003 (NIPS 16)",
+        "headstart.algorithms.transduction:label_propagation",
+        targets=CLASSES,
+        model="embedding",
+        classes="any",
+        transductive=True,
+    ),
+    Method(
+        "bd_cspn",
+        "pre-train a cosine classifier on all training classes; class means that take in a task's sure queries",
+        "Liu, Song, Qin 2020, arXiv:1911.10713",
+        "headstart.algorithms.transduction:bd_cspn",
+        targets=CLASSES,
+        model="embedding",
+        classes="any",
+        transductive=True,
     ),
     Method(
         "es_maml",

@@ -150,6 +150,13 @@ class Learner(NamedTuple):
     """The distribution of the targets, for regressors that know what they don't know; `predict` gives its mean."""
     prepare: "Prepare | None" = None
     """What of θ and M is read off the training tasks before the first outer step; ``None``: nothing is."""
+    renewed: bool = False
+    """Whether that is read again whenever the weights are judged, since it depends on them."""
+    pooled: bool = False
+    """Whether it is meta-trained on all training classes at once: labels of training tasks are then those of `Pool`."""
+    transductive: bool = False
+    """Whether `predict` reads the inputs that it is given together, so that what it says of one depends on the others
+    of its task; `headstart.core.objective.predicted` leaves out those that a mask does."""
 
     def __getstate__(self) -> Any:
         raise not_sent("a learner")
@@ -174,6 +181,15 @@ class Prepare(Protocol):
 
 Objective: TypeAlias = Callable[[Learner, Meta, Episodes], tuple[Tensor, Info]]
 """``(learner, meta, episodes) -> (meta-losses (B,), Info with the query losses after adapting)``."""
+
+
+class Pool(NamedTuple):
+    """The classes of all training tasks together."""
+
+    count: int
+    """K, how many there are."""
+    classes: Callable[[Sequence[int]], Tensor]
+    """``classes(numbers)``: which of them, 0 … K − 1, the labels of those training tasks are: ``(B, ways)`` int64."""
 
 
 class Tasks(NamedTuple):
@@ -206,6 +222,8 @@ class Tasks(NamedTuple):
     """Whether a class id means the same in all tasks, so that a support set may lack a class that its task has."""
     domain: Callable[[str, int], str] | None = None
     """``domain(split, number)``: which of several sources a task is from; ``None``: there is one."""
+    pool: Pool | None = None
+    """The classes of the training tasks together, where each has a name beyond its task; ``None``: they have none."""
 
     def __getstate__(self) -> Any:
         raise not_sent("a family of tasks")

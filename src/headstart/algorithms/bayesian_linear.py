@@ -9,11 +9,11 @@ from torch import Generator, Tensor, nn
 from headstart.algorithms import gaussians
 from headstart.algorithms.gaussian_process import pooled
 from headstart.algorithms.gaussians import Likelihood
-from headstart.algorithms.heads.head import embedding
+from headstart.algorithms.heads.head import embedding, features_of
 from headstart.algorithms.kernels import triangular, with_one
 from headstart.core import losses
 from headstart.core.losses import present
-from headstart.errors import ShapeError, UsageError, pick
+from headstart.errors import ShapeError, pick
 from headstart.schema import extends
 from headstart.types import Adapted, Batch, Gaussian, Info, Learner, Meta, Params, Tasks, Tree
 
@@ -65,7 +65,7 @@ def alpaca(
     >>> {name: tuple(value.shape) for name, value in learner.init(None).structure.items()}
     {'mean': (3, 1), 'log_diagonal': (3,), 'lower': (3,), 'log_noise': (1,)}
     """
-    phi, size = embedding(module, **options), 1 + _count(module, inputs, features)
+    phi, size = embedding(module, **options), 1 + features_of(module, inputs, features)
     like = torch.empty(0, dtype=dtype) if module is None else phi.like
 
     def view(meta: Meta, x: Tree, own: Params, seed: Tensor | None, draw: int) -> tuple[Tensor, Tensor, Params]:
@@ -116,17 +116,6 @@ def alpaca(
     objective = pick("likelihood", likelihood, objectives)
     learner = gaussians.regressor(init, adapt, distribution, objective, phi.batch_statistics)
     return learner._replace(prepare=_prepare) if module is None else learner
-
-
-def _count(module: nn.Module | None, inputs: int | None, features: int | None) -> int:
-    if module is None:
-        if inputs is None:
-            raise UsageError("alpaca without a module needs inputs= the number of features of an input")
-        return inputs
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
-    if features is None and not layers:
-        raise UsageError("the module has no linear layer to read the number of its features off; say features=")
-    return layers[-1].out_features if features is None else features
 
 
 def _prepare(meta: Meta, tasks: Tasks, seed: int, folder: object = None, /) -> Meta:

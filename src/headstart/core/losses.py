@@ -25,7 +25,7 @@ def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
         outputs: logits ``(B, n, ways)``.
         batch: ``y`` ``(B, n)`` int64 in ``[0, ways)``.
     """
-    y = _labels("cross_entropy", outputs, batch)
+    y = checked_labels("cross_entropy", outputs, batch)
     if get_proxy_mode() is None:
         picked = outputs.gather(-1, y.unsqueeze(-1)).squeeze(-1)
     else:  # recorded and then compiled, the derivative of gather comes out wrong (PyTorch 2.13)
@@ -42,12 +42,12 @@ def squared_hinge(outputs: Tensor, batch: Batch) -> Tensor:
         outputs: scores ``(B, n, ways)``.
         batch: ``y`` ``(B, n)`` int64 in ``[0, ways)``.
     """
-    y = _labels("squared_hinge", outputs, batch)
+    y = checked_labels("squared_hinge", outputs, batch)
     signs = 2 * one_hot(y, outputs.shape[-1], outputs) - 1
     return masked_mean((1 - signs * outputs).clamp(min=0).square().sum(-1), batch.mask)
 
 
-def _labels(loss: str, outputs: Tensor, batch: Batch) -> Tensor:
+def checked_labels(loss: str, outputs: Tensor, batch: Batch) -> Tensor:
     """Return the labels ``(B, n)`` of a loss of classes, checked; 0 where there is no example."""
     y = present(batch).y
     if y.is_floating_point() or y.dtype == torch.bool or outputs.shape[:-1] != y.shape:

@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from headstart.core import tree
 from headstart.core.losses import present
 from headstart.errors import DifferentiationError, UsageError, unknown_name
-from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta
+from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta, Tree
 
 Reduction = Literal["mean", "sum"]
 
@@ -42,7 +44,27 @@ def after_adapting(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Te
 def query_losses(learner: Learner, adapted: Adapted, query: Batch) -> Tensor:
     """Return each task's loss ``(B,)`` on its query set."""
     query = present(query)
-    return learner.loss(learner.predict(adapted, query.x), query)
+    return learner.loss(predicted(learner, adapted, query.x, query.mask), query)
+
+
+def predicted(learner: Learner, adapted: Adapted, x: Tree, mask: Tensor | None = None) -> Tensor:
+    """Return the outputs for inputs, in which those that the mask ``(B, n)`` leaves out have no part.
+
+    A learner that reads a task's inputs together (`Learner.transductive`) is given each task's own alone.
+    """
+    if not learner.transductive or mask is None:
+        return learner.predict(adapted, x)
+    rows = []
+    for task, own in enumerate(mask):
+        params, buffers, seed = tree.mapped(itemgetter(slice(task, task + 1)), adapted[1:4])
+        alone = Adapted(adapted.meta, params, buffers, seed, adapted.step)
+        outputs = learner.predict(alone, tree.mapped(partial(_of_one, task, own), x))[0]
+        rows.append(outputs.new_zeros(len(own), *outputs.shape[1:]).index_put((own,), outputs))
+    return torch.stack(rows)
+
+
+def _of_one(task: int, kept: Tensor, leaf: Tensor) -> Tensor:
+    return leaf[task : task + 1, kept]
 
 
 def at(learner: Learner, done: float) -> Learner:

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
@@ -21,7 +21,7 @@ from headstart.data.random import SPLITS, below, bits, check_seed, check_sizes, 
 from headstart.data.rows import OnShort
 from headstart.errors import DataError, LeakageError, ShapeError, ShortClassError, UsageError, check_known
 from headstart.schema import Size
-from headstart.types import Batch, Episodes, Tasks
+from headstart.types import Batch, Episodes, Pool, Tasks
 
 Ways: TypeAlias = Annotated[int, Ge(2), Le(1000)]
 Sampler: TypeAlias = Literal["balanced", "meta_dataset"]
@@ -357,9 +357,12 @@ def few_shot(
             return _episodes(held[split], seen, rows, high, *more)
         return Episodes(*(_padded(held[split], seen, *part) for part in ((rows, *more[:2]), more[2:])))
 
+    def classes(split: str, numbers: Sequence[int]) -> Tensor:
+        (words,) = streams(seed, split, numbers, {_CLASSES: 2 * ways_of[split]})
+        return _classes(usable[split], words)
+
     def names(split: str, number: int) -> tuple[str, ...]:
-        (words,) = streams(seed, split, [number], {_CLASSES: 2 * ways_of[split]})
-        places = _classes(usable[split], words)[0].tolist()
+        places = classes(split, [number])[0].tolist()
         own = ways_of[split] if balanced else int(draw_ways(seed, split, [number], _WAYS_OF_TASK, ways_of[split])[0])
         return tuple(usable[split].names[place] for place in places[:own])
 
@@ -383,6 +386,7 @@ def few_shot(
             **(details or {}),
         },
         names=names,
+        pool=Pool(len(usable["train"].names), partial(classes, "train")) if "train" in usable else None,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.core.losses import there
-from headstart.core.objective import meta_gradient, meta_loss
+from headstart.core.objective import meta_gradient, meta_loss, predicted
 from headstart.core.tree import mapped, tensors_of
 from headstart.errors import UsageError
 from headstart.registry import find, load
@@ -37,7 +37,7 @@ def _run(case: _Case, steps: int | None = None) -> _Result:
     with torch.no_grad():
         adapted, info = case.learner.adapt(case.meta, case.episodes.support, steps=steps)
         query = case.episodes.query
-        outputs = case.learner.predict(adapted, query.x)
+        outputs = predicted(case.learner, adapted, query.x, query.mask)
         found = None if case.learner.distribution is None else case.learner.distribution(adapted, query.x)
         return _Result(adapted, info, outputs, case.learner.loss(outputs, query), found)
 
@@ -360,6 +360,7 @@ def made(name: str, module: nn.Module | None, episodes: Episodes, taskmap: str =
         "ways": None if numbers else outputs,
         "inputs": x.shape[2:].numel(),
         "outputs": outputs,
+        "classes": outputs,
         "dtype": x.dtype,
         "explain": None,
         "taskmap": taskmap,

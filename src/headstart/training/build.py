@@ -13,7 +13,7 @@ import torch
 from headstart.errors import ConfigError, UsageError
 from headstart.registry import Method, Target, find, load, rows
 from headstart.training.config import Config, Outer, Part, resolve
-from headstart.training.loop import MakeOptimizer, fused
+from headstart.training.loop import MakeOptimizer, fused, pool_of
 from headstart.types import Learner, Meta, Tasks
 
 
@@ -148,6 +148,7 @@ def assembled(
         "shared_classes": tasks.shared_classes,
         "inputs": prod(tasks.input_shape),
         "outputs": tasks.output_size,
+        "classes": None if (pool := pool_of(tasks)) is None else pool.count,
         "device": device,
         "dtype": dtype,
         "explain": explain,

@@ -155,6 +155,7 @@ _GIVEN = {
         "inputs",
         "outputs",
         "features",
+        "classes",
         "device",
         "dtype",
         "explain",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from headstart.core import losses
+from headstart.core.objective import predicted
 from headstart.errors import ConfigError, DivergenceError
 from headstart.training.calibration import Spread, coverage, gaussian_nll, interval_width, near, spread_of
 from headstart.training.loop import check_data, named
@@ -142,7 +143,7 @@ def evaluate(
         sampled = tasks.sample(split, numbers)
         for (count, found), adapted in zip(values.items(), adapted_after(learner, meta, sampled.support, counts)):
             with torch.no_grad():
-                outputs, distribution = answer(learner, adapted, sampled.query.x)
+                outputs, distribution = answer(learner, adapted, sampled.query.x, sampled.query.mask)
             found += [scale * value for value in _measured(metric, outputs, sampled.query)]
             if count == own:
                 _check_finite(found[first:], sampled, split, numbers)
@@ -183,7 +184,7 @@ def calibrate(learner: Learner, meta: Meta, tasks: Tasks, *, episodes: int = 600
         sampled = tasks.sample("validation", range(first, min(first + batch, count)))
         with torch.no_grad():
             adapted, _ = learner.adapt(meta, sampled.support)
-            outputs, distribution = answer(learner, adapted, sampled.query.x)
+            outputs, distribution = answer(learner, adapted, sampled.query.x, sampled.query.mask)
             if distribution is not None:
                 unit = distribution.variance.sqrt()
                 outputs, sampled = outputs / unit, sampled._replace(query=_over(sampled.query, unit))
@@ -231,10 +232,10 @@ def adapted_after(learner: Learner, meta: Meta, support: Batch, counts: Sequence
         yield adapted
 
 
-def answer(learner: Learner, adapted: Adapted, x: Tree) -> tuple[Tensor, Gaussian | None]:
-    """Return the outputs for inputs, and the distribution of the targets where the learner has one."""
+def answer(learner: Learner, adapted: Adapted, x: Tree, mask: Tensor | None = None) -> tuple[Tensor, Gaussian | None]:
+    """Return the outputs for inputs, as far as they are there, and their distribution where the learner has one."""
     if learner.distribution is None:
-        return learner.predict(adapted, x), None
+        return predicted(learner, adapted, x, mask), None
     distribution = learner.distribution(adapted, x)
     return distribution.mean, distribution
 

@@ -35,6 +35,11 @@ def first(meta: Meta, judge: Judge | None) -> Best:
     return Best(0, math.nan if judge is None else judge(meta), copied(meta))
 
 
+def renewed(learner: Learner, meta: Meta, tasks: Tasks, seed: int) -> Meta:
+    """Return the weights with what is read off the training tasks by them, where the learner reads such."""
+    return learner.prepare(copied(meta), tasks, seed) if learner.prepare is not None and learner.renewed else meta
+
+
 def fit_best(
     learner: Learner,
     tasks: Tasks,
@@ -80,9 +85,10 @@ def fit_best(
     ):
         value = None
         if judge is not None and (record.step % every == 0 or record.step == steps):
-            value = judge(state.meta)
+            meta = renewed(learner, state.meta, tasks, seed)
+            value = judge(meta)
             if value > best.value if larger else value < best.value:
-                best = Best(record.step, value, copied(state.meta))
+                best = Best(record.step, value, copied(meta))
         elif judge is None and record.step == steps:
-            best = Best(record.step, math.nan, copied(state.meta))
+            best = Best(record.step, math.nan, copied(renewed(learner, state.meta, tasks, seed)))
         yield Look(record, value, best)

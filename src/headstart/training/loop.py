@@ -16,7 +16,7 @@ from headstart.core.objective import at, meta_gradient
 from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, DataError, DivergenceError, UsageError, check_known
 from headstart.training.kept_memory import kept_memory
-from headstart.types import Batch, Episodes, Info, Learner, Meta, Params, Tasks
+from headstart.types import Batch, Episodes, Info, Learner, Meta, Params, Pool, Tasks
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
@@ -162,12 +162,14 @@ def fit(
     with kept_memory():
         while state.step < steps:
             numbers = range(state.step * tasks_per_step, (state.step + 1) * tasks_per_step)
-            episodes = seeded(tasks.sample("train", numbers), seed, numbers)
+            now = at(learner, state.step / steps)
+            sampled = tasks.sample("train", numbers)
+            episodes = seeded(pooled(sampled, tasks, numbers) if now.pooled else sampled, seed, numbers)
 
             # for models that draw from PyTorch's own generator
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(int(_mixed(seed, np.array([state.step], dtype=np.uint64))[0]))
-                gradient, info = meta_gradient(at(learner, state.step / steps), state.meta, episodes)
+                gradient, info = meta_gradient(now, state.meta, episodes)
             loss, norm = _finite(gradient, info, episodes, state.step, numbers)
 
             factor = SCHEDULES[schedule](state.step / steps)
@@ -180,6 +182,31 @@ def fit(
             state.optimizer.zero_grad(set_to_none=True)
             state.step += 1
             yield StepRecord(state.step, loss, norm, rates[0] * factor, state)
+
+
+def pooled(episodes: Episodes, tasks: Tasks, numbers: Sequence[int]) -> Episodes:
+    """Return these training tasks with labels that are numbers among the classes of all of them.
+
+    Raises:
+        ConfigError: tasks whose classes mean nothing beyond their task.
+    """
+    pool = pool_of(tasks)
+    if pool is None:
+        raise ConfigError(
+            f"this method is pre-trained on the classes of all training tasks pooled, but those of {tasks.name!r} are"
+            " each task's own; take a method that learns from tasks, such as prototypes, or classes that mean the same"
+            " in all tasks"
+        )
+    classes = pool.classes(numbers).to(episodes.query.y.device)
+    return Episodes(*(batch._replace(y=classes.gather(1, batch.y)) for batch in episodes))
+
+
+def pool_of(tasks: Tasks) -> Pool | None:
+    """Return the classes of the training tasks together; where a class id means the same in all tasks, it is that."""
+    if not tasks.shared_classes:
+        return tasks.pool
+    count = tasks.output_size
+    return Pool(count, lambda numbers: torch.arange(count).expand(len(numbers), count))
 
 
 def _finite(gradient: Meta, info: Info, episodes: Episodes, step: int, numbers: Sequence[int]) -> tuple[float, float]:

@@ -107,7 +107,8 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
                 state, best, metrics = _begin(job, run, view)
                 with closing(metrics):
                     stays = partial(_stays, job, run, place, metrics)
-                    if config.outer is not None and state.step < config.outer.steps:
+                    learns = job.learner.gradient is not None
+                    if config.outer is not None and learns and state.step < config.outer.steps:
                         best = _meta_train(job, config.outer, run, state, best, metrics, stays, stop, view)
                     view.close()
                     stays(state, best)

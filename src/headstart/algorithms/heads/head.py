@@ -82,6 +82,22 @@ def embedding(
     return Embedding(function.params, function.structure, function.buffers, function.batch_statistics, apply, like)
 
 
+def features_of(module: nn.Module | None, inputs: int | None, features: int | None) -> int:
+    """Return how many features an `embedding` gives: as is said, or read off the module's last linear layer.
+
+    Raises:
+        UsageError: they cannot be counted.
+    """
+    if module is None:
+        if inputs is None:
+            raise UsageError("without a module, say inputs= the number of features of an input")
+        return inputs
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    if features is None and not layers:
+        raise UsageError("the module has no linear layer to read the number of its features off; say features=")
+    return layers[-1].out_features if features is None else features
+
+
 def _flat(x: Tree) -> Tensor:
     if not isinstance(x, Tensor):
         raise ShapeError(
@@ -94,13 +110,13 @@ def _flat(x: Tree) -> Tensor:
 class Head(NamedTuple):
     """A head that is fitted in closed form, or to convergence."""
 
-    structure: Mapping[str, float]
+    structure: Mapping[str, float | Tensor]
     """M: where its numbers start."""
     fit: Fit
     outputs: Outputs
     loss: TaskLoss
     solved: bool = True
-    """Whether fitting solves a system: in double precision, and without the examples that no task has."""
+    """Whether it solves a system or keeps examples: in double precision, and without those that no task has."""
 
 
 #: What of M says how likely classes are that a support set lacks: log α and log π.
@@ -138,9 +154,9 @@ def learner(
 
     def init(generator: Generator | None = None) -> Meta:
         start, like = features.start(), features.like
-        numbers = {name: torch.tensor(value).to(like) for name, value in head.structure.items()}
+        numbers = {name: torch.as_tensor(value).to(like, copy=True) for name, value in head.structure.items()}
         if shared_classes:
-            numbers |= dict(zip(_CLASSES, (torch.zeros(()).to(like), torch.zeros(ways or 0).to(like))))
+            numbers |= unseen(ways or 0, like)
         return Meta(start.params, start.structure | numbers)
 
     names = (*head.structure, *_CLASSES) if shared_classes else tuple(head.structure)
@@ -169,6 +185,11 @@ def learner(
 
     prepare = read_classes if shared_classes else None
     return Learner(init, adapt, predict, task_loss, backprop, shown=shown, prepare=prepare)
+
+
+def unseen(ways: int, like: Tensor) -> Params:
+    """Return what of M says how likely classes are that a support set lacks, before `read_classes`."""
+    return dict(zip(_CLASSES, (like.new_zeros(()), like.new_zeros(ways))))
 
 
 def shown(meta: Meta) -> Params:

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
 from headstart.core.losses import there
-from headstart.core.objective import meta_loss
+from headstart.core.objective import meta_loss, predicted
 from headstart.data.kind import nothing, unsound
 from headstart.data.rows import Rows
 from headstart.data.tables.read import Table
@@ -203,7 +203,7 @@ def _judged(known: Fitted, episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
     learner, query = known.learner, episodes.query
     with torch.no_grad():
         adapted, _ = learner.adapt(known.meta, episodes.support._replace(x=episodes.support.x[..., :-1]))
-        found = learner.predict(adapted, query.x[..., :-1])
+        found = predicted(learner, adapted, query.x[..., :-1], query.mask)
     kept = there(query)
     return query.x[..., -1][kept].long(), query.y[kept], found[kept]
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from headstart.core.objective import predicted
 from headstart.data.kind import kind_of_family
 from headstart.errors import FileError
 from headstart.training.build import Job, make_tasks
@@ -96,7 +97,7 @@ def confusions(tasks: Tasks, learner: Learner, meta: Meta, episodes: int = 100) 
     for first in range(0, count, 20):
         numbers = range(first, min(first + 20, count))
         support, query = tasks.sample("test", numbers)
-        guesses = learner.predict(learner.adapt(meta, support)[0], query.x).argmax(-1)
+        guesses = predicted(learner, learner.adapt(meta, support)[0], query.x, query.mask).argmax(-1)
         there = torch.ones_like(query.y, dtype=torch.bool) if query.mask is None else query.mask
         for number, truth, guess, kept in zip(numbers, query.y, guesses, there):
             names = tasks.names("test", number)
