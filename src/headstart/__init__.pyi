@@ -31,14 +31,14 @@ from headstart.algorithms.maml import (
 )
 from headstart.algorithms.maml_plus_plus import maml_plus_plus as maml_plus_plus, per_step_norm as per_step_norm
 from headstart.algorithms.maml_train import maml_train as maml_train
-from headstart.algorithms.matching import matching as matching
+from headstart.algorithms.matching_networks import matching_networks as matching_networks
 from headstart.algorithms.modulation import mmaml as mmaml
 from headstart.algorithms.neural_process import anp as anp, cnp as cnp
 from headstart.algorithms.objectives import first_order_until as first_order_until, multi_step as multi_step
 from headstart.algorithms.pooled_classes import meta_baseline as meta_baseline
 from headstart.algorithms.proto_maml import proto_maml as proto_maml
 from headstart.algorithms.prototypes import nearest as nearest, prototypes as prototypes
-from headstart.algorithms.relation import relation as relation
+from headstart.algorithms.relation_networks import relation_networks as relation_networks
 from headstart.algorithms.reptile import reptile as reptile
 from headstart.algorithms.search import search as search
 from headstart.algorithms.simple_shot import simple_shot as simple_shot

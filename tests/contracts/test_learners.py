@@ -145,15 +145,29 @@ IN_ORDER = ("reptile", "search")
 #: Those that meet all layers; those that are `maml` with another rule, adjoint or outer gradient meet few; the others,
 #: which differ in what they learn about the model, meet one of each kind.
 EVERYWHERE = ("maml", "anil", "prototypes")
-AS_MAML = ("fomaml", "boil", "meta_sgd", "imaml", "joint", "scratch", "reptile", "es_maml")
+AS_MAML = (
+    *("fomaml", "boil", "meta_sgd", "imaml", "joint", "scratch", "reptile", "es_maml"),
+    "simple_shot",
+    "fine_tuning",
+)
 FEW = ("linear", "conv", "batch norm, task", "dropout")
+#: Those that do with features what one kind of layer shows, on an embedding that others meet with all.
+ON_FEATURES = (
+    "matching_networks",
+    "relation_networks",
+    "meta_baseline",
+    "linear_probe",
+    "baseline_plus_plus",
+    "label_propagation",
+    "bd_cspn",
+)
 KINDS = ("linear", "conv", "batch norm", "batch norm, task", "embedding", "tied", "dropout", "transformer", "lstm")
 
 
 def pairs():
     for row in registry.METHODS:
         layers = ("linear",) if row.model == "none" else zoo() if row.name in EVERYWHERE else KINDS
-        layers = FEW if row.name in AS_MAML else layers
+        layers = FEW if row.name in AS_MAML else ("linear",) if row.name in ON_FEATURES else layers
         yield from ((row.name, layer) for layer in layers)
 
 

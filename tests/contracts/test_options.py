@@ -15,7 +15,19 @@ from headstart.testing import random_episodes
 from headstart.testing.learners import episodes_of, made
 
 #: What a run knows by itself.
-SUPPLIED = {"module", "loss", "ways", "shared_classes", "inputs", "outputs", "features", "device", "dtype", "explain"}
+SUPPLIED = {
+    "module",
+    "loss",
+    "ways",
+    "shared_classes",
+    "inputs",
+    "outputs",
+    "features",
+    "classes",
+    "device",
+    "dtype",
+    "explain",
+}
 
 
 def chosen(factory):

@@ -25,7 +25,7 @@ from headstart.algorithms.heads.head import (
 )
 from headstart.algorithms.kernels import with_one
 from headstart.algorithms.maml import Rate, Steps, maml
-from headstart.algorithms.pooled_classes import pretrained
+from headstart.algorithms.pooled_classes import CLASSES, pretrained
 from headstart.core import losses
 from headstart.core.adjoints import FirstOrder
 from headstart.core.parameters import Leaf
@@ -60,9 +60,9 @@ def linear_probe(
     Args:
         module: the embedding, its outputs flattened; by default the inputs themselves, flattened.
         steps: gradient steps on a task's support set.
-        rate: their size, in units of 1 / (1 + the support set's mean of ‖f(x)‖²); with at most 2 the loss falls.
-        decay: what weights cost.
-        inputs, features, classes: as for `pretrained`.
+        rate: the size of those steps, in units of 1 / (1 + the mean of ‖f(x)‖² over the support set),
+            with which the loss falls up to 2.
+        decay: the weight of the penalty on the classifier's weights.
         ways: number of classes; by default the largest support label plus one.
         shared_classes: as in `prototypes`.
         options: those of `embedding`.
@@ -98,10 +98,9 @@ def baseline_plus_plus(
     Args:
         module: the embedding, its outputs flattened; by default the inputs themselves, flattened.
         steps: gradient steps on a task's support set, all of it at each (the paper: 100 epochs of batches of 4).
-        rate: their size, in units of 1 / τ².
-        decay: what weights cost.
-        scale: where τ starts.
-        inputs, features, classes: as for `pretrained`.
+        rate: the size of those steps, in units of 1 / τ².
+        decay: the weight of the penalty on the classifier's weights.
+        scale: where the scale τ of the cosines starts.
         ways: number of classes; by default the largest support label plus one.
         shared_classes: as in `prototypes`.
         options: those of `embedding`.
@@ -126,7 +125,7 @@ def _fitted_by_steps(steps: int, rate: float, decay: float, ways: int | None, ta
         absent = ((counts == 0) & (counts.sum(1, keepdim=True) > 0)).unsqueeze(1)
         share = here / here.sum(1, keepdim=True).clamp(min=1)
         tau = structure["scale"] if cosine else 1.0
-        stride = rate / (tau**2 * (share * x.square()).sum((1, 2)).clamp(min=1e-12)).view(-1, 1, 1)
+        stride = rate / (tau**2 * (share * x.square()).sum((1, 2)).clamp(min=1)).view(-1, 1, 1)
         weights = x.new_zeros(len(x), member.shape[-1], x.shape[-1])
         if cosine:  # the first rows are the same however many there are
             draw = Generator().manual_seed(0)
@@ -151,7 +150,7 @@ def _fitted_by_steps(steps: int, rate: float, decay: float, ways: int | None, ta
 
 @extends(maml, without=("loss", "rule", "adjoint", "examples", "start", "inner_loss", "check", "precision"))
 def fine_tuning(
-    module: nn.Module,
+    module: nn.Module | None = None,
     *,
     tune: Tuned = "all",
     rank: Count = 4,
@@ -170,14 +169,14 @@ def fine_tuning(
     from 0; it and what is tuned take ``steps`` steps down the gradient of the support loss.
 
     Args:
-        module: the embedding, its outputs flattened.
+        module: the embedding, its outputs flattened; by default the inputs themselves, flattened.
         tune: what moves with the classifier: all weights, those of the last block (the last of the module's blocks that
             has any), or low-rank additions to all linear and convolution layers (`low_rank`).
-        rank: of the low-rank additions.
+        rank: the rank of the low-rank additions.
         steps: gradient steps on a task's support set.
-        rate: their size.
-        inputs: not used.
-        features: number of the module's features; by default, read off its last linear layer.
+        rate: the size of those steps.
+        inputs, features: number of features of an input, needed without a module; of the module's features, by default
+            read off its last linear layer.
         classes: how many training classes there are; ``None`` where nothing is trained any more.
         ways: number of classes; by default the largest support label plus one.
         shared_classes: as in `prototypes`.
@@ -186,8 +185,9 @@ def fine_tuning(
     Reference: Hu et al. 2021, arXiv:2106.09685, for low-rank additions.
     """
     check_known("tune", tune, get_args(Tuned))
-    body = low_rank(module, rank=rank) if tune == "low_rank" else module
-    size, last = features_of(module, inputs, features), f"body.{_last_block(body)}".rstrip(".")
+    size, given = features_of(module, inputs, features), nn.Flatten() if module is None else module
+    body = low_rank(given, rank=rank) if tune == "low_rank" else given
+    last = f"body.{_last_block(body)}".rstrip(".")
 
     def moves(leaf: Leaf) -> bool:
         if leaf.name.startswith("head.") or tune == "all":
@@ -204,11 +204,14 @@ def fine_tuning(
 
     like = next((p.detach() for p in body.parameters() if p.is_floating_point()), torch.zeros(()))
 
+    def tuned(meta: Meta) -> Params:
+        return {name: value for name, value in meta.params.items() if not name.startswith(CLASSES)}
+
     def begun(meta: Meta, support: Batch) -> tuple[Learner, Meta, Params]:
         """Return the learner for so many classes, θ with a classifier of 0, and how many examples a class has."""
         counts = class_members(like.new_zeros(support.y.shape), support, ways).sum(1)
         head = {"head.weight": like.new_zeros(counts.shape[1], size), "head.bias": like.new_zeros(counts.shape[1])}
-        return inner(counts.shape[1]), meta._replace(params=meta.params | head), {"counts": counts}
+        return inner(counts.shape[1]), meta._replace(params=tuned(meta) | head), {"counts": counts}
 
     def init(generator: Generator | None = None) -> Meta:
         start = inner(ways or 1).init(generator)
@@ -231,8 +234,9 @@ def fine_tuning(
     def predict(adapted: Adapted, x: Tree) -> Tensor:
         counts = adapted.params["counts"]
         own = {name: value for name, value in adapted.params.items() if name != "counts"}
-        logits = inner(counts.shape[1]).predict(adapted._replace(params=own), x)
-        return of_classes(adapted.meta.structure, logits, counts)
+        meta = adapted.meta._replace(params=tuned(adapted.meta))
+        logits = inner(counts.shape[1]).predict(adapted._replace(meta=meta, params=own), x)
+        return of_classes(meta.structure if shared_classes else {}, logits, counts)
 
     made = inner(ways or 1)._replace(init=init, adapt=adapt, path=path, predict=predict, shown=shown)
     made = made._replace(prepare=read_classes if shared_classes else None)

@@ -15,10 +15,10 @@ from headstart.core.losses import present
 from headstart.core.objective import backprop, staged
 from headstart.errors import UsageError
 from headstart.schema import Positive, extends
-from headstart.types import Episodes, Info, Learner, Meta, Params
+from headstart.types import Episodes, Info, Learner, Meta
 
-#: What of M the classifier of all training classes is called.
-_OWN = "classes."
+#: What of θ is the classifier of all training classes.
+CLASSES = "classes."
 
 
 @extends(embedding)
@@ -36,7 +36,7 @@ def pretrained(
 
     L(θ, M) = the mean over tasks of −log softmax(V f(x) + b)[y] over a task's support and query examples, with y among
     all K classes: cross-entropy on pooled examples, in which each class counts as often as tasks draw it (alike). V
-    ``(K, d)`` and b are in M, and no part of what a task learns or predicts by. What else there is in M stays where it
+    ``(K, d)`` and b are in θ, and no part of what a task learns or predicts by. What else there is in M stays where it
     starts. A network that has nothing to train leaves nothing to learn across tasks.
 
     Args:
@@ -57,29 +57,23 @@ def pretrained(
         start = learner.init(generator)
         own = {"weight": uniform((count, size), size**-0.5, phi.like, generator)}
         own |= {} if cosine else {"bias": phi.like.new_zeros(count)}
-        return start._replace(structure=start.structure | {_OWN + name: value for name, value in own.items()})
+        return start._replace(params=start.params | {CLASSES + name: value for name, value in own.items()})
 
     def objective(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Tensor, Info]:
         batch = present(joined(episodes))
         losses.refuse_padding(batch, phi.batch_statistics)
         values = {**meta.params, **meta.structure}
         embedded, _ = phi.apply(values, phi.of_tasks(batch), batch.x, batch.seed, 0)
-        weight = meta.structure[f"{_OWN}weight"]
+        weight = meta.params[f"{CLASSES}weight"]
         if cosine:
             embedded, weight = (nn.functional.normalize(one, dim=-1) for one in (embedded, weight))
             logits = meta.structure["scale"] * embedded @ weight.T
         else:
-            logits = embedded @ weight.T + meta.structure[f"{_OWN}bias"]
+            logits = embedded @ weight.T + meta.params[f"{CLASSES}bias"]
         found = losses.cross_entropy(logits, batch)
         return found, Info(found.new_zeros(0, len(found)), found.detach())
 
-    def shown(meta: Meta) -> Params:
-        own = {name: value for name, value in meta.structure.items() if not name.startswith(_OWN)}
-        return own if learner.shown is None else learner.shown(meta._replace(structure=own))
-
-    return learner._replace(
-        init=init, objective=objective, gradient=backprop, exact=True, shown=shown, pooled=True, path=learner.path
-    )
+    return learner._replace(init=init, objective=objective, gradient=backprop, exact=True, pooled=True)
 
 
 @extends(pretrained, without=("cosine",))
@@ -105,7 +99,6 @@ def meta_baseline(
         module: the embedding, its outputs flattened.
         scale: where τ starts, which is learned.
         share: the part of the outer steps that are on all classes at once.
-        inputs, features, classes: as for `pretrained`.
         ways: number of classes; by default the largest support label plus one.
         shared_classes: as in `prototypes`.
         options: those of `embedding`.
@@ -124,5 +117,5 @@ def meta_baseline(
     first = pretrained(plain._replace(init=start), module, **sizes, **options)
     if first.gradient is None:
         return plain._replace(init=start)
-    later = plain._replace(init=first.init, shown=first.shown)
+    later = plain._replace(init=first.init)
     return staged(later, lambda done: first if done < share else later)

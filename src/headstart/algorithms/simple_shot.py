@@ -45,7 +45,6 @@ def simple_shot(
         module: the embedding f, its outputs flattened; by default the inputs themselves, flattened.
         transform: what is done to features: centre and scale them to length 1 (``"CL2N"``), scale them alone
             (``"L2N"``), or nothing (``"UN"``).
-        inputs, features, classes: as for `pretrained`.
         ways: number of classes; by default the largest support label plus one.
         shared_classes: as in `prototypes`.
         options: those of `embedding`.

@@ -46,7 +46,6 @@ def label_propagation(
         module: the embedding f, its outputs flattened; by default the inputs themselves, flattened.
         neighbours: k; memory is in proportion to k and the number of examples.
         alpha: α, how much a node takes of its neighbours' labels against its own.
-        inputs, features, classes: as for `pretrained`.
         ways: number of classes; by default the largest support label plus one.
         shared_classes: as in `prototypes`.
         options: those of `embedding`.
@@ -161,9 +160,8 @@ def bd_cspn(
 
     Args:
         module: the embedding f, its outputs flattened; by default the inputs themselves, flattened.
-        scale: where τ starts.
-        confident: queries that a class takes in.
-        inputs, features, classes: as for `pretrained`.
+        scale: where the scale τ of the cosines starts.
+        confident: how many queries a class takes in, at most.
         ways: number of classes; by default the largest support label plus one.
         shared_classes: as in `prototypes`.
         options: those of `embedding`.

@@ -481,12 +481,15 @@ def listing(kind: Literal["methods", "tasks", "models", "data"], /, *, as_json: 
     """
     named: dict[str, What] = {"methods": "method", "tasks": "task", "models": "model", "data": "data"}
     found = rows(named[kind])
+    marks = {row.name: {"transductive": row.transductive} for row in found if kind == "methods"}
     if as_json:
-        print_json([{"name": row.name, "summary": row.summary, "reference": row.reference} for row in found])
+        plain = ({"name": row.name, "summary": row.summary, "reference": row.reference} for row in found)
+        print_json([row | marks.get(row["name"], {}) for row in plain])
         return
     width = max(len(row.name) for row in found)
     for row in found:
-        print(f"{row.name:{width}}  {row.summary}" + (f" [{row.reference}]" if row.reference else ""))
+        mark = "; transductive" if any(marks.get(row.name, {}).values()) else ""
+        print(f"{row.name:{width}}  {row.summary}{mark}" + (f" [{row.reference}]" if row.reference else ""))
 
 
 COMMANDS = {

@@ -66,7 +66,7 @@ from headstart.training.files import (
 from headstart.training.loop import start
 from headstart.training.metrics import csv_line
 from headstart.training.preparation import PREPARATION, read_preparation
-from headstart.training.report.card import spread_text
+from headstart.training.report.card import TOGETHER, spread_text
 from headstart.training.report.report import RESULTS
 from headstart.training.run import read_config, read_spread
 from headstart.types import Adapted, Batch, Learner, Meta, Params, Tasks, not_sent
@@ -439,6 +439,12 @@ def predictions(
         for inputs in found:
             answers: dict[int, Row] = {}
             for one, places in _by_task(inputs, learned, alone, failed):
+                if find("method", model.config.method.name).transductive and len(places) < len(one.labels):
+                    warnings.warn(
+                        f"{model.config.method.name} reads what is asked together, and here come {len(places)} examples"
+                        f" for {len(one.labels)} classes, too few to tell anything of how they lie; ask for many at once",
+                        stacklevel=2,
+                    )
                 for first in range(0, len(places), _CHUNK):
                     some = places[first : first + _CHUNK]
                     answers |= zip(some, _answers(model, prepared, one, inputs, some))
@@ -573,11 +579,12 @@ def _card(model: AdaptedModel) -> str:
         rows = list(zip(tasks[0].labels or (kind.examples,), tasks[0].counts))
     table = "\n".join(f"| {name} | {count} |" for name, count in rows)
     what = f"{len(tasks)} tasks" if len(tasks) > 1 else "a task" if tasks[0].name is None else f"`{tasks[0].name}`"
+    together = f"\n\n{TOGETHER}" if find("method", config.method.name).transductive else ""
     told = "the model's own, not calibrated" if model.spread is None else spread_text(model.spread)
     return f"""# {what} learned from {total} {kind.examples}
 
 Predicts {kind.predicts(kind.read(model.preparation, "the run"))}. Learned by {config.method.name}{steps}, from weights
-meta-learned on {called(config)}; made with headstart.
+meta-learned on {called(config)}; made with headstart.{together}
 
 | {head} | {kind.examples} |
 |---|---|

@@ -1,5 +1,7 @@
 """What all heads do with a class that a support set lacks."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -15,8 +17,14 @@ from headstart.types import Batch, Episodes, Tasks
 HEADS = [row.name for row in registry.METHODS if row.classes == "any"]
 
 
-def made(name: str, ways: int = 3, shared: bool = True):
-    return registry.load("method", name)(None, ways=ways, shared_classes=shared)
+#: Those that keep a row for each example that any of the tasks beside it has.
+KEEPING = ("matching_networks", "label_propagation", "bd_cspn")
+
+
+def made(name: str, ways: int = 3, shared: bool = True, inputs: int = 2):
+    factory = registry.load("method", name)
+    given = {"inputs": inputs} if "inputs" in inspect.signature(factory).parameters else {}
+    return factory(None, ways=ways, shared_classes=shared, **given)
 
 
 def lacking() -> Episodes:
@@ -52,7 +60,7 @@ def test_coin_flips_are_right_half_of_the_time(name):
     # with later rows of classes that no first row is of left out, it was 100 %
     tasks = rows_of(400, 8, [50.0, 50.0])
     module = torch.nn.Linear(1, 2) if name == "maml" else None
-    learner = registry.load("method", name)(module, loss="cross_entropy") if name == "maml" else made(name, 2)
+    learner = registry.load("method", name)(module, loss="cross_entropy") if name == "maml" else made(name, 2, inputs=1)
     score = evaluate(learner, start(learner, tasks=tasks).meta, tasks)
     assert tasks.sample("test", range(4)).query.y.shape == (4, 7)
     assert score.episodes == 196 and abs(score.mean - 0.5) < 0.04
@@ -75,10 +83,22 @@ def test_a_class_that_the_support_lacks_is_as_likely_as_in_training(name):
     assert not own[1][:, 1].any() and own[2].isfinite().all()
 
 
-@pytest.mark.parametrize("name", [name for name in HEADS if name != "nearest"])
+@pytest.mark.parametrize("name", [name for name in HEADS if name not in ("nearest", *KEEPING)])
 def test_the_contract_is_kept_with_classes_lacking(name):
     support, query = lacking()
     check_learner(made(name), Episodes(support, query), masks=False)
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_a_task_of_fewer_examples_is_predicted_as_it_is_alone(name):
+    learner, (support, query) = made(name), lacking()
+    meta = learner.init(None)
+    together = learner.predict(learner.adapt(meta, support)[0], query.x)
+    for task in range(3):
+        rows = slice(task, task + 1)
+        alone = Batch(support.x[rows], support.y[rows], support.mask[rows])
+        found = learner.predict(learner.adapt(meta, alone)[0], query.x[rows])
+        torch.testing.assert_close(found, together[rows])
 
 
 def test_the_prior_is_that_of_the_training_tasks():

@@ -11,6 +11,13 @@ from headstart.training.config import called, command, schema_of, text
 from headstart.training.report.figures import half
 from headstart.training.report.structure import Findings, summary
 
+#: What is said of a transductive method.
+TOGETHER = (
+    "Transductive: a task's query set is read together, so what is predicted of one example depends on the others that"
+    " are asked with it; the result holds for query sets like these, and compares with that of other transductive"
+    " methods only. Ask for many examples of all classes at once."
+)
+
 
 def card(
     job: Job, results: dict[str, Any], found: Findings, pictured: bool = True, mistakes: Sequence[Any] = ()
@@ -36,6 +43,8 @@ def card(
             " predicted together (a transductive setting). `headstart adapt` goes by the support images instead, so"
             " that images can be predicted one by one, somewhat less well.",
         )
+    if find("method", config.method.name).transductive:
+        notes.insert(0, TOGETHER)
     usage = f"headstart adapt RUN {kind.usage[0]} --out ADAPTED\n    headstart predict ADAPTED {kind.usage[1]}"
     if kind.preparation(job.tasks) is None:
         usage = "headstart evaluate RUN"

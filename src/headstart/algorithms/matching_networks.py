@@ -14,7 +14,7 @@ from headstart.types import Batch, Learner, Params
 
 
 @extends(embedding)
-def matching(
+def matching_networks(
     module: nn.Module | None = None,
     *,
     scale: Positive = 10.0,

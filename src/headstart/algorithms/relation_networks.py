@@ -3,18 +3,19 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.functional import linear
 
+from headstart.algorithms.adaptation import uniform
 from headstart.algorithms.heads.head import Head, class_members, embedding, features_of, learner
 from headstart.core.losses import checked_labels, masked_mean
 from headstart.core.values import one_hot
 from headstart.schema import Size, extends
-from headstart.types import Batch, Learner, Params
+from headstart.types import Batch, Learner, Meta, Params
 
 
 @extends(embedding)
-def relation(
+def relation_networks(
     module: nn.Module | None = None,
     *,
     hidden: Size = 64,
@@ -33,7 +34,7 @@ def relation(
 
     Args:
         module: the embedding f, its outputs flattened; by default the inputs themselves, flattened.
-        hidden: width of g.
+        hidden: how many units are between the two layers of g.
         inputs: number of features of an input, needed without a module.
         features: number of the module's features; by default, read off its last linear layer.
         ways: number of classes; by default the largest support label plus one.
@@ -43,11 +44,13 @@ def relation(
     Reference: Sung, Yang, Zhang, Xiang, Torr, Hospedales 2017, arXiv:1711.06025.
     """
     size = features_of(module, inputs, features)
-    first, last = nn.Linear(2 * size, hidden), nn.Linear(hidden, 1)
-    parts = {"first": first, "last": last}
-    structure = {
-        f"relation.{of}.{name}": p.detach() for of, part in parts.items() for name, p in part.named_parameters()
+    shapes = {
+        "first.weight": (hidden, 2 * size),
+        "first.bias": (hidden,),
+        "last.weight": (1, hidden),
+        "last.bias": (1,),
     }
+    blank = {f"relation.{name}": torch.zeros(shape) for name, shape in shapes.items()}
 
     def fit(structure: Params, found: Tensor, support: Batch) -> Params:
         member = class_members(found, support, ways)
@@ -59,8 +62,16 @@ def relation(
         pairs = torch.relu(shared.unsqueeze(1) + linear(found, of_query).unsqueeze(2))
         return linear(pairs, structure["relation.last.weight"], structure["relation.last.bias"]).squeeze(-1)
 
-    head = Head(structure, fit, outputs, relation_loss, False)
-    return learner(module, head, ways=ways, shared_classes=shared_classes, **options)
+    head = Head(blank, fit, outputs, relation_loss, False)
+    made = learner(module, head, ways=ways, shared_classes=shared_classes, **options)
+
+    def init(generator: Generator | None = None) -> Meta:
+        meta = made.init(generator)
+        bounds = {name: (2 * size if "first" in name else hidden) ** -0.5 for name in blank}  # as in nn.Linear
+        drawn = {name: uniform(blank[name].shape, bounds[name], meta.structure[name], generator) for name in blank}
+        return meta._replace(structure=meta.structure | drawn)
+
+    return made._replace(init=init)
 
 
 def relation_loss(outputs: Tensor, batch: Batch) -> Tensor:
