@@ -442,7 +442,7 @@ def predictions(
                 if find("method", model.config.method.name).transductive and len(places) < len(one.labels):
                     warnings.warn(
                         f"{model.config.method.name} reads what is asked together, and here come {len(places)} examples"
-                        f" for {len(one.labels)} classes, too few to tell anything of how they lie; ask for many at once",
+                        f" for {len(one.labels)} classes, too few to tell how they lie; ask for many at once",
                         stacklevel=2,
                     )
                 for first in range(0, len(places), _CHUNK):
