@@ -101,8 +101,7 @@ What: TypeAlias = Literal["method", "model", "task", "data"]
 # chosen on other splits of the panels than are reported; all tasks of a table at once
 _ALL_TASKS_AT_ONCE = {"outer.steps": 300, "outer.rate": 0.02, "outer.schedule": "cosine", "outer.tasks_per_step": 128}
 
-# steps of a classifier on features that stay, and of fine-tuning
-_PROBED = {kind: {"method.steps": 100, "method.rate": 1.0} for kind in ("images", "tables")}
+# of fine-tuning
 _TUNED = {kind: {"method.steps": 20, "method.rate": 0.1} for kind in ("images", "tables")}
 
 #: What every run starts from where nothing else is said.
@@ -324,7 +323,6 @@ METHODS = (
         targets=CLASSES,
         model="embedding",
         classes="any",
-        defaults=_PROBED,
     ),
     Method(
         "baseline_plus_plus",
@@ -334,7 +332,6 @@ METHODS = (
         targets=CLASSES,
         model="embedding",
         classes="any",
-        defaults=_PROBED,
     ),
     Method(
         "fine_tuning",

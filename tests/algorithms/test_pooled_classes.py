@@ -108,7 +108,7 @@ def test_meta_baselines_first_stage_keeps_the_contract():
 
 def test_a_linear_probe_comes_to_the_optimum():
     support, query = random_episodes((3,), support=8, seed=2)
-    learner = headstart.linear_probe(inputs=3, steps=1000, rate=1.8, decay=0.1)
+    learner = headstart.linear_probe(inputs=3, fit_steps=1000, fit_rate=1.8, decay=0.1)
     found = learner.predict(learner.adapt(learner.init(None), support)[0], query.x)
     weights = torch.zeros(3, 3, 4, dtype=torch.float64, requires_grad=True)
     design = torch.cat([torch.ones(3, 8, 1), support.x], -1)

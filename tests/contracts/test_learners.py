@@ -129,9 +129,11 @@ def zoo() -> dict[str, Zoo]:
 #: Smaller than by default; or what it takes on these modules, some of which have no other linear layer than the head.
 OPTIONS = {
     "anp": {"hidden": 6, "depth": 2, "heads": 2},
+    "baseline_plus_plus": {"fit_steps": 3},
     "cnp": {"hidden": 6, "depth": 2},
     "es_maml": {"samples": 4, "inner_samples": 4},
     "forest": {"trees": 3, "leaves": 4},
+    "linear_probe": {"fit_steps": 3},
     "meta_sgd": {"rate": (0.005, 0.1)},
     "mmaml": {"what": lambda leaf: issubclass(leaf.module, (nn.Linear, nn.Conv2d))},
     # a larger epsilon: a bias before a normalisation has no gradient but rounding, and Adam would magnify that

@@ -41,8 +41,8 @@ Tuned = Literal["all", "last", "low_rank"]
 def linear_probe(
     module: nn.Module | None = None,
     *,
-    steps: Steps = 100,
-    rate: Rate = 1.0,
+    fit_steps: Steps = 100,
+    fit_rate: Rate = 1.0,
     decay: NotNegative = 0.001,
     inputs: int | None = None,
     features: int | None = None,
@@ -54,13 +54,13 @@ def linear_probe(
     """Fit a linear classifier to each task on features that stay as they are: "Baseline" of Chen et al. 2019.
 
     The network is pre-trained on all training classes at once (`pretrained`). A task's W and b start from 0 and take
-    ``steps`` steps down the gradient of its mean support loss and decay/2 ‖W, b‖². (The paper takes 100 epochs of
+    ``fit_steps`` steps down the gradient of its mean support loss and decay/2 ‖W, b‖². (The paper takes 100 epochs of
     stochastic steps from a random start; of a convex loss these come close to the same.)
 
     Args:
         module: the embedding, its outputs flattened; by default the inputs themselves, flattened.
-        steps: gradient steps on a task's support set.
-        rate: the size of those steps, in units of 1 / (1 + the mean of ‖f(x)‖² over the support set),
+        fit_steps: gradient steps on a task's support set.
+        fit_rate: the size of those steps, in units of 1 / (1 + the mean of ‖f(x)‖² over the support set),
             with which the loss falls up to 2.
         decay: the weight of the penalty on the classifier's weights.
         ways: number of classes; by default the largest support label plus one.
@@ -69,7 +69,7 @@ def linear_probe(
 
     Reference: Chen, Liu, Kira, Wang, Huang 2019, arXiv:1904.04232.
     """
-    head = _fitted_by_steps(steps, rate, decay, ways, None)
+    head = _fitted_by_steps(fit_steps, fit_rate, decay, ways, None)
     made = learner(module, head, ways=ways, shared_classes=shared_classes, **options)
     return pretrained(made, module, inputs=inputs, features=features, classes=classes, **options)
 
@@ -78,8 +78,8 @@ def linear_probe(
 def baseline_plus_plus(
     module: nn.Module | None = None,
     *,
-    steps: Steps = 100,
-    rate: Rate = 1.0,
+    fit_steps: Steps = 100,
+    fit_rate: Rate = 1.0,
     decay: NotNegative = 0.001,
     scale: Positive = 10.0,
     inputs: int | None = None,
@@ -97,8 +97,8 @@ def baseline_plus_plus(
 
     Args:
         module: the embedding, its outputs flattened; by default the inputs themselves, flattened.
-        steps: gradient steps on a task's support set, all of it at each (the paper: 100 epochs of batches of 4).
-        rate: the size of those steps, in units of 1 / τ².
+        fit_steps: gradient steps on a task's support set, all of it at each (the paper: 100 epochs of batches of 4).
+        fit_rate: the size of those steps, in units of 1 / τ².
         decay: the weight of the penalty on the classifier's weights.
         scale: where the scale τ of the cosines starts.
         ways: number of classes; by default the largest support label plus one.
@@ -107,7 +107,7 @@ def baseline_plus_plus(
 
     Reference: Chen, Liu, Kira, Wang, Huang 2019, arXiv:1904.04232.
     """
-    head = _fitted_by_steps(steps, rate, decay, ways, scale)
+    head = _fitted_by_steps(fit_steps, fit_rate, decay, ways, scale)
     made = learner(module, head, ways=ways, shared_classes=shared_classes, **options)
     return pretrained(made, module, inputs=inputs, features=features, classes=classes, cosine=True, **options)
 

@@ -13,7 +13,7 @@ from headstart.algorithms.reptile import joined
 from headstart.core import losses
 from headstart.core.losses import present
 from headstart.core.objective import backprop, staged
-from headstart.errors import UsageError
+from headstart.errors import ShapeError, UsageError
 from headstart.schema import Positive, extends
 from headstart.types import Episodes, Info, Learner, Meta
 
@@ -65,6 +65,8 @@ def pretrained(
         values = {**meta.params, **meta.structure}
         embedded, _ = phi.apply(values, phi.of_tasks(batch), batch.x, batch.seed, 0)
         weight = meta.params[f"{CLASSES}weight"]
+        if embedded.shape[-1] != size:
+            raise ShapeError(f"there are {embedded.shape[-1]} features, but the learner was made for {size}")
         if cosine:
             embedded, weight = (nn.functional.normalize(one, dim=-1) for one in (embedded, weight))
             logits = meta.structure["scale"] * embedded @ weight.T

@@ -90,7 +90,7 @@ def features_of(module: nn.Module | None, inputs: int | None, features: int | No
     """
     if module is None:
         if inputs is None:
-            raise UsageError("without a module, say inputs= the number of features of an input")
+            raise UsageError("an embedding without a module needs inputs= the number of features of an input")
         return inputs
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     if features is None and not layers:
