@@ -6,6 +6,7 @@ from torch import nn
 
 import headstart
 from headstart.core.objective import at, meta_loss
+from headstart.data.domains import mixed
 from headstart.data.fewshot import class_store, few_shot
 from headstart.errors import ConfigError
 from headstart.testing import check_learner, random_episodes
@@ -43,6 +44,15 @@ def test_labels_are_those_of_all_training_classes():
     for number in numbers:
         told = [f"train{label:02}" for label in found.query.y[number].tolist()]
         assert told == [TASKS.names("train", number)[label] for label in own.query.y[number].tolist()]
+
+
+def test_domains_have_their_classes_one_after_another():
+    two = mixed("two", {"a": TASKS, "b": clouds(5, 1, ways=3, shots=2, queries=4)})
+    numbers, names = range(8), [f"a/train{k:02}" for k in range(8)] + [f"b/train{k:02}" for k in range(5)]
+    assert two.pool is not None and two.pool.count == 13
+    found = two.pool.classes(numbers).tolist()
+    assert [tuple(names[place] for place in row) for row in found] == [two.names("train", n) for n in numbers]
+    assert {two.domain("train", number) for number in numbers} == {"a", "b"}
 
 
 def test_the_loss_is_that_of_one_classification():

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from headstart.core.losses import there
 from headstart.data.random import SPLITS, check_seed, uniform
 from headstart.errors import DataError, ShapeError, UsageError, check_known
-from headstart.types import Batch, Episodes, Tasks
+from headstart.types import Batch, Episodes, Pool, Tasks
 
 _DOMAIN = 2**16  # the stream of random numbers, far from those of the sources
 
@@ -101,6 +101,13 @@ def mixed(
         assert called is not None
         return tuple(f"{domains[own]}/{one}" for one in called(split, inner))
 
+    pools = [family.pool for family in families if family.pool is not None]
+    firsts = [sum(pool.count for pool in pools[:place]) for place in range(len(pools))]
+
+    def classes(numbers: Sequence[int]) -> Tensor:
+        found = (firsts[own] + pools[own].classes([inner])[0] for own, inner in placed("train", numbers))
+        return torch.nn.utils.rnn.pad_sequence(list(found), batch_first=True)
+
     counts = None
     if all(family.counts is not None for family in families):
         least = {split: min((family.counts or {}).get(split, 0) for family in families) for split in SPLITS}
@@ -122,6 +129,7 @@ def mixed(
         },
         counts=counts,
         names=names if all(family.names is not None for family in families) else None,
+        pool=Pool(sum(pool.count for pool in pools), classes) if len(pools) == len(families) else None,
         domain=lambda split, number: domains[placed(split, [number])[0][0]],
     )
 
