@@ -15,6 +15,7 @@ from headstart.algorithms.fine_tuning import (
     linear_probe as linear_probe,
 )
 from headstart.algorithms.forest import forest as forest
+from headstart.algorithms.frozen import frozen as frozen
 from headstart.algorithms.gaussian_process import dkt as dkt, gaussian_process as gaussian_process
 from headstart.algorithms.heads.kernel_machines import logistic as logistic, svm as svm
 from headstart.algorithms.heads.ridge import ridge as ridge
@@ -70,6 +71,7 @@ from headstart.forward.mixture import Mixture as Mixture, Skip as Skip
 from headstart.models.conv4 import conv4 as conv4
 from headstart.models.identity import identity as identity
 from headstart.models.mlp import mlp as mlp
+from headstart.models.ngrams import ngrams as ngrams
 from headstart.models.resnet12 import resnet12 as resnet12
 from headstart.models.soft_forest import soft_forest as soft_forest
 from headstart.models.transformer import transformer as transformer

@@ -102,16 +102,17 @@ def test_every_option_of_a_method_can_be_chosen(row):
         assert len(refused) < len(episodes), (name, value, refused)
 
 
-SHAPES = {"mlp": (4,), "soft_forest": (4,), "identity": (4,)}
+OF_TEXTS = ("ngrams", "transformer")
+SHAPES = {"mlp": (4,), "soft_forest": (4,), "identity": (4,), **dict.fromkeys(OF_TEXTS, (12,))}
 
 
 @pytest.mark.parametrize("row", MODELS, ids=lambda row: row.name)
 def test_every_option_of_a_model_can_be_chosen(row):
     factory, shape = load("model", row.name), SHAPES.get(row.name, (3, 16, 16))
     for _, name, value in cases([row], "model"):
-        value = value * 4 if name == "widths" else value  # four blocks
+        value = value * 4 if name in ("widths", "width") else value  # four blocks, and heads
         model = factory(shape, None, **(defaults(factory) | ({} if name is None else {name: value})))
-        assert len(model(torch.zeros(2, *shape))) == 2
+        assert len(model(torch.zeros(2, *shape, dtype=torch.int64 if row.name in OF_TEXTS else None))) == 2
 
 
 @pytest.mark.parametrize("what", ["method", "model"])

@@ -1,5 +1,6 @@
 """What every kind of data promises, and what each makes of its own."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from headstart import tasks as families
 from headstart.data.kind import find_kind, kind_of_family, number_answers
+from headstart.data.text.clinc150 import DOMAINS
 from headstart.errors import DataError, FileError, UnknownNameError
 from headstart.registry import rows
 from headstart.types import Tasks
@@ -32,6 +34,20 @@ def made(family: str, folder: Path) -> Tasks:
         options = {"data": folder, "queries": 1}
     if family == "domains":
         options = {"sources": ["icons"]}
+    if family == "text":
+        data = folder / "texts.csv"
+        data.write_text("text,label\n" + "".join(f"text {n} of {c},class {c}\n" for c in range(30) for n in range(2)))
+        options = {"data": data, "queries": 1}
+    if family == "banking77":
+        lines = ["text,category", *(f"{n} of {c},class {c}" for c in range(77) for n in range(2))]
+        (folder / "train.csv").write_text("\n".join(lines))
+        (folder / "test.csv").write_text("\n".join(lines[:2]))
+        options = {"data": folder, "queries": 1}
+    if family == "clinc150":
+        asked = [(f"{n} of {own}", own) for names in DOMAINS.values() for own in names for n in range(2)]
+        parts = ("val", "test", "oos_train", "oos_val", "oos_test")
+        (folder / "data_full.json").write_text(json.dumps({"train": asked, **dict.fromkeys(parts, [])}))
+        options = {"data": folder, "queries": 1}
     return getattr(families, family)(**options)
 
 
@@ -64,6 +80,7 @@ def test_sources_are_told_apart(tmp_path: Path) -> None:
     (pictures / "cat" / "1.JPG").write_bytes(b"")
     (others / "cat" / "1.wav").write_bytes(b"")
     (tmp_path / "rows.tsv").write_text("a\tb\n")
+    (tmp_path / "texts.jsonl").write_text('{"text": "a b", "label": "c"}')
     (tmp_path / "book.XLSX").write_bytes(b"PK")
     expected = {
         pictures: "images",
@@ -71,6 +88,7 @@ def test_sources_are_told_apart(tmp_path: Path) -> None:
         others: None,
         tmp_path / "rows.tsv": "tables",
         tmp_path / "book.XLSX": "tables",
+        tmp_path / "texts.jsonl": "texts",
         tmp_path / "x": None,
     }
     for path, kind in expected.items():

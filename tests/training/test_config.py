@@ -31,6 +31,7 @@ from headstart.training.config import (
 OWN = {
     "folder": {"data": "/"},
     "domains": {"sources": ["icons", "omniglot"]},
+    **dict.fromkeys(("folder", "text", "banking77", "clinc150"), {"data": "/"}),
     "table": {"data": "/a.csv", "task_column": "who", "target": "y"},
 }
 PAIRS = [

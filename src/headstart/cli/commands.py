@@ -404,11 +404,11 @@ def predict(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Predict with what adapt has learned: labels of images, or rows of a table or of curves.
+    """Predict with what adapt has learned: classes of images or texts, or rows of a table or of curves.
 
     Args:
         model: A folder that headstart adapt has written.
-        inputs: Images, or CSV or Parquet files with rows; folders of them; or globs.
+        inputs: Images, or CSV or Parquet files with rows or texts; folders of them; globs; or texts in quotes.
         task: Which of the learned tasks to predict by. Default: the one that a row's task column names, or a folder
             around an image.
         out: A .csv file to write, or a .jsonl file of one JSON object a line. Default: print CSV.

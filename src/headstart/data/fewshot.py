@@ -8,7 +8,7 @@ training device; a batch of tasks is one computation of indices and one gather.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -124,6 +124,34 @@ def scaled(images: Tensor) -> Tensor:
 def shuffled(names: Iterable[str]) -> list[str]:
     """Return the names ordered by their SHA-256: a shuffle that no seed and no library version changes."""
     return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+
+
+_HELD_OUT = 0.2  # of the classes for validation, and as many for test
+
+
+def class_splits(source: str, names: Collection[str], ways: int, otherwise: str) -> dict[str, list[str]]:
+    """Return which classes each split has: `shuffled`, and a fifth each for validation and for test.
+
+    Args:
+        source: where the classes are, for the error.
+        names: what they are called.
+        ways: classes of a task.
+        otherwise: how to say which class is in which split, for the error.
+
+    Raises:
+        ShortClassError: fewer classes in a split than ways.
+    """
+    order = shuffled(names)
+    held_out = max(round(_HELD_OUT * len(order)), 2 if len(order) >= 6 else 0)  # two at least are told apart
+    found = dict(zip(SPLITS, (order[2 * held_out :], order[held_out : 2 * held_out], order[:held_out])))
+    if held_out < ways:
+        counts = ", ".join(f"{len(part)} for {split}" for split, part in found.items())
+        raise ShortClassError(
+            f"{source} has {len(order)} class{'es' * (len(order) > 1)} ({counts}), but {ways} ways need {ways} in each"
+            f" split. {f'--ways {held_out} works; or' if held_out > 1 else 'Six classes are the fewest:'} add classes,"
+            f" or {otherwise}."
+        )
+    return found
 
 
 def _check_splits(name: str, stores: Mapping[str, ClassStore]) -> None:

@@ -119,6 +119,10 @@ class DataKind(NamedTuple):
     """As ``inputs``, of examples that are no files but values in memory, where such can be predicted."""
     elsewhere: Elsewhere | None = None
     """``None`` where what was learned means nothing for other sources, as for a table of other columns."""
+    is_value: Callable[[str], bool] = lambda text: False
+    """Whether a text is an example itself, and not what a file, a folder or a glob is called."""
+    advice: Callable[[Tasks], str] = lambda tasks: ""
+    """What a report says first, if anything: what else would help."""
     picture: str | None = None
     """``module:function`` of what draws test tasks: ``(tasks, learner, meta, truth) -> PNG bytes``, or ``None`` where
     there is no picture of such tasks; ``truth(n)`` gives the same tasks with n query examples and no noise."""

@@ -401,7 +401,8 @@ def predictions(
     Args:
         model: what was learned.
         sources: images, or CSV or Parquet files of rows with the run's features; or images as PIL, NumPy or PyTorch
-            have them (a list of them, or one array or tensor), see `headstart.data.images.folder.pictures`.
+            have them (a list of them, or one array or tensor), see `headstart.data.images.folder.pictures`; or texts,
+            which are those strings that no file is called, and that do not end as files of texts do.
         task: by which of the model's tasks to predict. By default each example's own: a row's is in the task column,
             an image's is the folder around it that is called as a task.
         failed: told of what cannot be read, or is of a task that was not learned, so that all else is predicted; by
@@ -427,7 +428,9 @@ def predictions(
     prepared = model.kind.read(model.preparation, "the adapted model")
     one = isinstance(sources, str | Path) or hasattr(sources, "ndim") or not isinstance(sources, Iterable)
     given: list[Any] = [sources] if one else list(cast(Iterable[Any], sources))
-    named = [str(one) for one in given if isinstance(one, str | Path)]
+    named = [
+        str(one) for one in given if isinstance(one, Path) or isinstance(one, str) and not model.kind.is_value(one)
+    ]
     if 0 < len(named) < len(given):
         raise UsageError("expected files, folders or globs, or else examples as values; got some of both")
     if given and not named and model.kind.values is None:

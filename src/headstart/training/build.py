@@ -12,6 +12,7 @@ import torch
 
 from headstart.errors import ConfigError, UsageError
 from headstart.registry import Method, Target, find, load, rows
+from headstart.training.by_inputs import ByInputs, started_by_inputs
 from headstart.training.config import Config, Outer, Part, resolve
 from headstart.training.loop import MakeOptimizer, fused, pool_of
 from headstart.types import Learner, Meta, Tasks
@@ -170,6 +171,7 @@ def assembled(
                 del given["inputs"]
         made = factory(**method.options, **{name: value for name, value in given.items() if name in accepted})
     if module is not None:
+        made = started_by_inputs(made, module) if isinstance(module, ByInputs) else made
         return made, sum(p.numel() for p in module.parameters() if p.requires_grad)
 
     def init(generator: torch.Generator | None = None) -> Meta:

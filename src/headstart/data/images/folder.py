@@ -17,11 +17,11 @@ from annotated_types import Ge, Le
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
-from headstart.data.fewshot import GIVEN, Ways, class_store, few_shot, fitted, shuffled
+from headstart.data.fewshot import GIVEN, Ways, class_splits, class_store, few_shot, fitted
 from headstart.data.images.layouts import listed, unpacked
 from headstart.data.kind import LeftOutWarning, unknown_types
 from headstart.data.random import SPLITS, size_range
-from headstart.errors import DataError, FileError, ShortClassError, UsageError
+from headstart.errors import DataError, FileError, UsageError
 from headstart.schema import Size, extends
 from headstart.types import Tasks
 
@@ -191,9 +191,6 @@ def _flattened(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
         colours = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
     return image.convert(mode)
-
-
-_HELD_OUT = 0.2  # of the classes for validation, and as many for test
 
 
 _Classes: TypeAlias = Mapping[str, Path | Sequence[Path]]
@@ -385,17 +382,7 @@ def _splits(data: Path, ways: int) -> Mapping[str, _Classes]:
                     " train, validation (or val) and test, or the class folders themselves"
                 )
             return {split: _classes(holders[split]) for split in SPLITS}
-    order = shuffled(by_name)
-    held_out = max(round(_HELD_OUT * len(order)), 2 if len(order) >= 6 else 0)  # two at least are told apart
-    names = dict(zip(SPLITS, (order[2 * held_out :], order[held_out : 2 * held_out], order[:held_out])))
-    if held_out < ways:
-        counts = ", ".join(f"{len(part)} for {split}" for split, part in names.items())
-        raise ShortClassError(
-            f"{data} has {len(order)} class folder{'s' * (len(order) > 1)} ({counts}), but {ways} ways need"
-            f" {ways} classes in each split. "
-            + (f"--ways {held_out} works; or" if held_out > 1 else "Six classes are the fewest:")
-            + " add classes, or make train, validation and test folders."
-        )
+    names = class_splits(str(data), by_name, ways, "make train, validation and test folders")
     return {split: {name: by_name[name] for name in part} for split, part in names.items()}
 
 

@@ -178,7 +178,7 @@ def read_table(
     _check_memory(path, _CSV_FACTOR * size, available)
     try:
         with (gzip.open if zipped else open)(path, "rt", encoding=encoding, newline="") as file:
-            separator = _separator(file)
+            separator = separator_of(file)
             file.seek(0)
             table = _rows_of(
                 csv.reader(_text_alone(file, path), delimiter=separator, strict=True), path, choose, missing
@@ -269,7 +269,7 @@ def _not_utf8(path: Path, zipped: bool) -> DataError:
     return DataError(f"{where} is not UTF-8; save the file as UTF-8, or, where it comes from Windows, {command}")
 
 
-def _separator(file: TextIO) -> str:
+def separator_of(file: TextIO) -> str:
     """Return the separator that cuts the first rows into the same number of fields, the greatest."""
     best, most = ",", (False, 1)
     for separator in SEPARATORS:

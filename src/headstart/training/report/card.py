@@ -49,9 +49,11 @@ def card(
     if kind.preparation(job.tasks) is None:
         usage = "headstart evaluate RUN"
     noted = "\n".join(notes)
+    version = results["headstart"]
+    advice = f"{first}\n\n" if (first := kind.advice(job.tasks)) else ""
     return f"""# {config.method.name} on {called(config)}
 
-Weights from which a new task of this kind is learned out of a few examples, made with headstart {results["headstart"]}.
+{advice}Weights from which a new task of this kind is learned out of a few examples, made with headstart {version}.
 
 | | |
 |---|---|

@@ -1,0 +1,1 @@
+"""Texts: sentences and short passages, each of a class."""

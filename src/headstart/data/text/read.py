@@ -1,0 +1,282 @@
+"""Files of texts and their labels: CSV, TSV and Parquet, JSON lines, and folders of class folders of ``.txt`` files."""
+
+import csv
+import gzip
+import json
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headstart.data.tables.read import find_columns, read_table, separator_of
+from headstart.errors import DataError, FileError
+
+#: What the column is called that says which split a row is in.
+SPLIT = "split"
+
+TABLES = (".csv", ".tsv", ".parquet", ".pq", ".csv.gz", ".tsv.gz")
+LINES = (".jsonl", ".ndjson")
+
+#: A file of one text, and a line of JSON, may have so many bytes.
+_MOST = 2**24
+
+
+class Labelled(NamedTuple):
+    """Texts of a file or folder, in its order."""
+
+    path: str
+    texts: list[str]
+    labels: list[str]
+    """Empty where there is no column of labels."""
+    splits: list[str]
+    """Empty where there is no column of splits."""
+    where: Callable[[int], str]
+    """Where one of them stands, as errors say it."""
+    columns: dict[str, list[str]]
+    """All columns, of a file that has some."""
+    text: str | None = None
+    """What the column of texts is called."""
+    label: str | None = None
+    """What the column of labels is called."""
+
+
+class SameTextWarning(UserWarning):
+    """A text is there with several labels."""
+
+
+class CutTextWarning(UserWarning):
+    """Texts are longer than what is read of them."""
+
+
+def _sentences(values: Sequence[str]) -> bool:
+    """Return whether most of the values have several words, and most differ."""
+    return 2 * sum(" " in value.strip() for value in values) > len(values) <= 2 * len(set(values))
+
+
+def _repeated(values: Sequence[str]) -> bool:
+    """Return whether there are several values, each of which comes twice on average, or more often."""
+    return 1 < len(set(values)) <= len(values) / 2
+
+
+class Role(NamedTuple):
+    """What a column may be."""
+
+    option: str
+    called: tuple[str, ...]
+    """What such columns are called, where nobody says."""
+    seems: Callable[[Sequence[str]], bool]
+    """Whether the values of a column that is called otherwise tell that it is one."""
+
+
+TEXT = Role(
+    "--text",
+    ("text", "sentence", "utterance", "query", "question", "message", "review", "content", "title", "body"),
+    _sentences,
+)
+LABEL = Role("--label", ("label", "intent", "category", "class", "sentiment", "topic", "target"), _repeated)
+
+
+def column_of(path: str, columns: Mapping[str, Sequence[str]], role: Role, named: str | None = None) -> str | None:
+    """Return the column of a role: the one that is named; else called so; else the only one whose values tell it.
+
+    Raises:
+        DataError: several that may be it; one that is named and not there.
+
+    >>> column_of("a.csv", {"x1": ["My card is lost", "Where is it?"] * 2, "x2": ["lost", "find"] * 2}, TEXT)
+    'x1'
+    """
+    if named is not None:
+        find_columns(path, tuple(columns), [(role.option, named)])
+        return named
+    called = [name for name in columns if name.strip().lower() in role.called]
+    likely = called if len(called) == 1 else [name for name in called or columns if role.seems(columns[name])]
+    if len(called) > 1 and not likely or len(likely) > 1:
+        told = " and ".join(map(repr, likely or called))
+        raise DataError(f"{path}: which column is the {role.option[2:]}? {told} may be; say it with {role.option}")
+    return likely[0] if likely else None
+
+
+def read_texts(
+    path: Path, text: str | None = None, label: str | None = None, *, asked: bool = True, labelled: bool = True
+) -> Labelled:
+    """Read a file of texts, or a folder that holds a folder of ``.txt`` files for each class.
+
+    Args:
+        path: a CSV, TSV, Parquet or JSON lines file, a folder, or a ``.txt`` file that is one text.
+        text, label: what the columns (JSON: the keys) are called, where `column_of` is not to find them.
+        asked: whether what is called so must be there; else it is found out where it is not.
+        labelled: whether labels are looked for, and each row must have a text and, where there are any, a label.
+
+    Raises:
+        DataError: no such columns, a row without a text, or what is no such file.
+        FileError: a file that cannot be read.
+    """
+    if path.is_dir() or path.name.lower().endswith(".txt"):
+        found = _of_files(path)
+    else:
+        columns, where = _of_lines(path) if path.name.lower().endswith(LINES) else _of_table(path)
+        if not asked:
+            text, label = (name if name in columns else None for name in (text, label))
+        split = next((name for name in columns if name.lower() == SPLIT), None)
+        left = {name: values for name, values in columns.items() if name not in (split, label)}
+        text = next(iter(left)) if len(left) == 1 and text is None else column_of(str(path), left, TEXT, text)
+        if text is None:
+            has = ", ".join(map(repr, columns))
+            raise DataError(f"{path}: which column is the text? None of {has} tells; say it with {TEXT.option}")
+        left = {name: values for name, values in columns.items() if name not in (split, text)}
+        label = column_of(str(path), left, LABEL, label) if labelled else None
+        texts, labels, splits = (columns.get(name or "", []) for name in (text, label, split))
+        found = Labelled(str(path), texts, labels, splits, where, columns, text, label)
+    for what, values in (("text", found.texts), ("label", found.labels)) if labelled else ():
+        empty = [row for row, value in enumerate(values) if not value.strip()]
+        if empty:
+            more = f" (so are {len(empty) - 1} more)" if len(empty) > 1 else ""
+            raise DataError(f"{found.where(empty[0])}: the {what} is empty{more}; leave the row out")
+    return found
+
+
+_Columns: TypeAlias = tuple[dict[str, list[str]], Callable[[int], str]]
+
+
+def start_of(path: Path, rows: int = 200) -> dict[str, list[str]]:
+    """Return the columns of the first rows of a CSV, TSV or Parquet file; empty where it is no such file."""
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            from pyarrow.parquet import ParquetFile
+
+            batch = next(ParquetFile(path).iter_batches(rows), None)
+            found = {} if batch is None else batch.to_pydict()
+            return {name: ["" if v is None else str(v) for v in values] for name, values in found.items()}
+        opened = gzip.open if path.suffix.lower() == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            separator = separator_of(file)
+            file.seek(0)
+            header, *lines = islice(csv.reader(file, delimiter=separator, strict=True), rows + 1)
+            whole = [line for line in lines if len(line) == len(header)]
+            return {name.strip(): [line[place] for line in whole] for place, name in enumerate(header)}
+    except (OSError, ValueError, EOFError, csv.Error, ImportError):
+        return {}
+
+
+def _of_table(path: Path) -> _Columns:
+    table = read_table(path)
+    columns = {name: values.tolist() for name, values in table.columns.items()}
+    return {name: [f"{v:g}" if isinstance(v, float) else v for v in own] for name, own in columns.items()}, table.where
+
+
+def _of_lines(path: Path) -> _Columns:
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as problem:
+            raise DataError(f"{path}, line {number} is not JSON: {problem}") from problem
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}, line {number} is {line.strip()[:60]!r}; expected an object with a text and a label"
+            )
+        rows.append(row)
+        lines.append(number)
+    if not rows:
+        raise DataError(f"{path} has no rows")
+    names = dict.fromkeys(name for row in rows for name in row)
+    plain = {name: [row.get(name) for row in rows] for name in names}
+    return {
+        name: ["" if value is None else str(value) for value in values]
+        for name, values in plain.items()
+        if not any(isinstance(value, (dict, list)) for value in values)
+    }, lambda row: f"{path}, line {lines[row]}"
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with _text_of(path), path.open(encoding="utf-8-sig") as file:
+        while line := file.readline(_MOST):
+            if len(line) == _MOST:
+                raise DataError(f"{path} has a line of more than {_MOST} letters; expected one JSON object a line")
+            yield line
+
+
+def _of_files(path: Path) -> Labelled:
+    files = [path]
+    if path.is_dir():
+        every = path.glob("*/*.txt")
+        files = sorted(file for file in every if not any(part[0] == "." for part in file.relative_to(path).parts))
+        if not files:
+            raise DataError(f"{path} has no class folder of .txt files; expected one folder a class, one file a text")
+    texts: list[str] = []
+    for file in files:
+        with _text_of(file):
+            if file.stat().st_size > _MOST:
+                raise DataError(f"{file} has more than {_MOST} bytes; expected one text a file")
+            texts.append(file.read_text(encoding="utf-8-sig"))
+    labels = [file.parent.name for file in files] if path.is_dir() else []
+    return Labelled(str(path), texts, labels, [], lambda row: str(files[row]), {})
+
+
+@contextmanager
+def _text_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as problem:
+        raise DataError(f"{path} is not UTF-8 ({problem}); save it as UTF-8") from problem
+    except OSError as problem:
+        raise FileError(f"cannot read {path}: {problem.strerror or problem}") from problem
+
+
+def by_class(found: Labelled, *, lower: bool) -> dict[str, list[int]]:
+    """Return the rows of each label, in the order of their first, and warn of a text that is there with several."""
+    classes: dict[str, list[int]] = {}
+    labels: dict[str, set[str]] = {}
+    first: dict[str, int] = {}
+    for row, (text, name) in enumerate(zip(found.texts, found.labels)):
+        classes.setdefault(name, []).append(row)
+        own = plain(text.lower() if lower else text)
+        labels.setdefault(own, set()).add(name)
+        first.setdefault(own, row)
+    several = [text for text, names in labels.items() if len(names) > 1]
+    if several:
+        one = several[0]
+        warnings.warn(
+            f"{len(several)} text{'s are' if len(several) > 1 else ' is'} there with several labels, which no model can"
+            f" tell apart: {found.where(first[one])}, {one[:60]!r}, is {' and '.join(sorted(labels[one])[:3])}",
+            SameTextWarning,
+            stacklevel=3,
+        )
+    return classes
+
+
+def plain(text: str) -> str:
+    """Return a text in one form of Unicode (NFC), its spaces single.
+
+    >>> plain("  Where  is\\nmy card? ")
+    'Where is my card?'
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def encoded(texts: Sequence[str], length: int, *, lower: bool = False) -> tuple[Tensor, int]:
+    """Return texts as bytes of UTF-8 ``(n, length)`` uint8, 0 where there is none, and how many had to be cut.
+
+    A letter is never cut in two.
+
+    >>> encoded(["card", "Wörter"], 5, lower=True)[0].tolist()
+    [[99, 97, 114, 100, 0], [119, 195, 182, 114, 116]]
+    """
+    kept, cut = np.zeros((len(texts), length), dtype=np.uint8), 0
+    for row, text in enumerate(texts):
+        data = plain(text.lower() if lower else text).replace("\0", " ").encode()
+        if len(data) > length:
+            cut += 1
+            data = data[:length].decode(errors="ignore").encode()
+        kept[row, : len(data)] = np.frombuffer(data, dtype=np.uint8)
+    return torch.from_numpy(kept), cut

@@ -1,0 +1,124 @@
+"""Few-shot tasks of texts: which of a few classes a sentence is of."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
+from torch import Tensor
+
+from headstart.data.fewshot import GIVEN, Ways, class_splits, class_store, few_shot, fitted
+from headstart.data.random import SPLITS, size_range
+from headstart.data.text.read import Labelled, by_class, encoded, read_texts
+from headstart.errors import DataError
+from headstart.schema import Size, extends
+from headstart.types import Tasks
+
+
+@extends(few_shot, without=GIVEN)
+def text_tasks(
+    name: str,
+    found: Labelled,
+    splits: Mapping[str, Mapping[str, Sequence[int]]],
+    *,
+    length: Annotated[int, Ge(8), Le(4096)] = 128,
+    lower: bool = True,
+    ways: Ways | None = None,
+    shots: Size | tuple[Size, Size] = 1,
+    queries: Size | None = None,
+    details: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Tasks:
+    """Make few-shot tasks out of texts, of which it is known which rows of which classes each split has.
+
+    ``x`` is bytes of UTF-8, ``(B, n, length)`` int64, 0 where there is none.
+
+    Args:
+        name: what the tasks are called.
+        found: the texts.
+        splits: by split and class, the rows.
+        length: the most bytes of a text; what is longer is cut, and counted.
+        lower: whether capital letters become small ones.
+        ways: classes of a task, by default 5, or as many as every split has.
+        queries: query texts a class, by default 15, or as many as the smallest class has left.
+        details: more for the model card.
+        options: those of `few_shot`.
+    """
+    ids, cut = encoded(found.texts, length, lower=lower)
+    stores = {
+        split: class_store({own: ids[list(rows)] for own, rows in classes.items()}) for split, classes in splits.items()
+    }
+    on_short, own_ways = options.get("on_short", "error"), options.get("train_ways")
+    judged = {split: store for split, store in stores.items() if split != "train" or own_ways is None}
+    ways, queries, notes = fitted(judged, size_range("shots", shots)[1], ways, queries, on_short)
+    if cut:
+        notes.append(f"{cut} of {len(ids)} texts are longer than {length} bytes, and cut there (--length)")
+    told = {
+        "source": Path(found.path).name,
+        "encoding": "bytes",
+        "text": found.text,
+        "label": found.label,
+        "length": length,
+        "lower": lower,
+        "cut": cut,
+        "notes": tuple(notes),
+        "class_names": {split: list(store.names) for split, store in stores.items()},
+        **(details or {}),
+    }
+    return few_shot(
+        name,
+        stores,
+        ways=ways,
+        shots=shots,
+        queries=queries,
+        details=told,
+        view=Tensor.long,
+        noun="texts",
+        **options,
+    )
+
+
+@extends(text_tasks, without=("details",))
+def text(
+    data: str | Path, *, text: str | None = None, label: str | None = None, lower: bool = True, **options: Any
+) -> Tasks:
+    """Make few-shot tasks out of texts and their labels, in a file or a folder of class folders.
+
+    A column ``split`` of train, validation (or val) and test says which texts each split has; no class may be in two.
+    Else the classes are shuffled by the SHA-256 of their names, and a fifth each is for validation and for test.
+    `headstart.data.text.read` says which files are read.
+
+    Args:
+        data: a CSV, TSV, Parquet or JSON lines file, or a folder that holds a folder of .txt files for each class.
+        text: the column of the texts, where its name does not tell.
+        label: the column of their classes, where its name does not tell.
+        lower: whether capital letters become small ones.
+        options: those of `text_tasks`.
+
+    Raises:
+        FileError: no such file.
+        DataError: no texts or labels, or a row without one.
+        ShortClassError: too few classes for the ways, or too few texts in a class.
+        LeakageError: a class that is in two splits.
+    """
+    found = read_texts(Path(data), text, label)
+    if not found.labels:
+        raise DataError(f"{data} has no column that tells it is the labels; say which is, with --label")
+    classes = by_class(found, lower=lower)
+    return text_tasks("text", found, _splits(found, classes, options.get("ways") or 2), lower=lower, **options)
+
+
+def _splits(found: Labelled, classes: dict[str, list[int]], ways: int) -> dict[str, dict[str, list[int]]]:
+    if not found.splits:
+        names = class_splits(found.path, classes, ways, "bring a column split of train, validation and test")
+        return {split: {name: classes[name] for name in part} for split, part in names.items()}
+    own: dict[str, dict[str, list[int]]] = {split: {} for split in SPLITS}
+    for row, (told, name) in enumerate(zip(found.splits, found.labels)):
+        split = {"val": "validation", "valid": "validation", "dev": "validation"}.get(told.lower(), told.lower())
+        if split not in own:
+            raise DataError(f"{found.where(row)}: the split is {told!r}; expected train, validation (or val) or test")
+        own[split].setdefault(name, []).append(row)
+    empty = [split for split, part in own.items() if not part]
+    if empty:
+        raise DataError(f"{found.path} has no text in the split {empty[0]}; leave the column out, or fill all three")
+    return own

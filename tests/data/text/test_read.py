@@ -1,0 +1,135 @@
+import gzip
+import json
+
+import pytest
+
+from headstart.data.text.read import SameTextWarning, by_class, encoded, read_texts
+from headstart.errors import DataError, FileError
+
+ROWS = [
+    ("Where is my card?", "card"),
+    ("Send me money", "transfer"),
+    ("My card, it is lost", "card"),
+    ("Pay Bo", "transfer"),
+]
+
+
+def written(path, rows=ROWS, header=("text", "label"), separator=","):
+    lines = [separator.join(header), *(separator.join(f'"{value}"' for value in row) for row in rows)]
+    data = "\n".join(lines).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def folder(path):
+    for number, (text, label) in enumerate(ROWS):
+        (path / label).mkdir(exist_ok=True, parents=True)
+        (path / label / f"{number}.txt").write_text(text)
+    return path
+
+
+def lines(path):
+    path.write_text("\n\n".join(json.dumps({"text": text, "label": label, "n": [1]}) for text, label in ROWS))
+    return path
+
+
+def parquet(path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    write_table(pyarrow.table({"text": [text for text, _ in ROWS], "label": [label for _, label in ROWS]}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.csv", written),
+        ("a.tsv", lambda path: written(path, separator="\t")),
+        ("a.csv.gz", written),
+        ("a.jsonl", lines),
+        ("a.parquet", parquet),
+        ("classes", folder),
+    ],
+)
+def test_texts_and_labels_are_read_of_every_format(tmp_path, name, write):
+    found = read_texts(write(tmp_path / name))
+    assert sorted(zip(found.texts, found.labels)) == sorted(ROWS) and found.splits == []
+    assert str(tmp_path / name) in found.where(0)
+
+
+@pytest.mark.parametrize(
+    ("header", "text", "label"),
+    [
+        (("Utterance", "Intent"), "Utterance", "Intent"),
+        (("a", "b"), "a", "b"),
+        (("text", "b"), "text", "b"),
+        (("label", "text"), "text", "label"),
+        (("text", "query"), "text", "query"),
+    ],
+)
+def test_columns_are_found_by_their_names_and_else_by_what_is_in_them(tmp_path, header, text, label):
+    rows = [row[::-1] for row in ROWS] if header[0] == "label" else ROWS
+    if header[1] == "query":
+        with pytest.raises(DataError, match="which column is the text"):
+            read_texts(written(tmp_path / "a.csv", [(one, one) for one, _ in ROWS], header))
+        return
+    found = read_texts(written(tmp_path / "a.csv", rows, header))
+    assert (found.text, found.label, found.texts) == (text, label, [one for one, _ in ROWS])
+
+
+def test_columns_that_do_not_tell_are_asked_for(tmp_path):
+    rows = [(text, text[::-1], label, label.upper()) for text, label in ROWS]
+    path = written(tmp_path / "a.csv", rows, ("a", "b", "c", "d"))
+    with pytest.raises(DataError, match="which column is the text\\? 'a' and 'b' may be; say it with --text"):
+        read_texts(path)
+    with pytest.raises(DataError, match="which column is the label\\? 'c' and 'd' may be; say it with --label"):
+        read_texts(path, text="b")
+    assert read_texts(path, "b", "d").labels == ["CARD", "TRANSFER", "CARD", "TRANSFER"]
+    with pytest.raises(DataError, match="no column 'e' \\(--text\\)"):
+        read_texts(path, "e")
+    with pytest.raises(DataError, match="None of 'x', 'y' tells"):
+        read_texts(written(tmp_path / "b.csv", [(n, n) for n in range(9)], ("x", "y")))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "error", "match"),
+    [
+        ("a.csv", b"text,label\nWhere is it,a\n ,b\n,c\n", DataError, "line 3: the text is empty \\(so are 1 more\\)"),
+        ("a.csv", b"text,label\nWhere is it,a\nAnd now,\n", DataError, "line 3: the label is empty"),
+        ("a.csv", "text,label\nWo\xdf,a\n".encode("latin-1"), DataError, "line 2: byte 0xdf is not UTF-8"),
+        ("a.csv", b"", DataError, "is empty"),
+        ("a.csv", b"text,label\n", DataError, "no rows"),
+        ("a.jsonl", b'{"text": "a b"\n', DataError, "line 1 is not JSON"),
+        ("a.jsonl", b"3\n", DataError, "line 1 is '3'; expected an object"),
+        ("a.jsonl", b"\n", DataError, "has no rows"),
+        ("a.jsonl", b'{"text": "\xff"}', DataError, "is not UTF-8"),
+        ("a.txt", b"\xff", DataError, "is not UTF-8"),
+        ("b.txt", None, FileError, "cannot read"),
+        ("b.jsonl", None, FileError, "cannot read"),
+        ("b.csv", None, FileError, "there is no such file"),
+    ],
+)
+def test_bad_files_are_refused_with_their_place(tmp_path, name, data, error, match):
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(error, match=match):
+        read_texts(tmp_path / name)
+
+
+def test_a_folder_without_texts_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no class folder of .txt files"):
+        read_texts(tmp_path)
+
+
+def test_a_text_of_several_classes_is_counted(tmp_path):
+    found = read_texts(written(tmp_path / "a.csv", [*ROWS, ("where is  my card?", "lost")]))
+    assert by_class(found, lower=False) == {"card": [0, 2], "transfer": [1, 3], "lost": [4]}
+    with pytest.warns(SameTextWarning, match="1 text is there with several labels.*line 2.*is card and lost"):
+        by_class(found, lower=True)
+
+
+def test_a_letter_is_never_cut_in_two_and_what_is_cut_is_counted():
+    ids, cut = encoded(["é" * 5, "abc", "x" * 10_000], 5)
+    assert cut == 2 and bytes(ids[0].tolist()).rstrip(b"\0").decode() == "éé"
+    assert bytes(ids[1].tolist()) == b"abc\0\0"
