@@ -23,7 +23,7 @@ from benchmarks.peers.environment import source_folder
 from benchmarks.peers.ours import keep_memory
 from benchmarks.peers.prepared import Arrays, Prepared
 from headstart.data.fewshot import ClassStore, class_store, few_shot, rotated, scaled
-from headstart.data.images.icons import read_archive
+from headstart.data.images.builtin import read_archive
 from headstart.data.images.omniglot import ZIPS, read_omniglot
 
 Tensors: TypeAlias = tuple[Tensor, ...]
@@ -81,7 +81,7 @@ def store_of(case: SamplerCase) -> ClassStore:
 @cache
 def _store(omniglot: str | None, needed: int) -> ClassStore:
     if omniglot is None:
-        archive = read_archive()
+        archive = read_archive("icons")
         store = rotated(archive.stores["train"], archive.turns["train"])
         enough = store.sizes >= needed
         names = tuple(name for name, kept in zip(store.names, enough.tolist()) if kept)

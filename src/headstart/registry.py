@@ -599,6 +599,20 @@ TASKS = (
         kind="images",
     ),
     Family(
+        "emoji",
+        "tell emoji apart, in colour: an image is one designer's drawing of a character; built in",
+        "permissively licensed and CC-BY emoji sets, named in the manifest",
+        "headstart.data.images.emoji:emoji",
+        kind="images",
+    ),
+    Family(
+        "flags",
+        "tell flags of countries and territories apart, in colour, as several designers draw them; built in",
+        "permissively licensed and CC-BY flag sets, named in the manifest",
+        "headstart.data.images.flags:flags",
+        kind="images",
+    ),
+    Family(
         "omniglot",
         "tell handwritten characters of 50 alphabets apart",
         "Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050",

@@ -114,6 +114,12 @@ def test_icons_keep_the_contract(shots):
     check_tasks(lambda seed: icons(ways=4, shots=shots, queries=3, seed=seed))
 
 
+@pytest.mark.parametrize("name", ["emoji", "flags"])
+def test_changed_at_random_they_keep_it_too(name):
+    family = registry.load("task", name)
+    check_tasks(lambda seed: family(ways=3, shots=2, queries=2, seed=seed, augment=("crop", "flip", "colour")))
+
+
 def test_omniglot_keeps_the_contract(shared_data, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "omniglot"

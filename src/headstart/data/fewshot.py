@@ -31,6 +31,10 @@ Draw: TypeAlias = Callable[[str, Sequence[int]], tuple[Tensor, ...]]
 _TASKS, _WORDS = 256, 2**17  # of a block, at most
 _BLOCKS = 4  # kept: two of training, while validation uses others
 
+_MOST_ON_DEVICE = 2**32  # bytes of a split; of more, what a batch of tasks needs is moved
+
+_HELD_OUT = 0.2  # of the classes for validation, and as many for test
+
 _TURN = re.compile(r"@(90|180|270)$")
 
 
@@ -296,7 +300,7 @@ def few_shot(
             from; its support set has room for ``high``, and ``mask`` is false (``x`` zero) where there is no example.
         queries: query examples a class.
         seed: in ``[0, 2**32)``; decides the tasks.
-        device: where the examples are kept and the tasks are made.
+        device: where the tasks are made, and the examples kept, unless a split takes over 4 GiB.
         on_short: what to do with a class of fewer than shots + queries examples: an error, or leave it out (counted in
             ``details['skipped_classes']``).
         train_ways: classes of a training task, where they differ from ``ways``.
@@ -335,7 +339,7 @@ def few_shot(
     else:
         usable = {s: _usable(name, stores, s, ways_of[s], high, queries, on_short, noun) for s in stores}
     # rows are gathered: channels that lie last would be moved at every batch
-    held = {split: store.examples.to(device).contiguous() for split, store in usable.items()}
+    held = {split: _held(store.examples, torch.device(device)) for split, store in usable.items()}
     count, seen = high + queries, view or (scaled if next(iter(held.values())).dtype == torch.uint8 else torch.clone)
 
     def draw(split: str, numbers: Sequence[int]) -> tuple[Tensor, ...]:
@@ -382,8 +386,10 @@ def few_shot(
         check_known("split", split, held)
         rows, *more = drawn(split, list(numbers))
         if balanced:
-            return _episodes(held[split], seen, rows, high, *more)
-        return Episodes(*(_padded(held[split], seen, *part) for part in ((rows, *more[:2]), more[2:])))
+            return _episodes(held[split], torch.device(device), seen, rows, high, *more)
+        return Episodes(
+            *(_padded(held[split], torch.device(device), seen, *part) for part in ((rows, *more[:2]), more[2:]))
+        )
 
     def classes(split: str, numbers: Sequence[int]) -> Tensor:
         (words,) = streams(seed, split, numbers, {_CLASSES: 2 * ways_of[split]})
@@ -423,8 +429,18 @@ def _classes(store: ClassStore, words: Tensor) -> Tensor:
     return distinct(words, torch.full((len(words),), len(store.names)), words.shape[1] // 2)
 
 
+def _held(examples: Tensor, device: torch.device) -> Tensor:
+    """Return examples on the device, and where they are too many for that, as they are."""
+    return (examples if examples.nbytes > _MOST_ON_DEVICE else examples.to(device)).contiguous()
+
+
 def _episodes(
-    kept: Tensor, view: Callable[[Tensor], Tensor], rows: Tensor, shots: int, mask: Tensor | None = None
+    kept: Tensor,
+    device: torch.device,
+    view: Callable[[Tensor], Tensor],
+    rows: Tensor,
+    shots: int,
+    mask: Tensor | None = None,
 ) -> Episodes:
     """Gather examples and labels; indices are computed on the CPU (many small operations) and copied once."""
     tasks, ways, count = rows.shape
@@ -433,14 +449,14 @@ def _episodes(
     wanted, flat = wanted.to(kept.device, non_blocking=True), kept.flatten(1)
     if flat.dtype == torch.uint8 and not flat.shape[1] % 8 and not flat.storage_offset() % 8:
         flat = flat.view(torch.int64)  # rows of long words, of which there are fewer to copy
-    chosen = view(flat.index_select(0, wanted).view(kept.dtype))
+    chosen = view(flat.index_select(0, wanted).view(kept.dtype).to(device, non_blocking=True))
     first = tasks * ways * shots
     halves = zip((chosen[:first], chosen[first:]), sizes)
     x_support, x_query = (half.view(tasks, ways * n, *kept.shape[1:]) for half, n in halves)
     if mask is not None:
-        mask = mask.to(kept.device, non_blocking=True, copy=True)
+        mask = mask.to(device, non_blocking=True, copy=True)
         x_support.mul_(mask.view(tasks, ways * shots, *(1,) * (kept.dim() - 1)))
-    labels = torch.arange(ways, device=kept.device)[:, None]
+    labels = torch.arange(ways, device=device)[:, None]
     spread = (labels.expand(tasks, ways, n).clone(memory_format=torch.contiguous_format) for n in sizes)
     y_support, y_query = (labels.flatten(1) for labels in spread)
     return Episodes(Batch(x_support, y_support, mask), Batch(x_query, y_query))
@@ -454,9 +470,17 @@ def _beside(rows: Tensor, labels: Tensor, chosen: Tensor, width: int) -> tuple[T
     return rows, labels, mask
 
 
-def _padded(kept: Tensor, view: Callable[[Tensor], Tensor], rows: Tensor, labels: Tensor, mask: Tensor) -> Batch:
-    rows, labels, mask = (part.to(kept.device, non_blocking=True, copy=True) for part in (rows, labels, mask))
-    x = view(kept.index_select(0, rows.flatten())).view(*rows.shape, *kept.shape[1:])
+def _padded(
+    kept: Tensor,
+    device: torch.device,
+    view: Callable[[Tensor], Tensor],
+    rows: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+) -> Batch:
+    labels, mask = (part.to(device, non_blocking=True, copy=True) for part in (labels, mask))
+    chosen = kept.index_select(0, rows.to(kept.device, non_blocking=True).flatten()).to(device, non_blocking=True)
+    x = view(chosen).view(*rows.shape, *kept.shape[1:])
     return Batch(x.mul_(mask.view(*mask.shape, *(1,) * (kept.dim() - 1))), labels, mask)
 
 

@@ -46,7 +46,7 @@ def test_images_that_differ_are_refused_with_the_options_that_make_them_alike(fl
 
 
 def test_a_source_with_too_few_classes_or_images_is_named(flags):
-    with pytest.raises(ShortClassError, match="^flags: .* has 15 class folders"):
+    with pytest.raises(ShortClassError, match="^flags: .* has 15 classes"):
         domains(["icons", str(flags)], channels=3, queries=2)
     with pytest.raises(ShortClassError, match="^flags: class 'flag .* --queries 3 works"):
         domains(["icons", str(flags)], channels=3, ways=3)

@@ -1,7 +1,6 @@
 """The icons data set: what is in the file, and the tasks made of it."""
 
 import hashlib
-import io
 import json
 import re
 import time
@@ -13,9 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from headstart.data.images import icons as module
-from headstart.data.images.icons import icons, load_icons, read_archive
-from headstart.errors import FileError
+from headstart.data.images.builtin import read_archive
+from headstart.data.images.icons import icons, load_icons
 
 FOLDER = Path(str(files("headstart.data.images.icons")))
 Source = namedtuple("Source", ("split", "class_name", "icon_set", "author", "licence", "sha256"))
@@ -141,7 +139,7 @@ def test_default_tasks_fit_one_and_five_shots():
 
 
 def test_rotations_add_classes_to_training_only():
-    stores, turns = load_icons(), read_archive().turns
+    stores, turns = load_icons(), read_archive("icons").turns
     plain, turned = icons(rotations=False).details, icons().details
     assert plain["classes"] == {split: len(store.names) for split, store in stores.items()}
     assert turned["classes"]["train"] == plain["classes"]["train"] + 3 * sum(turns["train"])
@@ -151,7 +149,9 @@ def test_rotations_add_classes_to_training_only():
 
 
 def test_directional_and_symmetric_classes_are_not_turned():
-    may_turn = {n: t for split, ts in read_archive().turns.items() for n, t in zip(load_icons()[split].names, ts)}
+    may_turn = {
+        n: t for split, ts in read_archive("icons").turns.items() for n, t in zip(load_icons()[split].names, ts)
+    }
     directional = [n for n in may_turn if {"left", "right", "up", "down", "undo", "horizontal"} & set(n.split("-"))]
     assert directional
     assert not any(may_turn[name] for name in directional)
@@ -172,59 +172,3 @@ def test_details_describe_the_data():
     assert sum(details["licences"].values()) == sum(len(store.examples) for store in stores.values())
     assert details["sets"] == len({source.icon_set for source in read_manifest()})
     assert details["designers"] >= 12
-
-
-def _repacked(change) -> bytes:
-    """Return the data file with its members changed by ``change(members)``."""
-    with zipfile.ZipFile(FOLDER / "icons.zip") as shipped:
-        members = {name: shipped.read(name) for name in shipped.namelist()}
-    change(members)
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as out:
-        for name, data in members.items():
-            out.writestr(name, data)
-    return file.getvalue()
-
-
-def _flip_a_pixel(members):
-    members["images.bin"] = bytes([members["images.bin"][0] ^ 1]) + members["images.bin"][1:]
-
-
-def _drop_images(members):
-    del members["images.bin"]
-
-
-def _change_index(**values):
-    def change(members):
-        members["index.json"] = json.dumps(json.loads(members["index.json"]) | values).encode()
-
-    return change
-
-
-def _cut_images(members):
-    images = members["images.bin"][:-1]
-    index = json.loads(members["index.json"])
-    index["sha256"]["images.bin"] = hashlib.sha256(images).hexdigest()
-    members["images.bin"], members["index.json"] = images, json.dumps(index).encode()
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (_flip_a_pixel, "checksum of images.bin"),
-        (_drop_images, "images.bin"),
-        (_change_index(format="other"), "format 'other'"),
-        (_change_index(splits={"train": [["a", 1, True]]}), "1 images"),
-        (_cut_images, "bytes"),
-        (None, "Reinstall headstart"),
-        (b"no zip file", "Reinstall headstart"),
-    ],
-)
-def test_a_damaged_file_is_refused(change, said, tmp_path, monkeypatch):
-    if change is not None:
-        (tmp_path / "icons.zip").write_bytes(change if isinstance(change, bytes) else _repacked(change))
-    monkeypatch.setattr(module, "_ICONS", tmp_path / "icons.zip")
-    read_archive.cache_clear()
-    with pytest.raises(FileError, match=said):
-        read_archive()
-    read_archive.cache_clear()

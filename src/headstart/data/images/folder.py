@@ -2,12 +2,13 @@
 
 import hashlib
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
@@ -17,8 +18,10 @@ from annotated_types import Ge, Le
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
-from headstart.data.fewshot import GIVEN, Ways, class_splits, class_store, few_shot, fitted
-from headstart.data.images.layouts import listed, unpacked
+from headstart.data.fewshot import GIVEN, ClassStore, Ways, class_splits, few_shot, fitted
+from headstart.data.images.augment import Change, augmented
+from headstart.data.images.decoded import decoded
+from headstart.data.images.layouts import data_sets, listed, refuse_pickles, split_lists, unpacked
 from headstart.data.kind import LeftOutWarning, unknown_types
 from headstart.data.random import SPLITS, size_range
 from headstart.errors import DataError, FileError, UsageError
@@ -72,7 +75,7 @@ def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1, fi
     Raises:
         UsageError: a size below 1, or channels other than 1 or 3.
         FileError: no such file.
-        DataError: a file that is not an image of these formats, is damaged, or has over 50 million pixels.
+        DataError: a file that is not an image of these formats, is damaged, or has one pixel or over 50 million.
     """
     check_image_shape(size, channels)
     if HEIC:
@@ -85,6 +88,8 @@ def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1, fi
             width, height = image.size
             if width * height > MOST_PIXELS:
                 raise ValueError(f"{width} x {height} pixels; at most {MOST_PIXELS} are read")
+            if max(width, height) < 2:
+                raise ValueError("1 x 1 pixels show nothing")
             return as_square(image, size, channels, fit)
     except Exception as error:  # decoders fail on damaged files in more ways than they document
         reason = f"not a file of {', '.join(SUFFIXES)}" if isinstance(error, UnidentifiedImageError) else error
@@ -207,6 +212,8 @@ class ClassFolder(NamedTuple):
     """The files they are from."""
     skipped: int
     """How many image files could not be read."""
+    every: Tensor
+    """The images of all classes, of which ``images`` are the parts."""
 
 
 @extends(few_shot, without=GIVEN)
@@ -219,6 +226,7 @@ def folder(
     image_size: Annotated[int, Ge(8), Le(512)] = 28,
     channels: Literal[1, 3] = 3,
     fit: Fit = "crop",
+    augment: Sequence[Change] = (),
     strict: bool = False,
     **options: Any,
 ) -> Tasks:
@@ -228,10 +236,14 @@ def folder(
     nothing else (``filename``, ``image`` or ``file``, ``class`` or ``category`` are as good); or a folder of three such
     files, ``train.csv``, ``val.csv`` and ``test.csv``, with the images in ``images``, as mini-ImageNet is laid out.
 
+    CUB-200-2011 and CIFAR-FS are read as they are handed out (`headstart.data.images.layouts.split_lists`), mini- and
+    tieredImageNet from folders of class folders; pickles are refused, and it is said how they become folders.
+
     Where ``data`` holds ``train``, ``validation`` (or ``val``) and ``test`` folders of class folders, those are the
     splits. Else the class folders are shuffled by the SHA-256 of their names, and a fifth each is for validation and
     for test: whatever the seed, but adding or removing a class can move others to another split.
-    `headstart.data.images.folder.read_image` says how an image is read.
+    `headstart.data.images.folder.read_image` says how an image is read. Where a split's images take over 256 MiB, they
+    are kept decoded in the user's cache folder and mapped into memory from there.
 
     Args:
         data: the folder, or a zip or CSV file.
@@ -241,6 +253,8 @@ def folder(
         channels: 1 for grey, 3 for colour.
         fit: how an image becomes a square: its centre (crop), all of it with white beside it (pad), or all of it, out
             of proportion (stretch).
+        augment: how training images are changed at random: any of crop (shifted by up to an eighth), flip (left to
+            right) and colour (brightness, contrast, saturation).
         strict: refuse a folder that holds an image that cannot be read; else it is left out with a
             `SkippedImageWarning`, and counted in ``details['skipped_images']``.
         options: those of `few_shot`.
@@ -257,7 +271,7 @@ def folder(
         splits = _splits(place, 2 if unbalanced else ways or 2)
         read = {split: _read(classes, image_size, channels, strict, fit) for split, classes in splits.items()}
     _warn_of_same(read.values())
-    stores = {split: class_store(dict(zip(found.names, found.images))) for split, found in read.items()}
+    stores = {split: _store(found) for split, found in read.items()}
     on_short, own_ways = options.get("on_short", "error"), options.get("train_ways")
     judged = {split: store for split, store in stores.items() if split != "train" or own_ways is None}
     ways, queries, notes = fitted(judged, 1 if unbalanced else size_range("shots", shots)[1], ways, queries, on_short)
@@ -269,7 +283,8 @@ def folder(
         "skipped_images": sum(found.skipped for found in read.values()),
         "licence": "that of the images in the folder; no image is in this folder but in episode.png",
     }
-    return few_shot("folder", stores, ways=ways, shots=shots, queries=queries, details=details, **options)
+    made = few_shot("folder", stores, ways=ways, shots=shots, queries=queries, details=details, **options)
+    return augmented(made, augment, options.get("seed", 0))
 
 
 def read_class_folder(
@@ -302,6 +317,7 @@ def read_class_folder(
         [found.images[place] for place in there],
         [found.files[place] for place in there],
         found.skipped,
+        found.every,
     )
     _warn_of_same([found])
     return found
@@ -311,7 +327,7 @@ def _warn_of_same(found: Iterable[ClassFolder]) -> None:
     """Warn of images that are there twice: they may be learned from and asked again, or be of two classes."""
     first, twice, others = dict[bytes, tuple[str, Path]](), list[tuple[Path, Path]](), 0
     for one in found:
-        for name, images, files in zip(*one[:3]):
+        for name, images, files in zip(one.names, one.images, one.files):
             for image, path in zip(images, files):
                 owner, before = first.setdefault(hashlib.blake2b(image.numpy().data).digest(), (name, path))
                 if before != path:
@@ -338,25 +354,36 @@ def task_folders(path: Path) -> dict[str | None, Path]:
 def _read(classes: _Classes, size: int, channels: Literal[1, 3], strict: bool, fit: Fit) -> ClassFolder:
     names = sorted(classes)
     refuse_unknown([path for path in classes.values() if isinstance(path, Path)], strict)
-    files = [image_files(found) if isinstance(found := classes[name], Path) else found for name in names]
-    read = read_images([path for paths in files for path in paths], size, channels, strict, fit)
-    images, whole = list[Tensor](), list[list[Path]]()
-    for paths in files:
-        kept, count = torch.empty(len(paths), channels, size, size, dtype=torch.uint8), 0
-        whole.append([])
-        for path, image in zip(paths, islice(read, len(paths))):
-            if not isinstance(image, Tensor):
-                warnings.warn(f"skipped: {image}", SkippedImageWarning, stacklevel=4)
-            else:
-                kept[count] = image
-                count += 1
-                whole[-1].append(path)
-        images.append(kept[:count])
-    return ClassFolder(names, images, whole, sum(map(len, files)) - sum(map(len, images)))
+    files = [image_files(found) if isinstance(found := classes[name], Path) else list(found) for name in names]
+    paths = [path for own in files for path in own]
+    read = partial(read_images, size=size, channels=channels, strict=strict, fit=fit)
+    images, kept, failed = decoded(paths, (channels, size, size), fit, read)
+    for told in failed:
+        warnings.warn(f"skipped: {told}", SkippedImageWarning, stacklevel=4)
+    owner = [place for place, own in enumerate(files) for _ in own]
+    counts = Counter(owner[place] for place in kept)
+    ends = [*accumulate(counts[place] for place in range(len(names)))]
+    spans = [slice(end - counts[place], end) for place, end in enumerate(ends)]
+    left = [[paths[place] for place in kept[span]] for span in spans]
+    return ClassFolder(names, [images[span] for span in spans], left, len(failed), images)
+
+
+def _store(found: ClassFolder) -> ClassStore:
+    """Return a store of the images where they are: what is mapped from a file is not copied."""
+    sizes = torch.tensor([len(images) for images in found.images])
+    return ClassStore(found.every, sizes.cumsum(0) - sizes, sizes, tuple(found.names))
 
 
 def _splits(data: Path, ways: int) -> Mapping[str, _Classes]:
     own = {"val": "validation"} | {split: split for split in SPLITS}
+    refuse_pickles(data)
+    if known := split_lists(data):
+        return known
+    if several := data_sets(data, SUFFIXES):
+        raise DataError(
+            f"{data} holds {len(several)} data sets ({', '.join([*several][:5])}{', …' * (len(several) > 5)}), and none"
+            f" of them are classes; give one or more of them, such as {next(iter(several.values()))}"
+        )
     if data.is_file():
         lists = listed(data)
         if [*lists] != [""]:

@@ -22,7 +22,7 @@ from headstart.data.images.folder import (
     read_images,
     task_folders,
 )
-from headstart.data.images.layouts import holds_images, unpacked
+from headstart.data.images.layouts import holds_images, pickles, unpacked
 from headstart.data.kind import DataKind, Elsewhere, Failed, Inputs, NewTask, Row, class_answers, files_of, unsampled
 from headstart.errors import ConfigError, DataError, FileError
 from headstart.types import Batch, Tasks
@@ -81,7 +81,9 @@ def _difference(kept: Prepared, now: Prepared) -> str:
 
 
 def _recognises(path: Path) -> bool:
-    """Return whether a folder holds an image, or no file at all: then it is said what is missing."""
+    """Return whether a folder holds an image, or no file at all: then it is said what is missing; or only pickles."""
+    if pickles(path) and (path.is_file() or not any(one.is_dir() for one in path.iterdir())):
+        return True
     if path.is_file():
         return holds_images(path, SUFFIXES)
     files = (name for _, _, names in os.walk(path) for name in names)

@@ -134,3 +134,108 @@ def listed(path: Path) -> dict[str, dict[str, list[Path]]]:
         part = found.setdefault("" if split is None else row[split].strip().lower(), {})
         part.setdefault(row[label].strip(), []).append(lies_in / row[image])
     return found
+
+
+def split_lists(path: Path) -> dict[str, dict[str, Path]] | None:
+    """Return the class folders by split of a data set that says its splits beside the images; ``None`` for another.
+
+    - CUB-200-2011: ``images/CLASS``, and ``classes.txt``. It has no split of classes for few-shot learning; the usual
+      one takes them in order: every second for training, and of the others by turns one for validation and one for test
+      (Chen et al. 2019, arXiv:1904.04232).
+    - CIFAR-FS: ``data/CLASS``, and ``splits/bertinetto`` (or another) of ``train.txt``, ``val.txt`` and ``test.txt``, a
+      class a line (Bertinetto et al. 2019, arXiv:1805.08136).
+
+    Both may lie in a single folder of that one.
+
+    Raises:
+        DataError: classes that are listed, but not there.
+    """
+    for root in (path, *_only_child(path)):
+        if (root / "classes.txt").is_file() and (root / "images").is_dir():
+            names = sorted(row.split()[-1] for row in _lines(root / "classes.txt"))
+            parts = {"train": names[::2], "validation": names[1::4], "test": names[3::4]}
+            return {split: _listed_classes(root / "images", part) for split, part in parts.items()}
+        lists = sorted((root / "splits").glob("*/train.txt")) if (root / "data").is_dir() else []
+        if lists:
+            usual = next((one.parent for one in lists if one.parent.name == "bertinetto"), lists[0].parent)
+            if len(lists) > 1 and usual.name != "bertinetto":
+                several = ", ".join(one.parent.name for one in lists)
+                raise DataError(f"{root / 'splits'} has several splits ({several}), and none is called bertinetto")
+            files = {"train": usual / "train.txt", "validation": usual / "val.txt", "test": usual / "test.txt"}
+            return {split: _listed_classes(root / "data", _lines(file)) for split, file in files.items()}
+    return None
+
+
+def _only_child(path: Path) -> list[Path]:
+    inside = [one for one in path.iterdir() if one.is_dir() and one.name[0] not in "._"] if path.is_dir() else []
+    return inside if len(inside) == 1 else []
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [row.strip() for row in path.read_text("utf-8").splitlines() if row.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"cannot read the list of classes {path}: {error}") from error
+
+
+def _listed_classes(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    outside = [name for name in names if len(PurePosixPath(name).parts) != 1 or name == ".."]
+    missing = [name for name in names if name in outside or not (folder / name).is_dir()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DataError(f"{folder} has no class folder {missing[0]!r}{more}, which the data set's lists name")
+    return {name: folder / name for name in names}
+
+
+_PICKLES = (".pkl", ".pickle")
+
+
+def pickles(path: Path) -> list[Path]:
+    """Return the pickles that a source is, or holds: mini-ImageNet, tieredImageNet and CIFAR-FS are handed on so."""
+    inside = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [one for one in inside if one.suffix.lower() in _PICKLES and one.is_file()]
+
+
+def refuse_pickles(path: Path) -> None:
+    """Raise `DataError` for a source that is pickles, and say how they become images."""
+    if found := pickles(path):
+        raise DataError(
+            f"{found[0]} is a pickle, and loading a pickle runs whatever code its maker put into it, so headstart loads"
+            " none. If you trust it, save its images yourself, once, in folders SPLIT/CLASS: for mini-ImageNet's,\n"
+            "  data = pickle.load(open('mini-imagenet-cache-train.pkl', 'rb'))\n"
+            "  for name, places in data['class_dict'].items():\n"
+            "      os.makedirs(f'mini/train/{name}')\n"
+            "      for place in places:\n"
+            "          PIL.Image.fromarray(data['image_data'][place]).save(f'mini/train/{name}/{place}.png')\n"
+            "and likewise val and test; then give the folder mini. (tieredImageNet's hold encoded images in"
+            " *_images_png.pkl, and 'label_specific' in *_labels.pkl; CIFAR-FS's hold 'data' and 'labels'.)"
+        )
+
+
+def data_sets(path: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Return the data sets in a folder of them, such as a copy of Meta-Dataset's, by name.
+
+    A data set is a folder of class folders, or of ``train``, ``val`` and ``test`` folders of these, or one of
+    `split_lists`. Nothing is returned where ``path`` is a data set itself, or where any folder in it is none.
+
+    Raises:
+        DataError: as `split_lists`.
+    """
+    inside = _folders(path)
+    is_one = {"train", "test"} <= {one.stem for one in path.iterdir()} if inside else True
+    if len(inside) < 2 or is_one or split_lists(path) is not None:
+        return {}
+    return {one.name: one for one in inside} if all(_is_data_set(one, suffixes) for one in inside) else {}
+
+
+def _folders(path: Path) -> list[Path]:
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    return [one for one in inside if one.is_dir() and not one.name.startswith((".", "__MACOSX"))]
+
+
+def _is_data_set(path: Path, suffixes: Sequence[str]) -> bool:
+    inside = _folders(path)
+    if not inside or any(_suffix(one.name) in suffixes for one in path.iterdir() if one.is_file()):
+        return False
+    classes = [deep for one in inside if one.name == "train" for deep in _folders(one)] or inside
+    return split_lists(path) is not None or any(_suffix(one.name) in suffixes for one in classes[0].iterdir())
