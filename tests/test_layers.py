@@ -35,8 +35,8 @@ ALLOWED = {
     "forward": {"forward", "core", "types", "errors", "schema"},
     "engine": {"engine", "forward", "core", "types", "errors", "schema"},
     "tasks": {"registry"},
-    "data": {"data", "core", "types", "errors", "schema", "registry"},
-    "models": {"models", "forward", "core", "types", "errors", "schema"},
+    "data": {"data", "models", "core", "types", "errors", "schema", "registry"},
+    "models": {"models", "forward", "core", "types", "errors", "schema", "registry"},
 }
 #: What core may import besides: the standard library's modules that do no input or output, and torch.
 CORE_OUTSIDE = {"torch", "collections", "contextlib", "copy", "dataclasses", "difflib", "fnmatch", "functools"}

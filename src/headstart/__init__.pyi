@@ -51,6 +51,7 @@ from headstart.algorithms.table_baselines.pooled import (
     task_category as task_category,
 )
 from headstart.algorithms.transduction import bd_cspn as bd_cspn, label_propagation as label_propagation
+from headstart.algorithms.tuned import trunk as trunk
 from headstart.algorithms.warp import mt_net as mt_net, t_net as t_net, warp_grad as warp_grad
 from headstart.core import losses as losses, rules as rules
 from headstart.core.adjoints import (
@@ -72,9 +73,16 @@ from headstart.models.conv4 import conv4 as conv4
 from headstart.models.identity import identity as identity
 from headstart.models.mlp import mlp as mlp
 from headstart.models.ngrams import ngrams as ngrams
+from headstart.models.projection import projection as projection
 from headstart.models.resnet12 import resnet12 as resnet12
 from headstart.models.soft_forest import soft_forest as soft_forest
 from headstart.models.transformer import transformer as transformer
+from headstart.models.trunks.trunk import (
+    Trunk as Trunk,
+    of_images as of_images,
+    of_texts as of_texts,
+    open_trunk as open_trunk,
+)
 from headstart.training.adapted import (
     adapt as adapt,
     open_adapted as open_adapted,

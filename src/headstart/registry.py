@@ -1,9 +1,9 @@
-"""What the command line, configurations and contract tests know: one row a method, a model, a family, a kind of data.
+"""What the command line, configurations and contract tests know: one row a method, a model, and so on.
 
 A row declares all that anything above has to know of what it names; every list elsewhere is derived from the rows.
 Rows are plain data, so that listing them imports nothing heavy; `load` imports the target. Other packages add rows
-by the entry points ``headstart.methods``, ``headstart.models``, ``headstart.tasks`` and ``headstart.data``; each names
-one row.
+by the entry points ``headstart.methods``, ``headstart.models``, ``headstart.tasks``, ``headstart.data`` and
+``headstart.trunks``; each names one row.
 """
 
 from collections.abc import Mapping
@@ -95,8 +95,20 @@ class Kind(NamedTuple):
     reference: str = ""
 
 
-Row: TypeAlias = Method | Model | Family | Kind
-What: TypeAlias = Literal["method", "model", "task", "data"]
+class Door(NamedTuple):
+    """Where pretrained networks come from."""
+
+    name: str
+    summary: str
+    target: str
+    """``module:attribute`` of what takes what follows the name and a colon, and returns a trunk."""
+    usage: str
+    """A source as one writes it."""
+    reference: str = ""
+
+
+Row: TypeAlias = Method | Model | Family | Kind | Door
+What: TypeAlias = Literal["method", "model", "task", "data", "trunk"]
 
 # chosen on other splits of the panels than are reported; all tasks of a table at once
 _ALL_TASKS_AT_ONCE = {"outer.steps": 300, "outer.rate": 0.02, "outer.schedule": "cosine", "outer.tasks_per_step": 128}
@@ -698,15 +710,67 @@ MODELS = (
         "Vaswani et al. 2017, arXiv:1706.03762",
         "headstart.models.transformer:transformer",
     ),
+    Model(
+        "projection",
+        "a linear map of a pretrained network's features that starts as no change at all",
+        "",
+        "headstart.models.projection:projection",
+    ),
+    Model(
+        "trunk",
+        "a pretrained network of which a part is learned: low-rank adapters, or the last blocks",
+        "Hu et al. 2021, arXiv:2106.09685",
+        "headstart.algorithms.tuned:trunk",
+    ),
     Model("identity", "no network, for heads on the inputs themselves", "", "headstart.models.identity:identity"),
 )
 
-_ROWS: dict[What, tuple[Row, ...]] = {"method": METHODS, "model": MODELS, "task": TASKS, "data": KINDS}
+TRUNKS = (
+    Door("hf", "a folder of transformers or sentence-transformers", "headstart.models.trunks.hf:hf", "hf:FOLDER"),
+    Door("timm", "timm's image networks", "headstart.models.trunks.timm:timm", "timm:NAME"),
+    Door(
+        "torchvision",
+        "torchvision's image networks",
+        "headstart.models.trunks.torchvision:torchvision",
+        "torchvision:NAME",
+    ),
+    Door("onnx", "an ONNX file, frozen", "headstart.models.trunks.onnx:onnx", "onnx:FILE"),
+    Door("py", "a function of your own that returns one", "headstart.models.trunks.py:py", "FILE.py:factory"),
+)
+
+#: A kind of data whose examples are a pretrained network's features has these instead of its own.
+ENCODED: Values = {
+    "methods": ({"name": "prototypes"},),
+    "model": "projection",
+    "compared": ("prototypes", "ridge", "logistic", "nearest"),
+    "defaults": {
+        "method.distance": "cosine",
+        "outer.steps": 300,
+        "outer.tasks_per_step": 8,
+        "outer.rate": 0.0003,
+        "outer.schedule": "cosine",
+    },
+}
+#: And one whose examples are a pretrained network's inputs these.
+TUNED: Values = {
+    **ENCODED,
+    "model": "trunk",
+    "compared": ("prototypes", "ridge", "anil"),
+    "defaults": {**ENCODED["defaults"], "outer.tasks_per_step": 1, "method.taskmap": "loop"},
+}
+
+_ROWS: dict[What, tuple[Row, ...]] = {
+    "method": METHODS,
+    "model": MODELS,
+    "task": TASKS,
+    "data": KINDS,
+    "trunk": TRUNKS,
+}
 
 
 @cache
 def rows(what: What) -> tuple[Any, ...]:
-    """Return the registered methods, models, families of tasks or kinds of data; those of other packages last.
+    """Return the registered methods, models, families, kinds of data or doors; those of other packages last.
 
     Raises:
         ConfigError: an entry point of another package does not name such a row, or one of a name that is taken.

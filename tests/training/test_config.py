@@ -81,7 +81,9 @@ def test_every_option_can_be_given_as_a_value_a_text_and_a_flag(tree: Any, owner
     choices = {
         place: [sources] if place == "tasks.sources" else examples(option.type) for place, option in options.items()
     }
-    choices |= {place: ["2GiB"] for place in choices if place == "run.memory"}
+    # of the network's inputs, the model is the network
+    said = {"run.memory": ["2GiB"], "tasks.encoder": ["timm:some"], "tasks.encoded": ["features"]}
+    choices |= {place: values for place, values in said.items() if place in choices}
     for turn in range(max(map(len, choices.values()), default=0)):
         values = {place: choices[place][turn % len(choices[place])] for place in options}
         texts = {place: text(value, options[place]) for place, value in values.items()}

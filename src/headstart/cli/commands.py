@@ -27,12 +27,12 @@ Raw: TypeAlias = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
 def train(*words: Raw) -> int:
     """Meta-train on a family of tasks, or go on with a run."""
-    from headstart.cli.options import call, first_look
+    from headstart.cli.options import call, first_look, named
     from headstart.training.config import default_folder, merged, read_config_file, resolve, together
 
     sources, names = first_look(words)
     file = read_config_file(Path(names["config"])) if "config" in names else {}
-    base = merged(file, {"tasks": together(sources), "method": names.get("method"), "model": names.get("model")})
+    base = merged(file, named(together(sources), names))
     more = "Tasks, method and model have options of their own: `headstart train icons --method svm --help` shows them."
     if base["tasks"]:
         called = _called(words, base)
@@ -119,7 +119,8 @@ def _train(
             from --config.
         method: How to meta-learn (headstart list methods). Default: maml; for tables the best of a short list
             on the validation tasks, which the report tells.
-        model: The network (headstart list models). Default: conv4 for images, else mlp.
+        model: The network (headstart list models), or a pretrained one, such as hf:FOLDER, onnx:FILE or
+            FILE.py:factory. Default: conv4 for images, else mlp.
         out: The run's folder. Default: runs/TASKS-METHOD.
         config: A .json, .yaml or .toml file with such options, nested as in a run's config.json; flags win over it.
         as_json: Print the result as JSON.
@@ -128,19 +129,19 @@ def _train(
 
 def compare(*words: Raw) -> int:
     """Train several methods on the same tasks, and compare them."""
-    from headstart.cli.options import call, choices, first_look
-    from headstart.training.config import merged, normal, together
+    from headstart.cli.options import call, choices, first_look, named
+    from headstart.training.config import kind_of, merged, normal, together
 
     sources, names = first_look(words)
     if not sources:
         more = "What there is to choose depends on the tasks and the methods"
         call(_compare, words, [], f"{more}: `headstart compare icons --methods maml,svm --help`.")
         return 0
-    base = normal({"tasks": together(sources), "model": names.get("model")})
+    base = normal({owner: part for owner, part in named(together(sources), names).items() if owner != "method"})
     methods = [name.strip() for name in names.get("methods", "").split(",") if name.strip()]
     schemas = []
-    for method in methods or find("data", find("task", base["tasks"]["name"]).kind).compared:
-        model = {} if find("method", method).model == "none" else base["model"]
+    for method in methods or kind_of(base).compared:
+        model = {} if find("method", method).model == "none" else base.get("model", {})
         schemas.append(choices({**base, "method": {"name": method}, "model": model}))
     called = call(_compare, words, schemas)
     if called is None:
@@ -188,7 +189,8 @@ def _compare(
         tasks: A task family's name (headstart list tasks), or a folder or file of your own: a folder of class folders
             of images, a CSV or Parquet file. Several of images: each task is of one of them, by --weights.
         methods: Names of methods (headstart list methods), joined by commas. Default: those that suit the kind of data.
-        model: The network (headstart list models), for methods that use one. Default: conv4 for images, else mlp.
+        model: The network (headstart list models), or a pretrained one, such as hf:FOLDER, for methods that use one.
+            Default: conv4 for images, else mlp.
         out: The folder of the table, with one run's folder a method in it. Default: runs/TASKS-comparison.
         jobs: How many methods to train at the same time, each in a process of its own.
         as_json: Print the table as JSON.

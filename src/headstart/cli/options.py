@@ -19,6 +19,13 @@ from headstart.training.config import Outer, Run, Schema, Tree, flags, flat, hel
 
 #: The commands' own options that decide, and such as take a value besides.
 _NAMES, _OTHERS = ("--method", "--methods", "--model", "--config", "--on"), ("--out",)
+#: Options that decide which others there are.
+_DECIDING = {
+    **{flag: "encoder" for flag in ("--encoder", "--tasks.encoder")},
+    **{flag: "encoded" for flag in ("--encoded", "--tasks.encoded")},
+    **{flag: "tuned" for flag in ("--tuned", "--model.tuned")},
+    **{flag: flag[2:] for flag in _NAMES},
+}
 
 
 class Value(str):
@@ -41,10 +48,10 @@ def first_look(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     perhaps: list[str] = []
     for before, word in zip(["", *words], words):
         name, equals, value = word.partition("=")
-        if name in _NAMES and equals:
-            names[name[2:]] = value
-        elif before in _NAMES:
-            names[before[2:]] = word
+        if name in _DECIDING and equals:
+            names[_DECIDING[name]] = value
+        elif before in _DECIDING:
+            names[_DECIDING[before]] = word
         elif not word.startswith("-") and before not in _OTHERS:
             # behind an option it may be the option's value, or the tasks behind a switch
             (perhaps if before.startswith("--") and "=" not in before else free).append(word)
@@ -67,6 +74,17 @@ def behind(words: Sequence[str], name: str) -> list[str]:
         elif taken:
             found.append(word)
     return found
+
+
+def named(tasks: str | Mapping[str, Any] | None, names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return the tree of what `first_look` has read."""
+    parts = {
+        "tasks": {**(tasks if isinstance(tasks, Mapping) else {"name": tasks})},
+        "method": {"name": names.get("method")},
+        "model": {"name": names.get("model"), "tuned": names.get("tuned")},
+    }
+    parts["tasks"] |= {name: names.get(name) for name in ("encoder", "encoded")}
+    return {owner: {k: v for k, v in part.items() if v is not None} for owner, part in parts.items()}
 
 
 def choices(tree: Tree) -> Schema:

@@ -16,6 +16,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
+from headstart.data.encoder import Encoded, Examples, encoded as encode
 from headstart.data.meta_dataset import LEAST_WAYS, MOST_SUPPORT, draw_sizes, draw_ways
 from headstart.data.random import SPLITS, below, bits, check_seed, check_sizes, distinct, size_range, streams
 from headstart.data.rows import OnShort
@@ -75,6 +76,12 @@ def class_store(classes: Mapping[str, Tensor]) -> ClassStore:
             )
     sizes = torch.tensor([len(classes[name]) for name in names])
     return ClassStore(torch.cat([classes[name] for name in names]), sizes.cumsum(0) - sizes, sizes, names)
+
+
+def of_names(store: ClassStore) -> dict[str, Examples]:
+    """Return each class's examples, by name: parts of the store's own tensor."""
+    spans = zip(store.starts.tolist(), store.sizes.tolist())
+    return {name: store.examples[start : start + size] for name, (start, size) in zip(store.names, spans)}
 
 
 def rotated(store: ClassStore, keep: Sequence[bool] | None = None) -> ClassStore:
@@ -282,6 +289,8 @@ def few_shot(
     on_short: OnShort = "error",
     train_ways: Ways | None = None,
     sampler: Sampler = "balanced",
+    encoder: str | None = None,
+    encoded: Encoded = "features",
     details: Mapping[str, Any] | None = None,
     view: Callable[[Tensor], Tensor] | None = None,
     noun: str = "images",
@@ -307,6 +316,9 @@ def few_shot(
         sampler: as many classes and shots in every task (``"balanced"``), or Meta-Dataset's unbalanced tasks of 5 to
             ``ways`` classes, with ``queries`` query examples a class at most and at most 500 support examples, to which
             a class adds no more than ``shots`` (``"meta_dataset"``; the paper has 50 ways, 100 shots and 10 queries).
+        encoder: a pretrained network for images, such as ``hf:FOLDER`` or ``FILE.py:factory``, frozen: examples are its
+            features, which are computed once and kept on disk.
+        encoded: whether they are its features, or what it takes, for a model that is the network itself.
         details: more for the model card.
         view: ``(kept) -> x``: what models see of examples as they are kept; by default `scaled` where those are uint8,
             and else the same.
@@ -324,6 +336,12 @@ def few_shot(
     check_sizes(queries=queries)
     check_known("on_short", on_short, get_args(OnShort))
     check_seed(seed)
+    if encoder is not None:
+        sources = {split: of_names(store) for split, store in stores.items()}
+        shape = next(iter(stores.values())).examples.shape[1:]
+        seen = encode(encoder, encoded, sources, "images")
+        stores, view = {split: ClassStore(*store) for split, store in seen.stores.items()}, seen.view
+        details = {**(details or {}), "encoder": seen.encoder._asdict(), "image_shape": tuple(shape)}
     ways_of = {split: train_ways if train_ways and split == "train" else ways for split in stores}
     _check_splits(name, stores)
     check_known("sampler", sampler, get_args(Sampler))
@@ -340,7 +358,7 @@ def few_shot(
         usable = {s: _usable(name, stores, s, ways_of[s], high, queries, on_short, noun) for s in stores}
     # rows are gathered: channels that lie last would be moved at every batch
     held = {split: _held(store.examples, torch.device(device)) for split, store in usable.items()}
-    count, seen = high + queries, view or (scaled if next(iter(held.values())).dtype == torch.uint8 else torch.clone)
+    count, shown = high + queries, view or (scaled if next(iter(held.values())).dtype == torch.uint8 else torch.clone)
 
     def draw(split: str, numbers: Sequence[int]) -> tuple[Tensor, ...]:
         """Draw the rows of examples ``(B, ways, count)``, and, where shots vary, the support sets' masks."""
@@ -386,9 +404,9 @@ def few_shot(
         check_known("split", split, held)
         rows, *more = drawn(split, list(numbers))
         if balanced:
-            return _episodes(held[split], torch.device(device), seen, rows, high, *more)
+            return _episodes(held[split], torch.device(device), shown, rows, high, *more)
         return Episodes(
-            *(_padded(held[split], torch.device(device), seen, *part) for part in ((rows, *more[:2]), more[2:]))
+            *(_padded(held[split], torch.device(device), shown, *part) for part in ((rows, *more[:2]), more[2:]))
         )
 
     def classes(split: str, numbers: Sequence[int]) -> Tensor:
@@ -449,13 +467,15 @@ def _episodes(
     wanted, flat = wanted.to(kept.device, non_blocking=True), kept.flatten(1)
     if flat.dtype == torch.uint8 and not flat.shape[1] % 8 and not flat.storage_offset() % 8:
         flat = flat.view(torch.int64)  # rows of long words, of which there are fewer to copy
-    chosen = view(flat.index_select(0, wanted).view(kept.dtype).to(device, non_blocking=True))
+    chosen = view(
+        flat.index_select(0, wanted).view(kept.dtype).unflatten(1, kept.shape[1:]).to(device, non_blocking=True)
+    )
     first = tasks * ways * shots
     halves = zip((chosen[:first], chosen[first:]), sizes)
-    x_support, x_query = (half.view(tasks, ways * n, *kept.shape[1:]) for half, n in halves)
+    x_support, x_query = (half.view(tasks, ways * n, *chosen.shape[1:]) for half, n in halves)
     if mask is not None:
         mask = mask.to(device, non_blocking=True, copy=True)
-        x_support.mul_(mask.view(tasks, ways * shots, *(1,) * (kept.dim() - 1)))
+        x_support.mul_(mask.view(tasks, ways * shots, *(1,) * (chosen.dim() - 1)))
     labels = torch.arange(ways, device=device)[:, None]
     spread = (labels.expand(tasks, ways, n).clone(memory_format=torch.contiguous_format) for n in sizes)
     y_support, y_query = (labels.flatten(1) for labels in spread)
@@ -480,8 +500,9 @@ def _padded(
 ) -> Batch:
     labels, mask = (part.to(device, non_blocking=True, copy=True) for part in (labels, mask))
     chosen = kept.index_select(0, rows.to(kept.device, non_blocking=True).flatten()).to(device, non_blocking=True)
-    x = view(chosen).view(*rows.shape, *kept.shape[1:])
-    return Batch(x.mul_(mask.view(*mask.shape, *(1,) * (kept.dim() - 1))), labels, mask)
+    x = view(chosen)
+    x = x.view(*rows.shape, *x.shape[1:])
+    return Batch(x.mul_(mask.view(*mask.shape, *(1,) * (x.dim() - 2))), labels, mask)
 
 
 def drawn_ahead(draw: Draw, words: int) -> Draw:

@@ -159,7 +159,9 @@ def assembled(
         module = None
         if model is not None:
             outputs = None if row.model == "embedding" else tasks.output_size
-            module = load("model", model.name)(tasks.input_shape, outputs, **model.options)
+            make, encoder = load("model", model.name), tasks.details.get("encoder") or {}
+            known = {"sha256": encoder.get("sha256")} if "sha256" in inspect.signature(make).parameters else {}
+            module = make(tasks.input_shape, outputs, **model.options, **known)
             if model.name == "identity" and "module" in accepted and accepted["module"].default is None:
                 module = None  # heads have intercepts, and alpaca a start, of their own for inputs as they are
         if module is not None:

@@ -20,7 +20,7 @@ from headstart.errors import ConfigError, DivergenceError, UsageError
 from headstart.registry import find
 from headstart.training import run
 from headstart.training.build import target_of
-from headstart.training.config import Config, Tree, command, flat, nested, normal, resolve, schema_of
+from headstart.training.config import Config, Tree, command, flat, kind_of, nested, normal, resolve, schema_of
 from headstart.training.evaluate import Score, evaluate, interval, student
 from headstart.training.files import explained, finite, read_json, to_json, write
 from headstart.training.progress import View
@@ -81,7 +81,7 @@ def shortlist(tree: Tree | str) -> dict[str, Config]:
         HeadstartError: tasks that cannot be made.
     """
     parts = normal(tree)
-    kind = find("data", find("task", parts["tasks"]["name"]).kind)
+    kind = kind_of(parts)
     if parts.get("method", {}).get("name") or len(kind.methods) < 2:
         return {}
     target, found = target_of(parts), dict[str, Config]()

@@ -14,7 +14,7 @@ import torch
 from headstart.errors import ConfigError, UsageError
 from headstart.registry import find
 from headstart.training.build import refuse_target, target_of
-from headstart.training.config import Config, Tree, flag, flat, nested, normal, resolve, schema_of
+from headstart.training.config import Config, Tree, flag, flat, kind_of, nested, normal, resolve, schema_of
 from headstart.training.files import explained, make_folder, to_json, write
 from headstart.training.metrics import write_csv
 from headstart.training.progress import View
@@ -31,7 +31,7 @@ def default_methods(tree: Tree | str) -> tuple[str, ...]:
         HeadstartError: tasks that cannot be made.
     """
     parts = normal(tree)
-    kind, target = find("data", find("task", parts["tasks"]["name"]).kind), target_of(parts)
+    kind, target = kind_of(parts), target_of(parts)
     return tuple(name for name in kind.compared if target in find("method", name).targets)
 
 
@@ -170,7 +170,7 @@ def _taken(given: Mapping[str, Any], method: str) -> dict[str, Any]:
     row = find("method", method)
     owners = {"tasks", "method", "run", *(["outer"] if row.outer else []), *(["model"] if row.model != "none" else [])}
     own = {name: value for name, value in given.items() if name.partition(".")[0] in owners}
-    names = {name: value for name, value in own.items() if name.endswith(".name")}
+    names = {name: value for name, value in own.items() if name.endswith(".name") or name.startswith("tasks.encode")}
     schema = schema_of(nested({**names, "method.name": method}))
     return {name: value for name, value in own.items() if name in names or name in schema.options}
 

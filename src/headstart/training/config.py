@@ -26,8 +26,11 @@ import yaml
 from annotated_types import Ge, Gt, Le
 
 from headstart.errors import ConfigError, FileError, UsageError
+from headstart.models.trunks.source import absolute, is_source
 from headstart.registry import (
     DEFAULTS,
+    ENCODED,
+    TUNED,
     Family,
     Kind,
     Method,
@@ -160,7 +163,7 @@ _GIVEN = {
         "dtype",
         "explain",
     },
-    "model": {"inputs", "input_shape", "outputs", "ways"},
+    "model": {"inputs", "input_shape", "outputs", "ways", "sha256"},
 }
 #: The field's own words for options that several owners call alike.
 WORDS = {
@@ -240,7 +243,42 @@ def normal(tree: Tree | str) -> dict[str, dict[str, Any]]:
     parts = {str(owner): _part(str(owner), part) for owner, part in whole.items()}
     if not parts.get("tasks", {}).get("name"):
         raise ConfigError("TASKS is missing: a family's name (headstart list tasks), or a folder or file of your own")
-    return {**parts, "tasks": _own_source(parts["tasks"])}
+    return _pretrained({**parts, "tasks": _own_source(parts["tasks"])})
+
+
+def _pretrained(parts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return a tree in which a pretrained network that is given as the model stands where it belongs.
+
+    Frozen it is what the tasks' examples go through; where a part of it is learned, the model is the network, and the
+    examples are what it takes.
+
+    >>> parts = normal({"tasks": "icons", "model": "net.py:make"})
+    >>> parts["tasks"]["encoder"].endswith("net.py:make"), parts["model"]
+    (True, {'name': 'projection'})
+    """
+    tasks, model = parts["tasks"], parts.get("model", {})
+    source = model.get("name")
+    tuned = model.get("tuned") is not None or tasks.get("encoded") == "inputs"
+    if tuned and source in (None, "trunk"):
+        source = model.get("source") or tasks.get("encoder")
+    if isinstance(source, str) and is_source(source):
+        other = tasks.get("encoder")
+        if other is not None and absolute(other) != absolute(source):
+            raise ConfigError(f"--model is the pretrained network {source}, but --encoder {other}; give one of them")
+        model = {**model, "name": "trunk", "source": absolute(source)} if tuned else {**model, "name": "projection"}
+        tasks = {**tasks, "encoder": source} | ({"encoded": "inputs"} if tuned else {})
+    if isinstance(tasks.get("encoder"), str):
+        tasks = {**tasks, "encoder": absolute(tasks["encoder"])}
+    return {**parts, "tasks": tasks} | ({"model": model} if model else {})
+
+
+def kind_of(parts: Mapping[str, Mapping[str, Any]]) -> Kind:
+    """Return the kind of data of a `normal` tree's tasks; of a pretrained network, with the defaults of such."""
+    tasks = parts["tasks"]
+    kind = find("data", find("task", tasks["name"]).kind)
+    if tasks.get("encoder") is None:
+        return kind
+    return kind._replace(**(TUNED if tasks.get("encoded") == "inputs" else ENCODED))
 
 
 def _part(owner: str, part: Any) -> dict[str, Any]:
@@ -326,7 +364,7 @@ def schema_of(parts: Mapping[str, Mapping[str, Any]]) -> Schema:
         ConfigError: a model for a method that uses none, or outer steps for one that takes none.
     """
     family = find("task", parts["tasks"]["name"])
-    kind = find("data", family.kind)
+    kind = kind_of(parts)
     method = find("method", parts.get("method", {}).get("name") or kind.methods[0]["name"])
     model = find("model", parts.get("model", {}).get("name") or kind.model) if method.model != "none" else None
     for owner, lacks, what in (
@@ -366,7 +404,7 @@ def schema_of(parts: Mapping[str, Mapping[str, Any]]) -> Schema:
 
 def possible_methods(parts: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     """Return the method that a `normal` tree names, or those that may be chosen where it names none."""
-    named, kind = parts.get("method", {}).get("name"), find("data", find("task", parts["tasks"]["name"]).kind)
+    named, kind = parts.get("method", {}).get("name"), kind_of(parts)
     return (named,) if named else tuple(dict.fromkeys(str(method["name"]) for method in kind.methods))
 
 

@@ -26,12 +26,12 @@ import headstart
 from headstart.data.kind import kind_of_family
 from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, FileError
-from headstart.registry import find, load
+from headstart.registry import load
 from headstart.training import checkpoint as checkpoints
 from headstart.training.build import Job, build, make_optimizer, reproducible
 from headstart.training.calibration import Spread, calibrated
 from headstart.training.checkpoint import Checkpoint
-from headstart.training.config import Config, Outer, Tree, diff, resolve
+from headstart.training.config import Config, Outer, Tree, diff, kind_of, resolve
 from headstart.training.evaluate import Score, calibrate, evaluate
 from headstart.training.files import TEMPORARY, explained, make_folder, read_json, to_json, to_safetensors, write
 from headstart.training.fit_best import Best, first, fit_best
@@ -243,7 +243,7 @@ def _test(job: Job, run: Path, state: State, best: Best, stays: _Stays, stop: St
             raise _Stopped
 
     own, baseline = job.config.method.name, None
-    kind = find("data", find("task", job.config.tasks.name).kind)
+    kind = kind_of(job.config.tree())
     spread = calibrate(job.learner, best.meta, job.tasks, episodes=job.config.run.evaluate_tasks)
     job = job._replace(learner=calibrated(job.learner, spread))
     try:
@@ -259,7 +259,8 @@ def _test(job: Job, run: Path, state: State, best: Best, stays: _Stays, stop: St
     results = score_to_json(score)
     if baseline is not None:
         told = shown(job.tasks.kind, baseline.mean, baseline.ci95)
-        view.note(f"for comparison, nearest, the nearest class mean of raw inputs, which learns nothing: {told}")
+        seen = "what the frozen network gives" if job.config.option("tasks.encoder") else "raw inputs"
+        view.note(f"for comparison, nearest, the nearest class mean of {seen}, which learns nothing: {told}")
         results["nearest"] = {name: score_to_json(baseline)[name] for name in ("mean", "ci95")}
     results |= {"step": state.step, "best_step": best.step, "best_validation": best.value}
     results |= {"parameters": job.parameters, "device": str(job.device), "headstart": headstart.__version__}

@@ -479,6 +479,7 @@ def test_new_tasks_and_queries_are_read_as_the_run_was(tmp_path):
     image = Image.new("L", (24, 12), 7)
     image.save(tmp_path / "a" / "0.png")
     said = {"input_shape": [1, 12, 12], "light_on_dark": False, "classes": 2, "training_classes": "", "fit": "pad"}
+    said["encoder"] = None
     prepared = IMAGES.read(said, "here")
     ((_, batch),) = IMAGES.support(prepared, tmp_path, False)
     ((_, packed),) = IMAGES.support(prepared, Path(shutil.make_archive(str(tmp_path / "z"), "zip", tmp_path)), False)

@@ -25,6 +25,8 @@ from headstart.data.images.layouts import data_sets, listed, refuse_pickles, spl
 from headstart.data.kind import LeftOutWarning, unknown_types
 from headstart.data.random import SPLITS, size_range
 from headstart.errors import DataError, FileError, UsageError
+from headstart.models.trunks.source import absolute
+from headstart.models.trunks.trunk import open_trunk
 from headstart.schema import Size, extends
 from headstart.types import Tasks
 
@@ -223,7 +225,7 @@ def folder(
     ways: Ways | None = None,
     shots: Size | tuple[Size, Size] = 1,
     queries: Size | None = None,
-    image_size: Annotated[int, Ge(8), Le(512)] = 28,
+    image_size: Annotated[int, Ge(8), Le(512)] | None = None,
     channels: Literal[1, 3] = 3,
     fit: Fit = "crop",
     augment: Sequence[Change] = (),
@@ -249,7 +251,7 @@ def folder(
         data: the folder, or a zip or CSV file.
         ways: classes of a task, by default 5, or as many as every split has.
         queries: query images a class, by default 15, or as many as the smallest class has left.
-        image_size: height and width of the images, in pixels.
+        image_size: height and width of the images, in pixels, by default 28, or what the encoder takes.
         channels: 1 for grey, 3 for colour.
         fit: how an image becomes a square: its centre (crop), all of it with white beside it (pad), or all of it, out
             of proportion (stretch).
@@ -265,6 +267,9 @@ def folder(
         ShortClassError: too few classes for the ways, or too few images in a class.
         LeakageError: a class folder that is in two splits.
     """
+    if image_size is None:
+        encoder = options.get("encoder")
+        image_size = 28 if encoder is None else int(open_trunk(absolute(encoder)).told.get("size", 28))
     check_image_shape(image_size, channels)
     unbalanced = options.get("sampler") == "meta_dataset"  # such tasks have as many ways and shots as there are
     with unpacked(Path(data), SUFFIXES) as place:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor
 
+from headstart.data.encoder import Encoder, like_of
 from headstart.data.fewshot import scaled
 from headstart.data.images.convert import converted, light_on_dark
 from headstart.data.images.folder import (
@@ -43,10 +44,12 @@ class Prepared(NamedTuple):
     """The SHA-256 of the names of the classes that were trained on."""
     fit: Fit
     """How an image becomes a square."""
+    encoder: Encoder | None = None
+    """The pretrained network that images went through, where they did."""
 
 
 def _preparation(tasks: Tasks) -> dict[str, Any] | None:
-    shape = tasks.input_shape
+    shape = tasks.details.get("image_shape", tasks.input_shape)
     if tasks.kind != "classification" or len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
         return None
     details = tasks.details
@@ -57,6 +60,7 @@ def _preparation(tasks: Tasks) -> dict[str, Any] | None:
         "classes": tasks.output_size,
         "training_classes": hashlib.sha256(names.encode()).hexdigest(),
         "fit": details.get("fit", "crop"),
+        "encoder": details.get("encoder"),
     }
 
 
@@ -65,6 +69,7 @@ def _read(value: Any, where: str) -> Prepared:
         channels, height, width = shape = tuple(int(size) for size in value["input_shape"])
         classes, light = int(value["classes"]), bool(value["light_on_dark"])
         found = Prepared(cast(Any, shape), light, classes, str(value["training_classes"]), value["fit"])
+        found = found._replace(encoder=Encoder.read(value["encoder"], where))
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{where} does not say how images are prepared: {error}") from error
     if found.fit not in get_args(Fit):
@@ -75,7 +80,11 @@ def _read(value: Any, where: str) -> Prepared:
 
 
 def _difference(kept: Prepared, now: Prepared) -> str:
-    names = {"input_shape": "the images' shape", "training_classes": "which classes there are"}
+    names = {
+        "input_shape": "the images' shape",
+        "encoder": "the pretrained network",
+        "training_classes": "which classes there are",
+    }
     changed = (field for field in Prepared._fields if getattr(kept, field) != getattr(now, field))
     return next((names.get(field, field) for field in changed), "")
 
@@ -159,7 +168,12 @@ def _task_around(path: Path, tasks: Mapping[str, Sequence[str]]) -> str | None |
 
 def _as_trained(prepared: Prepared, x: Tensor) -> Tensor:
     """Return images with the polarity of the run's tasks: an image's border tells its background."""
-    return light_on_dark(x) if prepared.light_on_dark else x
+    x = light_on_dark(x) if prepared.light_on_dark else x
+    return x if prepared.encoder is None else prepared.encoder((x * 255).round().to(torch.uint8))
+
+
+def _shape(prepared: Prepared) -> tuple[int, ...]:
+    return prepared.input_shape if prepared.encoder is None else prepared.encoder.shape
 
 
 def _predicts(prepared: Prepared) -> str:
@@ -202,7 +216,7 @@ IMAGES = DataKind(
     read=_read,
     difference=_difference,
     like=lambda prepared, classes: Tasks(
-        "images", unsampled, "classification", prepared.input_shape, classes or prepared.classes, {}
+        "images", unsampled, "classification", _shape(prepared), classes or prepared.classes, like_of(prepared.encoder)
     ),
     support=_support,
     inputs=_inputs,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from headstart.data.encoder import Encoder, like_of
 from headstart.data.kind import DataKind, Failed, Inputs, NewTask, Row, class_answers, files_of, unsampled
 from headstart.data.text.read import (
     LABEL,
@@ -46,6 +47,8 @@ class Prepared(NamedTuple):
     """What the column of texts was called."""
     label: str | None
     """What the column of labels was called."""
+    encoder: Encoder | None
+    """The pretrained network that texts went through, where they did."""
 
 
 def _preparation(tasks: Tasks) -> dict[str, Any] | None:
@@ -54,15 +57,15 @@ def _preparation(tasks: Tasks) -> dict[str, Any] | None:
     details, names = tasks.details, "\n".join(tasks.details["class_names"]["train"])
     return Prepared(
         details["length"], details["lower"], tasks.output_size, hashlib.sha256(names.encode()).hexdigest(),
-        details["text"], details["label"],
+        details["text"], details["label"], details["encoder"],
     )._asdict()  # fmt: skip
 
 
 def _read(value: Any, where: str) -> Prepared:
-    kinds = (int, bool, int, str, str | None, str | None)
+    kinds = (int, bool, int, str, str | None, str | None, Encoder | None)
     if not isinstance(value, dict) or value.keys() != set(Prepared._fields):
         raise FileError(f"{where} does not say how texts are prepared; expected {', '.join(Prepared._fields)}")
-    found = Prepared(**value)
+    found = Prepared(**value)._replace(encoder=Encoder.read(value["encoder"], where))
     odd = [name for name, part, kind in zip(Prepared._fields, found, kinds) if not isinstance(part, kind)]
     if odd or not 1 <= found.length <= 4096 or not 2 <= found.classes <= 1_000_000:
         raise FileError(f"{where} does not say how texts are prepared: {odd[0] if odd else 'sizes'} cannot be")
@@ -70,7 +73,11 @@ def _read(value: Any, where: str) -> Prepared:
 
 
 def _difference(kept: Prepared, now: Prepared) -> str:
-    names = {"length": "how long texts are", "training_classes": "which classes there are"}
+    names = {
+        "length": "how long texts are",
+        "encoder": "the pretrained network",
+        "training_classes": "which classes there are",
+    }
     return next((names.get(name, name) for name in Prepared._fields if getattr(kept, name) != getattr(now, name)), "")
 
 
@@ -95,6 +102,8 @@ def _recognises(path: Path) -> bool:
 
 
 def _as_trained(prepared: Prepared, texts: Sequence[str]) -> Tensor:
+    if prepared.encoder is not None:
+        return prepared.encoder(texts)
     x, cut = encoded(texts, prepared.length, lower=prepared.lower)
     if cut:
         warnings.warn(
@@ -104,6 +113,10 @@ def _as_trained(prepared: Prepared, texts: Sequence[str]) -> Tensor:
             stacklevel=3,
         )
     return x.long()
+
+
+def _shape(prepared: Prepared) -> tuple[int, ...]:
+    return (prepared.length,) if prepared.encoder is None else prepared.encoder.shape
 
 
 def _support(prepared: Prepared, source: Path | None, strict: bool) -> list[tuple[NewTask, Batch]]:
@@ -181,6 +194,8 @@ def _task(tasks: Tasks) -> str:
 
 
 def _advice(tasks: Tasks) -> str:
+    if tasks.details["encoder"] is not None:
+        return ""
     return (
         "No pretrained network was used: what words mean is known from the training texts alone. One would also know"
         " words that none of them has, and which words mean the same."
@@ -194,7 +209,7 @@ TEXTS = DataKind(
     read=_read,
     difference=_difference,
     like=lambda prepared, classes: Tasks(
-        "texts", unsampled, "classification", (prepared.length,), classes or prepared.classes, {}
+        "texts", unsampled, "classification", _shape(prepared), classes or prepared.classes, like_of(prepared.encoder)
     ),
     support=_support,
     inputs=_inputs,
@@ -202,7 +217,11 @@ TEXTS = DataKind(
     is_value=_is_text,
     advice=_advice,
     answers=lambda prepared, labels, outputs, deviations: class_answers(labels, outputs),
-    predicts=lambda prepared: f"the class of a text (its first {prepared.length} bytes)",
+    predicts=lambda prepared: (
+        f"the class of a text (its first {prepared.length} bytes)"
+        if prepared.encoder is None
+        else f"the class of a text, as {prepared.encoder.source} sees it"
+    ),
     task=_task,
     examples="texts",
     usage=("LABELLED_TEXTS.csv", "TEXTS.csv"),

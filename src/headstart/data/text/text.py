@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from headstart.data.fewshot import GIVEN, Ways, class_splits, class_store, few_shot, fitted
+from headstart.data.encoder import Encoded, encoded as encode
+from headstart.data.fewshot import GIVEN, ClassStore, Ways, class_splits, class_store, few_shot, fitted
 from headstart.data.random import SPLITS, size_range
-from headstart.data.text.read import Labelled, by_class, encoded, read_texts
+from headstart.data.text.read import Labelled, by_class, encoded as in_bytes, read_texts
 from headstart.errors import DataError
 from headstart.schema import Size, extends
 from headstart.types import Tasks
@@ -27,6 +28,8 @@ def text_tasks(
     shots: Size | tuple[Size, Size] = 1,
     queries: Size | None = None,
     details: Mapping[str, Any] | None = None,
+    encoder: str | None = None,
+    encoded: Encoded = "features",
     **options: Any,
 ) -> Tasks:
     """Make few-shot tasks out of texts, of which it is known which rows of which classes each split has.
@@ -41,21 +44,35 @@ def text_tasks(
         lower: whether capital letters become small ones.
         ways: classes of a task, by default 5, or as many as every split has.
         queries: query texts a class, by default 15, or as many as the smallest class has left.
+        encoder: a pretrained network for texts, such as ``hf:FOLDER`` or ``FILE.py:factory``, frozen: examples are its
+            features, which are computed once and kept on disk. It reads texts as they are, whatever length and lower.
+        encoded: whether they are its features, or what it takes, for a model that is the network itself.
         details: more for the model card.
         options: those of `few_shot`.
     """
-    ids, cut = encoded(found.texts, length, lower=lower)
-    stores = {
-        split: class_store({own: ids[list(rows)] for own, rows in classes.items()}) for split, classes in splits.items()
-    }
+    seen, cut = None, 0
+    if encoder is not None:
+        texts = {
+            split: {own: [found.texts[row] for row in rows] for own, rows in classes.items()}
+            for split, classes in splits.items()
+        }
+        seen = encode(encoder, encoded, texts, "texts")
+        stores = {split: ClassStore(*store) for split, store in seen.stores.items()}
+    else:
+        ids, cut = in_bytes(found.texts, length, lower=lower)
+        stores = {
+            split: class_store({own: ids[list(rows)] for own, rows in classes.items()})
+            for split, classes in splits.items()
+        }
     on_short, own_ways = options.get("on_short", "error"), options.get("train_ways")
     judged = {split: store for split, store in stores.items() if split != "train" or own_ways is None}
     ways, queries, notes = fitted(judged, size_range("shots", shots)[1], ways, queries, on_short)
     if cut:
-        notes.append(f"{cut} of {len(ids)} texts are longer than {length} bytes, and cut there (--length)")
+        notes.append(f"{cut} of {len(found.texts)} texts are longer than {length} bytes, and cut there (--length)")
     told = {
         "source": Path(found.path).name,
         "encoding": "bytes",
+        "encoder": None if seen is None else seen.encoder._asdict(),
         "text": found.text,
         "label": found.label,
         "length": length,
@@ -72,7 +89,7 @@ def text_tasks(
         shots=shots,
         queries=queries,
         details=told,
-        view=Tensor.long,
+        view=Tensor.long if seen is None else seen.view,
         noun="texts",
         **options,
     )

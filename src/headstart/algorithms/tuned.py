@@ -1,0 +1,184 @@
+"""A pretrained network of which a part is learned: low-rank adapters, its last blocks, or all but its embeddings."""
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from headstart.algorithms.adapters import LowRank, low_rank
+from headstart.core.parameters import Leaf
+from headstart.errors import FileError, UsageError
+from headstart.forward.python_state import copied
+from headstart.models.trunks.trunk import module_of, open_trunk
+from headstart.schema import Count
+
+#: What layers of transformers call the share that they drop, where it is not in a layer of its own.
+_DROPS = ("dropout", "dropout_p", "dropout_prob", "attention_dropout", "hidden_dropout", "activation_dropout")
+
+
+def trunk(
+    inputs: int | Sequence[int],
+    outputs: int | None = None,
+    *,
+    source: str | None = None,
+    sha256: str | None = None,
+    tuned: Literal["low_rank", "last", "all"] | Path = "low_rank",
+    rank: Count = 8,
+    blocks: Count | None = None,
+) -> nn.Module:
+    """Return a pretrained network with a part of its weights to learn; the others are constants, and in no checkpoint.
+
+    Low-rank adapters start at no change at all. Nothing is remembered for derivatives below the first block with
+    something to learn, and nothing is dropped at random.
+
+    Args:
+        inputs: the shape of what the network takes; not used, but accepted so that all models are made alike.
+        outputs: number of outputs of a linear head; ``None`` leaves it out, for an embedding.
+        source: where the network is, such as ``hf:FOLDER``.
+        sha256: what the digest of the network must be, where that is known.
+        tuned: what is learned: low-rank adapters beside the linear layers of the last blocks (low_rank), the last
+            blocks themselves (last), everything but embeddings (all), or the low-rank adapters that an
+            ``adapter_config.json`` of peft's says, from the weights beside it, where there are any.
+        rank: rank of the adapters.
+        blocks: the last so many blocks; by default one for the blocks themselves, and all for adapters.
+
+    Raises:
+        UsageError: a network without such blocks, or one through which no gradient goes.
+        FileError: a network, or a file of peft's, that cannot be read.
+
+    Reference: Hu et al. 2021, arXiv:2106.09685, for the adapters.
+    """
+    if source is None:
+        raise UsageError("the model 'trunk' is a pretrained network; say which, with --model hf:FOLDER or source=")
+    with torch.device("cpu"):  # where only shapes are asked for, constants are what they are
+        body = steady(_tuned(module_of(open_trunk(source, sha256=sha256)), source, tuned, rank, blocks).eval())
+        if outputs is None:
+            return body
+        shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
+        with torch.no_grad():
+            width = body(torch.zeros(1, *shape)).shape[-1]
+        return nn.Sequential(OrderedDict(body=body, head=nn.Linear(width, outputs)))
+
+
+def _tuned(body: nn.Module, source: str, tuned: str | Path, rank: int, blocks: int | None) -> nn.Module:
+    """Return a copy of a frozen network with what is to be learned."""
+    if not any(True for _ in body.parameters()):
+        raise UsageError(f"{source} has no weights that a gradient reaches, so it is frozen; leave out --tuned")
+    if tuned == "low_rank":
+        return low_rank(body, rank=rank, what=_linear_in(() if blocks is None else last_blocks(body, blocks, source)))
+    if tuned not in ("last", "all"):
+        return of_peft(body, Path(tuned))
+    within = ("",) if tuned == "all" else last_blocks(body, blocks or 1, source)
+    body = copied(body)
+    for path, layer in body.named_modules():
+        if _within(path, within) and not isinstance(layer, nn.Embedding):
+            for parameter in layer.parameters(recurse=False):
+                parameter.requires_grad_(parameter.is_floating_point())
+    return body
+
+
+def last_blocks(module: nn.Module, count: int, source: str = "the network") -> tuple[str, ...]:
+    """Return the paths of the last ``count`` blocks: of the longest list or sequence of layers of one type.
+
+    >>> last_blocks(nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))), 1)
+    ('1.1',)
+    """
+    found: list[str] = []
+    for path, holder in module.named_modules():
+        children = [(name, child) for name, child in holder.named_children() if any(True for _ in child.parameters())]
+        listed = isinstance(holder, (nn.ModuleList, nn.Sequential)) and len({type(child) for _, child in children}) == 1
+        if listed and len(children) > len(found):
+            found = [f"{path}.{name}".lstrip(".") for name, _ in children]
+    if len(found) < count:
+        raise UsageError(f"{source} has {len(found)} blocks of one type in a row, but {count} are to be learned")
+    return tuple(found[-count:])
+
+
+def _within(path: str, parts: Sequence[str]) -> bool:
+    return any(not part or path == part or path.startswith(f"{part}.") for part in parts)
+
+
+def _linear_in(within: Sequence[str]) -> Callable[[Leaf], bool]:
+    return lambda leaf: issubclass(leaf.module, nn.Linear) and (not within or _within(leaf.name, within))
+
+
+def steady(module: nn.Module) -> nn.Module:
+    """Let a module drop nothing, in whatever mode it runs; it is changed, and returned."""
+    for layer in module.modules():
+        if isinstance(layer, _DropoutNd):
+            layer.p = 0.0
+        for name in _DROPS:
+            if isinstance(vars(layer).get(name), float):
+                setattr(layer, name, 0.0)
+    return module
+
+
+def of_peft(module: nn.Module, path: Path) -> nn.Module:
+    """Return a network with the low-rank adapters that peft's ``adapter_config.json`` says.
+
+    They start from ``adapter_model.safetensors`` beside it, where there is one. Their dropout is left out.
+
+    Raises:
+        FileError: a file that cannot be read, adapters of another kind, or layers that are not there.
+    """
+    path = path / "adapter_config.json" if path.is_dir() else path
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        kind, rank, alpha, target = told["peft_type"], int(told["r"]), float(told["lora_alpha"]), told["target_modules"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileError(f"{path} is no configuration of low-rank adapters of peft: {error!r}") from error
+    odd = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_pattern", "fan_in_fan_out")
+    more = [name for name in odd if told.get(name)] + ["bias"] * (told.get("bias", "none") != "none")
+    if kind != "LORA" or more:
+        raise FileError(f"{path} is of {kind}{' with ' if more else ''}{', '.join(more)}; read is plain LORA alone")
+    numbers = told.get("layers_to_transform")
+    numbers = [numbers] if isinstance(numbers, int) else numbers
+
+    def chosen(name: str) -> bool:
+        if isinstance(target, str):
+            named = target == "all-linear" or re.fullmatch(target, name) is not None
+        else:
+            named = any(name == one or name.endswith(f".{one}") for one in target)
+        return named and (not numbers or any(f".{number}." in name for number in numbers))
+
+    strength = alpha * rank**0.5 if told.get("use_rslora") else alpha  # rsLoRA divides by the root of the rank
+    inner = getattr(module, "model", module)
+    prefix = "model." if inner is not module else ""
+    found = low_rank(
+        module,
+        rank=rank,
+        alpha=strength,
+        what=lambda leaf: issubclass(leaf.module, nn.Linear) and chosen(leaf.name.removeprefix(prefix)),
+    )
+    weights = path.with_name("adapter_model.safetensors")
+    if weights.exists():
+        _load_peft(found, prefix, weights)
+    return found
+
+
+def _load_peft(module: nn.Module, prefix: str, path: Path) -> None:
+    try:
+        given: Mapping[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"cannot read {path}: {error}") from error
+    own: dict[str, Any] = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, LowRank):
+            bare = f"base_model.model.{name.removeprefix(prefix)}"
+            own |= {f"{bare}.lora_A.weight": layer.down, f"{bare}.lora_B.weight": layer.up}
+    wrong = [name for name, value in own.items() if name not in given or given[name].shape != value.shape]
+    if wrong or given.keys() - own.keys():
+        raise FileError(
+            f"{path} does not fit its configuration: {next(iter([*wrong, *sorted(given.keys() - own.keys())]))}"
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(given[name])

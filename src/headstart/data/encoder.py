@@ -1,0 +1,219 @@
+"""Examples as a pretrained network sees them: its features, computed once and kept on disk, or its inputs.
+
+Features lie in ``$HEADSTART_CACHE/features``, or in the user's cache folder, as one safetensors file for each network
+and content, which is mapped into memory where it is read. Deleting the folder costs time only.
+"""
+
+import hashlib
+import json
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from headstart.data.images.download import cache_dir, whole
+from headstart.errors import ConfigError, FileError
+from headstart.models.trunks.source import absolute
+from headstart.models.trunks.trunk import Trunk, features_of, open_trunk
+
+Encoded: TypeAlias = Literal["features", "inputs"]
+"""What of a pretrained network examples are."""
+Examples: TypeAlias = Sequence[str] | Tensor
+"""Texts, or uint8 images ``(n, C, H, W)``."""
+
+#: Of how features are computed; another number where the same network and content would give others.
+_FORMAT = "headstart-features-1"
+#: Examples that are encoded between two writes.
+_CHUNK = 1024
+
+
+class Encoder(NamedTuple):
+    """What a run keeps of the pretrained network that its examples went through."""
+
+    source: str
+    sha256: str
+    encoded: Encoded
+    shape: tuple[int, ...]
+    """Of an example, as models see it."""
+    told: Mapping[str, Any]
+
+    @staticmethod
+    def read(value: Any, where: str) -> "Encoder | None":
+        """Return what JSON says, or raise `FileError` where it is not whole."""
+        if value is None:
+            return None
+        try:
+            source, sha256, encoded, shape, told = (value[name] for name in Encoder._fields)
+            found = Encoder(str(source), str(sha256), encoded, tuple(map(int, shape)), dict(told))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileError(f"{where} does not say by what its examples were encoded: {error!r}") from error
+        if encoded not in ("features", "inputs") or not all(0 < size <= 2**20 for size in found.shape):
+            raise FileError(f"{where} has examples encoded as {encoded!r} of shape {found.shape}")
+        return found
+
+    def __call__(self, examples: Examples) -> Tensor:
+        """Return examples as the run's models see them, by the network that it was trained with.
+
+        Raises:
+            FileError: the network is not there, or is another one than it was.
+        """
+        trunk = open_trunk(self.source, sha256=self.sha256)
+        if self.encoded == "features":
+            return features_of(trunk, examples)
+        found = trunk.inputs(examples)
+        return found if trunk.takes == "texts" else found.float() / 255
+
+
+def like_of(encoder: Encoder | None) -> dict[str, Any]:
+    """Return what a model has to know of the network that examples went through, as details of tasks."""
+    return {} if encoder is None else {"encoder": encoder._asdict()}
+
+
+class Seen(NamedTuple):
+    """The classes of all splits, as a pretrained network sees their examples."""
+
+    stores: dict[str, tuple[Tensor, Tensor, Tensor, tuple[str, ...]]]
+    """By split, what a `headstart.data.fewshot.ClassStore` holds."""
+    view: Callable[[Tensor], Tensor] | None
+    encoder: Encoder
+
+
+def encoded(
+    source: str | Trunk, how: Encoded, classes: Mapping[str, Mapping[str, Examples]], takes: Literal["texts", "images"]
+) -> Seen:
+    """Return classes of texts or images as stores of a pretrained network's features, or of its inputs.
+
+    Args:
+        source: the network.
+        how: as features, computed once, or as inputs.
+        classes: by split and name, the examples of each class.
+        takes: what they are.
+
+    Raises:
+        ConfigError: a network for something else.
+    """
+    trunk = open_trunk(absolute(source)) if isinstance(source, str) else source
+    if trunk.takes != takes:
+        raise ConfigError(f"{trunk.source} takes {trunk.takes}, but these tasks are of {takes}")
+    # all splits in one, in an order that does not depend on the split, so that one file serves them all
+    order = sorted((name, split) for split, own in classes.items() for name in own)
+    parts = [classes[split][name] for name, split in order]
+    sizes = torch.tensor([len(part) for part in parts])
+    starts = sizes.cumsum(0) - sizes
+    if how == "features":
+        found, view = features(trunk, parts), _as_is
+    elif takes == "texts":
+        pad = int(trunk.told["pad"])
+        found = trunk.inputs([text for part in parts for text in part]).int()
+        view = lambda ids: trimmed(ids.long(), pad)  # noqa: E731
+    else:
+        found, view = torch.cat([trunk.inputs(part) for part in parts]), None
+    stores = {}
+    for split in classes:
+        own = [place for place, (_, where) in enumerate(order) if where == split]
+        stores[split] = (found, starts[own], sizes[own], tuple(order[place][0] for place in own))
+    told = json.loads(json.dumps(dict(trunk.told)))  # as it is read again
+    return Seen(stores, view, Encoder(trunk.source, trunk.sha256, how, tuple(found.shape[1:]), told))
+
+
+def _as_is(examples: Tensor) -> Tensor:
+    return examples  # they are gathered, so they are nobody else's already
+
+
+def trimmed(ids: Tensor, pad: int) -> Tensor:
+    """Return padded ids ``(n, length)`` without the places that no text reaches."""
+    longest = int((ids != pad).any(0).nonzero().max()) + 1 if bool((ids != pad).any()) else 1
+    return ids[:, :longest]
+
+
+def features(trunk: Trunk, parts: Sequence[Examples]) -> Tensor:
+    """Return the features ``(n, width)`` of all examples in order, from the cache where they are there.
+
+    Else they are computed so many at a time, with a bar on a terminal, and written as they come: they need no more
+    memory than a part of them. A file is there whole or not at all.
+
+    Raises:
+        FileError: the folder cannot be written.
+    """
+    name = f"{trunk.sha256[:32]}-{content(parts)[:32]}.safetensors"
+    path = Path(os.environ.get("HEADSTART_CACHE") or cache_dir()) / "features" / name
+    count = sum(map(len, parts))
+    if (found := _read(path, count)) is not None:
+        return found
+    chunks = _with_bar(trunk, parts, count)
+    try:
+        with whole(path) as temporary, temporary.open("wb") as file:
+            for number, chunk in enumerate(chunks):
+                file.write((_header(count, chunk.shape[1]) if number == 0 else b"") + chunk.numpy().tobytes())
+    except OSError as error:
+        if isinstance(error, FileError):
+            raise
+        told = f"cannot write {path}: {error.strerror or error}; name another folder by HEADSTART_CACHE"
+        raise FileError(told) from error
+    if (found := _read(path, count)) is None:
+        raise FileError(f"{path} is not as it was written; delete it")
+    return found
+
+
+def _header(count: int, width: int) -> bytes:
+    """Return what a safetensors file starts with whose one tensor is ``(count, width)``."""
+    about = {"dtype": "F32", "shape": [count, width], "data_offsets": [0, 4 * count * width]}
+    header = json.dumps({"features": about}).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header
+
+
+def _read(path: Path, count: int) -> Tensor | None:
+    """Return features that lie in a file, mapped into memory; ``None`` where there is no such file that is whole."""
+    try:
+        with safe_open(path, "pt") as file:
+            found = file.get_tensor("features")
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return found if found.dtype == torch.float32 and found.dim() == 2 and len(found) == count else None
+
+
+def content(parts: Sequence[Examples]) -> str:
+    """Return the SHA-256 of examples, in order."""
+    total = hashlib.sha256(_FORMAT.encode())
+    for part in parts:
+        if isinstance(part, Tensor):
+            total.update(repr((tuple(part.shape), part.dtype)).encode())
+            total.update(part.contiguous().numpy().data)
+        else:
+            for text in part:
+                data = text.encode()
+                total.update(struct.pack("<Q", len(data)) + data)
+    return total.hexdigest()
+
+
+def _with_bar(trunk: Trunk, parts: Sequence[Examples], count: int) -> Iterator[Tensor]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(f"{trunk.takes} through {trunk.source[-40:]}", total=count)
+        for chunk in _chunks(parts):
+            yield features_of(trunk, chunk)
+            bar.advance(task, len(chunk))
+
+
+def _chunks(parts: Sequence[Examples]) -> Iterator[Examples]:
+    """Yield so many examples at a time; of images those of one class together, of texts those of several."""
+    waiting: list[str] = []
+    for part in parts:
+        if isinstance(part, Tensor):
+            yield from part.split(_CHUNK)
+            continue
+        waiting += part
+        while len(waiting) >= _CHUNK:
+            yield waiting[:_CHUNK]
+            del waiting[:_CHUNK]
+    if waiting:
+        yield waiting
