@@ -91,7 +91,8 @@ def _recognises(path: Path) -> bool:
         return any(path.glob("*/*.txt")) and not any(path.glob("*/*.csv"))
     if path.name.lower().endswith(LINES):
         return True
-    columns = start_of(path) if path.name.lower().endswith(TABLES) else {}
+    # a pipe would be waited for
+    columns = start_of(path) if path.is_file() and path.name.lower().endswith(TABLES) else {}
     left = {name: values for name, values in columns.items() if name.lower() not in _BESIDES}
     try:
         text, label = (column_of(str(path), left, role) for role in (TEXT, LABEL))
