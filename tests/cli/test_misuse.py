@@ -139,7 +139,7 @@ def test_what_is_too_large_is_refused_before_it_is_made(
         assert code and reason in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["points.csv", "points.parquet", "points.csv.gz"])
+@pytest.mark.parametrize("name", ["points.csv", "points.parquet", "points.csv.gz", "points.jsonl", "points.txt"])
 def test_a_pipe_is_no_table(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / name).unlink(missing_ok=True)
     os.mkfifo(here / name)

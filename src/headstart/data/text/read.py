@@ -118,6 +118,8 @@ def read_texts(
         DataError: no such columns, a row without a text, or what is no such file.
         FileError: a file that cannot be read.
     """
+    if path.exists() and not (path.is_dir() or path.is_file()):
+        raise FileError(f"{path} is not an ordinary file")  # a pipe would be waited for
     if path.is_dir() or path.name.lower().endswith(".txt"):
         found = _of_files(path)
     else:
