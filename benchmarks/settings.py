@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from headstart.registry import CLASSES, METHODS
 from headstart.training.loop import Schedule
 
 FRACTION = 0.25
@@ -129,7 +130,7 @@ SETTINGS: dict[str, Setting] = {
 }
 
 #: Methods that classify, and so have nothing to say on panels.
-CLASSIFIERS = frozenset({"proto_maml", "prototypes", "nearest", "logistic", "svm"})
+CLASSIFIERS = frozenset(row.name for row in METHODS if row.targets == CLASSES)
 
 
 class Plan(NamedTuple):

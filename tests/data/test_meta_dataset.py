@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
+from headstart.core.objective import predicted
 from headstart.data.fewshot import class_store, few_shot
 from headstart.data.meta_dataset import MOST_SUPPORT, draw_sizes, draw_ways
 from headstart.data.random import uniform
@@ -85,7 +86,7 @@ def test_methods_for_any_ways_learn_such_a_task_as_they_learn_it_alone(row):
     def answers(ways, support, query):
         learner = factory(module, ways=ways, **({"loss": "cross_entropy"} if row.name == "ridge" else {}), **options)
         adapted, _ = learner.adapt(learner.init(torch.Generator().manual_seed(0)), support)
-        outputs = learner.predict(adapted, query.x)
+        outputs = predicted(learner, adapted, query.x, query.mask)
         return outputs, learner.loss(outputs, query)
 
     support, query = family.sample("test", range(4))
@@ -98,13 +99,13 @@ def test_methods_for_any_ways_learn_such_a_task_as_they_learn_it_alone(row):
         ways = len(family.names("test", number))
         expected, loss = answers(ways, *alone)
         there = outputs[number][query.mask[number]]
-        torch.testing.assert_close(there[:, :ways], expected[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(there[:, :ways], expected[0], rtol=5e-4, atol=1e-4)
         assert (there[:, ways:] == -math.inf).all()  # classes that the task has not
         torch.testing.assert_close(losses[number], loss[0], rtol=1e-4, atol=1e-5)
 
 
 def test_methods_for_one_number_of_ways_refuse_them():
-    with pytest.raises(ConfigError, match=r"5 to 6 classes .*'maml' is made for one number.*prototypes, ridge"):
+    with pytest.raises(ConfigError, match=r"5 to 6 classes .*'maml' is made for one number.*prototypes, .*ridge"):
         refuse_ways(next(row for row in rows("method") if row.name == "maml"), tasks())
 
 

@@ -45,7 +45,7 @@ def test_every_method_is_built_for_tasks_that_it_can_do(tasks: str, method: str)
     # cavia adds maps of the context to θ, and maml_plus_plus has what batch normalisation learns in M
     if method not in ("cavia", "maml_plus_plus"):
         of_model = (value for name, value in meta.params.items() if not name.startswith("classes."))
-    assert sum(value.numel() for value in of_model) == job.parameters
+        assert sum(value.numel() for value in of_model) == job.parameters
     episodes = job.tasks.sample("test", [0, 1])
     adapted, _ = job.learner.adapt(meta, episodes.support)
     outputs = job.learner.predict(adapted, episodes.query.x)

@@ -167,15 +167,15 @@ def adapt(
         told = f"{run} has no {RESULTS} (it was not tested yet, or that was deleted)"
         warnings.warn(f"{told}: intervals are not calibrated, and may hold far less than they say", stacklevel=2)
     learner_of = _learners(config, kind, prepared, where, spread)
-    begin, known = start(learner_of(0)).meta, list[Support]()
     if before is None:
         # the run's own tasks are not made: their data may be elsewhere
         refuse_larger(run, size_of(config, kind.like(prepared, 0)))
+    begin, known = start(learner_of(0)).meta, list[Support]()
+    if before is None:
         meta = newest(run, begin).best.meta
     else:
-        meta, known = read_examples(
-            run, [NewTask(*task[:3]) for task in before.tasks], begin, partial(kind.like, prepared)
-        )
+        learned = [NewTask(*task[:3]) for task in before.tasks]
+        meta, known = read_examples(run, learned, begin, partial(kind.like, prepared))
     supports = joined(known, kind.support(prepared, None if source is None else Path(source), strict))
     given = [task for task, _ in supports]
     _refuse_ways(config, kind.like(prepared, 0), str(source), given)

@@ -238,7 +238,11 @@ def test_weights_of_rows_are_no_parameter_of_fit(frame, y):
 
 def test_a_search_over_frames(frame, y):
     with sklearn.config_context(enable_metadata_routing=True):
-        model = FewShotRegressor("ridge", steps=2).set_fit_request(groups=True).set_score_request(groups=True)
+        model = (
+            FewShotRegressor("ridge", steps=2, random_state=0)
+            .set_fit_request(groups=True)
+            .set_score_request(groups=True)
+        )
         pipeline = make_pipeline(FunctionTransformer(lambda rows: rows.drop(columns="day")), model)
         search = GridSearchCV(pipeline, {"fewshotregressor__support": [4, 5]}, cv=GroupKFold(2))
         search.fit(frame, y, groups=SHOP)
