@@ -1,14 +1,17 @@
-"""What is learned across tasks of texts, beside TF-IDF class means on the same tasks.
+"""What is learned across tasks of texts, beside what needs no learning, on the same tasks.
 
-A run is trained as `headstart train banking77` does, with no option but those of ``--set``, and judged on classes that
-it never saw, of 5 and 20 ways and 1 and 5 shots. TF-IDF is scikit-learn's (letters 2 to 5 within words, log counts),
-its document frequencies those of the training classes' texts; a query is of the class with the nearest mean by cosine.
-Differences are paired, task by task; ± is 1.96 · standard deviation / √tasks.
+A run is trained as `headstart train banking77` (or ``clinc150``) does, with no option but ``--model`` and those of
+``--set``, and judged on classes that it never saw, of 5 and 20 ways and 1 and 5 shots. Beside it stand, on the same
+tasks: without a pretrained network, scikit-learn's TF-IDF (letters 2 to 5 within words, log counts) with document
+frequencies of the training classes' texts; with one, its features as they are. In both a query is of the class with the
+nearest mean by cosine. Differences are paired, task by task; ± is 1.96 · standard deviation / √tasks.
 
 Settings are chosen with ``--split validation``, whose tasks no reported figure is of.
 
     python -m benchmarks.texts --data FOLDER                                  # some minutes a fold
-    python -m benchmarks.texts --data FOLDER --split validation --folds 1,2 --set outer.rate=0.01 --set tasks.shots=1-5
+    python -m benchmarks.texts --data FOLDER --model hf:MINILM                # a minute a fold, once it is encoded
+    python -m benchmarks.texts --tasks clinc150 --data FOLDER --model hf:MINILM --set tasks.split=domains
+    python -m benchmarks.texts --data FOLDER --split validation --folds 1 --set outer.rate=0.01 --set tasks.shots=1-5
 """
 
 import argparse
@@ -24,8 +27,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from headstart.algorithms.frozen import frozen
 from headstart.training.build import assembled, make_tasks
-from headstart.training.config import nested, resolve
+from headstart.training.config import Config, nested, resolve
 from headstart.training.evaluate import evaluate
 from headstart.training.run import open_run, train
 from headstart.types import Batch, Tasks
@@ -61,26 +65,35 @@ def _rows(support: Batch) -> list[NDArray[Any]]:
     return [np.flatnonzero(support.y[0].numpy() == own) for own in range(int(support.y.max()) + 1)]
 
 
-def run(
-    data: Path, fold: int, chosen: Mapping[str, str], split: str, count: int
-) -> list[tuple[list[float], list[float]]]:
-    """Train on one fold, and return our and TF-IDF's accuracies by size."""
-    tree = nested({"tasks.name": "banking77", "tasks.data": str(data), "tasks.fold": fold, "run.threads": 1, **chosen})
+def run(options: Mapping[str, Any], split: str, count: int) -> list[tuple[list[float], list[float]]]:
+    """Train on one fold, and return our accuracies and those of what learns nothing, by size."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()
-        result = train(tree, Path(folder) / "run", tested=False)
+        result = train(nested({"run.threads": 1, **options}), Path(folder) / "run", tested=False)
         job, checkpoint = open_run(Path(folder) / "run", "cpu")
         seconds = time.process_time() - started
-        print(f"fold {fold}: trained in {seconds:.0f} s, best after step {result.best_step}", flush=True)
-    found, cpu = [], torch.device("cpu")
+        print(f"trained in {seconds:.0f} s of processor time, best after step {result.best_step}", flush=True)
+    found, cpu, encoded = [], torch.device("cpu"), job.config.option("tasks.encoder") is not None
     for ways, shots in SIZES:
-        parts = {"name": "banking77", "data": str(data), "fold": fold, "ways": ways, "shots": shots, "queries": 15}
-        tasks = make_tasks(resolve({"tasks": parts}), cpu)
+        sizes = {"ways": ways, "shots": shots, "queries": 15, "train_ways": None}
+        tasks = make_tasks(
+            resolve({"tasks": {"name": job.config.tasks.name, **job.config.tasks.options, **sizes}}), cpu
+        )
         learner, _ = assembled(job.config.method, job.config.model, tasks, ways=None, seed=0, device=cpu)
         with torch.no_grad():
             ours = evaluate(learner, checkpoint.best.meta, tasks, episodes=count, split=split, batch=4).values
-        found.append(([*ours], tfidf_scores(tasks, split, count)))
+        found.append(
+            ([*ours], frozen_scores(job.config, split, count, sizes) if encoded else tfidf_scores(tasks, split, count))
+        )
     return found
+
+
+def frozen_scores(config: Config, split: str, count: int, sizes: Mapping[str, Any]) -> list[float]:
+    """Return the accuracies of the nearest class mean of a pretrained network's features, by cosine."""
+    options = {**config.tasks.options, **sizes, "encoded": "features"}
+    tasks = make_tasks(resolve({"tasks": {"name": config.tasks.name, **options}}), torch.device("cpu"))
+    learner = frozen()
+    return [*evaluate(learner, learner.init(None), tasks, episodes=count, split=split, batch=4).values]
 
 
 def interval(values: Sequence[float]) -> str:
@@ -91,15 +104,18 @@ def interval(values: Sequence[float]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.texts", description="Texts beside TF-IDF.")
-    parser.add_argument("--data", type=Path, required=True, help="the folder of train.csv and test.csv of BANKING77")
+    parser.add_argument("--tasks", choices=("banking77", "clinc150"), default="banking77")
+    parser.add_argument("--data", required=True, help="the folder of their files")
+    parser.add_argument("--model", help="a pretrained network, such as hf:FOLDER")
     parser.add_argument("--folds", default="1,2,3,4,5", help="which of the five splits")
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="whose tasks are judged on")
-    parser.add_argument("--tasks", type=int, default=300, help="how many, of each size and fold")
+    parser.add_argument("--count", type=int, default=300, help="how many of them, of each size and fold")
     parser.add_argument("--set", action="append", default=[], help="an option, such as outer.rate=0.01")
     given = parser.parse_args(arguments)
-    chosen = dict(option.split("=", 1) for option in given.set)
-    folds = [run(given.data, int(fold), chosen, given.split, given.tasks) for fold in given.folds.split(",")]
-    print("| ways, shots | TF-IDF class means | headstart | difference |\n|---|---|---|---|")
+    chosen = {"tasks.name": given.tasks, "tasks.data": given.data, **dict(one.split("=", 1) for one in given.set)}
+    chosen |= {} if given.model is None else {"model.name": given.model}
+    folds = [run({**chosen, "tasks.fold": int(fold)}, given.split, given.count) for fold in given.folds.split(",")]
+    print("| ways, shots | class means | headstart | difference |\n|---|---|---|---|")
     for size, (ways, shots) in enumerate(SIZES):
         ours, theirs = ([value for fold in folds for value in fold[size][side]] for side in (0, 1))
         paired = [one - other for one, other in zip(ours, theirs)]

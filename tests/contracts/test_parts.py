@@ -121,7 +121,7 @@ def test_changed_at_random_they_keep_it_too(name):
 
 
 def test_omniglot_keeps_the_contract(shared_data, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "omniglot"
     folder.mkdir()
     for name in ("images_background.zip", "images_evaluation.zip"):

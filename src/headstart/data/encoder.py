@@ -6,7 +6,6 @@ and content, which is mapped into memory where it is read. Deleting the folder c
 
 import hashlib
 import json
-import os
 import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from headstart.data.images.download import cache_dir, whole
+from headstart.data.cache import cache_dir, whole
 from headstart.errors import ConfigError, FileError
 from headstart.models.trunks.source import absolute
 from headstart.models.trunks.trunk import Trunk, features_of, open_trunk
@@ -142,7 +141,7 @@ def features(trunk: Trunk, parts: Sequence[Examples]) -> Tensor:
         FileError: the folder cannot be written.
     """
     name = f"{trunk.sha256[:32]}-{content(parts)[:32]}.safetensors"
-    path = Path(os.environ.get("HEADSTART_CACHE") or cache_dir()) / "features" / name
+    path = cache_dir() / "features" / name
     count = sum(map(len, parts))
     if (found := _read(path, count)) is not None:
         return found

@@ -24,9 +24,9 @@ def photos(tmp_path):
 
 @pytest.fixture
 def mapped(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "MOST_IN_MEMORY", 0)
-    return tmp_path / "cache/headstart/images"
+    return tmp_path / "cache/images"
 
 
 def _reader(calls):
@@ -80,7 +80,7 @@ def test_what_is_written_to_the_tensor_does_not_reach_the_file(tmp_path, mapped)
 def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path, mapped):
     mapped.parent.mkdir(parents=True)
     mapped.write_text("a file where the folder should be")
-    with pytest.raises(FileError, match="XDG_CACHE_HOME"):
+    with pytest.raises(FileError, match="HEADSTART_CACHE"):
         decoded(_numbers(tmp_path, [2]), (1, 2, 2), "x", _reader([]))
 
 

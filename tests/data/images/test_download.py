@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from headstart.data.cache import cache_dir, sha256_of
 from headstart.data.images import download as module
-from headstart.data.images.download import cache_dir, sha256_of
 from headstart.errors import FileError
 
 CONTENT = bytes(range(256)) * 4000
@@ -128,6 +128,9 @@ def test_an_address_or_a_folder_that_is_not_there_is_named(path, tmp_path):
 
 
 def test_the_cache_folder_follows_the_desktop_convention(monkeypatch, tmp_path):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "own"))
+    assert cache_dir() == tmp_path / "own"
+    monkeypatch.delenv("HEADSTART_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_dir() == tmp_path / "headstart"
     monkeypatch.delenv("XDG_CACHE_HOME")

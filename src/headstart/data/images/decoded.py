@@ -15,7 +15,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from headstart.data.images.download import cache_dir, sha256_of, whole
+from headstart.data.cache import cache_dir, sha256_of, whole
 from headstart.errors import DataError, FileError
 
 MOST_IN_MEMORY = 2**28
@@ -106,7 +106,7 @@ def _write(file: Path, told: Path, paths: Sequence[Path], read: Read) -> tuple[l
         raise
     except OSError as error:
         raise FileError(
-            f"cannot keep decoded images in {file}: {error.strerror or error}. Make room there, set XDG_CACHE_HOME to"
+            f"cannot keep decoded images in {file}: {error.strerror or error}. Make room there, set HEADSTART_CACHE to"
             " another folder, or ask for smaller images (--image-size)."
         ) from error
     return kept, failed

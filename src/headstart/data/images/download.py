@@ -1,46 +1,20 @@
 """Fetch a data file: checked by its SHA-256, and in its place only when whole."""
 
-import hashlib
 import http.client
-import os
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from headstart.data.cache import sha256_of, whole
 from headstart.errors import FileError
 
 _TRIES, _TIMEOUT_SECONDS = 3, 30.0
 #: Of all tries together; and what a transfer has to bring, once it has had the time of a timeout.
 _MOST_SECONDS, _BYTES_A_SECOND = 900.0, 5_000
 _CHUNK = 1 << 16
-
-
-def cache_dir() -> Path:
-    """Return the user's cache folder, ``$XDG_CACHE_HOME/headstart`` or ``~/.cache/headstart``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headstart"
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Give another name to write to, which then replaces ``path``: no reader meets half a file. Folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def download(url: str, path: Path, sha256: str, *, most: int, instead: str = "") -> Path:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from headstart.data.cache import cache_dir, sha256_of, whole
 from headstart.data.fewshot import GIVEN, class_store, few_shot, rotated, shuffled
-from headstart.data.images.download import cache_dir, download, sha256_of, whole
+from headstart.data.images.download import download
 from headstart.errors import DataError, FileError, check_known
 from headstart.schema import extends
 from headstart.types import Tasks
