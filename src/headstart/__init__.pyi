@@ -70,6 +70,7 @@ from headstart.forward.cost import expected_cost as expected_cost, multiply_adds
 from headstart.forward.functional import functional as functional
 from headstart.forward.mixture import Mixture as Mixture, Skip as Skip
 from headstart.models.conv4 import conv4 as conv4
+from headstart.models.convolution import convolution as convolution
 from headstart.models.identity import identity as identity
 from headstart.models.mlp import mlp as mlp
 from headstart.models.ngrams import ngrams as ngrams

@@ -116,6 +116,9 @@ _ALL_TASKS_AT_ONCE = {"outer.steps": 300, "outer.rate": 0.02, "outer.schedule": 
 # of fine-tuning
 _TUNED = {kind: {"method.steps": 20, "method.rate": 0.1} for kind in ("images", "tables")}
 
+# matrices of all pairs of features, and what all tasks share of them, need few
+_TEXT_WIDTH: Values = {"texts": {"model.width": 32}}
+
 #: What every run starts from where nothing else is said.
 DEFAULTS: Values = {"method.taskmap": "vmap"}
 
@@ -141,9 +144,9 @@ KINDS = (
         "sentences of classes: a CSV, TSV or JSON lines file of a text and a label, or class folders of .txt files",
         "headstart.data.text.kind:TEXTS",
         family="text",
-        methods=({"name": "prototypes"},),
+        methods=({"name": "prototypes"}, {"name": "alpaca"}),
         model="ngrams",
-        compared=("prototypes", "ridge", "logistic", "frozen"),
+        compared=("prototypes", "ridge", "logistic", "alpaca", "dkt", "frozen"),
         # chosen on validation classes of BANKING77
         defaults={
             "outer.steps": 150,
@@ -443,6 +446,7 @@ METHODS = (
         "headstart.algorithms.gaussian_process:dkt",
         targets=NUMBERS,
         model="embedding",
+        defaults=_TEXT_WIDTH,
     ),
     Method(
         "alpaca",
@@ -451,7 +455,7 @@ METHODS = (
         "headstart.algorithms.bayesian_linear:alpaca",
         targets=NUMBERS,
         model="embedding",
-        defaults={"tables": _ALL_TASKS_AT_ONCE},
+        defaults={"tables": _ALL_TASKS_AT_ONCE, **_TEXT_WIDTH},
     ),
     Method(
         "cnp",
@@ -721,6 +725,12 @@ MODELS = (
         "a pretrained network of which a part is learned: low-rank adapters, or the last blocks",
         "Hu et al. 2021, arXiv:2106.09685",
         "headstart.algorithms.tuned:trunk",
+    ),
+    Model(
+        "convolution",
+        "a small convolutional network of the bytes of a text",
+        "after Zhang, Zhao, LeCun 2015, arXiv:1509.01626",
+        "headstart.models.convolution:convolution",
     ),
     Model("identity", "no network, for heads on the inputs themselves", "", "headstart.models.identity:identity"),
 )

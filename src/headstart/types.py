@@ -224,6 +224,8 @@ class Tasks(NamedTuple):
     """``domain(split, number)``: which of several sources a task is from; ``None``: there is one."""
     pool: Pool | None = None
     """The classes of the training tasks together, where each has a name beyond its task; ``None``: they have none."""
+    integers: bool = False
+    """Whether inputs are int64, such as the bytes of texts."""
 
     def __getstate__(self) -> Any:
         raise not_sent("a family of tasks")

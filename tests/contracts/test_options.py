@@ -102,7 +102,7 @@ def test_every_option_of_a_method_can_be_chosen(row):
         assert len(refused) < len(episodes), (name, value, refused)
 
 
-OF_TEXTS = ("ngrams", "transformer")
+OF_TEXTS = ("ngrams", "transformer", "convolution")
 SHAPES = {"mlp": (4,), "soft_forest": (4,), "identity": (4,), **dict.fromkeys(OF_TEXTS, (12,))}
 
 

@@ -174,9 +174,9 @@ def test_wrong_options_are_refused(change: dict[str, Any], message: str) -> None
     ("change", "message"),
     [
         (lambda rows: {"x": rows.x[1:]}, "one row an example"),
-        (lambda rows: {"x": rows.x.long()}, "got x .* of torch.int64"),
-        (lambda rows: {"y": rows.y[:, 0]}, "expected x floating, y"),
-        (lambda rows: {"y": rows.y.long()}, "expected x floating, y"),
+        (lambda rows: {"x": rows.x > 0}, "got x .* of torch.bool"),
+        (lambda rows: {"y": rows.y[:, 0]}, "expected x of numbers, y"),
+        (lambda rows: {"y": rows.y.long()}, "expected x of numbers, y"),
         (lambda rows: {"task": rows.task + 1}, "task numbers go from 1 to 7, but there are 7 tasks"),
         (lambda rows: {"y": rows.y[:, 0].long() - 1}, "class ids go from -1"),
     ],

@@ -439,6 +439,7 @@ def few_shot(
         },
         names=names,
         pool=Pool(len(usable["train"].names), partial(classes, "train")) if "train" in usable else None,
+        integers=not shown(next(iter(held.values()))[:1]).is_floating_point(),
     )
 
 

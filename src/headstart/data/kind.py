@@ -149,7 +149,8 @@ def nothing(like: Tasks, dtype: torch.dtype = torch.float32) -> Batch:
     """Return the support set of a task like these, of which there is no example: one that is masked out."""
     classes = like.kind == "classification"
     y = torch.zeros(1, 1, dtype=torch.int64) if classes else torch.zeros(1, 1, like.output_size, dtype=dtype)
-    return Batch(torch.zeros(1, 1, *like.input_shape, dtype=dtype), y, torch.zeros(1, 1, dtype=torch.bool))
+    x = torch.zeros(1, 1, *like.input_shape, dtype=torch.int64 if like.integers else dtype)
+    return Batch(x, y, torch.zeros(1, 1, dtype=torch.bool))
 
 
 class LeftOutWarning(UserWarning):

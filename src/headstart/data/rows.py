@@ -1,6 +1,6 @@
 """Tasks made of rows: one small table a task, each split anew into support and query rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -18,7 +18,7 @@ class Rows(NamedTuple):
     """Examples of many tasks."""
 
     x: Tensor
-    """Features ``(N, features)``, floating."""
+    """Features ``(N, features)``, floating, or ids ``(N, length)`` of an integer type."""
     y: Tensor
     """Targets ``(N, outputs)`` floating, or class ids ``(N,)`` int64."""
     task: Tensor
@@ -41,6 +41,8 @@ def row_tasks(
     name: str = "rows",
     unit: float = 1.0,
     details: Mapping[str, Any] | None = None,
+    labels: Sequence[Sequence[str]] | None = None,
+    view: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tasks:
     """Return the tasks that ``rows`` hold.
 
@@ -59,6 +61,10 @@ def row_tasks(
         classes: the number of classes, in classification; by default the largest class id plus one.
         seed, device, name, unit, details: as in `Tasks`; the details tell how many tasks were skipped, and, in
             ``task_names``, what those of each split are called.
+        labels: what the classes 0, 1, … of each task are called, where they are its own: then every number has them in
+            another order, so that a class's place says nothing, and the details tell the ``ways``. A task of one class
+            is too small.
+        view: ``(kept) -> x``: what models see of features as they are kept.
 
     Raises:
         UsageError: support or queries below 1, a task in two splits, or tensors that do not fit each other.
@@ -74,7 +80,7 @@ def row_tasks(
     check_known("order of rows", order, get_args(Order))
     check_known("on_short", on_short, get_args(OnShort))
     _check_splits(rows, splits)
-    _check_rows(rows, classes)
+    _check_rows(rows, classes, labels)
     regression = rows.y.is_floating_point()
     size = rows.y.shape[1] if regression else int(rows.y.max()) + 1 if classes is None else classes
     numbered = rows.task.bincount(minlength=len(rows.names))
@@ -82,18 +88,20 @@ def row_tasks(
     index = torch.zeros(there.shape, dtype=torch.int64)
     index[there] = rows.task.argsort(stable=True)
     ordered = _Ordered(rows.y, index, there, support, order)
-    kept, skipped = _usable(rows, splits, ordered, on_short)
+    ways = None if labels is None else torch.tensor([len(own) for own in labels])
+    kept, skipped = _usable(rows, splits, ordered, on_short, ways)
     rows = rows._replace(x=rows.x.to(device), y=rows.y.to(device))
 
     most = index.shape[1] if queries is None else queries
     sizes = {split: ordered.split(index[tasks], there[tasks]) for split, tasks in kept.items()}
 
-    def batch(numbers: Tensor, chosen: Tensor, counts: Tensor) -> Batch:
+    def batch(numbers: Tensor, chosen: Tensor, counts: Tensor, places_of: Tensor | None) -> Batch:
         # as wide as the split's largest task, so that a task does not depend on those beside it
         width, even = int(counts.max()), bool((counts == counts[0]).all())
         places = (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
         numbers, mask = numbers.gather(1, places).to(device), chosen.gather(1, places).to(device)
-        x, y = rows.x[numbers], rows.y[numbers]
+        x, y = view(rows.x[numbers.flatten()]).unflatten(0, numbers.shape), rows.y[numbers]
+        y = y if places_of is None else places_of.gather(1, y)
         if even:
             return Batch(x, y)
         # what is not there is zero, lest a task hold another one's row
@@ -102,17 +110,30 @@ def row_tasks(
 
     def sample(split: str, numbers: Sequence[int]) -> Episodes:
         check_known("split", split, kept)
-        drawn = ordered.draw(seed, split, numbers, _tasks_of(seed, split, numbers, kept[split]))
+        drawn = ordered.draw(seed, split, numbers, tasks := _tasks_of(seed, split, numbers, kept[split]))
         query = drawn.query & (drawn.query.cumsum(1) <= most)
         counts = (sizes[split].support.sum(1), sizes[split].query.sum(1).clamp(max=most))
-        return Episodes(*(batch(drawn.rows, *part) for part in zip((drawn.support, query), counts)))
+        places_of = None if ways is None else _orders(seed, split, numbers, ways[tasks]).argsort(1).to(device)
+        return Episodes(*(batch(drawn.rows, *part, places_of) for part in zip((drawn.support, query), counts)))
+
+    def names(split: str, number: int) -> tuple[str, ...]:
+        assert labels is not None and ways is not None
+        task = _tasks_of(seed, split, [number], kept[split])
+        own = labels[int(task)]
+        return tuple(own[place] for place in _orders(seed, split, [number], ways[task])[0].tolist()[: len(own)])
 
     counts = {split: len(found) for split, found in kept.items()}
-    names = {split: [rows.names[task] for task in found.tolist()] for split, found in kept.items()}
-    told = {**(details or {}), "task_names": names, "tasks": counts, "skipped": skipped}
+    called = {split: [rows.names[task] for task in found.tolist()] for split, found in kept.items()}
+    told = {**(details or {}), "task_names": called, "tasks": counts, "skipped": skipped}
+    if ways is not None:
+        used = ways[torch.cat(list(kept.values()))]
+        least, size = int(used.min()), int(used.max())
+        told["ways"] = size if least == size else (least, size)
     kind = "regression" if regression else "classification"
-    shape = tuple(rows.x.shape[1:])
-    return Tasks(name, sample, kind, shape, size, told, counts, unit, shared_classes=not regression)
+    return Tasks(
+        name, sample, kind, tuple(rows.x.shape[1:]), size, told, counts, unit, None if labels is None else names,
+        shared_classes=not regression and labels is None, integers=not view(rows.x[:1]).is_floating_point(),
+    )  # fmt: skip
 
 
 class _Drawn(NamedTuple):
@@ -159,6 +180,13 @@ class _Ordered(NamedTuple):
         return _Drawn(index, there & (rank < self.support), there & (rank >= self.support))
 
 
+def _orders(seed: int, split: str, numbers: Sequence[int], ways: Tensor) -> Tensor:
+    """Return an order of each number's ``ways`` classes ``(B, most)``, those that its task has not behind them."""
+    most = int(ways.max())
+    keys = bits(seed, split, numbers, stream=3, count=most)
+    return torch.where(torch.arange(most) < ways.unsqueeze(1), keys, 2**32).argsort(dim=1, stable=True)
+
+
 def _tasks_of(seed: int, split: str, numbers: Sequence[int], tasks: Tensor) -> Tensor:
     """Return the task of each number: the split's tasks in turn, those of 'train' in a new order every round."""
     if split != "train":
@@ -169,18 +197,19 @@ def _tasks_of(seed: int, split: str, numbers: Sequence[int], tasks: Tensor) -> T
 
 
 def _usable(
-    rows: Rows, splits: Mapping[str, Sequence[int]], ordered: _Ordered, on_short: str
+    rows: Rows, splits: Mapping[str, Sequence[int]], ordered: _Ordered, on_short: str, ways: Tensor | None
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Return the tasks of each split that have support and query rows, and how many have not."""
     drawn = ordered.split(ordered.index, ordered.there)
     enough = drawn.query.any(1) & (drawn.support.sum(1) >= (ordered.support if rows.y.is_floating_point() else 1))
+    enough &= True if ways is None else ways > 1
     kept, skipped = {}, {}
     for split, tasks in splits.items():
         short = [task for task in tasks if not enough[task]]
         if short and on_short == "error":
             many = f"{len(short)} of {len(tasks)} tasks of split {split!r} are too small"
             fix = "ask for fewer support rows, or skip such tasks (--on-short skip)"
-            raise DataError(f"{_too_small(rows, ordered, short[0])} ({many}); {fix}")
+            raise DataError(f"{_too_small(rows, ordered, short[0], ways)} ({many}); {fix}")
         kept[split] = torch.tensor([task for task in tasks if enough[task]], dtype=torch.int64)
         skipped[split] = len(short)
         if not len(kept[split]):
@@ -191,8 +220,10 @@ def _usable(
     return kept, skipped
 
 
-def _too_small(rows: Rows, ordered: _Ordered, task: int) -> str:
+def _too_small(rows: Rows, ordered: _Ordered, task: int, ways: Tensor | None) -> str:
     """Say why a task cannot be split into support and query rows."""
+    if ways is not None and int(ways[task]) < 2:
+        return f"task {rows.names[task]!r} has one class only, which there is nothing to tell from"
     count, support = int(ordered.there[task].sum()), ordered.support
     found = f"task {rows.names[task]!r} has {count} row{'s' * (count != 1)}"
     if rows.y.is_floating_point() or ordered.order == "first":
@@ -212,13 +243,13 @@ def _check_splits(rows: Rows, splits: Mapping[str, Sequence[int]]) -> None:
             seen[task] = split
 
 
-def _check_rows(rows: Rows, classes: int | None) -> None:
+def _check_rows(rows: Rows, classes: int | None, labels: Sequence[Sequence[str]] | None) -> None:
     x, y, task = rows.x, rows.y, rows.task
     if not len(x) == len(y) == len(task) or not len(x):
         raise UsageError(f"x, y and task must have one row an example; got {len(x)}, {len(y)}, {len(task)}")
-    if not x.is_floating_point() or y.ndim != (2 if y.is_floating_point() else 1) or task.ndim != 1:
+    if x.dtype == torch.bool or x.is_complex() or y.ndim != (2 if y.is_floating_point() else 1) or task.ndim != 1:
         raise UsageError(
-            "expected x floating, y (N, outputs) floating or (N,) int64, and task (N,) int64; got x "
+            "expected x of numbers, y (N, outputs) floating or (N,) int64, and task (N,) int64; got x "
             f"{tuple(x.shape)} of {x.dtype}, y {tuple(y.shape)} of {y.dtype}, task {tuple(task.shape)} of {task.dtype}"
         )
     if not 0 <= int(task.min()) <= int(task.max()) < len(rows.names):
@@ -227,6 +258,8 @@ def _check_rows(rows: Rows, classes: int | None) -> None:
     if not y.is_floating_point() and not 0 <= int(y.min()) <= int(y.max()) < (classes or int(y.max()) + 1):
         expected = "0 up" if classes is None else f"0 to {classes - 1}"
         raise UsageError(f"class ids go from {int(y.min())} to {int(y.max())}; expected {expected}")
+    if labels is not None and (y.is_floating_point() or any(y >= torch.tensor([len(own) for own in labels])[task])):
+        raise UsageError("labels must name the classes of each task, and y be their numbers")
     bad = ~(torch.isfinite(x).flatten(1).all(1) & torch.isfinite(y).reshape(len(y), -1).all(1))
     if bad.any():
         row = int(bad.int().argmax())

@@ -82,7 +82,7 @@ class Embedded(nn.Module):
                 f"transformer takes token ids (n, tokens) of an integer type, with at most {length} tokens a text; "
                 f"got {tuple(ids.shape)} of {ids.dtype}"
             )
-        _require_known(ids, self.token.num_embeddings)
+        require_known(ids, self.token.num_embeddings)
         places = torch.arange(ids.shape[-1], device=ids.device)
         x = self.token(ids) + self.position(places)
         if ids.device.type != "cpu":  # where ids are not read, one out of range must not pass for a token
@@ -90,7 +90,7 @@ class Embedded(nn.Module):
         return torch.cat([x, (ids != self.padding).to(x)[..., None]], -1)
 
 
-def _require_known(ids: Tensor, vocabulary: int) -> None:
+def require_known(ids: Tensor, vocabulary: int) -> None:
     """Refuse ids out of range: mapped over tasks, an embedding would take them for tokens of the next task."""
     while torch._C._functorch.is_functorch_wrapped_tensor(ids):  # those of all tasks
         ids = torch._C._functorch.get_unwrapped(ids)
@@ -119,7 +119,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, states: Tensor) -> Tensor:
-        x, there = _parted(states)
+        x, there = parted(states)
         x = x + self.dropout(self.attention(self.attention_norm(x), there))
         x = x + self.dropout(self.narrow(self.activation(self.widen(self.feed_norm(x)))))
         return torch.cat([x, there], -1)
@@ -151,10 +151,10 @@ class Pooled(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, states: Tensor) -> Tensor:
-        x, there = _parted(states)
+        x, there = parted(states)
         return (there * self.norm(x)).sum(-2) / there.sum(-2).clamp(min=1)
 
 
-def _parted(states: Tensor) -> tuple[Tensor, Tensor]:
+def parted(states: Tensor) -> tuple[Tensor, Tensor]:
     """Return the tokens ``(n, tokens, width)`` and which of them are there ``(n, tokens, 1)``."""
     return states[..., :-1], states[..., -1:].detach()

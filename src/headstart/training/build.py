@@ -168,7 +168,10 @@ def assembled(
             given["module"] = module = module.to(device=device, dtype=dtype)
             if {"inputs", "features"} <= accepted.keys():
                 with torch.no_grad():
-                    out = copy.deepcopy(module).eval()(torch.zeros(1, *tasks.input_shape, device=device, dtype=dtype))
+                    blank = torch.zeros(
+                        1, *tasks.input_shape, device=device, dtype=torch.int64 if tasks.integers else dtype
+                    )
+                    out = copy.deepcopy(module).eval()(blank)
                 given["features"] = out.numel()
                 del given["inputs"]
         made = factory(**method.options, **{name: value for name, value in given.items() if name in accepted})
@@ -207,10 +210,12 @@ def refuse_ways(row: Method, tasks: Tasks) -> None:
     ways = tasks.details.get("ways")
     if isinstance(ways, tuple) and row.classes == "trained":
         others = [other.name for other in rows("method") if other.classes == "any" and tasks.kind in other.targets]
+        drawn = tasks.details.get("sampler") == "meta_dataset"
+        why, fix = (" (--sampler meta_dataset)", "--sampler balanced, or ") if drawn else ("", "")
         raise ConfigError(
-            f"the tasks {tasks.name!r} have {ways[0]} to {ways[1]} classes (--sampler meta_dataset), and the method"
-            f" {row.name!r} is made for one number of them; take --sampler balanced, or a method that takes any number:"
-            f" {', '.join(others)}"
+            f"the tasks {tasks.name!r} have {ways[0]} to {ways[1]} classes{why}, and the method"
+            f" {row.name!r} is made for one number of them; take {fix}a method that takes"
+            f" any number: {', '.join(others)}"
         )
 
 

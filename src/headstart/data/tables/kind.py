@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from headstart.data.kind import (
@@ -21,6 +22,7 @@ from headstart.data.kind import (
     number_answers,
     unsampled,
 )
+from headstart.data.tables import prose
 from headstart.data.tables.read import distinct, find_columns, in_order, is_missing, read_table, refuse_missing
 from headstart.data.tables.schema import Feature, Schema, encode_features, encode_target, schema_from_json
 from headstart.errors import DataError, FileError
@@ -44,10 +46,24 @@ def _difference(kept: Schema, now: Schema) -> str:
         return "which columns are features"
     for before, after in zip(kept.features, now.features):
         plain = before._replace(mean=after.mean, scale=after.scale, unit=after.unit, limits=after.limits)
-        if plain != after or _moved(before, after) or not math.isclose(before.unit, after.unit, rel_tol=_ROUNDING):
+        plain = plain._replace(components=after.components)
+        if (
+            plain != after
+            or _turned(before, after)
+            or _moved(before, after)
+            or not math.isclose(before.unit, after.unit, rel_tol=_ROUNDING)
+        ):
             return f"column {before.column!r}"
     plain = kept._replace(mean=now.mean, scale=now.scale, features=now.features, limits=now.limits)
     return f"column {kept.target!r}" if plain != now or _moved(kept, now) else ""
+
+
+def _turned(before: Feature, after: Feature) -> bool:
+    """Return whether texts become other numbers."""
+    if before.components == after.components:
+        return False
+    pairs = zip(prose.from_text(before.components), prose.from_text(after.components))
+    return not all(torch.allclose(*pair, atol=1e-4) for pair in pairs)
 
 
 def _moved(before: Feature | Schema, after: Feature | Schema) -> bool:

@@ -5,24 +5,27 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from headstart.core.values import bounded
-from headstart.data.tables import read
+from headstart.data.tables import prose, read
 from headstart.data.tables.read import Table, Texts
 from headstart.errors import DataError, FileError
 from headstart.schema import NotNegative, Positive
 
-FeatureKind = Literal["number", "boolean", "date", "category"]
+FeatureKind = Literal["number", "boolean", "date", "category", "text"]
 TargetKind = Literal["regression", "classification"]
 
 FORMAT = "headstart-table-1"
+#: Of a column of texts.
+MOST_NUMBERS = 64
 
 
 class Feature(NamedTuple):
@@ -44,6 +47,10 @@ class Feature(NamedTuple):
     """s, where a value v is taken as sign(v) log(1 + |v| / s), which mean and scale are then of; 0: as it is."""
     limits: tuple[float, float] | None = None
     """The least and the largest input of training tasks, near which `bounded` keeps all others; none of a category."""
+    numbers: Annotated[int, Ge(0), Le(MOST_NUMBERS)] = 0
+    """How many numbers a text becomes."""
+    components: str = ""
+    """By what it becomes them (`headstart.data.tables.prose`)."""
 
     def encode(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the inputs of values."""
@@ -58,7 +65,8 @@ class Feature(NamedTuple):
     @property
     def inputs(self) -> tuple[str, ...]:
         """The names of the inputs."""
-        values = tuple(f"{self.column}={name}" for name in self.categories) or (self.column,)
+        values = tuple(f"{self.column}={name}" for name in self.categories)
+        values = values or tuple(f"{self.column} {place + 1}" for place in range(self.numbers)) or (self.column,)
         return (*values, f"{self.column} missing") if self.missing else values
 
 
@@ -158,6 +166,9 @@ def check_features(features: Sequence[Feature]) -> None:
             raise ValueError(f"column {feature.column!r} is a {feature.kind} of {len(feature.categories)} categories")
         if (feature.kind == "date") != bool(feature.date_format):
             raise ValueError(f"column {feature.column!r} is a {feature.kind} of date format {feature.date_format!r}")
+        own = len(prose.from_text(feature.components).centre) if feature.kind == "text" else 0
+        if own != feature.numbers or bool(own) != bool(feature.components):
+            raise ValueError(f"column {feature.column!r} is a {feature.kind} of {feature.numbers} numbers")
 
 
 def check_limits(limits: tuple[float, float] | None) -> None:
@@ -229,13 +240,18 @@ class Learned(NamedTuple):
     features: tuple[Feature, ...]
     left_out: dict[str, str]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What was done to columns of texts."""
 
 
-def learn_features(table: Table, columns: Sequence[str], strict: bool, shown: Shown | None = None) -> Learned:
+def learn_features(
+    table: Table, columns: Sequence[str], strict: bool, shown: Shown | None = None, text_numbers: int = 8
+) -> Learned:
     """Return how ``columns`` become inputs, from the rows of training tasks.
 
     A column whose values are all numbers is a number; all true or false, a boolean; mostly dates, a date; anything else
-    is a category. Columns of one value are left out; so are texts of too many (refused if ``strict``), with a warning.
+    is a category, or, of too many values that are sentences mostly, a text, which becomes ``text_numbers`` numbers.
+    Columns of one value are left out; so are other texts of too many (refused if ``strict``), with a warning.
     A skewed number is taken by its logarithm, unless a line through it as it is tells the targets of other tasks better
     (by ``shown``, without which all are taken as they are).
 
@@ -243,7 +259,7 @@ def learn_features(table: Table, columns: Sequence[str], strict: bool, shown: Sh
         DataError: a column without any value, dates in several formats, numbers that are not finite, too many
             categories, decimal commas, or nothing left.
     """
-    features, left_out, warnings = [], {}, []
+    features, left_out, warnings, notes = [], {}, [], []
     for column in columns:
         texts = table.columns[column]
         there = ~read.is_missing(texts)
@@ -262,6 +278,10 @@ def learn_features(table: Table, columns: Sequence[str], strict: bool, shown: Sh
                 raise read.error(table, column, None, f"{spoilt}; {fix}, or leave the column out (--columns)")
             where = "where the column is to be a number"
             warnings.append(str(read.error(table, column, None, f"taken for categories: {spoilt}; {fix}, {where}")))
+        if crowd and text_numbers and column not in table.labels and prose.is_prose(feature.categories):
+            feature, note = _text(feature, texts[there].tolist(), text_numbers)
+            notes.append(note)
+            crowd = ""
         if crowd and strict:
             raise read.error(table, column, None, f"{crowd}; leave it out (--columns), or join categories")
         if crowd:
@@ -272,7 +292,20 @@ def learn_features(table: Table, columns: Sequence[str], strict: bool, shown: Sh
     if not features:
         why = "; ".join(f"{column!r}: {reason}" for column, reason in left_out.items())
         raise DataError(f"{table.path} has no feature left ({why or 'no other columns'})")
-    return Learned(tuple(features), left_out, tuple(warnings))
+    return Learned(tuple(features), left_out, tuple(warnings), tuple(notes))
+
+
+def _text(feature: Feature, texts: Sequence[str], count: int) -> tuple[Feature, str]:
+    """Return a column of texts as a feature, and what there is to say of it."""
+    found, share = prose.learn_components(texts, count)
+    size = len(found.centre)
+    note = (
+        f"column {feature.column!r} is of texts, {len(feature.categories)} different ones in {len(texts)} training"
+        f" rows, which become {size} numbers (TF-IDF of n-grams, {100 * share:.0f} % of whose variance these tell)"
+    )
+    if cut := sum(len(text.encode()) > prose.LENGTH for text in texts):
+        note += f"; {cut} are longer than {prose.LENGTH} bytes, of which no more is read"
+    return feature._replace(kind="text", categories=(), numbers=size, components=prose.to_text(found)), note
 
 
 def _feature(table: Table, column: str, there: NDArray[np.bool_], shown: Shown | None) -> Feature:
@@ -425,7 +458,7 @@ def copies(table: Table, features: Sequence[Feature], shown: Shown) -> list[str]
     for feature in features if len(target) >= _ROWS_TO_COPY else ():
         texts = table.columns[feature.column]
         there = ~read.is_missing(texts)
-        if feature.kind in ("category", "boolean") or classes > 1:
+        if feature.kind in ("category", "boolean", "text") or classes > 1:
             own = read.distinct(texts[there])[1]
         else:
             own = column_values(table, feature.column, feature.kind, feature.date_format)[there]
@@ -490,6 +523,9 @@ def _fill(x: NDArray[Any], feature: Feature, table: Table) -> None:
             if name and name not in feature.categories:
                 where = read.listed(table, np.asarray(texts == name))
                 _warn(table, feature.column, f"{name!r} in {where} is in no training task")
+    elif feature.kind == "text":
+        x[:, : feature.numbers] = prose.from_text(feature.components).numbers(texts.tolist()).numpy()
+        x[missing] = 0
     else:
         values = column_values(table, feature.column, feature.kind, feature.date_format)
         missing = np.isnan(values)

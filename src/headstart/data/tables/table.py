@@ -17,6 +17,7 @@ from headstart.data.rows import OnShort, Order, Rows, row_tasks
 from headstart.data.tables import read
 from headstart.data.tables.read import Table, Texts
 from headstart.data.tables.schema import (
+    MOST_NUMBERS,
     FarTargetWarning,
     Schema,
     Shown,
@@ -64,6 +65,7 @@ def table(
     on_short: OnShort = "error",
     on_duplicates: OnDuplicates = "error",
     na_values: str | Sequence[str] = (),
+    text_numbers: Annotated[int, Ge(0), Le(MOST_NUMBERS)] = 8,
     validation_share: Share = 0.2,
     test_share: Share = 0.2,
     seed: int = 0,
@@ -95,6 +97,8 @@ def table(
             could be learned from and judged on: refuse it, ``"keep"`` it, or ``"drop"`` it.
         na_values: texts that mean that a value is missing, as a sequence or separated by commas, besides an empty one,
             NA, N/A, #N/A, NaN, null and None, and -, --, ? and . among numbers and dates.
+        text_numbers: how many numbers a column of sentences becomes; 0: it is left out, as any text with too many
+            different values.
         validation_share: share of the tasks for validation, at least one task.
         test_share: share of the tasks for testing, at least one task.
         seed: draws support rows.
@@ -123,7 +127,7 @@ def table(
     where, split_seed = f"{data}, column {task_column!r}", seed if split_seed is None else split_seed
     read.refuse_missing(grouped.table, target, "target")
     splits = split_tasks(len(grouped.names), validation_share, test_share, split_seed, where)
-    grouped, encoded, repetitions = _read(grouped, splits, roles, target_kind, on_duplicates)
+    grouped, encoded, repetitions = _read(grouped, splits, roles, target_kind, on_duplicates, text_numbers)
     encoded = encoded._replace(
         schema=encoded.schema._replace(missing=absent, commas=tuple(sorted(grouped.table.commas)))
     )
@@ -134,6 +138,7 @@ def table(
         "left_out": {**roles.left_out(grouped.table), **encoded.left_out},
         "duplicates": repetitions,
         "new_classes": encoded.new_classes,
+        "notes": encoded.notes,
         "on_duplicates": on_duplicates,
         "support": shots,
         "order": order,
@@ -211,19 +216,25 @@ class _Encoded(NamedTuple):
     y: Tensor
     left_out: dict[str, str]
     new_classes: int
+    notes: tuple[str, ...]
 
 
 def _read(
-    grouped: Grouped, splits: Mapping[str, Sequence[int]], roles: _Roles, target_kind: AskedKind, on_duplicates: str
+    grouped: Grouped,
+    splits: Mapping[str, Sequence[int]],
+    roles: _Roles,
+    target_kind: AskedKind,
+    on_duplicates: str,
+    text_numbers: int,
 ) -> tuple[Grouped, _Encoded, int]:
     """Return the rows to use, their numbers, and how many rows repeat another."""
     dropped = 0
     if on_duplicates == "drop":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is left is read again, and warned of then
-            again, _ = _repeated(grouped, _encoded(grouped, splits, roles, target_kind), roles.time)
+            again, _ = _repeated(grouped, _encoded(grouped, splits, roles, target_kind, text_numbers), roles.time)
         grouped, dropped = grouped.rows(~again), int(again.sum())
-    encoded = _encoded(grouped, splits, roles, target_kind)
+    encoded = _encoded(grouped, splits, roles, target_kind, text_numbers)
     again, where = _repeated(grouped, encoded, roles.time)
     if again.any() and on_duplicates == "error":
         raise DataError(
@@ -234,7 +245,9 @@ def _read(
     return grouped, encoded, dropped + int(again.sum())
 
 
-def _encoded(grouped: Grouped, splits: Mapping[str, Sequence[int]], roles: _Roles, target_kind: AskedKind) -> _Encoded:
+def _encoded(
+    grouped: Grouped, splits: Mapping[str, Sequence[int]], roles: _Roles, target_kind: AskedKind, text_numbers: int
+) -> _Encoded:
     """Learn the schema from the rows of training tasks, and encode all rows by it; classes that are new come last."""
     table, texts = grouped.table, grouped.table.columns[roles.target]
     own = np.isin(grouped.task.numpy(), splits["train"])
@@ -242,7 +255,9 @@ def _encoded(grouped: Grouped, splits: Mapping[str, Sequence[int]], roles: _Role
     aim = learn_target(training, roles.target, target_kind)
     y = encode_target(Schema(roles.task, roles.target, roles.time, aim.kind, (), *aim[1:]), training)
     shown = Shown((one_hot(y) if aim.classes else y).double().numpy(), grouped.task.numpy()[own])
-    learned = learn_features(training, roles.features(table), strict=roles.columns is not None, shown=shown)
+    learned = learn_features(
+        training, roles.features(table), strict=roles.columns is not None, shown=shown, text_numbers=text_numbers
+    )
     for message in () if aim.classes else far_targets(training, roles.target, y.double().numpy()[:, 0]):
         warnings.warn(message, FarTargetWarning, stacklevel=4)
     for message in learned.warnings:
@@ -257,7 +272,12 @@ def _encoded(grouped: Grouped, splits: Mapping[str, Sequence[int]], roles: _Role
     given = roles.task, roles.target, roles.time, aim.kind, learned.features
     schema = Schema(*given, *aim._replace(classes=classes)[1:])
     return _Encoded(
-        schema, encode_features(schema.features, table), encode_target(schema, table), learned.left_out, count
+        schema,
+        encode_features(schema.features, table),
+        encode_target(schema, table),
+        learned.left_out,
+        count,
+        learned.notes,
     )
 
 

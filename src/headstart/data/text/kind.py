@@ -12,8 +12,21 @@ import torch
 from torch import Tensor
 
 from headstart.data.encoder import Encoder, like_of
-from headstart.data.kind import DataKind, Failed, Inputs, NewTask, Row, class_answers, files_of, unsampled
+from headstart.data.kind import (
+    DataKind,
+    Failed,
+    Inputs,
+    NewTask,
+    Row,
+    class_answers,
+    files_of,
+    nothing,
+    number_answers,
+    unsampled,
+)
+from headstart.data.tables.read import to_number
 from headstart.data.text.read import (
+    BESIDES,
     LABEL,
     LINES,
     SPLIT,
@@ -21,12 +34,15 @@ from headstart.data.text.read import (
     TEXT,
     CutTextWarning,
     Labelled,
-    by_class,
     column_of,
     encoded,
+    plain,
     read_texts,
+    repeated,
     start_of,
+    warn_of_several,
 )
+from headstart.data.text.rows import Scale, as_numbers
 from headstart.errors import DataError, FileError
 from headstart.types import Batch, Tasks
 
@@ -49,6 +65,10 @@ class Prepared(NamedTuple):
     """What the column of labels was called."""
     encoder: Encoder | None
     """The pretrained network that texts went through, where they did."""
+    task: str | None = None
+    """What the column of tasks was called."""
+    scale: Scale | None = None
+    """How numbers became targets; ``None``: classes are predicted."""
 
 
 def _preparation(tasks: Tasks) -> dict[str, Any] | None:
@@ -57,17 +77,21 @@ def _preparation(tasks: Tasks) -> dict[str, Any] | None:
     details, names = tasks.details, "\n".join(tasks.details["class_names"]["train"])
     return Prepared(
         details["length"], details["lower"], tasks.output_size, hashlib.sha256(names.encode()).hexdigest(),
-        details["text"], details["label"], details["encoder"],
+        details["text"], details["label"], details["encoder"], details.get("task"), details.get("scale"),
     )._asdict()  # fmt: skip
 
 
 def _read(value: Any, where: str) -> Prepared:
-    kinds = (int, bool, int, str, str | None, str | None, Encoder | None)
+    kinds = (int, bool, int, str, str | None, str | None, Encoder | None, str | None, Scale | None)
     if not isinstance(value, dict) or value.keys() != set(Prepared._fields):
         raise FileError(f"{where} does not say how texts are prepared; expected {', '.join(Prepared._fields)}")
     found = Prepared(**value)._replace(encoder=Encoder.read(value["encoder"], where))
+    scale = found.scale
+    if isinstance(scale, dict) and scale.keys() == set(Scale._fields):
+        found = found._replace(scale=Scale(**{name: float(part) for name, part in scale.items()}))
     odd = [name for name, part, kind in zip(Prepared._fields, found, kinds) if not isinstance(part, kind)]
-    if odd or not 1 <= found.length <= 4096 or not 2 <= found.classes <= 1_000_000:
+    least = 2 if found.scale is None else 1
+    if odd or not 1 <= found.length <= 4096 or not least <= found.classes <= 1_000_000:
         raise FileError(f"{where} does not say how texts are prepared: {odd[0] if odd else 'sizes'} cannot be")
     return found
 
@@ -76,30 +100,35 @@ def _difference(kept: Prepared, now: Prepared) -> str:
     names = {
         "length": "how long texts are",
         "encoder": "the pretrained network",
-        "training_classes": "which classes there are",
+        "training_classes": "which classes or tasks there are",
     }
     return next((names.get(name, name) for name in Prepared._fields if getattr(kept, name) != getattr(now, name)), "")
 
 
-#: What a file of texts may have besides, and no features.
-_BESIDES = (SPLIT, "id", "index", "idx", "")
-
-
 def _recognises(path: Path) -> bool:
-    """Return whether a file has a column of texts and one of labels, and no features, or a folder holds ``.txt``."""
+    """Return whether a file has a column of texts and one of labels or numbers, and no features, or a folder ``.txt``.
+
+    Where the names of both tell what they are, it may have a third of values that come again: that of tasks.
+    """
     if path.is_dir():
         return any(path.glob("*/*.txt")) and not any(path.glob("*/*.csv"))
     if path.name.lower().endswith(LINES):
         return True
     # a pipe would be waited for
     columns = start_of(path) if path.is_file() and path.name.lower().endswith(TABLES) else {}
-    left = {name: values for name, values in columns.items() if name.lower() not in _BESIDES}
+    left = {name: values for name, values in columns.items() if name.lower() not in (SPLIT, *BESIDES)}
     try:
         text, label = (column_of(str(path), left, role) for role in (TEXT, LABEL))
     except DataError:
         return False
-    wordy = text is not None and any(letter.isalpha() for value in left[text] for letter in value)
-    return wordy and label is not None and {text, label} == left.keys()
+    if text is None or not any(letter.isalpha() for value in left[text] for letter in value):
+        return False
+    others = [name for name in left if name != text]
+    if label is None:
+        return len(others) == 1 and all(to_number(value.strip()) is not None for value in left[others[0]])
+    third = [name for name in others if name != label]
+    told = text.strip().lower() in TEXT.called and label.strip().lower() in LABEL.called
+    return not third or (told and len(third) == 1 and repeated(left[third[0]]))
 
 
 def _as_trained(prepared: Prepared, texts: Sequence[str]) -> Tensor:
@@ -121,19 +150,34 @@ def _shape(prepared: Prepared) -> tuple[int, ...]:
 
 
 def _support(prepared: Prepared, source: Path | None, strict: bool) -> list[tuple[NewTask, Batch]]:
+    if source is None and prepared.scale is not None:
+        return [(NewTask(None, (), (0,)), nothing(_like(prepared, 0)))]
     if source is None:
         raise DataError("classes of texts are learned from texts; give a file of texts and their labels")
-    found = read_texts(source, prepared.text, prepared.label, asked=False)
+    found = read_texts(source, prepared.text, prepared.label, prepared.task, asked=False)
     if not found.labels:
-        raise DataError(f"{source} has no column of labels, from which the classes are learned")
-    classes = by_class(found, lower=prepared.lower)
-    labels = sorted(classes)
-    if len(labels) < 2:
-        raise DataError(f"{source} has one class only, {labels[0]!r}; there is nothing to tell it from")
-    counts = tuple(len(classes[name]) for name in labels)
-    x = _as_trained(prepared, [found.texts[row] for name in labels for row in classes[name]])
-    y = torch.arange(len(labels)).repeat_interleave(torch.tensor(counts))
-    return [(NewTask(None, tuple(labels), counts), Batch(x.unsqueeze(0), y.unsqueeze(0)))]
+        what = "labels, from which the classes are" if prepared.scale is None else "numbers, from which they are"
+        raise DataError(f"{source} has no column of {what} learned")
+    values = torch.zeros(len(found.texts)) if prepared.scale is None else prepared.scale.targets(as_numbers(found))
+    x, names = _as_trained(prepared, found.texts), found.tasks or [None] * len(found.texts)
+    keys = [plain(text.lower() if prepared.lower else text) for text in found.texts]
+    if prepared.scale is None:
+        warn_of_several(found, list(zip(keys, names)))
+    tasks = []
+    for name in dict.fromkeys(names):
+        rows = [row for row, own in enumerate(names) if own == name]
+        if prepared.scale is not None:
+            tasks.append((NewTask(name, (), (len(rows),)), Batch(x[rows].unsqueeze(0), values[rows].view(1, -1, 1))))
+            continue
+        labels = sorted({found.labels[row] for row in rows})
+        if len(labels) < 2:
+            whose = str(source) if name is None else f"task {name!r} of {source}"
+            raise DataError(f"{whose} has one class only, {labels[0]!r}; there is nothing to tell it from")
+        rows.sort(key=lambda row: labels.index(found.labels[row]))
+        y = torch.tensor([labels.index(found.labels[row]) for row in rows])
+        new = NewTask(name, tuple(labels), tuple(y.bincount().tolist()))
+        tasks.append((new, Batch(x[rows].unsqueeze(0), y.unsqueeze(0))))
+    return tasks
 
 
 _FILES = (*TABLES, *LINES, ".txt")
@@ -144,7 +188,7 @@ def _inputs(
 ) -> Iterator[Inputs]:
     for file in files_of(sources, _FILES, failed):
         try:
-            found = read_texts(file, prepared.text, prepared.label, asked=False, labelled=False)
+            found = read_texts(file, prepared.text, prepared.label, prepared.task, asked=False, labelled=False)
         except (DataError, FileError) as error:
             failed(error)
             continue
@@ -155,7 +199,8 @@ def _inputs(
             failed(DataError(f"{found.where(first)}: the text is empty{more}"))
         columns = found.columns or {"file": [str(file)] * len(found.texts), "text": found.texts}
         rows = [Row({name: values[row] for name, values in columns.items()}) for row in there]
-        yield from _some(prepared, [found.texts[row] for row in there], rows, partial(_at, found, there))
+        own = [found.tasks[row].strip() or None for row in there] if found.tasks else [None] * len(there)
+        yield from _some(prepared, [found.texts[row] for row in there], rows, own, partial(_at, found, there))
 
 
 def _at(found: Labelled, rows: Sequence[int], place: int) -> str:
@@ -178,18 +223,27 @@ def _values(prepared: Prepared, values: Sequence[Any]) -> Iterator[Inputs]:
         raise DataError(f"a {type(odd).__name__} is no text; expected texts, or paths of files of them")
     if empty := [row for row, value in enumerate(values) if not value.strip()]:
         raise DataError(f"text {empty[0]} is empty; leave it out")
-    yield from _some(prepared, list(values), [Row(text=value) for value in values], lambda row: f"text {row}")
+    yield from _some(
+        prepared, list(values), [Row(text=value) for value in values], [None] * len(values), lambda row: f"text {row}"
+    )
 
 
-def _some(prepared: Prepared, texts: list[str], rows: list[Row], where: Callable[[int], str]) -> Iterator[Inputs]:
+def _some(
+    prepared: Prepared, texts: list[str], rows: list[Row], tasks: Sequence[str | None], where: Callable[[int], str]
+) -> Iterator[Inputs]:
     for first in range(0, len(texts), _CHUNK):
         own = slice(first, first + _CHUNK)
         x = _as_trained(prepared, texts[own])
-        yield Inputs(x, [None] * len(x), rows[own], lambda row, first=first: where(first + row))
+        yield Inputs(x, tasks[own], rows[own], lambda row, first=first: where(first + row))
 
 
 def _task(tasks: Tasks) -> str:
-    shots, queries = tasks.details["shots"], tasks.details["queries"]
+    details = tasks.details
+    shots, queries = details["shots"], details["queries"]
+    if "task_names" in details:
+        whose = f"one {details['task']}" if details["task"] else "some of the texts"
+        each = "" if details["scale"] else " of each class"
+        return f"{whose}: {details['label']} of other texts is predicted from {shots} texts{each}"
     shots = "-".join(map(str, shots)) if isinstance(shots, tuple) else shots
     return f"{tasks.output_size} classes; {shots} support and {queries} query texts a class"
 
@@ -203,26 +257,45 @@ def _advice(tasks: Tasks) -> str:
     )
 
 
+def _like(prepared: Prepared, classes: int) -> Tasks:
+    shape, details, scale = _shape(prepared), like_of(prepared.encoder), prepared.scale
+    integers = prepared.encoder is None or prepared.encoder.encoded == "inputs"
+    if scale is None:
+        size = classes or prepared.classes
+        return Tasks("texts", unsampled, "classification", shape, size, details, integers=integers)
+    limits = (scale.low, scale.high)
+    return Tasks(
+        "texts", unsampled, "regression", shape, 1, details, unit=scale.deviation, limits=limits, integers=integers
+    )
+
+
+def _answers(prepared: Prepared, labels: Sequence[str], outputs: Tensor, deviations: Tensor | None) -> list[Row]:
+    if prepared.scale is None:
+        return class_answers(labels, outputs)
+    return number_answers(outputs, deviations, prepared.scale.mean, prepared.scale.deviation)
+
+
+def _predicts(prepared: Prepared) -> str:
+    what = "the class" if prepared.scale is None else f"`{prepared.label}`"
+    if prepared.encoder is not None:
+        return f"{what} of a text, as {prepared.encoder.source} sees it"
+    return f"{what} of a text (its first {prepared.length} bytes)"
+
+
 TEXTS = DataKind(
     name="texts",
     recognises=_recognises,
     preparation=_preparation,
     read=_read,
     difference=_difference,
-    like=lambda prepared, classes: Tasks(
-        "texts", unsampled, "classification", _shape(prepared), classes or prepared.classes, like_of(prepared.encoder)
-    ),
+    like=_like,
     support=_support,
     inputs=_inputs,
     values=_values,
     is_value=_is_text,
     advice=_advice,
-    answers=lambda prepared, labels, outputs, deviations: class_answers(labels, outputs),
-    predicts=lambda prepared: (
-        f"the class of a text (its first {prepared.length} bytes)"
-        if prepared.encoder is None
-        else f"the class of a text, as {prepared.encoder.source} sees it"
-    ),
+    answers=_answers,
+    predicts=_predicts,
     task=_task,
     examples="texts",
     usage=("LABELLED_TEXTS.csv", "TEXTS.csv"),

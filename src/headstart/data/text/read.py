@@ -5,7 +5,7 @@ import gzip
 import json
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headstart.data.random import SPLITS
 from headstart.data.tables.read import find_columns, read_table, separator_of
 from headstart.errors import DataError, FileError
 
@@ -23,6 +24,9 @@ SPLIT = "split"
 
 TABLES = (".csv", ".tsv", ".parquet", ".pq", ".csv.gz", ".tsv.gz")
 LINES = (".jsonl", ".ndjson")
+
+#: What a file of texts may have besides, and no features.
+BESIDES = ("id", "index", "idx", "")
 
 #: A file of one text, and a line of JSON, may have so many bytes.
 _MOST = 2**24
@@ -45,6 +49,29 @@ class Labelled(NamedTuple):
     """What the column of texts is called."""
     label: str | None = None
     """What the column of labels is called."""
+    tasks: list[str] = []
+    """Empty where there is no column of tasks."""
+    task: str | None = None
+    """What the column of tasks is called."""
+
+    def rows(self, kept: Sequence[int]) -> "Labelled":
+        """Return some of the rows, without the columns of the file."""
+        texts, labels, splits, tasks = (
+            [values[row] for row in kept] if values else []
+            for values in (self.texts, self.labels, self.splits, self.tasks)
+        )
+        own = self._replace(texts=texts, labels=labels, splits=splits, tasks=tasks, columns={})
+        return own._replace(where=lambda row: self.where(kept[row]))
+
+    def split(self, row: int) -> str:
+        """Return the split of a row, as the file says; a `DataError` where that is none."""
+        told = self.splits[row].lower()
+        split = {"val": "validation", "valid": "validation", "dev": "validation"}.get(told, told)
+        if split not in SPLITS:
+            raise DataError(
+                f"{self.where(row)}: the split is {self.splits[row]!r}; expected train, validation (or val) or test"
+            )
+        return split
 
 
 class SameTextWarning(UserWarning):
@@ -60,7 +87,7 @@ def _sentences(values: Sequence[str]) -> bool:
     return 2 * sum(" " in value.strip() for value in values) > len(values) <= 2 * len(set(values))
 
 
-def _repeated(values: Sequence[str]) -> bool:
+def repeated(values: Sequence[str]) -> bool:
     """Return whether there are several values, each of which comes twice on average, or more often."""
     return 1 < len(set(values)) <= len(values) / 2
 
@@ -80,7 +107,7 @@ TEXT = Role(
     ("text", "sentence", "utterance", "query", "question", "message", "review", "content", "title", "body"),
     _sentences,
 )
-LABEL = Role("--label", ("label", "intent", "category", "class", "sentiment", "topic", "target"), _repeated)
+LABEL = Role("--label", ("label", "intent", "category", "class", "sentiment", "topic", "target"), repeated)
 
 
 def column_of(path: str, columns: Mapping[str, Sequence[str]], role: Role, named: str | None = None) -> str | None:
@@ -104,13 +131,20 @@ def column_of(path: str, columns: Mapping[str, Sequence[str]], role: Role, named
 
 
 def read_texts(
-    path: Path, text: str | None = None, label: str | None = None, *, asked: bool = True, labelled: bool = True
+    path: Path,
+    text: str | None = None,
+    label: str | None = None,
+    task: str | None = None,
+    *,
+    asked: bool = True,
+    labelled: bool = True,
 ) -> Labelled:
     """Read a file of texts, or a folder that holds a folder of ``.txt`` files for each class.
 
     Args:
         path: a CSV, TSV, Parquet or JSON lines file, a folder, or a ``.txt`` file that is one text.
         text, label: what the columns (JSON: the keys) are called, where `column_of` is not to find them.
+        task: what the column of tasks is called, where there is one.
         asked: whether what is called so must be there; else it is found out where it is not.
         labelled: whether labels are looked for, and each row must have a text and, where there are any, a label.
 
@@ -122,21 +156,29 @@ def read_texts(
         raise FileError(f"{path} is not an ordinary file")  # a pipe would be waited for
     if path.is_dir() or path.name.lower().endswith(".txt"):
         found = _of_files(path)
+        if task is not None and asked:
+            raise DataError(f"{path} has no columns, such as {task!r} (--task-column); give a CSV or JSON lines file")
     else:
         columns, where = _of_lines(path) if path.name.lower().endswith(LINES) else _of_table(path)
         if not asked:
-            text, label = (name if name in columns else None for name in (text, label))
+            text, label, task = (name if name in columns else None for name in (text, label, task))
+            task = task if task is not None and any(map(str.strip, columns[task])) else None
+        if task is not None:
+            find_columns(str(path), tuple(columns), [("--task-column", task)])
+        for one, other in ((text, label), (text, task), (label, task)):
+            if one is not None and one == other:
+                raise DataError(f"{path}: column {one!r} is asked for twice, as text, label or task; name another")
         split = next((name for name in columns if name.lower() == SPLIT), None)
-        left = {name: values for name, values in columns.items() if name not in (split, label)}
+        left = {name: values for name, values in columns.items() if name not in (split, label, task)}
         text = next(iter(left)) if len(left) == 1 and text is None else column_of(str(path), left, TEXT, text)
         if text is None:
             has = ", ".join(map(repr, columns))
             raise DataError(f"{path}: which column is the text? None of {has} tells; say it with {TEXT.option}")
-        left = {name: values for name, values in columns.items() if name not in (split, text)}
+        left = {name: values for name, values in columns.items() if name not in (split, text, task)}
         label = column_of(str(path), left, LABEL, label) if labelled else None
-        texts, labels, splits = (columns.get(name or "", []) for name in (text, label, split))
-        found = Labelled(str(path), texts, labels, splits, where, columns, text, label)
-    for what, values in (("text", found.texts), ("label", found.labels)) if labelled else ():
+        texts, labels, splits, tasks = ([] if name is None else columns[name] for name in (text, label, split, task))
+        found = Labelled(str(path), texts, labels, splits, where, columns, text, label, tasks, task)
+    for what, values in (("text", found.texts), ("label", found.labels), ("task", found.tasks)) if labelled else ():
         empty = [row for row, value in enumerate(values) if not value.strip()]
         if empty:
             more = f" (so are {len(empty) - 1} more)" if len(empty) > 1 else ""
@@ -238,23 +280,29 @@ def _text_of(path: Path) -> Iterator[None]:
 def by_class(found: Labelled, *, lower: bool) -> dict[str, list[int]]:
     """Return the rows of each label, in the order of their first, and warn of a text that is there with several."""
     classes: dict[str, list[int]] = {}
-    labels: dict[str, set[str]] = {}
-    first: dict[str, int] = {}
-    for row, (text, name) in enumerate(zip(found.texts, found.labels)):
+    for row, name in enumerate(found.labels):
         classes.setdefault(name, []).append(row)
-        own = plain(text.lower() if lower else text)
+    warn_of_several(found, [plain(text.lower() if lower else text) for text in found.texts])
+    return classes
+
+
+def warn_of_several(found: Labelled, keys: Sequence[Hashable]) -> None:
+    """Warn of rows of the same key, which stands for their text, that have several labels."""
+    labels: dict[Hashable, set[str]] = {}
+    first: dict[Hashable, int] = {}
+    for row, (own, name) in enumerate(zip(keys, found.labels)):
         labels.setdefault(own, set()).add(name)
         first.setdefault(own, row)
-    several = [text for text, names in labels.items() if len(names) > 1]
+    several = [key for key, names in labels.items() if len(names) > 1]
     if several:
-        one = several[0]
+        one = first[several[0]]
         warnings.warn(
             f"{len(several)} text{'s are' if len(several) > 1 else ' is'} there with several labels, which no model can"
-            f" tell apart: {found.where(first[one])}, {one[:60]!r}, is {' and '.join(sorted(labels[one])[:3])}",
+            f" tell apart: {found.where(one)}, {found.texts[one][:60]!r}, is"
+            f" {' and '.join(sorted(labels[several[0]])[:3])}",
             SameTextWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    return classes
 
 
 def plain(text: str) -> str:

@@ -10,8 +10,9 @@ from torch import Tensor
 from headstart.data.encoder import Encoded, encoded as encode
 from headstart.data.fewshot import GIVEN, ClassStore, Ways, class_splits, class_store, few_shot, fitted
 from headstart.data.random import SPLITS, size_range
-from headstart.data.text.read import Labelled, by_class, encoded as in_bytes, read_texts
-from headstart.errors import DataError
+from headstart.data.text.read import BESIDES, SPLIT, Labelled, by_class, encoded as in_bytes, read_texts
+from headstart.data.text.rows import row_text_tasks
+from headstart.errors import DataError, UsageError
 from headstart.schema import Size, extends
 from headstart.types import Tasks
 
@@ -67,6 +68,9 @@ def text_tasks(
     on_short, own_ways = options.get("on_short", "error"), options.get("train_ways")
     judged = {split: store for split, store in stores.items() if split != "train" or own_ways is None}
     ways, queries, notes = fitted(judged, size_range("shots", shots)[1], ways, queries, on_short)
+    unread = [name for name in found.columns if name not in (found.text, found.label)]
+    if unread := [name for name in unread if name.lower() not in (SPLIT, *BESIDES)]:
+        notes.append(f"columns that are not read: {', '.join(unread)} (--task-column makes each value of one a task)")
     if cut:
         notes.append(f"{cut} of {len(found.texts)} texts are longer than {length} bytes, and cut there (--length)")
     told = {
@@ -97,7 +101,14 @@ def text_tasks(
 
 @extends(text_tasks, without=("details",))
 def text(
-    data: str | Path, *, text: str | None = None, label: str | None = None, lower: bool = True, **options: Any
+    data: str | Path,
+    *,
+    text: str | None = None,
+    label: str | None = None,
+    task_column: str | None = None,
+    target: str | None = None,
+    lower: bool = True,
+    **options: Any,
 ) -> Tasks:
     """Make few-shot tasks out of texts and their labels, in a file or a folder of class folders.
 
@@ -105,10 +116,16 @@ def text(
     Else the classes are shuffled by the SHA-256 of their names, and a fifth each is for validation and for test.
     `headstart.data.text.read` says which files are read.
 
+    With a column of tasks, each of its values is a task, whose labels are its own, and which is in one split. With a
+    target, numbers are predicted. `headstart.data.text.rows` makes both.
+
     Args:
         data: a CSV, TSV, Parquet or JSON lines file, or a folder that holds a folder of .txt files for each class.
         text: the column of the texts, where its name does not tell.
         label: the column of their classes, where its name does not tell.
+        task_column: a column that says which of many small data sets a text is of, such as a customer; it learns all of
+            its labels, and --queries is of all of them together.
+        target: a column of numbers to predict, instead of classes.
         lower: whether capital letters become small ones.
         options: those of `text_tasks`.
 
@@ -117,12 +134,29 @@ def text(
         DataError: no texts or labels, or a row without one.
         ShortClassError: too few classes for the ways, or too few texts in a class.
         LeakageError: a class that is in two splits.
+        UsageError: options that do not go together.
     """
-    found = read_texts(Path(data), text, label)
+    if target is not None and label is not None:
+        raise UsageError("--target is of numbers and --label of classes; name one of them")
+    found = read_texts(Path(data), text, label if target is None else target, task_column)
     if not found.labels:
-        raise DataError(f"{data} has no column that tells it is the labels; say which is, with --label")
+        raise DataError(
+            f"{data} has no column that tells it is the labels; say which is, with --label, or --target for numbers"
+        )
+    if task_column is not None or target is not None:
+        taken = {name: options.pop(name) for name in _OF_ROWS if name in options}
+        odd = [name for name, value in options.items() if value != _BALANCED.get(name)]
+        if odd or isinstance(taken.get("shots"), tuple):
+            told = f"--{odd[0].replace('_', '-')}" if odd else "--shots LOW-HIGH"
+            raise UsageError(f"{told} does not go with --task-column or --target: each task learns all that it has")
+        return row_text_tasks(found, numbers=target is not None, lower=lower, **taken)
     classes = by_class(found, lower=lower)
     return text_tasks("text", found, _splits(found, classes, options.get("ways") or 2), lower=lower, **options)
+
+
+#: What `row_text_tasks` takes of the options, and what the others must be.
+_OF_ROWS = ("length", "shots", "queries", "on_short", "encoder", "encoded", "seed", "device")
+_BALANCED = {"sampler": "balanced"}
 
 
 def _splits(found: Labelled, classes: dict[str, list[int]], ways: int) -> dict[str, dict[str, list[int]]]:
@@ -130,11 +164,8 @@ def _splits(found: Labelled, classes: dict[str, list[int]], ways: int) -> dict[s
         names = class_splits(found.path, classes, ways, "bring a column split of train, validation and test")
         return {split: {name: classes[name] for name in part} for split, part in names.items()}
     own: dict[str, dict[str, list[int]]] = {split: {} for split in SPLITS}
-    for row, (told, name) in enumerate(zip(found.splits, found.labels)):
-        split = {"val": "validation", "valid": "validation", "dev": "validation"}.get(told.lower(), told.lower())
-        if split not in own:
-            raise DataError(f"{found.where(row)}: the split is {told!r}; expected train, validation (or val) or test")
-        own[split].setdefault(name, []).append(row)
+    for row, name in enumerate(found.labels):
+        own[found.split(row)].setdefault(name, []).append(row)
     empty = [split for split, part in own.items() if not part]
     if empty:
         raise DataError(f"{found.path} has no text in the split {empty[0]}; leave the column out, or fill all three")

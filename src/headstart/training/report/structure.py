@@ -206,7 +206,7 @@ def random_effects(learner: Learner, meta: Meta, schema: Schema) -> list[Row]:
 def _slopes(feature: Feature) -> list[tuple[str, float]]:
     """Return the names of a feature's inputs, and what 1 of each is in the feature's own unit."""
     name = f"log(1 + |{feature.column}| / {feature.unit:.4g})" if feature.unit else feature.column
-    if feature.kind == "category":
+    if feature.kind in ("category", "text"):
         return [(one, 1.0) for one in feature.inputs]
     return [(name, feature.scale), *((one, 1.0) for one in feature.inputs[1:])]
 
