@@ -69,6 +69,8 @@ class Family(NamedTuple):
     """Its factory returns `headstart.types.Tasks`."""
     kind: str
     """The kind of its data."""
+    targets: tuple[Target, ...] = (*CLASSES, *NUMBERS)
+    """What its tasks may be to predict: one, where that does not depend on the data."""
     defaults: Values = {}
     options: str = ""
     """``module:attribute`` of what gives the options that its ``sources`` take besides, where it has such."""
@@ -613,6 +615,7 @@ TASKS = (
         "permissively licensed icon sets, named in the manifest",
         "headstart.data.images.icons:icons",
         kind="images",
+        targets=CLASSES,
     ),
     Family(
         "emoji",
@@ -620,6 +623,7 @@ TASKS = (
         "permissively licensed and CC-BY emoji sets, named in the manifest",
         "headstart.data.images.emoji:emoji",
         kind="images",
+        targets=CLASSES,
     ),
     Family(
         "flags",
@@ -627,6 +631,7 @@ TASKS = (
         "permissively licensed and CC-BY flag sets, named in the manifest",
         "headstart.data.images.flags:flags",
         kind="images",
+        targets=CLASSES,
     ),
     Family(
         "omniglot",
@@ -634,6 +639,7 @@ TASKS = (
         "Lake, Salakhutdinov, Tenenbaum 2015, doi:10.1126/science.aab3050",
         "headstart.data.images.omniglot:omniglot",
         kind="images",
+        targets=CLASSES,
         defaults={"tasks.queries": 5},
     ),
     Family(
@@ -656,6 +662,7 @@ TASKS = (
         "Casanueva, Temčinas, Gerz, Henderson, Vulić 2020, arXiv:2003.04807",
         "headstart.data.text.banking77:banking77",
         kind="texts",
+        targets=CLASSES,
     ),
     Family(
         "clinc150",
@@ -663,6 +670,7 @@ TASKS = (
         "Larson et al. 2019, arXiv:1909.02027",
         "headstart.data.text.clinc150:clinc150",
         kind="texts",
+        targets=CLASSES,
     ),
     Family(
         "folder",
@@ -670,6 +678,7 @@ TASKS = (
         "",
         "headstart.data.images.folder:folder",
         kind="images",
+        targets=CLASSES,
     ),
     Family(
         "domains",
@@ -677,6 +686,7 @@ TASKS = (
         "after Triantafillou et al. 2019, arXiv:1903.03096",
         "headstart.data.images.domains:domains",
         kind="images",
+        targets=CLASSES,
         options="headstart.data.images.domains:options_of_sources",
     ),
 )
@@ -750,9 +760,9 @@ TRUNKS = (
 
 #: A kind of data whose examples are a pretrained network's features has these instead of its own.
 ENCODED: Values = {
-    "methods": ({"name": "prototypes"},),
+    "methods": ({"name": "prototypes"}, {"name": "alpaca"}),
     "model": "projection",
-    "compared": ("prototypes", "ridge", "logistic", "nearest"),
+    "compared": ("prototypes", "ridge", "logistic", "alpaca", "dkt", "nearest"),
     "defaults": {
         "method.distance": "cosine",
         "outer.steps": 300,
@@ -765,7 +775,7 @@ ENCODED: Values = {
 TUNED: Values = {
     **ENCODED,
     "model": "trunk",
-    "compared": ("prototypes", "ridge", "anil"),
+    "compared": ("prototypes", "ridge", "alpaca", "anil"),
     "defaults": {**ENCODED["defaults"], "outer.tasks_per_step": 1, "method.taskmap": "loop"},
 }
 

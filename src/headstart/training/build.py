@@ -84,7 +84,9 @@ def make_tasks(config: Config, device: torch.device, seed: int | None = None) ->
 
 
 def target_of(parts: Mapping[str, Mapping[str, Any]]) -> Target:
-    """Return what the tasks of a configuration's parts are to be predicted; they are made for it."""
+    """Return what the tasks of a configuration's parts are to be predicted; where it depends on data, they are made."""
+    if len(targets := find("task", parts["tasks"]["name"]).targets) == 1:
+        return targets[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # training makes the tasks again, and warns then
         own = resolve({owner: part for owner, part in parts.items() if owner in ("tasks", "run")})

@@ -40,7 +40,7 @@ def test_the_numbers_are_the_principal_components_of_tf_idf() -> None:
     """By scikit-learn's definition of TF-IDF with log counts, and NumPy's decomposition, up to signs."""
     texts = [comment(row, row % 2 == 0) for row in range(40)]
     found, share = prose.learn_components(texts, 5)
-    ids, _ = prose.encoded(texts, 64, lower=True)
+    ids, _ = prose.in_bytes(texts, 64, lower=True)
     counts = Hashed(12, 3, 5, 1)(ids.long()).double().numpy()
     weighted = counts * (1 + np.log((1 + 40) / (1 + (counts > 0).sum(0))))
     rows = weighted / np.linalg.norm(weighted, axis=1, keepdims=True)
@@ -49,7 +49,7 @@ def test_the_numbers_are_the_principal_components_of_tf_idf() -> None:
     signs = np.sign((wanted * own).sum(0))
     assert np.abs(own - wanted * signs).max() < 1e-4
     assert share == pytest.approx((sizes[:5] ** 2).sum() / (sizes**2).sum())
-    again = prose.from_text(prose.to_text(found))
+    again = prose.from_text(prose.to_text(found), 5)
     assert all(torch.equal(one, other) for one, other in zip(again, found))
 
 
@@ -107,15 +107,16 @@ def test_a_schema_with_texts_is_checked_whole_and_compared(write: Callable[..., 
     assert schema_to_json(schema) == made[2] and TABLES.difference(schema, schema) == ""
     assert TABLES.difference(schema, TABLES.read(made[3], "here")) == "column 'comment'"
     text = schema.features[1]
-    turned = prose.from_text(text.components)
+    turned = prose.from_text(text.components, 2)
     turned = prose.to_text(turned._replace(directions=-turned.directions))
     other = schema._replace(features=(schema.features[0], text._replace(components=turned)))
     assert TABLES.difference(schema, other) == "column 'comment'"
     for change, message in (
         ({"components": "?"}, "base64"),
         ({"components": text.components[:-8]}, "bytes of components"),
-        ({"numbers": 3}, "a text of 3 numbers"),
-        ({"components": "", "numbers": 0}, "bytes of components"),
+        ({"numbers": 3}, "bytes of components"),
+        ({"components": "", "numbers": 0}, "a text of 0 numbers"),
+        ({"network": {"source": "x"}}, "network"),
     ):
         broken = json.loads(json.dumps(made[2]))
         broken["features"][1] |= change

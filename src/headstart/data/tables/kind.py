@@ -62,7 +62,7 @@ def _turned(before: Feature, after: Feature) -> bool:
     """Return whether texts become other numbers."""
     if before.components == after.components:
         return False
-    pairs = zip(prose.from_text(before.components), prose.from_text(after.components))
+    pairs = zip(*(prose.from_text(feature.components, feature.numbers) for feature in (before, after)))
     return not all(torch.allclose(*pair, atol=1e-4) for pair in pairs)
 
 

@@ -51,6 +51,8 @@ class Feature(NamedTuple):
     """How many numbers a text becomes."""
     components: str = ""
     """By what it becomes them (`headstart.data.tables.prose`)."""
+    network: prose.Network | None = None
+    """The pretrained network whose features they are of; ``None``: none is."""
 
     def encode(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the inputs of values."""
@@ -109,7 +111,8 @@ def schema_to_json(schema: Schema) -> dict[str, Any]:
     """
 
     def plain(part: Feature | Schema) -> dict[str, Any]:
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in part._asdict().items()}
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in part._asdict().items()}
+        return values | ({"network": part.network and part.network._asdict()} if isinstance(part, Feature) else {})
 
     return {"format": FORMAT, **plain(schema), "features": [plain(feature) for feature in schema.features]}
 
@@ -166,9 +169,12 @@ def check_features(features: Sequence[Feature]) -> None:
             raise ValueError(f"column {feature.column!r} is a {feature.kind} of {len(feature.categories)} categories")
         if (feature.kind == "date") != bool(feature.date_format):
             raise ValueError(f"column {feature.column!r} is a {feature.kind} of date format {feature.date_format!r}")
-        own = len(prose.from_text(feature.components).centre) if feature.kind == "text" else 0
-        if own != feature.numbers or bool(own) != bool(feature.components):
+        if (feature.kind == "text") != bool(feature.numbers) or feature.numbers < bool(feature.components):
             raise ValueError(f"column {feature.column!r} is a {feature.kind} of {feature.numbers} numbers")
+        if feature.kind == "text":
+            size = len(prose.from_text(feature.components, feature.numbers).weights)
+            if feature.network is None and size != prose.HASHES:
+                raise ValueError(f"column {feature.column!r} has components of {size} n-grams")
 
 
 def check_limits(limits: tuple[float, float] | None) -> None:
@@ -245,12 +251,18 @@ class Learned(NamedTuple):
 
 
 def learn_features(
-    table: Table, columns: Sequence[str], strict: bool, shown: Shown | None = None, text_numbers: int = 8
+    table: Table,
+    columns: Sequence[str],
+    strict: bool,
+    shown: Shown | None = None,
+    text_numbers: int = 8,
+    network: prose.Network | None = None,
 ) -> Learned:
     """Return how ``columns`` become inputs, from the rows of training tasks.
 
     A column whose values are all numbers is a number; all true or false, a boolean; mostly dates, a date; anything else
-    is a category, or, of too many values that are sentences mostly, a text, which becomes ``text_numbers`` numbers.
+    is a category, or, of too many values that are sentences mostly, a text, which becomes ``text_numbers`` numbers, of
+    the features of a ``network``, if there is one.
     Columns of one value are left out; so are other texts of too many (refused if ``strict``), with a warning.
     A skewed number is taken by its logarithm, unless a line through it as it is tells the targets of other tasks better
     (by ``shown``, without which all are taken as they are).
@@ -279,7 +291,7 @@ def learn_features(
             where = "where the column is to be a number"
             warnings.append(str(read.error(table, column, None, f"taken for categories: {spoilt}; {fix}, {where}")))
         if crowd and text_numbers and column not in table.labels and prose.is_prose(feature.categories):
-            feature, note = _text(feature, texts[there].tolist(), text_numbers)
+            feature, note = _text(feature, texts[there].tolist(), text_numbers, network)
             notes.append(note)
             crowd = ""
         if crowd and strict:
@@ -295,17 +307,19 @@ def learn_features(
     return Learned(tuple(features), left_out, tuple(warnings), tuple(notes))
 
 
-def _text(feature: Feature, texts: Sequence[str], count: int) -> tuple[Feature, str]:
+def _text(feature: Feature, texts: Sequence[str], count: int, network: prose.Network | None) -> tuple[Feature, str]:
     """Return a column of texts as a feature, and what there is to say of it."""
-    found, share = prose.learn_components(texts, count)
-    size = len(found.centre)
+    found, share = prose.learn_components(texts, count, network)
+    size, what = len(found.centre), "TF-IDF of n-grams" if network is None else f"features of {network.source}"
     note = (
         f"column {feature.column!r} is of texts, {len(feature.categories)} different ones in {len(texts)} training"
-        f" rows, which become {size} numbers (TF-IDF of n-grams, {100 * share:.0f} % of whose variance these tell)"
+        f" rows, which become {size} numbers ({what}, {100 * share:.0f} % of whose variance these tell)"
     )
-    if cut := sum(len(text.encode()) > prose.LENGTH for text in texts):
+    if network is None and (cut := sum(len(text.encode()) > prose.LENGTH for text in texts)):
         note += f"; {cut} are longer than {prose.LENGTH} bytes, of which no more is read"
-    return feature._replace(kind="text", categories=(), numbers=size, components=prose.to_text(found)), note
+    return feature._replace(
+        kind="text", categories=(), numbers=size, components=prose.to_text(found), network=network
+    ), note
 
 
 def _feature(table: Table, column: str, there: NDArray[np.bool_], shown: Shown | None) -> Feature:
@@ -499,21 +513,23 @@ class UnseenValueWarning(UserWarning):
     """A value of a column that no training task has."""
 
 
-def encode_features(features: Sequence[Feature], table: Table, dtype: torch.dtype = torch.float32) -> Tensor:
+def encode_features(
+    features: Sequence[Feature], table: Table, dtype: torch.dtype = torch.float32, *, kept: bool = False
+) -> Tensor:
     """Return the inputs ``(N, inputs)`` of a table's rows.
 
     Numbers, booleans and dates are standardised by the training tasks, and a missing one is 0, their mean. A category
     is 1 in its own input; one that no training task has is 0 in all, with an `UnseenValueWarning`. A value that is not
-    of its column's kind is a `DataError`.
+    of its column's kind is a `DataError`. What a network says of texts is ``kept`` on disk, or not.
     """
     sizes = [len(feature.inputs) for feature in features]
     x = torch.empty(table.size, sum(sizes), dtype=dtype)
     for part, feature in zip(x.split(sizes, 1), features):
-        _fill(part.numpy(), feature, table)
+        _fill(part.numpy(), feature, table, kept)
     return x
 
 
-def _fill(x: NDArray[Any], feature: Feature, table: Table) -> None:
+def _fill(x: NDArray[Any], feature: Feature, table: Table, kept: bool) -> None:
     texts = table.columns[feature.column]
     missing = read.is_missing(texts)
     if feature.kind == "category":
@@ -524,7 +540,8 @@ def _fill(x: NDArray[Any], feature: Feature, table: Table) -> None:
                 where = read.listed(table, np.asarray(texts == name))
                 _warn(table, feature.column, f"{name!r} in {where} is in no training task")
     elif feature.kind == "text":
-        x[:, : feature.numbers] = prose.from_text(feature.components).numbers(texts.tolist()).numpy()
+        found = prose.from_text(feature.components, feature.numbers)
+        x[:, : feature.numbers] = found.numbers(texts.tolist(), feature.network, kept=kept).numpy()
         x[missing] = 0
     else:
         values = column_values(table, feature.column, feature.kind, feature.date_format)

@@ -15,6 +15,7 @@ from torch.nn.functional import one_hot
 from headstart.data.random import SPLITS, bits, check_seed
 from headstart.data.rows import OnShort, Order, Rows, row_tasks
 from headstart.data.tables import read
+from headstart.data.tables.prose import Network, find_network
 from headstart.data.tables.read import Table, Texts
 from headstart.data.tables.schema import (
     MOST_NUMBERS,
@@ -66,6 +67,7 @@ def table(
     on_duplicates: OnDuplicates = "error",
     na_values: str | Sequence[str] = (),
     text_numbers: Annotated[int, Ge(0), Le(MOST_NUMBERS)] = 8,
+    text_encoder: str | None = None,
     validation_share: Share = 0.2,
     test_share: Share = 0.2,
     seed: int = 0,
@@ -99,6 +101,8 @@ def table(
             NA, N/A, #N/A, NaN, null and None, and -, --, ? and . among numbers and dates.
         text_numbers: how many numbers a column of sentences becomes; 0: it is left out, as any text with too many
             different values.
+        text_encoder: a pretrained network for columns of sentences, such as ``hf:FOLDER``, frozen: they become numbers
+            by its features, which are computed once and kept on disk; by default by their n-grams.
         validation_share: share of the tasks for validation, at least one task.
         test_share: share of the tasks for testing, at least one task.
         seed: draws support rows.
@@ -127,7 +131,8 @@ def table(
     where, split_seed = f"{data}, column {task_column!r}", seed if split_seed is None else split_seed
     read.refuse_missing(grouped.table, target, "target")
     splits = split_tasks(len(grouped.names), validation_share, test_share, split_seed, where)
-    grouped, encoded, repetitions = _read(grouped, splits, roles, target_kind, on_duplicates, text_numbers)
+    read_texts = _ReadTexts(text_numbers, None if text_encoder is None else find_network(text_encoder))
+    grouped, encoded, repetitions = _read(grouped, splits, roles, target_kind, on_duplicates, read_texts)
     encoded = encoded._replace(
         schema=encoded.schema._replace(missing=absent, commas=tuple(sorted(grouped.table.commas)))
     )
@@ -210,6 +215,11 @@ class Grouped(NamedTuple):
         return self._replace(table=self.table.rows(kept), task=self.task[torch.from_numpy(kept)])
 
 
+class _ReadTexts(NamedTuple):
+    text_numbers: int
+    network: Network | None
+
+
 class _Encoded(NamedTuple):
     schema: Schema
     x: Tensor
@@ -225,16 +235,16 @@ def _read(
     roles: _Roles,
     target_kind: AskedKind,
     on_duplicates: str,
-    text_numbers: int,
+    read_texts: _ReadTexts,
 ) -> tuple[Grouped, _Encoded, int]:
     """Return the rows to use, their numbers, and how many rows repeat another."""
     dropped = 0
     if on_duplicates == "drop":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is left is read again, and warned of then
-            again, _ = _repeated(grouped, _encoded(grouped, splits, roles, target_kind, text_numbers), roles.time)
+            again, _ = _repeated(grouped, _encoded(grouped, splits, roles, target_kind, read_texts), roles.time)
         grouped, dropped = grouped.rows(~again), int(again.sum())
-    encoded = _encoded(grouped, splits, roles, target_kind, text_numbers)
+    encoded = _encoded(grouped, splits, roles, target_kind, read_texts)
     again, where = _repeated(grouped, encoded, roles.time)
     if again.any() and on_duplicates == "error":
         raise DataError(
@@ -246,7 +256,7 @@ def _read(
 
 
 def _encoded(
-    grouped: Grouped, splits: Mapping[str, Sequence[int]], roles: _Roles, target_kind: AskedKind, text_numbers: int
+    grouped: Grouped, splits: Mapping[str, Sequence[int]], roles: _Roles, target_kind: AskedKind, read_texts: _ReadTexts
 ) -> _Encoded:
     """Learn the schema from the rows of training tasks, and encode all rows by it; classes that are new come last."""
     table, texts = grouped.table, grouped.table.columns[roles.target]
@@ -256,7 +266,7 @@ def _encoded(
     y = encode_target(Schema(roles.task, roles.target, roles.time, aim.kind, (), *aim[1:]), training)
     shown = Shown((one_hot(y) if aim.classes else y).double().numpy(), grouped.task.numpy()[own])
     learned = learn_features(
-        training, roles.features(table), strict=roles.columns is not None, shown=shown, text_numbers=text_numbers
+        training, roles.features(table), strict=roles.columns is not None, shown=shown, **read_texts._asdict()
     )
     for message in () if aim.classes else far_targets(training, roles.target, y.double().numpy()[:, 0]):
         warnings.warn(message, FarTargetWarning, stacklevel=4)
@@ -273,7 +283,7 @@ def _encoded(
     schema = Schema(*given, *aim._replace(classes=classes)[1:])
     return _Encoded(
         schema,
-        encode_features(schema.features, table),
+        encode_features(schema.features, table, kept=True),
         encode_target(schema, table),
         learned.left_out,
         count,
