@@ -117,3 +117,44 @@ def test_methods_are_compared_on_features(place):
     configs = _configs(parts, ("prototypes", "ridge", "nearest"))
     assert {config.option("tasks.encoder") for config in configs.values()} == {f"{place}/net.py:texts"}
     assert configs["nearest"].model is None and configs["ridge"].option("model.name") == "projection"
+
+
+@pytest.mark.parametrize(
+    ("target", "more"),
+    [(False, ["--tuned", "low_rank", "--rank", "2"]), (True, [])],
+    ids=["classes, tuned", "numbers, frozen"],
+)
+def test_texts_of_many_tasks(place, capsys, more, target):
+    shops = [(shop, f"{'my ' * n}{word}") for shop in range(6) for n in range(4) for word in ("card", "loan")]
+    rows = [f"s{shop},{text},{text.count('my') + len(text) / 100 if target else text[-4:]}" for shop, text in shops]
+    (place / "shops.csv").write_text("\n".join(["shop,text,label", *rows]))
+    (place / "few.csv").write_text("\n".join(["text,label", *(row.partition(",")[2] for row in rows[:6])]))
+    words = "--task-column shop --shots 2 --steps 2 --tasks-per-step 2 --evaluate-tasks 2 --test-tasks 2".split()
+    words += ["--target", "label"] if target else []
+    headstart(capsys, "train", "text", "--data", "shops.csv", "--model", "net.py:texts", *more, *words, "--out", "run")
+    headstart(capsys, "adapt", "run", "few.csv", "--out", "mine")
+    rows = json.loads(headstart(capsys, "predict", "mine", "few.csv", "--json"))
+    assert json.loads((place / "run" / "config.json").read_text())["method"]["name"] == (
+        "alpaca" if target else "prototypes"
+    )
+    assert len(rows) == 6 and (rows[0].keys() >= {"low", "high"} if target else rows[0]["prediction"] == "card")
+
+
+def test_texts_in_a_table_become_its_features(place, capsys):
+    rows = [f"s{row % 6},{row % 5},{'my ' * (row % 7)}card number {row},{row % 7}" for row in range(72)]
+    (place / "visits.csv").write_text("\n".join(["shop,hours,note,score", *rows]))
+    words = "--task-column shop --target score --shots 3 --method ridge --model identity --text-numbers 3".split()
+    small = "--steps 2 --tasks-per-step 2 --evaluate-tasks 2 --test-tasks 2".split()
+    headstart(capsys, "train", "visits.csv", *words, *small, "--text-encoder", "net.py:texts", "--out", "run")
+    told = json.loads((place / "run" / "preparation.json").read_text())["preparation"]["features"]
+    assert told[1]["network"]["source"] == f"{place}/net.py:texts" and told[1]["numbers"] == 3
+    assert "3 numbers (features of" in (place / "run" / "README.md").read_text()
+    headstart(capsys, "adapt", "run", "visits.csv", "--out", "mine")
+    kept = set((place / "cache" / "features").iterdir())
+    assert len(json.loads(headstart(capsys, "predict", "mine", "visits.csv", "--json"))) == 72
+    assert kept == set((place / "cache" / "features").iterdir()), "what is predicted must not stay"
+    (place / "net.py").write_text(NETWORK + "\n# changed\n")
+    assert app.run(["predict", "mine", "visits.csv"]) != 0
+    assert "is not what it was when the run was made" in capsys.readouterr().err
+    assert app.run(["train", "visits.csv", *words, "--text-encoder", "net.py:images"]) != 0
+    assert "takes images" in capsys.readouterr().err
