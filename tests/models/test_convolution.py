@@ -11,7 +11,7 @@ TOKENS, LENGTH = 11, 6
 
 
 def net(depth=2, **options):
-    return convolution(LENGTH, 3, vocabulary=TOKENS, width=5, depth=depth, kernel=3, **options).double()
+    return convolution(LENGTH, 3, vocabulary=TOKENS, width=5, depth=depth, window=3, **options).double()
 
 
 def test_what_stands_behind_a_text_changes_nothing():
@@ -58,7 +58,7 @@ def test_it_keeps_the_contract():
     ("error", "message", "call"),
     [
         (ShapeError, "texts as token ids", lambda: convolution((3, 4), 2)),
-        (UsageError, "an odd kernel", lambda: convolution(8, 2, kernel=4)),
+        (UsageError, "an odd window", lambda: convolution(8, 2, window=4)),
         (UsageError, "padding id", lambda: convolution(8, 2, padding=256)),
         (ShapeError, "an integer type", lambda: net()(torch.zeros(2, 3))),
         (ShapeError, "ids go from 0 to 11, but the vocabulary has 11", lambda: net()(torch.tensor([[0, 11]]))),

@@ -20,13 +20,13 @@ def convolution(
     vocabulary: Count = 256,
     width: Size = 64,
     depth: Count = 3,
-    kernel: Annotated[int, Ge(1), Le(31)] = 5,
+    window: Annotated[int, Ge(1), Le(31)] = 5,
     padding: Whole = 0,
 ) -> nn.Sequential:
     """Return embeddings, residual blocks of convolutions over tokens, the maximum over them, and a ``head``.
 
     It takes token ids ``(n, tokens)`` (int64) and gives ``(n, ways)``. Block i reads every 2^(i−1)-th token, so that
-    ``depth`` blocks see (kernel − 1)(2^depth − 1) + 1 tokens together. Padding is 0 in every layer: how much of it
+    ``depth`` blocks see (window − 1)(2^depth − 1) + 1 tokens together. Padding is 0 in every layer: how much of it
     stands behind a text changes nothing.
 
     Args:
@@ -35,7 +35,7 @@ def convolution(
         vocabulary: number of token ids; by default those of bytes.
         width: values of each token between the blocks.
         depth: number of blocks.
-        kernel: tokens that a convolution reads; odd.
+        window: tokens that a convolution reads; odd.
         padding: the token id that stands for no token; it counts nowhere.
 
     References: after Zhang, Zhao, LeCun 2015, arXiv:1509.01626, smaller, and with residual blocks whose steps double as
@@ -47,16 +47,16 @@ def convolution(
     shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
     if len(shape) != 1:
         raise ShapeError(f"convolution takes texts as token ids (length,); got inputs of shape {shape}")
-    if min(*shape, vocabulary, width, depth, 1 if ways is None else ways) < 1 or kernel % 2 == 0:
+    if min(*shape, vocabulary, width, depth, 1 if ways is None else ways) < 1 or window % 2 == 0:
         raise UsageError(
-            f"convolution needs positive sizes and an odd kernel, got length {shape[0]}, ways {ways}, vocabulary"
-            f" {vocabulary}, width {width}, depth {depth}, kernel {kernel}"
+            f"convolution needs positive sizes and an odd window, got length {shape[0]}, ways {ways}, vocabulary"
+            f" {vocabulary}, width {width}, depth {depth}, window {window}"
         )
     if not 0 <= padding < vocabulary:
         raise UsageError(f"the padding id must be one of the {vocabulary} token ids from 0, got {padding}")
     layers = OrderedDict[str, nn.Module](embedding=Tokens(vocabulary, width, padding))
     for index in range(depth):
-        layers[f"block{index + 1}"] = Block(width, kernel, 2**index)
+        layers[f"block{index + 1}"] = Block(width, window, 2**index)
     layers["pool"] = Largest(width)
     if ways is not None:
         layers["head"] = nn.Linear(width, ways)
@@ -87,10 +87,10 @@ class Tokens(nn.Module):
 class Block(nn.Module):
     """A convolution of the normalised tokens, added to them: ``(n, tokens, width + 1)`` in and out."""
 
-    def __init__(self, width: int, kernel: int, step: int) -> None:
+    def __init__(self, width: int, window: int, step: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.read = nn.Conv1d(width, width, kernel, padding=step * (kernel // 2), dilation=step)
+        self.read = nn.Conv1d(width, width, window, padding=step * (window // 2), dilation=step)
         self.activation = nn.GELU()
 
     def forward(self, states: Tensor) -> Tensor:
