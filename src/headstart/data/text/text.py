@@ -73,6 +73,8 @@ def text_tasks(
         notes.append(f"columns that are not read: {', '.join(unread)} (--task-column makes each value of one a task)")
     if cut:
         notes.append(f"{cut} of {len(found.texts)} texts are longer than {length} bytes, and cut there (--length)")
+    if seen is not None and seen.cut:
+        notes.append(seen.cut)
     told = {
         "source": Path(found.path).name,
         "encoding": "bytes",
