@@ -139,6 +139,8 @@ def test_a_string_is_a_text_unless_a_file_is_meant(learned):
         predict(model, ["a text", str(learned / "new.csv")])
     with pytest.raises(DataError, match="text 1 is empty"):
         predict(model, ["a text", " "])
+    with pytest.raises(DataError, match="text 1, 'half .ud83d' is no text that UTF-8 can write"):
+        predict(model, ["a text", "half \ud83d"])
     with pytest.raises(DataError, match="a int is no text"):
         predict(model, [3])
     assert len(predict(model, ["what / why?", "x" * 5])) == 2
