@@ -74,6 +74,20 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     return UnknownNameError(f"unknown {kind} {name!r}{hint}{rest}")
 
 
+def check_text(what: str, text: str) -> None:
+    """Raise `DataError` where UTF-8 cannot write a text: half of an emoji, or what a folder was called in another code.
+
+    >>> check_text("the label", "\\ud83d")
+    Traceback (most recent call last):
+    headstart.errors.DataError: the label '\\ud83d' is no text that UTF-8 can write; mend it where it comes from
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = text[max(0, error.start - 20) : error.start + 20]
+        raise DataError(f"{what} {shown!r} is no text that UTF-8 can write; mend it where it comes from") from None
+
+
 def check_known(kind: str, name: object, known: Collection[str]) -> None:
     """Raise `unknown_name` unless ``name`` is among the ``known`` ones."""
     if name not in known:

@@ -8,7 +8,7 @@ from torch import nn
 
 from headstart import maml, meta_gradient, prototypes, ridge, rules
 from headstart.algorithms.adapters import LowRank
-from headstart.algorithms.tuned import last_blocks, of_peft, steady, trunk
+from headstart.algorithms.tuned import last_blocks, steady, trunk
 from headstart.errors import FileError, UsageError
 from headstart.testing import check_learner
 from headstart.types import Batch, Episodes
@@ -149,10 +149,23 @@ def test_adapters_as_peft_has_them(source, tmp_path):
         ("use_dora", True, "use_dora"),
         ("peft_type", "IA3", "is of IA3"),
         ("bias", "all", "bias"),
+        ("exclude_modules", ["v"], "exclude_modules"),
+        ("init_lora_weights", "pissa", "init_lora_weights"),
+        (
+            "target_modules",
+            ["q", "elsewhere"],
+            "beside 'elsewhere', but no linear layer in the layers .1. is called so",
+        ),
+        ("target_modules", None, "name no layers"),
+        ("target_modules", "(", "name no layers"),
     ):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**told, name: value}))
         with pytest.raises(FileError, match=words):
-            of_peft(net, tmp_path)
+            trunk(5, source=source, tuned=tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(FileError, match="can hold programs"):  # not: adapters that start at nothing
+        trunk(5, source=source, tuned=tmp_path)
 
 
 def test_a_task_moves_adapters_alone(source):

@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from headstart.core.counting import Counted
-from headstart.data.fewshot import class_store, drawn_ahead, few_shot, rotated, scaled, shuffled
+from headstart.data.fewshot import class_splits, class_store, drawn_ahead, few_shot, rotated, scaled, shuffled
 from headstart.errors import (
     DataError,
     LeakageError,
@@ -338,6 +338,11 @@ def test_rotation_needs_square_images_and_one_choice_a_class():
 
 def test_scaled_maps_bytes_to_zero_to_one():
     assert scaled(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([0, 0.2, 1])
+
+
+def test_names_of_classes_that_no_file_can_hold_are_refused():
+    with pytest.raises(DataError, match="a class whose name 'caf.udce9' is no text that UTF-8 can write"):
+        class_splits("here", ["caf\udce9", "b", "c", "d", "e", "f"], 2, "")
 
 
 def test_the_shuffle_is_fixed_for_ever():

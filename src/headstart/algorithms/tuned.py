@@ -20,6 +20,13 @@ from headstart.forward.python_state import copied
 from headstart.models.trunks.trunk import module_of, open_trunk
 from headstart.schema import Count
 
+#: What peft can do with its adapters besides, and is not read here.
+_MORE = (
+    *("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_pattern", "fan_in_fan_out", "lora_bias"),
+    *("exclude_modules", "target_parameters", "trainable_token_indices", "layer_replication", "use_qalora"),
+)
+#: Ways of peft to start adapters that leave the network's own weights as they are.
+_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 #: What layers of transformers call the share that they drop, where it is not in a layer of its own.
 _DROPS = ("dropout", "dropout_p", "dropout_prob", "attention_dropout", "hidden_dropout", "activation_dropout")
 
@@ -135,30 +142,44 @@ def of_peft(module: nn.Module, path: Path) -> nn.Module:
         kind, rank, alpha, target = told["peft_type"], int(told["r"]), float(told["lora_alpha"]), told["target_modules"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(f"{path} is no configuration of low-rank adapters of peft: {error!r}") from error
-    odd = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_pattern", "fan_in_fan_out")
-    more = [name for name in odd if told.get(name)] + ["bias"] * (told.get("bias", "none") != "none")
+    more = [name for name in _MORE if told.get(name)] + ["bias"] * (told.get("bias", "none") != "none")
+    more += ["init_lora_weights"] * (told.get("init_lora_weights") not in _STARTS)
     if kind != "LORA" or more:
         raise FileError(f"{path} is of {kind}{' with ' if more else ''}{', '.join(more)}; read is plain LORA alone")
     numbers = told.get("layers_to_transform")
     numbers = [numbers] if isinstance(numbers, int) else numbers
 
-    def chosen(name: str) -> bool:
+    def of(one: str, name: str) -> bool:
+        """Return whether a layer is one that an entry of the targets names, or, where they are one text, matches."""
         if isinstance(target, str):
             named = target == "all-linear" or re.fullmatch(target, name) is not None
         else:
-            named = any(name == one or name.endswith(f".{one}") for one in target)
+            named = name == one or name.endswith(f".{one}")
         return named and (not numbers or any(f".{number}." in name for number in numbers))
 
     strength = alpha * rank**0.5 if told.get("use_rslora") else alpha  # rsLoRA divides by the root of the rank
     inner = getattr(module, "model", module)
     prefix = "model." if inner is not module else ""
-    found = low_rank(
-        module,
-        rank=rank,
-        alpha=strength,
-        what=lambda leaf: issubclass(leaf.module, nn.Linear) and chosen(leaf.name.removeprefix(prefix)),
-    )
+    linear = [name.removeprefix(prefix) for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    try:
+        each = [target] if isinstance(target, str) else target
+        asked = {str(one): {name for name in linear if of(one, name)} for one in each}
+    except (TypeError, re.error) as error:
+        raise FileError(f"{path} has target_modules {target!r}, which name no layers: {error}") from error
+    if lacking := [one for one, names in asked.items() if not names]:
+        has = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        among = f" in the layers {numbers}" if numbers else ""
+        raise FileError(
+            f"{path} asks for adapters beside {lacking[0]!r}, but no linear layer{among} is called so; there are {has}"
+        )
+    chosen = {prefix + name for names in asked.values() for name in names}
+    found = low_rank(module, rank=rank, alpha=strength, what=lambda leaf: leaf.name in chosen)
     weights = path.with_name("adapter_model.safetensors")
+    if not weights.exists() and (other := path.with_name("adapter_model.bin")).exists():
+        raise FileError(
+            f"{other} can hold programs, so it is not read: headstart.models.trunks.convert.to_safetensors makes"
+            f" {weights.name} of it"
+        )
     if weights.exists():
         _load_peft(found, prefix, weights)
     return found

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,8 @@ def sha256_of(path: Path) -> str:
 def whole(path: Path) -> Iterator[Path]:
     """Give another name to write to, which then replaces ``path``: no reader meets half a file. Folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    # two threads, and processes of two machines that share a folder, may have the same number
+    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         yield part
         part.replace(path)

@@ -108,18 +108,29 @@ def _pair(item: Any, told: str) -> tuple[Tensor, Any]:
         raise DataError(f"{told} is a {type(item).__name__}, expected a pair (x, label)")
     x, label = item
     if isinstance(x, Image.Image):
+        if x.mode == "F" or x.mode.startswith("I"):
+            raise DataError(f"x of {told} is an image of mode {x.mode}, whose numbers go beyond 255; make it an array")
         kept = np.array(x if x.mode in ("L", "RGB") else x.convert("RGB"))
         return torch.from_numpy(kept[..., None] if kept.ndim == 2 else kept).movedim(-1, 0), label
     if isinstance(x, np.ndarray) and x.dtype.kind in "fiub":
-        x = torch.from_numpy(np.ascontiguousarray(x))
+        x = torch.from_numpy(np.ascontiguousarray(x, x.dtype.newbyteorder("=")))
     if not isinstance(x, Tensor):
         raise DataError(f"x of {told} is a {type(x).__name__}; expected a tensor, an array of numbers or a PIL image")
+    if x.layout != torch.strided or x.is_complex() or not x.dim():
+        what = f"{tuple(x.shape)} of {x.dtype}, {x.layout}"
+        raise DataError(f"x of {told} is {what}; expected a dense tensor of real numbers with one axis or more")
     return x.detach().cpu(), label
 
 
 def _called(label: Any, classes: Any, told: str) -> str:
     """Return what a label is called."""
-    value = label.item() if isinstance(label, (Tensor, np.ndarray, np.generic)) and label.size else label
+    single = (
+        isinstance(label, Tensor)
+        and label.numel() == 1
+        or isinstance(label, np.generic | np.ndarray)
+        and label.size == 1
+    )
+    value = label.item() if single else label
     if isinstance(value, str):
         return value
     if isinstance(value, bool) or not isinstance(value, int):
@@ -166,8 +177,10 @@ def from_episodes(
     """
     if not sources:
         raise UsageError(f"no source of episodes; expected one of {', '.join(SPLITS)}")
-    for split in sources:
+    for split, source in sources.items():
         check_known("split", split, SPLITS)
+        if not isinstance(source, Iterable):
+            raise UsageError(f"the source of {split!r} is a {type(source).__name__}, which cannot be iterated over")
     streams = {split: _Stream(split, source) for split, source in sources.items()}
     firsts = {split: stream.take(0, 1) for split, stream in streams.items()}
     first = firsts[next(split for split in SPLITS if split in firsts)]
@@ -244,13 +257,17 @@ def _tasks(episodes: Episodes, start: int, end: int) -> Episodes:
 
 
 def _episodes(item: Any, told: str) -> Episodes:
+    sound = False
     try:
         support, query = item
         found = Episodes(*(part if isinstance(part, Batch) else Batch(*part) for part in (support, query)))
-        if len({len(leaf) for leaf in tensors_of(found)}) == 1 and all(part.y.dim() >= 2 for part in found):
-            return found
+        sound = len({len(leaf) for leaf in tensors_of(found)}) == 1 and all(part.y.dim() >= 2 for part in found)
     except (AttributeError, TypeError, ValueError):
-        pass  # it is said below
+        found = None
+    if found is not None and sound:
+        if not all(bool(leaf.isfinite().all()) for leaf in tensors_of(found)):
+            raise DataError(f"{told} has numbers that are not finite")
+        return found
     raise DataError(
         f"{told} is no episodes: expected headstart.Episodes, or ((x, y), (x, y)) of a support and a query set, all"
         " tensors (tasks, examples, …) of as many tasks"

@@ -8,6 +8,7 @@ import hashlib
 import json
 import struct
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from headstart.data.cache import cache_dir, whole
+from headstart.data.text.read import CutTextWarning
 from headstart.errors import ConfigError, FileError
 from headstart.models.trunks.source import absolute
 from headstart.models.trunks.trunk import Trunk, features_of, open_trunk
@@ -59,10 +61,14 @@ class Encoder(NamedTuple):
     def __call__(self, examples: Examples) -> Tensor:
         """Return examples as the run's models see them, by the network that it was trained with.
 
+        Texts that are longer than it reads are counted in a warning.
+
         Raises:
             FileError: the network is not there, or is another one than it was.
         """
         trunk = open_trunk(self.source, sha256=self.sha256)
+        if told := cut_by(trunk, [] if isinstance(examples, Tensor) else examples):
+            warnings.warn(told, CutTextWarning, stacklevel=4)
         if self.encoded == "features":
             return features_of(trunk, examples)
         found = trunk.inputs(examples)
@@ -74,6 +80,17 @@ def like_of(encoder: Encoder | None) -> dict[str, Any]:
     return {} if encoder is None else {"encoder": encoder._asdict()}
 
 
+def cut_by(trunk: Trunk, texts: Sequence[str]) -> str:
+    """Return how many of texts are longer than a network reads, as people read it; empty where none is."""
+    if not (count := trunk.cut(texts)):
+        return ""
+    is_longer = "is" if count == 1 else "are"
+    return (
+        f"{count} of {len(texts)} texts {is_longer} longer than the {trunk.told['length']} tokens that {trunk.source}"
+        " reads; what comes after counts for nothing"
+    )
+
+
 class Seen(NamedTuple):
     """The classes of all splits, as a pretrained network sees their examples."""
 
@@ -81,6 +98,8 @@ class Seen(NamedTuple):
     """By split, what a `headstart.data.fewshot.ClassStore` holds."""
     view: Callable[[Tensor], Tensor] | None
     encoder: Encoder
+    cut: str
+    """What there is to say of texts that are longer than the network reads."""
 
 
 def encoded(
@@ -118,7 +137,8 @@ def encoded(
         own = [place for place, (_, where) in enumerate(order) if where == split]
         stores[split] = (found, starts[own], sizes[own], tuple(order[place][0] for place in own))
     told = json.loads(json.dumps(dict(trunk.told)))  # as it is read again
-    return Seen(stores, view, Encoder(trunk.source, trunk.sha256, how, tuple(found.shape[1:]), told))
+    cut = cut_by(trunk, [text for part in parts if not isinstance(part, Tensor) for text in part])
+    return Seen(stores, view, Encoder(trunk.source, trunk.sha256, how, tuple(found.shape[1:]), told), cut)
 
 
 def _as_is(examples: Tensor) -> Tensor:
@@ -140,7 +160,9 @@ def features(trunk: Trunk, parts: Sequence[Examples]) -> Tensor:
     Raises:
         FileError: the folder cannot be written.
     """
-    name = f"{trunk.sha256[:32]}-{content(parts)[:32]}.safetensors"
+    # of the whole digest of the network: of one that a file makes, a part is the file's alone
+    network = hashlib.sha256(trunk.sha256.encode()).hexdigest()
+    name = f"{network[:32]}-{content(parts)[:32]}.safetensors"
     path = cache_dir() / "features" / name
     count = sum(map(len, parts))
     if (found := _read(path, count)) is not None:

@@ -20,7 +20,7 @@ from headstart.data.encoder import Encoded, Examples, encoded as encode
 from headstart.data.meta_dataset import LEAST_WAYS, MOST_SUPPORT, draw_sizes, draw_ways
 from headstart.data.random import SPLITS, below, bits, check_seed, check_sizes, distinct, size_range, streams
 from headstart.data.rows import OnShort
-from headstart.errors import DataError, LeakageError, ShapeError, ShortClassError, UsageError, check_known
+from headstart.errors import DataError, LeakageError, ShapeError, ShortClassError, UsageError, check_known, check_text
 from headstart.schema import Size
 from headstart.types import Batch, Episodes, Pool, Tasks
 
@@ -152,6 +152,8 @@ def class_splits(source: str, names: Collection[str], ways: int, otherwise: str)
     Raises:
         ShortClassError: fewer classes in a split than ways.
     """
+    for name in names:
+        check_text(f"{source} has a class whose name", name)
     order = shuffled(names)
     held_out = max(round(_HELD_OUT * len(order)), 2 if len(order) >= 6 else 0)  # two at least are told apart
     found = dict(zip(SPLITS, (order[2 * held_out :], order[held_out : 2 * held_out], order[:held_out])))
@@ -172,6 +174,8 @@ def _check_splits(name: str, stores: Mapping[str, ClassStore]) -> None:
     shapes = {split: (store.examples.dtype, *store.examples.shape[1:]) for split, store in stores.items()}
     for split, store in stores.items():
         check_known("split", split, SPLITS)
+        for called in store.names:
+            check_text(f"{name} has a class whose name", called)
         if len(set(store.names)) < len(store.names):
             twice = Counter(store.names).most_common(1)[0][0]
             raise DataError(f"class {twice!r} is twice in split {split!r} of {name}; names must be unique")

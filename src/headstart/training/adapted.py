@@ -320,7 +320,7 @@ def _check_sizes(kind: DataKind, prepared: Any, tasks: Sequence[NewTask], where:
     if not tasks or len({task.name for task in tasks}) < len(tasks):
         raise FileError(f"{where} has {len(tasks)} tasks; expected at least one, and none of them twice")
     for text in (text for task in tasks for text in (task.name or "", *task.labels)):
-        if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in text):
+        if any(ord(letter) < 32 or 127 <= ord(letter) < 160 or 0xD800 <= ord(letter) < 0xE000 for letter in text):
             raise FileError(f"{where} has a task or class {text!r}, whose name is none to print")
     for task in tasks:
         like, total = kind.like(prepared, len(task.labels)), sum(task.counts)

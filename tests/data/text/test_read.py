@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from headstart.data.text.read import SameTextWarning, by_class, encoded, read_texts
+from headstart.data.text.read import AlikeLabelsWarning, SameTextWarning, by_class, encoded, read_texts
 from headstart.errors import DataError, FileError
 
 ROWS = [
@@ -104,6 +104,8 @@ def test_columns_that_do_not_tell_are_asked_for(tmp_path):
         ("a.jsonl", b"3\n", DataError, "line 1 is '3'; expected an object"),
         ("a.jsonl", b"\n", DataError, "has no rows"),
         ("a.jsonl", b'{"text": "\xff"}', DataError, "is not UTF-8"),
+        ("a.jsonl", b'{"text": "so \\ud83d"}', DataError, "line 1: 'so .ud83d' is no text that UTF-8 can write"),
+        ("a.csv", b"text,label\nWhere is it,None\n", DataError, "label is empty .or one of NA, .*None, which say"),
         ("a.txt", b"\xff", DataError, "is not UTF-8"),
         ("b.txt", None, FileError, "cannot read"),
         ("b.jsonl", None, FileError, "cannot read"),
@@ -115,6 +117,17 @@ def test_bad_files_are_refused_with_their_place(tmp_path, name, data, error, mat
         (tmp_path / name).write_bytes(data)
     with pytest.raises(error, match=match):
         read_texts(tmp_path / name)
+
+
+def test_a_column_that_is_asked_for_is_no_column_of_splits(tmp_path):
+    found = read_texts(written(tmp_path / "a.csv", ROWS, ("text", "split")), label="split")
+    assert set(found.labels) == {"card", "transfer"} and not found.splits
+
+
+def test_labels_that_seem_to_be_one_are_told_of(tmp_path):
+    rows = [("where is it", "Lost"), ("is it lost", "lost"), ("one", "1"), ("two", "01"), ("three", "other")]
+    with pytest.warns(AlikeLabelsWarning, match="'Lost' and 'lost' differ only in .*so do 1 more"):
+        assert len(by_class(read_texts(written(tmp_path / "a.csv", rows)), lower=True)) == 5
 
 
 def test_a_folder_without_texts_is_refused(tmp_path):

@@ -60,6 +60,9 @@ def test_what_is_cut_or_short_is_said(tmp_path):
     tasks = text(intents(tmp_path / "a.csv"), length=16)
     assert any(note.startswith("60 of 60 texts are longer than 16 bytes") for note in tasks.details["notes"])
     path = intents(tmp_path / "b.csv")
+    said_before, name = path.read_text().splitlines()[1].split(",")
+    path.write_text(path.read_text() + f"\n {said_before.upper()},{name}")
+    assert any("1 of 61 texts is there before in the same class" in note for note in text(path).details["notes"])
     path.write_text(path.read_text() + "\none text alone,alone")
     with pytest.raises(ShortClassError, match="class 'alone' of split '\\w+' has 1 texts"):
         text(path)
@@ -139,6 +142,8 @@ def test_a_string_is_a_text_unless_a_file_is_meant(learned):
         predict(model, ["a text", str(learned / "new.csv")])
     with pytest.raises(DataError, match="text 1 is empty"):
         predict(model, ["a text", " "])
+    with pytest.raises(DataError, match="text 1, 'half .ud83d' is no text that UTF-8 can write"):
+        predict(model, ["a text", "half \ud83d"])
     with pytest.raises(DataError, match="a int is no text"):
         predict(model, [3])
     assert len(predict(model, ["what / why?", "x" * 5])) == 2

@@ -6,6 +6,8 @@ import shutil
 import pytest
 import torch
 
+from headstart.data.encoder import Encoder
+from headstart.data.text.read import CutTextWarning
 from headstart.errors import FileError
 from headstart.models.trunks.trunk import features_of, module_of, open_trunk
 
@@ -39,6 +41,14 @@ def test_texts_are_cut_where_the_folder_says_and_padded_to_the_longest(bert):
     assert ids[1].tolist() == [2, 16, 3] + [0] * 7
 
 
+def test_texts_that_are_cut_are_counted(bert):
+    trunk = open_trunk(f"hf:{bert}")
+    assert trunk.cut(["card", "card " * 8, "card " * 9, "c" * 100, "lost " * 100]) == 2
+    like = Encoder(trunk.source, trunk.sha256, "features", (8,), {})
+    with pytest.warns(CutTextWarning, match="1 of 2 texts is longer than the 10 tokens that hf:.* reads"):
+        like(["card", "card " * 9])
+
+
 def test_a_text_does_not_depend_on_which_are_beside_it(bert):
     trunk = open_trunk(f"hf:{bert}")
     together = features_of(trunk, TEXTS)
@@ -64,12 +74,30 @@ def test_other_poolings(bert, tmp_path, how):
         ({"model": None}, "has no weights as .*safetensors: they are missing"),
         ({"config": None}, "has no config.json"),
         ({"1_Pooling__config": {"pooling_mode_weightedmean_tokens": True}}, "pools by weightedmean_tokens; read is"),
+        ({"config": []}, "files beside hf:.* do not say what they should"),
+        ({"modules": [{}]}, "files beside hf:.* do not say what they should: KeyError: 'type'"),
+        ({"sentence_bert_config": {"max_seq_length": -1}}, "no file says how many tokens"),
         ({"modules": [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}]}, "has a part .*Dense"),
     ],
 )  # fmt: skip
 def test_what_a_folder_must_have(bert, tmp_path, changed, words):
     with pytest.raises(FileError, match=words):
         open_trunk(f"hf:{copy_of(bert, tmp_path, **changed)}")
+
+
+def test_a_pooling_in_any_folder_is_part_of_what_the_network_is(bert, tmp_path):
+    kinds = {"": "Transformer", "9_Pool": "Pooling"}
+    folder = copy_of(bert, tmp_path, modules=[{"path": path, "type": kind} for path, kind in kinds.items()])
+    (folder / "1_Pooling").rename(folder / "9_Pool")
+    before = open_trunk(f"hf:{folder}").sha256
+    (folder / "9_Pool" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
+    with pytest.raises(FileError, match="is not what it was"):
+        open_trunk(f"hf:{folder}", sha256=before)
+
+
+def test_no_more_tokens_than_there_are_positions(bert, tmp_path):
+    trunk = open_trunk(f"hf:{copy_of(bert, tmp_path, sentence_bert_config={'max_seq_length': 100})}")
+    assert features_of(trunk, ["card " * 50]).shape == (1, 8) and trunk.told["length"] == 20
 
 
 def test_weights_that_are_missing_are_refused_not_drawn(bert, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from headstart.data.encoder import features
 from headstart.errors import ConfigError, DataError, FileError, ShapeError, UsageError
 from headstart.models.trunks.convert import to_safetensors
 from headstart.models.trunks.source import absolute, is_source
@@ -25,6 +26,21 @@ def bare():
 
 def broken():
     raise KeyError("weights")
+
+def leaves():
+    raise SystemExit(0)
+
+def flipped():
+    torch.manual_seed(0)
+    turned = nn.Sequential(nn.Conv2d(3, 4, 3))
+    turned[0].register_forward_hook(lambda *given: -given[2])
+    return headstart.of_images(turned, size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+def unflipped():
+    torch.manual_seed(0)
+    return headstart.of_images(
+        nn.Sequential(nn.Conv2d(3, 4, 3)), size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+    )
 """
 
 
@@ -44,6 +60,22 @@ def test_a_function_of_your_own(own):
     assert open_trunk(f"{own}:images").sha256 == trunk.sha256
 
 
+def test_functions_of_one_file_are_different_networks_though_their_weights_are_the_same(own, tmp_path, monkeypatch):
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path))
+    images = [torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)]
+    plain, turned = (features(open_trunk(f"{own}:{name}"), images).clone() for name in ("unflipped", "flipped"))
+    torch.testing.assert_close(turned, -plain)
+
+
+def test_a_file_may_print_and_have_data_classes(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nprint('loading')\n"
+        "@dataclass\nclass Sizes:\n    width: int = 4\n" + OWN
+    )
+    open_trunk(f"{tmp_path / 'own.py'}:images")
+    assert capsys.readouterr() == ("", "loading\n")  # the output is for answers
+
+
 def test_a_file_that_has_changed_is_not_run(own, tmp_path):
     sha256 = open_trunk(f"{own}:images").sha256
     own.write_text(OWN + f"\nopen({str(tmp_path / 'was run')!r}, 'w')\n")
@@ -58,6 +90,7 @@ def test_a_file_that_has_changed_is_not_run(own, tmp_path):
         ("bare", ConfigError, "returns a Linear, which does not say what it takes; return headstart.of_images"),
         ("broken", ConfigError, "fails: KeyError: 'weights'"),
         ("missing", ConfigError, "fails: AttributeError"),
+        ("leaves", ConfigError, "fails: SystemExit: 0"),
     ],
 )
 def test_what_a_function_of_your_own_must_return(own, name, error, words):

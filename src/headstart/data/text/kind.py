@@ -43,7 +43,7 @@ from headstart.data.text.read import (
     warn_of_several,
 )
 from headstart.data.text.rows import Scale, as_numbers
-from headstart.errors import DataError, FileError
+from headstart.errors import DataError, FileError, check_text
 from headstart.types import Batch, Tasks
 
 _CHUNK = 256
@@ -223,6 +223,8 @@ def _values(prepared: Prepared, values: Sequence[Any]) -> Iterator[Inputs]:
         raise DataError(f"a {type(odd).__name__} is no text; expected texts, or paths of files of them")
     if empty := [row for row, value in enumerate(values) if not value.strip()]:
         raise DataError(f"text {empty[0]} is empty; leave it out")
+    for row, value in enumerate(values):
+        check_text(f"text {row},", value)
     yield from _some(
         prepared, list(values), [Row(text=value) for value in values], [None] * len(values), lambda row: f"text {row}"
     )

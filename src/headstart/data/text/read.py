@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from headstart.data.random import SPLITS
-from headstart.data.tables.read import find_columns, read_table, separator_of
-from headstart.errors import DataError, FileError
+from headstart.data.tables.read import MISSING, find_columns, read_table, separator_of
+from headstart.errors import DataError, FileError, check_text
 
 #: What the column is called that says which split a row is in.
 SPLIT = "split"
@@ -76,6 +76,10 @@ class Labelled(NamedTuple):
 
 class SameTextWarning(UserWarning):
     """A text is there with several labels."""
+
+
+class AlikeLabelsWarning(UserWarning):
+    """Labels differ by capital letters, spaces or how a number is written alone."""
 
 
 class CutTextWarning(UserWarning):
@@ -168,7 +172,7 @@ def read_texts(
         for one, other in ((text, label), (text, task), (label, task)):
             if one is not None and one == other:
                 raise DataError(f"{path}: column {one!r} is asked for twice, as text, label or task; name another")
-        split = next((name for name in columns if name.lower() == SPLIT), None)
+        split = next((name for name in columns if name.lower() == SPLIT and name not in (text, label, task)), None)
         left = {name: values for name, values in columns.items() if name not in (split, label, task)}
         text = next(iter(left)) if len(left) == 1 and text is None else column_of(str(path), left, TEXT, text)
         if text is None:
@@ -182,7 +186,9 @@ def read_texts(
         empty = [row for row, value in enumerate(values) if not value.strip()]
         if empty:
             more = f" (so are {len(empty) - 1} more)" if len(empty) > 1 else ""
-            raise DataError(f"{found.where(empty[0])}: the {what} is empty{more}; leave the row out")
+            lines = found.text is None or path.name.lower().endswith(LINES)
+            none = "" if lines else f" (or one of {', '.join(MISSING)}, which say that there is none)"
+            raise DataError(f"{found.where(empty[0])}: the {what} is empty{more}{none}; leave the row out")
     return found
 
 
@@ -229,6 +235,8 @@ def _of_lines(path: Path) -> _Columns:
             raise DataError(
                 f"{path}, line {number} is {line.strip()[:60]!r}; expected an object with a text and a label"
             )
+        for value in (*row, *row.values()):
+            check_text(f"{path}, line {number}:", value if isinstance(value, str) else "")
         rows.append(row)
         lines.append(number)
     if not rows:
@@ -278,7 +286,7 @@ def _text_of(path: Path) -> Iterator[None]:
 
 
 def by_class(found: Labelled, *, lower: bool) -> dict[str, list[int]]:
-    """Return the rows of each label, in the order of their first, and warn of a text that is there with several."""
+    """Return the rows of each label, in the order of their first; `warn_of_several` warns of what is odd."""
     classes: dict[str, list[int]] = {}
     for row, name in enumerate(found.labels):
         classes.setdefault(name, []).append(row)
@@ -287,7 +295,7 @@ def by_class(found: Labelled, *, lower: bool) -> dict[str, list[int]]:
 
 
 def warn_of_several(found: Labelled, keys: Sequence[Hashable]) -> None:
-    """Warn of rows of the same key, which stands for their text, that have several labels."""
+    """Warn of rows of the same key, which stands for their text, that have several labels, and of labels alike."""
     labels: dict[Hashable, set[str]] = {}
     first: dict[Hashable, int] = {}
     for row, (own, name) in enumerate(zip(keys, found.labels)):
@@ -303,6 +311,29 @@ def warn_of_several(found: Labelled, keys: Sequence[Hashable]) -> None:
             SameTextWarning,
             stacklevel=4,
         )
+    alike: dict[str, list[str]] = {}
+    for name in dict.fromkeys(found.labels):
+        alike.setdefault(_meant(name), []).append(name)
+    if doubtful := [names for names in alike.values() if len(names) > 1]:
+        more = f" (so do {len(doubtful) - 1} more)" if len(doubtful) > 1 else ""
+        warnings.warn(
+            f"{found.path}: the labels {' and '.join(map(repr, doubtful[0]))} differ only in how they are written"
+            f"{more}; each is a class of its own",
+            AlikeLabelsWarning,
+            stacklevel=4,
+        )
+
+
+def _meant(label: str) -> str:
+    """Return a label without what people write in several ways.
+
+    >>> _meant("Lost  Card") == _meant("lost card"), _meant("01") == _meant("1.0")
+    (True, True)
+    """
+    try:
+        return str(float(label))
+    except ValueError:
+        return plain(label).casefold()
 
 
 def plain(text: str) -> str:

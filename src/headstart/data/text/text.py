@@ -10,7 +10,7 @@ from torch import Tensor
 from headstart.data.encoder import Encoded, encoded as encode
 from headstart.data.fewshot import GIVEN, ClassStore, Ways, class_splits, class_store, few_shot, fitted
 from headstart.data.random import SPLITS, size_range
-from headstart.data.text.read import BESIDES, SPLIT, Labelled, by_class, encoded as in_bytes, read_texts
+from headstart.data.text.read import BESIDES, SPLIT, Labelled, by_class, encoded as in_bytes, plain, read_texts
 from headstart.data.text.rows import row_text_tasks
 from headstart.errors import DataError, UsageError
 from headstart.schema import Size, extends
@@ -73,6 +73,13 @@ def text_tasks(
         notes.append(f"columns that are not read: {', '.join(unread)} (--task-column makes each value of one a task)")
     if cut:
         notes.append(f"{cut} of {len(found.texts)} texts are longer than {length} bytes, and cut there (--length)")
+    if again := sum(_repeated(found, rows, lower) for classes in splits.values() for rows in classes.values()):
+        notes.append(
+            f"{again} of {len(found.texts)} texts {'is' if again == 1 else 'are'} there before in the same class: where"
+            " one is learned from and another asked, the score is flattered"
+        )
+    if seen is not None and seen.cut:
+        notes.append(seen.cut)
     told = {
         "source": Path(found.path).name,
         "encoding": "bytes",
@@ -97,6 +104,12 @@ def text_tasks(
         noun="texts",
         **options,
     )
+
+
+def _repeated(found: Labelled, rows: Sequence[int], lower: bool) -> int:
+    """Return how many rows have the text of one before."""
+    texts = (found.texts[row] for row in rows)
+    return len(rows) - len({plain(text.lower() if lower else text) for text in texts})
 
 
 @extends(text_tasks, without=("details",))

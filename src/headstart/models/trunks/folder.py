@@ -23,7 +23,7 @@ _OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet")
 #: What of a folder features depend on, besides its weights.
 FILES = (
     *("config.json", "modules.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("1_Pooling/config.json", "preprocessor_config.json"),
+    *("*/config.json", "preprocessor_config.json"),
 )
 
 
@@ -42,7 +42,7 @@ def read_json(folder: Path, name: str, default: Any = None) -> Any:
 
 def there(folder: Path) -> list[Path]:
     """Return the files of a folder that features depend on, besides its weights."""
-    return [folder / name for name in FILES if (folder / name).is_file()]
+    return [path for name in FILES for path in folder.glob(name) if path.is_file()]
 
 
 def pooling(folder: Path) -> dict[str, Any]:
@@ -80,15 +80,17 @@ def texts(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         raise FileError(f"{folder}/config.json has no pad_token_id, so texts of different lengths cannot be told apart")
     if positions and config.get("model_type") in _OFFSET:
         positions -= pad + 1
-    limits = [int(limit) for limit in (told.get("model_max_length"), positions) if limit and limit < 10**6]
-    longest = own.get("max_seq_length") or min(limits, default=None)
-    if longest is None:
+    said = own.get("max_seq_length") or told.get("model_max_length")
+    longest = min([int(limit) for limit in (said, positions) if limit and limit < 10**6], default=0)
+    if longest < 1:
         raise FileError(f"{folder}: no file says how many tokens a text may have (max_seq_length, model_max_length)")
-    return {"length": int(longest), "pad": int(pad), "lower": bool(own.get("do_lower_case", False))}
+    return {"length": longest, "pad": int(pad), "lower": bool(own.get("do_lower_case", False))}
 
 
-def tokenizer(folder: Path, about: Mapping[str, Any]) -> Callable[[Sequence[str]], Tensor]:
-    """Return what makes texts ids ``(n, length)``, padded to the longest of them."""
+def tokenizer(
+    folder: Path, about: Mapping[str, Any]
+) -> tuple[Callable[[Sequence[str]], Tensor], Callable[[Sequence[str]], int]]:
+    """Return what makes texts ids ``(n, length)``, padded to the longest of them, and what counts those it cuts."""
 
     @cache
     def opened() -> Any:
@@ -101,14 +103,22 @@ def tokenizer(folder: Path, about: Mapping[str, Any]) -> Callable[[Sequence[str]
         found.enable_truncation(about["length"])
         return found
 
+    def tokens(texts: Sequence[str]) -> Any:
+        return opened().encode_batch([text.lower() for text in texts] if about["lower"] else list(texts))
+
     def inputs(texts: Sequence[str]) -> Tensor:
-        found = opened().encode_batch([text.lower() for text in texts] if about["lower"] else list(texts))
+        found = tokens(texts)
         ids = torch.full((len(found), max((len(one.ids) for one in found), default=1)), about["pad"])
         for row, one in zip(ids, found):
             row[: len(one.ids)] = torch.tensor(one.ids)
         return ids
 
-    return inputs
+    def cut(texts: Sequence[str]) -> int:
+        most = about["length"] - opened().num_special_tokens_to_add(False)
+        long = [text for text in texts if len(text.encode()) > most]  # a token is a byte at least
+        return sum(bool(one.overflowing) for one in tokens(long))
+
+    return inputs, cut
 
 
 def pooled(tokens: Tensor, there: Tensor, how: str) -> Tensor:

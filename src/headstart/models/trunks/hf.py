@@ -48,7 +48,8 @@ def hf(where: str) -> Trunk:
         shown = resizer(seen["size"], seen["resample"])
         return Trunk(source, sha256, "images", shown, lambda: Pictured(_Seen(_model(folder)), seen), seen)
     about = beside.texts(folder, config) | beside.pooling(folder)
-    return Trunk(source, sha256, "texts", beside.tokenizer(folder, about), lambda: _reader(folder, about), about)
+    inputs, cut = beside.tokenizer(folder, about)
+    return Trunk(source, sha256, "texts", inputs, lambda: _reader(folder, about), about, cut)
 
 
 def _in_cache(name: str) -> Path:

@@ -39,8 +39,8 @@ def onnx(where: str) -> Trunk:
         shown = resizer(seen["size"], seen["resample"])
         return Trunk(f"onnx:{where}", sha256, "images", shown, lambda: Pictured(Session(path, None), seen), seen)
     about = beside.texts(folder, beside.read_json(folder, "config.json")) | beside.pooling(folder)
-    tokenize = beside.tokenizer(folder, about)
-    return Trunk(f"onnx:{where}", sha256, "texts", tokenize, lambda: Session(path, about), about)
+    inputs, cut = beside.tokenizer(folder, about)
+    return Trunk(f"onnx:{where}", sha256, "texts", inputs, lambda: Session(path, about), about, cut)
 
 
 class Session(nn.Module):

@@ -38,6 +38,8 @@ class Trunk(NamedTuple):
     pooling inside."""
     told: Mapping[str, Any]
     """What a run keeps of it, as JSON: its pooling, the most tokens of a text, the size of an image, …"""
+    cut: Callable[[Sequence[str]], int] = lambda texts: 0
+    """How many of texts it does not read to their ends."""
 
 
 def open_trunk(source: str, *, sha256: str | None = None) -> Trunk:
@@ -53,7 +55,12 @@ def open_trunk(source: str, *, sha256: str | None = None) -> Trunk:
     """
     door, rest = parts(source)
     with torch.device("cpu"):  # where only shapes are asked for, constants are what they are
-        trunk = cast(Trunk, load("trunk", door)(rest, sha256) if door == "py" else load("trunk", door)(rest))
+        try:
+            trunk = cast(Trunk, load("trunk", door)(rest, sha256) if door == "py" else load("trunk", door)(rest))
+        except HeadstartError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # of files that hold other than expected
+            raise FileError(f"the files beside {source} do not say what they should: {told_by(error)}") from error
     if sha256 is not None and trunk.sha256 != sha256:
         raise changed(source)
     return trunk
@@ -61,9 +68,10 @@ def open_trunk(source: str, *, sha256: str | None = None) -> Trunk:
 
 def changed(source: str) -> FileError:
     """Return the error for a trunk that is another one than it was."""
+    own = "; a function of your own has to give the same weights whenever it is called" if ".py:" in source else ""
     return FileError(
         f"the pretrained network {source} is not what it was when the run was made (its SHA-256 is another), so its"
-        " features mean something else; bring it back as it was, or train again in another --out"
+        f" features mean something else; bring it back as it was, or train again in another --out{own}"
     )
 
 
@@ -203,20 +211,32 @@ def features_of(trunk: Trunk, examples: Sequence[str] | Tensor, device: torch.de
     Texts of like lengths go through it together, so that little of what is computed is padding.
 
     Raises:
+        ConfigError: a network that fails.
         DataError: features that are not finite numbers, or not one row an example.
     """
     module, size = module_of(trunk).to(device), len(examples)
+
+    def seen(part: Sequence[str] | Tensor) -> Tensor:
+        try:
+            found = module(trunk.inputs(part).to(device))
+        except (HeadstartError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a network of anybody's does
+            raise ConfigError(f"{trunk.source} fails on {len(part)} {trunk.takes}: {told_by(error)}") from error
+        if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(part):
+            told = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise DataError(f"{trunk.source} gives {told} for {len(part)} {trunk.takes}; expected a tensor (n, width)")
+        return found
+
     if trunk.takes == "texts":
         order = sorted(range(size), key=lambda row: len(examples[row]))
         parts = [order[first : first + _TOGETHER] for first in range(0, size, _TOGETHER)]
-        found = [module(trunk.inputs([cast(str, examples[row]) for row in part]).to(device)) for part in parts]
+        found = [seen([cast(str, examples[row]) for row in part]) for part in parts]
     else:
         order = list(range(size))
         parts = [order[first : first + _TOGETHER] for first in range(0, size, _TOGETHER)]
-        found = [module(trunk.inputs(cast(Tensor, examples)[part[0] : part[-1] + 1]).to(device)) for part in parts]
+        found = [seen(cast(Tensor, examples)[part[0] : part[-1] + 1]) for part in parts]
     whole = torch.cat(found).float().cpu()
-    if whole.dim() != 2 or len(whole) != size:
-        raise DataError(f"{trunk.source} gives {tuple(whole.shape)} for {size} {trunk.takes}; expected (n, width)")
     if not bool(whole.isfinite().all()):
         raise DataError(f"{trunk.source} gives features that are not finite numbers")
     back = torch.empty(size, dtype=torch.int64)
