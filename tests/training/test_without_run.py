@@ -8,7 +8,7 @@ from PIL import Image
 
 import headstart
 from headstart.cli import app
-from headstart.errors import ConfigError, FileError
+from headstart.errors import ConfigError, DataError, FileError, HeadstartError
 
 NETWORKS = """
 import headstart, torch
@@ -81,12 +81,16 @@ def test_images_from_the_command_line(place, capsys):
     ("network", "source", "error", "told"),
     [
         ("conv4", "photos", ConfigError, "'conv4' knows nothing before it is trained"),
-        ("ngrams", "table.csv", ConfigError, "holds tables, which are learned from a run"),
+        ("mlp", "table.csv", ConfigError, "'mlp' knows nothing before it is trained"),
+        ("ngrams", "table.csv", DataError, "which column is the text"),
+        ("net.py:images", "old.csv", DataError, "a CSV file of images has"),
         ("ngrams", None, ConfigError, "name the examples to learn from"),
         ("ngrams", "nowhere.csv", FileError, "there is no nowhere.csv"),
     ],
 )
-def test_what_cannot_be_learned_so_is_refused(place, network, source, error, told):
+def test_what_cannot_be_learned_so_is_refused(
+    place: Path, network: str, source: str | None, error: type[HeadstartError], told: str
+):
     with pytest.raises(error, match=told):
         headstart.adapt(network, source, place / "out")
     assert not (place / "out").exists()

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 
 from headstart.data.encoder import encoder_of
-from headstart.data.kind import DataKind, Untrained, find_kind, kind_of_family
+from headstart.data.kind import DataKind, Untrained, find_kind
 from headstart.errors import ConfigError, FileError
 from headstart.models.trunks.source import absolute, is_source
 from headstart.models.trunks.trunk import open_trunk
-from headstart.registry import find, rows
+from headstart.registry import Kind, rows
 from headstart.training.config import Config, Schema, Tree, normal, resolve, schema_of
 from headstart.training.examples import Support
 from headstart.training.loop import start
@@ -45,8 +45,8 @@ def is_network(name: str | Path) -> bool:
 
 def choices(network: str, source: str | Path) -> Schema:
     """Return what there is to choose where new tasks of a source are learned by a network as it is."""
-    parts = normal(_tree({"model": network}, source))
-    schema, untrained = schema_of(parts), _untrained(source, kind_of_family(parts["tasks"]["name"]))
+    kind, untrained = _kind(network)
+    schema = schema_of(normal(_tree({"model": network}, kind, source)))
     names = [*(f"tasks.{name}" for name in untrained.options), "method.head"]
     return schema._replace(options={name: schema.options[name] for name in names})
 
@@ -59,41 +59,43 @@ def begin(tree: Tree, source: str | Path | None) -> Begun:
         source: where the tasks are.
 
     Raises:
-        ConfigError: no source, a network for something else, or data that have to be trained on first.
+        ConfigError: no source, or a network that knows nothing before it is trained.
         FileError: no such source, or no such network.
     """
     network = str(tree["model"])
     if source is None:
         raise ConfigError(f"{network} is a network and no run: name the examples to learn from, behind it")
-    whole = _tree(tree, source)
-    kind = kind_of_family(whole["tasks"]["name"])
-    untrained, config = _untrained(source, kind), resolve(whole)
+    if not Path(source).exists():
+        raise FileError(f"there is no {source}; give a file or a folder of examples")
+    kind, untrained = _kind(network)
+    config = resolve(_tree(tree, kind, source))
     encoder = config.option("tasks.encoder")
     known = None if encoder is None else encoder_of(open_trunk(encoder))._asdict()
     given = {name: config.tasks.options[name] for name in untrained.options}
-    return Begun(config, kind, untrained.preparation(given, known))
+    return Begun(config, find_kind(kind.name), untrained.preparation(given, known))
 
 
-def _tree(tree: Tree, source: str | Path) -> dict[str, Any]:
-    if not Path(source).exists():
-        raise FileError(f"there is no {source}; give a file or a folder of examples")
-    network, data = str(tree["model"]), str(Path(source).resolve())
-    if is_source(network):  # what it takes says how the source is to be read
-        found = {"name": find("data", open_trunk(absolute(network)).takes).family, "data": data}
-    else:
-        found = normal(data)["tasks"]
-    own = {owner: dict(tree.get(owner, {})) for owner in ("tasks", "method")}
-    return {"tasks": own["tasks"] | found, "method": own["method"] | {"name": METHOD}, "model": network}
+def _kind(network: str) -> tuple[Kind, Untrained]:
+    """Return the kind of data that a network is for: what it takes, or for which it is the one that runs start from."""
+    takes = open_trunk(absolute(network)).takes if is_source(network) else None
+    for row in rows("data"):
+        untrained = find_kind(row.name).untrained
+        if untrained is not None and (row.name == takes or takes is None and row.model == network):
+            return row, untrained
+    raise _knows_nothing(network)
 
 
-def _untrained(source: str | Path, kind: DataKind) -> Untrained:
-    if kind.untrained is None:
-        able = " and ".join(row.name for row in rows("data") if find_kind(row.name).untrained is not None)
-        raise ConfigError(
-            f"{source} holds {kind.name}, which are learned from a run (`headstart train`); {able} are learned from a"
-            " network as it is, too"
-        )
-    return kind.untrained
+def _tree(tree: Tree, kind: Kind, source: str | Path) -> dict[str, Any]:
+    own: dict[str, dict[str, Any]] = {owner: dict(tree.get(owner, {})) for owner in ("tasks", "method")}
+    tasks = own["tasks"] | {"name": kind.family, "data": str(source)}
+    return {"tasks": tasks, "method": own["method"] | {"name": METHOD}, "model": tree["model"]}
+
+
+def _knows_nothing(network: str) -> ConfigError:
+    return ConfigError(
+        f"the network {network!r} knows nothing before it is trained; give the folder of a run, a pretrained network,"
+        " such as hf:FOLDER, or, for texts, ngrams"
+    )
 
 
 def first_meta(config: Config, learner: Learner, like: Tasks, supports: Sequence[Support]) -> Meta:
@@ -103,10 +105,7 @@ def first_meta(config: Config, learner: Learner, like: Tasks, supports: Sequence
         ConfigError: a network that starts from random numbers, whatever the inputs.
     """
     if learner.prepare is None:
-        raise ConfigError(
-            f"the network {config.option('model.name')!r} knows nothing before it is trained; give the folder of a"
-            " run, a pretrained network, such as hf:FOLDER, or, for texts, ngrams"
-        )
+        raise _knows_nothing(str(config.option("model.name")))
     x = torch.cat([batch.x.flatten(0, 1) for _, batch in supports]).unsqueeze(0)
     one = Batch(x, torch.zeros(x.shape[:2], dtype=torch.int64))
     tasks = like._replace(sample=lambda split, numbers: Episodes(one, one), counts={"train": 1})
