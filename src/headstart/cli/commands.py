@@ -119,8 +119,8 @@ def _train(
             from --config.
         method: How to meta-learn (headstart list methods). Default: maml; for tables the best of a short list
             on the validation tasks, which the report tells.
-        model: The network (headstart list models), or a pretrained one, such as hf:FOLDER, onnx:FILE or
-            FILE.py:factory. Default: conv4 for images, else mlp.
+        model: The network (headstart list models), or a pretrained one (headstart list networks), such as hf:FOLDER.
+            Default: conv4 for images, ngrams for texts, else mlp.
         out: The run's folder. Default: runs/TASKS-METHOD.
         config: A .json, .yaml or .toml file with such options, nested as in a run's config.json; flags win over it.
         as_json: Print the result as JSON.
@@ -190,7 +190,7 @@ def _compare(
             of images, a CSV or Parquet file. Several of images: each task is of one of them, by --weights.
         methods: Names of methods (headstart list methods), joined by commas. Default: those that suit the kind of data.
         model: The network (headstart list models), or a pretrained one, such as hf:FOLDER, for methods that use one.
-            Default: conv4 for images, else mlp.
+            Default: conv4 for images, ngrams for texts, else mlp.
         out: The folder of the table, with one run's folder a method in it. Default: runs/TASKS-comparison.
         jobs: How many methods to train at the same time, each in a process of its own.
         as_json: Print the table as JSON.
@@ -401,8 +401,8 @@ def _adapt(
     those it knows. The result is what learning from all of them at once is.
 
     Args:
-        run: A run's folder; or a network: a pretrained one (hf:FOLDER, timm:NAME, torchvision:NAME, onnx:FILE or
-            FILE.py:factory), or ngrams for texts; or the folder of an adapted model to add to.
+        run: A run's folder; or a pretrained network (headstart list networks), such as hf:FOLDER, or, for texts,
+            ngrams; or the folder of an adapted model to add to.
         source: Texts: a file of texts and their labels. Images: a folder that holds one folder of images for each
             class, whose names are the labels; or many of them in one folder, each a task. A table: a CSV or Parquet
             file with the run's features and target; each value of the task column is a task. Curves: one of columns x
@@ -493,15 +493,23 @@ def report(run: Path, /, *, device: Device = "auto", as_json: Json = False) -> N
         print("\n".join(paths))
 
 
-def listing(kind: Literal["methods", "tasks", "models", "data"], /, *, as_json: Json = False) -> None:
-    """List methods, tasks, models or kinds of data.
+def listing(kind: Literal["methods", "tasks", "models", "networks", "data"], /, *, as_json: Json = False) -> None:
+    """List methods, tasks, models, where pretrained networks come from, or kinds of data.
 
     Args:
         kind: What to list.
         as_json: Print the list as JSON.
     """
-    named: dict[str, What] = {"methods": "method", "tasks": "task", "models": "model", "data": "data"}
+    named: dict[str, What] = {
+        "methods": "method",
+        "tasks": "task",
+        "models": "model",
+        "networks": "trunk",
+        "data": "data",
+    }
     found = rows(named[kind])
+    if kind == "networks":  # called as one writes them
+        found = tuple(row._replace(name=row.usage) for row in found)
     marks = {row.name: {"transductive": row.transductive} for row in found if kind == "methods"}
     if as_json:
         plain = ({"name": row.name, "summary": row.summary, "reference": row.reference} for row in found)
