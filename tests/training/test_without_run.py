@@ -96,6 +96,22 @@ def test_what_cannot_be_learned_so_is_refused(
     assert not (place / "out").exists()
 
 
+def test_columns_that_are_named_must_be_there(place):
+    tree = {"model": "ngrams", "tasks": {"label": "lable"}}
+    with pytest.raises(DataError, match="no column 'lable'"):
+        headstart.adapt(tree, place / "old.csv", place / "out")
+    model = headstart.adapt({**tree, "tasks": {"label": "label"}}, place / "old.csv", place / "out")
+    assert model.preparation["text"] == "text" and model.tasks[0].labels == ("animal", "verb")
+
+
+def test_each_task_of_a_column_is_learned(place):
+    rows = ["who,text,label", "bo,a cat,pet", "bo,a car,thing", "al,a cat,no", "al,a car,yes"]
+    (place / "tasks.csv").write_text("\n".join(rows))
+    model = headstart.adapt({"model": "ngrams", "tasks": {"task_column": "who"}}, place / "tasks.csv", place / "out")
+    assert [(task.name, task.labels) for task in model.tasks] == [("bo", ("pet", "thing")), ("al", ("no", "yes"))]
+    assert headstart.predict(model, ["my cat"], task="al")[0]["prediction"] == "no"
+
+
 def test_too_few_classes_to_train_on_are_told_the_way(place):
     with pytest.raises(headstart.errors.ShortClassError, match="headstart adapt NETWORK"):
         headstart.tasks.text(place / "all.csv")

@@ -77,8 +77,8 @@ class Untrained(NamedTuple):
 
     options: tuple[str, ...]
     """Those of the options of the kind's family that say how."""
-    preparation: Callable[[Mapping[str, Any], Mapping[str, Any] | None], Mapping[str, Any]]
-    """``(these options, the pretrained network or None)``: the preparation, as JSON."""
+    preparation: Callable[[Path, Mapping[str, Any], Mapping[str, Any] | None], Mapping[str, Any]]
+    """``(source, these options, the pretrained network or None)``: the preparation, as JSON."""
 
 
 Failed: TypeAlias = Callable[[HeadstartError], None]

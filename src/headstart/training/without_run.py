@@ -72,7 +72,7 @@ def begin(tree: Tree, source: str | Path | None) -> Begun:
     encoder = config.option("tasks.encoder")
     known = None if encoder is None else encoder_of(open_trunk(encoder))._asdict()
     given = {name: config.tasks.options[name] for name in untrained.options}
-    return Begun(config, find_kind(kind.name), untrained.preparation(given, known))
+    return Begun(config, find_kind(kind.name), untrained.preparation(Path(source), given, known))
 
 
 def _kind(network: str) -> tuple[Kind, Untrained]:

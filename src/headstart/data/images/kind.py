@@ -75,7 +75,7 @@ def _preparation(tasks: Tasks) -> dict[str, Any] | None:
     }
 
 
-def _untrained(options: Mapping[str, Any], encoder: Mapping[str, Any] | None) -> dict[str, Any]:
+def _untrained(source: Path, options: Mapping[str, Any], encoder: Mapping[str, Any] | None) -> dict[str, Any]:
     told = {} if encoder is None else encoder["told"]
     size = options["image_size"] or int(told.get("size", 28))
     of_none = hashlib.sha256(b"").hexdigest()

@@ -82,10 +82,11 @@ def _preparation(tasks: Tasks) -> dict[str, Any] | None:
     )._asdict()  # fmt: skip
 
 
-def _untrained(options: Mapping[str, Any], encoder: Mapping[str, Any] | None) -> dict[str, Any]:
+def _untrained(source: Path, options: Mapping[str, Any], encoder: Mapping[str, Any] | None) -> dict[str, Any]:
+    found = read_texts(source, options["text"], options["label"], options["task_column"])
     of_none = hashlib.sha256(b"").hexdigest()
-    own = (options["length"], options["lower"], 2, of_none, options["text"], options["label"])
-    return {**Prepared(*own, None, options["task_column"])._asdict(), "encoder": encoder}
+    own = (options["length"], options["lower"], 2, of_none, found.text, found.label)
+    return {**Prepared(*own, None, found.task)._asdict(), "encoder": encoder}
 
 
 def _read(value: Any, where: str) -> Prepared:
