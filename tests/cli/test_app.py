@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from headstart.cli.app import COMMANDS, run
-from headstart.registry import METHODS
+from headstart.registry import METHODS, TRUNKS
 from headstart.training.config import Outer, Run, flags, normal, schema_of
 
 SMALL = "--hidden 8 --evaluate-tasks 4 --test-tasks 4 --threads 1".split()
@@ -180,6 +180,8 @@ def test_lists_are_one_line_each_or_json(capsys: pytest.CaptureFixture[str]) -> 
     assert "arXiv:1703.03400" in lines[0]
     assert run(["list", "methods", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["reference"] == METHODS[0].reference
+    assert run(["list", "networks"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [row.usage for row in TRUNKS]
 
 
 def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,8 +119,8 @@ def _train(
             from --config.
         method: How to meta-learn (headstart list methods). Default: maml; for tables the best of a short list
             on the validation tasks, which the report tells.
-        model: The network (headstart list models), or a pretrained one, such as hf:FOLDER, onnx:FILE or
-            FILE.py:factory. Default: conv4 for images, else mlp.
+        model: The network (headstart list models), or a pretrained one (headstart list networks), such as hf:FOLDER.
+            Default: conv4 for images, ngrams for texts, else mlp.
         out: The run's folder. Default: runs/TASKS-METHOD.
         config: A .json, .yaml or .toml file with such options, nested as in a run's config.json; flags win over it.
         as_json: Print the result as JSON.
@@ -190,7 +190,7 @@ def _compare(
             of images, a CSV or Parquet file. Several of images: each task is of one of them, by --weights.
         methods: Names of methods (headstart list methods), joined by commas. Default: those that suit the kind of data.
         model: The network (headstart list models), or a pretrained one, such as hf:FOLDER, for methods that use one.
-            Default: conv4 for images, else mlp.
+            Default: conv4 for images, ngrams for texts, else mlp.
         out: The folder of the table, with one run's folder a method in it. Default: runs/TASKS-comparison.
         jobs: How many methods to train at the same time, each in a process of its own.
         as_json: Print the table as JSON.
@@ -354,8 +354,37 @@ def _evaluate(
     """
 
 
-def adapt(
-    run: Path,
+def adapt(*words: Raw) -> int:
+    """Learn new tasks from examples: folders of images, texts, a table or points of curves."""
+    from headstart.cli.options import call, first_look
+    from headstart.training.without_run import choices, is_network
+
+    free = first_look(words)[0]
+    network = free[0] if free and is_network(free[0]) else None
+    schema = choices(network, free[1]) if network is not None and len(free) > 1 else None
+    more = "A network has options of its own: `headstart adapt hf:FOLDER SOURCE --help`."
+    called = call(_adapt, words, None if schema is None else [schema], "" if schema else more)
+    if called is None:
+        return 0
+    from headstart.training.adapted import adapt
+
+    given = dict(called.own)
+    as_json, run, source = given.pop("as_json", False), given.pop("run"), given.pop("source", None)
+    model = adapt(run if schema is None else {**called.tree, "model": network}, source, **given)
+    if as_json:
+        tasks = [{"name": task.name, "labels": list(task.labels), "counts": list(task.counts)} for task in model.tasks]
+        print_json({"out": str(given["out"]), "kind": model.kind.name, "tasks": tasks})
+        return 0
+    count, labels = len(model.tasks), {task.labels for task in model.tasks}
+    names = labels.pop() if len(labels) == 1 else ()
+    of = f" of {len(names)} classes ({', '.join(names)})" if names else ""
+    total = sum(sum(task.counts) for task in model.tasks)
+    print(f"learned {count} task{'s' * (count != 1)}{of} from {total} {model.kind.examples}: {given['out']}")
+    return 0
+
+
+def _adapt(
+    run: str,
     source: Path | None = None,
     /,
     *,
@@ -365,35 +394,25 @@ def adapt(
     keep_examples: bool = True,
     as_json: Json = False,
 ) -> None:
-    """Learn new tasks from a folder of images, a table or points of curves.
+    """Learn new tasks from examples: folders of images, texts, a table or points of curves.
 
-    Given an adapted folder instead of a run, add to what it has learned: new classes and tasks, and more examples of
+    Given a pretrained network instead of a run, learn by it as it is: nothing has to be trained before. Given an
+    adapted folder instead of a run, add to what it has learned: new classes and tasks, and more examples of
     those it knows. The result is what learning from all of them at once is.
 
     Args:
-        run: A run's folder, or the folder of an adapted model to add to.
-        source: Images: a folder that holds one folder of images for each class, whose names are the labels; or many
-            of them in one folder, each a task. A table: a CSV or Parquet file with the run's features and target; each
-            value of the task column is a task. Curves: one of columns x (or x1, x2, … where an input has several
-            numbers) and y, and maybe task. Left out: nothing is known of the new task, which is predicted as the
-            training tasks say (tables, curves).
+        run: A run's folder; or a pretrained network (headstart list networks), such as hf:FOLDER, or, for texts,
+            ngrams; or the folder of an adapted model to add to.
+        source: Texts: a file of texts and their labels. Images: a folder that holds one folder of images for each
+            class, whose names are the labels; or many of them in one folder, each a task. A table: a CSV or Parquet
+            file with the run's features and target; each value of the task column is a task. Curves: one of columns x
+            (or x1, x2, … where an input has several numbers) and y, and maybe task. Left out: nothing is known of the
+            new task, which is predicted as the training tasks say (tables, curves).
         out: The folder to write; new or empty.
         strict: Refuse an image that cannot be read, and a class without any, rather than leave it out.
         keep_examples: Keep the examples in OUT, so that more can be added to it later.
         as_json: Print the result as JSON.
     """
-    from headstart.training.adapted import adapt
-
-    model = adapt(run, source, out, device=device, strict=strict, keep_examples=keep_examples)
-    if as_json:
-        tasks = [{"name": task.name, "labels": list(task.labels), "counts": list(task.counts)} for task in model.tasks]
-        print_json({"out": str(out), "kind": model.kind.name, "tasks": tasks})
-        return
-    count, labels = len(model.tasks), {task.labels for task in model.tasks}
-    names = labels.pop() if len(labels) == 1 else ()
-    of = f" of {len(names)} classes ({', '.join(names)})" if names else ""
-    total = sum(sum(task.counts) for task in model.tasks)
-    print(f"learned {count} task{'s' * (count != 1)}{of} from {total} {model.kind.examples}: {out}")
 
 
 def predict(
@@ -474,15 +493,23 @@ def report(run: Path, /, *, device: Device = "auto", as_json: Json = False) -> N
         print("\n".join(paths))
 
 
-def listing(kind: Literal["methods", "tasks", "models", "data"], /, *, as_json: Json = False) -> None:
-    """List methods, tasks, models or kinds of data.
+def listing(kind: Literal["methods", "tasks", "models", "networks", "data"], /, *, as_json: Json = False) -> None:
+    """List methods, tasks, models, where pretrained networks come from, or kinds of data.
 
     Args:
         kind: What to list.
         as_json: Print the list as JSON.
     """
-    named: dict[str, What] = {"methods": "method", "tasks": "task", "models": "model", "data": "data"}
+    named: dict[str, What] = {
+        "methods": "method",
+        "tasks": "task",
+        "models": "model",
+        "networks": "trunk",
+        "data": "data",
+    }
     found = rows(named[kind])
+    if kind == "networks":  # called as one writes them
+        found = tuple(row._replace(name=row.usage) for row in found)
     marks = {row.name: {"transductive": row.transductive} for row in found if kind == "methods"}
     if as_json:
         plain = ({"name": row.name, "summary": row.summary, "reference": row.reference} for row in found)

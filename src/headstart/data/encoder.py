@@ -75,6 +75,18 @@ class Encoder(NamedTuple):
         return found if trunk.takes == "texts" else found.float() / 255
 
 
+def encoder_of(trunk: Trunk) -> Encoder:
+    """Return what is kept of a frozen network whose features examples are to be, before there is any."""
+    size = int(trunk.told.get("size", 28))
+    one: Examples = ["a"] if trunk.takes == "texts" else torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    return _encoder(trunk, "features", features_of(trunk, one))
+
+
+def _encoder(trunk: Trunk, how: Encoded, found: Tensor) -> Encoder:
+    told = json.loads(json.dumps(dict(trunk.told)))  # as it is read again
+    return Encoder(trunk.source, trunk.sha256, how, tuple(found.shape[1:]), told)
+
+
 def like_of(encoder: Encoder | None) -> dict[str, Any]:
     """Return what a model has to know of the network that examples went through, as details of tasks."""
     return {} if encoder is None else {"encoder": encoder._asdict()}
@@ -136,9 +148,8 @@ def encoded(
     for split in classes:
         own = [place for place, (_, where) in enumerate(order) if where == split]
         stores[split] = (found, starts[own], sizes[own], tuple(order[place][0] for place in own))
-    told = json.loads(json.dumps(dict(trunk.told)))  # as it is read again
     cut = cut_by(trunk, [text for part in parts if not isinstance(part, Tensor) for text in part])
-    return Seen(stores, view, Encoder(trunk.source, trunk.sha256, how, tuple(found.shape[1:]), told), cut)
+    return Seen(stores, view, _encoder(trunk, how, found), cut)
 
 
 def _as_is(examples: Tensor) -> Tensor:

@@ -162,7 +162,8 @@ def class_splits(source: str, names: Collection[str], ways: int, otherwise: str)
         raise ShortClassError(
             f"{source} has {len(order)} class{'es' * (len(order) > 1)} ({counts}), but {ways} ways need {ways} in each"
             f" split. {f'--ways {held_out} works; or' if held_out > 1 else 'Six classes are the fewest:'} add classes,"
-            f" or {otherwise}."
+            f" or {otherwise}. To learn these classes themselves, and train on none: `headstart adapt NETWORK"
+            f" {source} --out FOLDER`, by a pretrained network, such as hf:FOLDER, or, for texts, ngrams."
         )
     return found
 

@@ -72,6 +72,15 @@ class Elsewhere(NamedTuple):
     """``(trained on, others)``: the others, with inputs like those; raises `ConfigError` where that cannot be."""
 
 
+class Untrained(NamedTuple):
+    """How new tasks are read where none was trained on."""
+
+    options: tuple[str, ...]
+    """Those of the options of the kind's family that say how."""
+    preparation: Callable[[Path, Mapping[str, Any], Mapping[str, Any] | None], Mapping[str, Any]]
+    """``(source, these options, the pretrained network or None)``: the preparation, as JSON."""
+
+
 Failed: TypeAlias = Callable[[HeadstartError], None]
 """Told of what cannot be predicted, so that all else is; or it raises what it is told."""
 
@@ -121,6 +130,8 @@ class DataKind(NamedTuple):
     """``None`` where what was learned means nothing for other sources, as for a table of other columns."""
     is_value: Callable[[str], bool] = lambda text: False
     """Whether a text is an example itself, and not what a file, a folder or a glob is called."""
+    untrained: "Untrained | None" = None
+    """``None`` where how data become numbers has to be learned from training tasks."""
     advice: Callable[[Tasks], str] = lambda tasks: ""
     """What a report says first, if anything: what else would help."""
     picture: str | None = None

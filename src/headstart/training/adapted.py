@@ -49,7 +49,7 @@ from headstart.registry import find, rows
 from headstart.training.build import find_device, make_learner, size_of
 from headstart.training.calibration import Spread, calibrated, near
 from headstart.training.checkpoint import alike, newest, refuse_larger
-from headstart.training.config import Config, called, resolve
+from headstart.training.config import Config, Tree, called, resolve
 from headstart.training.examples import Support, joined, read_examples, write_examples
 from headstart.training.files import (
     explained,
@@ -69,6 +69,7 @@ from headstart.training.preparation import PREPARATION, read_preparation
 from headstart.training.report.card import TOGETHER, spread_text
 from headstart.training.report.report import RESULTS
 from headstart.training.run import read_config, read_spread
+from headstart.training.without_run import begin, first_meta, is_network
 from headstart.types import Adapted, Batch, Learner, Meta, Params, Tasks, not_sent
 
 FORMAT = "headstart-adapted-1"
@@ -105,6 +106,8 @@ class AdaptedModel(NamedTuple):
     device: torch.device
     spread: Spread | None = None
     """How wide intervals have to be, by the run's validation tasks."""
+    untrained: bool = False
+    """Whether there was no run, but a network as it is."""
     read: bool = False
     """Whether it comes from a file."""
 
@@ -117,7 +120,7 @@ class AdaptedModel(NamedTuple):
 
 @explained("use")
 def adapt(
-    run: str | Path,
+    run: str | Path | Tree,
     source: str | Path | None,
     out: str | Path,
     *,
@@ -131,11 +134,15 @@ def adapt(
     or a task that is new is added, one of the same name gets more examples. The result is what learning from all of
     them at once is.
 
+    Given a network that knows something before it is trained, a pretrained one such as ``hf:FOLDER``, or ``ngrams``,
+    learn by it as it is, with the method ``frozen``: for who has one small set of examples, and no tasks to train on.
+
     Where the run normalised by batches (``--buffers batch``), normalisation now goes by the support set, so that a
     prediction does not depend on which others are asked for.
 
     Args:
-        run: a run folder, or the folder of an adapted model to add to, which stays as it is.
+        run: a run folder; or the folder of an adapted model to add to, which stays as it is; or a network, as it is or
+            as ``model`` beside options of ``tasks`` (``fit``, …) and ``method`` (``head``).
         source: images: a folder that holds one folder of images for each class, or a folder of such folders, one a
             task. Tables: a CSV or Parquet file with the features and the target that the run was trained with; each
             value of its task column is a task, and without such a column all rows are one task. Curves: a CSV or
@@ -153,30 +160,39 @@ def adapt(
         DivergenceError: adapting gives numbers that are not finite.
         FileError: no run, or a file or folder that cannot be read or written.
     """
-    run, out, where = Path(run), Path(out), find_device(device)
-    before = open_adapted(run, device=device) if (run / WEIGHTS).exists() else None
-    config = read_config(run) if before is None else before.config
-    kind = kind_of_family(config.tasks.name)
-    preparation = read_preparation(run, kind) if before is None else before.preparation
+    network = run if isinstance(run, Mapping) else {"model": str(run)} if is_network(run) else None
+    begun = None if network is None else begin(network, source)
+    run, out, where = Path(str(run)), Path(out), find_device(device)
+    before = open_adapted(run, device=device) if begun is None and (run / WEIGHTS).exists() else None
+    untrained = before.untrained if before is not None else begun is not None
+    if before is not None:
+        config, kind, preparation, spread = before.config, before.kind, before.preparation, before.spread
+    elif begun is not None:
+        (config, kind, preparation), spread = begun, None
+    else:
+        config = read_config(run)
+        kind = kind_of_family(config.tasks.name)
+        preparation, spread = read_preparation(run, kind), read_spread(run)
     prepared = kind.read(preparation, str(run / PREPARATION))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is not empty; choose a new folder")
-    spread = read_spread(run) if before is None else before.spread
-    regression = kind.like(prepared, 0).kind == "regression"
-    if spread is None and regression and before is None and not (run / RESULTS).exists():
+    regression, of_run = kind.like(prepared, 0).kind == "regression", before is None and begun is None
+    if spread is None and regression and of_run and not (run / RESULTS).exists():
         told = f"{run} has no {RESULTS} (it was not tested yet, or that was deleted)"
         warnings.warn(f"{told}: intervals are not calibrated, and may hold far less than they say", stacklevel=2)
     learner_of = _learners(config, kind, prepared, where, spread)
-    if before is None:
+    if of_run:
         # the run's own tasks are not made: their data may be elsewhere
         refuse_larger(run, size_of(config, kind.like(prepared, 0)))
-    begin, known = start(learner_of(0)).meta, list[Support]()
-    if before is None:
-        meta = newest(run, begin).best.meta
-    else:
+    origin, known = start(learner_of(0)).meta, list[Support]()
+    if before is not None:
         learned = [NewTask(*task[:3]) for task in before.tasks]
-        meta, known = read_examples(run, learned, begin, partial(kind.like, prepared))
+        origin, known = read_examples(run, learned, origin, partial(kind.like, prepared))
     supports = joined(known, kind.support(prepared, None if source is None else Path(source), strict))
+    if untrained:
+        meta = first_meta(config, learner_of(0), kind.like(prepared, 0), supports)
+    else:
+        meta = origin if before is not None else newest(run, origin).best.meta
     given = [task for task, _ in supports]
     _refuse_ways(config, kind.like(prepared, 0), str(source), given)
     _check_sizes(kind, prepared, given, str(source))
@@ -194,7 +210,8 @@ def adapt(
                 place: AdaptedTask(*given[place], learner_of(classes), _alone(adapted, row))
                 for row, place in enumerate(places)
             }
-    model = AdaptedModel(kind, preparation, config, tuple(tasks[place] for place in range(len(given))), where, spread)
+    every = tuple(tasks[place] for place in range(len(given)))
+    model = AdaptedModel(kind, preparation, config, every, where, spread, untrained)
     _save(out, model)
     if keep_examples:
         write_examples(out, meta, supports)
@@ -274,6 +291,7 @@ def _save(out: Path, model: AdaptedModel) -> None:
         "config": model.config.tree(),
         "preparation": model.preparation,
         "intervals": model.spread and model.spread._asdict(),
+        "untrained": model.untrained,
         "tasks": [NewTask(*task[:3])._asdict() for task in model.tasks],
     }
     make_folder(out)
@@ -312,7 +330,8 @@ def open_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
     learner_of = _learners(config, kind, prepared, where, spread)
     adapted = [one._replace(step=learner_of(len(task.labels)).steps or 0) for task, one in zip(tasks, adapted)]
     found = (AdaptedTask(*task, learner_of(len(task.labels)), own) for task, own in zip(tasks, adapted))
-    return AdaptedModel(kind, described["preparation"], config, tuple(found), where, spread, True)
+    untrained = described.get("untrained") is True
+    return AdaptedModel(kind, described["preparation"], config, tuple(found), where, spread, untrained, True)
 
 
 def _check_sizes(kind: DataKind, prepared: Any, tasks: Sequence[NewTask], where: str) -> None:
@@ -583,11 +602,13 @@ def _card(model: AdaptedModel) -> str:
     table = "\n".join(f"| {name} | {count} |" for name, count in rows)
     what = f"{len(tasks)} tasks" if len(tasks) > 1 else "a task" if tasks[0].name is None else f"`{tasks[0].name}`"
     together = f"\n\n{TOGETHER}" if find("method", config.method.name).transductive else ""
+    source = config.option("tasks.encoder") or config.option("model.name")
+    before = f"on {source} as it is" if model.untrained else f"from weights meta-learned on {called(config)}"
     told = "the model's own, not calibrated" if model.spread is None else spread_text(model.spread)
     return f"""# {what} learned from {total} {kind.examples}
 
-Predicts {kind.predicts(kind.read(model.preparation, "the run"))}. Learned by {config.method.name}{steps}, from weights
-meta-learned on {called(config)}; made with headstart.{together}
+Predicts {kind.predicts(kind.read(model.preparation, "the run"))}. Learned by {config.method.name}{steps},
+{before}; made with headstart.{together}
 
 | {head} | {kind.examples} |
 |---|---|

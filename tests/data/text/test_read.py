@@ -98,6 +98,12 @@ def test_columns_that_do_not_tell_are_asked_for(tmp_path):
         ("a.csv", b"text,label\nWhere is it,a\n ,b\n,c\n", DataError, "line 3: the text is empty \\(so are 1 more\\)"),
         ("a.csv", b"text,label\nWhere is it,a\nAnd now,\n", DataError, "line 3: the label is empty"),
         ("a.csv", "text,label\nWo\xdf,a\n".encode("latin-1"), DataError, "line 2: byte 0xdf is not UTF-8"),
+        (
+            "a.csv",
+            b"My card,a\nYour cat,b\nA cat,a\nA dog,b\nA cow,a\n",
+            DataError,
+            "the first line has to name the columns",
+        ),
         ("a.csv", b"", DataError, "is empty"),
         ("a.csv", b"text,label\n", DataError, "no rows"),
         ("a.jsonl", b'{"text": "a b"\n', DataError, "line 1 is not JSON"),

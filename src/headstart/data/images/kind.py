@@ -24,7 +24,18 @@ from headstart.data.images.folder import (
     task_folders,
 )
 from headstart.data.images.layouts import holds_images, pickles, unpacked
-from headstart.data.kind import DataKind, Elsewhere, Failed, Inputs, NewTask, Row, class_answers, files_of, unsampled
+from headstart.data.kind import (
+    DataKind,
+    Elsewhere,
+    Failed,
+    Inputs,
+    NewTask,
+    Row,
+    Untrained,
+    class_answers,
+    files_of,
+    unsampled,
+)
 from headstart.errors import ConfigError, DataError, FileError
 from headstart.types import Batch, Tasks
 
@@ -61,6 +72,16 @@ def _preparation(tasks: Tasks) -> dict[str, Any] | None:
         "training_classes": hashlib.sha256(names.encode()).hexdigest(),
         "fit": details.get("fit", "crop"),
         "encoder": details.get("encoder"),
+    }
+
+
+def _untrained(source: Path, options: Mapping[str, Any], encoder: Mapping[str, Any] | None) -> dict[str, Any]:
+    told = {} if encoder is None else encoder["told"]
+    size = options["image_size"] or int(told.get("size", 28))
+    of_none = hashlib.sha256(b"").hexdigest()
+    return {
+        **Prepared((options["channels"], size, size), False, 2, of_none, options["fit"])._asdict(),
+        "encoder": encoder,
     }
 
 
@@ -213,6 +234,7 @@ IMAGES = DataKind(
     name="images",
     recognises=_recognises,
     preparation=_preparation,
+    untrained=Untrained(("image_size", "channels", "fit"), _untrained),
     read=_read,
     difference=_difference,
     like=lambda prepared, classes: Tasks(

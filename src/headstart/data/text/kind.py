@@ -18,6 +18,7 @@ from headstart.data.kind import (
     Inputs,
     NewTask,
     Row,
+    Untrained,
     class_answers,
     files_of,
     nothing,
@@ -79,6 +80,13 @@ def _preparation(tasks: Tasks) -> dict[str, Any] | None:
         details["length"], details["lower"], tasks.output_size, hashlib.sha256(names.encode()).hexdigest(),
         details["text"], details["label"], details["encoder"], details.get("task"), details.get("scale"),
     )._asdict()  # fmt: skip
+
+
+def _untrained(source: Path, options: Mapping[str, Any], encoder: Mapping[str, Any] | None) -> dict[str, Any]:
+    found = read_texts(source, options["text"], options["label"], options["task_column"])
+    of_none = hashlib.sha256(b"").hexdigest()
+    own = (options["length"], options["lower"], 2, of_none, found.text, found.label)
+    return {**Prepared(*own, None, found.task)._asdict(), "encoder": encoder}
 
 
 def _read(value: Any, where: str) -> Prepared:
@@ -288,6 +296,7 @@ TEXTS = DataKind(
     name="texts",
     recognises=_recognises,
     preparation=_preparation,
+    untrained=Untrained(("text", "label", "task_column", "length", "lower"), _untrained),
     read=_read,
     difference=_difference,
     like=_like,

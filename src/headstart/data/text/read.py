@@ -180,6 +180,11 @@ def read_texts(
             raise DataError(f"{path}: which column is the text? None of {has} tells; say it with {TEXT.option}")
         left = {name: values for name, values in columns.items() if name not in (split, text, task)}
         label = column_of(str(path), left, LABEL, label) if labelled else None
+        if text is not None and " " in text.strip() and label is not None and label in columns[label]:
+            raise DataError(
+                f"{path}: the first line has to name the columns, but is {text[:60]!r} and {label!r}, as if it were a"
+                " text and its label; put a line above it, such as text,label"
+            )
         texts, labels, splits, tasks = ([] if name is None else columns[name] for name in (text, label, split, task))
         found = Labelled(str(path), texts, labels, splits, where, columns, text, label, tasks, task)
     for what, values in (("text", found.texts), ("label", found.labels), ("task", found.tasks)) if labelled else ():

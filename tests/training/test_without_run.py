@@ -1,0 +1,117 @@
+"""New tasks are learned by a network as it is, where there is no run."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import headstart
+from headstart.cli import app
+from headstart.errors import ConfigError, DataError, FileError, HeadstartError
+
+NETWORKS = """
+import headstart, torch
+from torch import nn
+
+def texts():
+    body = nn.EmbeddingBag(128, 128, mode="sum", padding_idx=0)
+    body.load_state_dict({"weight": torch.eye(128).index_fill(0, torch.tensor([0]), 0)})
+
+    def tokenize(texts):
+        ids = [list(text.encode())[:40] for text in texts]
+        return torch.tensor([row + [0] * (max(map(len, ids)) - len(row)) for row in ids])
+
+    return headstart.of_texts(body, tokenize, pad=0)
+
+def images():
+    return headstart.of_images(nn.AvgPool2d(14), size=14, mean=(0.5,) * 3, std=(0.5,) * 3)
+"""
+COLOURS = {"red": (200, 30, 30), "green": (20, 180, 40), "blue": (30, 40, 190)}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NETWORKS)
+    old = ["the quick zebra,animal", "a zebra zigzags,animal", "my lazy zebra,animal"]
+    new = ["open the vat,tool", "a vat of oil,tool", "zebras graze,animal"]
+    for name, rows in {"old": [*old, "hammer it in,verb", "hammers hum,verb"], "new": new}.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+    (tmp_path / "all.csv").write_text((tmp_path / "old.csv").read_text() + "\n" + "\n".join(new))
+    (tmp_path / "table.csv").write_text("patient,age,pressure\n1,30,120\n2,40,130\n")
+    for name, colour in COLOURS.items():
+        for number in range(2):
+            (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+            shade = tuple(part + 9 * number for part in colour)
+            Image.new("RGB", (24, 16), shade).save(tmp_path / "photos" / name / f"{number}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("network", ["net.py:texts", "ngrams"])
+def test_texts_are_learned_at_once_and_added_to(place, network):
+    one = headstart.adapt(network, place / "old.csv", place / "one")
+    assert one.tasks[0].counts == (3, 2)
+    added = headstart.adapt(place / "one", place / "new.csv", place / "added")
+    whole = headstart.adapt(network, place / "all.csv", place / "whole")
+    assert added.tasks[0].labels == ("animal", "tool", "verb") and added.tasks[0].counts == whole.tasks[0].counts
+    asked = ["zebra", "vat of oil", "hammer hammers"]
+    found, at_once = (headstart.predict(model, asked) for model in (added, headstart.open_adapted(place / "whole")))
+    assert [row["prediction"] for row in found] == ["animal", "tool", "verb"]
+    for row, other in zip(found, at_once, strict=True):  # what all inputs say is read again where some are added
+        assert row["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+    named = network if network == "ngrams" else place / network
+    assert f"on {named} as it is" in (place / "added" / "README.md").read_text()
+
+
+def test_images_from_the_command_line(place, capsys):
+    assert app.run(["adapt", "net.py:images", "photos", "--fit", "pad", "--out", "mine"]) == 0
+    assert "3 classes (blue, green, red) from 6 images" in capsys.readouterr().out
+    assert json.loads((place / "mine" / "config.json").read_text())["preparation"]["fit"] == "pad"
+    assert app.run(["predict", "mine", "photos", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 6 and all(row["prediction"] == Path(row["image"]).parent.name for row in rows)
+    assert app.run(["adapt", "ngrams", "old.csv", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in ("--text", "--label", "--head")) and "--ways" not in told
+
+
+@pytest.mark.parametrize(
+    ("network", "source", "error", "told"),
+    [
+        ("conv4", "photos", ConfigError, "'conv4' knows nothing before it is trained"),
+        ("mlp", "table.csv", ConfigError, "'mlp' knows nothing before it is trained"),
+        ("ngrams", "table.csv", DataError, "which column is the text"),
+        ("net.py:images", "old.csv", DataError, "a CSV file of images has"),
+        ("ngrams", None, ConfigError, "name the examples to learn from"),
+        ("ngrams", "nowhere.csv", FileError, "there is no nowhere.csv"),
+    ],
+)
+def test_what_cannot_be_learned_so_is_refused(
+    place: Path, network: str, source: str | None, error: type[HeadstartError], told: str
+):
+    with pytest.raises(error, match=told):
+        headstart.adapt(network, source, place / "out")
+    assert not (place / "out").exists()
+
+
+def test_columns_that_are_named_must_be_there(place):
+    tree = {"model": "ngrams", "tasks": {"label": "lable"}}
+    with pytest.raises(DataError, match="no column 'lable'"):
+        headstart.adapt(tree, place / "old.csv", place / "out")
+    model = headstart.adapt({**tree, "tasks": {"label": "label"}}, place / "old.csv", place / "out")
+    assert model.preparation["text"] == "text" and model.tasks[0].labels == ("animal", "verb")
+
+
+def test_each_task_of_a_column_is_learned(place):
+    rows = ["who,text,label", "bo,a cat,pet", "bo,a car,thing", "al,a cat,no", "al,a car,yes"]
+    (place / "tasks.csv").write_text("\n".join(rows))
+    model = headstart.adapt({"model": "ngrams", "tasks": {"task_column": "who"}}, place / "tasks.csv", place / "out")
+    assert [(task.name, task.labels) for task in model.tasks] == [("bo", ("pet", "thing")), ("al", ("no", "yes"))]
+    assert headstart.predict(model, ["my cat"], task="al")[0]["prediction"] == "no"
+
+
+def test_too_few_classes_to_train_on_are_told_the_way(place):
+    with pytest.raises(headstart.errors.ShortClassError, match="headstart adapt NETWORK"):
+        headstart.tasks.text(place / "all.csv")
