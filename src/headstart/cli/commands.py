@@ -117,7 +117,8 @@ def _train(
         tasks: A task family's name (headstart list tasks), or a folder or file of your own: a folder of class folders
             of images, a CSV or Parquet file. Several of images: each task is of one of them, by --weights. Default:
             from --config.
-        method: How to meta-learn (headstart list methods). Default: maml; for tables the best of a short list
+        method: How to meta-learn (headstart list methods). Default: maml; for texts, and on a
+            pretrained network, prototypes; for tables the best of a short list
             on the validation tasks, which the report tells.
         model: The network (headstart list models), or a pretrained one (headstart list networks), such as hf:FOLDER.
             Default: conv4 for images, ngrams for texts, else mlp.
