@@ -17,7 +17,6 @@ from headstart.algorithms.heads.head import (
     Head,
     class_members,
     features_of,
-    learner,
     of_classes,
     read_classes,
     shown,
@@ -25,7 +24,7 @@ from headstart.algorithms.heads.head import (
 )
 from headstart.algorithms.kernels import with_one
 from headstart.algorithms.maml import Rate, Steps, maml
-from headstart.algorithms.pooled_classes import CLASSES, pretrained
+from headstart.algorithms.pooled_classes import CLASSES, pretrained, pretrained_head
 from headstart.core import losses
 from headstart.core.adjoints import FirstOrder
 from headstart.core.parameters import Leaf
@@ -37,18 +36,14 @@ from headstart.types import Adapted, Batch, Info, Learner, Meta, Params, Tree
 Tuned = Literal["all", "last", "low_rank"]
 
 
-@extends(pretrained, without=("cosine",))
+@extends(pretrained_head, without=("cosine",))
 def linear_probe(
     module: nn.Module | None = None,
     *,
     fit_steps: Steps = 100,
     fit_rate: Rate = 1.0,
     decay: NotNegative = 0.001,
-    inputs: int | None = None,
-    features: int | None = None,
-    classes: int | None = None,
     ways: int | None = None,
-    shared_classes: bool = False,
     **options: Any,
 ) -> Learner:
     """Fit a linear classifier to each task on features that stay as they are: "Baseline" of Chen et al. 2019.
@@ -64,17 +59,15 @@ def linear_probe(
             with which the loss falls up to 2.
         decay: the weight of the penalty on the classifier's weights.
         ways: number of classes; by default the largest support label plus one.
-        shared_classes: as in `prototypes`.
-        options: those of `embedding`.
+        options: those of `pretrained_head`.
 
     Reference: Chen, Liu, Kira, Wang, Huang 2019, arXiv:1904.04232.
     """
     head = _fitted_by_steps(fit_steps, fit_rate, decay, ways, None)
-    made = learner(module, head, ways=ways, shared_classes=shared_classes, **options)
-    return pretrained(made, module, inputs=inputs, features=features, classes=classes, **options)
+    return pretrained_head(module, head, ways=ways, **options)
 
 
-@extends(pretrained, without=("cosine",))
+@extends(pretrained_head, without=("cosine",))
 def baseline_plus_plus(
     module: nn.Module | None = None,
     *,
@@ -82,11 +75,7 @@ def baseline_plus_plus(
     fit_rate: Rate = 1.0,
     decay: NotNegative = 0.001,
     scale: Positive = 10.0,
-    inputs: int | None = None,
-    features: int | None = None,
-    classes: int | None = None,
     ways: int | None = None,
-    shared_classes: bool = False,
     **options: Any,
 ) -> Learner:
     """Baseline++: pre-train with a cosine classifier, and fit a new one to each task on features that stay.
@@ -102,14 +91,12 @@ def baseline_plus_plus(
         decay: the weight of the penalty on the classifier's weights.
         scale: where the scale τ of the cosines starts.
         ways: number of classes; by default the largest support label plus one.
-        shared_classes: as in `prototypes`.
-        options: those of `embedding`.
+        options: those of `pretrained_head`.
 
     Reference: Chen, Liu, Kira, Wang, Huang 2019, arXiv:1904.04232.
     """
     head = _fitted_by_steps(fit_steps, fit_rate, decay, ways, scale)
-    made = learner(module, head, ways=ways, shared_classes=shared_classes, **options)
-    return pretrained(made, module, inputs=inputs, features=features, classes=classes, cosine=True, **options)
+    return pretrained_head(module, head, ways=ways, cosine=True, **options)
 
 
 def _fitted_by_steps(steps: int, rate: float, decay: float, ways: int | None, tau: float | None) -> Head:

@@ -7,7 +7,7 @@ from annotated_types import Ge, Lt
 from torch import Generator, Tensor, nn
 
 from headstart.algorithms.adaptation import uniform
-from headstart.algorithms.heads.head import embedding, features_of
+from headstart.algorithms.heads.head import Head, embedding, features_of, learner as head_learner
 from headstart.algorithms.prototypes import prototypes
 from headstart.algorithms.reptile import joined
 from headstart.core import losses
@@ -76,6 +76,32 @@ def pretrained(
         return found, Info(found.new_zeros(0, len(found)), found.detach())
 
     return learner._replace(init=init, objective=objective, gradient=backprop, exact=True, pooled=True)
+
+
+@extends(pretrained)
+def pretrained_head(
+    module: nn.Module | None,
+    head: Head,
+    *,
+    inputs: int | None = None,
+    features: int | None = None,
+    classes: int | None = None,
+    cosine: bool = False,
+    ways: int | None = None,
+    shared_classes: bool = False,
+    **options: Any,
+) -> Learner:
+    """Return the learner that fits ``head`` to each task, on the features of an embedding that is `pretrained`.
+
+    Args:
+        module: the embedding, its outputs flattened; by default the inputs themselves, flattened.
+        head: what is fitted to a task's support set.
+        ways: number of classes; by default the largest support label plus one.
+        shared_classes: as in `prototypes`.
+        inputs, features, classes, cosine, options: as in `pretrained`.
+    """
+    made = head_learner(module, head, ways=ways, shared_classes=shared_classes, **options)
+    return pretrained(made, module, inputs=inputs, features=features, classes=classes, cosine=cosine, **options)
 
 
 @extends(pretrained, without=("cosine",))

@@ -6,9 +6,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from headstart.algorithms.heads.head import Head, embedding, features_of, learner, read_classes
+from headstart.algorithms.heads.head import Head, embedding, features_of, read_classes
 from headstart.algorithms.kernels import squared_distances
-from headstart.algorithms.pooled_classes import pretrained
+from headstart.algorithms.pooled_classes import pretrained_head
 from headstart.algorithms.prototypes import class_means
 from headstart.algorithms.reptile import joined
 from headstart.core import losses
@@ -22,7 +22,7 @@ Transform = Literal["CL2N", "L2N", "UN"]
 _MOST, _TOGETHER = 256, 16
 
 
-@extends(pretrained, without=("cosine",))
+@extends(pretrained_head, without=("cosine",))
 def simple_shot(
     module: nn.Module | None = None,
     *,
@@ -46,8 +46,7 @@ def simple_shot(
         transform: what is done to features: centre and scale them to length 1 (``"CL2N"``), scale them alone
             (``"L2N"``), or nothing (``"UN"``).
         ways: number of classes; by default the largest support label plus one.
-        shared_classes: as in `prototypes`.
-        options: those of `embedding`.
+        inputs, features, classes, shared_classes, options: as in `pretrained_head`.
 
     Reference: Wang, Chao, Weinberger, van der Maaten 2019, arXiv:1911.04623.
     """
@@ -83,6 +82,6 @@ def simple_shot(
 
     numbers = {"centre": torch.zeros(features_of(module, inputs, features))} if centred else {}
     head = Head(numbers, fit, outputs, losses.cross_entropy, False)
-    made = learner(module, head, ways=ways, shared_classes=shared_classes, **options)
-    made = made._replace(prepare=prepare, renewed=centred)
-    return pretrained(made, module, inputs=inputs, features=features, classes=classes, **options)
+    sizes: Any = {"inputs": inputs, "features": features, "classes": classes, "ways": ways}
+    made = pretrained_head(module, head, **sizes, shared_classes=shared_classes, **options)
+    return made._replace(prepare=prepare, renewed=centred)

@@ -6,8 +6,8 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
-from headstart.algorithms.heads.head import Head, class_members, learner
-from headstart.algorithms.pooled_classes import pretrained
+from headstart.algorithms.heads.head import Head, class_members
+from headstart.algorithms.pooled_classes import pretrained_head
 from headstart.algorithms.prototypes import class_means
 from headstart.core import losses
 from headstart.core.values import readable
@@ -21,18 +21,14 @@ _DISTANCES = 2**22
 _STEPS = 200
 
 
-@extends(pretrained, without=("cosine",))
+@extends(pretrained_head, without=("cosine",))
 def label_propagation(
     module: nn.Module | None = None,
     *,
     neighbours: Count = 20,
     alpha: Annotated[float, Gt(0), Lt(1)] = 0.8,
     width: Positive = 0.2,
-    inputs: int | None = None,
-    features: int | None = None,
-    classes: int | None = None,
     ways: int | None = None,
-    shared_classes: bool = False,
     **options: Any,
 ) -> Learner:
     """Spread the support labels Y over a graph of support and query examples: F = (1 − α)(I − αS)⁻¹ Y.
@@ -50,8 +46,7 @@ def label_propagation(
         alpha: α, how much a node takes of its neighbours' labels against its own.
         width: σ in units of the usual distance to a neighbour; the smaller, the more the very nearest count.
         ways: number of classes; by default the largest support label plus one.
-        shared_classes: as in `prototypes`.
-        options: those of `embedding`.
+        options: those of `pretrained_head`.
 
     Reference: Zhou, Bousquet, Lal, Weston, Schölkopf 2003, "Learning with local and global consistency", NIPS 16.
     """
@@ -71,8 +66,7 @@ def label_propagation(
         return spread.clamp(min=torch.finfo(spread.dtype).tiny).log()
 
     head = Head({}, fit, outputs, losses.cross_entropy)
-    made = learner(module, head, ways=ways, shared_classes=shared_classes, **options)._replace(transductive=True)
-    return pretrained(made, module, inputs=inputs, features=features, classes=classes, **options)
+    return pretrained_head(module, head, ways=ways, **options)._replace(transductive=True)
 
 
 def propagated(
@@ -141,17 +135,13 @@ def _nearest(nodes: Tensor, there: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.cat([one.values for one in found], 1), torch.cat([one.indices for one in found], 1)
 
 
-@extends(pretrained, without=("cosine",))
+@extends(pretrained_head, without=("cosine",))
 def bd_cspn(
     module: nn.Module | None = None,
     *,
     scale: Positive = 10.0,
     confident: Whole = 8,
-    inputs: int | None = None,
-    features: int | None = None,
-    classes: int | None = None,
     ways: int | None = None,
-    shared_classes: bool = False,
     **options: Any,
 ) -> Learner:
     """BD-CSPN: cosine class means, less the bias of few support examples, by a task's query set.
@@ -168,8 +158,7 @@ def bd_cspn(
         scale: where the scale τ of the cosines starts.
         confident: how many queries a class takes in, at most.
         ways: number of classes; by default the largest support label plus one.
-        shared_classes: as in `prototypes`.
-        options: those of `embedding`.
+        options: those of `pretrained_head`.
 
     Reference: Liu, Song, Qin 2020, arXiv:1911.10713.
     """
@@ -196,8 +185,7 @@ def bd_cspn(
         return tau * _cosines(queries, means)
 
     head = Head({"scale": scale}, fit, outputs, losses.cross_entropy)
-    made = learner(module, head, ways=ways, shared_classes=shared_classes, **options)._replace(transductive=True)
-    return pretrained(made, module, inputs=inputs, features=features, classes=classes, cosine=True, **options)
+    return pretrained_head(module, head, ways=ways, cosine=True, **options)._replace(transductive=True)
 
 
 def _cosines(left: Tensor, right: Tensor) -> Tensor:
