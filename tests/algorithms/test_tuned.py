@@ -10,6 +10,7 @@ from headstart import maml, meta_gradient, prototypes, ridge, rules
 from headstart.algorithms.adapters import LowRank
 from headstart.algorithms.tuned import last_blocks, steady, trunk
 from headstart.errors import FileError, UsageError
+from headstart.forward.functional import functional
 from headstart.testing import check_learner
 from headstart.types import Batch, Episodes
 
@@ -90,8 +91,9 @@ def test_only_what_is_learned_is_in_theta(source):
         }
         for how in ("low_rank", "last", "all")
     }
-    assert learned["low_rank"] == {f"blocks.1.{name}.{part}" for name in "qkv" for part in ("down", "up")}
-    assert learned["last"] == {f"blocks.1.{name}.{part}" for name in "qkv" for part in ("weight", "bias")}
+    above = "above.network.blocks.1"
+    assert learned["low_rank"] == {f"{above}.{name}.{part}" for name in "qkv" for part in ("down", "up")}
+    assert learned["last"] == {f"{above}.{name}.{part}" for name in "qkv" for part in ("weight", "bias")}
     assert learned["all"] == {
         f"blocks.{n}.{name}.{part}" for n in "01" for name in "qkv" for part in ("weight", "bias")
     }
@@ -114,8 +116,23 @@ def test_padding_changes_nothing(source):
 
 def test_nothing_below_the_first_learned_block_is_remembered(source):
     net, seen = trunk(5, source=source, blocks=1), []
-    net.blocks[0].register_forward_hook(lambda layer, args, out: seen.append(out.requires_grad))
+    below = net.get_submodule("below.network.blocks.0")
+    below.register_forward_hook(lambda layer, args, out: seen.append(out.requires_grad))
     assert net(padded().support.x[0]).requires_grad and seen == [False]
+
+
+def test_normalisation_by_the_batch_goes_by_what_the_network_knows(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import headstart, torch\nfrom torch import nn\n\ndef make():\n    torch.manual_seed(0)\n"
+        "    block = lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))\n"
+        "    net = nn.Sequential(block(), block())\n    net(torch.randn(9, 3, 4, 4))\n"
+        "    return headstart.of_images(net, size=4, mean=[0] * 3, std=[1] * 3)\n"
+    )
+    own = f"{tmp_path / 'own.py'}:make"
+    net, x = trunk((3, 4, 4), source=own, tuned="last"), torch.rand(1, 6, 3, 4, 4)
+    model = functional(net)
+    alone, together = (model.apply(model.params, {}, part)[0] for part in (x[:, :1], x))
+    torch.testing.assert_close(alone, together[:, :1])
 
 
 def test_what_cannot_be_learned(source, tmp_path):
@@ -132,14 +149,15 @@ def test_adapters_as_peft_has_them(source, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(told))
     net = trunk(5, source=source, tuned=tmp_path)
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, LowRank)}
-    assert set(layers) == {"blocks.1.q", "blocks.1.v"} and layers["blocks.1.q"].strength == 3
+    above = "above.network.blocks.1"
+    assert set(layers) == {f"{above}.q", f"{above}.v"} and layers[f"{above}.q"].strength == 3
     weights = {
-        f"base_model.model.{name}.lora_{part}.weight": torch.ones(*shape, dtype=torch.float64)
-        for name in layers
+        f"base_model.model.blocks.1.{name}.lora_{part}.weight": torch.ones(*shape, dtype=torch.float64)
+        for name in "qv"
         for part, shape in (("A", (2, 4)), ("B", (4, 2)))
     }
     save_file(weights, tmp_path / "adapter_model.safetensors")
-    given = trunk(5, source=source, tuned=tmp_path).blocks[1].q
+    given = trunk(5, source=source, tuned=tmp_path).get_submodule(f"{above}.q")
     x = torch.randn(3, 4, dtype=torch.float64)
     torch.testing.assert_close(given(x), given.layer(x) + 3 * 2 * x.sum(-1, keepdim=True))
     save_file({**weights, "more": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")

@@ -11,13 +11,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from headstart.algorithms.adapters import LowRank, low_rank
 from headstart.core.parameters import Leaf
 from headstart.errors import FileError, UsageError
 from headstart.forward.python_state import copied
-from headstart.models.trunks.trunk import module_of, open_trunk
+from headstart.models.trunks.cut import blocks_of, cut
+from headstart.models.trunks.trunk import module_of, open_trunk, some
 from headstart.schema import Count
 
 #: What peft can do with its adapters besides, and is not read here.
@@ -44,7 +46,7 @@ def trunk(
     """Return a pretrained network with a part of its weights to learn; the others are constants, and in no checkpoint.
 
     Low-rank adapters start at no change at all. Nothing is remembered for derivatives below the first block with
-    something to learn, and nothing is dropped at random.
+    something to learn, which inner steps need only compute once (`cut`), and nothing is dropped at random.
 
     Args:
         inputs: the shape of what the network takes; not used, but accepted so that all models are made alike.
@@ -52,8 +54,8 @@ def trunk(
         source: where the network is, such as ``hf:FOLDER``.
         sha256: what the digest of the network must be, where that is known.
         tuned: what is learned: low-rank adapters beside the linear layers of the last blocks (low_rank), the last
-            blocks themselves (last), everything but embeddings (all), or the low-rank adapters that an
-            ``adapter_config.json`` of peft's says, from the weights beside it, where there are any.
+            blocks themselves (last), everything (all), both but for embeddings and batch normalisation, or the low-rank
+            adapters that an ``adapter_config.json`` of peft's says, from the weights beside it, where there are any.
         rank: rank of the adapters.
         blocks: the last so many blocks; by default one for the blocks themselves, and all for adapters.
 
@@ -66,7 +68,9 @@ def trunk(
     if source is None:
         raise UsageError("the model 'trunk' is a pretrained network; say which, with --model hf:FOLDER or source=")
     with torch.device("cpu"):  # where only shapes are asked for, constants are what they are
-        body = steady(_tuned(module_of(open_trunk(source, sha256=sha256)), source, tuned, rank, blocks).eval())
+        opened = open_trunk(source, sha256=sha256)
+        body = steady(_tuned(module_of(opened), source, tuned, rank, blocks).eval())
+        body = cut(body, opened.inputs(some(opened)))
         if outputs is None:
             return body
         shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
@@ -86,27 +90,18 @@ def _tuned(body: nn.Module, source: str, tuned: str | Path, rank: int, blocks: i
     within = ("",) if tuned == "all" else last_blocks(body, blocks or 1, source)
     body = copied(body)
     for path, layer in body.named_modules():
-        if _within(path, within) and not isinstance(layer, nn.Embedding):
+        if _within(path, within) and not isinstance(layer, (nn.Embedding, _BatchNorm)):
             for parameter in layer.parameters(recurse=False):
                 parameter.requires_grad_(parameter.is_floating_point())
     return body
 
 
 def last_blocks(module: nn.Module, count: int, source: str = "the network") -> tuple[str, ...]:
-    """Return the paths of the last ``count`` blocks: of the longest list or sequence of layers of one type.
-
-    >>> last_blocks(nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))), 1)
-    ('1.1',)
-    """
-    found: list[str] = []
-    for path, holder in module.named_modules():
-        children = [(name, child) for name, child in holder.named_children() if any(True for _ in child.parameters())]
-        listed = isinstance(holder, (nn.ModuleList, nn.Sequential)) and len({type(child) for _, child in children}) == 1
-        if listed and len(children) > len(found):
-            found = [f"{path}.{name}".lstrip(".") for name, _ in children]
+    """Return the paths of the last ``count`` blocks of a network (`blocks_of`)."""
+    found = blocks_of(module)
     if len(found) < count:
         raise UsageError(f"{source} has {len(found)} blocks of one type in a row, but {count} are to be learned")
-    return tuple(found[-count:])
+    return found[-count:]
 
 
 def _within(path: str, parts: Sequence[str]) -> bool:

@@ -21,7 +21,7 @@ from headstart.data.cache import cache_dir, whole
 from headstart.data.text.read import CutTextWarning
 from headstart.errors import ConfigError, FileError
 from headstart.models.trunks.source import absolute
-from headstart.models.trunks.trunk import Trunk, features_of, open_trunk
+from headstart.models.trunks.trunk import Trunk, features_of, open_trunk, some
 
 Encoded: TypeAlias = Literal["features", "inputs"]
 """What of a pretrained network examples are."""
@@ -77,9 +77,7 @@ class Encoder(NamedTuple):
 
 def encoder_of(trunk: Trunk) -> Encoder:
     """Return what is kept of a frozen network whose features examples are to be, before there is any."""
-    size = int(trunk.told.get("size", 28))
-    one: Examples = ["a"] if trunk.takes == "texts" else torch.zeros(1, 3, size, size, dtype=torch.uint8)
-    return _encoder(trunk, "features", features_of(trunk, one))
+    return _encoder(trunk, "features", features_of(trunk, some(trunk)))
 
 
 def _encoder(trunk: Trunk, how: Encoded, found: Tensor) -> Encoder:

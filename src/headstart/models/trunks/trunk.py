@@ -66,6 +66,14 @@ def open_trunk(source: str, *, sha256: str | None = None) -> Trunk:
     return trunk
 
 
+def some(trunk: Trunk) -> list[str] | Tensor:
+    """Return two examples such as a trunk takes, by which to see what it does."""
+    if trunk.takes == "texts":
+        return ["a", "a few more words"]
+    size, generator = int(trunk.told.get("size", 28)), torch.Generator().manual_seed(0)
+    return torch.randint(256, (2, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
 def changed(source: str) -> FileError:
     """Return the error for a trunk that is another one than it was."""
     own = "; a function of your own has to give the same weights whenever it is called" if ".py:" in source else ""
