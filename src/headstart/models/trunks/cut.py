@@ -5,7 +5,6 @@ block. So both parts run the network's own forward, the first with nothing in pl
 what the first has found in place of the earlier ones.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -47,8 +46,9 @@ def cut(module: nn.Module, x: Tensor) -> nn.Module:
     first = min(of, default=0)
     if not first:
         return module
-    below, above = _Below(module, blocks[first:]).requires_grad_(False), _Above(module, blocks[:first])
-    parts = nn.Sequential(OrderedDict(below=below, above=above))
+    parts = nn.Sequential()
+    parts.add_module("below", _Below(module, blocks[first:]).requires_grad_(False))
+    parts.add_module("above", _Above(module, blocks[:first]))
     return parts if _alike(parts, module, x) else module
 
 
