@@ -91,12 +91,13 @@ def test_only_what_is_learned_is_in_theta(source):
         }
         for how in ("low_rank", "last", "all")
     }
-    above = "above.network.blocks.1"
-    assert learned["low_rank"] == {f"{above}.{name}.{part}" for name in "qkv" for part in ("down", "up")}
-    assert learned["last"] == {f"{above}.{name}.{part}" for name in "qkv" for part in ("weight", "bias")}
-    assert learned["all"] == {
-        f"blocks.{n}.{name}.{part}" for n in "01" for name in "qkv" for part in ("weight", "bias")
-    }
+    own, above = {"residual.centre", "residual.linear.weight"}, "body.above.network.blocks.1"
+    assert learned["low_rank"] == {f"{above}.{name}.{part}" for name in "qkv" for part in ("down", "up")} | own
+    assert learned["last"] == {f"{above}.{name}.{part}" for name in "qkv" for part in ("weight", "bias")} | own
+    assert (
+        learned["all"]
+        == {f"body.blocks.{n}.{name}.{part}" for n in "01" for name in "qkv" for part in ("weight", "bias")} | own
+    )
     theta = prototypes(trunk(5, source=source, blocks=1)).init(None).params
     assert set(theta) == learned["low_rank"]
 
@@ -109,6 +110,15 @@ def test_adapters_start_at_the_network_itself_and_drop_nothing(source):
         torch.testing.assert_close(net(x), frozen(x), rtol=0, atol=0)
 
 
+def test_features_start_centred_at_the_mean_of_the_inputs(source):
+    net, x = trunk(5, source=source, tuned="last"), padded().support.x.flatten(0, 1)
+    found = net.body(x)
+    started = net.start_by_inputs(x)
+    torch.testing.assert_close(started["residual.centre"], found.mean(0).detach())
+    net.load_state_dict(net.state_dict() | started)
+    torch.testing.assert_close(net(x), found - found.mean(0))
+
+
 def test_padding_changes_nothing(source):
     net, x = trunk(5, source=source), padded().support.x[0]
     torch.testing.assert_close(net(torch.nn.functional.pad(x, (0, 4))), net(x))
@@ -116,7 +126,7 @@ def test_padding_changes_nothing(source):
 
 def test_nothing_below_the_first_learned_block_is_remembered(source):
     net, seen = trunk(5, source=source, blocks=1), []
-    below = net.get_submodule("below.network.blocks.0")
+    below = net.get_submodule("body.below.network.blocks.0")
     below.register_forward_hook(lambda layer, args, out: seen.append(out.requires_grad))
     assert net(padded().support.x[0]).requires_grad and seen == [False]
 
@@ -149,7 +159,7 @@ def test_adapters_as_peft_has_them(source, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(told))
     net = trunk(5, source=source, tuned=tmp_path)
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, LowRank)}
-    above = "above.network.blocks.1"
+    above = "body.above.network.blocks.1"
     assert set(layers) == {f"{above}.q", f"{above}.v"} and layers[f"{above}.q"].strength == 3
     weights = {
         f"base_model.model.blocks.1.{name}.lora_{part}.weight": torch.ones(*shape, dtype=torch.float64)

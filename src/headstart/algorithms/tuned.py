@@ -18,9 +18,11 @@ from headstart.algorithms.adapters import LowRank, low_rank
 from headstart.core.parameters import Leaf
 from headstart.errors import FileError, UsageError
 from headstart.forward.python_state import copied
+from headstart.models.projection import Residual
 from headstart.models.trunks.cut import blocks_of, cut
 from headstart.models.trunks.trunk import module_of, open_trunk, some
 from headstart.schema import Count
+from headstart.types import Params
 
 #: What peft can do with its adapters besides, and is not read here.
 _MORE = (
@@ -31,6 +33,9 @@ _MORE = (
 _STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 #: What layers of transformers call the share that they drop, where it is not in a layer of its own.
 _DROPS = ("dropout", "dropout_p", "dropout_prob", "attention_dropout", "hidden_dropout", "activation_dropout")
+
+#: Inputs that a mean of features is taken of, at most, and so many at a time.
+_MOST, _TOGETHER = 2048, 64
 
 
 def trunk(
@@ -45,8 +50,10 @@ def trunk(
 ) -> nn.Module:
     """Return a pretrained network with a part of its weights to learn; the others are constants, and in no checkpoint.
 
-    Low-rank adapters start at no change at all. Nothing is remembered for derivatives below the first block with
-    something to learn, which inner steps need only compute once (`cut`), and nothing is dropped at random.
+    Behind it comes a `headstart.models.projection.Residual`: z + W z with z = f(x) − c, which starts at W = 0 and the
+    mean c of the features of training inputs. Low-rank adapters start at no change at all. Nothing is remembered for
+    derivatives below the first block with something to learn, which inner steps need only compute once (`cut`), and
+    nothing is dropped at random.
 
     Args:
         inputs: the shape of what the network takes; not used, but accepted so that all models are made alike.
@@ -71,12 +78,24 @@ def trunk(
         opened = open_trunk(source, sha256=sha256)
         body = steady(_tuned(module_of(opened), source, tuned, rank, blocks).eval())
         body = cut(body, opened.inputs(some(opened)))
-        if outputs is None:
-            return body
-        shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
         with torch.no_grad():
-            width = body(torch.zeros(1, *shape)).shape[-1]
-        return nn.Sequential(OrderedDict(body=body, head=nn.Linear(width, outputs)))
+            found = body(opened.inputs(some(opened)))
+        layers = OrderedDict[str, nn.Module](body=body, residual=Residual(found.shape[-1]))
+        layers |= {} if outputs is None else {"head": nn.Linear(found.shape[-1], outputs)}
+        return Tuned(layers).to(found.dtype)
+
+
+class Tuned(nn.Sequential):
+    """What `trunk` returns."""
+
+    @torch.no_grad()
+    def start_by_inputs(self, x: Tensor) -> Params:
+        """Return the centre: the mean of the features of inputs ``(n, …)``."""
+        body, found = self.get_submodule("body"), list[Tensor]()
+        # as many as tell a mean, from all over
+        for part in x[:: -(-len(x) // _MOST)].split(_TOGETHER):
+            found.append(body(part.to(next(body.parameters()).device)))
+        return {"residual.centre": torch.cat(found).mean(0)}
 
 
 def _tuned(body: nn.Module, source: str, tuned: str | Path, rank: int, blocks: int | None) -> nn.Module:
