@@ -113,7 +113,7 @@ def test_adapters_start_at_the_network_itself_and_drop_nothing(source):
 def test_features_start_centred_at_the_mean_of_the_inputs(source):
     net, x = trunk(5, source=source, tuned="last"), padded().support.x.flatten(0, 1)
     found = net.body(x)
-    started = net.start_by_inputs(x)
+    started = net.start_by_inputs([x[:5], x[5:]])
     torch.testing.assert_close(started["residual.centre"], found.mean(0).detach())
     net.load_state_dict(net.state_dict() | started)
     torch.testing.assert_close(net(x), found - found.mean(0))

@@ -89,12 +89,11 @@ class Tuned(nn.Sequential):
     """What `trunk` returns."""
 
     @torch.no_grad()
-    def start_by_inputs(self, x: Tensor) -> Params:
+    def start_by_inputs(self, inputs: Sequence[Tensor]) -> Params:
         """Return the centre: the mean of the features of inputs ``(n, …)``."""
-        body, found = self.get_submodule("body"), list[Tensor]()
-        # as many as tell a mean, from all over
-        for part in x[:: -(-len(x) // _MOST)].split(_TOGETHER):
-            found.append(body(part.to(next(body.parameters()).device)))
+        body, step = self.get_submodule("body"), -(-sum(map(len, inputs)) // _MOST)  # as many as tell a mean
+        device = next(body.parameters()).device
+        found = [body(part.to(device)) for x in inputs for part in x[::step].split(_TOGETHER)]
         return {"residual.centre": torch.cat(found).mean(0)}
 
 

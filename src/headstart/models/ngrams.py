@@ -69,13 +69,14 @@ def ngrams(
 class Ngrams(nn.Sequential):
     """The layers of `ngrams`."""
 
-    def start_by_inputs(self, x: Tensor) -> Params:
+    def start_by_inputs(self, inputs: Sequence[Tensor]) -> Params:
         """Return log w of inverse document frequencies, w_k = 1 + log((1 + N) / (1 + N_k)).
 
         N_k of the N texts ``(N, length)`` have n-grams of hash k.
         """
-        there = torch.stack([(self.get_submodule("counts")(some) > 0).sum(0) for some in x.split(256)]).sum(0)
-        return {"weights.log_weight": (1 + ((1 + len(x)) / (1 + there)).log()).log()}
+        counts, parts = self.get_submodule("counts"), [part for x in inputs for part in x.split(256)]
+        there = torch.stack([(counts(part) > 0).sum(0) for part in parts]).sum(0)
+        return {"weights.log_weight": (1 + ((1 + sum(map(len, parts))) / (1 + there)).log()).log()}
 
 
 class Hashed(nn.Module):

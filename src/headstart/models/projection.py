@@ -38,9 +38,9 @@ def projection(inputs: int | Sequence[int], outputs: int | None = None, *, norma
 class Projection(nn.Sequential):
     """What `projection` returns."""
 
-    def start_by_inputs(self, x: Tensor) -> Params:
+    def start_by_inputs(self, inputs: Sequence[Tensor]) -> Params:
         """Return the centre: the mean of inputs ``(n, *features)``."""
-        return {"residual.centre": x.flatten(1).mean(0)}
+        return {"residual.centre": torch.cat([x.flatten(1) for x in inputs]).mean(0)}
 
 
 class Residual(nn.Module):

@@ -1,5 +1,6 @@
 """Networks that start from what the inputs of the training tasks say, such as how rare their n-grams are."""
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import Protocol, runtime_checkable
 
@@ -17,8 +18,8 @@ _MOST, _TOGETHER = 128, 8
 class ByInputs(Protocol):
     """A module whose parameters, or some of them, start from what training inputs say."""
 
-    def start_by_inputs(self, x: Tensor) -> Params:
-        """Return parameters by name, for inputs ``(n, *features)``, each of them once."""
+    def start_by_inputs(self, inputs: Sequence[Tensor]) -> Params:
+        """Return parameters by name, for inputs ``(n, *features)`` of each shape that there is, each of them once."""
         ...
 
 
@@ -45,11 +46,12 @@ def started_by_inputs(learner: Learner, module: ByInputs) -> Learner:
     return learner._replace(prepare=prepare)
 
 
-def _inputs(tasks: Tasks) -> Tensor:
-    """Return the different inputs of training tasks; one that is 0 throughout is none."""
-    count, found = min(_MOST, (tasks.counts or {}).get("train", _MOST)), list[Tensor]()
+def _inputs(tasks: Tasks) -> list[Tensor]:
+    """Return the different inputs of training tasks, by their shapes; one that is 0 throughout is none."""
+    count, found = min(_MOST, (tasks.counts or {}).get("train", _MOST)), dict[torch.Size, list[Tensor]]()
     for first in range(0, count, _TOGETHER):
         episodes = tasks.sample("train", range(first, min(first + _TOGETHER, count)))
-        rows = torch.cat([batch.x.flatten(0, 1) for batch in episodes])
-        found.append(rows[rows.flatten(1).any(1)].unique(dim=0))
-    return torch.cat(found).unique(dim=0)
+        for batch in episodes:
+            rows = batch.x.flatten(0, 1)
+            found.setdefault(rows.shape[1:], []).append(rows[rows.flatten(1).any(1)].unique(dim=0))
+    return [torch.cat(rows).unique(dim=0) for rows in found.values()]
