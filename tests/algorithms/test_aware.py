@@ -1,11 +1,14 @@
 """The proposal goes by the module, says why, and can be overridden part by part."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
 
 import headstart
 from headstart import Context, FirstOrder, rules
+from headstart.algorithms.adapters import low_rank
 from headstart.algorithms.aware import propose
 from headstart.algorithms.reading import read
 from headstart.errors import UnknownNameError, UsageError
@@ -140,6 +143,32 @@ def test_a_large_module_moves_its_head_and_the_norms_that_it_has():
         if isinstance(layer, nn.BatchNorm2d):
             layer.requires_grad_(False)
     assert propose(convolutions).moves == ("head",)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_large_network_of_blocks_gets_adapters_beside_the_later_ones(monkeypatch, frozen):
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(4, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return x + self.outer(self.inner(x).relu())
+
+    body = nn.Sequential(*(Block() for _ in range(4))).requires_grad_(not frozen)
+    net = nn.Sequential(OrderedDict(body=body, head=nn.Linear(4, 3)))
+    assert propose(net).adapters == ()  # it is small
+    monkeypatch.setattr("headstart.algorithms.aware.LARGE", 100)
+    learner, lines = told(net, steps=2, rate=0.1)
+    assert lines["moves"].startswith("head, low-rank adapters beside 4 linear layers of the later blocks (319 values")
+    meta = learner.init(torch.Generator().manual_seed(0))
+    own = {f"body.{n}.{name}.{part}" for n in (2, 3) for name in ("inner", "outer") for part in ("down", "up")}
+    learned = {"head.weight", "head.bias"} | own
+    assert {name.removeprefix("log_rate.") for name in meta.structure if "rate" in name} == learned
+    assert (set(meta.params) == learned) == frozen and learned <= set(meta.params)
+    support = headstart.Batch(torch.randn(2, 3, 4), torch.arange(3).expand(2, 3))
+    assert set(learner.adapt(meta, support)[0].params) == learned
+    assert propose(net, moves="head").adapters == propose(low_rank(net)).adapters == ()
 
 
 def test_what_is_frozen_is_not_asked_to_stay():

@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import nn
 
 from headstart.algorithms.adaptation import Start
+from headstart.algorithms.adapters import LowRank, low_rank
+from headstart.algorithms.film import reachable
 from headstart.algorithms.maml import Rate, Steps, maml
 from headstart.algorithms.maml_plus_plus import annealed
 from headstart.algorithms.proto_maml import prototype_start
@@ -17,6 +19,7 @@ from headstart.core.rules import Rule, chain, curvature, exclude, only, per_tens
 from headstart.errors import UsageError, check_known, unknown_name
 from headstart.forward.functional import Buffers
 from headstart.forward.task_map import TaskMap, TaskMapName
+from headstart.models.trunks.cut import blocks_of
 from headstart.schema import Probability, extends
 from headstart.types import Learner
 
@@ -26,6 +29,8 @@ Begin = Literal["prototypes", "initial"]
 
 #: Above this many values, adaptation moves only what is cheap to keep for every task.
 LARGE = 3_000_000
+#: The rank of adapters.
+RANK = 8
 #: Up to this width, factors of a layer's curvature cost no more than the layer.
 NARROW = 256
 #: From this many inner steps on, what every step computed is no longer kept.
@@ -37,6 +42,8 @@ class Proposal(NamedTuple):
 
     reading: Reading
     start: Begin
+    adapters: tuple[str, ...]
+    """Linear layers that get a low-rank addition (`low_rank`)."""
     moves: tuple[What, ...]
     """What adaptation moves; empty: everything but ``stays``."""
     stays: tuple[What, ...]
@@ -72,7 +79,8 @@ def aware(
     """Adapt ``module``, aware of what it is: L(θ, M) = Σᵢ Lᵢ(θ, M) with M proposed from its layers.
 
     `propose` reads the module and chooses where tasks start, what moves, with which rates and in which geometry, and
-    how meta-training goes; each choice is said with its reason, and can be overridden.
+    how meta-training goes; each choice is said with its reason, and can be overridden. A network of blocks that is
+    large, as pretrained ones are, frozen or not, gets low-rank adapters beside the linear layers of its later blocks.
 
     Args:
         rate: where the step sizes start.
@@ -106,6 +114,8 @@ def aware(
     if explain is not None:
         for choice in plan.choices:
             explain(choice)
+    if plan.adapters:
+        module = low_rank(module, rank=RANK, what=lambda leaf: leaf.name in plan.adapters)
     begin = start if isinstance(start, Start) else None
     if plan.start == "prototypes":
         begin = prototype_start(module, blend=True, taskmap=taskmap, buffers=buffers)
@@ -155,7 +165,8 @@ def propose(
         raise UsageError("rule= is the whole inner update, in place of moves=, rates= and geometry=; leave those out")
     reading = read(module)
     begin, begins = _start(reading, loss, start)
-    moving, staying, moved = _moves(module, reading, moves)
+    adapters = _adapters(module, reading) if moves is None and rule is None else ()
+    moving, staying, moved = _moves(module, reading, moves, adapters)
     speed, paced = _rates(steps, rates)
     metric, shaped = _geometry(module, geometry)
     if rule is not None:
@@ -177,7 +188,7 @@ def propose(
     else:
         kept = _said("adjoint", "unrolled", f"what fewer than {MANY_STEPS} inner steps leave is small")
     choices = (_seen(reading), begins, moved, paced, shaped, judged, derived, kept)
-    return Proposal(reading, begin, moving, staying, speed, metric, checkpoint, several, cheap, choices)
+    return Proposal(reading, begin, adapters, moving, staying, speed, metric, checkpoint, several, cheap, choices)
 
 
 def _said(part: str, choice: str, why: str = "asked for") -> str:
@@ -220,8 +231,18 @@ def _start(reading: Reading, loss: str | TaskLoss, asked: Start | Begin | None) 
     return "initial", _said("start", "the learned weights", why)
 
 
+def _adapters(module: nn.Module, reading: Reading) -> tuple[str, ...]:
+    """Return the linear layers of the later half of a large network's blocks, where none has an adapter yet."""
+    blocks = blocks_of(module)
+    later = tuple(f"{path}." for path in blocks[len(blocks) // 2 :])
+    if reading.values <= LARGE or reading.context or any(isinstance(layer, LowRank) for layer in module.modules()):
+        return ()
+    layers = reachable(module).items()
+    return tuple(path for path, layer in layers if isinstance(layer, nn.Linear) and path.startswith(later))
+
+
 def _moves(
-    module: nn.Module, reading: Reading, asked: What | Sequence[What] | None
+    module: nn.Module, reading: Reading, asked: What | Sequence[What] | None, adapters: Sequence[str]
 ) -> tuple[tuple[What, ...], tuple[What, ...], str]:
     """Return what moves (if empty, everything but what stays), what stays, and that in words."""
     if asked is not None:
@@ -231,6 +252,11 @@ def _moves(
     if any(role_of(module, name) == "context" for name, p in module.named_parameters() if p.requires_grad):
         why = "the module has context parameters, which are each task's own"
         return (_is_context,), (), _said("moves", "the context", why)
+    if adapters:
+        own = (reading.head,) if reading.head and reading.head not in adapters else ()
+        which = f"low-rank adapters beside {len(adapters)} linear layers of the later blocks"
+        why = f"{reading.values} values are too many to copy for every task"
+        return (*own, LowRank), (), _said("moves", ", ".join((*own, which)), why)
     if reading.size > LARGE:
         what: tuple[What, ...] = (reading.head,) if reading.head else ()
         what += tuple(kind for kind in NORMS if _can_move(module, kind))

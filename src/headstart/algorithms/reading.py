@@ -35,6 +35,8 @@ class Reading(NamedTuple):
     """Parameters that stand in more than one place, by the name of the first."""
     size: int
     """The number of trainable values."""
+    values: int
+    """The number of all values."""
 
 
 def read(module: nn.Module) -> Reading:
@@ -65,6 +67,7 @@ def read(module: nn.Module) -> Reading:
         paths(Context),
         tuple(names[0] for names in places.values() if len(names) > 1),
         sum(p.numel() for p in module.parameters() if p.requires_grad),
+        sum(p.numel() for p in module.parameters()),
     )
 
 
