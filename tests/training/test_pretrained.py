@@ -100,6 +100,14 @@ def test_from_texts_to_predictions(place, capsys, more):
     (place / "asked.csv").write_text("text\nzzzz\naaaa\n")
     rows = json.loads(headstart(capsys, "predict", "mine", "asked.csv", "--json"))
     assert [row["prediction"] for row in rows] == ["sleep", "scream"]
+    # texts of other lengths are put beside those that were learned
+    (place / "more.csv").write_text("text,label\nlong long long longer texts,long\n")
+    (place / "all.csv").write_text((place / "few.csv").read_text() + "long long long longer texts,long\n")
+    headstart(capsys, "adapt", "mine", "more.csv", "--out", "added")
+    headstart(capsys, "adapt", "run", "all.csv", "--out", "whole")
+    added, whole = (json.loads(headstart(capsys, "predict", one, "asked.csv", "--json")) for one in ("added", "whole"))
+    for one, other in zip(added, whole, strict=True):
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
     (place / "net.py").write_text(NETWORK + "\nimport os; os.remove('intents.csv')\n")
     assert app.run(["predict", "mine", "asked.csv"]) != 0
     assert "is not what it was when the run was made" in capsys.readouterr().err

@@ -61,6 +61,10 @@ def test_texts_are_learned_at_once_and_added_to(place, network):
     assert [row["prediction"] for row in found] == ["animal", "tool", "verb"]
     for row, other in zip(found, at_once, strict=True):  # what all inputs say is read again where some are added
         assert row["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+    (place / "alone.csv").write_text("text,label\nfar away,place\n")  # a class by itself is something to add
+    assert headstart.adapt(place / "one", place / "alone.csv", place / "two").tasks[0].counts == (3, 1, 2)
+    with pytest.raises(DataError, match="alone.csv has one class only, 'place'"):
+        headstart.adapt(network, place / "alone.csv", place / "three")
     named = network if network == "ngrams" else place / network
     assert f"on {named} as it is" in (place / "added" / "README.md").read_text()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from headstart.data.text.read import CutTextWarning
 from headstart.errors import ConfigError, FileError
 from headstart.models.trunks.source import absolute
 from headstart.models.trunks.trunk import Trunk, features_of, open_trunk, some
+from headstart.types import Tasks
 
 Encoded: TypeAlias = Literal["features", "inputs"]
 """What of a pretrained network examples are."""
@@ -88,6 +90,30 @@ def _encoder(trunk: Trunk, how: Encoded, found: Tensor) -> Encoder:
 def like_of(encoder: Encoder | None) -> dict[str, Any]:
     """Return what a model has to know of the network that examples went through, as details of tasks."""
     return {} if encoder is None else {"encoder": encoder._asdict()}
+
+
+def pad_of(tasks: Tasks) -> int | None:
+    """Return the id that stands behind texts, which are as long as the longest beside them; ``None`` for other inputs.
+
+    Only what a pretrained network takes is so; all else has one shape.
+    """
+    encoder = tasks.details.get("encoder")
+    return (
+        int(encoder["told"]["pad"]) if encoder and encoder["encoded"] == "inputs" and "pad" in encoder["told"] else None
+    )
+
+
+def beside(parts: Sequence[Tensor], dim: int, pad: int | None) -> Tensor:
+    """Join tensors along an axis; where there is a ``pad``, those whose last axis is shorter have it behind them.
+
+    >>> beside([torch.tensor([[1, 2]]), torch.tensor([[3]])], 0, pad=9)
+    tensor([[1, 2],
+            [3, 9]])
+    """
+    if pad is not None:
+        longest = max(part.shape[-1] for part in parts)
+        parts = [F.pad(part, (0, longest - part.shape[-1]), value=pad) for part in parts]
+    return torch.cat(list(parts), dim)
 
 
 def cut_by(trunk: Trunk, texts: Sequence[str]) -> str:

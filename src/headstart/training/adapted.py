@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from pydantic import TypeAdapter
 
+from headstart.data.encoder import beside, pad_of
 from headstart.data.kind import (
     DataKind,
     Failed,
@@ -188,7 +189,8 @@ def adapt(
     if before is not None:
         learned = [NewTask(*task[:3]) for task in before.tasks]
         origin, known = read_examples(run, learned, origin, partial(kind.like, prepared))
-    supports = joined(known, kind.support(prepared, None if source is None else Path(source), strict))
+    pad = pad_of(kind.like(prepared, 0))
+    supports = joined(known, kind.support(prepared, None if source is None else Path(source), strict), pad)
     if untrained:
         meta = first_meta(config, learner_of(0), kind.like(prepared, 0), supports)
     else:
@@ -202,8 +204,8 @@ def adapt(
     for (classes, _), group in _groups(given):
         for first in range(0, len(group), together):
             places = group[first : first + together]
-            batches = [[part for part in supports[place][1] if part is not None] for place in places]
-            batch = Batch(*(torch.cat(parts).to(where) for parts in zip(*batches)))
+            x, *more = zip(*([part for part in supports[place][1] if part is not None] for place in places))
+            batch = Batch(beside(x, 0, pad).to(where), *(torch.cat(parts).to(where) for parts in more))
             with torch.no_grad():
                 adapted, _ = learner_of(classes).adapt(meta, batch)
             tasks |= {
@@ -233,14 +235,16 @@ def _learners(
 
 
 def _refuse_ways(config: Config, like: Tasks, source: str, tasks: Sequence[NewTask]) -> None:
-    """Refuse tasks of another number of classes than was trained, where the method cannot do that."""
-    if like.kind != "classification" or find("method", config.method.name).classes == "any":
+    """Refuse tasks of one class, and of another number than was trained, where the method cannot do that."""
+    if like.kind != "classification":
         return
     others = [row.name for row in rows("method") if row.classes == "any" and like.kind in row.targets]
     for task in tasks:
         classes, trained = len(task.labels), like.output_size
-        if classes != trained:
-            whose = source if task.name is None else f"task {task.name!r} of {source}"
+        whose = source if task.name is None else f"task {task.name!r} of {source}"
+        if classes == 1:
+            raise DataError(f"{whose} has one class only, {task.labels[0]!r}; there is nothing to tell it from")
+        if classes != trained and config.method.name not in others:
             raise ConfigError(
                 f"the run was trained with {config.method.name} for {trained} classes, but {whose} has {classes}; give"
                 f" {trained}, or train with --ways {classes}, or with a method that takes any number:"

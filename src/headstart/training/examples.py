@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from headstart.data.encoder import beside, pad_of
 from headstart.data.kind import NewTask, nothing
 from headstart.errors import DataError, FileError
 from headstart.training.checkpoint import alike
@@ -86,7 +87,10 @@ def read_examples(
     ]
     for task, batch in supports:
         rows = max(sum(task.counts), 1)  # of a task of which nothing is known there is one, masked out
-        empty = nothing(like(len(task.labels)), batch.x.dtype)
+        tasks_like = like(len(task.labels))
+        empty = nothing(tasks_like, batch.x.dtype)
+        if pad_of(tasks_like) is not None and batch.x.ndim == empty.x.ndim:
+            empty = empty._replace(x=empty.x.new_zeros(batch.x.shape))  # as long as the longest of its texts
         fits = all(a.shape == (1, rows, *b.shape[2:]) and a.dtype == b.dtype for a, b in zip(batch[:2], empty[:2]))
         known = [batch.y[0].eq(label).sum() for label in range(len(task.labels))] == list(task.counts)
         if not fits or (task.labels and batch.mask is None and not known):
@@ -94,15 +98,18 @@ def read_examples(
     return meta, supports
 
 
-def joined(before: Sequence[Support], more: Sequence[Support]) -> list[Support]:
-    """Return the tasks of both, those of one name as one that has the examples of both, and the classes of both."""
+def joined(before: Sequence[Support], more: Sequence[Support], pad: int | None = None) -> list[Support]:
+    """Return the tasks of both, those of one name as one that has the examples of both, and the classes of both.
+
+    ``pad`` is what `headstart.data.encoder.pad_of` says of such tasks.
+    """
     tasks = {task.name: (task, batch) for task, batch in before}
     for task, batch in more:
-        tasks[task.name] = _both(tasks[task.name], (task, batch)) if task.name in tasks else (task, batch)
+        tasks[task.name] = _both(tasks[task.name], (task, batch), pad) if task.name in tasks else (task, batch)
     return list(tasks.values())
 
 
-def _both(one: Support, other: Support) -> Support:
+def _both(one: Support, other: Support, pad: int | None) -> Support:
     if not sum(one[0].counts):
         return other
     if not sum(other[0].counts):
@@ -111,7 +118,7 @@ def _both(one: Support, other: Support) -> Support:
     if labels != other[0].labels:
         labels = tuple(sorted({*labels, *other[0].labels}))
     first, second = (_renamed(support, labels) for support in (one, other))
-    x, y = torch.cat((first.x, second.x), 1), torch.cat((first.y, second.y), 1)
+    x, y = beside((first.x, second.x), 1, pad), torch.cat((first.y, second.y), 1)
     if not labels:
         return NewTask(one[0].name, (), (y.shape[1],)), Batch(x, y)
     order = y[0].argsort(stable=True)  # one class after the other, as a source of all of them has them

@@ -233,8 +233,6 @@ def test_one_class_only_is_refused(tmp_path):
     make(tmp_path, NAMES[:1])
     with pytest.raises(ShortClassError, match="1 class "):
         folder(tmp_path, ways=2)
-    with pytest.raises(DataError, match="one class folder only, 'class00'"):
-        read_class_folder(tmp_path)
 
 
 def test_a_folder_without_class_folders_says_what_it_holds(tmp_path):
@@ -272,7 +270,9 @@ def test_an_empty_support_class_is_left_out_or_refused(tmp_path):
         read_class_folder(tmp_path, strict=True)
     with pytest.warns(SkippedImageWarning, match=f"left out: .*{told}"):
         assert read_class_folder(tmp_path).names == ["ant", "cat"]
-    (tmp_path / "cat" / "0.png").unlink()
+    for name in ("ant", "cat"):
+        (tmp_path / name / "0.png").unlink()
+    told = "ant has no image that can be read .it holds nothing"
     with pytest.raises(DataError, match=told):
         read_class_folder(tmp_path)
 

@@ -163,7 +163,7 @@ def test_one_class_or_no_labels_teach_nothing(learned, tmp_path):
     prepared = TEXTS.read(open_adapted(learned / "adapted").preparation, "here")
     (tmp_path / "a.csv").write_text("text,label\none text,a\ntwo texts,a\n")
     with pytest.raises(DataError, match="one class only, 'a'"):
-        TEXTS.support(prepared, tmp_path / "a.csv", True)
+        adapt(learned / "run", tmp_path / "a.csv", tmp_path / "out")
     (tmp_path / "b.csv").write_text("text\none text\ntwo texts\n")
     with pytest.raises(DataError, match="no column of labels"):
         TEXTS.support(prepared, tmp_path / "b.csv", True)

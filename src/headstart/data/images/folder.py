@@ -301,19 +301,17 @@ def read_class_folder(
 
     Raises:
         FileError: no such folder.
-        DataError: fewer than two classes; where ``strict``, an image that cannot be read, or a class without any.
+        DataError: no class; where ``strict``, an image that cannot be read, or a class without any.
     """
     check_image_shape(size, channels)
     classes = _classes(Path(path))
-    if len(classes) < 2:
-        raise DataError(f"{path} has one class folder only, {next(iter(classes))!r}; there is nothing to tell it from")
     found = _read(classes, size, channels, strict, fit)
     empty = [place for place, images in enumerate(found.images) if not len(images)]  # never of a CSV file
     for place in empty:
         here = Path(path) / found.names[place]
         holds = f"it holds {_contents(here)}); expected at least one of {', '.join(SUFFIXES)}"
         told = f"class folder {here} has no image that can be read ({holds}"
-        if strict or len(classes) - len(empty) < 2:
+        if strict or len(classes) == len(empty):
             raise DataError(told)
         warnings.warn(f"left out: {told}", SkippedImageWarning, stacklevel=2)
     there = [place for place in range(len(classes)) if place not in empty]

@@ -178,9 +178,6 @@ def _support(prepared: Prepared, source: Path | None, strict: bool) -> list[tupl
             tasks.append((NewTask(name, (), (len(rows),)), Batch(x[rows].unsqueeze(0), values[rows].view(1, -1, 1))))
             continue
         labels = sorted({found.labels[row] for row in rows})
-        if len(labels) < 2:
-            whose = str(source) if name is None else f"task {name!r} of {source}"
-            raise DataError(f"{whose} has one class only, {labels[0]!r}; there is nothing to tell it from")
         rows.sort(key=lambda row: labels.index(found.labels[row]))
         y = torch.tensor([labels.index(found.labels[row]) for row in rows])
         new = NewTask(name, tuple(labels), tuple(y.bincount().tolist()))
