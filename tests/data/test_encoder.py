@@ -9,6 +9,7 @@ from torch import nn
 
 from headstart import tasks
 from headstart.data import encoder
+from headstart.data.cache import NotKeptWarning
 from headstart.data.encoder import Encoder, content, encoded, features, trimmed
 from headstart.data.fewshot import class_store, few_shot
 from headstart.errors import ConfigError, FileError
@@ -60,7 +61,7 @@ def test_features_are_computed_once_and_read_from_the_disk(trunk, tmp_path, monk
     torch.testing.assert_close(first[3:4], trunk.build()(in_bytes(["four"])).detach())
 
 
-@pytest.mark.parametrize("damage", ["cut", "other", "none"])
+@pytest.mark.parametrize("damage", ["cut", "other", "none", "zeros"])
 def test_a_file_that_is_not_whole_is_computed_again(trunk, tmp_path, damage):
     first = features(trunk, [["one", "two"]]).clone()
     (file,) = (tmp_path / "features").iterdir()
@@ -68,7 +69,8 @@ def test_a_file_that_is_not_whole_is_computed_again(trunk, tmp_path, damage):
         file.unlink()
     else:
         data = file.read_bytes()
-        file.write_bytes(data[:-4] if damage == "cut" else b"something else")
+        zeros = data[:-8] + bytes(8)  # as large as it was
+        file.write_bytes({"cut": data[:-4], "other": b"something else", "zeros": zeros}[damage])
     torch.testing.assert_close(features(trunk, [["one", "two"]]), first, rtol=0, atol=0)
 
 
@@ -83,10 +85,11 @@ def test_what_stops_on_the_way_leaves_no_file(trunk, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a device that is no folder")
-def test_a_folder_that_cannot_be_written_says_which_to_name(trunk, monkeypatch):
+def test_where_the_folder_cannot_be_written_features_are_in_memory(trunk, monkeypatch):
+    kept = features(trunk, [["one", "two"], ["three"]])
     monkeypatch.setenv("HEADSTART_CACHE", "/dev/null")
-    with pytest.raises(FileError, match="HEADSTART_CACHE"):
-        features(trunk, [["one"]])
+    with pytest.warns(NotKeptWarning, match="features cannot be kept in /dev/null/features .*HEADSTART_CACHE"):
+        torch.testing.assert_close(features(trunk, [["one", "two"], ["three"]]), kept)
 
 
 def test_contents_differ_where_texts_are_cut_elsewhere():

@@ -3,9 +3,14 @@
 import hashlib
 import os
 import secrets
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+class NotKeptWarning(UserWarning):
+    """What was computed cannot be kept, so it has to be computed the next time, too."""
 
 
 def cache_dir() -> Path:
@@ -28,6 +33,18 @@ def whole(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())  # a machine that stops leaves no name without its contents
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def warn_not_kept(what: str, path: Path, error: OSError) -> None:
+    """Warn that there is no file of this name, nor can there be one."""
+    warnings.warn(
+        f"{what} cannot be kept in {path.parent} ({error.strerror or error}), so they are in memory, and made anew each"
+        " time; make room there, or name another folder by HEADSTART_CACHE",
+        NotKeptWarning,
+        stacklevel=4,
+    )

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from headstart.data.cache import cache_dir, whole
+from headstart.data.cache import cache_dir, warn_not_kept, whole
 from headstart.data.text.read import CutTextWarning
 from headstart.errors import ConfigError, FileError
 from headstart.models.trunks.source import absolute
@@ -190,10 +190,8 @@ def features(trunk: Trunk, parts: Sequence[Examples]) -> Tensor:
     """Return the features ``(n, width)`` of all examples in order, from the cache where they are there.
 
     Else they are computed so many at a time, with a bar on a terminal, and written as they come: they need no more
-    memory than a part of them. A file is there whole or not at all.
-
-    Raises:
-        FileError: the folder cannot be written.
+    memory than a part of them. A file is there whole or not at all; where the folder cannot be written, there is a
+    warning, and they are in memory alone.
     """
     # of the whole digest of the network: of one that a file makes, a part is the file's alone
     network = hashlib.sha256(trunk.sha256.encode()).hexdigest()
@@ -202,25 +200,31 @@ def features(trunk: Trunk, parts: Sequence[Examples]) -> Tensor:
     count = sum(map(len, parts))
     if (found := _read(path, count)) is not None:
         return found
-    chunks = _with_bar(trunk, parts, count)
+    total, width = hashlib.sha256(), 0
     try:
         with whole(path) as temporary, temporary.open("wb") as file:
-            for number, chunk in enumerate(chunks):
-                file.write((_header(count, chunk.shape[1]) if number == 0 else b"") + chunk.numpy().tobytes())
+            for chunk in _with_bar(trunk, parts, count):
+                if not width:
+                    width = chunk.shape[1]
+                    file.write(_header(count, width, total.hexdigest()))
+                total.update(chunk.numpy().data)
+                file.write(chunk.numpy().data)
+            file.seek(0)
+            file.write(_header(count, width, total.hexdigest()))
+    except FileError:  # of the network
+        raise
     except OSError as error:
-        if isinstance(error, FileError):
-            raise
-        told = f"cannot write {path}: {error.strerror or error}; name another folder by HEADSTART_CACHE"
-        raise FileError(told) from error
+        warn_not_kept("features", path, error)
+        return torch.cat([*_with_bar(trunk, parts, count)])
     if (found := _read(path, count)) is None:
         raise FileError(f"{path} is not as it was written; delete it")
     return found
 
 
-def _header(count: int, width: int) -> bytes:
-    """Return what a safetensors file starts with whose one tensor is ``(count, width)``."""
+def _header(count: int, width: int, sha256: str) -> bytes:
+    """Return what a safetensors file starts with whose one tensor is ``(count, width)``, of bytes of that digest."""
     about = {"dtype": "F32", "shape": [count, width], "data_offsets": [0, 4 * count * width]}
-    header = json.dumps({"features": about}).encode()
+    header = json.dumps({"__metadata__": {"sha256": sha256}, "features": about}).encode()
     header += b" " * (-len(header) % 8)
     return struct.pack("<Q", len(header)) + header
 
@@ -229,10 +233,12 @@ def _read(path: Path, count: int) -> Tensor | None:
     """Return features that lie in a file, mapped into memory; ``None`` where there is no such file that is whole."""
     try:
         with safe_open(path, "pt") as file:
-            found = file.get_tensor("features")
+            found, told = file.get_tensor("features"), file.metadata() or {}
     except (OSError, SafetensorError, KeyError):
         return None
-    return found if found.dtype == torch.float32 and found.dim() == 2 and len(found) == count else None
+    fits = found.dtype == torch.float32 and found.dim() == 2 and len(found) == count
+    # less work than the digest of the examples, which the file's name is made of, but for short texts
+    return found if fits and hashlib.sha256(found.numpy().data).hexdigest() == told.get("sha256") else None
 
 
 def content(parts: Sequence[Examples]) -> str:

@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 from headstart import tasks
+from headstart.data.cache import NotKeptWarning
 from headstart.data.images import decoded as module
 from headstart.data.images.decoded import decoded
-from headstart.errors import DataError, FileError
+from headstart.errors import DataError
 
 
 @pytest.fixture
@@ -77,11 +78,12 @@ def test_what_is_written_to_the_tensor_does_not_reach_the_file(tmp_path, mapped)
     assert decoded(paths, (1, 2, 2), "x", _reader([])).images.amin() == 2
 
 
-def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path, mapped):
+def test_a_cache_that_cannot_be_written_leaves_images_in_memory(tmp_path, mapped):
     mapped.parent.mkdir(parents=True)
     mapped.write_text("a file where the folder should be")
-    with pytest.raises(FileError, match="HEADSTART_CACHE"):
-        decoded(_numbers(tmp_path, [2]), (1, 2, 2), "x", _reader([]))
+    with pytest.warns(NotKeptWarning, match="decoded images cannot be kept .*HEADSTART_CACHE"):
+        found = decoded(_numbers(tmp_path, [2, 3, 4]), (1, 2, 2), "x", _reader([]))
+    assert found.images[:, 0, 0, 0].tolist() == [2, 4] and found.kept == (0, 2)
 
 
 def test_tasks_of_a_mapped_folder_are_those_of_one_in_memory(photos, mapped, monkeypatch):

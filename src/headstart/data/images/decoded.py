@@ -15,7 +15,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from headstart.data.cache import cache_dir, sha256_of, whole
+from headstart.data.cache import cache_dir, sha256_of, warn_not_kept, whole
 from headstart.errors import DataError, FileError
 
 MOST_IN_MEMORY = 2**28
@@ -39,33 +39,40 @@ class Decoded(NamedTuple):
 def decoded(paths: Sequence[Path], shape: tuple[int, int, int], how: str, read: Read) -> Decoded:
     """Read images, and where that takes more than `MOST_IN_MEMORY`, keep them in a file of the user's cache folder.
 
+    Where that folder cannot be written, there is a warning, and they are in memory.
+
     Args:
         paths: the images.
         shape: of each once read.
         how: what else decides how they are read; part of the file's name.
         read: reads them.
-
-    Raises:
-        FileError: the file cannot be written.
     """
     size = shape[0] * shape[1] * shape[2]
     if len(paths) * size <= MOST_IN_MEMORY:
-        images, kept, failed = torch.empty(len(paths), *shape, dtype=torch.uint8), list[int](), list[str]()
-        for image in _each(paths, read, kept, failed):
-            images[len(kept) - 1] = image
-        return Decoded(images[: len(kept)], tuple(kept), tuple(failed))
+        return _in_memory(paths, shape, read)
     name = hashlib.sha256(f"1 {shape} {how} Pillow {PIL.__version__}".encode())
     with ThreadPoolExecutor() as pool:
         for digest in pool.map(_digest, paths):
             name.update(digest.encode())
     file = cache_dir() / "images" / f"{name.hexdigest()[:32]}.bin"
     told = file.with_suffix(".json")
-    if (found := _kept(file, told, size)) is None:
-        found = _write(file, told, paths, read)
-    kept, failed = found
+    try:
+        kept, failed = _kept(file, told, size) or _write(file, told, paths, read)
+    except FileError:
+        raise
+    except OSError as error:
+        warn_not_kept("decoded images", file, error)
+        return _in_memory(paths, shape, read)
     # private to this process: nothing that is written to the tensor reaches the file
     images = torch.from_file(str(file), shared=False, size=len(kept) * size, dtype=torch.uint8)
     return Decoded(images.view(len(kept), *shape), tuple(kept), tuple(failed))
+
+
+def _in_memory(paths: Sequence[Path], shape: tuple[int, int, int], read: Read) -> Decoded:
+    images, kept, failed = torch.empty(len(paths), *shape, dtype=torch.uint8), list[int](), list[str]()
+    for image in _each(paths, read, kept, failed):
+        images[len(kept) - 1] = image
+    return Decoded(images[: len(kept)], tuple(kept), tuple(failed))
 
 
 def _each(paths: Sequence[Path], read: Read, kept: list[int], failed: list[str]) -> Iterator[Tensor]:
@@ -96,17 +103,9 @@ def _kept(file: Path, told: Path, size: int) -> tuple[list[int], list[str]] | No
 
 def _write(file: Path, told: Path, paths: Sequence[Path], read: Read) -> tuple[list[int], list[str]]:
     kept, failed = list[int](), list[str]()
-    try:
-        with whole(file) as part, part.open("wb") as out:
-            for image in _each(paths, read, kept, failed):
-                out.write(image.numpy().data)
-        with whole(told) as part:
-            part.write_text(json.dumps({"kept": kept, "failed": failed}), "utf-8")
-    except FileError:
-        raise
-    except OSError as error:
-        raise FileError(
-            f"cannot keep decoded images in {file}: {error.strerror or error}. Make room there, set HEADSTART_CACHE to"
-            " another folder, or ask for smaller images (--image-size)."
-        ) from error
+    with whole(file) as part, part.open("wb") as out:
+        for image in _each(paths, read, kept, failed):
+            out.write(image.numpy().data)
+    with whole(told) as part:
+        part.write_text(json.dumps({"kept": kept, "failed": failed}), "utf-8")
     return kept, failed
