@@ -87,6 +87,8 @@ class Kind(NamedTuple):
     """The family that reads a user's own source of this kind."""
     several: str | None = None
     """The family that takes its tasks from several ``sources`` of this kind."""
+    told_by: tuple[str, ...] = ()
+    """Options of its family that say, where one is given, that a source is of this kind."""
     methods: tuple[Values, ...] = ({"name": "maml"},)
     """What is trained where nobody names a method: of those that can predict such targets, with the options given, the
     best on the validation tasks."""
@@ -146,6 +148,7 @@ KINDS = (
         "sentences of classes: a CSV, TSV or JSON lines file of a text and a label, or class folders of .txt files",
         "headstart.data.text.kind:TEXTS",
         family="text",
+        told_by=("text",),
         methods=({"name": "prototypes"}, {"name": "alpaca"}),
         model="ngrams",
         compared=("prototypes", "ridge", "logistic", "alpaca", "dkt", "frozen"),

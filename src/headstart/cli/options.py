@@ -19,10 +19,10 @@ from headstart.training.config import Outer, Run, Schema, Tree, flags, flat, hel
 
 #: The commands' own options that decide, and such as take a value besides.
 _NAMES, _OTHERS = ("--method", "--methods", "--model", "--config", "--on"), ("--out",)
-#: Options that decide which others there are.
+#: Options of tasks, and all options, that decide which others there are.
+_OF_TASKS = ("encoder", "encoded", *(option for row in rows("data") for option in row.told_by))
 _DECIDING = {
-    **{flag: "encoder" for flag in ("--encoder", "--tasks.encoder")},
-    **{flag: "encoded" for flag in ("--encoded", "--tasks.encoded")},
+    **{f"--{owner}{name}": name for name in _OF_TASKS for owner in ("", "tasks.")},
     **{flag: "tuned" for flag in ("--tuned", "--model.tuned")},
     **{flag: flag[2:] for flag in _NAMES},
 }
@@ -83,7 +83,7 @@ def named(tasks: str | Mapping[str, Any] | None, names: Mapping[str, str]) -> di
         "method": {"name": names.get("method")},
         "model": {"name": names.get("model"), "tuned": names.get("tuned")},
     }
-    parts["tasks"] |= {name: names.get(name) for name in ("encoder", "encoded")}
+    parts["tasks"] |= {name: names.get(name) for name in _OF_TASKS}
     return {owner: {k: v for k, v in part.items() if v is not None} for owner, part in parts.items()}
 
 

@@ -196,6 +196,8 @@ def adapt(
     else:
         meta = origin if before is not None else newest(run, origin).best.meta
     given = [task for task, _ in supports]
+    if (odd := _odd_name(given)) is not None:
+        raise DataError(f"{source} has a task or class {odd!r}, whose name is none to print in a line; rename it there")
     _refuse_ways(config, kind.like(prepared, 0), str(source), given)
     _check_sizes(kind, prepared, given, str(source))
     # as many of the same size at once as in training, whose derivatives took more memory
@@ -342,9 +344,8 @@ def _check_sizes(kind: DataKind, prepared: Any, tasks: Sequence[NewTask], where:
     """Refuse what is not whole, or would take more memory than anybody has, before anything is made of it."""
     if not tasks or len({task.name for task in tasks}) < len(tasks):
         raise FileError(f"{where} has {len(tasks)} tasks; expected at least one, and none of them twice")
-    for text in (text for task in tasks for text in (task.name or "", *task.labels)):
-        if any(ord(letter) < 32 or 127 <= ord(letter) < 160 or 0xD800 <= ord(letter) < 0xE000 for letter in text):
-            raise FileError(f"{where} has a task or class {text!r}, whose name is none to print")
+    if (odd := _odd_name(tasks)) is not None:
+        raise FileError(f"{where} has a task or class {odd!r}, whose name is none to print")
     for task in tasks:
         like, total = kind.like(prepared, len(task.labels)), sum(task.counts)
         labels = like.output_size if like.kind == "classification" else 0
@@ -354,6 +355,13 @@ def _check_sizes(kind: DataKind, prepared: Any, tasks: Sequence[NewTask], where:
         least, most = labels and not like.shared_classes, min(_MOST_EXAMPLES, _MOST_NUMBERS / prod(like.input_shape))
         if min(task.counts) < 0 or not least <= total <= most:
             raise FileError(f"{where} has a task of {total} examples of shape {like.input_shape}")
+
+
+def _odd_name(tasks: Sequence[NewTask]) -> str | None:
+    """Return the first name of a task or class that is none to print in a line, or ``None``."""
+    names = (text for task in tasks for text in (task.name or "", *task.labels))
+    odd = (one for one in names for letter in map(ord, one) if letter < 32 or 127 <= letter < 160 or letter >> 11 == 27)
+    return next(odd, None)
 
 
 def _shapes(config: Config, kind: DataKind, prepared: Any, tasks: Sequence[NewTask]) -> list[Meta]:

@@ -349,10 +349,12 @@ def _own_source(tasks: dict[str, Any]) -> dict[str, Any]:
         )
     if tasks.get("data") is not None:
         raise ConfigError(f"TASKS is {name!r} itself, so leave out --data")
-    for row in rows("data"):
-        if row.family is not None and load("data", row.name).recognises(Path(path)):
-            return {**tasks, "name": row.family, "data": path}
-    read = "; ".join(f"{row.name}: {row.summary}" for row in rows("data") if row.family is not None)
+    own = [row for row in rows("data") if row.family is not None]
+    told = (row for row in own if any(tasks.get(option) is not None for option in row.told_by))
+    seen = (row for row in own if load("data", row.name).recognises(Path(path)))
+    if (row := next(told, None) or next(seen, None)) is not None:
+        return {**tasks, "name": row.family, "data": path}
+    read = "; ".join(f"{row.name}: {row.summary}" for row in own)
     raise ConfigError(f"TASKS is {name!r}, which is of no kind of data that can be read ({read})")
 
 

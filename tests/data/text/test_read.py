@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from headstart.data.text.read import AlikeLabelsWarning, SameTextWarning, by_class, encoded, read_texts
+from headstart.data.kind import LeftOutWarning
+from headstart.data.text.read import AlikeLabelsWarning, SameTextWarning, by_class, encoded, read_texts, start_of
 from headstart.errors import DataError, FileError
 
 ROWS = [
@@ -112,7 +113,20 @@ def test_columns_that_do_not_tell_are_asked_for(tmp_path):
         ("a.jsonl", b'{"text": "\xff"}', DataError, "is not UTF-8"),
         ("a.jsonl", b'{"text": "so \\ud83d"}', DataError, "line 1: 'so .ud83d' is no text that UTF-8 can write"),
         ("a.csv", b"text,label\nWhere is it,None\n", DataError, "label is empty .or one of NA, .*None, which say"),
-        ("a.txt", b"\xff", DataError, "is not UTF-8"),
+        (
+            "a.jsonl",
+            b'{"text": "so it is", "label": NaN}',
+            DataError,
+            "line 1: the label is empty .or null",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "so it is", "label": ["a", "b"]}',
+            DataError,
+            "line 1: 'label' is ..a', 'b'.;",
+        ),
+        ("a.txt", b"fine\nW\xf6rter", DataError, "line 2: byte 0xf6 is not UTF-8; save .* iconv"),
+        ("a.txt", "fine".encode("utf-16-le"), DataError, "has zero bytes, as UTF-16 without its mark"),
         ("b.txt", None, FileError, "cannot read"),
         ("b.jsonl", None, FileError, "cannot read"),
         ("b.csv", None, FileError, "there is no such file"),
@@ -123,6 +137,41 @@ def test_bad_files_are_refused_with_their_place(tmp_path, name, data, error, mat
         (tmp_path / name).write_bytes(data)
     with pytest.raises(error, match=match):
         read_texts(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "classes"])
+def test_the_mark_of_utf_16_is_enough(tmp_path, name):
+    path = tmp_path / name
+    {"a.csv": written, "a.jsonl": lines, "classes": folder}[name](path)
+    for file in path.rglob("*.txt") if path.is_dir() else [path]:
+        file.write_text(file.read_text(), "utf-16")
+    found = read_texts(path)
+    assert sorted(zip(found.texts, found.labels)) == sorted(ROWS)
+    assert name != "a.csv" or start_of(path) == {"text": found.texts, "label": found.labels}
+
+
+def test_a_text_may_be_enormous(tmp_path):
+    long = "so much " * 40_000
+    path = written(tmp_path / "a.csv", [(long, "a"), ("little", "b")])
+    assert read_texts(path).texts == [long.strip(), "little"] and len(start_of(path)["text"]) == 2
+
+
+def test_labels_in_lines_of_json_have_no_spaces_around_them(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": " a b ", "label": "x "}\n{"text": "c d", "label": 1}')
+    found = read_texts(tmp_path / "a.jsonl")
+    assert found.texts == ["a b", "c d"] and found.labels == ["x", "1"]
+
+
+def test_what_is_no_text_of_a_class_is_told_of(tmp_path):
+    path = folder(tmp_path / "classes")
+    (path / "card" / "6.TXT").write_text("Card?")
+    assert len(read_texts(path).texts) == 5
+    (path / "card" / "deep").mkdir()
+    (path / "empty").mkdir()
+    for name in ("card/deep/7.txt", "card/8.md", ".hidden", "notes.md"):
+        (path / name).write_text("another")
+    with pytest.warns(LeftOutWarning, match=r"left out of .*: 2 files that .*8.md.; folders without a .txt: empty"):
+        assert len(read_texts(path).texts) == 5
 
 
 def test_a_column_that_is_asked_for_is_no_column_of_splits(tmp_path):

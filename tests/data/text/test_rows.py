@@ -8,7 +8,8 @@ import torch
 
 from headstart.cli.app import run
 from headstart.data.text.kind import TEXTS
-from headstart.data.text.read import SameTextWarning
+from headstart.data.text.read import SameTextWarning, read_texts
+from headstart.data.text.rows import as_numbers
 from headstart.data.text.text import text
 from headstart.errors import ConfigError, DataError, FileError, UsageError
 from headstart.training.adapted import adapt, open_adapted, predict
@@ -93,6 +94,13 @@ def test_without_a_column_of_tasks_each_draw_of_texts_is_one(tmp_path):
     assert tasks.counts is None and len(found["train"]) == 31 and len(found["test"]) == 7
     assert not found["train"] & found["test"] and not found["train"] & found["validation"]
     assert not torch.equal(*(tasks.sample("train", [t]).support.x for t in (0, 1)))
+
+
+def test_numbers_may_have_a_decimal_comma(tmp_path):
+    rows = [f"some words {n};{n},{n:03d}" for n in range(40)]
+    (tmp_path / "a.csv").write_text("\n".join(["text;score", *rows]))
+    assert as_numbers(read_texts(tmp_path / "a.csv", label="score")).tolist() == [n + n / 1000 for n in range(40)]
+    assert text(tmp_path / "a.csv", target="score").kind == "regression"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from headstart.data.text.text import text
 from headstart.errors import DataError, LeakageError, ShortClassError, UsageError
 from headstart.registry import rows
 from headstart.training.adapted import adapt, open_adapted, predict
+from headstart.training.config import normal
 
 WORDS = "card money rate pin loan fee cash bank visa app code name".split()
 
@@ -83,6 +84,9 @@ def test_what_is_cut_or_short_is_said(tmp_path):
         ("customer,text,label\na,where is it,x\na,who is it,y\nb,what is it,x\nb,why is it,y\n", "texts"),
         ("a,text,score\n1,where is it,3.5\n1,who is it,4\n2,what is it,1\n2,why is it,2\n", "tables"),
         ("text,score\nwhere is it,3.5\nwho is it,4\n", "texts"),
+        ("text;score\nwhere is it;3,5\nwho is it;4,0\n", "texts"),
+        ("a,b\n我的卡在哪里,卡\n我的卡丢了吗,卡\n怎么转账给你,转账\n什么时候转账,转账\n", "texts"),
+        ("id,note\n1,3\n2,4\n", "tables"),
         ("text,label,age\nwhere is it,a,3\nwho is it,b,4\n", "tables"),
         ("task,x,y\na,1,2\na,2,3\n", "tables"),
         ("content,category\n0.3,a\n0.4,b\n0.5,a\n", "tables"),
@@ -93,6 +97,18 @@ def test_a_file_of_texts_is_told_from_a_table(tmp_path, content, kind):
     path = tmp_path / "a.csv"
     path.write_text(content)
     assert next(row.name for row in rows("data") if find_kind(row.name).recognises(path)) == kind
+    # a column of texts that is named leaves no doubt
+    assert normal({"tasks": {"name": str(path), "text": "id"}})["tasks"]["name"] == "text"
+
+
+def test_the_named_column_of_texts_says_what_a_file_is(tmp_path, capsys):
+    rows = [f"{n},{name}{n},{name}" for name in "abcdefghij" for n in range(4)]
+    (tmp_path / "a.csv").write_text("\n".join(["row,word,of", *rows]))
+    assert run(["train", str(tmp_path / "a.csv"), "--out", str(tmp_path / "run")]) == 2
+    assert "--text says which column" in " ".join(capsys.readouterr().err.split())
+    for option in ("--text", "--tasks.text"):
+        assert run(["train", str(tmp_path / "a.csv"), option, "word", "--label", "of", "--help"]) == 0
+        assert "Tasks: text" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -115,12 +115,27 @@ Choose = Callable[[str, tuple[str, ...]], Sequence[str]]
 """``(path, header) -> the columns to keep``; it refuses a header without what is needed."""
 
 SEPARATORS = (",", ";", "\t", "|")
+csv.field_size_limit(2**24)  # letters of a value: texts may be long
 _CHUNK = 16_384
 #: Bytes in memory for a byte of a CSV file (16 for a short text, twice while joined, then numbers), a Parquet value.
 _CSV_FACTOR, _PARQUET_VALUE = 10, 60
 #: How files that are often taken for tables begin.
 _OTHERS = {b"PK\x03\x04": "a zip archive or an Excel workbook", b"\xd0\xcf\x11\xe0": "an old Excel workbook"}
 _GZIP, _UTF16 = b"\x1f\x8b", (b"\xff\xfe", b"\xfe\xff")
+
+
+def is_zipped(start: bytes) -> bool:
+    """Return whether a file that starts so is packed by gzip."""
+    return start.startswith(_GZIP)
+
+
+def encoding_of(start: bytes) -> str:
+    """Return how a text that starts so is encoded: UTF-8, or UTF-16 with its mark.
+
+    >>> encoding_of("a".encode("utf-16")), encoding_of(b"a")
+    ('utf-16', 'utf-8-sig')
+    """
+    return "utf-16" if start.startswith(_UTF16) else "utf-8-sig"
 
 
 def read_table(
@@ -169,10 +184,10 @@ def read_table(
             code = f"import pandas; pandas.read_excel({path.name!r}).to_csv({path.stem + '.csv'!r}, index=False)"
             fix = f'export it as such, or: python -c "{code}"'
             raise DataError(f"{path} is {what}; expected CSV in UTF-8, or Parquet: {fix}")
-    zipped = start.startswith(_GZIP)
+    zipped = is_zipped(start)
     if zipped:
         start, size = _unzipped(path, available)
-    encoding = "utf-16" if start.startswith(_UTF16) else "utf-8-sig"
+    encoding = encoding_of(start)
     if b"\0" in start and encoding != "utf-16":
         raise DataError(f"{path} is not text (it has zero bytes); expected CSV in UTF-8, or Parquet")
     _check_memory(path, _CSV_FACTOR * size, available)
@@ -184,7 +199,7 @@ def read_table(
                 csv.reader(_text_alone(file, path), delimiter=separator, strict=True), path, choose, missing
             )
     except UnicodeDecodeError:
-        raise _not_utf8(path, zipped) from None
+        raise not_utf8(path, zipped) from None
     except UnicodeError as problem:
         raise DataError(f"{path} is not whole UTF-16 text: {problem}; save it as UTF-8") from problem
     if separator == ";":
@@ -253,7 +268,8 @@ def _check_memory(path: Path, needed: int, available: int | None) -> None:
         )
 
 
-def _not_utf8(path: Path, zipped: bool) -> DataError:
+def not_utf8(path: Path, zipped: bool = False) -> DataError:
+    """Return the error for a file that is no UTF-8, with its first line that is none, and what mends it."""
     where = str(path)
     with (gzip.open if zipped else open)(path, "rb") as file:
         for line, data in enumerate(file, start=1):

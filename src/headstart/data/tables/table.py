@@ -84,7 +84,8 @@ def table(
 
     Args:
         data: a CSV or Parquet file.
-        task_column: the column that says which task a row belongs to.
+        task_column: the column that says which task a row belongs to (sentences of classes are no table: --text says
+            which column is the sentences).
         target: the column to predict.
         columns: the feature columns, as a sequence or separated by commas; by default all others, but for an unnamed
             first one of row names, and text with too many different values, which are left out.

@@ -25,7 +25,7 @@ from headstart.data.kind import (
     number_answers,
     unsampled,
 )
-from headstart.data.tables.read import to_number
+from headstart.data.tables.read import is_decimal_comma, to_number
 from headstart.data.text.read import (
     BESIDES,
     LABEL,
@@ -41,6 +41,7 @@ from headstart.data.text.read import (
     read_texts,
     repeated,
     start_of,
+    told_columns,
     warn_of_several,
 )
 from headstart.data.text.rows import Scale, as_numbers
@@ -83,7 +84,8 @@ def _preparation(tasks: Tasks) -> dict[str, Any] | None:
 
 
 def _untrained(source: Path, options: Mapping[str, Any], encoder: Mapping[str, Any] | None) -> dict[str, Any]:
-    found = read_texts(source, options["text"], options["label"], options["task_column"])
+    with warnings.catch_warnings(action="ignore"):  # what is read again is told of then
+        found = read_texts(source, options["text"], options["label"], options["task_column"])
     of_none = hashlib.sha256(b"").hexdigest()
     own = (options["length"], options["lower"], 2, of_none, found.text, found.label)
     return {**Prepared(*own, None, found.task)._asdict(), "encoder": encoder}
@@ -119,7 +121,8 @@ def _recognises(path: Path) -> bool:
     Where the names of both tell what they are, it may have a third of values that come again: that of tasks.
     """
     if path.is_dir():
-        return any(path.glob("*/*.txt")) and not any(path.glob("*/*.csv"))
+        inside = {file.suffix.lower() for file in path.glob("*/*")}
+        return ".txt" in inside and ".csv" not in inside
     if path.name.lower().endswith(LINES):
         return True
     # a pipe would be waited for
@@ -133,7 +136,8 @@ def _recognises(path: Path) -> bool:
         return False
     others = [name for name in left if name != text]
     if label is None:
-        return len(others) == 1 and all(to_number(value.strip()) is not None for value in left[others[0]])
+        numbers = left[others[0]] if len(others) == 1 else ["none"]
+        return all(is_decimal_comma(value.strip()) or to_number(value.strip()) is not None for value in numbers)
     third = [name for name in others if name != label]
     told = text.strip().lower() in TEXT.called and label.strip().lower() in LABEL.called
     return not third or (told and len(third) == 1 and repeated(left[third[0]]))
@@ -165,7 +169,8 @@ def _support(prepared: Prepared, source: Path | None, strict: bool) -> list[tupl
     found = read_texts(source, prepared.text, prepared.label, prepared.task, asked=False)
     if not found.labels:
         what = "labels, from which the classes are" if prepared.scale is None else "numbers, from which they are"
-        raise DataError(f"{source} has no column of {what} learned")
+        called = "label" if prepared.label is None else prepared.label
+        raise DataError(f"{source} has no column of {what} learned, such as {called!r}; it has {told_columns(found)}")
     values = torch.zeros(len(found.texts)) if prepared.scale is None else prepared.scale.targets(as_numbers(found))
     x, names = _as_trained(prepared, found.texts), found.tasks or [None] * len(found.texts)
     keys = [plain(text.lower() if prepared.lower else text) for text in found.texts]

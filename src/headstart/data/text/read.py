@@ -3,20 +3,29 @@
 import csv
 import gzip
 import json
-import unicodedata
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
+from unicodedata import east_asian_width, normalize
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from headstart.data.kind import LeftOutWarning
 from headstart.data.random import SPLITS
-from headstart.data.tables.read import MISSING, find_columns, read_table, separator_of
+from headstart.data.tables.read import (
+    MISSING,
+    encoding_of,
+    find_columns,
+    is_zipped,
+    not_utf8,
+    read_table,
+    separator_of,
+)
 from headstart.errors import DataError, FileError, check_text
 
 #: What the column is called that says which split a row is in.
@@ -53,6 +62,8 @@ class Labelled(NamedTuple):
     """Empty where there is no column of tasks."""
     task: str | None = None
     """What the column of tasks is called."""
+    commas: frozenset[str] = frozenset()
+    """The columns whose numbers have a decimal comma."""
 
     def rows(self, kept: Sequence[int]) -> "Labelled":
         """Return some of the rows, without the columns of the file."""
@@ -74,6 +85,11 @@ class Labelled(NamedTuple):
         return split
 
 
+def told_columns(found: Labelled) -> str:
+    """Return what the columns are called, as an error says it, so that a first line that is none is seen."""
+    return ", ".join(repr(name[:60]) for name in [*found.columns][:20]) or "none"
+
+
 class SameTextWarning(UserWarning):
     """A text is there with several labels."""
 
@@ -88,7 +104,16 @@ class CutTextWarning(UserWarning):
 
 def _sentences(values: Sequence[str]) -> bool:
     """Return whether most of the values have several words, and most differ."""
-    return 2 * sum(" " in value.strip() for value in values) > len(values) <= 2 * len(set(values))
+    return 2 * sum(map(_several, values)) > len(values) <= 2 * len(set(values))
+
+
+def _several(value: str) -> bool:
+    """Return whether a value has several words; of Chinese or Japanese, which have no spaces, five letters are some.
+
+    >>> _several("my card"), _several("card"), _several("我的卡在哪里"), _several("银行卡")
+    (True, False, True, False)
+    """
+    return " " in value.strip() or sum(one.isalpha() and east_asian_width(one) == "W" for one in value) > 4
 
 
 def repeated(values: Sequence[str]) -> bool:
@@ -158,12 +183,22 @@ def read_texts(
     """
     if path.exists() and not (path.is_dir() or path.is_file()):
         raise FileError(f"{path} is not an ordinary file")  # a pipe would be waited for
+    lines = False
     if path.is_dir() or path.name.lower().endswith(".txt"):
         found = _of_files(path)
         if task is not None and asked:
             raise DataError(f"{path} has no columns, such as {task!r} (--task-column); give a CSV or JSON lines file")
     else:
-        columns, where = _of_lines(path) if path.name.lower().endswith(LINES) else _of_table(path)
+        commas: frozenset[str] = frozenset()
+        if lines := path.name.lower().endswith(LINES):
+            columns, where = _of_lines(path, (text, label, task))
+        else:
+            table = read_table(path)
+            columns, where, commas = (
+                {key: own.tolist() for key, own in table.columns.items()},
+                table.where,
+                table.commas,
+            )
         if not asked:
             text, label, task = (name if name in columns else None for name in (text, label, task))
             task = task if task is not None and any(map(str.strip, columns[task])) else None
@@ -186,13 +221,13 @@ def read_texts(
                 " text and its label; put a line above it, such as text,label"
             )
         texts, labels, splits, tasks = ([] if name is None else columns[name] for name in (text, label, split, task))
-        found = Labelled(str(path), texts, labels, splits, where, columns, text, label, tasks, task)
+        found = Labelled(str(path), texts, labels, splits, where, columns, text, label, tasks, task, commas)
     for what, values in (("text", found.texts), ("label", found.labels), ("task", found.tasks)) if labelled else ():
         empty = [row for row, value in enumerate(values) if not value.strip()]
         if empty:
             more = f" (so are {len(empty) - 1} more)" if len(empty) > 1 else ""
-            lines = found.text is None or path.name.lower().endswith(LINES)
-            none = "" if lines else f" (or one of {', '.join(MISSING)}, which say that there is none)"
+            none = f" (or one of {', '.join(MISSING)}, which say that there is none)"
+            none = "" if found.text is None else " (or null, or no finite number)" if lines else none
             raise DataError(f"{found.where(empty[0])}: the {what} is empty{more}{none}; leave the row out")
     return found
 
@@ -209,8 +244,11 @@ def start_of(path: Path, rows: int = 200) -> dict[str, list[str]]:
             batch = next(ParquetFile(path).iter_batches(rows), None)
             found = {} if batch is None else batch.to_pydict()
             return {name: ["" if v is None else str(v) for v in values] for name, values in found.items()}
-        opened = gzip.open if path.suffix.lower() == ".gz" else open
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        with path.open("rb") as file:
+            opened = gzip.open if is_zipped(file.read(2)) else open
+        with opened(path, "rb") as file:
+            encoding = encoding_of(file.read(2))
+        with opened(path, "rt", encoding=encoding, newline="") as file:
             separator = separator_of(file)
             file.seek(0)
             header, *lines = islice(csv.reader(file, delimiter=separator, strict=True), rows + 1)
@@ -220,20 +258,15 @@ def start_of(path: Path, rows: int = 200) -> dict[str, list[str]]:
         return {}
 
 
-def _of_table(path: Path) -> _Columns:
-    table = read_table(path)
-    columns = {name: values.tolist() for name, values in table.columns.items()}
-    return {name: [f"{v:g}" if isinstance(v, float) else v for v in own] for name, own in columns.items()}, table.where
-
-
-def _of_lines(path: Path) -> _Columns:
+def _of_lines(path: Path, named: Collection[str | None]) -> _Columns:
+    """Return the columns of JSON lines but for those with lists or objects in them, none of which may be ``named``."""
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=lambda name: None)  # NaN is no label
         except (ValueError, RecursionError) as problem:
             raise DataError(f"{path}, line {number} is not JSON: {problem}") from problem
         if not isinstance(row, dict):
@@ -242,6 +275,11 @@ def _of_lines(path: Path) -> _Columns:
             )
         for value in (*row, *row.values()):
             check_text(f"{path}, line {number}:", value if isinstance(value, str) else "")
+        needed = {*named, *TEXT.called, *LABEL.called}
+        if odd := [name for name, value in row.items() if isinstance(value, (dict, list)) and name in needed]:
+            raise DataError(
+                f"{path}, line {number}: {odd[0]!r} is {str(row[odd[0]])[:60]}; expected one text, or one label"
+            )
         rows.append(row)
         lines.append(number)
     if not rows:
@@ -249,14 +287,14 @@ def _of_lines(path: Path) -> _Columns:
     names = dict.fromkeys(name for row in rows for name in row)
     plain = {name: [row.get(name) for row in rows] for name in names}
     return {
-        name: ["" if value is None else str(value) for value in values]
+        name: ["" if value is None else str(value).strip() for value in values]
         for name, values in plain.items()
         if not any(isinstance(value, (dict, list)) for value in values)
     }, lambda row: f"{path}, line {lines[row]}"
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with _text_of(path), path.open(encoding="utf-8-sig") as file:
+    with _text_of(path), path.open(encoding=_encoding(path)) as file:
         while line := file.readline(_MOST):
             if len(line) == _MOST:
                 raise DataError(f"{path} has a line of more than {_MOST} letters; expected one JSON object a line")
@@ -266,26 +304,47 @@ def _lines(path: Path) -> Iterator[str]:
 def _of_files(path: Path) -> Labelled:
     files = [path]
     if path.is_dir():
-        every = path.glob("*/*.txt")
-        files = sorted(file for file in every if not any(part[0] == "." for part in file.relative_to(path).parts))
+        shown = [file for file in path.rglob("*") if not any(part[0] == "." for part in file.relative_to(path).parts)]
+        files = sorted(file for file in shown if file.suffix.lower() == ".txt" and file.parent.parent == path)
+        files = [file for file in files if file.is_file()]
         if not files:
             raise DataError(f"{path} has no class folder of .txt files; expected one folder a class, one file a text")
+        _warn_of_others(path, shown, files)
     texts: list[str] = []
     for file in files:
         with _text_of(file):
             if file.stat().st_size > _MOST:
                 raise DataError(f"{file} has more than {_MOST} bytes; expected one text a file")
-            texts.append(file.read_text(encoding="utf-8-sig"))
+            texts.append(file.read_text(encoding=_encoding(file)))
+        if "\0" in texts[-1]:
+            raise DataError(f"{file} is not text (it has zero bytes, as UTF-16 without its mark); save it as UTF-8")
     labels = [file.parent.name for file in files] if path.is_dir() else []
     return Labelled(str(path), texts, labels, [], lambda row: str(files[row]), {})
+
+
+def _warn_of_others(path: Path, shown: Sequence[Path], files: Sequence[Path]) -> None:
+    """Warn of what is in class folders and no text of theirs, and of class folders without any."""
+    others = sorted(file for file in {*shown} - {*files} if file.parent != path and file.is_file())
+    empty = sorted(
+        {one.name for one in shown if one.parent == path and one.is_dir()} - {one.parent.name for one in files}
+    )
+    told = [f"{len(others)} files that are no .txt in a class folder (such as {others[0]})"] if others else []
+    told += [f"folders without a .txt: {', '.join(empty[:5])}{', …' * (len(empty) > 5)}"] if empty else []
+    if told:
+        warnings.warn(f"left out of {path}: {'; '.join(told)}", LeftOutWarning, stacklevel=4)
+
+
+def _encoding(path: Path) -> str:
+    with path.open("rb") as file:
+        return encoding_of(file.read(2))
 
 
 @contextmanager
 def _text_of(path: Path) -> Iterator[None]:
     try:
         yield
-    except UnicodeDecodeError as problem:
-        raise DataError(f"{path} is not UTF-8 ({problem}); save it as UTF-8") from problem
+    except UnicodeError:
+        raise not_utf8(path) from None
     except OSError as problem:
         raise FileError(f"cannot read {path}: {problem.strerror or problem}") from problem
 
@@ -347,7 +406,7 @@ def plain(text: str) -> str:
     >>> plain("  Where  is\\nmy card? ")
     'Where is my card?'
     """
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    return " ".join(normalize("NFC", text).split())
 
 
 def encoded(texts: Sequence[str], length: int, *, lower: bool = False) -> tuple[Tensor, int]:

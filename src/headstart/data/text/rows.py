@@ -198,7 +198,8 @@ def as_numbers(found: Labelled) -> Tensor:
     Raises:
         DataError: one that is none.
     """
-    values = [to_number(label.strip()) for label in found.labels]
+    comma = found.label in found.commas
+    values = [to_number(label.strip(), comma) for label in found.labels]
     odd = [row for row, value in enumerate(values) if value is None or not math.isfinite(value)]
     if odd:
         more = f" (so are {len(odd) - 1} more)" if len(odd) > 1 else ""

@@ -10,7 +10,16 @@ from torch import Tensor
 from headstart.data.encoder import Encoded, encoded as encode
 from headstart.data.fewshot import GIVEN, ClassStore, Ways, class_splits, class_store, few_shot, fitted
 from headstart.data.random import SPLITS, size_range
-from headstart.data.text.read import BESIDES, SPLIT, Labelled, by_class, encoded as in_bytes, plain, read_texts
+from headstart.data.text.read import (
+    BESIDES,
+    SPLIT,
+    Labelled,
+    by_class,
+    encoded as in_bytes,
+    plain,
+    read_texts,
+    told_columns,
+)
 from headstart.data.text.rows import row_text_tasks
 from headstart.errors import DataError, UsageError
 from headstart.schema import Size, extends
@@ -154,7 +163,8 @@ def text(
     found = read_texts(Path(data), text, label if target is None else target, task_column)
     if not found.labels:
         raise DataError(
-            f"{data} has no column that tells it is the labels; say which is, with --label, or --target for numbers"
+            f"{data} has no column that tells it is the labels; say which is, with --label, or --target for numbers; it"
+            f" has {told_columns(found)}"
         )
     if task_column is not None or target is not None:
         taken = {name: options.pop(name) for name in _OF_ROWS if name in options}
