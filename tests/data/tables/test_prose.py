@@ -13,6 +13,7 @@ from headstart.data.tables import prose
 from headstart.data.tables.kind import TABLES
 from headstart.data.tables.schema import encode_features, learn_features, schema_to_json
 from headstart.data.tables.table import LeftOutWarning, table
+from headstart.data.text.read import CutTextWarning
 from headstart.errors import DataError, FileError
 from headstart.models.ngrams import Hashed
 from headstart.training.adapted import adapt, predict
@@ -94,6 +95,9 @@ def test_a_run_adapts_and_predicts_by_texts(write: Callable[..., Any], visits: A
     ask = {"hours": [5, 5], "comment": ["works very well on day 200", "broke too soon on day 201"]}
     good, bad = predict(model, write(ask, "ask.csv"))
     assert good["prediction"] > bad["prediction"] + 1
+    ask["comment"][0] += " so far" * 30_000
+    with pytest.warns(CutTextWarning, match="column 'comment': 1 of 2 texts are longer than 1024 bytes"):
+        assert predict(model, write(ask, "long.csv"))[1]["prediction"] == bad["prediction"]
     with pytest.raises(DataError, match="no column 'comment'"):
         predict(model, write({"hours": [1]}, "lacks.csv"))
 

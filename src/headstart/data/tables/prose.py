@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from headstart.data.encoder import features
-from headstart.data.text.read import encoded as in_bytes
+from headstart.data.encoder import cut_by, features
+from headstart.data.text.read import encoded as in_bytes, plain
 from headstart.errors import ConfigError
 from headstart.models.ngrams import Hashed
 from headstart.models.trunks.source import absolute
@@ -59,6 +59,15 @@ def is_prose(names: Sequence[str]) -> bool:
     (True, False)
     """
     return 2 * sum(len(name.split()) >= _WORDY for name in names) > len(names)
+
+
+def cut(texts: Sequence[str], network: Network | None) -> str:
+    """Return how many of texts are longer than what is read of them, as people read it; empty where none is."""
+    if network is not None:
+        return cut_by(open_trunk(network.source, sha256=network.sha256), texts)
+    count = sum(len(plain(text).encode()) > LENGTH for text in texts)
+    told = f"{count} of {len(texts)} texts are longer than {LENGTH} bytes; what comes after is not read"
+    return told if count else ""
 
 
 def find_network(source: str) -> Network:

@@ -17,6 +17,7 @@ from torch import Tensor
 from headstart.core.values import bounded
 from headstart.data.tables import prose, read
 from headstart.data.tables.read import Table, Texts
+from headstart.data.text.read import CutTextWarning
 from headstart.errors import DataError, FileError
 from headstart.schema import NotNegative, Positive
 
@@ -315,8 +316,6 @@ def _text(feature: Feature, texts: Sequence[str], count: int, network: prose.Net
         f"column {feature.column!r} is of texts, {len(feature.categories)} different ones in {len(texts)} training"
         f" rows, which become {size} numbers ({what}, {100 * share:.0f} % of whose variance these tell)"
     )
-    if network is None and (cut := sum(len(text.encode()) > prose.LENGTH for text in texts)):
-        note += f"; {cut} are longer than {prose.LENGTH} bytes, of which no more is read"
     return feature._replace(
         kind="text", categories=(), numbers=size, components=prose.to_text(found), network=network
     ), note
@@ -520,7 +519,8 @@ def encode_features(
 
     Numbers, booleans and dates are standardised by the training tasks, and a missing one is 0, their mean. A category
     is 1 in its own input; one that no training task has is 0 in all, with an `UnseenValueWarning`. A value that is not
-    of its column's kind is a `DataError`. What a network says of texts is ``kept`` on disk, or not.
+    of its column's kind is a `DataError`. Texts that are not read to their ends are told of by a `CutTextWarning`; what
+    a network says of texts is ``kept`` on disk, or not.
     """
     sizes = [len(feature.inputs) for feature in features]
     x = torch.empty(table.size, sum(sizes), dtype=dtype)
@@ -540,6 +540,8 @@ def _fill(x: NDArray[Any], feature: Feature, table: Table, kept: bool) -> None:
                 where = read.listed(table, np.asarray(texts == name))
                 _warn(table, feature.column, f"{name!r} in {where} is in no training task")
     elif feature.kind == "text":
+        if told := prose.cut(texts.tolist(), feature.network):
+            warnings.warn(str(read.error(table, feature.column, None, told)), CutTextWarning, stacklevel=4)
         found = prose.from_text(feature.components, feature.numbers)
         x[:, : feature.numbers] = found.numbers(texts.tolist(), feature.network, kept=kept).numpy()
         x[missing] = 0
