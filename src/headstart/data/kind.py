@@ -179,7 +179,8 @@ def unknown_types(files: Iterable[Path], suffixes: Sequence[str]) -> str:
     >>> unknown_types(map(Path, ["a.png", "b.psd", "c.psd", "notes.txt"]), [".png"])
     '2 files of unknown type (.psd)'
     """
-    others = [path for path in files if path.suffix.lower() not in (*suffixes, *_COMPANIONS) and path.name[0] != "."]
+    known = (*suffixes, *_COMPANIONS)
+    others = [path for path in files if not path.name.lower().endswith(known) and path.name[0] != "."]
     others = [path for path in others if not path.is_dir()]
     kinds = sorted({path.suffix or "no ending" for path in others})
     told = ", ".join(kinds[:8]) + ("" if len(kinds) <= 8 else ", …")
@@ -196,7 +197,7 @@ def files_of(sources: Iterable[str], suffixes: Sequence[str], failed: Failed = r
         if path.is_dir():
             every = (file for file in path.rglob("*") if file.is_file())
             shown = [file for file in every if not any(part[0] == "." for part in file.relative_to(path).parts)]
-            inside = sorted(file for file in shown if file.suffix.lower() in suffixes)
+            inside = sorted(file for file in shown if file.name.lower().endswith(tuple(suffixes)))
             if told := unknown_types(shown, suffixes):
                 warnings.warn(f"left out of {path}: {told}", LeftOutWarning, stacklevel=2)
             if not inside:

@@ -88,7 +88,7 @@ def read_examples(
     for task, batch in supports:
         rows = max(sum(task.counts), 1)  # of a task of which nothing is known there is one, masked out
         tasks_like = like(len(task.labels))
-        empty = nothing(tasks_like, batch.x.dtype)
+        empty = nothing(tasks_like, batch.x.dtype if batch.x.is_floating_point() else torch.float32)
         if pad_of(tasks_like) is not None and batch.x.ndim == empty.x.ndim:
             empty = empty._replace(x=empty.x.new_zeros(batch.x.shape))  # as long as the longest of its texts
         fits = all(a.shape == (1, rows, *b.shape[2:]) and a.dtype == b.dtype for a, b in zip(batch[:2], empty[:2]))

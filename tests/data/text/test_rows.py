@@ -202,6 +202,21 @@ def test_numbers_are_predicted_in_their_own_unit(tmp_path, model):
     adapted = adapt(tmp_path / "run", scores(tmp_path / "new.csv", texts=20), tmp_path / "adapted")
     good, bad = predict(adapted, ["good good good good number 1", "bad bad bad bad number 1"])
     assert good["low"] < good["prediction"] < good["high"] and good["prediction"] > bad["prediction"] + 1
+    adapt(tmp_path / "adapted", scores(tmp_path / "more.csv", texts=5), tmp_path / "more")
+    both = (
+        scores(tmp_path / "new.csv", texts=20).read_text()
+        + "\n"
+        + (tmp_path / "more.csv").read_text().split("\n", 1)[1]
+    )
+    (tmp_path / "both.csv").write_text(both)
+    one, other = (
+        predict(model, ["good bad number 1"])[0]["prediction"]
+        for model in (
+            open_adapted(tmp_path / "more"),
+            adapt(tmp_path / "run", tmp_path / "both.csv", tmp_path / "both"),
+        )
+    )
+    assert one == pytest.approx(other, abs=1e-4)
     adapt(tmp_path / "run", None, tmp_path / "unknown")
     nothing = predict(open_adapted(tmp_path / "unknown"), ["good good"])
     assert 2 < nothing[0]["prediction"] < 12

@@ -1,5 +1,6 @@
 """Texts as tasks, and as a kind of data from a file to predictions."""
 
+import gzip
 import warnings
 
 import pytest
@@ -124,7 +125,7 @@ def learned(tmp_path_factory):
     return folder
 
 
-def test_a_run_adapts_to_labelled_texts_and_predicts_others(learned, capsys):
+def test_a_run_adapts_to_labelled_texts_and_predicts_others(learned, tmp_path, capsys):
     model = open_adapted(learned / "adapted")
     assert model.tasks[0].labels == ("cat", "news") and model.tasks[0].counts == (2, 2)
     found = predict(model, ["the cat sat on a mat", "will stocks fall today?"])
@@ -140,6 +141,8 @@ def test_a_run_adapts_to_labelled_texts_and_predicts_others(learned, capsys):
         ["9", "will stocks fall today?", "news"],
     ]
     assert "line 3: the text is empty" in printed.err
+    (tmp_path / "ask.csv.gz").write_bytes(gzip.compress(b"text\nthe cat sat on a mat\n"))
+    assert [row["prediction"] for row in predict(model, tmp_path)] == ["cat"]
 
 
 def test_the_report_says_first_what_a_pretrained_network_would_add(learned):
@@ -147,7 +150,7 @@ def test_the_report_says_first_what_a_pretrained_network_would_add(learned):
     assert lines[2].startswith("No pretrained network was used")
 
 
-def test_a_string_is_a_text_unless_a_file_is_meant(learned):
+def test_a_string_is_a_text_unless_a_file_is_meant(learned, tmp_path):
     model = open_adapted(learned / "adapted")
     (learned / "one.txt").write_text("stocks fell today")
     assert predict(model, learned / "one.txt")[0]["prediction"] == "news"
@@ -156,8 +159,12 @@ def test_a_string_is_a_text_unless_a_file_is_meant(learned):
             predict(model, missing)
     with pytest.raises(UsageError, match="some of both"):
         predict(model, ["a text", str(learned / "new.csv")])
-    with pytest.raises(DataError, match="text 1 is empty"):
-        predict(model, ["a text", " "])
+    for empty in (" ", ""):
+        with pytest.raises(DataError, match="text 1 is empty"):
+            predict(model, ["a text", empty])
+    (tmp_path / "two.csv").write_text("body,title\na long one,a short one\n")
+    with pytest.raises(DataError, match="which column is the text.*; call it 'text', as it was"):
+        predict(model, tmp_path / "two.csv")
     with pytest.raises(DataError, match="text 1, 'half .ud83d' is no text that UTF-8 can write"):
         predict(model, ["a text", "half \ud83d"])
     with pytest.raises(DataError, match="a int is no text"):

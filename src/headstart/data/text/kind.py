@@ -220,7 +220,7 @@ def _at(found: Labelled, rows: Sequence[int], place: int) -> str:
 def _is_text(value: str) -> bool:
     """Return whether a string is a text, and not what a file, a folder or a glob is called."""
     try:
-        there = Path(value).exists()
+        there = bool(value) and Path(value).exists()  # what is empty is the folder where one is
     except (OSError, ValueError):  # too long for a name
         there = False
     called = value.lower().endswith(_FILES) or os.sep in value and not any(map(str.isspace, value))

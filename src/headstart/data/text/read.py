@@ -139,11 +139,13 @@ TEXT = Role(
 LABEL = Role("--label", ("label", "intent", "category", "class", "sentiment", "topic", "target"), repeated)
 
 
-def column_of(path: str, columns: Mapping[str, Sequence[str]], role: Role, named: str | None = None) -> str | None:
+def column_of(
+    path: str, columns: Mapping[str, Sequence[str]], role: Role, named: str | None = None, fix: str = "say which it is"
+) -> str | None:
     """Return the column of a role: the one that is named; else called so; else the only one whose values tell it.
 
     Raises:
-        DataError: several that may be it; one that is named and not there.
+        DataError: several that may be it, and the ``fix``; one that is named and not there.
 
     >>> column_of("a.csv", {"x1": ["My card is lost", "Where is it?"] * 2, "x2": ["lost", "find"] * 2}, TEXT)
     'x1'
@@ -155,7 +157,7 @@ def column_of(path: str, columns: Mapping[str, Sequence[str]], role: Role, named
     likely = called if len(called) == 1 else [name for name in called or columns if role.seems(columns[name])]
     if len(called) > 1 and not likely or len(likely) > 1:
         told = " and ".join(map(repr, likely or called))
-        raise DataError(f"{path}: which column is the {role.option[2:]}? {told} may be; say it with {role.option}")
+        raise DataError(f"{path}: which column is the {role.option[2:]}? {told} may be; {fix}")
     return likely[0] if likely else None
 
 
@@ -199,7 +201,9 @@ def read_texts(
                 table.where,
                 table.commas,
             )
+        fixes = [f"say it with {role.option}" for role in (TEXT, LABEL)]
         if not asked:
+            fixes = [f"call it {own or role.called[0]!r}, as it was" for role, own in ((TEXT, text), (LABEL, label))]
             text, label, task = (name if name in columns else None for name in (text, label, task))
             task = task if task is not None and any(map(str.strip, columns[task])) else None
         if task is not None:
@@ -209,12 +213,12 @@ def read_texts(
                 raise DataError(f"{path}: column {one!r} is asked for twice, as text, label or task; name another")
         split = next((name for name in columns if name.lower() == SPLIT and name not in (text, label, task)), None)
         left = {name: values for name, values in columns.items() if name not in (split, label, task)}
-        text = next(iter(left)) if len(left) == 1 and text is None else column_of(str(path), left, TEXT, text)
+        text = next(iter(left)) if len(left) == 1 and text is None else column_of(str(path), left, TEXT, text, fixes[0])
         if text is None:
             has = ", ".join(map(repr, columns))
-            raise DataError(f"{path}: which column is the text? None of {has} tells; say it with {TEXT.option}")
+            raise DataError(f"{path}: which column is the text? None of {has} tells; {fixes[0]}")
         left = {name: values for name, values in columns.items() if name not in (split, text, task)}
-        label = column_of(str(path), left, LABEL, label) if labelled else None
+        label = column_of(str(path), left, LABEL, label, fixes[1]) if labelled else None
         if text is not None and " " in text.strip() and label is not None and label in columns[label]:
             raise DataError(
                 f"{path}: the first line has to name the columns, but is {text[:60]!r} and {label!r}, as if it were a"
