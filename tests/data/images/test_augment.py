@@ -5,7 +5,7 @@ import torch
 
 from headstart import Batch, Episodes, Tasks
 from headstart.data.images.augment import augmented
-from headstart.errors import UnknownNameError
+from headstart.errors import UnknownNameError, UsageError
 from headstart.tasks import emoji
 
 
@@ -73,6 +73,13 @@ def test_another_change_is_refused_and_none_is_none():
         augmented(pictures(), ["rotate"])
     tasks = pictures()
     assert augmented(tasks, []) is tasks
+
+
+def test_features_are_no_images():
+    features = emoji()._replace(input_shape=(5,))
+    assert augmented(features, []) is features
+    with pytest.raises(UsageError, match="--augment changes images, but the tasks of emoji are features"):
+        augmented(features, ["flip"])
 
 
 def test_tasks_of_many_sizes_do_not_go_by_what_they_are_sampled_with():

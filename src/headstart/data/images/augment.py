@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from headstart.data.random import uniform
-from headstart.errors import check_known
+from headstart.errors import UsageError, check_known
 from headstart.types import Batch, Episodes, Tasks
 
 Change: TypeAlias = Literal["crop", "flip", "colour"]
@@ -31,6 +31,7 @@ def augmented(tasks: Tasks, changes: Sequence[Change], seed: int = 0) -> Tasks:
 
     Raises:
         UnknownNameError: another change.
+        UsageError: tasks of features.
 
     >>> from headstart import tasks
     >>> shaken = augmented(tasks.emoji(), ["crop", "colour"])
@@ -41,6 +42,11 @@ def augmented(tasks: Tasks, changes: Sequence[Change], seed: int = 0) -> Tasks:
         check_known("change", change, _CHANGES)
     if not changes:
         return tasks
+    if len(tasks.input_shape) != 3:
+        raise UsageError(
+            f"--augment changes images, but the tasks of {tasks.name} are features, which a pretrained network has"
+            " computed once of each; leave it out, or learn a part of the network (--tuned last)"
+        )
 
     def sample(split: str, numbers: Sequence[int]) -> Episodes:
         found = tasks.sample(split, numbers)
