@@ -96,6 +96,14 @@ def test_without_a_column_of_tasks_each_draw_of_texts_is_one(tmp_path):
     assert not torch.equal(*(tasks.sample("train", [t]).support.x for t in (0, 1)))
 
 
+def test_texts_in_several_splits_and_columns_that_are_not_read_are_told_of(tmp_path):
+    rows = [f"text {n % 12},{n},{part},9" for n, part in enumerate(["train"] * 20 + ["val"] * 10 + ["test"] * 10)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,score,split,age", *rows]))
+    notes = text(tmp_path / "a.csv", text="text", target="score", shots=2).details["notes"]
+    assert notes[0] == "columns that are not read: age"
+    assert notes[1].startswith("12 texts are in more than one split, with other numbers")
+
+
 def test_numbers_may_have_a_decimal_comma(tmp_path):
     rows = [f"some words {n};{n},{n:03d}" for n in range(40)]
     (tmp_path / "a.csv").write_text("\n".join(["text;score", *rows]))

@@ -85,6 +85,12 @@ class Labelled(NamedTuple):
         return split
 
 
+def unread(found: Labelled) -> list[str]:
+    """Return the columns of which nothing is read, but for those that texts may have beside them."""
+    read = (found.text, found.label, found.task)
+    return [name for name in found.columns if name not in read and name.lower() not in (SPLIT, *BESIDES)]
+
+
 def told_columns(found: Labelled) -> str:
     """Return what the columns are called, as an error says it, so that a first line that is none is seen."""
     return ", ".join(repr(name[:60]) for name in [*found.columns][:20]) or "none"

@@ -1,6 +1,7 @@
 """Texts as rows of tasks: many small text data sets with labels of their own, and numbers that texts are to tell."""
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -14,7 +15,7 @@ from headstart.data.fewshot import shuffled
 from headstart.data.random import SPLITS
 from headstart.data.rows import OnShort, Rows, row_tasks
 from headstart.data.tables.read import to_number
-from headstart.data.text.read import Labelled, encoded as in_bytes, plain, warn_of_several
+from headstart.data.text.read import Labelled, encoded as in_bytes, plain, unread, warn_of_several
 from headstart.errors import DataError
 from headstart.types import Tasks
 
@@ -74,6 +75,7 @@ def row_text_tasks(
         DataError: a target that is no number, or numbers that never change; too few tasks; a task that is too small, or
             is in two splits.
     """
+    notes = [f"columns that are not read: {', '.join(others)}"] if (others := unread(found)) else []
     found, again = _without_repeated(found, lower, classes=not numbers)
     names = sorted(set(found.tasks)) if found.tasks else list(SPLITS)
     split_of = _splits_of_tasks(found, names) if found.tasks else dict(zip(SPLITS, SPLITS))
@@ -95,11 +97,16 @@ def row_text_tasks(
         x, cut = in_bytes(found.texts, length, lower=lower)
         view = Tensor.long
     most = max(map(len, labels)) if labels else 0
-    notes = [f"{again} texts that are there again, in the same task and with the same label, are left out"] * bool(
-        again
-    )
+    if again:
+        notes.append(f"{again} texts that are there again, in the same task and with the same label, are left out")
+    if not found.tasks and (shared := _in_several(found, task, lower)):
+        notes.append(
+            f"{shared} texts are in more than one split, with other numbers: what was learned of them is asked again"
+        )
     if cut:
         notes.append(f"{cut} of {len(x)} texts are longer than {length} bytes, and cut there (--length)")
+    if seen is not None and seen.cut:
+        notes.append(seen.cut)
     told = {
         "source": Path(found.path).name,
         "encoding": "bytes",
@@ -136,6 +143,12 @@ def _without_repeated(found: Labelled, lower: bool, *, classes: bool) -> tuple[L
         warn_of_several(found, [(text, task) for text, _, task in keys])
     kept = sorted({key: row for row, key in reversed(list(enumerate(keys)))}.values())
     return found.rows(kept), len(keys) - len(kept)
+
+
+def _in_several(found: Labelled, split: Tensor, lower: bool) -> int:
+    """Return how many different texts are in several splits."""
+    texts = [plain(text.lower() if lower else text) for text in found.texts]
+    return sum(count > 1 for count in Counter(text for text, _ in {*zip(texts, split.tolist())}).values())
 
 
 def _splits_of_tasks(found: Labelled, names: Sequence[str]) -> dict[str, str]:

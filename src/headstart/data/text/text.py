@@ -11,14 +11,13 @@ from headstart.data.encoder import Encoded, encoded as encode
 from headstart.data.fewshot import GIVEN, ClassStore, Ways, class_splits, class_store, few_shot, fitted
 from headstart.data.random import SPLITS, size_range
 from headstart.data.text.read import (
-    BESIDES,
-    SPLIT,
     Labelled,
     by_class,
     encoded as in_bytes,
     plain,
     read_texts,
     told_columns,
+    unread,
 )
 from headstart.data.text.rows import row_text_tasks
 from headstart.errors import DataError, UsageError
@@ -77,9 +76,8 @@ def text_tasks(
     on_short, own_ways = options.get("on_short", "error"), options.get("train_ways")
     judged = {split: store for split, store in stores.items() if split != "train" or own_ways is None}
     ways, queries, notes = fitted(judged, size_range("shots", shots)[1], ways, queries, on_short)
-    unread = [name for name in found.columns if name not in (found.text, found.label)]
-    if unread := [name for name in unread if name.lower() not in (SPLIT, *BESIDES)]:
-        notes.append(f"columns that are not read: {', '.join(unread)} (--task-column makes each value of one a task)")
+    if others := unread(found):
+        notes.append(f"columns that are not read: {', '.join(others)} (--task-column makes each value of one a task)")
     if cut:
         notes.append(f"{cut} of {len(found.texts)} texts are longer than {length} bytes, and cut there (--length)")
     if again := sum(_repeated(found, rows, lower) for classes in splits.values() for rows in classes.values()):
