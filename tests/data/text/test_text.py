@@ -65,6 +65,9 @@ def test_what_is_cut_or_short_is_said(tmp_path):
     said_before, name = path.read_text().splitlines()[1].split(",")
     path.write_text(path.read_text() + f"\n {said_before.upper()},{name}")
     assert any("1 of 61 texts is there before in the same class" in note for note in text(path).details["notes"])
+    path.write_text(path.read_text() + f"\n{said_before} goes on,{name}")  # where it is cut it is the same
+    for length, again in ((len(said_before), 2), (64, 1)):
+        assert any(f"{again} of 62 texts" in note for note in text(path, length=length).details["notes"])
     path.write_text(path.read_text() + "\none text alone,alone")
     with pytest.raises(ShortClassError, match="class 'alone' of split '\\w+' has 1 texts"):
         text(path)

@@ -1,6 +1,6 @@
 """Few-shot tasks of texts: which of a few classes a sentence is of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,8 +67,10 @@ def text_tasks(
         }
         seen = encode(encoder, encoded, texts, "texts")
         stores = {split: ClassStore(*store) for split, store in seen.stores.items()}
+        read: Sequence[Hashable] = [plain(text.lower() if lower else text) for text in found.texts]
     else:
         ids, cut = in_bytes(found.texts, length, lower=lower)
+        read = [row.tobytes() for row in ids.numpy()]  # texts that differ where they are cut are the same to a model
         stores = {
             split: class_store({own: ids[list(rows)] for own, rows in classes.items()})
             for split, classes in splits.items()
@@ -80,7 +82,7 @@ def text_tasks(
         notes.append(f"columns that are not read: {', '.join(others)} (--task-column makes each value of one a task)")
     if cut:
         notes.append(f"{cut} of {len(found.texts)} texts are longer than {length} bytes, and cut there (--length)")
-    if again := sum(_repeated(found, rows, lower) for classes in splits.values() for rows in classes.values()):
+    if again := sum(_repeated(read, rows) for classes in splits.values() for rows in classes.values()):
         notes.append(
             f"{again} of {len(found.texts)} texts {'is' if again == 1 else 'are'} there before in the same class: where"
             " one is learned from and another asked, the score is flattered"
@@ -113,10 +115,9 @@ def text_tasks(
     )
 
 
-def _repeated(found: Labelled, rows: Sequence[int], lower: bool) -> int:
-    """Return how many rows have the text of one before."""
-    texts = (found.texts[row] for row in rows)
-    return len(rows) - len({plain(text.lower() if lower else text) for text in texts})
+def _repeated(read: Sequence[Hashable], rows: Sequence[int]) -> int:
+    """Return how many rows have what is read of one before."""
+    return len(rows) - len({read[row] for row in rows})
 
 
 @extends(text_tasks, without=("details",))
