@@ -40,6 +40,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, rows in {"old": [*old, "hammer it in,verb", "hammers hum,verb"], "new": new}.items():
         (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *rows]))
     (tmp_path / "all.csv").write_text((tmp_path / "old.csv").read_text() + "\n" + "\n".join(new))
+    (tmp_path / "amounts.csv").write_text("text,label\na cat,1.5\na dog,2\n")
     (tmp_path / "odd.csv").write_text('text,label\nthis one,"a\nb"\nthat one,c\n')
     (tmp_path / "table.csv").write_text("patient,age,pressure\n1,30,120\n2,40,130\n")
     for name, colour in COLOURS.items():
@@ -89,6 +90,7 @@ def test_images_from_the_command_line(place, capsys):
         ("mlp", "table.csv", ConfigError, "'mlp' knows nothing before it is trained"),
         ("ngrams", "table.csv", DataError, "which column is the text"),
         ("net.py:images", "old.csv", DataError, "a CSV file of images has"),
+        ("ngrams", "amounts.csv", DataError, "column 'label': the values are numbers, and no two the same"),
         ("ngrams", "odd.csv", DataError, "has a task or class .*, whose name is none to print"),
         ("ngrams", None, ConfigError, "name the examples to learn from"),
         ("ngrams", "nowhere.csv", FileError, "there is no nowhere.csv"),

@@ -289,10 +289,10 @@ def _matrix(
 
 def evaluate(*words: Raw) -> int:
     """Judge a run on fixed tasks: mean and 95 % interval."""
-    from headstart.cli.options import call, choices, first_look
+    from headstart.cli.options import call, choices, first_look, named
 
     names = first_look(words)[1]
-    schema = choices({"tasks": names["on"]}) if "on" in names else None
+    schema = choices(named(names["on"], names)) if "on" in names else None
     if schema is not None:  # of the other tasks there is nothing else to choose
         own = {name: one._replace(default=None) for name, one in schema.options.items() if name.startswith("tasks.")}
         schema = schema._replace(options=own)

@@ -45,8 +45,8 @@ def evaluate_on(
 ) -> Judged:
     """Judge a run on tasks of another source of the same kind of data, their inputs made such as it was trained on.
 
-    Images get the shape, the colours and the polarity of the run's. Ways, shots and queries are the run's where the
-    source does not say others.
+    Images get the shape, the colours and the polarity of the run's, and texts are read as the run's. Ways, shots and
+    queries are the run's where the source does not say others.
 
     Args:
         run: a run folder.
@@ -104,14 +104,16 @@ def elsewhere(job: Job, tasks: Tasks) -> Job:
     """
     seam, method = kind_of_family(job.config.tasks.name).elsewhere, find("method", job.config.method.name)
     assert seam is not None
-    if method.classes == "trained" and tasks.kind == "classification" and tasks.output_size != job.tasks.output_size:
+    own, other = job.tasks, tasks
+    classes = own.kind == other.kind == "classification"
+    if method.classes == "trained" and classes and other.output_size != own.output_size:
         raise ConfigError(
-            f"the run was trained with {method.name} for {job.tasks.output_size} classes, but tasks of {tasks.name}"
-            f" have {tasks.output_size}; give --ways {job.tasks.output_size}"
+            f"the run was trained with {method.name} for {own.output_size} classes, but tasks of {other.name} have"
+            f" {other.output_size}; give --ways {own.output_size}"
         )
-    tasks = seam.fitted(job.tasks, tasks)
-    other = tasks.kind == "classification" and tasks.output_size != job.tasks.output_size
-    learner = make_learner(job.config, tasks, job.device)[0] if other else job.learner
+    tasks = seam.fitted(own, other)
+    sizes_differ = classes and tasks.output_size != own.output_size
+    learner = make_learner(job.config, tasks, job.device)[0] if sizes_differ else job.learner
     return job._replace(tasks=tasks, learner=learner)
 
 

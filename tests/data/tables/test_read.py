@@ -222,8 +222,8 @@ class TestParquet:
         path = tmp_path / "some.parquet"
         parquet.write_table(pyarrow.table({"task": ["a"], "list": [[1, 2]]}), path)
         with pytest.raises(DataError, match="column 'list': values of type list.* leave it out"):
-            read_table(path)
-        assert read_table(path, lambda name, header: ["task"]).size == 1
+            read_table(path, lambda name, header: header)
+        assert list(read_table(path).columns) == ["task"]
         with pytest.raises(DataError, match="GiB of memory"):
             read_table(path, available=10)
         parquet.write_table(pyarrow.table({"task": [], "x": []}), path)

@@ -11,10 +11,11 @@ from headstart.data.kind import find_kind
 from headstart.data.text.kind import TEXTS
 from headstart.data.text.read import CutTextWarning
 from headstart.data.text.text import text
-from headstart.errors import DataError, LeakageError, ShortClassError, UsageError
+from headstart.errors import ConfigError, DataError, LeakageError, ShortClassError, UsageError
 from headstart.registry import rows
 from headstart.training.adapted import adapt, open_adapted, predict
 from headstart.training.config import normal
+from headstart.training.elsewhere import evaluate_on
 
 WORDS = "card money rate pin loan fee cash bank visa app code name".split()
 
@@ -151,6 +152,15 @@ def test_a_run_adapts_to_labelled_texts_and_predicts_others(learned, tmp_path, c
 def test_the_report_says_first_what_a_pretrained_network_would_add(learned):
     lines = (learned / "run" / "README.md").read_text().splitlines()
     assert lines[2].startswith("No pretrained network was used")
+
+
+def test_a_run_is_judged_on_texts_of_another_source(learned, tmp_path):
+    other = intents(tmp_path / "other.csv", classes=9)
+    other.write_text(other.read_text().replace(" question ", " answer "))
+    found = evaluate_on(learned / "run", str(other), episodes=20)
+    assert found.on == "other" and found.score.mean > 0.6
+    with pytest.raises(ConfigError, match="read by .'length': 32, .* in the run it is .'length': 64"):
+        evaluate_on(learned / "run", {"name": str(other), "length": 32}, episodes=2)
 
 
 def test_a_string_is_a_text_unless_a_file_is_meant(learned, tmp_path):

@@ -153,7 +153,8 @@ def read_table(
 
     Args:
         path: the file.
-        choose: which columns to keep, told from the header before any row is read; by default all.
+        choose: which columns to keep, told from the header before any row is read; by default all, but for those of
+            Parquet that hold lists or objects.
         available: bytes of memory that may be used; by default what the system has.
         missing: other texts that mean that a value is missing.
         commas: the columns whose numbers have a decimal comma, where semicolons separate the file; by default it is
@@ -184,6 +185,8 @@ def read_table(
             code = f"import pandas; pandas.read_excel({path.name!r}).to_csv({path.stem + '.csv'!r}, index=False)"
             fix = f'export it as such, or: python -c "{code}"'
             raise DataError(f"{path} is {what}; expected CSV in UTF-8, or Parquet: {fix}")
+    if ".json" in path.name.lower():
+        raise DataError(f"{path} is JSON, as it is called; JSON lines, one object a line, are read from a .jsonl file")
     zipped = is_zipped(start)
     if zipped:
         start, size = _unzipped(path, available)
@@ -358,6 +361,8 @@ def _read_parquet(path: Path, choose: Choose | None, available: int | None, miss
         count = file.metadata.num_rows
         if not count:
             raise DataError(f"{path} has no rows")
+        if choose is None:
+            kept = [name for name, one in zip(header, file.schema_arrow) if not pyarrow.types.is_nested(one.type)]
         _check_memory(path, _PARQUET_VALUE * count * len(kept), available)
         try:
             own = dict(zip(header, file.schema_arrow.names))

@@ -14,6 +14,7 @@ from torch import Tensor
 from headstart.data.encoder import Encoder, like_of
 from headstart.data.kind import (
     DataKind,
+    Elsewhere,
     Failed,
     Inputs,
     NewTask,
@@ -45,7 +46,7 @@ from headstart.data.text.read import (
     warn_of_several,
 )
 from headstart.data.text.rows import Scale, as_numbers
-from headstart.errors import DataError, FileError, check_text
+from headstart.errors import ConfigError, DataError, FileError, check_text
 from headstart.types import Batch, Tasks
 
 _CHUNK = 256
@@ -171,6 +172,11 @@ def _support(prepared: Prepared, source: Path | None, strict: bool) -> list[tupl
         what = "labels, from which the classes are" if prepared.scale is None else "numbers, from which they are"
         called = "label" if prepared.label is None else prepared.label
         raise DataError(f"{source} has no column of {what} learned, such as {called!r}; it has {told_columns(found)}")
+    if prepared.scale is None and _are_amounts(found.labels):
+        raise DataError(
+            f"{source}, column {found.label!r}: the values are numbers, and no two the same, so they are no classes;"
+            " numbers are predicted by a run of --target"
+        )
     values = torch.zeros(len(found.texts)) if prepared.scale is None else prepared.scale.targets(as_numbers(found))
     x, names = _as_trained(prepared, found.texts), found.tasks or [None] * len(found.texts)
     keys = [plain(text.lower() if prepared.lower else text) for text in found.texts]
@@ -188,6 +194,12 @@ def _support(prepared: Prepared, source: Path | None, strict: bool) -> list[tupl
         new = NewTask(name, tuple(labels), tuple(y.bincount().tolist()))
         tasks.append((new, Batch(x[rows].unsqueeze(0), y.unsqueeze(0))))
     return tasks
+
+
+def _are_amounts(labels: Sequence[str]) -> bool:
+    """Return whether labels are numbers as one measures them: all different, and not all of them whole."""
+    numbers = {number for label in labels if (number := to_number(label)) is not None}
+    return len(numbers) == len(labels) and any(number % 1 != 0 for number in numbers)
 
 
 _FILES = (*TABLES, *LINES, ".txt")
@@ -294,6 +306,28 @@ def _predicts(prepared: Prepared) -> str:
     return f"{what} of a text (its first {prepared.length} bytes)"
 
 
+def _seen(tasks: Tasks) -> dict[str, Any]:
+    """Return what decides what models see of a text."""
+    encoder = tasks.details["encoder"]
+    if encoder is not None:
+        return {name: encoder[name] for name in ("sha256", "encoded")}
+    return {name: tasks.details[name] for name in ("length", "lower")}
+
+
+def _elsewhere(own: Tasks) -> dict[str, Any]:
+    encoder = own.details["encoder"]
+    return _seen(own) if encoder is None else {"encoder": encoder["source"], "encoded": encoder["encoded"]}
+
+
+def _fitted(own: Tasks, other: Tasks) -> Tasks:
+    """Return other tasks, whose texts have to be read as those that were trained on."""
+    if own.kind != "classification" or other.kind != own.kind:
+        raise ConfigError("numbers that texts are to tell are on a scale of their own, so they are judged there alone")
+    if _seen(own) != _seen(other):
+        raise ConfigError(f"{other.name} has texts that are read by {_seen(other)}; in the run it is {_seen(own)}")
+    return other
+
+
 TEXTS = DataKind(
     name="texts",
     recognises=_recognises,
@@ -311,5 +345,6 @@ TEXTS = DataKind(
     predicts=_predicts,
     task=_task,
     examples="texts",
+    elsewhere=Elsewhere(("ways", "shots", "queries"), _elsewhere, _fitted),
     usage=("LABELLED_TEXTS.csv", "TEXTS.csv"),
 )

@@ -4,7 +4,7 @@ import csv
 import gzip
 import json
 import warnings
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -202,11 +202,9 @@ def read_texts(
             columns, where = _of_lines(path, (text, label, task))
         else:
             table = read_table(path)
-            columns, where, commas = (
-                {key: own.tolist() for key, own in table.columns.items()},
-                table.where,
-                table.commas,
-            )
+            where, commas = table.where, table.commas
+            columns = {name: values.tolist() for name, values in table.columns.items()}
+            _refuse_nested(str(path), [name for name in table.header if name not in columns], (text, label, task))
         fixes = [f"say it with {role.option}" for role in (TEXT, LABEL)]
         if not asked:
             fixes = [f"call it {own or role.called[0]!r}, as it was" for role, own in ((TEXT, text), (LABEL, label))]
@@ -253,7 +251,8 @@ def start_of(path: Path, rows: int = 200) -> dict[str, list[str]]:
 
             batch = next(ParquetFile(path).iter_batches(rows), None)
             found = {} if batch is None else batch.to_pydict()
-            return {name: ["" if v is None else str(v) for v in values] for name, values in found.items()}
+            nested = {name for name, values in found.items() for v in values if isinstance(v, (dict, list))}
+            return {name: ["" if v is None else str(v) for v in found[name]] for name in found if name not in nested}
         with path.open("rb") as file:
             opened = gzip.open if is_zipped(file.read(2)) else open
         with opened(path, "rb") as file:
@@ -285,11 +284,8 @@ def _of_lines(path: Path, named: Collection[str | None]) -> _Columns:
             )
         for value in (*row, *row.values()):
             check_text(f"{path}, line {number}:", value if isinstance(value, str) else "")
-        needed = {*named, *TEXT.called, *LABEL.called}
-        if odd := [name for name, value in row.items() if isinstance(value, (dict, list)) and name in needed]:
-            raise DataError(
-                f"{path}, line {number}: {odd[0]!r} is {str(row[odd[0]])[:60]}; expected one text, or one label"
-            )
+        nested = [name for name, value in row.items() if isinstance(value, (dict, list))]
+        _refuse_nested(f"{path}, line {number}", nested, named)
         rows.append(row)
         lines.append(number)
     if not rows:
@@ -301,6 +297,13 @@ def _of_lines(path: Path, named: Collection[str | None]) -> _Columns:
         for name, values in plain.items()
         if not any(isinstance(value, (dict, list)) for value in values)
     }, lambda row: f"{path}, line {lines[row]}"
+
+
+def _refuse_nested(where: str, nested: Iterable[str], named: Collection[str | None]) -> None:
+    """Refuse columns of lists or objects, which are left out, where one is named or called as a text or a label."""
+    needed = {*named, *TEXT.called, *LABEL.called}
+    if odd := [name for name in nested if name in needed]:
+        raise DataError(f"{where}: {odd[0]!r} is a list or an object; expected one text, or one label, a row")
 
 
 def _lines(path: Path) -> Iterator[str]:
