@@ -203,3 +203,5 @@ def test_a_letter_is_never_cut_in_two_and_what_is_cut_is_counted():
     ids, cut = encoded(["é" * 5, "abc", "x" * 10_000], 5)
     assert cut == 2 and bytes(ids[0].tolist()).rstrip(b"\0").decode() == "éé"
     assert bytes(ids[1].tolist()) == b"abc\0\0"
+    ids, cut = encoded([" " * 10_000 + "abc", "a" + " " * 10_000 + "bc" * 5], 5)  # its start does not tell
+    assert cut == 1 and [bytes(row.tolist()) for row in ids] == [b"abc\0\0", b"a bcb"]

@@ -49,6 +49,16 @@ def test_texts_that_are_cut_are_counted(bert):
         like(["card", "card " * 9])
 
 
+def test_of_an_enormous_text_enough_is_read(bert, monkeypatch):
+    texts = ["card lost " * 100, "where" + " " * 100 + "is my card", "c" * 100, "my card " * 5, "card"]
+    read = []
+    for letters in (2, 10**6):
+        monkeypatch.setattr("headstart.models.trunks.folder._LETTERS", letters)
+        trunk = open_trunk(f"hf:{bert}")
+        read.append((trunk.inputs(texts).tolist(), trunk.cut(texts)))
+    assert read[0] == read[1] and read[0][1] == 2
+
+
 def test_a_text_does_not_depend_on_which_are_beside_it(bert):
     trunk = open_trunk(f"hf:{bert}")
     together = features_of(trunk, TEXTS)

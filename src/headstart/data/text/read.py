@@ -422,6 +422,10 @@ def plain(text: str) -> str:
     return " ".join(normalize("NFC", text).split())
 
 
+def _bytes(text: str, lower: bool) -> bytes:
+    return plain(text.lower() if lower else text).replace("\0", " ").encode()
+
+
 def encoded(texts: Sequence[str], length: int, *, lower: bool = False) -> tuple[Tensor, int]:
     """Return texts as bytes of UTF-8 ``(n, length)`` uint8, 0 where there is none, and how many had to be cut.
 
@@ -432,7 +436,9 @@ def encoded(texts: Sequence[str], length: int, *, lower: bool = False) -> tuple[
     """
     kept, cut = np.zeros((len(texts), length), dtype=np.uint8), 0
     for row, text in enumerate(texts):
-        data = plain(text.lower() if lower else text).replace("\0", " ").encode()
+        data = _bytes(text[: 64 * length], lower)
+        if len(text) > 64 * length and len(data) < 2 * length:  # spaces, most of them
+            data = _bytes(text, lower)
         if len(data) > length:
             cut += 1
             data = data[:length].decode(errors="ignore").encode()

@@ -20,6 +20,9 @@ _RESAMPLES: dict[int, Resample] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 #: Whose positions count from the id of padding on.
 _OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet")
 
+#: Letters of a text that are read first for each token that it may have: more than tokens have, but for spaces.
+_LETTERS = 64
+
 #: What of a folder features depend on, besides its weights.
 FILES = (
     *("config.json", "modules.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json"),
@@ -103,8 +106,15 @@ def tokenizer(
         found.enable_truncation(about["length"])
         return found
 
-    def tokens(texts: Sequence[str]) -> Any:
-        return opened().encode_batch([text.lower() for text in texts] if about["lower"] else list(texts))
+    def tokens(texts: Sequence[str]) -> list[Any]:
+        texts = [text.lower() for text in texts] if about["lower"] else texts
+        # of an enormous text all would be read to give a few tokens; its start will do where that has too many already
+        starts = [text[: _LETTERS * about["length"]] for text in texts]
+        found = opened().encode_batch(starts)
+        few = [row for row, one in enumerate(found) if len(starts[row]) < len(texts[row]) and len(one.overflowing) < 2]
+        for row, one in zip(few, opened().encode_batch([texts[row] for row in few])):
+            found[row] = one
+        return found
 
     def inputs(texts: Sequence[str]) -> Tensor:
         found = tokens(texts)
