@@ -87,8 +87,9 @@ def test_columns_that_do_not_tell_are_asked_for(tmp_path):
     with pytest.raises(DataError, match="which column is the label\\? 'c' and 'd' may be; say it with --label"):
         read_texts(path, text="b")
     assert read_texts(path, "b", "d").labels == ["CARD", "TRANSFER", "CARD", "TRANSFER"]
-    with pytest.raises(DataError, match="no column 'e' \\(--text\\)"):
-        read_texts(path, "e")
+    for named in ({"text": "e"}, {"text": "a", "label": "e"}):
+        with pytest.raises(DataError, match=f"no column 'e' .--{[*named][-1]}.* It has: 'a', 'b', 'c', 'd'"):
+            read_texts(path, **named)
     with pytest.raises(DataError, match="None of 'x', 'y' tells"):
         read_texts(written(tmp_path / "b.csv", [(n, n) for n in range(9)], ("x", "y")))
 

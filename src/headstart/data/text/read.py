@@ -145,20 +145,15 @@ TEXT = Role(
 LABEL = Role("--label", ("label", "intent", "category", "class", "sentiment", "topic", "target"), repeated)
 
 
-def column_of(
-    path: str, columns: Mapping[str, Sequence[str]], role: Role, named: str | None = None, fix: str = "say which it is"
-) -> str | None:
-    """Return the column of a role: the one that is named; else called so; else the only one whose values tell it.
+def column_of(path: str, columns: Mapping[str, Sequence[str]], role: Role, fix: str = "say which it is") -> str | None:
+    """Return the column of a role: the one that is called so, else the only one whose values tell it.
 
     Raises:
-        DataError: several that may be it, and the ``fix``; one that is named and not there.
+        DataError: several that may be it, and the ``fix``.
 
     >>> column_of("a.csv", {"x1": ["My card is lost", "Where is it?"] * 2, "x2": ["lost", "find"] * 2}, TEXT)
     'x1'
     """
-    if named is not None:
-        find_columns(path, tuple(columns), [(role.option, named)])
-        return named
     called = [name for name in columns if name.strip().lower() in role.called]
     likely = called if len(called) == 1 else [name for name in called or columns if role.seems(columns[name])]
     if len(called) > 1 and not likely or len(likely) > 1:
@@ -210,19 +205,20 @@ def read_texts(
             fixes = [f"call it {own or role.called[0]!r}, as it was" for role, own in ((TEXT, text), (LABEL, label))]
             text, label, task = (name if name in columns else None for name in (text, label, task))
             task = task if task is not None and any(map(str.strip, columns[task])) else None
-        if task is not None:
-            find_columns(str(path), tuple(columns), [("--task-column", task)])
+        named = ((TEXT.option, text), (LABEL.option, label), ("--task-column", task))
+        find_columns(str(path), tuple(columns), [(option, name) for option, name in named if name is not None])
         for one, other in ((text, label), (text, task), (label, task)):
             if one is not None and one == other:
                 raise DataError(f"{path}: column {one!r} is asked for twice, as text, label or task; name another")
         split = next((name for name in columns if name.lower() == SPLIT and name not in (text, label, task)), None)
         left = {name: values for name, values in columns.items() if name not in (split, label, task)}
-        text = next(iter(left)) if len(left) == 1 and text is None else column_of(str(path), left, TEXT, text, fixes[0])
+        if text is None:
+            text = next(iter(left)) if len(left) == 1 else column_of(str(path), left, TEXT, fixes[0])
         if text is None:
             has = ", ".join(map(repr, columns))
             raise DataError(f"{path}: which column is the text? None of {has} tells; {fixes[0]}")
         left = {name: values for name, values in columns.items() if name not in (split, text, task)}
-        label = column_of(str(path), left, LABEL, label, fixes[1]) if labelled else None
+        label = None if not labelled else label if label is not None else column_of(str(path), left, LABEL, fixes[1])
         if text is not None and " " in text.strip() and label is not None and label in columns[label]:
             raise DataError(
                 f"{path}: the first line has to name the columns, but is {text[:60]!r} and {label!r}, as if it were a"
