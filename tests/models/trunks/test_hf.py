@@ -127,6 +127,8 @@ def test_a_name_that_is_not_here_is_an_error_at_once():
     pytest.importorskip("huggingface_hub", reason="the extra `text` is not installed")
     with pytest.raises(FileError, match="nothing is downloaded. Get its files where there is a network"):
         open_trunk("hf:nobody/no-such-network")
+    with pytest.raises(FileError, match="there is no folder /nowhere/net; bring the network back"):
+        open_trunk("hf:/nowhere/net")
 
 
 def test_another_network_in_its_place_is_refused(bert, tmp_path):

@@ -30,6 +30,8 @@ def hf(where: str) -> Trunk:
         ConfigError: transformers is not installed.
     """
     folder = Path(where).expanduser()
+    if not folder.is_dir() and folder.is_absolute():
+        raise FileError(f"there is no folder {folder}; bring the network back there, or give the folder that it is in")
     folder = folder if folder.is_dir() else _in_cache(where)
     config = beside.read_json(folder, "config.json")
     weights = sorted(folder.glob("*.safetensors"))
