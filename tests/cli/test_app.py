@@ -125,6 +125,8 @@ def test_options_are_known_by_their_full_names_too(tmp_path: Path) -> None:
         (["evaluate", "nowhere", "--on", "icons", "--steps", "2"], 2, "--steps"),
         (["matrix", "--train", "icons", "sinusoid", "--methods", "maml"], 2, "a matrix is of one kind of data"),
         (["matrix", "--test", "icons"], 2, "--train"),
+        (["matrix", "--train", "icons", "flags", "--methods", "nearest", "--weights", "1,2"], 2, "option --weights"),
+        (["matrix", "--train", "icons", "--methods", "nearest", "--pad", "1"], 2, "unknown option --pad"),
     ],
 )
 def test_mistakes_exit_with_their_code_and_a_line_or_two(
@@ -210,6 +212,15 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run(["report", out, "--json"]) == 0
     assert str(tmp_path / "run" / "results.png") in json.loads(capsys.readouterr().out)
     assert (tmp_path / "run" / "results.png").exists()
+
+
+def test_sources_of_a_matrix_are_made_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "matrix --train icons flags --methods nearest,frozen --channels 3 --image-size 8 --no-rotations".split()
+    assert run([*words, "--test-tasks", "4", "--threads", "1", "--json", "--out", str(tmp_path)]) == 0
+    table = json.loads(capsys.readouterr().out)["table"]
+    names = [(method, None, on) for method in ("nearest", "frozen") for on in ("icons", "flags")]
+    assert [(row["method"], row["trained_on"], row["on"]) for row in table] == names
+    assert {row["tasks"] for row in table} == {4} and {row["than_untrained"] for row in table} == {None}
 
 
 def test_flags_win_over_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from headstart.errors import ConfigError, DataError, FileError, UnknownNameError, UsageError
-from headstart.training.compare import compare, default_methods, pictures, rows
+from headstart.training.compare import compare, configs_of, default_methods, pictures, rows
 from headstart.training.progress import Plain, View
 
 pytestmark = pytest.mark.usefixtures("unrendered")
@@ -16,6 +16,12 @@ RUN = {"evaluate_tasks": 2, "test_tasks": 4, "threads": 1}
 SMALL = {"tasks": "icons", "method": {"steps": 1, "rate": 0.1}, "model": {"filters": 4}, "run": RUN}
 SMALL |= {"outer": {"steps": 2, "tasks_per_step": 2}}
 NETWORKS = {owner: part for owner, part in SMALL.items() if owner != "method"}
+
+
+def test_options_of_the_sources_of_a_mixture_are_taken():
+    tasks = {"name": "domains", "sources": ["icons"], "channels": 3, "rotations": False}
+    for config in configs_of({"tasks": tasks}, ["prototypes", "nearest"]).values():
+        assert (config.tasks.options["rotations"], config.tasks.options["channels"]) == (False, 3)
 
 
 def test_every_method_gets_a_line_a_folder_and_a_picture(tmp_path, monkeypatch):

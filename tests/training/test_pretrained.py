@@ -11,7 +11,7 @@ from headstart.cli import app
 from headstart.data.kind import find_kind
 from headstart.errors import ConfigError
 from headstart.training.build import make_tasks
-from headstart.training.compare import _configs
+from headstart.training.compare import configs_of
 from headstart.training.config import command, normal, resolve
 
 NETWORK = """
@@ -122,7 +122,7 @@ def test_images_of_a_built_in_family(place):
 
 def test_methods_are_compared_on_features(place):
     parts = normal({"tasks": "intents.csv", "model": "net.py:texts"})
-    configs = _configs(parts, ("prototypes", "ridge", "nearest"))
+    configs = configs_of(parts, ("prototypes", "ridge", "nearest"))
     assert {config.option("tasks.encoder") for config in configs.values()} == {f"{place}/net.py:texts"}
     assert configs["nearest"].model is None and configs["ridge"].option("model.name") == "projection"
 

@@ -201,6 +201,7 @@ def _compare(
 def matrix(*words: Raw) -> int:
     """Train methods on each of several sources, and judge them on each of several."""
     from headstart.cli.options import behind, call, choices, first_look
+    from headstart.training.config import forms
 
     names, train, test = first_look(words)[1], behind(words, "--train"), behind(words, "--test")
     methods = [name.strip() for name in names.get("methods", "").split(",") if name.strip()]
@@ -209,7 +210,11 @@ def matrix(*words: Raw) -> int:
         kind = find("data", find("task", _family(source)).kind)
         for method in methods or kind.compared[:1]:
             model = {} if find("method", method).model == "none" else names.get("model")
-            schemas.append(choices({"tasks": source, "method": {"name": method}, "model": model}))
+            for tasks in forms(source):
+                schema = choices({"tasks": tasks, "method": {"name": method}, "model": model})
+                options = schema.options.items()  # here a task is of one source
+                kept = {name: one for name, one in options if name not in ("tasks.sources", "tasks.weights")}
+                schemas.append(schema._replace(options=kept))
     more = "What there is to choose depends on the sources and the methods: `headstart matrix --train icons --help`."
     called = call(_matrix, words, schemas, "" if schemas else more)
     if called is None:
@@ -236,12 +241,13 @@ def matrix(*words: Raw) -> int:
         metric = "accuracy" if "accuracy" in row else "mse"
         kind = "classification" if metric == "accuracy" else "regression"
         told = shown(kind, row[metric], row["ci95"]).removeprefix(f"{metric} ")
-        if row.get("than_nearest") is not None and row["than_nearest"] + row["than_nearest_ci95"] < 0:
+        worse = -1 if metric == "accuracy" else 1
+        if row["than_untrained"] is not None and worse * row["than_untrained"] > row["than_untrained_ci95"]:
             told += " *"
         lines.setdefault((row["method"], row["trained_on"] or "nothing"), {})[row["on"]] = told
     print_table(
         f"{table[0]['tasks']} unseen test tasks each, mean ± 95 % interval"
-        + ("; * worse than nearest, which learns nothing" if found.baseline else ""),
+        + ("; * worse than the best that learns nothing" if any(row["trained_on"] is None for row in table) else ""),
         ("method", "trained on", *(f"on {target}" for target in targets)),
         [(*names, *(told.get(target, "") for target in targets)) for names, told in lines.items()],
         left=2,
@@ -272,8 +278,9 @@ def _matrix(
     """Train methods on each of several sources, and judge them on each of several.
 
     One table shows the accuracy (or error) by what was trained on and judged on; matrix.csv and .json say by how much a
-    run differs, on the same tasks, from the same method trained on that source itself, and from what learns nothing.
-    An option is given to the sources and methods that take it. The same command again goes on where it was stopped.
+    run differs, on the same tasks, from the same method trained on that source itself, and from the best that learns
+    nothing: the nearest class mean, and such methods as scratch and frozen. An option is given to the sources and
+    methods that take it. The same command again goes on where it was stopped.
 
     Args:
         train: What to train on: names of families, or folders or files of your own.

@@ -70,21 +70,7 @@ def compare(
         ConfigError: an option that none of the methods takes.
     """
     out, view = Path(out), view or View()
-    parts = normal(tree)
-    configs = _configs(parts, default_methods(tree) if methods is None else methods)
-    target = target_of(parts)
-    for method in configs:
-        refuse_target(find("method", method), target, parts["tasks"]["name"])
-    make_folder(out)
-    if jobs < 1:
-        raise UsageError(f"jobs must be at least 1, got {jobs}")
-    entries: list[Entry] = []
-    if jobs > 1:
-        entries = _side_by_side(configs, out, min(jobs, len(configs)), view)
-    for method, own in configs.items() if jobs == 1 else ():
-        entries.append(_entry(method, own, out, view))
-        if entries[-1].result.stopped is not None:
-            break
+    entries = train_each(configs_of(tree, default_methods(tree) if methods is None else methods), out, jobs, view)
     if entries[-1].result.stopped is not None:
         return entries
     table = rows(entries)
@@ -95,14 +81,32 @@ def compare(
     return entries
 
 
-def _entry(method: str, config: Config, out: Path, view: View) -> Entry:
+def train_each(configs: Mapping[str, Config], out: Path, jobs: int, view: View, *, tested: bool = True) -> list[Entry]:
+    """Train each method in the folder ``out/method``, and, unless ``tested`` is false, judge it on the test tasks.
+
+    Where a signal stops it, the last of the entries has ``result.stopped``.
+    """
+    make_folder(out)
+    if jobs < 1:
+        raise UsageError(f"jobs must be at least 1, got {jobs}")
+    if jobs > 1:
+        return _side_by_side(configs, out, min(jobs, len(configs)), view, tested)
+    entries: list[Entry] = []
+    for method, own in configs.items():
+        entries.append(_entry(method, own, out, view, tested))
+        if entries[-1].result.stopped is not None:
+            break
+    return entries
+
+
+def _entry(method: str, config: Config, out: Path, view: View, tested: bool) -> Entry:
     view.note(f"── {method}: {find('method', method).summary}")
     start = perf_counter()
-    result = train(config, out / method, view=view)
+    result = train(config, out / method, view=view, tested=tested)
     return Entry(method, result, perf_counter() - start)
 
 
-def _side_by_side(configs: Mapping[str, Config], out: Path, jobs: int, view: View) -> list[Entry]:
+def _side_by_side(configs: Mapping[str, Config], out: Path, jobs: int, view: View, tested: bool) -> list[Entry]:
     """Train in processes of their own; a signal or an error stops them all, and what was stopped comes last."""
     spawn = multiprocessing.get_context("spawn")  # a fork of a process that has run PyTorch's threads can hang
     threads, waiting = max(1, torch.get_num_threads() // jobs), list(configs)
@@ -115,7 +119,7 @@ def _side_by_side(configs: Mapping[str, Config], out: Path, jobs: int, view: Vie
             while waiting and len(running) < jobs and not asked:
                 method = waiting.pop(0)
                 receiver, sender = spawn.Pipe(duplex=False)
-                given = sender, threads, method, configs[method], out, view.named(method)
+                given = sender, threads, method, configs[method], out, view.named(method), tested
                 process = spawn.Process(target=_worker, args=given, daemon=True)
                 process.start()
                 sender.close()
@@ -146,31 +150,42 @@ def _side_by_side(configs: Mapping[str, Config], out: Path, jobs: int, view: Vie
     return [entries[method] for method in configs]
 
 
-def _worker(sender: Connection, threads: int, method: str, config: Config, out: Path, view: View) -> None:
+def _worker(sender: Connection, threads: int, method: str, config: Config, out: Path, view: View, tested: bool) -> None:
     torch.set_num_threads(threads)
     warnings.showwarning = lambda message, *_, **__: view.note(f"warning: {message}")
     try:
-        sender.send(_entry(method, config, out, view))
+        sender.send(_entry(method, config, out, view, tested))
     except Exception as error:
         sender.send(error)
 
 
-def _configs(parts: dict[str, dict[str, Any]], methods: Sequence[str]) -> dict[str, Config]:
+def configs_of(tree: Tree | str, methods: Sequence[str]) -> dict[str, Config]:
+    """Return each method's configuration, an option being given to those that take it.
+
+    Raises:
+        UnknownNameError, UsageError, ConfigError: as for `compare`.
+    """
     if not methods or len(set(methods)) < len(methods):
-        raise UsageError(f"compare needs one or more different methods, got {', '.join(methods) or 'none'}")
+        raise UsageError(f"expected one or more different methods, got {', '.join(methods) or 'none'}")
+    parts = normal(tree)
     given = {name: value for name, value in flat(parts).items() if value is not None and name != "method.name"}
     own = {method: _taken(given, method) for method in methods}
     lost = given.keys() - {name for values in own.values() for name in values}
     if lost:
         raise ConfigError(f"none of {', '.join(methods)} takes {', '.join(map(flag, sorted(lost)))}; leave it out")
-    return {method: resolve(nested({"method.name": method, **values})) for method, values in own.items()}
+    configs = {method: resolve(nested({"method.name": method, **values})) for method, values in own.items()}
+    target = target_of(parts)
+    for method in configs:
+        refuse_target(find("method", method), target, parts["tasks"]["name"])
+    return configs
 
 
 def _taken(given: Mapping[str, Any], method: str) -> dict[str, Any]:
     row = find("method", method)
     owners = {"tasks", "method", "run", *(["outer"] if row.outer else []), *(["model"] if row.model != "none" else [])}
     own = {name: value for name, value in given.items() if name.partition(".")[0] in owners}
-    names = {name: value for name, value in own.items() if name.endswith(".name") or name.startswith("tasks.encode")}
+    deciding = ("tasks.encode", "tasks.sources")
+    names = {name: value for name, value in own.items() if name.endswith(".name") or name.startswith(deciding)}
     schema = schema_of(nested({**names, "method.name": method}))
     return {name: value for name, value in own.items() if name in names or name in schema.options}
 

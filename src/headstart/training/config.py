@@ -323,6 +323,17 @@ def together(sources: Sequence[str]) -> str | dict[str, Any] | None:
     return {"name": first.several, "sources": own}
 
 
+def forms(source: str | Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a source as it is, and, where there are mixtures of its kind, as one of itself alone, with their options.
+
+    >>> forms("icons")
+    [{'name': 'icons'}, {'name': 'domains', 'sources': [{'name': 'icons'}]}]
+    """
+    own = normal({"tasks": source})["tasks"]
+    several = find("data", find("task", own["name"]).kind).several
+    return [own] if several in (None, own["name"]) else [own, {"name": several, "sources": [own]}]
+
+
 def _sources_of(tasks: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the sources of tasks that have several, each as its own family; none of other tasks."""
     if tasks["name"] not in {row.several for row in rows("data")}:

@@ -32,6 +32,12 @@ def test_options_go_to_the_sources_that_take_them_and_grey_becomes_colour(flags)
     assert any("light on dark" in note for note in tasks.details["notes"])
 
 
+def test_queries_are_as_many_as_every_source_has_by_default():
+    assert domains(["emoji", "flags"]).details["queries"] == 4  # flags' own, of 5 drawings
+    assert domains(["emoji"], queries=3).details["queries"] == 3
+    assert domains(["icons"]).details["queries"] == 5
+
+
 def test_a_source_may_have_options_of_its_own(flags):
     sources = ["icons", {"name": "folder", "data": str(flags), "channels": "1"}]
     tasks = domains(sources, ways=3, queries=2)

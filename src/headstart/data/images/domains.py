@@ -20,6 +20,8 @@ from headstart.types import Tasks
 #: What is the same in all domains, since their tasks are learned together.
 _OF_ALL = ("ways", "shots", "queries", "train_ways", "sampler", "seed", "device")
 
+_QUERIES = 5  # where nobody says
+
 
 @extends(few_shot, without=GIVEN)
 def domains(
@@ -29,7 +31,7 @@ def domains(
     image_size: Annotated[int, Ge(8), Le(512)] | None = None,
     channels: Literal[1, 3] | None = None,
     ways: Ways = 5,
-    queries: Size = 5,
+    queries: Size | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
     **options: Any,
@@ -46,7 +48,7 @@ def domains(
         image_size: height and width of all images, in pixels; by default as the sources have them, which must agree.
         channels: 1 for grey, 3 for colour; by default likewise. Grey becomes colour by repetition.
         ways: classes of a task.
-        queries: query images a class.
+        queries: query images a class; by default 5, or fewer where a source has fewer by default.
         seed: decides the tasks, and which source each is of.
         device: where the images are kept and the tasks are made.
         options: those of `few_shot`, and of the sources.
@@ -60,9 +62,12 @@ def domains(
     >>> tasks.input_shape, tasks.names("test", 0)[0].partition("/")[0]
     ((3, 28, 28), 'icons')
     """
+    named, taken = _named(sources), set[str]()
+    if queries is None:
+        usual = (options_of(load("task", source["name"]))["queries"].default for source in named.values())
+        queries = min(count for count in (_QUERIES, *usual) if count is not None)
     given = {"image_size": image_size, "channels": channels, "ways": ways, "queries": queries, "seed": seed, **options}
     given = {name: value for name, value in given.items() if value is not None} | {"device": device}
-    named, taken = _named(sources), set[str]()
     families: dict[str, Tasks] = {}
     for domain, source in named.items():
         accepted = inspect.signature(load("task", source["name"])).parameters

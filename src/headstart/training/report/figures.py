@@ -60,11 +60,18 @@ def colour(index: int) -> str:
     return colours[index % len(colours)]
 
 
-def beside(draws: "Sequence[Callable[[Axes], None]]", width: float, height: float, heading: str = "") -> bytes:
-    """Return a picture of axes beside each other, each so wide, as a PNG file."""
-    figure = new_figure(width * len(draws), height, heading)
-    for draw, axis in zip(draws, figure.subplots(1, len(draws), squeeze=False)[0]):
+def beside(
+    draws: "Sequence[Callable[[Axes], None]]", width: float, height: float, heading: str = "", most: int = 100
+) -> bytes:
+    """Return a picture of axes beside each other, each so large, and no more of them in a row, as a PNG file."""
+    across = min(most, len(draws))
+    down = -(-len(draws) // across)
+    figure = new_figure(width * across, height * down, heading)
+    axes = figure.subplots(down, across, squeeze=False).flat
+    for draw, axis in zip(draws, axes):
         draw(axis)
+    for axis in axes:  # those that are left
+        axis.remove()
     return png(figure)
 
 
