@@ -16,6 +16,7 @@ from headstart.engine import accelerate as accelerate_module
 from headstart.engine.accelerate import accelerate
 from headstart.errors import DifferentiationError, UsageError
 from headstart.testing import random_episodes
+from headstart.types import Batch, Episodes
 
 TASKS = 5
 
@@ -584,6 +585,34 @@ def test_a_compiled_program_of_small_operations_has_all_threads_and_a_replayed_o
             meta_gradient(fast, fast.init(None), ROWS)
     assert seen == {"compiled": 2, "replayed": 1}
     assert torch.get_num_threads() == 2
+
+
+def test_texts_are_looked_at_by_few_lengths(monkeypatch):
+    """Each new length of the longest text was, which took as long as the step itself."""
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(9, 4)
+
+        def forward(self, ids):
+            return self.words(ids).mean(-2)
+
+    looked, look = [], accelerate_module._looked_at
+
+    def counted(stage, meta, episodes):
+        looked.append(episodes.query.x.shape[-1])
+        return look(stage, meta, episodes)
+
+    monkeypatch.setattr(accelerate_module, "_looked_at", counted)
+    plain = headstart.prototypes(Words().double())
+    learner, meta = accelerate(plain), plain.init(None)
+    y = torch.arange(2).expand(1, 2)
+    for length in range(5, 28):
+        ids = torch.randint(9, (1, 2, length), generator=torch.Generator().manual_seed(length))
+        episodes = Episodes(Batch(ids, y), Batch(ids.flip(-1), y))
+        assert_same(meta_gradient(learner, meta, episodes), meta_gradient(plain, meta, episodes))
+    assert sorted(looked) == [6, 8, 12, 16, 24, 32]
 
 
 def test_ragged_tasks_are_looked_at_by_few_numbers_of_examples(monkeypatch):

@@ -12,6 +12,7 @@ from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 
 from headstart.core.counting import Counted, to_bytes, to_text
 from headstart.core.objective import at, backprop
@@ -137,7 +138,7 @@ class _InParts:
             return _joined(map(gradient, parts), len(episodes.query.y))
 
     def _alike(self, here: Settings | None, meta: Meta, episodes: Episodes) -> _Plan:
-        """Return the plan for tasks like these: with ragged ones, each new number of examples would be looked at."""
+        """Return the plan for tasks like these: each new number of examples, or length of texts, would be looked at."""
         if self.options.room is not None:  # which is for so many examples and no more
             return self._plan(here, meta, episodes)
         like = _rounded(episodes)
@@ -257,8 +258,16 @@ def _large(stages: Sequence[Learner], meta: Meta, one: Episodes) -> list[tuple[f
 
 
 def _rounded(episodes: Episodes) -> Episodes:
-    """Return the tasks with some of their examples once more, so that their numbers are `rounded`."""
-    return Episodes(*(_repeated(batch, batch.y.shape[1]) for batch in episodes))
+    """Return the tasks with some of their examples, and of their tokens, once more, so that all sizes are `rounded`."""
+    return Episodes(*(_longer(_repeated(batch, batch.y.shape[1])) for batch in episodes))
+
+
+def _longer(batch: Batch) -> Batch:
+    """Return a batch whose texts ``(B, n, length)`` of integers are of a `rounded` length; others stay."""
+    x = batch.x
+    if not isinstance(x, Tensor) or x.is_floating_point() or x.ndim != 3 or rounded(x.shape[2]) == x.shape[2]:
+        return batch
+    return batch._replace(x=x[..., torch.arange(rounded(x.shape[2]), device=x.device) % x.shape[2]])
 
 
 def _repeated(batch: Batch, examples: int) -> Batch:
