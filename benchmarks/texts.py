@@ -15,11 +15,7 @@ Settings are chosen with ``--split validation``, whose tasks no reported figure 
 """
 
 import argparse
-import statistics
-import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,14 +23,11 @@ import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from headstart.algorithms.frozen import frozen
-from headstart.training.build import assembled, make_tasks
-from headstart.training.config import Config, nested, resolve
-from headstart.training.evaluate import evaluate
-from headstart.training.run import open_run, train
-from headstart.types import Batch, Tasks
+from benchmarks.class_means import Size, asked, compared, frozen_means, settings, table, tasks_of
+from headstart.training.config import Config
+from headstart.types import Batch
 
-SIZES = ((5, 1), (5, 5), (20, 1), (20, 5))
+SIZES = (Size(5, 1, 15), Size(5, 5, 15), Size(20, 1, 15), Size(20, 5, 15))
 
 
 def texts_of(x: torch.Tensor) -> list[str]:
@@ -42,8 +35,9 @@ def texts_of(x: torch.Tensor) -> list[str]:
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in x.to(torch.uint8).numpy()]
 
 
-def tfidf_scores(tasks: Tasks, split: str, count: int) -> list[float]:
-    """Return the accuracies of the nearest TF-IDF class mean."""
+def tfidf_means(config: Config, size: Size, split: str, count: int) -> Sequence[float]:
+    """Judge the nearest TF-IDF class mean."""
+    tasks = tasks_of(config, size)
     seen = {
         text
         for t in range(0, 128, 8)
@@ -65,61 +59,22 @@ def _rows(support: Batch) -> list[NDArray[Any]]:
     return [np.flatnonzero(support.y[0].numpy() == own) for own in range(int(support.y.max()) + 1)]
 
 
-def run(options: Mapping[str, Any], split: str, count: int) -> list[tuple[list[float], list[float]]]:
-    """Train on one fold, and return our accuracies and those of what learns nothing, by size."""
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.process_time()
-        result = train(nested({"run.threads": 1, **options}), Path(folder) / "run", tested=False)
-        job, checkpoint = open_run(Path(folder) / "run", "cpu")
-        seconds = time.process_time() - started
-        print(f"trained in {seconds:.0f} s of processor time, best after step {result.best_step}", flush=True)
-    found, cpu, encoded = [], torch.device("cpu"), job.config.option("tasks.encoder") is not None
-    for ways, shots in SIZES:
-        sizes = {"ways": ways, "shots": shots, "queries": 15, "train_ways": None}
-        tasks = make_tasks(
-            resolve({"tasks": {"name": job.config.tasks.name, **job.config.tasks.options, **sizes}}), cpu
-        )
-        learner, _ = assembled(job.config.method, job.config.model, tasks, ways=None, seed=0, device=cpu)
-        with torch.no_grad():
-            ours = evaluate(learner, checkpoint.best.meta, tasks, episodes=count, split=split, batch=4).values
-        found.append(
-            ([*ours], frozen_scores(job.config, split, count, sizes) if encoded else tfidf_scores(tasks, split, count))
-        )
-    return found
-
-
-def frozen_scores(config: Config, split: str, count: int, sizes: Mapping[str, Any]) -> list[float]:
-    """Return the accuracies of the nearest class mean of a pretrained network's features, by cosine."""
-    options = {**config.tasks.options, **sizes, "encoded": "features"}
-    tasks = make_tasks(resolve({"tasks": {"name": config.tasks.name, **options}}), torch.device("cpu"))
-    learner = frozen()
-    return [*evaluate(learner, learner.init(None), tasks, episodes=count, split=split, batch=4).values]
-
-
-def interval(values: Sequence[float]) -> str:
-    """Return a mean and its interval, in points."""
-    return f"{100 * statistics.mean(values):.1f} ± {196 * statistics.stdev(values) / len(values) ** 0.5:.1f}"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.texts", description="Texts beside TF-IDF.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.texts", description="Texts beside class means.")
     parser.add_argument("--tasks", choices=("banking77", "clinc150"), default="banking77")
     parser.add_argument("--data", required=True, help="the folder of their files")
     parser.add_argument("--model", help="a pretrained network, such as hf:FOLDER")
     parser.add_argument("--folds", default="1,2,3,4,5", help="which of the five splits")
-    parser.add_argument("--split", choices=("validation", "test"), default="test", help="whose tasks are judged on")
-    parser.add_argument("--count", type=int, default=300, help="how many of them, of each size and fold")
-    parser.add_argument("--set", action="append", default=[], help="an option, such as outer.rate=0.01")
+    asked(parser, "fold")
     given = parser.parse_args(arguments)
-    chosen = {"tasks.name": given.tasks, "tasks.data": given.data, **dict(one.split("=", 1) for one in given.set)}
-    chosen |= {} if given.model is None else {"model.name": given.model}
-    folds = [run({**chosen, "tasks.fold": int(fold)}, given.split, given.count) for fold in given.folds.split(",")]
-    print("| ways, shots | class means | headstart | difference |\n|---|---|---|---|")
-    for size, (ways, shots) in enumerate(SIZES):
-        ours, theirs = ([value for fold in folds for value in fold[size][side]] for side in (0, 1))
-        paired = [one - other for one, other in zip(ours, theirs)]
-        print(f"| {ways}, {shots} | {interval(theirs)} | {interval(ours)} | {interval(paired)} |", flush=True)
+    chosen = {"tasks.name": given.tasks, "tasks.data": given.data, **settings(given)}
+    means = tfidf_means if given.model is None else frozen_means
+    runs = [
+        compared({**chosen, "tasks.fold": int(fold)}, SIZES, given.split, given.count, means)
+        for fold in given.folds.split(",")
+    ]
+    print(*table(SIZES, runs), sep="\n")
 
 
 if __name__ == "__main__":

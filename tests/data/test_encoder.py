@@ -61,6 +61,28 @@ def test_features_are_computed_once_and_read_from_the_disk(trunk, tmp_path, monk
     torch.testing.assert_close(first[3:4], trunk.build()(in_bytes(["four"])).detach())
 
 
+@pytest.mark.parametrize(
+    ("sizes", "together"), [((1, 1, 1, 1, 1), [2, 2, 1]), ((3, 2, 1), [2, 1, 2, 1]), ((0, 2), [2])]
+)
+def test_examples_of_several_classes_go_together(sizes, together, monkeypatch):
+    monkeypatch.setattr(encoder, "_CHUNK", 2)
+    images = torch.arange(sum(sizes), dtype=torch.uint8).view(-1, 1, 1, 1).split(sizes)
+    texts = [[str(int(one)) for one in part] for part in images]
+    for parts in (images, texts):
+        found = list(encoder._chunks(parts))
+        assert [len(part) for part in found] == together
+        assert [int(one) for part in found for one in part] == list(range(sum(sizes)))
+
+
+def test_what_takes_long_says_how_far_it_is(trunk, monkeypatch, capsys):
+    monkeypatch.setattr(encoder, "_CHUNK", 2)
+    features(trunk, [["one", "two"], ["three"]])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(encoder, "_LINE_SECONDS", 0)
+    features(trunk, [["one", "two"], ["four"]])
+    assert capsys.readouterr().err == "texts through here: 2 of 3\ntexts through here: 3 of 3\n"
+
+
 @pytest.mark.parametrize("damage", ["cut", "other", "none", "zeros"])
 def test_a_file_that_is_not_whole_is_computed_again(trunk, tmp_path, damage):
     first = features(trunk, [["one", "two"]]).clone()

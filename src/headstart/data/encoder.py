@@ -8,6 +8,7 @@ import hashlib
 import json
 import struct
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,8 @@ Examples: TypeAlias = Sequence[str] | Tensor
 #: Of how features are computed; another number where the same network and content would give others.
 _FORMAT = "headstart-features-1"
 #: Examples that are encoded between two writes.
-_CHUNK = 1024
+_CHUNK = 256
+_LINE_SECONDS = 10.0
 
 
 class Encoder(NamedTuple):
@@ -189,7 +191,7 @@ def trimmed(ids: Tensor, pad: int) -> Tensor:
 def features(trunk: Trunk, parts: Sequence[Examples]) -> Tensor:
     """Return the features ``(n, width)`` of all examples in order, from the cache where they are there.
 
-    Else they are computed so many at a time, with a bar on a terminal, and written as they come: they need no more
+    Else they are computed so many at a time, which a bar or lines tell of, and written as they come: they need no more
     memory than a part of them. A file is there whole or not at all; where the folder cannot be written, there is a
     warning, and they are in memory alone.
     """
@@ -203,7 +205,7 @@ def features(trunk: Trunk, parts: Sequence[Examples]) -> Tensor:
     total, width = hashlib.sha256(), 0
     try:
         with whole(path) as temporary, temporary.open("wb") as file:
-            for chunk in _with_bar(trunk, parts, count):
+            for chunk in _encoded(trunk, parts, count):
                 if not width:
                     width = chunk.shape[1]
                     file.write(_header(count, width, total.hexdigest()))
@@ -215,7 +217,7 @@ def features(trunk: Trunk, parts: Sequence[Examples]) -> Tensor:
         raise
     except OSError as error:
         warn_not_kept("features", path, error)
-        return torch.cat([*_with_bar(trunk, parts, count)])
+        return torch.cat([*_encoded(trunk, parts, count)])
     if (found := _read(path, count)) is None:
         raise FileError(f"{path} is not as it was written; delete it")
     return found
@@ -255,27 +257,37 @@ def content(parts: Sequence[Examples]) -> str:
     return total.hexdigest()
 
 
-def _with_bar(trunk: Trunk, parts: Sequence[Examples], count: int) -> Iterator[Tensor]:
+def _encoded(trunk: Trunk, parts: Sequence[Examples], count: int) -> Iterator[Tensor]:
+    """Yield features of so many examples at a time, with a bar on a terminal, and elsewhere a line now and then."""
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(f"{trunk.takes} through {trunk.source[-40:]}", total=count)
+    told, live, done, shown = f"{trunk.takes} through {trunk.source[-40:]}", sys.stderr.isatty(), 0, time.monotonic()
+    with Progress(console=Console(stderr=True), transient=True, disable=not live) as bar:
+        task = bar.add_task(told, total=count)
         for chunk in _chunks(parts):
             yield features_of(trunk, chunk)
+            done += len(chunk)
             bar.advance(task, len(chunk))
+            if not live and time.monotonic() - shown >= _LINE_SECONDS:
+                print(f"{told}: {done} of {count}", file=sys.stderr, flush=True)
+                shown = time.monotonic()
 
 
 def _chunks(parts: Sequence[Examples]) -> Iterator[Examples]:
-    """Yield so many examples at a time; of images those of one class together, of texts those of several."""
-    waiting: list[str] = []
+    """Yield so many examples at a time, of several classes."""
+    waiting = list[Examples]()
     for part in parts:
-        if isinstance(part, Tensor):
-            yield from part.split(_CHUNK)
-            continue
-        waiting += part
-        while len(waiting) >= _CHUNK:
-            yield waiting[:_CHUNK]
-            del waiting[:_CHUNK]
+        for first in range(0, len(part), _CHUNK):
+            piece = part[first : first + _CHUNK]
+            if sum(map(len, waiting)) + len(piece) > _CHUNK:
+                yield _joined(waiting)
+                waiting = []
+            waiting.append(piece)
     if waiting:
-        yield waiting
+        yield _joined(waiting)
+
+
+def _joined(parts: Sequence[Examples]) -> Examples:
+    images = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(images) if images else [text for part in parts if not isinstance(part, Tensor) for text in part]

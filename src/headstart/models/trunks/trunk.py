@@ -238,12 +238,11 @@ def features_of(trunk: Trunk, examples: Sequence[str] | Tensor, device: torch.de
 
     if trunk.takes == "texts":
         order = sorted(range(size), key=lambda row: len(examples[row]))
-        parts = [order[first : first + _TOGETHER] for first in range(0, size, _TOGETHER)]
+        parts = [order[first : first + _TEXTS] for first in range(0, size, _TEXTS)]
         found = [seen([cast(str, examples[row]) for row in part]) for part in parts]
     else:
-        order = list(range(size))
-        parts = [order[first : first + _TOGETHER] for first in range(0, size, _TOGETHER)]
-        found = [seen(cast(Tensor, examples)[part[0] : part[-1] + 1]) for part in parts]
+        order, together = list(range(size)), min(_IMAGES, max(1, _PIXELS // int(trunk.told.get("size", 28)) ** 2))
+        found = [seen(part) for part in cast(Tensor, examples).split(together)]
     whole = torch.cat(found).float().cpu()
     if not bool(whole.isfinite().all()):
         raise DataError(f"{trunk.source} gives features that are not finite numbers")
@@ -252,7 +251,8 @@ def features_of(trunk: Trunk, examples: Sequence[str] | Tensor, device: torch.de
     return whole[back]
 
 
-_TOGETHER = 64
+#: What goes through a network together: more would be slower on a processor, which keeps little at hand.
+_TEXTS, _IMAGES, _PIXELS = 16, 64, 2**18
 
 
 def told_by(error: Exception) -> str:
