@@ -100,6 +100,9 @@ def test_a_pooling_in_any_folder_is_part_of_what_the_network_is(bert, tmp_path):
     folder = copy_of(bert, tmp_path, modules=[{"path": path, "type": kind} for path, kind in kinds.items()])
     (folder / "1_Pooling").rename(folder / "9_Pool")
     before = open_trunk(f"hf:{folder}").sha256
+    (folder / "adapted").mkdir()  # what is made beside it is no part of it
+    (folder / "adapted" / "config.json").write_text("{}")
+    assert open_trunk(f"hf:{folder}").sha256 == before
     (folder / "9_Pool" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
     with pytest.raises(FileError, match="is not what it was"):
         open_trunk(f"hf:{folder}", sha256=before)

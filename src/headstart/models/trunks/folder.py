@@ -26,7 +26,7 @@ _LETTERS = 64
 #: What of a folder features depend on, besides its weights.
 FILES = (
     *("config.json", "modules.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("*/config.json", "preprocessor_config.json"),
+    "preprocessor_config.json",
 )
 
 
@@ -45,7 +45,8 @@ def read_json(folder: Path, name: str, default: Any = None) -> Any:
 
 def there(folder: Path) -> list[Path]:
     """Return the files of a folder that features depend on, besides its weights."""
-    return [path for name in FILES for path in folder.glob(name) if path.is_file()]
+    parts = [folder / str(module.get("path", "")) / "config.json" for module in read_json(folder, "modules.json", [])]
+    return [path for path in {*(folder / name for name in FILES), *parts} if path.is_file()]
 
 
 def pooling(folder: Path) -> dict[str, Any]:

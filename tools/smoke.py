@@ -1,0 +1,195 @@
+"""Do something real with what an extra brings: ``python tools/smoke.py EXTRA``; it fails where that does not work.
+
+One function an extra, by its name. `tools/smoke_extras.sh` calls each in an environment that has nothing else. Networks
+are tiny, their weights random: nothing is downloaded.
+"""
+
+import base64
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+PLACE = Path(tempfile.mkdtemp(prefix="smoke-"))
+ROOT = Path(__file__).parents[1]
+os.environ |= {"HEADSTART_CACHE": f"{PLACE}/own", "HF_HOME": f"{PLACE}/hf", "TORCH_HOME": f"{PLACE}/torch"}
+
+import numpy as np  # noqa: E402 - the folders are read when these are imported
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+import headstart  # noqa: E402
+
+WORDS = "[PAD] [UNK] [CLS] [SEP] where is my card the money back i want a refund".split()
+#: An ONNX file that averages each channel, of onnx.helper: images (n, 3, 8, 8) to (n, 3, 1, 1).
+MEANS = (
+    "CAk6XAoZCgF4EgF5IhFHbG9iYWxBdmVyYWdlUG9vbBIDbmV0WhwKAXgSFwoVCAESEQoDEgFuCgIIAwoCCAgKAggIYhwKAXkSFwoVCAESEQoDEgFu"
+    "CgIIAwoCCAEKAggBQgQKABAR"
+)
+
+
+def patients(path: Path) -> dict[str, list[float]]:
+    """Write a table of 16 patients with a line each, and return its columns."""
+    random = np.random.default_rng(0)
+    patient = np.repeat(np.arange(16), 6)
+    day = np.tile(np.arange(6.0), 16)
+    value = random.normal(size=16)[patient] + random.normal(size=16)[patient] * day + random.normal(size=96) / 10
+    columns = {"patient": patient.tolist(), "day": day.tolist(), "value": value.tolist()}
+    if path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([columns, *zip(*columns.values())])
+    return columns
+
+
+def fits(method: str, path: Path, **options: object) -> float:
+    """Train a method on a table, and return its error relative to what the targets vary."""
+    tasks = {"name": str(path), "task_column": "patient", "target": "value", "order": "first", "shots": 3}
+    tree = {"tasks": tasks, "method": {"name": method, **options}, "run": {"evaluate_tasks": 4}}
+    found = headstart.train(tree, PLACE / method).score
+    assert found is not None and found.errors is not None
+    return found.errors.rmse
+
+
+def learns(network: str, examples: Path, asked: object, expected: list[str]) -> None:
+    """Learn a few examples by a pretrained network, and see that known ones are recognised."""
+    model = headstart.adapt(network, examples, PLACE / network.partition(":")[0].rpartition("/")[2])
+    found = [row["prediction"] for row in headstart.predict(model, asked)]
+    assert found == expected, found
+
+
+def colours(folder: Path, suffix: str = ".png") -> list[Image.Image]:
+    """Write three classes of four images, and return one image of each."""
+    shown = {"blue": (9, 9, 200), "green": (9, 200, 9), "red": (200, 9, 9)}
+    for name, colour in shown.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(4):
+            shade = tuple(part + 10 * number for part in colour)
+            Image.new("RGB", (40, 30), shade).save(folder / name / f"{number}{suffix}")
+    return [Image.new("RGB", (50, 50), colour) for colour in shown.values()]
+
+
+def tabular() -> None:
+    """A table in a Parquet file."""
+    import pyarrow
+    import pyarrow.parquet
+
+    path = PLACE / "patients.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(patients(path)), path)
+    assert fits("gaussian_process", path) < 1
+
+
+def sklearn() -> None:
+    """Scikit-learn's face."""
+    from headstart.integrations.sklearn import FewShotRegressor
+
+    random = np.random.default_rng(0)
+    slope, dose = random.normal(size=(20, 1)), random.uniform(-1, 1, size=(20, 8))
+    regressor = FewShotRegressor(support=4, random_state=0)
+    regressor.fit(dose.reshape(-1, 1), (slope * dose).ravel(), groups=np.repeat(np.arange(20), 8))
+    x = np.linspace(-1, 1, 9).reshape(-1, 1)
+    assert regressor.adapt(x[::4], 2 * x[::4, 0]).score(x, 2 * x[:, 0]) > 0.9
+
+
+def search() -> None:
+    """Hyper-parameters of an estimator."""
+    path = PLACE / "patients.csv"
+    patients(path)
+    assert fits("search", path, trials=3) < 10
+
+
+def baselines() -> None:
+    """A linear mixed-effects model."""
+    path = PLACE / "patients.csv"
+    patients(path)
+    assert fits("mixed_effects", path) < 1
+
+
+def text() -> None:
+    """A transformer in a folder."""
+    import tokenizers
+    import transformers
+
+    folder = PLACE / "bert"
+    config = transformers.BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    ids = {word: place for place, word in enumerate(WORDS)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, "[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(folder / "tokenizer.json"))
+    few = PLACE / "few.csv"
+    few.write_text("text,label\nwhere is my card,card\nmy card is where,card\ni want the money back,refund\n")
+    learns(f"hf:{folder}", few, ["my card where", "the money back"], ["card", "refund"])
+
+
+def vision() -> None:
+    """Networks of timm and of torchvision, with random weights where theirs would be."""
+    import timm
+    import torchvision
+    from safetensors.torch import save_file
+
+    asked = colours(PLACE / "photos")
+    name = "mobilenetv3_small_050.lamb_in1k"
+    hub = PLACE / "hf" / "hub" / f"models--timm--{name}"
+    snapshot = hub / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    snapshot.mkdir(parents=True)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text(snapshot.name)
+    save_file(timm.create_model(name).state_dict(), snapshot / "model.safetensors")
+    learns(f"timm:{name}", PLACE / "photos", asked, ["blue", "green", "red"])
+    name = "mobilenet_v3_small"
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    (PLACE / "torch" / "hub" / "checkpoints").mkdir(parents=True)
+    file = PLACE / "torch" / "hub" / "checkpoints" / weights.url.rpartition("/")[2]
+    torch.save(torchvision.models.get_model(name).state_dict(), file)
+    learns(f"torchvision:{name}", PLACE / "photos", asked, ["blue", "green", "red"])
+
+
+def onnx() -> None:
+    """A network in an ONNX file."""
+    (PLACE / "net.onnx").write_bytes(base64.b64decode(MEANS))
+    told = {"size": {"height": 8, "width": 8}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (PLACE / "preprocessor_config.json").write_text(json.dumps(told))
+    learns(f"onnx:{PLACE / 'net.onnx'}", PLACE / "photos", colours(PLACE / "photos"), ["blue", "green", "red"])
+
+
+def icons() -> None:
+    """A drawing of an icon."""
+    sys.path.insert(0, str(ROOT))
+    from tools.icon_images import document, render
+
+    assert render(document("<path d='M2 2h20v20H2z'/>", 0, 0, 24, 24)) is not None
+
+
+def heic() -> None:
+    """Images of telephones."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    asked = colours(PLACE / "photos", ".heic")
+    (PLACE / "net.py").write_text(
+        "import headstart\nfrom torch import nn\n"
+        "def means():\n    return headstart.of_images(nn.AvgPool2d(8), size=8, mean=(0, 0, 0), std=(1, 1, 1))\n"
+    )
+    learns(f"{PLACE / 'net.py'}:means", PLACE / "photos", asked, ["blue", "green", "red"])
+
+
+def dev() -> None:
+    """What development needs: each extra in it, and its tools."""
+    for extra in (tabular, search, baselines, text, onnx):
+        extra()
+    for words in (["ruff", "check"], ["pytest", "-q", "-p", "no:cacheprovider", "tests/test_public.py"]):
+        subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=True)
+
+
+EXTRAS: dict[str, Callable[[], None]] = {
+    each.__name__: each for each in (tabular, sklearn, search, baselines, text, vision, onnx, dev, icons, heic)
+}
+
+if __name__ == "__main__":
+    EXTRAS[sys.argv[1]]()
