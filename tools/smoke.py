@@ -13,18 +13,18 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-PLACE = Path(tempfile.mkdtemp(prefix="smoke-"))
+import numpy as np
+import torch
+from PIL import Image
+
+import headstart
+from headstart.models.trunks.trunk import features_of, open_trunk
+
 ROOT = Path(__file__).parents[1]
-os.environ |= {"HEADSTART_CACHE": f"{PLACE}/own", "HF_HOME": f"{PLACE}/hf", "TORCH_HOME": f"{PLACE}/torch"}
-
-import numpy as np  # noqa: E402 - the folders are read when these are imported
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-
-import headstart  # noqa: E402
-
 WORDS = "[PAD] [UNK] [CLS] [SEP] where is my card the money back i want a refund".split()
+COLOURS = ["blue", "green", "red"]
 #: An ONNX file that averages each channel, of onnx.helper: images (n, 3, 8, 8) to (n, 3, 1, 1).
 MEANS = (
     "CAk6XAoZCgF4EgF5IhFHbG9iYWxBdmVyYWdlUG9vbBIDbmV0WhwKAXgSFwoVCAESEQoDEgFuCgIIAwoCCAgKAggIYhwKAXkSFwoVCAESEQoDEgFu"
@@ -46,43 +46,42 @@ def patients(path: Path) -> dict[str, list[float]]:
 
 
 def fits(method: str, path: Path, **options: object) -> float:
-    """Train a method on a table, and return its error relative to what the targets vary."""
+    """Train a method on a table, and return its root mean squared error."""
     tasks = {"name": str(path), "task_column": "patient", "target": "value", "order": "first", "shots": 3}
     tree = {"tasks": tasks, "method": {"name": method, **options}, "run": {"evaluate_tasks": 4}}
-    found = headstart.train(tree, PLACE / method).score
+    found = headstart.train(tree, path.with_name(method)).score
     assert found is not None and found.errors is not None
     return found.errors.rmse
 
 
-def learns(network: str, examples: Path, asked: object, expected: list[str]) -> None:
-    """Learn a few examples by a pretrained network, and see that known ones are recognised."""
-    model = headstart.adapt(network, examples, PLACE / network.partition(":")[0].rpartition("/")[2])
-    found = [row["prediction"] for row in headstart.predict(model, asked)]
-    assert found == expected, found
+def learns(network: str, examples: Path, asked: Any) -> list[str]:
+    """Learn a few examples by a pretrained network, and return what others are taken for."""
+    model = headstart.adapt(network, examples, examples.with_name(f"of-{network.partition(':')[0].rpartition('/')[2]}"))
+    return [row["prediction"] for row in headstart.predict(model, asked)]
 
 
 def colours(folder: Path, suffix: str = ".png") -> list[Image.Image]:
     """Write three classes of four images, and return one image of each."""
-    shown = {"blue": (9, 9, 200), "green": (9, 200, 9), "red": (200, 9, 9)}
-    for name, colour in shown.items():
+    shown = ((9, 9, 200), (9, 200, 9), (200, 9, 9))
+    for name, colour in zip(COLOURS, shown):
         (folder / name).mkdir(parents=True)
         for number in range(4):
             shade = tuple(part + 10 * number for part in colour)
             Image.new("RGB", (40, 30), shade).save(folder / name / f"{number}{suffix}")
-    return [Image.new("RGB", (50, 50), colour) for colour in shown.values()]
+    return [Image.new("RGB", (50, 50), colour) for colour in shown]
 
 
-def tabular() -> None:
+def tabular(place: Path) -> None:
     """A table in a Parquet file."""
     import pyarrow
     import pyarrow.parquet
 
-    path = PLACE / "patients.parquet"
+    path = place / "patients.parquet"
     pyarrow.parquet.write_table(pyarrow.table(patients(path)), path)
     assert fits("gaussian_process", path) < 1
 
 
-def sklearn() -> None:
+def sklearn(place: Path) -> None:
     """Scikit-learn's face."""
     from headstart.integrations.sklearn import FewShotRegressor
 
@@ -94,71 +93,88 @@ def sklearn() -> None:
     assert regressor.adapt(x[::4], 2 * x[::4, 0]).score(x, 2 * x[:, 0]) > 0.9
 
 
-def search() -> None:
+def search(place: Path) -> None:
     """Hyper-parameters of an estimator."""
-    path = PLACE / "patients.csv"
+    path = place / "patients.csv"
     patients(path)
     assert fits("search", path, trials=3) < 10
 
 
-def baselines() -> None:
+def baselines(place: Path) -> None:
     """A linear mixed-effects model."""
-    path = PLACE / "patients.csv"
+    path = place / "patients.csv"
     patients(path)
     assert fits("mixed_effects", path) < 1
 
 
-def text() -> None:
+def text(place: Path) -> None:
     """A transformer in a folder."""
     import tokenizers
     import transformers
 
-    folder = PLACE / "bert"
+    folder = place / "bert"
     config = transformers.BertConfig(
         vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
     )
     transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    ids = {word: place for place, word in enumerate(WORDS)}
+    ids = {word: number for number, word in enumerate(WORDS)}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, "[UNK]"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     made.save(str(folder / "tokenizer.json"))
-    few = PLACE / "few.csv"
+    few = place / "few.csv"
     few.write_text("text,label\nwhere is my card,card\nmy card is where,card\ni want the money back,refund\n")
-    learns(f"hf:{folder}", few, ["my card where", "the money back"], ["card", "refund"])
+    assert learns(f"hf:{folder}", few, ["my card where", "the money back"]) == ["card", "refund"]
 
 
-def vision() -> None:
+def vision(place: Path) -> None:
     """Networks of timm and of torchvision, with random weights where theirs would be."""
     import timm
     import torchvision
     from safetensors.torch import save_file
 
-    asked = colours(PLACE / "photos")
-    name = "mobilenetv3_small_050.lamb_in1k"
-    hub = PLACE / "hf" / "hub" / f"models--timm--{name}"
+    asked, name = colours(place / "photos"), "mobilenetv3_small_050.lamb_in1k"
+    hub = place / "hf" / "hub" / f"models--timm--{name}"
     snapshot = hub / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
-    snapshot.mkdir(parents=True)
-    (hub / "refs").mkdir()
+    for folder in (snapshot, hub / "refs"):
+        folder.mkdir(parents=True)
     (hub / "refs" / "main").write_text(snapshot.name)
-    save_file(timm.create_model(name).state_dict(), snapshot / "model.safetensors")
-    learns(f"timm:{name}", PLACE / "photos", asked, ["blue", "green", "red"])
+    network = timm.create_model(name)
+    save_file(network.state_dict(), snapshot / "model.safetensors")
+    network.reset_classifier(0)
+    agrees(f"timm:{name}", network)
+    learns(f"timm:{name}", place / "photos", asked)
+
     name = "mobilenet_v3_small"
+    network, checkpoints = torchvision.models.get_model(name), place / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    (PLACE / "torch" / "hub" / "checkpoints").mkdir(parents=True)
-    file = PLACE / "torch" / "hub" / "checkpoints" / weights.url.rpartition("/")[2]
-    torch.save(torchvision.models.get_model(name).state_dict(), file)
-    learns(f"torchvision:{name}", PLACE / "photos", asked, ["blue", "green", "red"])
+    torch.save(network.state_dict(), checkpoints / weights.url.rpartition("/")[2])
+    network.classifier[-1] = torch.nn.Identity()
+    agrees(f"torchvision:{name}", network)
+    learns(f"torchvision:{name}", place / "photos", asked)
+    torchvision.ops.nms(torch.rand(2, 4), torch.rand(2), 0.5)
 
 
-def onnx() -> None:
+def agrees(source: str, network: torch.nn.Module) -> None:
+    """See that a door gives the features of the network itself, of images as it wants them."""
+    trunk = open_trunk(source)
+    told = trunk.told
+    images = torch.randint(0, 256, (2, 3, told["size"], told["size"]), dtype=torch.uint8)
+    mean, std = (torch.tensor(told[part]).view(3, 1, 1) for part in ("mean", "std"))
+    assert 0.4 < mean.mean() < 0.5 and 0.2 < std.mean() < 0.3, told  # ImageNet's, of values in [0, 1]
+    with torch.no_grad():
+        torch.testing.assert_close(features_of(trunk, images), network.eval()((images / 255 - mean) / std).flatten(1))
+
+
+def onnx(place: Path) -> None:
     """A network in an ONNX file."""
-    (PLACE / "net.onnx").write_bytes(base64.b64decode(MEANS))
+    (place / "net.onnx").write_bytes(base64.b64decode(MEANS))
     told = {"size": {"height": 8, "width": 8}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (PLACE / "preprocessor_config.json").write_text(json.dumps(told))
-    learns(f"onnx:{PLACE / 'net.onnx'}", PLACE / "photos", colours(PLACE / "photos"), ["blue", "green", "red"])
+    (place / "preprocessor_config.json").write_text(json.dumps(told))
+    assert learns(f"onnx:{place / 'net.onnx'}", place / "photos", colours(place / "photos")) == COLOURS
 
 
-def icons() -> None:
+def icons(place: Path) -> None:
     """A drawing of an icon."""
     sys.path.insert(0, str(ROOT))
     from tools.icon_images import document, render
@@ -166,30 +182,34 @@ def icons() -> None:
     assert render(document("<path d='M2 2h20v20H2z'/>", 0, 0, 24, 24)) is not None
 
 
-def heic() -> None:
+def heic(place: Path) -> None:
     """Images of telephones."""
     import pillow_heif
 
     pillow_heif.register_heif_opener()
-    asked = colours(PLACE / "photos", ".heic")
-    (PLACE / "net.py").write_text(
+    asked = colours(place / "photos", ".heic")
+    (place / "net.py").write_text(
         "import headstart\nfrom torch import nn\n"
         "def means():\n    return headstart.of_images(nn.AvgPool2d(8), size=8, mean=(0, 0, 0), std=(1, 1, 1))\n"
     )
-    learns(f"{PLACE / 'net.py'}:means", PLACE / "photos", asked, ["blue", "green", "red"])
+    assert learns(f"{place / 'net.py'}:means", place / "photos", asked) == COLOURS
 
 
-def dev() -> None:
+def dev(place: Path) -> None:
     """What development needs: each extra in it, and its tools."""
     for extra in (tabular, search, baselines, text, onnx):
-        extra()
+        (place / extra.__name__).mkdir()
+        extra(place / extra.__name__)
     for words in (["ruff", "check"], ["pytest", "-q", "-p", "no:cacheprovider", "tests/test_public.py"]):
         subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=True)
 
 
-EXTRAS: dict[str, Callable[[], None]] = {
+EXTRAS: dict[str, Callable[[Path], None]] = {
     each.__name__: each for each in (tabular, sklearn, search, baselines, text, vision, onnx, dev, icons, heic)
 }
 
 if __name__ == "__main__":
-    EXTRAS[sys.argv[1]]()
+    where = Path(tempfile.mkdtemp())
+    os.environ |= {"HEADSTART_CACHE": f"{where}/own", "HF_HOME": f"{where}/hf", "TORCH_HOME": f"{where}/torch"}
+    torch.manual_seed(0)
+    EXTRAS[sys.argv[1]](where)

@@ -5,17 +5,19 @@
 #     tools/smoke_extras.sh [EXTRA…]
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
-[ $# -gt 0 ] || set -- $(sed -n 's/^def \([a-z]*\)() -> None:$/\1/p' "$root/tools/smoke.py")
-table='' failed=0
+extras='import sys, tomllib; print(*tomllib.load(open(sys.argv[1], "rb"))["project"]["optional-dependencies"])'
+[ $# -gt 0 ] || set -- $(python3 -c "$extras" "$root/pyproject.toml")
+table='' failed=0 place=''
+trap 'rm -rf "$place"' EXIT
+trap 'exit 1' INT TERM
 for extra; do
     place=$(mktemp -d)
-    trap 'rm -rf "$place"' EXIT
     case $extra in
         # torchvision's wheels go with the torch of the same index alone: the newest of each
         vision) pins= ;;
         *) pins="--constraint $root/constraints.txt" ;;
     esac
-    if ! { python3 -m venv "$place/env" && "$place/env/bin/pip" install -q $pins "$root[$extra]"; } >"$place/log" 2>&1; then
+    if ! { python3 -m venv "$place/env" && "$place/env/bin/pip" install -q --no-compile $pins "$root[$extra]"; } >"$place/log" 2>&1; then
         told="not installed: $(tail -n 1 "$place/log")" failed=1
     elif ! (cd "$place" && TMPDIR=$place env/bin/python -I "$root/tools/smoke.py" "$extra") >"$place/log" 2>&1; then
         told="not sound: $(tail -n 1 "$place/log")" failed=1
