@@ -11,7 +11,7 @@ from headstart.data.encoder import features
 from headstart.errors import ConfigError, DataError, FileError, ShapeError, UsageError
 from headstart.models.trunks.convert import to_safetensors
 from headstart.models.trunks.source import absolute, is_source
-from headstart.models.trunks.trunk import features_of, of_images, of_texts, open_trunk
+from headstart.models.trunks.trunk import features_of, needs, of_images, of_texts, open_trunk
 
 OWN = """
 import torch, headstart
@@ -160,3 +160,16 @@ def test_weights_are_converted_only_where_they_are_weights_alone(tmp_path):
         to_safetensors(tmp_path / "list.pth", tmp_path / "list.safetensors")
     with pytest.raises(FileError, match="in the way"):
         to_safetensors(tmp_path / "good.pth", tmp_path / "good.safetensors")
+
+
+def test_what_is_not_installed_or_fails_is_said_with_the_way_on(monkeypatch):
+    def found(name):
+        if name == "gone":
+            raise ModuleNotFoundError("no", name="gone")
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("headstart.models.trunks.trunk.import_module", found)
+    with pytest.raises(ConfigError, match=r"gone is not installed; `pip install headstart\[vision\]`"):
+        needs("gone", "vision")
+    with pytest.raises(ConfigError, match=r"timm fails: .*was not built for this PyTorch.*nms.*from one index"):
+        needs("timm", "vision")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from headstart.errors import ConfigError, FileError
 from headstart.models.trunks import folder as beside
-from headstart.models.trunks.trunk import Pictured, Trunk, digest, needs, resizer, told_by
+from headstart.models.trunks.trunk import Pictured, Trunk, digest, needs, of_torchvision, resizer, told_by
 
 
 def hf(where: str) -> Trunk:
@@ -80,7 +80,7 @@ def _model(folder: Path, **options: Any) -> nn.Module:
                 output_loading_info=True, **options,
             )  # fmt: skip
     except Exception as error:  # whatever another package does
-        raise FileError(f"transformers cannot read {folder}: {told_by(error)}") from error
+        raise FileError(f"transformers cannot read {folder}: {told_by(error)}{of_torchvision()}") from error
     finally:
         logging.set_verbosity(level)
         if bar:

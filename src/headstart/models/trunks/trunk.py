@@ -125,9 +125,26 @@ def needs(package: str, extra: str) -> Any:
     """Import a package of an extra, or say how to install it."""
     try:
         return import_module(package)
-    except Exception as error:  # a torchvision that does not match torch fails with more than ImportError
-        told = f"{package} is not installed" if isinstance(error, ModuleNotFoundError) else f"{package} fails: {error}"
-        raise ConfigError(f"{told}; `pip install headstart[{extra}]` brings it") from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{error.name or package} is not installed; `pip install headstart[{extra}]` brings it"
+        ) from error
+    except Exception as error:  # whatever another package does
+        raise ConfigError(f"{package} fails: {told_by(error)}{of_torchvision()}") from error
+
+
+def of_torchvision() -> str:
+    """Return what there is to say of a torchvision that fails, as others then do that use it; mostly nothing."""
+    try:
+        import_module("torchvision")
+    except ModuleNotFoundError:
+        return ""
+    except Exception as error:  # `pip check` does not see it
+        return (
+            f". The torchvision that is installed was not built for this PyTorch, {torch.__version__}"
+            f" ({told_by(error)}): install both anew, from one index, or leave it out: `pip uninstall torchvision`"
+        )
+    return ""
 
 
 def of_images(
