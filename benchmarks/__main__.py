@@ -25,7 +25,7 @@ ABOUT = {
     "tables": "compare every method for tables, and what people use today, on data sets of many small tasks",
 }
 OTHERS = "Others, each with a --help of its own: python -m benchmarks.NAME, with NAME architecture, cost, equal_time, \
-forest, precision, processes or search."
+features, forest, pictures, precision, processes, search or texts."
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""The door to timm's image networks, with the weights in its local cache or in a file."""
+"""The door to timm's image networks, with the weights in its local cache."""
 
 from headstart.errors import FileError
 from headstart.models.trunks.trunk import Trunk, needs, of_images, told_by
