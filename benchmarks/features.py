@@ -5,7 +5,7 @@ of `headstart.train` until the first step is about to be taken: the files are re
 and learner made, and the start judged on validation tasks. What has to be imported is imported before, and timed apart.
 Episodes are 5-way 5-shot with 15 queries a class, drawn and gathered. Medians, with the least and the most.
 
-    python -m benchmarks.features --data banking77 --model hf:MINILM            # encodes for about two minutes
+    python -m benchmarks.features --data banking77 --model hf:MINILM            # encodes for about a minute
 """
 
 import argparse
