@@ -20,6 +20,7 @@ from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import torch
 
@@ -39,19 +40,33 @@ class _Until(View):
         raise _Started
 
 
-def start(options: Mapping[str, str | int], modules: Sequence[str]) -> tuple[float, float, list[str]]:
-    """Return the seconds that importing modules takes, and then starting a run; and all modules that it needs."""
+class Start(NamedTuple):
+    """What a process takes until a run's first step."""
+
+    imports: float
+    """Seconds of importing."""
+    seconds: float
+    """And then, until the first step."""
+    processor: float
+    """Seconds of processor time of these, which others on the machine leave as they are."""
+    modules: list[str]
+    """What it has imported at the end."""
+
+
+def start(options: Mapping[str, str | int], modules: Sequence[str]) -> Start:
+    """Import modules, and then start a run."""
     begun = time.perf_counter()
     for name in modules:
         with contextlib.suppress(Exception):  # some are imported by others alone
             import_module(name)
-    imported = time.perf_counter()
+    imported, processor = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Started):
         train(nested(options), Path(folder) / "run", view=_Until(), tested=False)
-    return imported - begun, time.perf_counter() - imported, sorted(sys.modules)
+    seconds = time.perf_counter() - imported
+    return Start(imported - begun, seconds, time.process_time() - processor, sorted(sys.modules))
 
 
-def in_a_process(options: Mapping[str, str | int], modules: Sequence[str]) -> tuple[float, float, list[str]]:
+def in_a_process(options: Mapping[str, str | int], modules: Sequence[str]) -> Start:
     """`start` in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(start, options, modules).result()
@@ -93,12 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = {**options, "run.threads": given.threads}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HEADSTART_CACHE"] = str(given.cache or folder)
-        _, first, modules = in_a_process(run, [])
+        first = in_a_process(run, [])
         if given.cache is None:
-            print(f"the first run starts after {first:.1f} s, with imports", flush=True)
-        later = [in_a_process(run, modules)[:2] for _ in range(given.rounds)]
-        print(f"a later one after {told([own for _, own in later], 2)} s,", end=" ")
-        print(f"beside {told([imports for imports, _ in later], 2)} s of imports", flush=True)
+            print(f"the first run starts after {first.seconds:.1f} s, with imports", flush=True)
+        later = [in_a_process(run, first.modules) for _ in range(given.rounds)]
+        for field in ("seconds", "processor", "imports"):
+            print(f"a later one, {field}: {told([getattr(one, field) for one in later], 2)}", flush=True)
         config = resolve(nested({**options, "tasks.ways": 5, "tasks.shots": 5, "tasks.queries": 15}))
         print(f"{told(episodes_a_second(config, given.rounds), 0)} episodes a second, on {given.threads} threads")
 

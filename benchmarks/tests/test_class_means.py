@@ -58,7 +58,7 @@ def test_a_run_is_left_before_its_first_step_and_episodes_are_counted(networks: 
     rows = [f"number {n} of class {name},{name}" for name in "abcdefghijkl" for n in range(4)]
     path.write_text("\n".join(["text,label", *rows]))
     tree = {"tasks.name": str(path), "tasks.ways": 2, "tasks.queries": 2, "model.name": f"{networks}:letters"}
-    imports, seconds, modules = features.start({**tree, "run.evaluate_tasks": 2}, ["json", "no_such_module"])
-    assert 0 <= imports < 1 < len(modules) and seconds > 0 and "headstart.data.encoder" in modules
+    found = features.start({**tree, "run.evaluate_tasks": 2}, ["json", "no_such_module"])
+    assert found.imports >= 0 and min(found.seconds, found.processor) > 0 and "headstart.data.encoder" in found.modules
     rates = features.episodes_a_second(resolve(nested(tree)), rounds=2, seconds=0.01)
     assert len(rates) == 2 and min(rates) > 0
