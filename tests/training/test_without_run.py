@@ -98,6 +98,13 @@ def test_the_names_of_classes_are_examples_where_they_tell(place: Path, capsys):
     assert model.named and model.tasks[0].counts == (2, 2, 2, 2) and answers(model) == MEANT
     assert "the name of each class an example more" in (place / "told" / "README.md").read_text()
     assert answers(headstart.open_adapted(place / "told")) == MEANT
+    assert model.kind.names is not None
+    how = model.kind.read(model.preparation, "the model")
+    said, meant = (
+        model.kind.names(how, names)
+        for names in (list(NAMED), ["card arrival", "exchange rate", "forgotten pin", "loan"])
+    )
+    assert said.equal(meant), "names are read as they are said"
     assert not headstart.adapt("ngrams", source, place / "without", names=False).named
     numbers = named(place, "numbers.csv", {name: f"{n}" for n, name in enumerate(NAMED)})
     assert not headstart.adapt("ngrams", numbers, place / "numbered").named, "such names say nothing"
