@@ -48,8 +48,6 @@ from headstart.types import Tasks
 
 #: The values of C that logistic regression has to choose from.
 COSTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-#: Pairs drawn for each text, as SetFit's authors do.
-PAIRS = 20
 _RUN = "headstart"
 
 
@@ -133,14 +131,14 @@ def adapted(run: str | dict[str, Any], problem: Problem, names: bool | None) -> 
     return Said(right, learned, answered)
 
 
-def setfit(worker: Worker, network: str, problem: Problem, seed: int) -> Said:
+def setfit(worker: Worker, network: str, problem: Problem, pairs: int, seed: int) -> Said:
     """Return what SetFit says, in its own process and of one thread."""
     case = {
         "network": network.removeprefix("hf:"),
         "texts": problem.texts,
         "labels": problem.labels.tolist(),
         "queries": problem.queries,
-        "pairs": PAIRS,
+        "pairs": pairs,
         "seed": seed,
     }
     with tempfile.TemporaryDirectory() as place:
@@ -195,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", default="0,1,2,3,4", help="of the draws")
     parser.add_argument("--held", action="store_true", help="classify what is left of train.csv, not test.csv")
     parser.add_argument("--setfit", type=int, default=0, help="of how many draws SetFit learns, too")
+    parser.add_argument("--pairs", type=int, default=20, help="its pairs for each sentence, twice; its authors take 20")
     parser.add_argument("--episodes", type=int, default=0, help="tasks of 20 ways and 1 shot instead")
     parser.add_argument("--peers", type=Path, help="the folder of the other libraries' environment, which is built")
     given = parser.parse_args(arguments)
@@ -209,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def beside(problem: Problem, seed: int) -> None:
         with Worker("benchmarks.peers.setfit:setfit", python=python, variables={"HF_HUB_OFFLINE": "1"}) as worker:
-            tell("SetFit", setfit(worker, given.model, problem, seed))
+            tell("SetFit", setfit(worker, given.model, problem, given.pairs, seed))
 
     as_it_is = {"model": given.model}
     if given.episodes:
