@@ -24,8 +24,8 @@ ABOUT = {
     "roofline": "measure what this machine can do at the best, and how near a meta-gradient comes to it",
     "tables": "compare every method for tables, and what people use today, on data sets of many small tasks",
 }
-OTHERS = "Others, each with a --help of its own: python -m benchmarks.NAME, with NAME architecture, cost, equal_time, \
-features, forest, pictures, precision, processes, search or texts."
+OTHERS = "Others, each with a --help of its own: python -m benchmarks.NAME, with NAME all_classes, architecture, cost, \
+equal_time, features, forest, pictures, precision, processes, search or texts."
 
 
 def parser() -> argparse.ArgumentParser:

@@ -43,9 +43,13 @@ class Package(NamedTuple):
     source: bool = False
     """Only unpacked from its source archive: its release does not build with today's Python."""
     compared: bool = True
-    """Whether it is compared; otherwise one that is needs it."""
+    """Whether the suites compare it; otherwise one that they do needs it, or another benchmark."""
 
 
+_SETFIT = (
+    *("sentence-transformers", "accelerate", "datasets", "evaluate", "dill", "multiprocess", "xxhash", "psutil"),
+    *("requests", "urllib3", "certifi", "charset-normalizer"),
+)
 PACKAGES = (
     Package("learn2learn", source=True),
     Package("higher"),
@@ -57,6 +61,7 @@ PACKAGES = (
     Package("cython", ("setuptools",), compared=False),
     Package("easyfsl"),
     Package("torchmeta"),
+    Package("setfit", _SETFIT, compared=False),
 )
 REQUIREMENTS = Path(__file__).parents[1] / "peers-requirements.txt"
 

@@ -2,13 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from headstart import frozen, logistic, prototypes
+from headstart import frozen, prototypes
+from headstart.algorithms.heads.head import learner
+from headstart.algorithms.heads.regularised import regularised
 from headstart.errors import UnknownNameError
 from headstart.testing import random_episodes
 
 
 @pytest.mark.parametrize(
-    ("head", "other"), [("means", lambda f: prototypes(f, distance="cosine")), ("logistic", logistic)]
+    ("head", "other"),
+    [("means", lambda f: prototypes(f, distance="cosine")), ("logistic", lambda f: learner(f, regularised(None)))],
 )
 def test_it_is_the_head_on_the_network_as_it_starts_and_learns_nothing(head, other):
     module, episodes = nn.Linear(3, 5).double(), random_episodes((3,))

@@ -750,7 +750,12 @@ class TestCommands:
         assert capsys.readouterr().out == f"learned 1 task of 3 classes ({', '.join(labels)}) from 6 images: {out}\n"
         assert command([*adapting, out + "2", "--json"]) == 0
         task = {"name": None, "labels": labels, "counts": [2, 2, 2]}
-        assert json.loads(capsys.readouterr().out) == {"out": out + "2", "kind": "images", "tasks": [task]}
+        assert json.loads(capsys.readouterr().out) == {
+            "out": out + "2",
+            "kind": "images",
+            "named": False,
+            "tasks": [task],
+        }
         assert command(["predict", out, *queries]) == 0
         rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
         assert [row["image"] for row in rows] == queries

@@ -9,6 +9,7 @@ from PIL import Image
 import headstart
 from headstart.cli import app
 from headstart.errors import ConfigError, DataError, FileError, HeadstartError
+from headstart.training.adapted import AdaptedModel
 
 NETWORKS = """
 import headstart, torch
@@ -69,6 +70,63 @@ def test_texts_are_learned_at_once_and_added_to(place, network):
         headstart.adapt(network, place / "alone.csv", place / "three")
     named = network if network == "ngrams" else place / network
     assert f"on {named} as it is" in (place / "added" / "README.md").read_text()
+
+
+#: What is asked is said in no example, but in the name of the class.
+NAMED = {
+    "card_arrival": ("where is my card", "the card is late"),
+    "exchangeRate": ("the rate of the euro", "what rate is the dollar"),
+    "forgotten-pin": ("my pin is gone", "i do not know my pin"),
+    "loan": ("a loan for a house", "may i have a loan"),
+}
+ASKED, MEANT = ("arrival", "exchange", "forgotten"), ["card_arrival", "exchangeRate", "forgotten-pin"]
+
+
+def named(place: Path, file: str, classes: dict[str, str]) -> Path:
+    rows = [f"{text},{classes[name]}" for name, texts in NAMED.items() if name in classes for text in texts]
+    (place / file).write_text("\n".join(["text,label", *rows]))
+    return place / file
+
+
+def answers(model: AdaptedModel) -> list[str]:
+    return [row["prediction"] for row in headstart.predict(model, ASKED)]
+
+
+def test_the_names_of_classes_are_examples_where_they_tell(place: Path, capsys):
+    source = named(place, "named.csv", {name: name for name in NAMED})
+    model = headstart.adapt("ngrams", source, place / "told")
+    assert model.named and model.tasks[0].counts == (2, 2, 2, 2) and answers(model) == MEANT
+    assert "the name of each class an example more" in (place / "told" / "README.md").read_text()
+    assert answers(headstart.open_adapted(place / "told")) == MEANT
+    assert model.kind.names is not None
+    how = model.kind.read(model.preparation, "the model")
+    said, meant = (
+        model.kind.names(how, names)
+        for names in (list(NAMED), ["card arrival", "exchange rate", "forgotten pin", "loan"])
+    )
+    assert said.equal(meant), "names are read as they are said"
+    assert not headstart.adapt("ngrams", source, place / "without", names=False).named
+    numbers = named(place, "numbers.csv", {name: f"{n}" for n, name in enumerate(NAMED)})
+    assert not headstart.adapt("ngrams", numbers, place / "numbered").named, "such names say nothing"
+    assert app.run(["adapt", "ngrams", str(numbers), "--names", "--out", str(place / "asked")]) == 0
+    assert ", and the names of the classes:" in capsys.readouterr().out
+
+
+def test_names_are_examples_of_what_is_added_too(place: Path):
+    first, last = dict(list(zip(NAMED, NAMED))[:2]), dict(list(zip(NAMED, NAMED))[2:])
+    headstart.adapt("ngrams", named(place, "first.csv", first), place / "first", names=True)
+    added = headstart.adapt(place / "first", named(place, "last.csv", last), place / "added")
+    whole = headstart.adapt("ngrams", named(place, "whole.csv", first | last), place / "whole", names=True)
+    assert added.named and added.tasks[0].counts == whole.tasks[0].counts == (2, 2, 2, 2) and answers(added) == MEANT
+    found, at_once = (headstart.predict(model, ASKED) for model in (added, whole))
+    for row, other in zip(found, at_once, strict=True):
+        assert row["probabilities"] == pytest.approx(other["probabilities"], abs=1e-4)
+
+
+def test_classes_of_images_have_no_names_to_learn_from(place: Path):
+    with pytest.raises(ConfigError, match="only of classes of texts"):
+        headstart.adapt("net.py:images", place / "photos", place / "out", names=True)
+    assert not (place / "out").exists()
 
 
 def test_images_from_the_command_line(place, capsys):

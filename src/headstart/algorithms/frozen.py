@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from headstart.algorithms.heads.head import embedding
-from headstart.algorithms.heads.kernel_machines import logistic
+from headstart.algorithms.heads.head import embedding, learner
+from headstart.algorithms.heads.regularised import regularised
 from headstart.algorithms.prototypes import prototypes
 from headstart.errors import check_known
 from headstart.schema import extends
@@ -28,7 +28,8 @@ def frozen(
 
     Args:
         module: the network, its outputs flattened; by default the inputs themselves.
-        head: what a task fits: the nearest class mean by cosine, or logistic regression.
+        head: what a task fits: the nearest class mean by cosine, or logistic regression on features of length 1, whose
+            penalty is chosen by cross-validation among the task's examples.
         ways: number of classes; by default the largest support label plus one.
         shared_classes: as in `headstart.prototypes`.
         options: those of `embedding`.
@@ -38,5 +39,8 @@ def frozen(
     """
     check_known("head", head, ("means", "logistic"))
     given: dict[str, Any] = {"ways": ways, "shared_classes": shared_classes, **options}
-    made = prototypes(module, distance="cosine", **given) if head == "means" else logistic(module, **given)
+    if head == "means":
+        made = prototypes(module, distance="cosine", **given)
+    else:
+        made = learner(module, regularised(ways), **given)
     return made._replace(gradient=None)

@@ -381,13 +381,14 @@ def adapt(*words: Raw) -> int:
     model = adapt(run if schema is None else {**called.tree, "model": network}, source, **given)
     if as_json:
         tasks = [{"name": task.name, "labels": list(task.labels), "counts": list(task.counts)} for task in model.tasks]
-        print_json({"out": str(given["out"]), "kind": model.kind.name, "tasks": tasks})
+        print_json({"out": str(given["out"]), "kind": model.kind.name, "named": model.named, "tasks": tasks})
         return 0
     count, labels = len(model.tasks), {task.labels for task in model.tasks}
     names = labels.pop() if len(labels) == 1 else ()
     of = f" of {len(names)} classes ({', '.join(names)})" if names else ""
     total = sum(sum(task.counts) for task in model.tasks)
-    print(f"learned {count} task{'s' * (count != 1)}{of} from {total} {model.kind.examples}: {given['out']}")
+    more = ", and the names of the classes" if model.named else ""
+    print(f"learned {count} task{'s' * (count != 1)}{of} from {total} {model.kind.examples}{more}: {given['out']}")
     return 0
 
 
@@ -400,6 +401,7 @@ def _adapt(
     device: Device = "auto",
     strict: Annotated[bool, Parameter(negative="")] = False,
     keep_examples: bool = True,
+    names: bool | None = None,
     as_json: Json = False,
 ) -> None:
     """Learn new tasks from examples: folders of images, texts, a table or points of curves.
@@ -419,6 +421,8 @@ def _adapt(
         out: The folder to write; new or empty.
         strict: Refuse an image that cannot be read, and a class without any, rather than leave it out.
         keep_examples: Keep the examples in OUT, so that more can be added to it later.
+        names: Of texts, count the name of each class as an example more of it. Default: as before, where something is
+            added; else without a run, where at least half of the names, and four, are told by the examples.
         as_json: Print the result as JSON.
     """
 

@@ -130,6 +130,9 @@ class DataKind(NamedTuple):
     """``None`` where what was learned means nothing for other sources, as for a table of other columns."""
     is_value: Callable[[str], bool] = lambda text: False
     """Whether a text is an example itself, and not what a file, a folder or a glob is called."""
+    names: Callable[[Any, Sequence[str]], Tensor] | None = None
+    """``(preparation, labels)``: the names of classes as examples, as the model takes them; ``None`` where a name is no
+    such thing as an example."""
     untrained: "Untrained | None" = None
     """``None`` where how data become numbers has to be learned from training tasks."""
     advice: Callable[[Tasks], str] = lambda tasks: ""

@@ -109,6 +109,10 @@ class AdaptedModel(NamedTuple):
     """How wide intervals have to be, by the run's validation tasks."""
     untrained: bool = False
     """Whether there was no run, but a network as it is."""
+    names: bool | None = None
+    """Whether names were asked to count as examples; ``None``: where they tell, without a run."""
+    named: bool = False
+    """Whether they did."""
     read: bool = False
     """Whether it comes from a file."""
 
@@ -128,6 +132,7 @@ def adapt(
     device: str = "auto",
     strict: bool = False,
     keep_examples: bool = True,
+    names: bool | None = None,
 ) -> AdaptedModel:
     """Learn the new tasks that a file or folder holds, and write the result.
 
@@ -153,10 +158,13 @@ def adapt(
         device: where to compute.
         strict: refuse an image that cannot be read, and a class without any, which else are left out with a warning.
         keep_examples: keep the examples in ``out``, as the model takes them, so that more can be added.
+        names: of texts, whether the name of each class is an example more of it. By default as before, where something
+            is added; else where there is no run, and what was learned without them puts at least half of the names, and
+            four, in their own class.
 
     Raises:
-        ConfigError: the method cannot do that many classes, new tasks of the run's kind cannot be read from files, or
-            ``out`` is not empty.
+        ConfigError: the method cannot do that many classes, new tasks of the run's kind cannot be read from files,
+            ``out`` is not empty, or names of what has none.
         DataError: data that do not fit the run's, or that cannot be read; an adapted model that keeps no examples.
         DivergenceError: adapting gives numbers that are not finite.
         FileError: no run, or a file or folder that cannot be read or written.
@@ -191,17 +199,43 @@ def adapt(
         origin, known = read_examples(run, learned, origin, partial(kind.like, prepared))
     pad = pad_of(kind.like(prepared, 0))
     supports = joined(known, kind.support(prepared, None if source is None else Path(source), strict), pad)
-    if untrained:
-        meta = first_meta(config, learner_of(0), kind.like(prepared, 0), supports)
-    else:
-        meta = origin if before is not None else newest(run, origin).best.meta
     given = [task for task, _ in supports]
     if (odd := _odd_name(given)) is not None:
         raise DataError(f"{source} has a task or class {odd!r}, whose name is none to print in a line; rename it there")
     _refuse_ways(config, kind.like(prepared, 0), str(source), given)
     _check_sizes(kind, prepared, given, str(source))
-    # as many of the same size at once as in training, whose derivatives took more memory
+    known_meta = None if untrained else origin if before is not None else newest(run, origin).best.meta
+    names = before.names if before is not None and names is None else names
+    # as many at once as in training, whose derivatives took more memory
     together = config.outer.tasks_per_step if config.outer else 16
+
+    def learn(supports: Sequence[Support]) -> tuple[Meta, tuple[AdaptedTask, ...]]:
+        meta = known_meta or first_meta(config, learner_of(0), kind.like(prepared, 0), supports)
+        return meta, _learned(learner_of, meta, supports, where, together, pad)
+
+    meta, every = learn(supports)
+    words = _names(kind, prepared, given) if names or names is None and untrained and kind.names else []
+    named = bool(words) and (names or _tell(every, words, where))
+    if named:
+        meta, every = learn(joined(supports, words, pad))
+        every = tuple(one._replace(counts=task.counts) for one, task in zip(every, given))
+    model = AdaptedModel(kind, preparation, config, every, where, spread, untrained, names, named)
+    _save(out, model)
+    if keep_examples:
+        write_examples(out, meta, supports)
+    return model
+
+
+def _learned(
+    learner_of: Callable[[int], Learner],
+    meta: Meta,
+    supports: Sequence[Support],
+    where: torch.device,
+    together: int,
+    pad: int | None,
+) -> tuple[AdaptedTask, ...]:
+    """Return the tasks, those of the same size learned so many ``together``."""
+    given = [task for task, _ in supports]
     tasks: dict[int, AdaptedTask] = {}
     for (classes, _), group in _groups(given):
         for first in range(0, len(group), together):
@@ -214,12 +248,28 @@ def adapt(
                 place: AdaptedTask(*given[place], learner_of(classes), _alone(adapted, row))
                 for row, place in enumerate(places)
             }
-    every = tuple(tasks[place] for place in range(len(given)))
-    model = AdaptedModel(kind, preparation, config, every, where, spread, untrained)
-    _save(out, model)
-    if keep_examples:
-        write_examples(out, meta, supports)
-    return model
+    return tuple(tasks[place] for place in range(len(given)))
+
+
+def _names(kind: DataKind, prepared: Any, tasks: Sequence[NewTask]) -> list[Support]:
+    """Return the names of each task's classes as an example of each."""
+    if kind.names is None or not all(task.labels for task in tasks):
+        raise ConfigError("only of classes of texts can names count as examples; leave --names out")
+    found = []
+    for task in tasks:
+        x, one_each = kind.names(prepared, task.labels), (1,) * len(task.labels)
+        found.append((task._replace(counts=one_each), Batch(x.unsqueeze(0), torch.arange(len(x)).unsqueeze(0))))
+    return found
+
+
+def _tell(tasks: Sequence[AdaptedTask], names: Sequence[Support], where: torch.device) -> bool:
+    """Return whether names say what their classes are, by what was learned without them: by chance one a task does."""
+    right, count = 0, sum(len(task.labels) for task in tasks)
+    for task, (_, batch) in zip(tasks, names):
+        with torch.no_grad():
+            found = task.learner.predict(task.adapted, batch.x.to(where)).argmax(-1).cpu()
+        right += int((found == batch.y).sum())
+    return right >= max(4 * len(tasks), count / 2)
 
 
 def _learners(
@@ -298,6 +348,8 @@ def _save(out: Path, model: AdaptedModel) -> None:
         "preparation": model.preparation,
         "intervals": model.spread and model.spread._asdict(),
         "untrained": model.untrained,
+        "names": model.names,
+        "named": model.named,
         "tasks": [NewTask(*task[:3])._asdict() for task in model.tasks],
     }
     make_folder(out)
@@ -336,8 +388,12 @@ def open_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
     learner_of = _learners(config, kind, prepared, where, spread)
     adapted = [one._replace(step=learner_of(len(task.labels)).steps or 0) for task, one in zip(tasks, adapted)]
     found = (AdaptedTask(*task, learner_of(len(task.labels)), own) for task, own in zip(tasks, adapted))
-    untrained = described.get("untrained") is True
-    return AdaptedModel(kind, described["preparation"], config, tuple(found), where, spread, untrained, True)
+    told = {name: described.get(name) is True for name in ("untrained", "named")}
+    names = described.get("names")
+    if not isinstance(names, bool | None):
+        raise FileError(f"{path} does not describe an adapted model: names is {names!r}")
+    made = AdaptedModel(kind, described["preparation"], config, tuple(found), where, spread, names=names, **told)
+    return made._replace(read=True)
 
 
 def _check_sizes(kind: DataKind, prepared: Any, tasks: Sequence[NewTask], where: str) -> None:
@@ -616,6 +672,7 @@ def _card(model: AdaptedModel) -> str:
     together = f"\n\n{TOGETHER}" if find("method", config.method.name).transductive else ""
     source = config.option("tasks.encoder") or config.option("model.name")
     before = f"on {source} as it is" if model.untrained else f"from weights meta-learned on {called(config)}"
+    before += ", the name of each class an example more" if model.named else ""
     told = "the model's own, not calibrated" if model.spread is None else spread_text(model.spread)
     return f"""# {what} learned from {total} {kind.examples}
 

@@ -22,7 +22,7 @@ from headstart.training.examples import Support
 from headstart.training.loop import start
 from headstart.types import Batch, Episodes, Learner, Meta, Tasks
 
-METHOD = "frozen"
+METHOD, HEAD = "frozen", "logistic"
 
 
 class Begun(NamedTuple):
@@ -48,7 +48,8 @@ def choices(network: str, source: str | Path) -> Schema:
     kind, untrained = _kind(network)
     schema = schema_of(normal(_tree({"model": network}, kind, source)))
     names = [*(f"tasks.{name}" for name in untrained.options), "method.head"]
-    return schema._replace(options={name: schema.options[name] for name in names})
+    options = {name: schema.options[name] for name in names}
+    return schema._replace(options=options | {"method.head": options["method.head"]._replace(default=HEAD)})
 
 
 def begin(tree: Tree, source: str | Path | None) -> Begun:
@@ -88,7 +89,7 @@ def _kind(network: str) -> tuple[Kind, Untrained]:
 def _tree(tree: Tree, kind: Kind, source: str | Path) -> dict[str, Any]:
     own: dict[str, dict[str, Any]] = {owner: dict(tree.get(owner, {})) for owner in ("tasks", "method")}
     tasks = own["tasks"] | {"name": kind.family, "data": str(source)}
-    return {"tasks": tasks, "method": own["method"] | {"name": METHOD}, "model": tree["model"]}
+    return {"tasks": tasks, "method": {"head": HEAD} | own["method"] | {"name": METHOD}, "model": tree["model"]}
 
 
 def _knows_nothing(network: str) -> ConfigError:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -202,6 +203,12 @@ def _are_amounts(labels: Sequence[str]) -> bool:
     return len(numbers) == len(labels) and any(number % 1 != 0 for number in numbers)
 
 
+def _names(prepared: Prepared, labels: Sequence[str]) -> Tensor:
+    # as one would say them: card_arrival, card-arrival and cardArrival are two words
+    words = [re.sub(r"[\W_]+|(?<=[a-z])(?=[A-Z])", " ", label).strip() or label for label in labels]
+    return _as_trained(prepared, words)
+
+
 _FILES = (*TABLES, *LINES, ".txt")
 
 
@@ -337,6 +344,7 @@ TEXTS = DataKind(
     difference=_difference,
     like=_like,
     support=_support,
+    names=_names,
     inputs=_inputs,
     values=_values,
     is_value=_is_text,
