@@ -34,9 +34,10 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegressionCV
 
 import headstart
+from benchmarks.class_means import interval
 from benchmarks.peers.environment import build
 from benchmarks.peers.process import Worker
-from benchmarks.texts import interval, texts_of
+from benchmarks.texts import texts_of
 from headstart.data.text.banking77 import banking77
 from headstart.data.text.read import read_texts
 from headstart.models.trunks.source import absolute
