@@ -3,6 +3,7 @@
 Reference: Tunstall et al. 2022, arXiv:2209.11055.
 """
 
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ def setfit(values: Mapping[str, Any]) -> Prepared:
             ``queries``, to classify; ``pairs``, how many times two pairs are drawn for each text (20 in the paper; by
             the library's default all pairs of two texts are, and those of one class as often again); ``seed``.
     """
+    # that of the other peers is of another build than torch, which transformers would fail on
+    sys.modules.setdefault("torchvision", None)  # pyrefly: ignore
     from datasets import Dataset  # pyrefly: ignore
     from setfit import SetFitModel, Trainer, TrainingArguments  # pyrefly: ignore
 
