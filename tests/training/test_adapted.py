@@ -383,7 +383,7 @@ def test_other_runs_and_filled_folders_are_refused(run_of: Run, tmp_path: Path) 
     source, _ = give("images", tmp_path, [None])
     with pytest.raises(ConfigError, match="is not empty"):
         adapt(run_of("images maml"), source, source)
-    with pytest.raises(FileError, match="holds no run"):
+    with pytest.raises(FileError, match="is neither a run nor a network"):
         adapt(tmp_path, source, tmp_path / "out")
     with pytest.raises(FileError, match="cannot read the table"):
         adapt(run_of("curves maml"), source, tmp_path / "out")

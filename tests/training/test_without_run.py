@@ -1,6 +1,7 @@
 """New tasks are learned by a network as it is, where there is no run."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from headstart.cli import app
 from headstart.errors import ConfigError, DataError, FileError, HeadstartError
 from headstart.training.adapted import AdaptedModel
 
+adapt = partial(headstart.adapt, cross_validate=False)
 NETWORKS = """
 import headstart, torch
 from torch import nn
@@ -54,10 +56,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("network", ["net.py:texts", "ngrams"])
 def test_texts_are_learned_at_once_and_added_to(place, network):
-    one = headstart.adapt(network, place / "old.csv", place / "one")
+    one = adapt(network, place / "old.csv", place / "one")
     assert one.tasks[0].counts == (3, 2)
-    added = headstart.adapt(place / "one", place / "new.csv", place / "added")
-    whole = headstart.adapt(network, place / "all.csv", place / "whole")
+    added = adapt(place / "one", place / "new.csv", place / "added")
+    whole = adapt(network, place / "all.csv", place / "whole")
     assert added.tasks[0].labels == ("animal", "tool", "verb") and added.tasks[0].counts == whole.tasks[0].counts
     asked = ["zebra", "vat of oil", "hammer hammers"]
     found, at_once = (headstart.predict(model, asked) for model in (added, headstart.open_adapted(place / "whole")))
@@ -65,9 +67,9 @@ def test_texts_are_learned_at_once_and_added_to(place, network):
     for row, other in zip(found, at_once, strict=True):  # what all inputs say is read again where some are added
         assert row["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
     (place / "alone.csv").write_text("text,label\nfar away,place\n")  # a class by itself is something to add
-    assert headstart.adapt(place / "one", place / "alone.csv", place / "two").tasks[0].counts == (3, 1, 2)
+    assert adapt(place / "one", place / "alone.csv", place / "two").tasks[0].counts == (3, 1, 2)
     with pytest.raises(DataError, match="alone.csv has one class only, 'place'"):
-        headstart.adapt(network, place / "alone.csv", place / "three")
+        adapt(network, place / "alone.csv", place / "three")
     named = network if network == "ngrams" else place / network
     assert f"on {named} as it is" in (place / "added" / "README.md").read_text()
 
@@ -94,7 +96,7 @@ def answers(model: AdaptedModel) -> list[str]:
 
 def test_the_names_of_classes_are_examples_where_they_tell(place: Path, capsys):
     source = named(place, "named.csv", {name: name for name in NAMED})
-    model = headstart.adapt("ngrams", source, place / "told")
+    model = adapt("ngrams", source, place / "told")
     assert model.named and model.tasks[0].counts == (2, 2, 2, 2) and answers(model) == MEANT
     assert "the name of each class an example more" in (place / "told" / "README.md").read_text()
     assert answers(headstart.open_adapted(place / "told")) == MEANT
@@ -105,18 +107,18 @@ def test_the_names_of_classes_are_examples_where_they_tell(place: Path, capsys):
         for names in (list(NAMED), ["card arrival", "exchange rate", "forgotten pin", "loan"])
     )
     assert said.equal(meant), "names are read as they are said"
-    assert not headstart.adapt("ngrams", source, place / "without", names=False).named
+    assert not adapt("ngrams", source, place / "without", names=False).named
     numbers = named(place, "numbers.csv", {name: f"{n}" for n, name in enumerate(NAMED)})
-    assert not headstart.adapt("ngrams", numbers, place / "numbered").named, "such names say nothing"
+    assert not adapt("ngrams", numbers, place / "numbered").named, "such names say nothing"
     assert app.run(["adapt", "ngrams", str(numbers), "--names", "--out", str(place / "asked")]) == 0
     assert ", and the names of the classes:" in capsys.readouterr().out
 
 
 def test_names_are_examples_of_what_is_added_too(place: Path):
     first, last = dict(list(zip(NAMED, NAMED))[:2]), dict(list(zip(NAMED, NAMED))[2:])
-    headstart.adapt("ngrams", named(place, "first.csv", first), place / "first", names=True)
-    added = headstart.adapt(place / "first", named(place, "last.csv", last), place / "added")
-    whole = headstart.adapt("ngrams", named(place, "whole.csv", first | last), place / "whole", names=True)
+    adapt("ngrams", named(place, "first.csv", first), place / "first", names=True)
+    added = adapt(place / "first", named(place, "last.csv", last), place / "added")
+    whole = adapt("ngrams", named(place, "whole.csv", first | last), place / "whole", names=True)
     assert added.named and added.tasks[0].counts == whole.tasks[0].counts == (2, 2, 2, 2) and answers(added) == MEANT
     found, at_once = (headstart.predict(model, ASKED) for model in (added, whole))
     for row, other in zip(found, at_once, strict=True):
@@ -125,13 +127,15 @@ def test_names_are_examples_of_what_is_added_too(place: Path):
 
 def test_classes_of_images_have_no_names_to_learn_from(place: Path):
     with pytest.raises(ConfigError, match="only of classes of texts"):
-        headstart.adapt("net.py:images", place / "photos", place / "out", names=True)
+        adapt("net.py:images", place / "photos", place / "out", names=True)
     assert not (place / "out").exists()
 
 
 def test_images_from_the_command_line(place, capsys):
     assert app.run(["adapt", "net.py:images", "photos", "--fit", "pad", "--out", "mine"]) == 0
-    assert "3 classes (blue, green, red) from 6 images" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "3 classes (blue, green, red) from 6 images" in out and "6 of 6 images are told right by the others" in out
+    assert "| blue | 2 | 2 of 2 |" in (place / "mine" / "README.md").read_text()
     assert json.loads((place / "mine" / "config.json").read_text())["preparation"]["fit"] == "pad"
     assert app.run(["predict", "mine", "photos", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -158,22 +162,37 @@ def test_what_cannot_be_learned_so_is_refused(
     place: Path, network: str, source: str | None, error: type[HeadstartError], told: str
 ):
     with pytest.raises(error, match=told):
-        headstart.adapt(network, source, place / "out")
+        adapt(network, source, place / "out")
     assert not (place / "out").exists()
+
+
+def test_names_are_learned_from_and_not_judged(place):
+    model = headstart.adapt("ngrams", place / "old.csv", place / "out", names=True)
+    assert model.named and model.told[0].judged == (3, 2)
+    assert model.told[0].right == (3, 2), "hammers are a verb by the other one"
+
+
+@pytest.mark.parametrize("name", ["photos", "net.py", "nowhere"])
+def test_what_is_neither_a_run_nor_a_network_is_told_what_it_may_be(place, name):
+    with pytest.raises(FileError, match=f"{name} is neither a run nor a network; .* FILE.py:FUNCTION"):
+        adapt(name, "photos", place / "out")
+    (place / "photos" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(FileError, match="but a pretrained network, which is called hf:photos"):
+        adapt("photos", "old.csv", place / "out")
 
 
 def test_columns_that_are_named_must_be_there(place):
     tree = {"model": "ngrams", "tasks": {"label": "lable"}}
     with pytest.raises(DataError, match="no column 'lable'"):
-        headstart.adapt(tree, place / "old.csv", place / "out")
-    model = headstart.adapt({**tree, "tasks": {"label": "label"}}, place / "old.csv", place / "out")
+        adapt(tree, place / "old.csv", place / "out")
+    model = adapt({**tree, "tasks": {"label": "label"}}, place / "old.csv", place / "out")
     assert model.preparation["text"] == "text" and model.tasks[0].labels == ("animal", "verb")
 
 
 def test_each_task_of_a_column_is_learned(place):
     rows = ["who,text,label", "bo,a cat,pet", "bo,a car,thing", "al,a cat,no", "al,a car,yes"]
     (place / "tasks.csv").write_text("\n".join(rows))
-    model = headstart.adapt({"model": "ngrams", "tasks": {"task_column": "who"}}, place / "tasks.csv", place / "out")
+    model = adapt({"model": "ngrams", "tasks": {"task_column": "who"}}, place / "tasks.csv", place / "out")
     assert [(task.name, task.labels) for task in model.tasks] == [("bo", ("pet", "thing")), ("al", ("no", "yes"))]
     assert headstart.predict(model, ["my cat"], task="al")[0]["prediction"] == "no"
 

@@ -375,12 +375,15 @@ def adapt(*words: Raw) -> int:
     if called is None:
         return 0
     from headstart.training.adapted import adapt
+    from headstart.training.cross_validation import told_text
 
     given = dict(called.own)
     as_json, run, source = given.pop("as_json", False), given.pop("run"), given.pop("source", None)
     model = adapt(run if schema is None else {**called.tree, "model": network}, source, **given)
     if as_json:
         tasks = [{"name": task.name, "labels": list(task.labels), "counts": list(task.counts)} for task in model.tasks]
+        for task, told in zip(tasks, model.told):
+            task |= {"judged": list(told.judged), "right": list(told.right)}
         print_json({"out": str(given["out"]), "kind": model.kind.name, "named": model.named, "tasks": tasks})
         return 0
     count, labels = len(model.tasks), {task.labels for task in model.tasks}
@@ -389,6 +392,8 @@ def adapt(*words: Raw) -> int:
     total = sum(sum(task.counts) for task in model.tasks)
     more = ", and the names of the classes" if model.named else ""
     print(f"learned {count} task{'s' * (count != 1)}{of} from {total} {model.kind.examples}{more}: {given['out']}")
+    if model.told:
+        print(told_text(model.told, model.kind.examples))
     return 0
 
 
@@ -402,6 +407,7 @@ def _adapt(
     strict: Annotated[bool, Parameter(negative="")] = False,
     keep_examples: bool = True,
     names: bool | None = None,
+    cross_validate: bool = True,
     as_json: Json = False,
 ) -> None:
     """Learn new tasks from examples: folders of images, texts, a table or points of curves.
@@ -423,6 +429,8 @@ def _adapt(
         keep_examples: Keep the examples in OUT, so that more can be added to it later.
         names: Of texts, count the name of each class as an example more of it. Default: as before, where something is
             added; else without a run, where at least half of the names, and four, are told by the examples.
+        cross_validate: Without a run, say how good the result is: learn five times more, each time from four fifths of
+            the examples, and predict the others.
         as_json: Print the result as JSON.
     """
 

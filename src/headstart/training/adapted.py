@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from headstart.data.encoder import beside, pad_of
 from headstart.data.kind import (
@@ -51,6 +52,7 @@ from headstart.training.build import find_device, make_learner, size_of
 from headstart.training.calibration import Spread, calibrated, near
 from headstart.training.checkpoint import alike, newest, refuse_larger
 from headstart.training.config import Config, Tree, called, resolve
+from headstart.training.cross_validation import Told, cross_validated, told_text
 from headstart.training.examples import Support, joined, read_examples, write_examples
 from headstart.training.files import (
     explained,
@@ -115,6 +117,8 @@ class AdaptedModel(NamedTuple):
     """Whether they did."""
     read: bool = False
     """Whether it comes from a file."""
+    told: tuple[Told, ...] = ()
+    """Where there was no run, how well each task's examples are told by the others; not of a model from a file."""
 
     def __getstate__(self) -> Any:
         raise not_sent("an adapted model")
@@ -133,6 +137,7 @@ def adapt(
     strict: bool = False,
     keep_examples: bool = True,
     names: bool | None = None,
+    cross_validate: bool = True,
 ) -> AdaptedModel:
     """Learn the new tasks that a file or folder holds, and write the result.
 
@@ -142,6 +147,7 @@ def adapt(
 
     Given a network that knows something before it is trained, a pretrained one such as ``hf:FOLDER``, or ``ngrams``,
     learn by it as it is, with the method ``frozen``: for who has one small set of examples, and no tasks to train on.
+    How good the result is, is then told by `headstart.training.cross_validation`.
 
     Where the run normalised by batches (``--buffers batch``), normalisation now goes by the support set, so that a
     prediction does not depend on which others are asked for.
@@ -161,6 +167,7 @@ def adapt(
         names: of texts, whether the name of each class is an example more of it. By default as before, where something
             is added; else where there is no run, and what was learned without them puts at least half of the names, and
             four, in their own class.
+        cross_validate: where there is no run, learn five times more, each time from four fifths of the examples.
 
     Raises:
         ConfigError: the method cannot do that many classes, new tasks of the run's kind cannot be read from files,
@@ -179,6 +186,11 @@ def adapt(
     elif begun is not None:
         (config, kind, preparation), spread = begun, None
     else:
+        if not (run / CONFIG).exists():
+            raise FileError(
+                f"{run} is neither a run nor a network; give a folder that `headstart train` made, or a network by"
+                " where it comes from, such as hf:FOLDER, timm:NAME or FILE.py:FUNCTION (`headstart list networks`)"
+            )
         config = read_config(run)
         kind = kind_of_family(config.tasks.name)
         preparation, spread = read_preparation(run, kind), read_spread(run)
@@ -219,7 +231,18 @@ def adapt(
     if named:
         meta, every = learn(joined(supports, words, pad))
         every = tuple(one._replace(counts=task.counts) for one, task in zip(every, given))
-    model = AdaptedModel(kind, preparation, config, every, where, spread, untrained, names, named)
+
+    def told(place: int) -> Told:
+        task, batch = supports[place]
+
+        def learned(others: Batch) -> Callable[[Tensor], Tensor]:
+            _, (one,) = learn(joined([(task, others)], words[place : place + 1] if named else [], pad))
+            return lambda x: one.learner.predict(one.adapted, x.to(where))[0].cpu()
+
+        return cross_validated(learned, batch, len(task.labels))
+
+    scores = tuple(map(told, range(len(supports)))) if untrained and cross_validate else ()
+    model = AdaptedModel(kind, preparation, config, every, where, spread, untrained, names, named, told=scores)
     _save(out, model)
     if keep_examples:
         write_examples(out, meta, supports)
@@ -388,12 +411,12 @@ def open_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
     learner_of = _learners(config, kind, prepared, where, spread)
     adapted = [one._replace(step=learner_of(len(task.labels)).steps or 0) for task, one in zip(tasks, adapted)]
     found = (AdaptedTask(*task, learner_of(len(task.labels)), own) for task, own in zip(tasks, adapted))
-    told = {name: described.get(name) is True for name in ("untrained", "named")}
+    untrained, named = (described.get(name) is True for name in ("untrained", "named"))
     names = described.get("names")
     if not isinstance(names, bool | None):
         raise FileError(f"{path} does not describe an adapted model: names is {names!r}")
-    made = AdaptedModel(kind, described["preparation"], config, tuple(found), where, spread, names=names, **told)
-    return made._replace(read=True)
+    every, preparation = tuple(found), described["preparation"]
+    return AdaptedModel(kind, preparation, config, every, where, spread, untrained, names, named, read=True)
 
 
 def _check_sizes(kind: DataKind, prepared: Any, tasks: Sequence[NewTask], where: str) -> None:
@@ -667,7 +690,12 @@ def _card(model: AdaptedModel) -> str:
     else:
         head = "class" if tasks[0].labels else ""
         rows = list(zip(tasks[0].labels or (kind.examples,), tasks[0].counts))
-    table = "\n".join(f"| {name} | {count} |" for name, count in rows)
+    heads, lines = [head, kind.examples], [[str(name), str(count)] for name, count in rows]
+    score = f"\n\n{told_text(model.told, kind.examples)}." if model.told else ""
+    if model.told and len(tasks) == 1:
+        heads.append("told right by the others")
+        lines = [[*words, f"{right} of {of}"] for words, of, right in zip(lines, *model.told[0])]
+    table = "\n".join(f"| {' | '.join(words)} |" for words in [heads, ["---"] * len(heads), *lines])
     what = f"{len(tasks)} tasks" if len(tasks) > 1 else "a task" if tasks[0].name is None else f"`{tasks[0].name}`"
     together = f"\n\n{TOGETHER}" if find("method", config.method.name).transductive else ""
     source = config.option("tasks.encoder") or config.option("model.name")
@@ -677,10 +705,8 @@ def _card(model: AdaptedModel) -> str:
     return f"""# {what} learned from {total} {kind.examples}
 
 Predicts {kind.predicts(kind.read(model.preparation, "the run"))}. Learned by {config.method.name}{steps},
-{before}; made with headstart.{together}
+{before}; made with headstart.{together}{score}
 
-| {head} | {kind.examples} |
-|---|---|
 {table}
 
     headstart predict FOLDER {kind.usage[1]}

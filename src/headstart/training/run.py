@@ -321,12 +321,18 @@ def read_config(run: Path) -> Config:
     """
     path = run / CONFIG
     if not path.exists():
-        raise FileError(f"{run} holds no run: there is no {CONFIG} in it; give a folder that `headstart train` made")
+        why = "it is a file" if run.is_file() else f"there is no {CONFIG} in it" if run.exists() else "it is not there"
+        raise FileError(f"{run} holds no run: {why}; give a folder that `headstart train` made")
     values = read_json(path)
     if not isinstance(values, dict):
         raise FileError(f"{path} is not a configuration; expected a JSON object")
     if "format" in values:
-        raise FileError(f"{run} is an adapted model; give the run that it was adapted from")
+        raise FileError(
+            f"{run} is an adapted model; give the run that it was adapted from. One that comes from a network as it is"
+            " says in its README.md how good it is"
+        )
+    if "model_type" in values:  # as transformers writes it
+        raise FileError(f"{run} holds no run, but a pretrained network, which is called hf:{run}")
     return resolve(values, str(path))
 
 

@@ -1,0 +1,89 @@
+"""How well new classes are told apart, where all the examples that there are of them are learned from.
+
+Stratified cross-validation: a fifth of each class is kept back, the others are learned from, and those kept back are
+predicted; five times, so that every example is predicted once, by others, or less often where these are many. Each time
+a little less is learned from than in the end, so that the score is rather too low than too high.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from headstart.types import Batch
+
+FOLDS = 5
+#: Judged examples that are enough: the interval is within 3 points, and learning from so many takes a while.
+ENOUGH = 1000
+
+
+class Told(NamedTuple):
+    """How many examples of each class were kept back once, and how many of these were told right."""
+
+    judged: tuple[int, ...]
+    right: tuple[int, ...]
+
+
+def cross_validated(learn: Callable[[Batch], Callable[[Tensor], Tensor]], support: Batch, classes: int) -> Told:
+    """Return how many examples of a task are told right by the others.
+
+    An example that is there twice in a class is in one fold, so that it is not told by itself. A class of one example
+    is learned from each time, and never judged.
+
+    Args:
+        learn: returns of examples what predicts others: of inputs ``(1, n, *features)`` logits ``(n, classes)``.
+        support: the examples, as a batch of one.
+        classes: how many there are.
+    """
+    fold, y = _folds(support), support.y[0]
+    judged, right = torch.zeros(2, len(y), dtype=torch.bool)
+    for number in range(FOLDS):
+        out = (fold == number).nonzero()[:, 0]
+        if not len(out) or judged.sum() >= ENOUGH:
+            continue
+        rest = (fold != number).nonzero()[:, 0]
+        predict = learn(Batch(support.x[:, rest], support.y[:, rest]))
+        with torch.no_grad():
+            right[out] = predict(support.x[:, out]).argmax(-1) == y[out]
+        judged[out] = True
+    return Told(*(tuple(of.bincount(minlength=classes).tolist()) for of in (y[judged], y[right])))
+
+
+def _folds(support: Batch) -> Tensor:
+    """Return the fold of each example, -1 where its class has nothing else to be told by."""
+    _, same = support.x[0].flatten(1).unique(dim=0, return_inverse=True)
+    places: dict[tuple[int, int], int] = {}
+    seen = Counter[int]()
+    for key in zip(support.y[0].tolist(), same.tolist()):
+        if key not in places:
+            places[key] = seen[key[0]]
+            seen[key[0]] += 1
+    keys = zip(support.y[0].tolist(), same.tolist())
+    return torch.tensor([places[key] % FOLDS if seen[key[0]] > 1 else -1 for key in keys])
+
+
+def interval(right: int, of: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share (Wilson 1927), which also holds for few examples.
+
+    >>> [round(end, 2) for end in interval(9, 10)]
+    [0.6, 0.98]
+    """
+    z = NormalDist().inv_cdf(0.975)
+    middle, half = right + z * z / 2, z * math.sqrt(right * (of - right) / of + z * z / 4)
+    return max(0.0, (middle - half) / (of + z * z)), min(1.0, (middle + half) / (of + z * z))
+
+
+def told_text(told: Sequence[Told], examples: str) -> str:
+    """Return the score of all tasks together, in words."""
+    judged, right = (sum(sum(one[part]) for one in told) for part in (0, 1))
+    if not judged:
+        return f"How good this is nothing says, with one of the {examples} in each class; two of a class would"
+    low, high = (100 * end for end in interval(right, judged))
+    return (
+        f"By 5-fold cross-validation, {right} of {judged} {examples} are told right by the others,"
+        f" {100 * right / judged:.1f} % (95 % interval {low:.0f} to {high:.0f} %)"
+    )
