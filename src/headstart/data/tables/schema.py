@@ -312,9 +312,10 @@ def _text(feature: Feature, texts: Sequence[str], count: int, network: prose.Net
     """Return a column of texts as a feature, and what there is to say of it."""
     found, share = prose.learn_components(texts, count, network)
     size, what = len(found.centre), "TF-IDF of n-grams" if network is None else f"features of {network.source}"
+    more = "" if network else "; --text-encoder hf:FOLDER reads them by a pretrained network"
     note = (
         f"column {feature.column!r} is of texts, {len(feature.categories)} different ones in {len(texts)} training"
-        f" rows, which become {size} numbers ({what}, {100 * share:.0f} % of whose variance these tell)"
+        f" rows, which become {size} numbers ({what}, {100 * share:.0f} % of whose variance these tell){more}"
     )
     return feature._replace(
         kind="text", categories=(), numbers=size, components=prose.to_text(found), network=network
