@@ -140,7 +140,9 @@ def _begin(job: Job, run: Path, view: View) -> tuple[State, Best, MetricsFile]:
     if job.learner.prepare is not None:
         view.note("reading the training tasks")
         state = begin(meta=state.meta, tasks=job.tasks, folder=run)
-    judge = _Judge(job)
+    judge, count = _Judge(job), job.config.run.evaluate_tasks
+    there = min(count, (job.tasks.counts or {}).get("validation", count))
+    view.note(f"judging the start on {there} validation task{'s' * (there != 1)} (--evaluate-tasks)")
     best = first(state.meta, judge)
     metrics = MetricsFile(run)
     metrics.add({"step": 0, "validation": judge.said})
