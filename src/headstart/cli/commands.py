@@ -455,8 +455,9 @@ def predict(
         out: A .csv file to write, or a .jsonl file of one JSON object a line. Default: print CSV.
         as_json: Print the result as JSON.
     """
-    from headstart.training.adapted import csv_lines, open_adapted, predictions, writer_of
+    from headstart.training.adapted import open_adapted, predictions
     from headstart.training.files import writing
+    from headstart.training.prediction_lines import csv_lines, writer_of
 
     lines_of = csv_lines if out is None else writer_of(out)
     opened, failed, count = open_adapted(model, device=device), list[HeadstartError](), 0
