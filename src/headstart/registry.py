@@ -45,6 +45,8 @@ class Method(NamedTuple):
     """Whether steps depend on how many there are to be, so that none can be added to a run."""
     defaults: Mapping[str, Values] = {}
     """Defaults such as ``{"method.steps": 5}`` by kind of data; those of all kinds under ``""``."""
+    keras: str = ""
+    """``module:attribute`` of its factory for Keras models on TensorFlow; empty where there is none."""
 
 
 class Model(NamedTuple):
@@ -187,12 +189,14 @@ METHODS = (
         "learn initial weights from which a few gradient steps adapt; exact second-order gradient",
         "Finn, Abbeel, Levine 2017, arXiv:1703.03400",
         "headstart.algorithms.maml:maml",
+        keras="headstart.integrations.keras.methods:maml",
     ),
     Method(
         "fomaml",
         "MAML with the inner gradients taken as constants: cheaper, not exact",
         "Finn, Abbeel, Levine 2017, arXiv:1703.03400",
         "headstart.algorithms.maml:fomaml",
+        keras="headstart.integrations.keras.methods:fomaml",
     ),
     Method(
         "imaml",
@@ -206,18 +210,21 @@ METHODS = (
         "MAML whose inner loop moves the head only",
         "Raghu, Raghu, Bengio, Vinyals 2019, arXiv:1909.09157",
         "headstart.algorithms.maml:anil",
+        keras="headstart.integrations.keras.methods:anil",
     ),
     Method(
         "boil",
         "MAML whose inner loop moves the body only",
         "Oh, Yoo, Kim, Yun 2020, arXiv:2008.08882",
         "headstart.algorithms.maml:boil",
+        keras="headstart.integrations.keras.methods:boil",
     ),
     Method(
         "meta_sgd",
         "MAML that also learns a step size, with sign, for every weight",
         "Li, Zhou, Chen, Li 2017, arXiv:1707.09835",
         "headstart.algorithms.maml:meta_sgd",
+        keras="headstart.integrations.keras.methods:meta_sgd",
     ),
     Method(
         "meta_curvature",
@@ -304,6 +311,7 @@ METHODS = (
             "tables": {"method.steps": 10, "method.rate": 0.02},
             "images": {"method.rate": 0.001},
         },
+        keras="headstart.integrations.keras.methods:reptile",
     ),
     Method(
         "prototypes",
@@ -314,6 +322,7 @@ METHODS = (
         model="embedding",
         classes="any",
         defaults={"texts": {"method.distance": "cosine"}},
+        keras="headstart.integrations.keras.heads:prototypes",
     ),
     Method(
         "matching_networks",
@@ -413,6 +422,7 @@ METHODS = (
         "headstart.algorithms.heads.ridge:ridge",
         model="embedding",
         classes="any",
+        keras="headstart.integrations.keras.heads:ridge",
     ),
     Method(
         "logistic",
@@ -832,6 +842,11 @@ def load_target(row: str, target: str) -> Any:
         return getattr(import_module(module), attribute)
     except (AttributeError, ImportError, ValueError) as error:
         raise ConfigError(f"the row {row!r} cannot be loaded from {target!r} (module:name): {error}") from error
+
+
+def keras_methods() -> dict[str, Method]:
+    """Return the methods that exist for Keras models, by name."""
+    return {row.name: row for row in rows("method") if row.keras}
 
 
 def default_method(kind: Kind, target: Target) -> str:

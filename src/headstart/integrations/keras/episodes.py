@@ -1,0 +1,137 @@
+"""From families of tasks, arrays and datasets to batches of episodes for TensorFlow."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from headstart.errors import ShapeError, UsageError
+from headstart.integrations.keras.backend import keras, tf
+from headstart.types import Batch, Episodes, Tasks
+
+Element: TypeAlias = tuple[tuple[Any, ...], tuple[Any, ...]]
+"""``((x, y), (x, y))`` of support and query sets, or ``((x, y, mask), (x, y, mask))``, with a task axis."""
+
+
+def of_family(
+    tasks: Tasks, split: str, shape: tuple[int | None, ...], batch: int, *, first: Callable[[], int] = lambda: 0
+) -> Any:
+    """Return a dataset of a family's episodes, ``batch`` tasks at a time, prefetched.
+
+    Training tasks go on without end, where the family has as many, or begin again; of the other splits each task comes
+    once, in order.
+
+    Args:
+        tasks: the family, whose tensors are handed over as NumPy arrays.
+        split: 'train', 'validation' or 'test'.
+        shape: that of the model's inputs; images are turned to channels last where these are.
+        batch: B.
+        first: the number of the task to begin with, asked when the dataset is begun.
+
+    Raises:
+        ShapeError: the model takes no such inputs.
+    """
+    turned = turn(tasks, shape)
+    endless = tasks.counts is None
+    count = 0 if endless else int(tasks.counts.get(split, 0))
+    if not endless and not count:
+        listed = ", ".join(f"{number} {name}" for name, number in tasks.counts.items())
+        raise UsageError(f"there is no task in split {split!r} of {tasks.name!r}; it has {listed}")
+
+    def draw(numbers: list[int]) -> Element:
+        support, query = tasks.sample(split, numbers)
+        return _element(support, turned), _element(query, turned)
+
+    def generate() -> Iterator[Element]:
+        place = first()
+        while endless or split == "train" or place < count:
+            numbers = [*range(place, place + batch)]
+            if not endless:
+                numbers = [n % count for n in numbers] if split == "train" else [n for n in numbers if n < count]
+            yield draw(numbers)
+            place += batch
+
+    one = draw([0])
+    last = batch if endless or split == "train" or count % batch == 0 else None
+    signature = tf.nest.map_structure(lambda leaf: tf.TensorSpec([last, *_free(leaf, tasks)], leaf.dtype), one)
+    made = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    if not (endless or split == "train"):
+        made = made.apply(tf.data.experimental.assert_cardinality(-(-count // batch)))
+    return made.prefetch(2)
+
+
+def _free(leaf: Any, tasks: Tasks) -> list[int | None]:
+    """Return the shape of a task's part: how many examples there are may differ where tasks are padded."""
+    shape: list[int | None] = list(leaf.shape[1:])
+    if tasks.counts is not None:
+        shape[0] = None
+    return shape
+
+
+def _element(batch: Batch, turned: Callable[[Any], Any]) -> tuple[Any, ...]:
+    x, y = turned(np.asarray(batch.x)), np.asarray(batch.y)
+    return (x, y) if batch.mask is None else (x, y, np.asarray(batch.mask))
+
+
+def turn(tasks: Tasks, shape: tuple[int | None, ...]) -> Callable[[Any], Any]:
+    """Return how a family's inputs become the model's: as they are, or with channels last.
+
+    Raises:
+        ShapeError: neither fits.
+    """
+    own, last = tasks.input_shape, (*tasks.input_shape[1:], *tasks.input_shape[:1])
+    fits = [len(shape) == len(s) and all(a is None or a == b for a, b in zip(shape, s)) for s in (own, last)]
+    images = len(own) == 3
+    if images and fits[1] and (not fits[0] or keras.config.image_data_format() == "channels_last"):
+        return lambda x: np.moveaxis(x, -3, -1)
+    if not fits[0]:
+        also = f", or {last} with channels last" if images else ""
+        raise ShapeError(
+            f"the tasks' inputs have shape {own}{also}, and the model takes {shape}; give it such an Input"
+        )
+    return lambda x: x
+
+
+def of_arrays(arrays: Any, batch: int, *, shuffle: bool) -> Any:
+    """Return a dataset of episodes in arrays ``((x, y), (x, y))`` whose first axis is the task."""
+    leaves = [np.asarray(leaf) for leaf in tf.nest.flatten(arrays)]
+    counts = {len(leaf) for leaf in leaves}
+    if len(counts) != 1:
+        raise ShapeError(f"all arrays of episodes begin with the task axis; they have {sorted(counts)} tasks")
+    made = tf.data.Dataset.from_tensor_slices(tf.nest.pack_sequence_as(arrays, leaves))
+    if shuffle:
+        made = made.shuffle(min(counts.pop(), 10_000), seed=0)
+    return made.batch(batch, drop_remainder=shuffle).prefetch(2)
+
+
+def is_episodes(value: Any) -> bool:
+    """Return whether a value looks like ``((x, y), (x, y))``, perhaps with masks, or an `Episodes`."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(isinstance(part, tuple | list) and len(part) in (2, 3, 4) for part in value)
+    )
+
+
+def episodes_of(element: Any) -> Episodes:
+    """Return what a dataset yields as values.
+
+    Raises:
+        UsageError: it is no episodes.
+    """
+    if not is_episodes(element):
+        raise UsageError(
+            "a dataset of episodes yields ((x, y), (x, y)), the support and query sets of B tasks, each (tasks, "
+            f"examples, …), perhaps with masks (tasks, examples) as third parts; this one yields {_told(element)}"
+        )
+    return Episodes(*(part if isinstance(part, Batch) else Batch(*part) for part in element))
+
+
+def _told(element: Any) -> str:
+    if isinstance(element, tuple | list):
+        return f"({', '.join(map(_told, element))})"
+    return (
+        f"{{{', '.join(element)}}}"
+        if isinstance(element, dict)
+        else str(getattr(element, "shape", type(element).__name__))
+    )

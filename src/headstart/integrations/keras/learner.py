@@ -1,0 +1,75 @@
+"""What a meta-learning method is on TensorFlow: pure functions over values whose first axis is the task.
+
+`Batch`, `Episodes`, `Meta`, `Adapted` and `Info` are those of `headstart.types`, holding TensorFlow's tensors. The outer
+gradient is taken of a whole method, where PyTorch's core has estimators to choose from.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from headstart.integrations.keras.backend import tf
+from headstart.integrations.keras.forward import dense
+from headstart.types import Adapted, Batch, Episodes, Info, Meta
+
+
+class Gradient(NamedTuple):
+    """An estimate of ∂L/∂θ and ∂L/∂M, for the mean over tasks, and what was seen on the way."""
+
+    meta: Meta
+    """Of gradients."""
+    info: Info
+    outputs: Any
+    """Of the query sets, ``(B, n, *outputs)``."""
+
+
+class Learner(NamedTuple):
+    """A method for one Keras model."""
+
+    init: Callable[[int], Meta]
+    """``seed -> Meta`` to start from."""
+    adapt: Callable[..., tuple[Adapted, Info]]
+    """``(meta, support, steps=None) -> (adapted, info)``: pure and differentiable."""
+    predict: Callable[[Adapted, Any], Any]
+    """Outputs ``(B, n, *outputs)`` for inputs ``(B, n, *features)``."""
+    loss: Callable[[Any, Batch], Any]
+    """One loss a task, ``(B,)``."""
+    gradient: "Callable[[Learner, Meta, Episodes], Gradient]"
+    to_model: Callable[[Adapted, Any], Any]
+    """``(adapted to one task, its support inputs) -> an ordinary keras.Model`` of that task."""
+    steps: int | None = None
+    """Number of inner steps; ``None`` for a method that takes none."""
+    shown: Callable[[Meta], dict[str, Any]] = lambda meta: dict(meta.structure)
+    """M in the units in which it acts."""
+
+
+def tensors(batch: Batch) -> Batch:
+    """Return a batch of dense tensors, 0 where its mask leaves inputs and targets out."""
+    x, y = dense(batch.x, "inputs"), dense(batch.y, "targets")
+    if batch.mask is None:
+        return batch._replace(x=x, y=y)
+    mask = tf.cast(batch.mask, tf.bool)
+
+    def filled(leaf: Any) -> Any:
+        there = tf.reshape(mask, tf.concat([tf.shape(mask), tf.ones([leaf.shape.rank - 2], tf.int32)], 0))
+        return tf.where(there, leaf, tf.zeros_like(leaf))
+
+    return Batch(*tf.nest.map_structure(filled, (x, y)), mask, batch.seed)
+
+
+def backprop(learner: Learner, meta: Meta, episodes: Episodes) -> Gradient:
+    """Differentiate the query losses after adapting, L(θ, M) = meanᵢ loss(θᵢ, Qᵢ), through the adaptation."""
+    with tf.GradientTape() as tape:
+        tape.watch(meta)
+        losses, info, outputs = judged(learner, meta, episodes)
+        total = tf.reduce_mean(losses)
+    found = tape.gradient(total, meta, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return Gradient(tf.nest.map_structure(tf.convert_to_tensor, found), info, outputs)
+
+
+def judged(learner: Learner, meta: Meta, episodes: Episodes, steps: int | None = None) -> tuple[Any, Info, Any]:
+    """Return the query losses ``(B,)`` after adapting to the support sets, and the outputs."""
+    query = tensors(episodes.query)
+    adapted, info = learner.adapt(meta, episodes.support, steps=steps)
+    outputs = learner.predict(adapted, query.x)
+    losses = learner.loss(outputs, query)
+    return losses, info._replace(query_loss=tf.stop_gradient(losses)), outputs

@@ -1,0 +1,126 @@
+"""Losses of B tasks at once, ``(outputs, batch) -> (B,)``, of those that Keras knows: the mean over a task's examples."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from headstart.errors import ShapeError, UsageError
+from headstart.integrations.keras.backend import keras, tf
+from headstart.types import Batch
+
+TaskLoss: TypeAlias = Callable[[Any, Batch], Any]
+
+#: What headstart calls the losses that it names on PyTorch.
+NAMES = {
+    "cross_entropy": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    "mse": lambda: keras.losses.MeanSquaredError(),
+}
+#: Losses of numbers, which take class ids for numbers.
+OF_NUMBERS = (
+    "mean_squared_error mean_absolute_error mean_absolute_percentage_error mean_squared_logarithmic_error huber "
+    "log_cosh MeanSquaredError MeanAbsoluteError MeanAbsolutePercentageError MeanSquaredLogarithmicError Huber LogCosh"
+).split()
+OF_CLASS_IDS = ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy")
+
+
+def resolve(loss: Any, weights: Any = None) -> TaskLoss:
+    """Return a Keras loss as one loss a task.
+
+    Args:
+        loss: a name of Keras's or of headstart's (``"cross_entropy"``: class ids and logits; ``"mse"``), a
+            ``keras.losses.Loss``, a function ``(y_true, y_pred) -> one loss an example``, or a list or dict of these for
+            a model of several outputs.
+        weights: of several losses, which are added.
+    """
+    if isinstance(loss, list | tuple | Mapping):
+        return _several(loss, weights)
+    if isinstance(loss, str) and loss in NAMES:
+        return _of_one(NAMES[loss]())
+    try:
+        found = keras.losses.get(loss)
+    except ValueError as error:
+        raise UsageError(f"{str(error).strip()}; or name one of headstart's: {', '.join(NAMES)}") from error
+    if found is None:
+        raise UsageError("a loss is missing: compile(optimizer, loss=…), such as loss='cross_entropy' or 'mse'")
+    return _of_one(found)
+
+
+def _several(losses: Any, weights: Any) -> TaskLoss:
+    keys = list(losses) if isinstance(losses, Mapping) else range(len(losses))
+    parts = {key: resolve(losses[key]) for key in keys}
+    scales = {key: 1.0 if weights is None else weights[key] for key in keys}
+
+    def total(outputs: Any, batch: Batch) -> Any:
+        if not isinstance(outputs, list | tuple | Mapping) or len(outputs) != len(parts):
+            count = len(outputs) if isinstance(outputs, list | tuple | Mapping) else 1
+            raise ShapeError(f"there are {len(parts)} losses for {count} outputs of the model; give one for each")
+        return tf.add_n(
+            [scales[key] * part(outputs[key], batch._replace(y=batch.y[key])) for key, part in parts.items()]
+        )
+
+    return total
+
+
+def _of_one(loss: Any) -> TaskLoss:
+    name = getattr(loss, "__name__", type(loss).__name__)
+    of_examples = loss.call if isinstance(loss, keras.losses.Loss) else loss
+    added = getattr(loss, "reduction", None) == "sum"
+
+    def task_loss(outputs: Any, batch: Batch) -> Any:
+        y = batch.y
+        _check(name, outputs, y)
+        tasks, examples = tf.shape(outputs)[0], tf.shape(outputs)[1]
+        flat, targets = (tf.reshape(v, tf.concat([[-1], tf.shape(v)[2:]], 0)) for v in (outputs, y))
+        flat.set_shape([None, *outputs.shape[2:]])
+        targets.set_shape([None, *y.shape[2:]])
+        if name in OF_CLASS_IDS:
+            ways = outputs.shape[-1]
+            told = f"labels must be 0 to {ways - 1}: the model has {ways} outputs"
+            with tf.control_dependencies(
+                [tf.debugging.assert_less(tf.reduce_max(targets), tf.cast(ways, y.dtype), told)]
+            ):
+                targets = tf.identity(targets)
+        elif not targets.dtype.is_floating:
+            targets = tf.cast(targets, flat.dtype)
+        if targets.dtype.is_floating:
+            targets = tf.cast(targets, flat.dtype)
+        values = tf.convert_to_tensor(of_examples(targets, flat))
+        if values.shape.rank == 0:
+            raise UsageError(
+                f"the loss {name!r} gives one number for all examples of all tasks; it has to give one an example"
+            )
+        values = tf.reshape(values, [tasks, examples, -1])
+        values = tf.reduce_mean(values, -1)
+        if batch.mask is None:
+            return tf.reduce_sum(values, 1) if added else tf.reduce_mean(values, 1)
+        there = tf.cast(batch.mask, values.dtype)
+        # where, not a product: a masked example may be NaN or infinite
+        total = tf.reduce_sum(tf.where(batch.mask, values, tf.zeros_like(values)), 1)
+        return total if added else total / tf.maximum(tf.reduce_sum(there, 1), 1)
+
+    return task_loss
+
+
+def _check(name: str, outputs: Any, y: Any) -> None:
+    """Refuse targets that do not fit, and that Keras would stretch, or take for something else."""
+    if not tf.is_tensor(outputs):
+        raise ShapeError(f"the model gives {len(outputs)} outputs; give a loss for each, as a list or dict")
+    shapes = f"got outputs {_shape(outputs)} and y {_shape(y)} of {y.dtype.name}, each (tasks, examples, …)"
+    if name in OF_NUMBERS:
+        if not y.dtype.is_floating:
+            raise UsageError(
+                f"{name} is a loss of numbers, and y holds integers, as class ids do: take loss='cross_entropy' for "
+                f"classes, or y as floats; {shapes}"
+            )
+        a, b = ([*v.shape[2:]] for v in (outputs, y))
+        a, b = (v[:-1] if v and v[-1] == 1 and len(v) != len(w) else v for v, w in ((a, b), (b, a)))
+        if len(a) != len(b) or any(None not in pair and pair[0] != pair[1] for pair in zip(a, b)):
+            raise ShapeError(f"{name} needs outputs and targets of one shape; {shapes}")
+    if name in OF_CLASS_IDS and (
+        y.shape.rank not in (outputs.shape.rank - 1, outputs.shape.rank)
+        or (y.shape.rank == outputs.shape.rank and y.shape[-1] != 1)
+    ):
+        raise ShapeError(f"{name} needs logits (tasks, examples, ways) and integer labels (tasks, examples); {shapes}")
+
+
+def _shape(value: Any) -> tuple[int | None, ...]:
+    return tuple(value.shape)

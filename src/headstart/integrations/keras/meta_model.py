@@ -1,0 +1,368 @@
+"""A Keras model that is meta-trained as others are trained: ``compile``, ``fit``, ``evaluate``, callbacks, files."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from headstart.core.rules import Rule
+from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.integrations.keras import rules
+from headstart.integrations.keras.backend import keras, tf
+from headstart.integrations.keras.episodes import episodes_of, is_episodes, of_arrays, of_family
+from headstart.integrations.keras.forward import names_of
+from headstart.integrations.keras.learner import Learner, judged
+from headstart.registry import keras_methods, load_target
+from headstart.types import Batch, Episodes, Meta, Tasks
+
+
+@keras.saving.register_keras_serializable(package="headstart")
+class MetaModel(keras.Model):
+    """A Keras model with a meta-learning method.
+
+    ``fit`` meta-trains: the model's own weights are θ, and what the method learns about it, M, are weights beside them.
+    Called, it is the model itself, not adapted to any task.
+
+    Args:
+        model: a built ``keras.Model``. `fit` changes its weights; nothing else does.
+        method: ``"maml"``, ``"fomaml"``, ``"anil"``, ``"boil"``, ``"meta_sgd"``, ``"reptile"``, ``"prototypes"`` or
+            ``"ridge"`` (``headstart list methods`` says which exist for Keras).
+        seed: of what is random: where rates start that are drawn, and dropout.
+        options: those of the method, such as ``steps`` and ``rate``; see `headstart.integrations.keras.maml`.
+
+    ::
+
+        model = MetaModel(keras_model, method="maml", steps=5, rate=0.01)
+        model.compile("adam", loss="mse")
+        model.fit(tasks, batch_size=4, steps_per_epoch=100, epochs=10)
+        adapted = model.adapt(x_few, y_few)
+    """
+
+    def __init__(
+        self, model: Any, method: str = "maml", *, seed: int = 0, name: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(name=name or f"meta_{getattr(model, 'name', 'model')}")
+        rows = keras_methods()
+        if method not in rows:
+            raise unknown_name("method of Keras models", method, rows)
+        self.method, self.seed = method, seed
+        self._factory: Any = _Untracked(load_target(method, rows[method].keras))
+        known = self._known()
+        for option in options:
+            if option not in known or option in ("loss", "loss_weights"):
+                where = "; it goes to compile(loss=…)" if option in ("loss", "loss_weights") else ""
+                raise unknown_name(f"option of {method}{where}", option, set(known) - {"loss", "loss_weights"})
+        self._options: Any = _Untracked(options)
+        learner = self._factory.value(model, **options)
+        self.model = model
+        meta = learner.init(seed)
+        self._structure = {
+            key: self.add_weight(
+                shape=value.shape, dtype=value.dtype.name, name=key.replace("/", "."), initializer=_Start(value)
+            )
+            for key, value in meta.structure.items()
+        }
+        self._learner: Any = _Untracked(learner)
+        self.built = True
+
+    def _known(self) -> list[str]:
+        """Return the names of the method's options."""
+        parameters = inspect.signature(self._factory.value).parameters.values()
+        return [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+
+    @property
+    def learner(self) -> Learner:
+        """The method as pure functions."""
+        return self._learner.value
+
+    @property
+    def meta(self) -> Meta:
+        """θ and M as they are now."""
+        return Meta(
+            {name: tf.convert_to_tensor(v) for name, v in self._params().items()},
+            {name: tf.convert_to_tensor(v) for name, v in self._structure.items()},
+        )
+
+    def _params(self) -> dict[str, Any]:
+        variables = self.model.trainable_variables
+        return dict(zip(names_of(self.model, variables), variables))
+
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        loss: Any = "cross_entropy",
+        loss_weights: Any = None,
+        metrics: Any = None,
+        *,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool = False,
+        **options: Any,
+    ) -> None:
+        """Say how it is meta-trained.
+
+        Args:
+            optimizer: of θ and M: a name, or a Keras optimizer.
+            loss: of a task, in adaptation and on its query set: ``"cross_entropy"`` (class ids and logits), ``"mse"``,
+                a Keras loss, its name, or a function ``(y_true, y_pred) -> one loss an example``; a list or dict for
+                several outputs.
+            loss_weights: of several losses.
+            metrics: of the query sets: functions, and Keras's metrics that are means over examples.
+            run_eagerly: run steps outside of ``tf.function``: about 200 times as slow, to look into them.
+            steps_per_execution: outer steps of a call.
+            jit_compile: whether XLA compiles a step: a first call takes seconds more.
+            options: others of Keras's ``compile``.
+
+        Raises:
+            UsageError: a metric that keeps more than a mean, or a loss that is none.
+        """
+        _refuse_pooled(metrics)
+        learner = self._factory.value(self.model, **self._options.value, **self._loss_options(loss, loss_weights))
+        self._learner = _Untracked(learner)
+        super().compile(
+            optimizer=optimizer,
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+            **options,
+        )
+
+    def _loss_options(self, loss: Any, weights: Any) -> dict[str, Any]:
+        known = self._known()
+        if weights is not None and "loss_weights" not in known:
+            raise UsageError(f"{self.method} has one output, and no loss_weights")
+        return {"loss": loss} | ({"loss_weights": weights} if "loss_weights" in known else {})
+
+    def get_compile_config(self) -> Any:
+        """Return what a ``.keras`` file holds of `compile`."""
+        return super().get_compile_config()
+
+    def compile_from_config(self, config: Any) -> None:
+        """Compile as a ``.keras`` file says."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        """Return the outputs of the model as it is, not adapted."""
+        return self.model(x, training=training) if self.model._call_has_training_arg else self.model(x)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Take an outer step on the episodes of B tasks; what Keras's ``fit`` calls."""
+        episodes = self._seeded(episodes_of(data))
+        gradient = self.learner.gradient(self.learner, self.meta, episodes)
+        variables, grads = [], []
+        for part, values in ((self._params(), gradient.meta.params), (self._structure, gradient.meta.structure)):
+            variables += part.values()
+            grads += [values[name] for name in part]
+        self.optimizer.apply_gradients(zip(grads, variables))
+        return self._seen(gradient.info.query_loss, gradient.outputs, episodes.query)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Adapt to the support sets, and judge on the query sets; what Keras's ``evaluate`` calls."""
+        episodes = episodes_of(data)
+        losses, _, outputs = judged(self.learner, self.meta, episodes)
+        return self._seen(losses, outputs, episodes.query)
+
+    def _seeded(self, episodes: Episodes) -> Episodes:
+        """Return the episodes with seeds for their tasks, which go by the outer step, so that a run can go on."""
+        first = tf.nest.flatten(episodes.support.y)[0]
+        step = tf.cast(self.optimizer.iterations, tf.int64)
+        seeds = (tf.range(tf.shape(first)[0], dtype=tf.int64) + (step + 1) * 7919) * 1_000_003 + self.seed
+        seeds = tf.ensure_shape(seeds, [first.shape[0]])
+        return Episodes(*(batch._replace(seed=seeds) for batch in episodes))
+
+    def _seen(self, losses: Any, outputs: Any, query: Batch) -> dict[str, Any]:
+        """Update the metrics, over all query examples that are there, and return them."""
+        self._loss_tracker.update_state(tf.reduce_mean(losses), sample_weight=tf.shape(losses)[0])
+
+        def flat(value: Any) -> Any:
+            value = tf.convert_to_tensor(value)
+            rest = value.shape[2:]
+            made = tf.reshape(value, [-1, *rest])
+            return made if query.mask is None else tf.boolean_mask(made, tf.reshape(query.mask, [-1]))
+
+        y, predictions = (tf.nest.map_structure(flat, part) for part in (query.y, outputs))
+        return self.compute_metrics(None, y, predictions)
+
+    def fit(self, x: Any = None, *args: Any, batch_size: int | None = None, **options: Any) -> Any:
+        """Meta-train.
+
+        Args:
+            x: a family of tasks (`headstart.types.Tasks`), whose training tasks begin where the optimizer's step count
+                says, so that a restored run goes on as if it had not stopped; arrays ``((x, y), (x, y))`` of support
+                and query sets, whose first axis is the task; or a ``tf.data.Dataset`` of batches of such.
+            batch_size: tasks of an outer step, of a family or arrays; by default 4.
+            options: those of Keras's ``fit``; ``validation_data`` is of the same kinds: of a family, its validation
+                tasks, ``validation_steps`` batches of them.
+
+        Returns:
+            Keras's history.
+        """
+        if args:
+            raise UsageError("fit takes episodes as its one positional argument; give the others by name")
+        self._of_whole(options)
+        size = 4 if batch_size is None else batch_size
+        validation = options.pop("validation_data", None)
+        if isinstance(x, Tasks) and options.get("steps_per_epoch") is None:
+            if x.counts is None:
+                raise UsageError(
+                    f"{x.name} has tasks without end: say how many outer steps an epoch has, steps_per_epoch="
+                )
+            options["steps_per_epoch"] = max(1, x.counts["train"] // size)
+        if isinstance(validation, Tasks) and validation.counts is None and options.get("validation_steps") is None:
+            raise UsageError(
+                f"{validation.name} has tasks without end: say how many are validated on, validation_steps="
+            )
+        if validation is not None:
+            options["validation_data"] = self._dataset(validation, "validation", size)
+        # what is to be shuffled is, and Keras would warn that it leaves datasets as they are
+        return super().fit(self._dataset(x, "train", size), **{"shuffle": False, **options})
+
+    def evaluate(
+        self, x: Any = None, *args: Any, batch_size: int | None = None, split: str = "test", **options: Any
+    ) -> Any:
+        """Adapt to tasks' support sets, and return loss and metrics on their query sets.
+
+        Args:
+            x: episodes, as in `fit`.
+            batch_size: tasks at a time, of a family or arrays; by default 4.
+            split: of a family: 'train', 'validation' or 'test'.
+            options: those of Keras's ``evaluate``; ``steps`` says how many batches.
+        """
+        if args:
+            raise UsageError("evaluate takes episodes as its one positional argument; give the others by name")
+        self._of_whole(options)
+        if isinstance(x, Tasks) and x.counts is None and options.get("steps") is None:
+            raise UsageError(f"{x.name} has tasks without end: say how many batches are judged on, steps=")
+        if "_use_cached_eval_dataset" not in options:
+            x = self._dataset(x, split, 4 if batch_size is None else batch_size)
+        return super().evaluate(x, **options)
+
+    @staticmethod
+    def _of_whole(options: Mapping[str, Any]) -> None:
+        for name in ("y", "sample_weight", "class_weight", "validation_split"):
+            if options.get(name) is not None:
+                raise UsageError(f"{name} has no meaning for episodes, which hold their own targets; leave it out")
+
+    def _dataset(self, x: Any, split: str, batch: int) -> Any:
+        if not isinstance(batch, int) or batch < 1:
+            raise UsageError(f"batch_size is the number of tasks of a step, at least 1; got {batch!r}")
+        if isinstance(x, Tasks):
+            first = (lambda: int(self.optimizer.iterations) * batch) if split == "train" else (lambda: 0)
+            return of_family(x, split, _input_shape(self.model), batch, first=first)
+        if is_episodes(x):
+            x = of_arrays(x, batch, shuffle=split == "train")
+        if not isinstance(x, tf.data.Dataset):
+            raise UsageError(
+                "expected a family of tasks, arrays ((x, y), (x, y)) of support and query sets, or a tf.data.Dataset "
+                f"of such; got {type(x).__name__}"
+            )
+        _check_batches(episodes_of(x.element_spec), self.model)
+        return x
+
+    def adapt(self, x: Any, y: Any, *, steps: int | None = None) -> Any:
+        """Learn a new task from a few examples, and return an ordinary ``keras.Model`` of it.
+
+        That model is not compiled; it can be called, saved, exported and trained on as any other, and shares nothing
+        with this one, which is left as it is.
+
+        Args:
+            x: the examples' inputs ``(n, *features)``.
+            y: their targets ``(n,)`` or ``(n, *targets)``.
+            steps: inner steps in place of the method's own number.
+        """
+        dtype = self.model.compute_dtype
+
+        def one(value: Any) -> Any:
+            value = np.asarray(value)
+            return tf.constant(value[None], dtype if value.dtype.kind == "f" else None)
+
+        support = Batch(*(tf.nest.map_structure(one, part) for part in (x, y)))
+        counts = {tuple(leaf.shape[:2]) for leaf in tf.nest.flatten((support.x, support.y))}
+        if len(counts) != 1:
+            raise ShapeError(
+                f"x and y of a task have {sorted(c[1:] for c in counts)} examples; they have to be as many"
+            )
+        learner, meta = self.learner, self.meta
+        adapted = tf.function(lambda: learner.adapt(meta, support, steps=steps)[0], autograph=False)()
+        return learner.to_model(adapted._replace(meta=meta), support.x)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what a ``.keras`` file holds beside the weights."""
+        options = {
+            name: {"rule": rules.to_config(value)} if isinstance(value, Rule) else value
+            for name, value in self._options.value.items()
+        }
+        model = keras.saving.serialize_keras_object(self.model)
+        return {"model": model, "method": self.method, "seed": self.seed, "name": self.name, "options": options}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "MetaModel":
+        """Return the meta-model of such a configuration."""
+        model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
+        options = {
+            name: rules.from_config(value["rule"]) if isinstance(value, Mapping) and set(value) == {"rule"} else value
+            for name, value in config["options"].items()
+        }
+        return cls(model, config["method"], seed=config["seed"], name=config["name"], **options)
+
+
+class _Untracked:
+    """Something that Keras is not to look into for layers and weights."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class _Start(keras.initializers.Initializer):
+    """A weight that starts at given values."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self, shape: Any, dtype: Any = None) -> Any:
+        return tf.cast(self.value, dtype)
+
+
+def _input_shape(model: Any) -> tuple[int | None, ...]:
+    shape = getattr(model, "input_shape", None)
+    if not isinstance(shape, tuple):
+        raise UsageError(
+            "a family of tasks has one input, and the model has none that is known, or several; give a keras.Input, or "
+            "a tf.data.Dataset of episodes"
+        )
+    return tuple(shape[1:])
+
+
+def _check_batches(episodes: Episodes, model: Any) -> None:
+    """Refuse episodes without a task axis."""
+    shape = getattr(model, "input_shape", None)
+    x = episodes.support.x
+    if isinstance(shape, tuple) and hasattr(x, "shape") and x.shape.rank is not None and x.shape.rank != len(shape) + 1:
+        missing = x.shape.rank == len(shape)
+        raise ShapeError(
+            f"support inputs have shape {tuple(x.shape)}; they should be (tasks, examples, {', '.join(map(str, shape[1:]))})"
+            + ("; a dataset of single episodes becomes one of batches by dataset.batch(4)" if missing else "")
+        )
+
+
+def _refuse_pooled(metrics: Any) -> None:
+    for metric in tf.nest.flatten(metrics) if metrics is not None else []:
+        kept = keras.metrics.get(metric) if isinstance(metric, str) and metric not in _BY_SHAPE else metric
+        pooled = isinstance(kept, keras.metrics.Metric) and (
+            not isinstance(kept, keras.metrics.Mean) or type(kept).result is not keras.metrics.Mean.result
+        )
+        if pooled:
+            raise UsageError(
+                f"the metric {kept.name!r} ({type(kept).__name__}) keeps more than a mean, so that it would mix tasks "
+                "whose classes are not the same; take a mean over examples, such as 'accuracy' or 'mean_absolute_error',"
+                " or a function (y_true, y_pred) -> one value an example"
+            )
+
+
+#: Metrics that Keras chooses by the shapes of targets and outputs; all are means.
+_BY_SHAPE = ("accuracy", "acc", "crossentropy", "ce")

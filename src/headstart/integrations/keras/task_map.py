@@ -1,0 +1,86 @@
+"""How B tasks go through a model: at once, one by one, or one by one in a loop of the graph."""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args
+
+from headstart.errors import DifferentiationError, UsageError, check_known
+from headstart.integrations.keras.backend import tf
+
+TaskMapName: TypeAlias = Literal["auto", "vectorized", "loop", "while"]
+OneTask: TypeAlias = Callable[[Any], Any]
+"""``(a task's part of the elements) -> what is made of it``, trees of tensors."""
+TaskMap: TypeAlias = Callable[[OneTask, Any], Any]
+"""``(of one task, elements with a task axis) -> results with a task axis``."""
+
+#: More tasks than that one after another make a graph that takes long to build.
+UNROLLED = 8
+
+
+def vectorized(of_one: OneTask, elements: Any) -> Any:
+    """Run all tasks at once: every operation is replaced by one that takes the task axis along."""
+    try:
+        return tf.vectorized_map(of_one, elements, fallback_to_while_loop=False)
+    except (ValueError, NotImplementedError) as error:
+        told = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
+        raise DifferentiationError(
+            f"an operation of the model cannot be run for all tasks at once: {told}; take taskmap='auto' or 'loop'"
+        ) from error
+
+
+def loop(of_one: OneTask, elements: Any) -> Any:
+    """Run the tasks one by one: the oracle of `vectorized`, and the faster one where a task keeps the machine busy."""
+    tasks = tf.nest.flatten(elements)[0].shape[0]
+    if tasks is None:
+        raise UsageError(
+            "taskmap='loop' needs the number of tasks of a step in the shapes: batch episodes with drop_remainder=True,"
+            " or take taskmap='while'"
+        )
+    # recorded once for all tasks, so that its derivatives are, too
+    recorded = tf.function(of_one, autograph=False)
+    results = [recorded(tf.nest.map_structure(lambda leaf, t=task: leaf[t], elements)) for task in range(tasks)]
+    return tf.nest.map_structure(lambda *leaves: tf.stack(leaves), *results)
+
+
+def in_graph(of_one: OneTask, elements: Any) -> Any:
+    """Run the tasks one by one in a loop of the graph, whose size does not depend on how many there are."""
+    one = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), elements)
+    made = tf.function(of_one, autograph=False).get_concrete_function(one).structured_outputs
+    signature = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), made)
+    return tf.map_fn(of_one, elements, fn_output_signature=signature)
+
+
+def auto() -> TaskMap:
+    """Return the map that takes tasks at once if it can, else one by one; it finds out once for each kind of call."""
+    can: dict[Any, bool] = {}
+
+    def mapped(of_one: OneTask, elements: Any) -> Any:
+        leaves = tf.nest.flatten(elements)
+        key = tuple((leaf.shape.rank, leaf.dtype) for leaf in leaves)
+        if key not in can:
+            can[key] = _vectorizable(of_one, elements)
+        if can[key]:
+            return vectorized(of_one, elements)
+        tasks = leaves[0].shape[0]
+        return (loop if tasks is not None and tasks <= UNROLLED else in_graph)(of_one, elements)
+
+    return mapped
+
+
+def _vectorizable(of_one: OneTask, elements: Any) -> bool:
+    spec = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), elements)
+    try:
+        tf.function(lambda given: vectorized(of_one, given), autograph=False).get_concrete_function(spec)
+    except DifferentiationError:
+        return False
+    return True
+
+
+MAPS: dict[str, TaskMap] = {"vectorized": vectorized, "loop": loop, "while": in_graph}
+
+
+def resolve(taskmap: str | TaskMap) -> TaskMap:
+    """Return the map of that name, or ``taskmap`` itself."""
+    if not isinstance(taskmap, str):
+        return taskmap
+    check_known("taskmap", taskmap, get_args(TaskMapName))
+    return auto() if taskmap == "auto" else MAPS[taskmap]
