@@ -32,10 +32,10 @@ def of_family(
         ShapeError: the model takes no such inputs.
     """
     turned = turn(tasks, shape)
-    endless = tasks.counts is None
-    count = 0 if endless else int(tasks.counts.get(split, 0))
+    counts, endless = tasks.counts or {}, tasks.counts is None
+    count = int(counts.get(split, 0))
     if not endless and not count:
-        listed = ", ".join(f"{number} {name}" for name, number in tasks.counts.items())
+        listed = ", ".join(f"{number} {name}" for name, number in counts.items())
         raise UsageError(f"there is no task in split {split!r} of {tasks.name!r}; it has {listed}")
 
     def draw(numbers: list[int]) -> Element:
@@ -107,9 +107,9 @@ def of_arrays(arrays: Any, batch: int, *, shuffle: bool) -> Any:
 def is_episodes(value: Any) -> bool:
     """Return whether a value looks like ``((x, y), (x, y))``, perhaps with masks, or an `Episodes`."""
     return (
-        isinstance(value, tuple | list)
+        isinstance(value, (tuple, list))
         and len(value) == 2
-        and all(isinstance(part, tuple | list) and len(part) in (2, 3, 4) for part in value)
+        and all(isinstance(part, (tuple, list)) and len(part) in (2, 3, 4) for part in value)
     )
 
 
@@ -128,7 +128,7 @@ def episodes_of(element: Any) -> Episodes:
 
 
 def _told(element: Any) -> str:
-    if isinstance(element, tuple | list):
+    if isinstance(element, (tuple, list)):
         return f"({', '.join(map(_told, element))})"
     return (
         f"{{{', '.join(element)}}}"

@@ -159,7 +159,7 @@ def _doubled(config: Any) -> Any:
         return made | (
             {"dtype": "float64"} if isinstance(config.get("dtype"), str | None) and "dtype" in config else {}
         )
-    return [_doubled(value) for value in config] if isinstance(config, list | tuple) else config
+    return [_doubled(value) for value in config] if isinstance(config, (list, tuple)) else config
 
 
 def second_derivative_error(layer: Any, args: Any, kwargs: Any) -> float:

@@ -252,7 +252,7 @@ def functional(
     made = Functional(model, buffers, resolve(taskmap), training, check)
     if len(_seeds(model)) > _GENERATORS:
         raise UsageError(f"the model has more than {_GENERATORS} random layers")
-    made.params  # refuses names that clash
+    names_of(model, model.trainable_variables)  # refuses names that clash
     return made
 
 

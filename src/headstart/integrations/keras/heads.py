@@ -191,8 +191,9 @@ def ridge(
         raise UsageError(f"ridge starts from λ and α above 0, got regularisation {regularisation} and scale {scale}")
 
     def fit(m: Mapping[str, Any], features: Any, support: Batch) -> dict[str, Any]:
-        classes = not support.y.dtype.is_floating
-        targets = members(features, support, ways) if classes else tf.cast(support.y, features.dtype)
+        y: Any = support.y
+        classes = not y.dtype.is_floating
+        targets = members(features, support, ways) if classes else tf.cast(y, features.dtype)
         flat = (
             targets
             if targets.shape.rank == 3
@@ -225,7 +226,7 @@ def members(features: Any, support: Batch, ways: int | None) -> Any:
     Raises:
         ShapeError: labels that are not integers, or not one an example.
     """
-    y = support.y
+    y: Any = support.y
     if y.dtype.is_floating or y.shape.rank != 2:
         raise ShapeError(
             f"a classifier needs integer labels (tasks, examples); got y {tuple(y.shape)} of {y.dtype.name}"

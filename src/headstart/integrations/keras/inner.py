@@ -41,7 +41,7 @@ def gradients(losses: Any, tape: Any, params: Mapping[str, Any]) -> dict[str, An
     if all(value is None for value in found.values()):
         raise UsageError(
             f"the support loss has no derivative with respect to any variable that moves: {', '.join(params)}; it does "
-            "not depend on them, or by operations without one (argmax, rounding, what is computed outside of TensorFlow)"
+            "not depend on them, or by operations without one (argmax, rounding, what is computed outside TensorFlow)"
         )
     return {
         name: tf.zeros_like(params[name]) if value is None else tf.convert_to_tensor(value)
@@ -83,7 +83,8 @@ def solve(
         @tf.custom_gradient
         def flat(*values: Any) -> Any:
             def again() -> list[Any]:
-                made = step(*tf.nest.pack_sequence_as(shape, values), number)
+                given, inner = tf.nest.pack_sequence_as(shape, values)
+                made = step(given, inner, number)
                 form[:] = [tf.nest.map_structure(lambda leaf: 0, made)]
                 return tf.nest.flatten(made)
 

@@ -1,7 +1,7 @@
 """What a meta-learning method is on TensorFlow: pure functions over values whose first axis is the task.
 
-`Batch`, `Episodes`, `Meta`, `Adapted` and `Info` are those of `headstart.types`, holding TensorFlow's tensors. The outer
-gradient is taken of a whole method, where PyTorch's core has estimators to choose from.
+`Batch`, `Episodes`, `Meta`, `Adapted` and `Info` are those of `headstart.types`, holding TensorFlow's tensors. The
+outer gradient is taken of a whole method, where PyTorch's core has estimators to choose from.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,8 @@ def tensors(batch: Batch) -> Batch:
         there = tf.reshape(mask, tf.concat([tf.shape(mask), tf.ones([leaf.shape.rank - 2], tf.int32)], 0))
         return tf.where(there, leaf, tf.zeros_like(leaf))
 
-    return Batch(*tf.nest.map_structure(filled, (x, y)), mask, batch.seed)
+    x, y = tf.nest.map_structure(filled, (x, y))
+    return Batch(x, y, mask, batch.seed)
 
 
 def backprop(learner: Learner, meta: Meta, episodes: Episodes) -> Gradient:

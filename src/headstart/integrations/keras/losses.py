@@ -1,4 +1,4 @@
-"""Losses of B tasks at once, ``(outputs, batch) -> (B,)``, of those that Keras knows: the mean over a task's examples."""
+"""Losses of B tasks at once, ``(outputs, batch) -> (B,)``, of those that Keras knows: means over a task's examples."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -27,11 +27,11 @@ def resolve(loss: Any, weights: Any = None) -> TaskLoss:
 
     Args:
         loss: a name of Keras's or of headstart's (``"cross_entropy"``: class ids and logits; ``"mse"``), a
-            ``keras.losses.Loss``, a function ``(y_true, y_pred) -> one loss an example``, or a list or dict of these for
-            a model of several outputs.
+            ``keras.losses.Loss``, a function ``(y_true, y_pred) -> one loss an example``, or a list or dict of these
+            for a model of several outputs.
         weights: of several losses, which are added.
     """
-    if isinstance(loss, list | tuple | Mapping):
+    if isinstance(loss, (list, tuple, Mapping)):
         return _several(loss, weights)
     if isinstance(loss, str) and loss in NAMES:
         return _of_one(NAMES[loss]())
@@ -50,8 +50,8 @@ def _several(losses: Any, weights: Any) -> TaskLoss:
     scales = {key: 1.0 if weights is None else weights[key] for key in keys}
 
     def total(outputs: Any, batch: Batch) -> Any:
-        if not isinstance(outputs, list | tuple | Mapping) or len(outputs) != len(parts):
-            count = len(outputs) if isinstance(outputs, list | tuple | Mapping) else 1
+        if not isinstance(outputs, (list, tuple, Mapping)) or len(outputs) != len(parts):
+            count = len(outputs) if isinstance(outputs, (list, tuple, Mapping)) else 1
             raise ShapeError(f"there are {len(parts)} losses for {count} outputs of the model; give one for each")
         return tf.add_n(
             [scales[key] * part(outputs[key], batch._replace(y=batch.y[key])) for key, part in parts.items()]

@@ -344,8 +344,9 @@ def _check_batches(episodes: Episodes, model: Any) -> None:
     x = episodes.support.x
     if isinstance(shape, tuple) and hasattr(x, "shape") and x.shape.rank is not None and x.shape.rank != len(shape) + 1:
         missing = x.shape.rank == len(shape)
+        features = ", ".join(map(str, shape[1:]))
         raise ShapeError(
-            f"support inputs have shape {tuple(x.shape)}; they should be (tasks, examples, {', '.join(map(str, shape[1:]))})"
+            f"support inputs have shape {tuple(x.shape)}; they should be (tasks, examples, {features})"
             + ("; a dataset of single episodes becomes one of batches by dataset.batch(4)" if missing else "")
         )
 
@@ -359,8 +360,8 @@ def _refuse_pooled(metrics: Any) -> None:
         if pooled:
             raise UsageError(
                 f"the metric {kept.name!r} ({type(kept).__name__}) keeps more than a mean, so that it would mix tasks "
-                "whose classes are not the same; take a mean over examples, such as 'accuracy' or 'mean_absolute_error',"
-                " or a function (y_true, y_pred) -> one value an example"
+                "whose classes are not the same; take a mean over examples, such as 'accuracy' or 'mean_absolute_error'"
+                ", or a function (y_true, y_pred) -> one value an example"
             )
 
 

@@ -38,14 +38,14 @@ def maml(
 ) -> Learner:
     """Learn initial weights θ from which ``steps`` gradient steps adapt to a task, and whatever M there is.
 
-    ``θᵢ ← θᵢ − rate · ∇loss(θᵢ, Sᵢ)``, T times from θᵢ = θ; L(θ) = meanᵢ loss(θᵢ, Qᵢ), differentiated through the steps.
-    M is what the rule learns. The model's own penalties (regularizers, ``add_loss``) are part of the loss that
+    ``θᵢ ← θᵢ − rate · ∇loss(θᵢ, Sᵢ)``, T times from θᵢ = θ; L(θ) = meanᵢ loss(θᵢ, Qᵢ), differentiated through the
+    steps. M is what the rule learns. The model's own penalties (regularizers, ``add_loss``) are part of the loss that
     adaptation lowers.
 
     Args:
         model: a built ``keras.Model``; its trainable variables are θ. It is read, never changed.
-        loss: ``"cross_entropy"`` (class ids and logits), ``"mse"``, or what Keras's ``compile`` takes; a list or dict of
-            these for several outputs, added by ``loss_weights``.
+        loss: ``"cross_entropy"`` (class ids and logits), ``"mse"``, or what Keras's ``compile`` takes; a list or dict
+            of these for several outputs, added by ``loss_weights``.
         steps: T, the gradient steps of an adaptation.
         rate: the inner step size α, by which a task's loss, a mean over its examples, moves the weights.
         rule: the inner update, by default `headstart.integrations.keras.rules.scale` (rate), which it takes the place
@@ -93,7 +93,8 @@ class Adaptation:
         """Return θ, the model's variables as they are, and M to start from."""
         params = self.model.params
         moved = {name: variable for name, variable in params.items() if name in self.moving}
-        made = self.rule.structure(moved, seed)
+        random: Any = np.random.default_rng(seed)  # where PyTorch has a generator of its own
+        made = self.rule.structure(moved, random)
         dtype = next(iter(params.values())).dtype
         structure = {name: tf.constant(np.asarray(value), dtype) for name, value in made.items()}
         return Meta({name: tf.convert_to_tensor(variable) for name, variable in params.items()}, structure)

@@ -50,8 +50,8 @@ def to_config(rule: Rule) -> Mapping[str, Any]:
     config = getattr(rule, "config", None)
     if config is None or not all(map(_can_be_kept, config["args"])):
         raise UsageError(
-            "a rule of your own, or one that chooses parameters by a type or a function, cannot be kept in a file: make "
-            "it of headstart.integrations.keras.rules, and choose parameters by names"
+            "a rule of your own, or one that chooses parameters by a type or a function, cannot be kept in a file: "
+            "make it of headstart.integrations.keras.rules, and choose parameters by names"
         )
     return config
 
@@ -59,7 +59,7 @@ def to_config(rule: Rule) -> Mapping[str, Any]:
 def _can_be_kept(value: Any) -> bool:
     if isinstance(value, Mapping):
         return all(map(_can_be_kept, value["args"]))
-    return isinstance(value, str | int | float | list | tuple)
+    return isinstance(value, (str, int, float, list, tuple))
 
 
 def from_config(config: Mapping[str, Any]) -> Rule:
@@ -125,7 +125,7 @@ def per_weight(rate: float | tuple[float, float] = (0.005, 0.1), *, positive: bo
 
     Reference: Li, Zhou, Chen, Li 2017, arXiv:1707.09835.
     """
-    low, high = rate if isinstance(rate, tuple | list) else (rate, rate)
+    low, high = rate if isinstance(rate, (tuple, list)) else (rate, rate)
     require_positive("rate", low)
     if low > high:
         raise UsageError(f"rate goes from {low} to {high}; give the lower end first")
@@ -137,8 +137,7 @@ def _rated(
 ) -> Rule:
     key = f"log_{name}" if positive else name
 
-    def structure(params: Values, generator: Any) -> Values:
-        random = np.random.default_rng(generator)
+    def structure(params: Values, random: Any) -> Values:
         rates = {f"{key}.{k}": start(value, random) for k, value in params.items()}
         return {k: np.log(rate) if positive else rate for k, rate in rates.items()}
 
@@ -202,9 +201,12 @@ def clip(*, value: float | None = None, norm: float | None = None) -> Rule:
     """Clip each element to [−value, value], or each task's whole gradient to Euclidean length ``norm``."""
     if (value is None) == (norm is None):
         raise UsageError(f"clip takes either value= or norm=, got value={value} and norm={norm}")
-    require_positive("norm" if value is None else "value", float(norm if value is None else value))
     if value is not None:
+        require_positive("value", value)
         return stateless(lambda m, grads, params: {k: tf.clip_by_value(g, -value, value) for k, g in grads.items()})
+
+    assert norm is not None
+    require_positive("norm", norm)
 
     def shorten(m: Values, grads: Values, params: Values) -> Values:
         squares = [tf.reduce_sum(tf.reshape(tf.square(g), [tf.shape(g)[0], -1]), 1) for g in grads.values()]
