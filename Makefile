@@ -1,10 +1,11 @@
-# Both commands do all of their own set-up, in .venv, on a machine that has only Python (3.11 or newer) and make.
+# Each command does all of its own set-up, in .venv, on a machine that has only Python (3.11 or newer) and make.
 PYTHON ?= python3
 BIN := .venv/bin
 CORE := .venv/core
 READY := .venv/ready
+KERAS := .venv-keras
 
-.PHONY: demo test bench check format clean
+.PHONY: demo test test-keras bench check format clean
 
 ## The main job: meta-learn from real images and compare with honest baselines (about 4 minutes on 2 cores).
 demo: $(CORE)
@@ -13,6 +14,11 @@ demo: $(CORE)
 ## Everything that must hold: format, lint, types, tests (one process a core: the tensors are tiny).
 test: $(READY) check
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/pytest -n auto --dist worksteal --durations=25
+
+## The part for Keras models, in an environment of its own with TensorFlow (2 GB), in one process and one thread.
+test-keras: $(KERAS)/ready
+	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 PYTHONHASHSEED=0 \
+		$(KERAS)/bin/pytest tests/integrations/keras --durations=25
 
 ## headstart beside its peers, which get an environment of their own (under 30 minutes on 2 quiet cores).
 bench: $(READY)
@@ -36,5 +42,10 @@ $(READY): $(CORE)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+$(KERAS)/ready: pyproject.toml constraints.txt
+	test -x $(KERAS)/bin/python || $(PYTHON) -m venv $(KERAS)
+	$(KERAS)/bin/pip install --quiet --constraint constraints.txt --editable ".[keras]" pytest pytest-timeout hypothesis
+	touch $@
+
 clean:
-	rm -rf .venv runs dist build
+	rm -rf .venv $(KERAS) runs dist build

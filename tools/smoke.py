@@ -195,6 +195,26 @@ def heic(place: Path) -> None:
     assert learns(f"{place / 'net.py'}:means", place / "photos", asked) == COLOURS
 
 
+def keras(place: Path) -> None:
+    """A Keras model on TensorFlow: meta-trained, kept, and adapted to a new line."""
+    import keras
+
+    from headstart.integrations.keras import MetaModel
+
+    keras.utils.set_random_seed(0)
+    random = np.random.default_rng(0)
+    slope, x = random.normal(size=(40, 1, 1)), random.uniform(-1, 1, size=(40, 8, 1))
+    episodes = (x[:, :4], (slope * x)[:, :4]), (x[:, 4:], (slope * x)[:, 4:])
+    model = MetaModel(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]), method="maml", steps=3, rate=0.5)
+    model.compile("adam", loss="mse")
+    model.fit(episodes, epochs=2, verbose=0)
+    model.save(place / "model.keras")
+    model = keras.saving.load_model(place / "model.keras")
+    points = np.linspace(-1, 1, 5).reshape(-1, 1)
+    adapted = model.adapt(points, 2 * points, steps=30)
+    assert np.abs(adapted.predict(points, verbose=0) - 2 * points).max() < 0.1
+
+
 def dev(place: Path) -> None:
     """What development needs: each extra in it, and its tools."""
     for extra in (tabular, search, baselines, text, onnx):
@@ -205,7 +225,7 @@ def dev(place: Path) -> None:
 
 
 EXTRAS: dict[str, Callable[[Path], None]] = {
-    each.__name__: each for each in (tabular, sklearn, search, baselines, text, vision, onnx, dev, icons, heic)
+    each.__name__: each for each in (tabular, sklearn, search, baselines, text, vision, onnx, keras, dev, icons, heic)
 }
 
 if __name__ == "__main__":
