@@ -82,7 +82,9 @@ def embedding(
         found, own = features(meta, own, support.x, support.seed, 0, "support")
         if support.mask is not None:
             found = tf.where(support.mask[..., None], found, tf.zeros_like(found))
-        return Adapted(meta, head.fit(meta.structure, found, support), own, support.seed), Info(tf.zeros([0, 1]))
+        return Adapted(meta, head.fit(meta.structure, found, support), own, support.seed), Info(
+            tf.zeros([0, tasks], found.dtype)
+        )
 
     def predict(adapted: Adapted, x: Any) -> Any:
         found, _ = features(adapted.meta, adapted.buffers, x, adapted.seed, QUERY_DRAW, "query")
