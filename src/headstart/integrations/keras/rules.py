@@ -38,7 +38,7 @@ def _kept(make: Callable[..., Rule]) -> Callable[..., Kept]:
 
 
 def _plain(value: Any) -> Any:
-    return getattr(value, "config", None) if isinstance(value, Rule) else value
+    return getattr(value, "config", Rule) if isinstance(value, Rule) else value
 
 
 def to_config(rule: Rule) -> Mapping[str, Any]:
@@ -48,7 +48,7 @@ def to_config(rule: Rule) -> Mapping[str, Any]:
         UsageError: it was not made by the functions here, or chooses parameters by types or functions.
     """
     config = getattr(rule, "config", None)
-    if config is None or not all(map(_can_be_kept, config["args"])):
+    if config is None or not _can_be_kept(config):
         raise UsageError(
             "a rule of your own, or one that chooses parameters by a type or a function, cannot be kept in a file: "
             "make it of headstart.integrations.keras.rules, and choose parameters by names"
@@ -58,8 +58,8 @@ def to_config(rule: Rule) -> Mapping[str, Any]:
 
 def _can_be_kept(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return all(map(_can_be_kept, value["args"]))
-    return isinstance(value, (str, int, float, list, tuple))
+        return all(map(_can_be_kept, (*value["args"], *value["options"].values())))
+    return value is None or isinstance(value, (str, int, float, list, tuple))
 
 
 def from_config(config: Mapping[str, Any]) -> Rule:
@@ -185,10 +185,9 @@ def adam(*, decay: float = 0.9, square_decay: float = 0.999, epsilon: float = 1e
         second = {k: square_decay * state[1][k] + (1 - square_decay) * tf.square(g) for k, g in grads.items()}
         out = {}
         for k, g in grads.items():
-            taken = tf.cast(step + 1, g.dtype)
+            # not by tf.cast, which would round these to single precision first
             bias, square_bias = (
-                1 - tf.pow(tf.cast(decay, g.dtype), taken),
-                1 - tf.pow(tf.cast(square_decay, g.dtype), taken),
+                1 - tf.pow(tf.constant(rate, g.dtype), tf.cast(step + 1, g.dtype)) for rate in (decay, square_decay)
             )
             out[k] = (first[k] / bias) / (_safe_sqrt(second[k] / square_bias) + epsilon)
         return out, (first, second)
@@ -211,7 +210,7 @@ def clip(*, value: float | None = None, norm: float | None = None) -> Rule:
     def shorten(m: Values, grads: Values, params: Values) -> Values:
         squares = [tf.reduce_sum(tf.reshape(tf.square(g), [tf.shape(g)[0], -1]), 1) for g in grads.values()]
         length = _safe_sqrt(tf.add_n(squares))
-        factor = norm / tf.maximum(length, tf.cast(norm, length.dtype))
+        factor = norm / tf.maximum(length, tf.constant(norm, length.dtype))
         return {k: g * tf.reshape(factor, [-1, *[1] * (len(g.shape) - 1)]) for k, g in grads.items()}
 
     return stateless(shorten)
