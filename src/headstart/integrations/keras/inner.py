@@ -5,6 +5,7 @@ is mapped over tasks: task i's loss depends on task i's tensors alone, so it hol
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from headstart.core.rules import Rule
@@ -16,6 +17,8 @@ AdjointName: TypeAlias = Literal["unrolled", "checkpointed", "first_order"]
 SupportLoss: TypeAlias = Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any], Any], tuple[Any, Any]]
 """``(given, params, statistics, step) -> (support losses (B,), statistics)``; all it is differentiated by is given."""
 
+ZERO = tf.UnconnectedGradients.ZERO
+
 #: More steps than that are a loop of the graph, which then does not grow with them.
 UNROLLED = 10
 
@@ -26,6 +29,10 @@ class Inner(NamedTuple):
     params: dict[str, Any]
     rule: Any
     statistics: dict[str, Any]
+
+
+Step: TypeAlias = Callable[[Mapping[str, Any], Inner, Any], tuple[Inner, Any]]
+"""``(given, state, number) -> (state after the step, losses (B,) before it)``."""
 
 
 def gradients(losses: Any, tape: Any, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,48 +82,77 @@ def solve(
         params = {name: value - moved[name] for name, value in inner.params.items()}
         return Inner(params, state, statistics), tf.stop_gradient(losses)
 
-    def checkpointed(given: Mapping[str, Any], inner: Inner, number: Any) -> tuple[Inner, Any]:
-        shape: Any = (dict(given), inner)
-        form: list[Any] = []
-
-        # all that a derivative flows to is handed in: to what is captured, none would
-        @tf.custom_gradient
-        def flat(*values: Any) -> Any:
-            def again() -> list[Any]:
-                given, inner = tf.nest.pack_sequence_as(shape, values)
-                made = step(given, inner, number)
-                form[:] = [tf.nest.map_structure(lambda leaf: 0, made)]
-                return tf.nest.flatten(made)
-
-            def backward(*slopes: Any) -> list[Any]:
-                with tf.GradientTape() as tape:
-                    tape.watch(values)
-                    outputs = again()
-                return tape.gradient(outputs, values, slopes, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-
-            return again(), backward
-
-        found = flat(*tf.nest.flatten(shape))
-        return tf.nest.pack_sequence_as(form[0], found)
-
-    take = checkpointed if adjoint == "checkpointed" else step
     if steps == 0:
         return inner, None
-    # in a loop, what is computed again cannot be taken from the first time
-    if steps <= UNROLLED and (adjoint != "checkpointed" or steps == 1):
-        losses = []
-        for number in range(steps):
-            inner, before = take(given, inner, number)
-            losses.append(before)
-        return inner, tf.stack(losses)
+    if adjoint == "checkpointed" and steps > 1:
+        return _checkpointed(step, given, inner, steps)
+    if steps > UNROLLED:
+        return _run(partial(step, given), inner, steps)[:2]
+    losses = []
+    for number in range(steps):
+        inner, before = step(given, inner, number)
+        losses.append(before)
+    return inner, tf.stack(losses)
 
-    def body(number: Any, inner: Inner, losses: Any) -> tuple[Any, Inner, Any]:
-        inner, before = take(given, inner, number)
-        return number + 1, inner, losses.write(number, before)
 
-    first = tf.nest.flatten(inner.params)[0]
-    losses = tf.TensorArray(first.dtype, steps, element_shape=[first.shape[0]])
-    _, inner, losses = tf.while_loop(
-        lambda number, *_: number < steps, body, (0, inner, losses), maximum_iterations=steps, parallel_iterations=1
+def _run(
+    take: Callable[[Inner, Any], tuple[Inner, Any]], inner: Inner, steps: int, *, keep: bool = False
+) -> tuple[Inner, Any, list[Any]]:
+    """Take the steps in a loop of the graph.
+
+    Returns:
+        The state after them, the losses ``(T, B)`` before each, and arrays of the states before each, if kept.
+    """
+    like = tf.nest.flatten(inner.params)[0]
+    losses = tf.TensorArray(like.dtype, steps, element_shape=like.shape[:1])
+    leaves = tf.nest.flatten(inner) if keep else []
+    kept = [tf.TensorArray(leaf.dtype, steps, element_shape=leaf.shape) for leaf in leaves]
+
+    def body(number: Any, inner: Inner, losses: Any, kept: list[Any]) -> tuple[Any, Inner, Any, list[Any]]:
+        kept = [array.write(number, leaf) for array, leaf in zip(kept, tf.nest.flatten(inner))]
+        inner, before = take(inner, number)
+        return number + 1, inner, losses.write(number, before), kept
+
+    _, inner, losses, kept = tf.while_loop(
+        lambda number, *_: number < steps,
+        body,
+        (tf.constant(0), inner, losses, kept),
+        maximum_iterations=steps,
+        parallel_iterations=1,
     )
-    return inner, losses.stack()
+    return inner, losses.stack(), kept
+
+
+def _checkpointed(step: Step, given: Mapping[str, Any], inner: Inner, steps: int) -> tuple[Inner, Any]:
+    """Take the steps and keep the states before them; on the way back each is taken once more, to be differentiated.
+
+    A loop of its own goes back: TensorFlow's derivative of a loop holds three copies of the states.
+    """
+    form: Any = (dict(given), inner)
+
+    # all that a derivative flows to is handed in: to what is captured, none would
+    @tf.custom_gradient
+    def flat(*values: Any) -> Any:
+        given, inner = tf.nest.pack_sequence_as(form, values)
+        end, losses, kept = _run(partial(step, given), inner, steps, keep=True)
+
+        def backward(*slopes: Any) -> list[Any]:
+            def back(left: Any, slopes: list[Any], totals: list[Any]) -> tuple[Any, list[Any], list[Any]]:
+                number = left - 1
+                before = tf.nest.pack_sequence_as(inner, [array.read(number) for array in kept])
+                with tf.GradientTape() as tape:
+                    tape.watch((given, before))
+                    after = tf.nest.flatten(step(given, before, number)[0])
+                found = tape.gradient(after, (given, before), slopes, unconnected_gradients=ZERO)
+                more = [total + slope for total, slope in zip(totals, tf.nest.flatten(found[0]))]
+                return number, tf.nest.flatten(found[1]), more
+
+            zeros = [tf.zeros_like(value) for value in tf.nest.flatten(given)]
+            start = (tf.constant(steps), [*slopes[:-1]], zeros)
+            _, slopes, totals = tf.while_loop(lambda left, *_: left > 0, back, start, parallel_iterations=1)
+            return [*totals, *slopes]
+
+        return [*tf.nest.flatten(end), losses], backward
+
+    *found, losses = flat(*tf.nest.flatten(form))
+    return tf.nest.pack_sequence_as(inner, found), losses
