@@ -12,10 +12,10 @@ pytest.importorskip("tensorflow")
 import headstart
 from headstart.algorithms.reptile import joined
 from headstart.core.objective import query_losses
-from headstart.errors import ShapeError, UnknownNameError, UsageError
+from headstart.errors import DifferentiationError, ShapeError, UnknownNameError, UsageError
 from headstart.forward.batch_norm import TaskStatistics
 from headstart.integrations import keras as on_keras
-from headstart.integrations.keras import models
+from headstart.integrations.keras import models, task_map
 from headstart.integrations.keras.backend import keras, tf
 from headstart.integrations.keras.weights import to_keras, to_torch
 from headstart.models.conv4 import conv4
@@ -250,6 +250,18 @@ def test_models_refuse_what_they_cannot_be():
         models.conv4((28, 28, 1), 5, downsample="pol")
     with pytest.raises(UsageError, match="positive widths"):
         models.mlp(3, 1, hidden=(0,))
+
+
+def test_what_cannot_be_run_at_once_is_found_out_in_silence(random, caplog):
+    """Convolutions with kernels of each task's own cannot, and the tasks go one by one."""
+    x, kernels = tf.constant(random.normal(size=(2, 3, 5, 5, 1))), tf.constant(random.normal(size=(2, 3, 3, 1, 4)))
+    one = lambda task: tf.nn.conv2d(task[0], task[1], 1, "SAME")  # noqa: E731
+    run = tf.function(lambda given: task_map.auto()(one, given), autograph=False)
+    found = run((x, kernels))
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    close(found, [one((x[task], kernels[task])) for task in range(2)])
+    with pytest.raises(DifferentiationError, match="take taskmap='auto' or 'loop'"):
+        tf.function(lambda given: task_map.vectorized(one, given), autograph=False)((x, kernels))
 
 
 # meta-gradients
