@@ -11,7 +11,7 @@
 Importing it imports TensorFlow.
 """
 
-from headstart.integrations.keras import rules as rules
+from headstart.integrations.keras import models as models, rules as rules, weights as weights
 from headstart.integrations.keras.clones import SupportStatisticsWarning as SupportStatisticsWarning
 from headstart.integrations.keras.heads import prototypes as prototypes, ridge as ridge
 from headstart.integrations.keras.learner import Learner as Learner, backprop as backprop

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from headstart.errors import ShapeError
 from headstart.integrations.keras.backend import keras, tf
 
-Grid: TypeAlias = tuple[int, int]
+Grid: TypeAlias = tuple[int, ...]
 
 #: What a layer's arrays are called in PyTorch and in Keras.
 KERNEL = {"weight": "kernel", "bias": "bias"}
