@@ -68,10 +68,14 @@ def auto() -> TaskMap:
 
 def _vectorizable(of_one: OneTask, elements: Any) -> bool:
     spec = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), elements)
+    logger = tf.get_logger()
+    told, logger.disabled = logger.disabled, True  # an operation that cannot be is no error here
     try:
         tf.function(lambda given: vectorized(of_one, given), autograph=False).get_concrete_function(spec)
     except DifferentiationError:
         return False
+    finally:
+        logger.disabled = told
     return True
 
 
