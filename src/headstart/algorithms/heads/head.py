@@ -154,7 +154,9 @@ def learner(
 
     def init(generator: Generator | None = None) -> Meta:
         start, like = features.start(), features.like
-        numbers = {name: torch.as_tensor(value).to(like, copy=True) for name, value in head.structure.items()}
+        # a Python number in the type that it is to have, not in PyTorch's default first
+        given = {name: torch.as_tensor(value, dtype=like.dtype) for name, value in head.structure.items()}
+        numbers = {name: value.to(like, copy=True) for name, value in given.items()}
         if shared_classes:
             numbers |= unseen(ways or 0, like)
         return Meta(start.params, start.structure | numbers)
