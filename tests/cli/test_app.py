@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from headstart.cli.app import COMMANDS, run
-from headstart.registry import METHODS, TRUNKS
+from headstart.registry import METHODS, TRUNKS, keras_methods
 from headstart.training.config import Outer, Run, flags, normal, schema_of
 
 SMALL = "--hidden 8 --evaluate-tasks 4 --test-tasks 4 --threads 1".split()
@@ -181,7 +181,11 @@ def test_lists_are_one_line_each_or_json(capsys: pytest.CaptureFixture[str]) -> 
     assert [line.split()[0] for line in lines] == [row.name for row in METHODS]
     assert "arXiv:1703.03400" in lines[0]
     assert run(["list", "methods", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["reference"] == METHODS[0].reference
+    listed = json.loads(capsys.readouterr().out)
+    assert listed[0]["reference"] == METHODS[0].reference
+    of_keras = {row["name"] for row in listed if row["keras"]}
+    assert of_keras == set(keras_methods()) == {line.split()[0] for line in lines if "; keras" in line}
+    assert {"maml", "reptile", "prototypes"} <= of_keras and "svm" not in of_keras
     assert run(["list", "networks"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [row.usage for row in TRUNKS]
 

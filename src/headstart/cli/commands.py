@@ -517,6 +517,8 @@ def report(run: Path, /, *, device: Device = "auto", as_json: Json = False) -> N
 def listing(kind: Literal["methods", "tasks", "models", "networks", "data"], /, *, as_json: Json = False) -> None:
     """List methods, tasks, models, where pretrained networks come from, or kinds of data.
 
+    Methods marked keras exist for Keras models on TensorFlow, too.
+
     Args:
         kind: What to list.
         as_json: Print the list as JSON.
@@ -531,14 +533,14 @@ def listing(kind: Literal["methods", "tasks", "models", "networks", "data"], /, 
     found = rows(named[kind])
     if kind == "networks":  # called as one writes them
         found = tuple(row._replace(name=row.usage) for row in found)
-    marks = {row.name: {"transductive": row.transductive} for row in found if kind == "methods"}
+    marks = {r.name: {"transductive": r.transductive, "keras": bool(r.keras)} for r in found if kind == "methods"}
     if as_json:
         plain = ({"name": row.name, "summary": row.summary, "reference": row.reference} for row in found)
         print_json([row | marks.get(row["name"], {}) for row in plain])
         return
     width = max(len(row.name) for row in found)
     for row in found:
-        mark = "; transductive" if any(marks.get(row.name, {}).values()) else ""
+        mark = "".join(f"; {name}" for name, holds in marks.get(row.name, {}).items() if holds)
         print(f"{row.name:{width}}  {row.summary}{mark}" + (f" [{row.reference}]" if row.reference else ""))
 
 
