@@ -5,8 +5,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from headstart.errors import ShapeError, UsageError
+from headstart.errors import DataError, ShapeError, UsageError
 from headstart.integrations.keras.backend import keras, tf
+from headstart.integrations.keras.forward import dense
 from headstart.types import Batch, Episodes, Tasks
 
 Element: TypeAlias = tuple[tuple[Any, ...], tuple[Any, ...]]
@@ -92,16 +93,40 @@ def turn(tasks: Tasks, shape: tuple[int | None, ...]) -> Callable[[Any], Any]:
     return lambda x: x
 
 
-def of_arrays(arrays: Any, batch: int, *, shuffle: bool) -> Any:
-    """Return a dataset of episodes in arrays ``((x, y), (x, y))`` whose first axis is the task."""
-    leaves = [np.asarray(leaf) for leaf in tf.nest.flatten(arrays)]
-    counts = {len(leaf) for leaf in leaves}
+def of_arrays(episodes: Episodes, batch: int, *, shuffle: bool) -> Any:
+    """Return a dataset of episodes in arrays whose first axis is the task.
+
+    Raises:
+        ShapeError: they are not of as many tasks.
+        DataError: numbers that are not finite.
+    """
+    parts = tuple(_arrays(tuple(part[:2] if part.mask is None else part[:3])) for part in episodes)
+    for part in parts:
+        if len(part) == 2:  # a mask leaves out what may be anything
+            _check_finite(part)
+    counts = {len(leaf) for leaf in tf.nest.flatten(parts)}
     if len(counts) != 1:
         raise ShapeError(f"all arrays of episodes begin with the task axis; they have {sorted(counts)} tasks")
-    made = tf.data.Dataset.from_tensor_slices(tf.nest.pack_sequence_as(arrays, leaves))
+    made, count = tf.data.Dataset.from_tensor_slices(parts), counts.pop()
     if shuffle:
-        made = made.shuffle(min(counts.pop(), 10_000), seed=0)
-    return made.batch(batch, drop_remainder=shuffle).prefetch(2)
+        made = made.shuffle(min(count, 10_000), seed=0)
+    return made.batch(min(batch, count), drop_remainder=shuffle).prefetch(2)
+
+
+def _arrays(value: Any) -> Any:
+    """Return arrays, all of whose lists are tuples, since a dataset takes a list for an array."""
+    if isinstance(value, dict):
+        return {name: _arrays(part) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_arrays, value))
+    return dense(value, "episodes") if tf.is_tensor(value) else np.asarray(value)
+
+
+def _check_finite(part: Any) -> None:
+    for leaf in map(np.asarray, tf.nest.flatten(part)):
+        if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+            task = np.argwhere(~np.isfinite(leaf))[0][0]
+            raise DataError(f"task {task} holds numbers that are not finite (NaN or infinite); leave out such examples")
 
 
 def is_episodes(value: Any) -> bool:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 from unittest.mock import patch
 
+from torch.nn import Module
+
 from headstart.core.parameters import Leaf
 from headstart.errors import DifferentiationError, ShapeError, UsageError, check_known
 from headstart.integrations.keras.backend import keras, tf
@@ -258,7 +260,12 @@ def functional(
 
 def _refuse(model: Any) -> None:
     if not isinstance(model, keras.layers.Layer):
-        raise UsageError(f"expected a keras.Model, got a {type(model).__module__}.{type(model).__name__}")
+        way = (
+            "; PyTorch's modules are meta-learned by headstart.maml and its siblings"
+            if isinstance(model, Module)
+            else ""
+        )
+        raise UsageError(f"expected a keras.Model, got a {type(model).__module__}.{type(model).__name__}{way}")
     layers = model._flatten_layers()
     if unbuilt := [layer for layer in layers if not layer.built]:
         raise UsageError(

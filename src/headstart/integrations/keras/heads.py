@@ -234,6 +234,8 @@ def members(features: Any, support: Batch, ways: int | None) -> Any:
             f"a classifier needs integer labels (tasks, examples); got y {tuple(y.shape)} of {y.dtype.name}"
         )
     count = tf.reduce_max(y) + 1 if ways is None else ways
+    if ways is not None:
+        y = losses.class_ids(y, ways)
     member = tf.one_hot(y, tf.cast(count, tf.int32), dtype=features.dtype)
     return member if support.mask is None else member * tf.cast(support.mask, features.dtype)[..., None]
 

@@ -1,9 +1,11 @@
 """Losses of B tasks at once, ``(outputs, batch) -> (B,)``, of those that Keras knows: means over a task's examples."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-from headstart.errors import ShapeError, UsageError
+from headstart.errors import DataError, ShapeError, UsageError
 from headstart.integrations.keras.backend import keras, tf
 from headstart.types import Batch
 
@@ -19,6 +21,8 @@ OF_NUMBERS = (
     "mean_squared_error mean_absolute_error mean_absolute_percentage_error mean_squared_logarithmic_error huber "
     "log_cosh MeanSquaredError MeanAbsoluteError MeanAbsolutePercentageError MeanSquaredLogarithmicError Huber LogCosh"
 ).split()
+#: How what is said of labels out of range begins.
+LABELS = "integer labels"
 OF_CLASS_IDS = ("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy")
 
 
@@ -73,12 +77,7 @@ def _of_one(loss: Any) -> TaskLoss:
         flat.set_shape([None, *outputs.shape[2:]])
         targets.set_shape([None, *y.shape[2:]])
         if name in OF_CLASS_IDS:
-            ways = outputs.shape[-1]
-            told = f"labels must be 0 to {ways - 1}: the model has {ways} outputs"
-            with tf.control_dependencies(
-                [tf.debugging.assert_less(tf.reduce_max(targets), tf.cast(ways, y.dtype), told)]
-            ):
-                targets = tf.identity(targets)
+            targets = class_ids(targets, outputs.shape[-1] or tf.shape(outputs)[-1])
         elif not targets.dtype.is_floating:
             targets = tf.cast(targets, flat.dtype)
         if targets.dtype.is_floating:
@@ -98,6 +97,32 @@ def _of_one(loss: Any) -> TaskLoss:
         return total if added else total / tf.maximum(tf.reduce_sum(there, 1), 1)
 
     return task_loss
+
+
+def class_ids(labels: Any, ways: Any) -> Any:
+    """Return integer labels, of which one that is not 0 … ways − 1 stops what runs (`refusing` says so)."""
+    told = f"{LABELS} must be 0 to {ways - 1}: the model tells {ways} classes apart"
+    if tf.is_tensor(ways):
+        told = f"{LABELS} must be those of the support set"
+    low = tf.debugging.assert_non_negative(labels, told)
+    with tf.control_dependencies([low, tf.debugging.assert_less(labels, tf.cast(ways, labels.dtype), told)]):
+        return tf.identity(labels)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Say of labels that stopped what ran inside what is wrong with them.
+
+    Raises:
+        DataError: a label was not among the classes.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(rf"{LABELS} must be [^\]\n]*", str(error))
+        if found is None:
+            raise
+        raise DataError(found[0]) from error
 
 
 def _check(name: str, outputs: Any, y: Any) -> None:

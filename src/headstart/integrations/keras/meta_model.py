@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 
 from headstart.core.rules import Rule
-from headstart.errors import ShapeError, UsageError, unknown_name
+from headstart.errors import DataError, ShapeError, UsageError, check_known
 from headstart.integrations.keras import rules
 from headstart.integrations.keras.backend import keras, tf
-from headstart.integrations.keras.episodes import episodes_of, is_episodes, of_arrays, of_family
-from headstart.integrations.keras.forward import names_of
+from headstart.integrations.keras.episodes import episodes_of, is_episodes, of_arrays, of_family, turn
+from headstart.integrations.keras.evaluation import handed_over
+from headstart.integrations.keras.forward import dense, names_of
 from headstart.integrations.keras.learner import Learner, judged
+from headstart.integrations.keras.losses import refusing
 from headstart.registry import keras_methods, load_target
+from headstart.training.evaluate import Score, evaluate
 from headstart.types import Batch, Episodes, Meta, Tasks
 
 
@@ -43,16 +46,17 @@ class MetaModel(keras.Model):
         self, model: Any, method: str = "maml", *, seed: int = 0, name: str | None = None, **options: Any
     ) -> None:
         super().__init__(name=name or f"meta_{getattr(model, 'name', 'model')}")
+        if tf.distribute.has_strategy():
+            raise UsageError("a MetaModel trains on one device: make it outside of a tf.distribute strategy's scope")
         rows = keras_methods()
-        if method not in rows:
-            raise unknown_name("method of Keras models", method, rows)
+        check_known("method of Keras models", method, rows)
         self.method, self.seed = method, seed
         self._factory: Any = _Untracked(load_target(method, rows[method].keras))
         known = self._known()
         for option in options:
-            if option not in known or option in ("loss", "loss_weights"):
-                where = "; it goes to compile(loss=…)" if option in ("loss", "loss_weights") else ""
-                raise unknown_name(f"option of {method}{where}", option, set(known) - {"loss", "loss_weights"})
+            if option in ("loss", "loss_weights"):
+                raise UsageError(f"{option} is not said here: it goes to compile({option}=…)")
+            check_known(f"option of {method}", option, set(known) - {"loss", "loss_weights"})
         self._options: Any = _Untracked(options)
         learner = self._factory.value(model, **options)
         self.model = model
@@ -63,13 +67,20 @@ class MetaModel(keras.Model):
             )
             for key, value in meta.structure.items()
         }
-        self._learner: Any = _Untracked(learner)
+        self._take(learner)
         self.built = True
 
     def _known(self) -> list[str]:
         """Return the names of the method's options."""
         parameters = inspect.signature(self._factory.value).parameters.values()
         return [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+
+    def _take(self, learner: Learner) -> None:
+        """Go by this learner from now on."""
+        self._learner: Any = _Untracked(learner)
+        # recorded once for each shape of a support set, however many tasks of it are adapted to
+        recorded = tf.function(lambda *given: learner.adapt(*given)[0], autograph=False)
+        self._adapting: Any = _Untracked(recorded)
 
     @property
     def learner(self) -> Learner:
@@ -115,11 +126,19 @@ class MetaModel(keras.Model):
             options: others of Keras's ``compile``.
 
         Raises:
-            UsageError: a metric that keeps more than a mean, or a loss that is none.
+            UsageError: a metric that keeps more than a mean, a loss that is none, or an optimizer that scales losses.
         """
-        _refuse_pooled(metrics)
+        for given in (metrics, options.get("weighted_metrics")):
+            _refuse_pooled(given)
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            raise UsageError("a LossScaleOptimizer is for mixed precision, which is refused; give the optimizer in it")
         learner = self._factory.value(self.model, **self._options.value, **self._loss_options(loss, loss_weights))
-        self._learner = _Untracked(learner)
+        if set(learner.init(self.seed).structure) != set(self._structure):
+            raise UsageError(
+                "which variables of the model are trainable has changed since this MetaModel was made, and what is "
+                "learned about them (M) no longer fits; freeze layers first, then make the MetaModel"
+            )
+        self._take(learner)
         super().compile(
             optimizer=optimizer,
             loss=loss,
@@ -137,10 +156,6 @@ class MetaModel(keras.Model):
             raise UsageError(f"{self.method} has one output, and no loss_weights")
         return {"loss": loss} | ({"loss_weights": weights} if "loss_weights" in known else {})
 
-    def get_compile_config(self) -> Any:
-        """Return what a ``.keras`` file holds of `compile`."""
-        return super().get_compile_config()
-
     def compile_from_config(self, config: Any) -> None:
         """Compile as a ``.keras`` file says."""
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -154,11 +169,11 @@ class MetaModel(keras.Model):
         """Take an outer step on the episodes of B tasks; what Keras's ``fit`` calls."""
         episodes = self._seeded(episodes_of(data))
         gradient = self.learner.gradient(self.learner, self.meta, episodes)
-        variables, grads = [], []
-        for part, values in ((self._params(), gradient.meta.params), (self._structure, gradient.meta.structure)):
-            variables += part.values()
-            grads += [values[name] for name in part]
-        self.optimizer.apply_gradients(zip(grads, variables))
+        pairs = ((self._params(), gradient.meta.params), (self._structure, gradient.meta.structure))
+        grads = {id(variable): values[name] for part, values in pairs for name, variable in part.items()}
+        # in the order in which an optimizer that is read from a file has them
+        variables = self.trainable_variables
+        self.optimizer.apply([grads[id(variable)] for variable in variables], variables)
         return self._seen(gradient.info.query_loss, gradient.outputs, episodes.query)
 
     def test_step(self, data: Any) -> dict[str, Any]:
@@ -181,8 +196,8 @@ class MetaModel(keras.Model):
 
         def flat(value: Any) -> Any:
             value = tf.convert_to_tensor(value)
-            rest = value.shape[2:]
-            made = tf.reshape(value, [-1, *rest])
+            made = tf.reshape(value, tf.concat([[-1], tf.shape(value)[2:]], 0))
+            made.set_shape([None, *value.shape[2:]])
             return made if query.mask is None else tf.boolean_mask(made, tf.reshape(query.mask, [-1]))
 
         y, predictions = (tf.nest.map_structure(flat, part) for part in (query.y, outputs))
@@ -204,7 +219,7 @@ class MetaModel(keras.Model):
         """
         if args:
             raise UsageError("fit takes episodes as its one positional argument; give the others by name")
-        self._of_whole(options)
+        self._of_whole("fit", options)
         size = 4 if batch_size is None else batch_size
         validation = options.pop("validation_data", None)
         if isinstance(x, Tasks) and options.get("steps_per_epoch") is None:
@@ -218,9 +233,12 @@ class MetaModel(keras.Model):
                 f"{validation.name} has tasks without end: say how many are validated on, validation_steps="
             )
         if validation is not None:
-            options["validation_data"] = self._dataset(validation, "validation", size)
-        # what is to be shuffled is, and Keras would warn that it leaves datasets as they are
-        return super().fit(self._dataset(x, "train", size), **{"shuffle": False, **options})
+            own = options.pop("validation_batch_size", None) or size
+            options["validation_data"] = self._dataset(validation, "validation", own)
+        x = self._dataset(x, "train", size)
+        with refusing():
+            # what is to be shuffled is, and Keras would warn that it leaves datasets as they are
+            return super().fit(x, **{"shuffle": False, **options})
 
     def evaluate(
         self, x: Any = None, *args: Any, batch_size: int | None = None, split: str = "test", **options: Any
@@ -235,15 +253,20 @@ class MetaModel(keras.Model):
         """
         if args:
             raise UsageError("evaluate takes episodes as its one positional argument; give the others by name")
-        self._of_whole(options)
+        self._of_whole("evaluate", options)
         if isinstance(x, Tasks) and x.counts is None and options.get("steps") is None:
             raise UsageError(f"{x.name} has tasks without end: say how many batches are judged on, steps=")
         if "_use_cached_eval_dataset" not in options:
             x = self._dataset(x, split, 4 if batch_size is None else batch_size)
-        return super().evaluate(x, **options)
+        with refusing():
+            return super().evaluate(x, **options)
 
-    @staticmethod
-    def _of_whole(options: Mapping[str, Any]) -> None:
+    def _require_compiled(self, what: str) -> None:
+        if not self.compiled:
+            raise UsageError(f"compile the model before {what}: compile(optimizer, loss=…) says what a task's loss is")
+
+    def _of_whole(self, what: str, options: Mapping[str, Any]) -> None:
+        self._require_compiled(what)
         for name in ("y", "sample_weight", "class_weight", "validation_split"):
             if options.get(name) is not None:
                 raise UsageError(f"{name} has no meaning for episodes, which hold their own targets; leave it out")
@@ -255,7 +278,7 @@ class MetaModel(keras.Model):
             first = (lambda: int(self.optimizer.iterations) * batch) if split == "train" else (lambda: 0)
             return of_family(x, split, _input_shape(self.model), batch, first=first)
         if is_episodes(x):
-            x = of_arrays(x, batch, shuffle=split == "train")
+            x = of_arrays(episodes_of(x), batch, shuffle=split == "train")
         if not isinstance(x, tf.data.Dataset):
             raise UsageError(
                 "expected a family of tasks, arrays ((x, y), (x, y)) of support and query sets, or a tf.data.Dataset "
@@ -279,17 +302,48 @@ class MetaModel(keras.Model):
 
         def one(value: Any) -> Any:
             value = np.asarray(value)
+            if not value.ndim:
+                raise ShapeError(f"x and y of a task are arrays, whose first axis is the examples; got {value!r}")
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                first = np.argwhere(~np.isfinite(value))[0][0]
+                raise DataError(f"example {first} of the task holds numbers that are not finite; leave it out")
             return tf.constant(value[None], dtype if value.dtype.kind == "f" else None)
 
-        support = Batch(*(tf.nest.map_structure(one, part) for part in (x, y)))
-        counts = {tuple(leaf.shape[:2]) for leaf in tf.nest.flatten((support.x, support.y))}
+        self._require_compiled("adapt")
+        x, y = (tf.nest.map_structure(one, dense(part, name)) for part, name in ((x, "inputs"), (y, "targets")))
+        counts = {leaf.shape[1] for leaf in tf.nest.flatten((x, y))}
         if len(counts) != 1:
-            raise ShapeError(
-                f"x and y of a task have {sorted(c[1:] for c in counts)} examples; they have to be as many"
-            )
-        learner, meta = self.learner, self.meta
-        adapted = tf.function(lambda: learner.adapt(meta, support, steps=steps)[0], autograph=False)()
-        return learner.to_model(adapted._replace(meta=meta), support.x)
+            raise ShapeError(f"x and y of a task have to have as many examples; they have {sorted(counts)}")
+        if 0 in counts:
+            raise ShapeError("a task needs an example at least to be learned from; x and y have none")
+        meta = self.meta
+        with refusing():
+            adapted = self._adapting.value(meta, Batch(x, y), steps)
+        return self.learner.to_model(adapted._replace(meta=meta), x)
+
+    def score(
+        self, tasks: Tasks, *, episodes: int = 600, split: str = "test", steps: int | None = None, batch: int = 20
+    ) -> Score:
+        """Adapt to the first tasks of a split, and return the mean of their accuracies or errors, with its interval.
+
+        What `headstart.training.evaluate.evaluate` says of a learner on PyTorch, of the same tasks.
+
+        Args:
+            tasks: a family of tasks.
+            episodes: how many, at least 2; each task once where the split has fewer.
+            split: 'train', 'validation' or 'test'.
+            steps: inner steps in place of the method's own number.
+            batch: tasks at a time.
+
+        Raises:
+            DataError: a task holds numbers that are not finite.
+            DivergenceError: the predictions on some task are not finite.
+        """
+        self._require_compiled("score")
+        turned = turn(tasks, _input_shape(self.model))
+        learner = handed_over(self.learner, self._adapting.value, turned, self.model.compute_dtype)
+        with refusing():
+            return evaluate(learner, self.meta, tasks, episodes=episodes, split=split, steps=steps, batch=batch)
 
     def get_config(self) -> dict[str, Any]:
         """Return what a ``.keras`` file holds beside the weights."""
@@ -297,6 +351,8 @@ class MetaModel(keras.Model):
             name: {"rule": rules.to_config(value)} if isinstance(value, Rule) else value
             for name, value in self._options.value.items()
         }
+        if functions := [name for name, value in options.items() if callable(value)]:
+            raise UsageError(f"{functions[0]} is a function, and cannot be kept in a file; name one of headstart's")
         model = keras.saving.serialize_keras_object(self.model)
         return {"model": model, "method": self.method, "seed": self.seed, "name": self.name, "options": options}
 
@@ -306,7 +362,7 @@ class MetaModel(keras.Model):
         model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
         options = {
             name: rules.from_config(value["rule"]) if isinstance(value, Mapping) and set(value) == {"rule"} else value
-            for name, value in config["options"].items()
+            for name, value in keras.saving.deserialize_keras_object(config["options"]).items()
         }
         return cls(model, config["method"], seed=config["seed"], name=config["name"], **options)
 
@@ -339,21 +395,32 @@ def _input_shape(model: Any) -> tuple[int | None, ...]:
 
 
 def _check_batches(episodes: Episodes, model: Any) -> None:
-    """Refuse episodes without a task axis."""
-    shape = getattr(model, "input_shape", None)
-    x = episodes.support.x
-    if isinstance(shape, tuple) and hasattr(x, "shape") and x.shape.rank is not None and x.shape.rank != len(shape) + 1:
-        missing = x.shape.rank == len(shape)
-        features = ", ".join(map(str, shape[1:]))
-        raise ShapeError(
-            f"support inputs have shape {tuple(x.shape)}; they should be (tasks, examples, {features})"
-            + ("; a dataset of single episodes becomes one of batches by dataset.batch(4)" if missing else "")
-        )
+    """Refuse episodes without a task axis, and inputs and targets that are not of as many examples."""
+    for name, part in zip(Episodes._fields, episodes):
+        inputs = tf.nest.flatten(part.x)
+        wanted = [tuple(one.shape[1:]) for one in getattr(model, "inputs", None) or []]
+        if len(wanted) not in (0, len(inputs)):
+            raise ShapeError(f"the {name} set has {len(inputs)} inputs, and the model takes {len(wanted)}")
+        for leaf, shape in zip(inputs, wanted):
+            if leaf.shape.rank is None or leaf.shape.rank == len(shape) + 2:
+                continue
+            missing = leaf.shape.rank == len(shape) + 1
+            raise ShapeError(
+                f"{name} inputs have shape {tuple(leaf.shape)}; they should be "
+                f"({', '.join(map(str, ('tasks', 'examples', *shape)))})"
+                + ("; a dataset of single episodes becomes one of batches by dataset.batch(4)" if missing else "")
+            )
+        sizes = {leaf.shape[1] for leaf in tf.nest.flatten((part.x, part.y)) if (leaf.shape.rank or 0) > 1} - {None}
+        if len(sizes) > 1:
+            raise ShapeError(f"x and y of the {name} set have to have as many examples; they have {sorted(sizes)}")
 
 
 def _refuse_pooled(metrics: Any) -> None:
     for metric in tf.nest.flatten(metrics) if metrics is not None else []:
-        kept = keras.metrics.get(metric) if isinstance(metric, str) and metric not in _BY_SHAPE else metric
+        try:
+            kept = metric if metric in _BY_SHAPE else keras.metrics.get(metric)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         pooled = isinstance(kept, keras.metrics.Metric) and (
             not isinstance(kept, keras.metrics.Mean) or type(kept).result is not keras.metrics.Mean.result
         )

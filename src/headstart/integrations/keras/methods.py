@@ -230,8 +230,9 @@ def reptile(model: Any, *, steps: int = 5, rate: float = 0.001, rule: Rule | Non
 def _moved(learner: Learner, meta: Meta, episodes: Episodes) -> Gradient:
     """Return θ − meanᵢ θᵢ in place of a gradient."""
     adapted, info = learner.adapt(meta, joined(episodes))
-    outputs = learner.predict(adapted, episodes.query.x)
-    info = info._replace(query_loss=learner.loss(outputs, episodes.query))
+    query = tensors(episodes.query)
+    outputs = learner.predict(adapted, query.x)
+    info = info._replace(query_loss=learner.loss(outputs, query))
     moved = {name: meta.params[name] - tf.reduce_mean(value, 0) for name, value in adapted.params.items()}
     zeros = tf.nest.map_structure(tf.zeros_like, meta)
     return Gradient(Meta({**zeros.params, **moved}, zeros.structure), info, outputs)
