@@ -15,12 +15,12 @@ Element: TypeAlias = tuple[tuple[Any, ...], tuple[Any, ...]]
 
 
 def of_family(
-    tasks: Tasks, split: str, shape: tuple[int | None, ...], batch: int, *, first: Callable[[], int] = lambda: 0
+    tasks: Tasks, split: str, shape: tuple[int | None, ...], batch: int, *, first: Callable[[], int] | None = None
 ) -> Any:
     """Return a dataset of a family's episodes, ``batch`` tasks at a time, prefetched.
 
-    Training tasks go on without end, where the family has as many, or begin again; of the other splits each task comes
-    once, in order.
+    Where ``first`` is given they go on without end: a family with so many tasks begins again. Otherwise each of its
+    tasks comes once, in order.
 
     Args:
         tasks: the family, whose tensors are handed over as NumPy arrays.
@@ -38,25 +38,26 @@ def of_family(
     if not endless and not count:
         listed = ", ".join(f"{number} {name}" for name, number in counts.items())
         raise UsageError(f"there is no task in split {split!r} of {tasks.name!r}; it has {listed}")
+    once = not endless and first is None
 
     def draw(numbers: list[int]) -> Element:
         support, query = tasks.sample(split, numbers)
         return _element(support, turned), _element(query, turned)
 
     def generate() -> Iterator[Element]:
-        place = first()
-        while endless or split == "train" or place < count:
+        place = 0 if first is None else first()
+        while not once or place < count:
             numbers = [*range(place, place + batch)]
             if not endless:
-                numbers = [n % count for n in numbers] if split == "train" else [n for n in numbers if n < count]
+                numbers = [n for n in numbers if n < count] if once else [n % count for n in numbers]
             yield draw(numbers)
             place += batch
 
     one = draw([0])
-    last = batch if endless or split == "train" or count % batch == 0 else None
+    last = None if once and count % batch else batch
     signature = tf.nest.map_structure(lambda leaf: tf.TensorSpec([last, *_free(leaf, tasks)], leaf.dtype), one)
     made = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    if not (endless or split == "train"):
+    if once:
         made = made.apply(tf.data.experimental.assert_cardinality(-(-count // batch)))
     return made.prefetch(2)
 

@@ -95,6 +95,11 @@ class MetaModel(keras.Model):
             {name: tf.convert_to_tensor(v) for name, v in self._structure.items()},
         )
 
+    @property
+    def output_names(self) -> Any:
+        """What metrics of several outputs are called by, as those of the model are."""
+        return getattr(self.model, "output_names", None)
+
     def _params(self) -> dict[str, Any]:
         variables = self.model.trainable_variables
         return dict(zip(names_of(self.model, variables), variables))
@@ -154,7 +159,17 @@ class MetaModel(keras.Model):
         known = self._known()
         if weights is not None and "loss_weights" not in known:
             raise UsageError(f"{self.method} has one output, and no loss_weights")
+        if isinstance(self.model.output if hasattr(self.model, "output_names") else None, (list, tuple)):
+            loss, weights = self._in_order("loss", loss), self._in_order("loss_weights", weights)
         return {"loss": loss} | ({"loss_weights": weights} if "loss_weights" in known else {})
+
+    def _in_order(self, what: str, given: Any) -> Any:
+        """Return what is given by the outputs' names in the order of the outputs."""
+        if not isinstance(given, Mapping):
+            return given
+        if set(given) != set(self.output_names):
+            raise UsageError(f"{what} is of {', '.join(given)}, and the model's outputs are {self.output_names}")
+        return [given[name] for name in self.output_names]
 
     def compile_from_config(self, config: Any) -> None:
         """Compile as a ``.keras`` file says."""
@@ -235,7 +250,7 @@ class MetaModel(keras.Model):
         if validation is not None:
             own = options.pop("validation_batch_size", None) or size
             options["validation_data"] = self._dataset(validation, "validation", own)
-        x = self._dataset(x, "train", size)
+        x = self._dataset(x, "train", size, training=True)
         with refusing():
             # what is to be shuffled is, and Keras would warn that it leaves datasets as they are
             return super().fit(x, **{"shuffle": False, **options})
@@ -271,20 +286,21 @@ class MetaModel(keras.Model):
             if options.get(name) is not None:
                 raise UsageError(f"{name} has no meaning for episodes, which hold their own targets; leave it out")
 
-    def _dataset(self, x: Any, split: str, batch: int) -> Any:
+    def _dataset(self, x: Any, split: str, batch: int, *, training: bool = False) -> Any:
         if not isinstance(batch, int) or batch < 1:
             raise UsageError(f"batch_size is the number of tasks of a step, at least 1; got {batch!r}")
         if isinstance(x, Tasks):
-            first = (lambda: int(self.optimizer.iterations) * batch) if split == "train" else (lambda: 0)
+            first = (lambda: int(self.optimizer.iterations) * batch) if training else None
             return of_family(x, split, _input_shape(self.model), batch, first=first)
         if is_episodes(x):
-            x = of_arrays(episodes_of(x), batch, shuffle=split == "train")
+            x = of_arrays(episodes_of(x), batch, shuffle=training)
         if not isinstance(x, tf.data.Dataset):
             raise UsageError(
                 "expected a family of tasks, arrays ((x, y), (x, y)) of support and query sets, or a tf.data.Dataset "
                 f"of such; got {type(x).__name__}"
             )
-        _check_batches(episodes_of(x.element_spec), self.model)
+        for name, part in zip(Episodes._fields, episodes_of(x.element_spec)):
+            _check_set(name, part, self.model)
         return x
 
     def adapt(self, x: Any, y: Any, *, steps: int | None = None) -> Any:
@@ -311,10 +327,8 @@ class MetaModel(keras.Model):
 
         self._require_compiled("adapt")
         x, y = (tf.nest.map_structure(one, dense(part, name)) for part, name in ((x, "inputs"), (y, "targets")))
-        counts = {leaf.shape[1] for leaf in tf.nest.flatten((x, y))}
-        if len(counts) != 1:
-            raise ShapeError(f"x and y of a task have to have as many examples; they have {sorted(counts)}")
-        if 0 in counts:
+        _check_set("support", Batch(x, y), self.model)
+        if 0 in tf.nest.flatten(y)[0].shape[:2]:
             raise ShapeError("a task needs an example at least to be learned from; x and y have none")
         meta = self.meta
         with refusing():
@@ -362,7 +376,7 @@ class MetaModel(keras.Model):
         model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
         options = {
             name: rules.from_config(value["rule"]) if isinstance(value, Mapping) and set(value) == {"rule"} else value
-            for name, value in keras.saving.deserialize_keras_object(config["options"]).items()
+            for name, value in config["options"].items()
         }
         return cls(model, config["method"], seed=config["seed"], name=config["name"], **options)
 
@@ -394,25 +408,23 @@ def _input_shape(model: Any) -> tuple[int | None, ...]:
     return tuple(shape[1:])
 
 
-def _check_batches(episodes: Episodes, model: Any) -> None:
-    """Refuse episodes without a task axis, and inputs and targets that are not of as many examples."""
-    for name, part in zip(Episodes._fields, episodes):
-        inputs = tf.nest.flatten(part.x)
-        wanted = [tuple(one.shape[1:]) for one in getattr(model, "inputs", None) or []]
-        if len(wanted) not in (0, len(inputs)):
-            raise ShapeError(f"the {name} set has {len(inputs)} inputs, and the model takes {len(wanted)}")
-        for leaf, shape in zip(inputs, wanted):
-            if leaf.shape.rank is None or leaf.shape.rank == len(shape) + 2:
-                continue
-            missing = leaf.shape.rank == len(shape) + 1
-            raise ShapeError(
-                f"{name} inputs have shape {tuple(leaf.shape)}; they should be "
-                f"({', '.join(map(str, ('tasks', 'examples', *shape)))})"
-                + ("; a dataset of single episodes becomes one of batches by dataset.batch(4)" if missing else "")
-            )
-        sizes = {leaf.shape[1] for leaf in tf.nest.flatten((part.x, part.y)) if (leaf.shape.rank or 0) > 1} - {None}
-        if len(sizes) > 1:
-            raise ShapeError(f"x and y of the {name} set have to have as many examples; they have {sorted(sizes)}")
+def _check_set(name: str, part: Batch, model: Any) -> None:
+    """Refuse a set without a task axis, that the model cannot take, or of more inputs than targets."""
+    inputs, wanted = tf.nest.flatten(part.x), [tuple(one.shape[1:]) for one in getattr(model, "inputs", None) or []]
+    if len(wanted) not in (0, len(inputs)):
+        raise ShapeError(f"the {name} set has {len(inputs)} inputs, and the model takes {len(wanted)}")
+    for leaf, shape in zip(inputs, wanted):
+        rank = leaf.shape.rank
+        if rank is None or (rank == len(shape) + 2 and leaf.shape[2:].is_compatible_with(shape)):
+            continue
+        told = ", ".join(map(str, ("tasks", "examples", *shape)))
+        raise ShapeError(
+            f"{name} inputs have shape {tuple(leaf.shape)}; they should be ({told})"
+            + "; a dataset of single episodes becomes one of batches by dataset.batch(4)" * (rank == len(shape) + 1)
+        )
+    sizes = {leaf.shape[1] for leaf in tf.nest.flatten((part.x, part.y)) if (leaf.shape.rank or 0) > 1} - {None}
+    if len(sizes) > 1:
+        raise ShapeError(f"x and y of the {name} set have to have as many examples; they have {sorted(sizes)}")
 
 
 def _refuse_pooled(metrics: Any) -> None:
