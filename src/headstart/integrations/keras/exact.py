@@ -74,10 +74,10 @@ KNOWN = (
     "Cropping1D Cropping2D Cropping3D Dense DepthwiseConv1D DepthwiseConv2D Dot Dropout ELU EinsumDense Embedding "
     "Flatten GRU GRUCell GaussianDropout GaussianNoise GlobalAveragePooling1D GlobalAveragePooling2D "
     "GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization "
-    "GroupQueryAttention Identity InputLayer LSTM LSTMCell LayerNormalization LeakyReLU Masking MaxPooling1D "
+    "GroupedQueryAttention Identity InputLayer LSTM LSTMCell LayerNormalization LeakyReLU Masking MaxPooling1D "
     "MaxPooling2D MaxPooling3D Maximum Minimum MultiHeadAttention Multiply Normalization PReLU Permute "
-    "RMSNormalization RNN RandomBrightness RandomContrast RandomCrop RandomFlip RandomRotation RandomTranslation "
-    "RandomZoom ReLU RepeatVector Rescaling Reshape Resizing SeparableConv1D SeparableConv2D SimpleRNN SimpleRNNCell "
+    "RMSNormalization RNN RandomBrightness RandomContrast RandomCrop RandomFlip "
+    "ReLU RepeatVector Rescaling Reshape Resizing SeparableConv1D SeparableConv2D SimpleRNN SimpleRNNCell "
     "Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D StackedRNNCells Subtract TimeDistributed "
     "UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D"
 ).split()
@@ -120,6 +120,8 @@ class Call(NamedTuple):
     kwargs: dict[str, Any]
     function: Any = None
     """What is called where that is not the layer."""
+    fixed: bool = False
+    """Whether its inputs depend on no weights, so that nothing is derived by them."""
 
 
 def unknown_calls(model: Any, x: Any) -> list[Call]:
@@ -141,13 +143,26 @@ def unknown_calls(model: Any, x: Any) -> list[Call]:
     if unknown:
         if id(model) in unknown:
             found[id(model)] = Call(model, (x,), {})
-        with REPLACING, listening(keras.Layer), listening(keras.Operation):
-            model.stateless_call([*model.trainable_variables], [*model.non_trainable_variables], x)
+        weights = [tf.convert_to_tensor(v) for v in model.trainable_variables]
+        with REPLACING, listening(keras.Layer), listening(keras.Operation), tf.GradientTape(persistent=True) as tape:
+            tape.watch(weights)
+            model.stateless_call(weights, [*model.non_trainable_variables], x)
     values = tf.random.stateless_normal([4, 5], (0, 0))
     return [
         *(Call(part, (values,), {}, function) for part in parts.values() for function in own_functions(part)),
-        *found.values(),
+        *(call._replace(fixed=not _depends(call, tape, weights)) for call in found.values()),
     ]
+
+
+def _depends(call: Call, tape: Any, weights: Sequence[Any]) -> bool:
+    """Return whether what a layer was called with depends on weights."""
+    floats = [
+        leaf for leaf in tf.nest.flatten((call.args, call.kwargs)) if tf.is_tensor(leaf) and leaf.dtype.is_floating
+    ]
+    try:
+        return any(value is not None for value in tape.gradient(floats, [*weights])) if floats else False
+    except LookupError:
+        return True
 
 
 def _mask(part: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,17 +192,20 @@ def _inside(part: Any) -> list[Any]:
 
 def _check(call: Call) -> None:
     layer = call.layer
+    if call.fixed and not getattr(layer, "trainable_variables", ()):
+        return  # no derivative goes through it, as through the augmentation of inputs
     named = f"the layer {getattr(layer, 'path', '') or layer.name!r} ({type(layer).__name__})"
     try:
         twin = _in_float64(call)
     except Exception as error:
         raise DifferentiationError(
-            f"{named} is not one of Keras's own, and its second derivatives cannot be checked, since no copy of it can "
-            f"be made in float64: {_first(error)}. Give it a get_config that its class can be made from again, or say "
-            "check=False to take its derivatives as they are"
+            f"{named} is not one of those whose derivatives are known to be right, and they cannot be checked, since "
+            f"no copy of it can be made and run in float64: {_first(error)}. Give it a get_config that its class can "
+            "be made from again, take method='fomaml', which needs no second derivatives, or say check=False to take "
+            "its derivatives as they are"
         ) from error
     try:
-        off, kept = second_derivative_error(twin)
+        off, kept = derivative_error(twin)
     except LookupError as error:
         raise DifferentiationError(
             f"{named} has no second derivative: {_first(error)}; take another layer, or "
@@ -196,9 +214,9 @@ def _check(call: Call) -> None:
     if not off < TOLERANCE:
         how = f"differs by {off:.0e} of its size from" if np.isfinite(off) else "is not finite, or neither are"
         raise DifferentiationError(
-            f"{named} has a wrong second derivative: it {how} the differences of its first, as where "
-            "tf.stop_gradient, a custom gradient or what is computed outside of TensorFlow stands in it. Take "
-            "method='fomaml', which uses first derivatives alone, or say check=False if that is meant"
+            f"{named} has a wrong first or second derivative: it {how} differences, as where tf.stop_gradient, a "
+            "custom gradient or what is computed outside of TensorFlow stands in it. Take method='fomaml', which "
+            "needs no second derivatives, or say check=False if that is meant"
         )
     if kept:
         raise DifferentiationError(
@@ -226,7 +244,7 @@ def _in_float64(call: Call) -> Call:
     if call.function is not None or not getattr(
         layer, "variables", ()
     ):  # needs no copy, nor the layer's cast of inputs
-        return Call(layer, args, kwargs, call.function or layer.call)
+        return call._replace(args=args, kwargs=kwargs, function=call.function or layer.call)
     before = keras.config.dtype_policy(), keras.config.floatx()
     with REPLACING:
         keras.config.set_floatx("float64")
@@ -239,7 +257,7 @@ def _in_float64(call: Call) -> Call:
             keras.config.set_dtype_policy(before[0])
     for own, theirs in zip(twin.variables, layer.variables, strict=True):
         own.assign(tf.cast(theirs, own.dtype))
-    return Call(twin, args, kwargs)
+    return call._replace(layer=twin, args=args, kwargs=kwargs)
 
 
 def _doubled(config: Any) -> Any:
@@ -253,17 +271,17 @@ def _doubled(config: Any) -> Any:
     return [_doubled(value) for value in config] if isinstance(config, (list, tuple)) else config
 
 
-def second_derivative_error(call: Call) -> tuple[float, list[str]]:
-    """Return how far H d is from differences of the gradient along d, and the variables that the call changes.
+def derivative_error(call: Call) -> tuple[float, list[str]]:
+    """Return how far derivatives are from differences, and the variables that the call changes.
 
-    The gradient is that of a smooth function of the outputs, by weights and inputs, all in float64; the error is
-    relative to the size of H d.
+    They are those of a smooth function of the outputs, by weights and inputs, along a direction d: g · d against
+    differences of the function, and H d against those of g, each relative to its size, all in float64.
     """
-    layer, args, kwargs, function = call
+    layer, args, kwargs, function, still = call
     trained, rest = ((), ()) if function else (layer.trainable_variables, layer.non_trainable_variables)
     fixed = [tf.convert_to_tensor(v) for v in rest]
     leaves = tf.nest.flatten((args, kwargs))
-    places = [i for i, leaf in enumerate(leaves) if tf.is_tensor(leaf) and leaf.dtype.is_floating]
+    places = [i for i, leaf in enumerate(leaves) if tf.is_tensor(leaf) and leaf.dtype.is_floating and not still]
     weights = [tf.convert_to_tensor(v) for v in trained]
     start = weights + [leaves[i] for i in places]
     random = np.random.default_rng(1)
@@ -288,27 +306,37 @@ def second_derivative_error(call: Call) -> tuple[float, list[str]]:
             [tf.reduce_sum(tf.sin(out + draw.normal(size=out.shape)) * draw.normal(size=out.shape)) for out in outs]
         )
 
-    def gradient(values: list[Any]) -> list[Any]:
+    def gradient(values: list[Any]) -> tuple[Any, list[Any]]:
         with tf.GradientTape() as tape:
             tape.watch(values)
             value = total(values)
-        return _filled(tape.gradient(value, values), values)
+        return value, _filled(tape.gradient(value, values), values)
+
+    def slope_along(values: list[Any]) -> Any:
+        return tf.add_n([tf.reduce_sum(g * d) for g, d in zip(gradient(values)[1], along)])
 
     @tf.function(autograph=False)
-    def curvature(values: list[Any]) -> list[Any]:
+    def curvature(values: list[Any]) -> tuple[Any, list[Any]]:
         with tf.GradientTape() as tape:
             tape.watch(values)
-            slope = tf.add_n([tf.reduce_sum(g * d) for g, d in zip(gradient(values), along)])
-        return _filled(tape.gradient(slope, values), values)
+            slope = slope_along(values)
+        return slope, _filled(tape.gradient(slope, values), values)
 
     if not start:
         return 0.0, kept
-    slopes = tf.function(gradient, autograph=False)
-    there, back = (slopes([v + sign * STEP * d for v, d in zip(start, along)]) for sign in (1, -1))
-    expected = np.concatenate([np.ravel((a - b) / (2 * STEP)) for a, b in zip(there, back)])
-    found = np.concatenate([np.ravel(value) for value in curvature(start)])
+    both = tf.function(gradient, autograph=False)
+    (up, there), (down, back) = (both([v + sign * STEP * d for v, d in zip(start, along)]) for sign in (1, -1))
+    slope, found = curvature(start)
+    expected = np.concatenate([np.ravel((a - b) / (2 * STEP)) for a, b in [(up, down), *zip(there, back)]])
+    derived = np.concatenate([np.ravel(value) for value in (slope, *found)])
+    # first and second derivatives each by their own size
+    parts = [slice(0, 1), slice(1, None)]
+    return max(_relative(derived[part], expected[part]) for part in parts), kept
+
+
+def _relative(found: Any, expected: Any) -> float:
     size = max(float(np.linalg.norm(expected)), float(np.linalg.norm(found)))
-    return (0.0 if size <= 1e-9 else float(np.linalg.norm(found - expected)) / size), kept
+    return 0.0 if size <= 1e-9 else float(np.linalg.norm(found - expected)) / size
 
 
 def _followed(layer: Any) -> set[int]:
