@@ -65,7 +65,7 @@ def test_every_layer_that_is_known_is_shown():
 def test_the_table_tells_wrong_from_right(name):
     case, episodes = made(CASES[name])
     with as_it_is():
-        error, _ = look(case, episodes, 1)
+        error, _ = look(case, episodes, 1, taskmap="loop")
     assert error > 1e-4
 
 

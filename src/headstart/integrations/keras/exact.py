@@ -140,18 +140,17 @@ def unknown_calls(model: Any, x: Any) -> list[Call]:
 
         return patch.object(kind, "__call__", called)
 
-    if unknown:
-        if id(model) in unknown:
-            found[id(model)] = Call(model, (x,), {})
-        weights = [tf.convert_to_tensor(v) for v in model.trainable_variables]
-        with REPLACING, listening(keras.Layer), listening(keras.Operation), tf.GradientTape(persistent=True) as tape:
-            tape.watch(weights)
-            model.stateless_call(weights, [*model.non_trainable_variables], x)
     values = tf.random.stateless_normal([4, 5], (0, 0))
-    return [
-        *(Call(part, (values,), {}, function) for part in parts.values() for function in own_functions(part)),
-        *(call._replace(fixed=not _depends(call, tape, weights)) for call in found.values()),
-    ]
+    functions = [Call(part, (values,), {}, function) for part in parts.values() for function in own_functions(part)]
+    if not unknown:
+        return functions
+    if id(model) in unknown:
+        found[id(model)] = Call(model, (x,), {})
+    weights = [tf.convert_to_tensor(v) for v in model.trainable_variables]
+    with REPLACING, listening(keras.Layer), listening(keras.Operation), tf.GradientTape(persistent=True) as tape:
+        tape.watch(weights)
+        model.stateless_call(weights, [*model.non_trainable_variables], x)
+    return functions + [call._replace(fixed=not _depends(call, tape, weights)) for call in found.values()]
 
 
 def _depends(call: Call, tape: Any, weights: Sequence[Any]) -> bool:
