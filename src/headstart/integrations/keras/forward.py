@@ -6,6 +6,7 @@ their places (``stateless_call``).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -90,6 +91,12 @@ class Functional:
             return ""
         return next((layer.path or layer.name for layer in self.normalising() if layer.trainable), "")
 
+    @property
+    def example_penalties(self) -> str:
+        """The path of a layer that adds a penalty for the examples of a batch together; empty where there is none."""
+        penalised = (x for x in self.model._flatten_layers() if x.activity_regularizer is not None)
+        return next((layer.path or layer.name for layer in penalised), "")
+
     def normalising(self) -> list[Any]:
         """Return the batch normalisation layers."""
         return [x for x in self.model._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
@@ -98,9 +105,9 @@ class Functional:
         """Check once, on inputs like a task's, that second derivatives are right."""
         if not self.check or self.checked:
             return
-        with tf.init_scope():  # outside of what is being recorded
-            few = tf.nest.map_structure(_like, x)
-            check_layers(self.model, few)
+        # a thread of its own is outside of what is being recorded; so is tf.init_scope, in which no tape sees anything
+        with ThreadPoolExecutor(1) as apart:
+            apart.submit(lambda: check_layers(self.model, tf.nest.map_structure(_like, x))).result()
         self.checked.append(True)
 
     def constants(self) -> list[Any]:
@@ -200,7 +207,8 @@ def _like(leaf: Any) -> Any:
     shape = [FEW, *(size or FEW for size in leaf.shape[2:])]
     if leaf.dtype.is_floating:
         return tf.random.stateless_normal(shape, (0, 0), dtype=leaf.dtype)
-    return tf.zeros(shape, leaf.dtype)
+    # of ids, 0 is often padding
+    return tf.cast(tf.ones(shape), leaf.dtype)
 
 
 def _training(model: Any, training: bool) -> dict[str, bool]:
@@ -277,6 +285,11 @@ def _refuse(model: Any) -> None:
         if getattr(layer, "stateful", False):
             raise UsageError(
                 f"{where} is stateful: what it saw of one task would go into the next; make it with stateful=False"
+            )
+        if isinstance(layer, keras.layers.SpectralNormalization):
+            raise UsageError(
+                f"{where} writes a normalised kernel over its own in training mode, which no task's copy can keep: "
+                "evaluation would go by another function than training; take UnitNormalization or LayerNormalization"
             )
         policy = layer.dtype_policy
         if policy.quantization_mode is not None:

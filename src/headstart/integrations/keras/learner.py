@@ -43,15 +43,20 @@ class Learner(NamedTuple):
 
 
 def tensors(batch: Batch) -> Batch:
-    """Return a batch of dense tensors, 0 where its mask leaves inputs and targets out."""
+    """Return a batch of dense tensors, with copies of each task's first example where its mask leaves examples out.
+
+    What is left out counts for nothing, and still goes through the model: of zeros, a layer may make NaN (the mean of a
+    sequence that is all padding), which would come into the gradient.
+    """
     x, y = dense(batch.x, "inputs"), dense(batch.y, "targets")
     if batch.mask is None:
         return batch._replace(x=x, y=y)
     mask = tf.cast(batch.mask, tf.bool)
+    first = tf.argmax(tf.cast(mask, tf.int32), 1)
 
     def filled(leaf: Any) -> Any:
         there = tf.reshape(mask, tf.concat([tf.shape(mask), tf.ones([leaf.shape.rank - 2], tf.int32)], 0))
-        return tf.where(there, leaf, tf.zeros_like(leaf))
+        return tf.where(there, leaf, tf.gather(leaf, first, batch_dims=1)[:, None])
 
     x, y = tf.nest.map_structure(filled, (x, y))
     return Batch(x, y, mask, batch.seed)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from headstart.errors import DataError, ShapeError, UsageError
 from headstart.integrations.keras.backend import keras, tf
 from headstart.types import Batch
@@ -68,6 +70,7 @@ def _of_one(loss: Any) -> TaskLoss:
     name = getattr(loss, "__name__", type(loss).__name__)
     of_examples = loss.call if isinstance(loss, keras.losses.Loss) else loss
     added = getattr(loss, "reduction", None) == "sum"
+    looked: list[bool] = []
 
     def task_loss(outputs: Any, batch: Batch) -> Any:
         y = batch.y
@@ -82,11 +85,10 @@ def _of_one(loss: Any) -> TaskLoss:
             targets = tf.cast(targets, flat.dtype)
         if targets.dtype.is_floating:
             targets = tf.cast(targets, flat.dtype)
+        if not looked:
+            _check_apart(name, of_examples, targets, flat)
+            looked.append(True)
         values = tf.convert_to_tensor(of_examples(targets, flat))
-        if values.shape.rank == 0:
-            raise UsageError(
-                f"the loss {name!r} gives one number for all examples of all tasks; it has to give one an example"
-            )
         values = tf.reshape(values, [tasks, examples, -1])
         values = tf.reduce_mean(values, -1)
         if batch.mask is None:
@@ -123,6 +125,21 @@ def refusing() -> Iterator[None]:
         if found is None:
             raise
         raise DataError(found[0]) from error
+
+
+def _check_apart(name: str, of_examples: Callable[[Any, Any], Any], y: Any, outputs: Any) -> None:
+    """Refuse a loss in which examples go into one another's: all tasks' are handed to it together."""
+    with tf.init_scope():
+        drawn = tf.random.stateless_uniform([4, *(n or 4 for n in outputs.shape[1:])], (0, 0), 0.1, 0.9, outputs.dtype)
+        targets = tf.zeros([4, *(n or 4 for n in y.shape[1:])], y.dtype)
+        all_four, two = (tf.convert_to_tensor(of_examples(targets[:n], drawn[:n])) for n in (4, 2))
+        if all_four.shape.rank and np.allclose(all_four[:2], two, rtol=1e-4, equal_nan=True):
+            return
+    gives = "lets examples go into one another's" if all_four.shape.rank else "gives one number for all examples"
+    raise UsageError(
+        f"the loss {name!r} {gives}, and is given those of all tasks together; it has to give one number an example, "
+        "which depends on that example alone"
+    )
 
 
 def _check(name: str, outputs: Any, y: Any) -> None:

@@ -100,12 +100,17 @@ class Adaptation:
         return Meta({name: tf.convert_to_tensor(variable) for name, variable in params.items()}, structure)
 
     def task_loss(self, outputs: Any, batch: Batch) -> Any:
-        """Return one loss a task ``(B,)``; padding is refused where it would go into statistics."""
+        """Return one loss a task ``(B,)``; padding is refused where it would go into statistics or penalties."""
         if batch.mask is not None and (where := self.model.batch_statistics):
             raise UsageError(
                 f"tasks have different numbers of examples, and the layer at {where!r} normalises by all of them, "
                 "padding included; use LayerNormalization or GroupNormalization, buffers='frozen', or as many examples "
                 "in every task"
+            )
+        if batch.mask is not None and (where := self.model.example_penalties):
+            raise UsageError(
+                f"tasks have different numbers of examples, and the layer at {where!r} has an activity regularizer, "
+                "which would go by padding, too; make it a part of the loss, or give every task as many examples"
             )
         return self.loss(outputs, batch)
 
