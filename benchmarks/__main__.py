@@ -20,6 +20,7 @@ ABOUT = {
     "compile": "time compiled steps beside jitted JAX, and what compiling costs",
     "memory": "measure the memory of long inner loops, by each way of going back",
     "sampler": "count episodes a second beside other libraries' samplers",
+    "keras": "time an outer step on Keras models beside PyTorch, in an environment with TensorFlow",
     "all": "run speed, compile, memory and sampler, and hold them against the targets",
     "roofline": "measure what this machine can do at the best, and how near a meta-gradient comes to it",
     "tables": "compare every method for tables, and what people use today, on data sets of many small tasks",

@@ -113,7 +113,7 @@ def _of_torch(one: nn.Module) -> str | None:
         return f"linear, {one.in_features} to {one.out_features}{bias}"
     if isinstance(one, nn.Conv2d) and one.groups == 1 and one.dilation == (1, 1):
         return f"convolution, {one.in_channels} to {one.out_channels}, {one.kernel_size}, stride {one.stride}{bias}"
-    if isinstance(one, nn.BatchNorm2d) and one.affine and one.track_running_stats:
+    if isinstance(one, nn.BatchNorm2d) and one.affine:
         return f"batch normalisation of {one.num_features} channels, epsilon {one.eps:g}"
     if isinstance(one, nn.InstanceNorm2d) and one.affine and not one.track_running_stats:
         return _groups(one.num_features, one.num_features, one.eps)
