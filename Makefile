@@ -15,10 +15,10 @@ demo: $(CORE)
 test: $(READY) check
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/pytest -n auto --dist worksteal --durations=25
 
-## The part for Keras models, in an environment of its own with TensorFlow (2 GB), in one process and one thread.
+## The part for Keras models, in an environment of its own with TensorFlow (2 GB): one process a core, one thread each.
 test-keras: $(KERAS)/ready
 	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 PYTHONHASHSEED=0 \
-		$(KERAS)/bin/pytest tests/integrations/keras --durations=25
+		$(KERAS)/bin/pytest tests/integrations/keras -n auto --dist worksteal --durations=25
 
 ## headstart beside its peers, which get an environment of their own (under 30 minutes on 2 quiet cores).
 bench: $(READY)
@@ -44,7 +44,7 @@ $(READY): $(CORE)
 
 $(KERAS)/ready: pyproject.toml constraints.txt
 	test -x $(KERAS)/bin/python || $(PYTHON) -m venv $(KERAS)
-	$(KERAS)/bin/pip install --quiet --constraint constraints.txt --editable ".[keras]" pytest pytest-timeout hypothesis
+	$(KERAS)/bin/pip install --quiet --constraint constraints.txt --editable ".[keras]" pytest pytest-timeout pytest-xdist hypothesis
 	touch $@
 
 clean:
