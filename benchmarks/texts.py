@@ -66,15 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="the folder of their files")
     parser.add_argument("--model", help="a pretrained network, such as hf:FOLDER")
     parser.add_argument("--folds", default="1,2,3,4,5", help="which of the five splits")
+    parser.add_argument("--shots", default="1,5", help="of the tasks that are judged on")
     asked(parser, "fold")
     given = parser.parse_args(arguments)
     chosen = {"tasks.name": given.tasks, "tasks.data": given.data, **settings(given)}
+    sizes = [size for size in SIZES if str(size.shots) in given.shots.split(",")]
     means = tfidf_means if given.model is None else frozen_means
     runs = [
-        compared({**chosen, "tasks.fold": int(fold)}, SIZES, given.split, given.count, means)
+        compared({**chosen, "tasks.fold": int(fold)}, sizes, given.split, given.count, means)
         for fold in given.folds.split(",")
     ]
-    print(*table(SIZES, runs), sep="\n")
+    print(*table(sizes, runs), sep="\n")
 
 
 if __name__ == "__main__":
