@@ -160,7 +160,7 @@ def test_numbers_that_are_not_finite():
         ("mse", 3, IDS, "MeanSquaredError is a loss of numbers, and y holds integers.*loss='cross_entropy'"),
         ("mse", 3, Y, "MeanSquaredError needs outputs and targets of one shape"),
         ("cross_entropy", 3, IDS[..., None].repeat(2, -1), "needs logits .* and integer labels"),
-        (lambda y, p: tf.reduce_mean((y - p) ** 2), 1, Y, "gives one number for all examples of all tasks"),
+        (lambda y, p: tf.reduce_mean((y - p) ** 2), 1, Y, "gives one number for all examples"),
         (["mse", "mse"], 1, Y, "2 losses for 1 outputs"),
     ],
     ids=["ids", "shape", "labels", "number", "losses"],

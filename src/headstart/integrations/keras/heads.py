@@ -245,6 +245,7 @@ def _solve(features: Any, targets: Any, mask: Any, penalty: Any, centred: bool) 
     kept = features.dtype
     features, targets, penalty = (tf.cast(v, tf.float64) for v in (features, targets, penalty))
     here = tf.ones_like(features[..., :1]) if mask is None else tf.cast(mask, tf.float64)[..., None]
+    features, targets = features * here, targets * here
     count = tf.maximum(tf.reduce_sum(here, 1, keepdims=True), 1)
     middle, level = (tf.reduce_sum(v, 1, keepdims=True) / count for v in (features, targets))
     if centred:
