@@ -21,8 +21,9 @@ test-keras: $(KERAS)/ready
 		$(KERAS)/bin/pytest tests/integrations/keras -n auto --dist worksteal --durations=25
 
 ## headstart beside its peers, which get an environment of their own (under 30 minutes on 2 quiet cores).
-bench: $(READY)
+bench: $(READY) $(KERAS)/ready
 	$(BIN)/python -m benchmarks all --out benchmarks/results
+	$(KERAS)/bin/python -m benchmarks keras --without-peers --out benchmarks/results
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -29,6 +29,7 @@ def _model(case: Case) -> Any:
     from headstart.integrations.keras.weights import to_keras
 
     keras.config.set_floatx(case.dtype)
+    keras.config.set_dtype_policy(case.dtype)  # which holds what floats were when it was first asked for
     if case.model == "mlp":
         shape = (case.size, case.size, case.channels) if case.ways else 1
         made = models.mlp(shape, case.ways or 1, hidden=case.hidden)
