@@ -563,7 +563,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="T")
     given = parser.parse_args()
     tf.get_logger().disabled = True
-    rows = []
+    headings = ("layers", f"Keras as it is, T = {given.steps}", "headstart")
+    print(*table(headings, []), sep="\n")
     for name in given.names or CASES:
         told = []
         for mode in (as_it_is, nullcontext):
@@ -571,10 +572,9 @@ def main() -> None:
             try:
                 with mode():
                     told.append(f"{look(case, episodes, given.steps, taskmap='loop')[0]:.0e}")
-            except DifferentiationError:
+            except (DifferentiationError, LookupError):
                 told.append("no second derivative")
-        rows.append((name, *told))
-    print("\n".join(table(("layers", f"Keras as it is, T = {given.steps}", "headstart"), rows)))
+        print(table(headings, [(name, *told)])[-1], flush=True)
 
 
 if __name__ == "__main__":

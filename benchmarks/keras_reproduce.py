@@ -1,8 +1,8 @@
 """MAML on Keras models beside PyTorch: the same first weights, training tasks, settings and test tasks.
 
 Sine curves: one inner step of 0.01 from 10 points, 25 tasks an outer step, Adam of rate 0.001. Omniglot, 5-way 1-shot:
-conv4 with 32 filters and strides, one inner step of 0.4, 8 tasks an outer step, Adam of rate 0.003 by a cosine. Settings
-are those of docs/results.md; weights are judged as they are after the last step.
+conv4 with 32 filters and strides, one inner step of 0.4, 8 tasks an outer step, Adam of rate 0.003 by a cosine.
+Settings are those of docs/results.md; weights are judged as they are after the last step.
 
     python -m benchmarks.keras_reproduce sine --library keras --seeds 3
     python -m benchmarks.keras_reproduce omniglot --library torch --data DIR --steps 10000
