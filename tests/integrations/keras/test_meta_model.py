@@ -142,6 +142,21 @@ def test_a_family_of_images_is_turned_channels_last():
     assert model.evaluate(arrays, batch_size=2, verbose=0) == pytest.approx(found)
 
 
+def test_the_first_step_is_on_the_first_tasks():
+    """Asking the step count for the first tasks, and counting that step, have no order of their own."""
+    tasks, drawn = sinusoid(shots=5, queries=5), []
+
+    def sample(split, numbers):
+        drawn.append([*numbers])
+        return tasks.sample(split, numbers)
+
+    model = meta(mlp(), taskmap="vectorized", optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
+    for start in (0, 6):
+        drawn.clear()
+        model.fit(tasks._replace(sample=sample), batch_size=3, steps_per_epoch=2, verbose=0)
+        assert drawn[1:3] == [[start, start + 1, start + 2], [start + 3, start + 4, start + 5]]
+
+
 @pytest.fixture(scope="module")
 def visits(tmp_path_factory):
     """A table of 12 patients, of whom each has been there more or less often."""
@@ -266,6 +281,54 @@ def test_losses_are_said_as_keras_says_them():
     assert found == pytest.approx([found[0]] * 4)
     model.compile("sgd", loss="mean_absolute_error")
     assert abs(model.evaluate(LINES, verbose=0) - found[0]) > 1e-3
+
+
+@pytest.mark.parametrize("loss", ["hinge", "binary_crossentropy", lambda y, p: tf.reduce_mean((y - p) ** 2, -1)])
+def test_targets_without_a_last_axis_are_those_with_it(loss):
+    network = mlp()
+    given = (tuple((x, np.sign(y)[place]) for x, y in LINES) for place in ((..., 0), (...,)))
+    one, two = (meta(network, loss=loss, taskmap="vectorized").evaluate(episodes, verbose=0) for episodes in given)
+    assert one == pytest.approx(two)
+
+
+@pytest.mark.parametrize("method", ["maml", "prototypes"])
+def test_labels_of_any_type(method):
+    model = MetaModel(mlp(2, 3), method, taskmap="vectorized")
+    model.compile("sgd")
+    expected = model.evaluate(BLOBS, verbose=0)
+    for kind in ("uint16", "int8"):
+        assert model.evaluate(tuple((x, y.astype(kind)) for x, y in BLOBS), verbose=0) == pytest.approx(expected)
+    assert np.isfinite(model.evaluate(tuple((x, y > 0) for x, y in BLOBS), verbose=0))
+
+
+class Doubled(keras.layers.Layer):
+    """A layer that nobody registered."""
+
+    def call(self, x):
+        return 2 * x
+
+
+@pytest.mark.parametrize("between", [Doubled, lambda: keras.layers.Lambda(lambda x: tf.tanh(x) * len(LINES))])
+def test_what_a_file_could_not_hold_is_copied(between):
+    network = keras.Sequential([keras.Input((1,)), mlp(1, 2, between())])
+    network.add(keras.layers.Dense(1))
+    adapted = meta(network).adapt(LINES[0][0][0], LINES[0][1][0], steps=0)
+    np.testing.assert_allclose(adapted(LINES[1][0][0]), network(LINES[1][0][0]), rtol=1e-6)
+    assert not {id(layer) for layer in adapted._flatten_layers()} & {id(layer) for layer in network._flatten_layers()}
+
+
+def test_the_models_own_precision_counts():
+    layers = [keras.layers.Dense(4, "tanh", dtype="float64"), keras.layers.Dense(1, dtype="float64")]
+    network = keras.Sequential([keras.Input((1,), dtype="float64"), *layers])
+    model, (x, y) = meta(network), (part[0] for part in LINES[0])
+    assert np.array_equal(model(x), network(x))
+    adapted = keras.models.clone_model(network)
+    adapted.set_weights(network.get_weights())
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean((adapted(x) - y) ** 2)
+    for variable, slope in zip(adapted.trainable_variables, tape.gradient(loss, adapted.trainable_variables)):
+        variable.assign_sub(0.1 * slope)
+    np.testing.assert_allclose(model.adapt(x, y)(x), adapted(x), rtol=1e-13)
 
 
 def branching():

@@ -184,6 +184,29 @@ def test_labels_out_of_range(method):
         made.adapt(X[0], IDS[0] + 1)
 
 
+def test_labels_that_are_no_numbers():
+    made = compiled(mlp(3), "cross_entropy")
+    with pytest.raises(DataError, match=r"strings.*np.unique\(y, return_inverse=True\)"):
+        made.adapt(X[0], IDS[0].astype(str))
+    with pytest.raises(DataError, match="must be whole numbers"):
+        made.adapt(X[0], IDS[0] + 0.5)
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "let go"])
+def test_what_is_trainable_changes_by_compile(frozen):
+    network = keras.Sequential([mlp(4), keras.layers.Dense(3)])
+    network.layers[0].trainable = frozen
+    made = compiled(network, "cross_entropy")
+    network.layers[0].trainable = not frozen
+    for what in (lambda: made.fit(((X, IDS), (X, IDS)), verbose=0), lambda: made.adapt(X[0], IDS[0])):
+        with pytest.raises(UsageError, match="what is trainable has changed since compile: .*kernel; call compile"):
+            what()
+    made.compile("sgd", "cross_entropy")
+    before = network.layers[0].get_weights()[0]
+    made.fit(((X, IDS), (X, IDS)), batch_size=len(X), verbose=0)
+    assert np.array_equal(before, network.layers[0].get_weights()[0]) == frozen
+
+
 def test_what_is_adapted_to():
     made = compiled()
     for x, y, words in (

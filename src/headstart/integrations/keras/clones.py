@@ -19,8 +19,13 @@ def copied(model: Any) -> Any:
     Raises:
         UsageError: its class cannot be made again from its configuration.
     """
+    kinds = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
     try:
-        made = type(model).from_config(model.get_config())
+        # classes that nobody registered are at hand, since it is no file that is read
+        with keras.saving.custom_object_scope(
+            {n: k for n, k in kinds.items() if not k.__module__.startswith("keras.")}
+        ):
+            made = _again(model)
         if not made.built and getattr(model, "_build_shapes_dict", None):
             made.build_from_config(model.get_build_config())
         made.set_weights(model.get_weights())
@@ -30,6 +35,19 @@ def copied(model: Any) -> Any:
             "class can be made from again, and a build that makes its weights"
         ) from error
     return made
+
+
+def _again(layer: Any) -> Any:
+    """Return a layer or model of the same configuration."""
+    if type(layer) is keras.Sequential or type(layer).__name__ == "Functional":
+        return keras.models.clone_model(layer, clone_function=_again)
+    if type(layer) is not keras.layers.Lambda:
+        return type(layer).from_config(layer.get_config())
+    # its configuration holds code, which Keras refuses to read, and which has lost what it refers to
+    kept = {name: getattr(layer, name) for name in ("name", "dtype", "trainable")}
+    return keras.layers.Lambda(
+        layer.function, output_shape=layer._output_shape, mask=layer.mask, arguments=layer.arguments, **kept
+    )
 
 
 def adapted_model(function: Functional, params: Mapping[str, Any], statistics: Mapping[str, Any], x: Any) -> Any:

@@ -228,14 +228,13 @@ def members(features: Any, support: Batch, ways: int | None) -> Any:
     Raises:
         ShapeError: labels that are not integers, or not one an example.
     """
-    y: Any = support.y
+    y: Any = losses.numbers(support.y)
     if y.dtype.is_floating or y.shape.rank != 2:
         raise ShapeError(
             f"a classifier needs integer labels (tasks, examples); got y {tuple(y.shape)} of {y.dtype.name}"
         )
+    y = tf.cast(y, tf.int64) if ways is None else losses.class_ids(y, ways)
     count = tf.reduce_max(y) + 1 if ways is None else ways
-    if ways is not None:
-        y = losses.class_ids(y, ways)
     member = tf.one_hot(y, tf.cast(count, tf.int32), dtype=features.dtype)
     return member if support.mask is None else member * tf.cast(support.mask, features.dtype)[..., None]
 

@@ -81,16 +81,16 @@ def _of_one(loss: Any) -> TaskLoss:
         targets.set_shape([None, *y.shape[2:]])
         if name in OF_CLASS_IDS:
             targets = class_ids(targets, outputs.shape[-1] or tf.shape(outputs)[-1])
-        elif not targets.dtype.is_floating:
-            targets = tf.cast(targets, flat.dtype)
-        if targets.dtype.is_floating:
-            targets = tf.cast(targets, flat.dtype)
+        else:
+            # of one rank, as Keras has them: else (n,) and (n, 1) would make (n, n)
+            flat, targets = (_ranked(v, w) for v, w in ((flat, targets), (targets, flat)))
+            targets = tf.cast(numbers(targets), flat.dtype)
         if not looked:
             _check_apart(name, of_examples, targets, flat)
             looked.append(True)
         values = tf.convert_to_tensor(of_examples(targets, flat))
         values = tf.reshape(values, [tasks, examples, -1])
-        values = tf.reduce_mean(values, -1)
+        values = tf.reduce_sum(values, -1) if added else tf.reduce_mean(values, -1)
         if batch.mask is None:
             return tf.reduce_sum(values, 1) if added else tf.reduce_mean(values, 1)
         there = tf.cast(batch.mask, values.dtype)
@@ -101,8 +101,28 @@ def _of_one(loss: Any) -> TaskLoss:
     return task_loss
 
 
+def _ranked(value: Any, like: Any) -> Any:
+    """Return ``value`` with a last axis of size 1 where ``like`` has one more axis, and that is it."""
+    return value[..., None] if like.shape.rank == value.shape.rank + 1 and like.shape[-1] == 1 else value
+
+
+def numbers(labels: Any) -> Any:
+    """Return labels, unless they are strings."""
+    if labels.dtype == tf.string:
+        raise DataError(
+            "labels are strings, and losses are of numbers: number the classes of a task, as does "
+            "np.unique(y, return_inverse=True)[1]"
+        )
+    return labels
+
+
 def class_ids(labels: Any, ways: Any) -> Any:
-    """Return integer labels, of which one that is not 0 … ways − 1 stops what runs (`refusing` says so)."""
+    """Return labels as integers; one that is not among 0 … ways − 1 stops what runs (`refusing` says so)."""
+    given, labels = labels, tf.cast(numbers(labels), tf.int64)
+    if given.dtype.is_floating:
+        whole = tf.debugging.assert_equal(tf.cast(labels, given.dtype), given, f"{LABELS} must be whole numbers")
+        with tf.control_dependencies([whole]):
+            labels = tf.identity(labels)
     told = f"{LABELS} must be 0 to {ways - 1}: the model tells {ways} classes apart"
     if tf.is_tensor(ways):
         told = f"{LABELS} must be those of the support set"
@@ -131,9 +151,14 @@ def _check_apart(name: str, of_examples: Callable[[Any, Any], Any], y: Any, outp
     """Refuse a loss in which examples go into one another's: all tasks' are handed to it together."""
     with tf.init_scope():
         drawn = tf.random.stateless_uniform([4, *(n or 4 for n in outputs.shape[1:])], (0, 0), 0.1, 0.9, outputs.dtype)
-        targets = tf.zeros([4, *(n or 4 for n in y.shape[1:])], y.dtype)
+        shape = [4, *(n or 4 for n in y.shape[1:])]
+        if y.dtype.is_floating:
+            targets = tf.random.stateless_uniform(shape, (0, 1), 0.1, 0.9, y.dtype)
+        else:
+            targets = tf.zeros(shape, y.dtype)
         all_four, two = (tf.convert_to_tensor(of_examples(targets[:n], drawn[:n])) for n in (4, 2))
-        if all_four.shape.rank and np.allclose(all_four[:2], two, rtol=1e-4, equal_nan=True):
+        apart = all_four.shape.rank and all_four[:2].shape == two.shape
+        if apart and np.allclose(all_four[:2], two, rtol=1e-4, equal_nan=True):
             return
     gives = "lets examples go into one another's" if all_four.shape.rank else "gives one number for all examples"
     raise UsageError(

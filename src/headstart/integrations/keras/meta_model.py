@@ -45,7 +45,9 @@ class MetaModel(keras.Model):
     def __init__(
         self, model: Any, method: str = "maml", *, seed: int = 0, name: str | None = None, **options: Any
     ) -> None:
+        # the model says in which precision it takes inputs
         super().__init__(name=name or f"meta_{getattr(model, 'name', 'model')}")
+        self.autocast = False
         if tf.distribute.has_strategy():
             raise UsageError("a MetaModel trains on one device: make it outside of a tf.distribute strategy's scope")
         rows = keras_methods()
@@ -78,6 +80,7 @@ class MetaModel(keras.Model):
     def _take(self, learner: Learner) -> None:
         """Go by this learner from now on."""
         self._learner: Any = _Untracked(learner)
+        self._trained = frozenset(self._params())
         # recorded once for each shape of a support set, however many tasks of it are adapted to
         recorded = tf.function(lambda *given: learner.adapt(*given)[0], autograph=False)
         self._adapting: Any = _Untracked(recorded)
@@ -188,7 +191,9 @@ class MetaModel(keras.Model):
         grads = {id(variable): values[name] for part, values in pairs for name, variable in part.items()}
         # in the order in which an optimizer that is read from a file has them
         variables = self.trainable_variables
-        self.optimizer.apply([grads[id(variable)] for variable in variables], variables)
+        # not before the tasks are there: a family asks the step count which ones are next
+        with tf.control_dependencies(tf.nest.flatten(data)):
+            self.optimizer.apply([grads[id(variable)] for variable in variables], variables)
         return self._seen(gradient.info.query_loss, gradient.outputs, episodes.query)
 
     def test_step(self, data: Any) -> dict[str, Any]:
@@ -200,7 +205,8 @@ class MetaModel(keras.Model):
     def _seeded(self, episodes: Episodes) -> Episodes:
         """Return the episodes with seeds for their tasks, which go by the outer step, so that a run can go on."""
         first = tf.nest.flatten(episodes.support.y)[0]
-        step = tf.cast(self.optimizer.iterations, tf.int64)
+        # every batch counts, where gradients are accumulated over several, too
+        step = tf.cast(self.optimizer._iterations, tf.int64)
         seeds = (tf.range(tf.shape(first)[0], dtype=tf.int64) + (step + 1) * 7919) * 1_000_003 + self.seed
         seeds = tf.ensure_shape(seeds, [first.shape[0]])
         return Episodes(*(batch._replace(seed=seeds) for batch in episodes))
@@ -279,6 +285,10 @@ class MetaModel(keras.Model):
     def _require_compiled(self, what: str) -> None:
         if not self.compiled:
             raise UsageError(f"compile the model before {what}: compile(optimizer, loss=…) says what a task's loss is")
+        if changed := self._trained ^ set(self._params()):
+            raise UsageError(
+                f"what is trainable has changed since compile: {', '.join(sorted(changed))}; call compile again"
+            )
 
     def _of_whole(self, what: str, options: Mapping[str, Any]) -> None:
         self._require_compiled(what)
@@ -290,7 +300,7 @@ class MetaModel(keras.Model):
         if not isinstance(batch, int) or batch < 1:
             raise UsageError(f"batch_size is the number of tasks of a step, at least 1; got {batch!r}")
         if isinstance(x, Tasks):
-            first = (lambda: int(self.optimizer.iterations) * batch) if training else None
+            first = (lambda: int(self.optimizer._iterations) * batch) if training else None
             return of_family(x, split, _input_shape(self.model), batch, first=first)
         if is_episodes(x):
             x = of_arrays(episodes_of(x), batch, shuffle=training)
@@ -314,7 +324,7 @@ class MetaModel(keras.Model):
             y: their targets ``(n,)`` or ``(n, *targets)``.
             steps: inner steps in place of the method's own number.
         """
-        dtype = self.model.compute_dtype
+        dtype = _dtype(self.model)
 
         def one(value: Any) -> Any:
             value = np.asarray(value)
@@ -355,7 +365,7 @@ class MetaModel(keras.Model):
         """
         self._require_compiled("score")
         turned = turn(tasks, _input_shape(self.model))
-        learner = handed_over(self.learner, self._adapting.value, turned, self.model.compute_dtype)
+        learner = handed_over(self.learner, self._adapting.value, turned, _dtype(self.model))
         with refusing():
             return evaluate(learner, self.meta, tasks, episodes=episodes, split=split, steps=steps, batch=batch)
 
@@ -396,6 +406,12 @@ class _Start(keras.initializers.Initializer):
 
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
         return tf.cast(self.value, dtype)
+
+
+def _dtype(model: Any) -> str:
+    """Return in which precision a model takes numbers."""
+    taken = [one.dtype for one in getattr(model, "inputs", None) or [] if one.dtype.startswith("float")]
+    return next(iter(taken), model.compute_dtype)
 
 
 def _input_shape(model: Any) -> tuple[int | None, ...]:
