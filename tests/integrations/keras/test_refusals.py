@@ -231,3 +231,13 @@ def test_what_has_no_meaning_for_episodes():
         compiled(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])).fit(sinusoid())
     with pytest.raises(UsageError, match="tf.distribute"), tf.distribute.OneDeviceStrategy("cpu:0").scope():
         MetaModel(mlp())
+
+
+def test_outputs_marked_as_padding():
+    layers = [keras.Input((3,), dtype="int32"), keras.layers.Embedding(5, 2, mask_zero=True), keras.layers.Dense(1)]
+    model = keras.Sequential(layers, name="tags")
+    ids = np.tile(np.array([2, 1, 0], dtype="int32"), (4, 6, 1))
+    task = (ids, np.zeros((4, 6, 3, 1), dtype="float32"))
+    with pytest.raises(UsageError, match="outputs of 'tags' are marked as padding.*GlobalAveragePooling1D"):
+        compiled(model).evaluate((task, task), verbose=0)
+    assert np.isfinite(compiled(model, check=False).evaluate((task, task), verbose=0))

@@ -55,6 +55,7 @@ class Functional:
     task_map: TaskMap
     training: bool
     check: bool
+    masked: bool
     checked: list[bool] = field(default_factory=list)
 
     @property
@@ -160,6 +161,14 @@ class Functional:
                 outputs, after, penalties = model.stateless_call(
                     trainable, constants, inputs, return_losses=True, **_training(model, training)
                 )
+            if not self.masked and any(
+                getattr(leaf, "_keras_mask", None) is not None for leaf in tf.nest.flatten(outputs)
+            ):
+                raise UsageError(
+                    f"outputs of {model.name!r} are marked as padding by the mask that it makes of its inputs "
+                    "(mask_zero=True, Masking), and losses of tasks would count them: end the model by what takes the "
+                    "mask in, such as GlobalAveragePooling1D; maml and its siblings count them where check=False"
+                )
             kept = {
                 fixed_names[id(v)]: value
                 for v, value in zip(variables, after)
@@ -239,6 +248,7 @@ def functional(
     buffers: Buffers = "batch",
     training: bool = True,
     check: bool = True,
+    masked: bool = False,
 ) -> Functional:
     """Return a Keras model as a function of all tasks' variables.
 
@@ -253,13 +263,14 @@ def functional(
         training: whether meta-training runs the model in training mode, in which dropout drops.
         check: whether to refuse layers whose second derivatives are not right; without a check, derivatives are those
             of the operations as they are.
+        masked: whether outputs may be marked as padding, which counts like any other here.
 
     Raises:
         UsageError: no Keras model, one that is not built, or that holds what cannot be meta-learned.
     """
     check_known("buffers", buffers, ("batch", "frozen", "task"))
     _refuse(model)
-    made = Functional(model, buffers, resolve(taskmap), training, check)
+    made = Functional(model, buffers, resolve(taskmap), training, check, masked)
     if len(_seeds(model)) > _GENERATORS:
         raise UsageError(f"the model has more than {_GENERATORS} random layers")
     names_of(model, model.trainable_variables)  # refuses names that clash

@@ -68,9 +68,9 @@ def maml(
     check_known("adjoint", adjoint, get_args(AdjointName))
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise UsageError(f"steps is a whole number from 0 up, got {steps!r}")
-    function = functional(
-        model, taskmap=taskmap, buffers=buffers, training=training, check=check and adjoint != "first_order"
-    )
+    looked = check and adjoint != "first_order"
+    how: dict[str, Any] = {"taskmap": taskmap, "buffers": buffers, "training": training}
+    function = functional(model, **how, check=looked, masked=not check)
     inner_rule = rules.scale(rate) if rule is None else rule
     leaves = function.leaves
     moving = inner_rule.moves(leaves)
