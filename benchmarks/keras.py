@@ -145,17 +145,19 @@ def _first(plan: Plan, stable: Stable, given: Race, name: str, result: Result) -
 
 
 def _memory(plan: Plan, stable: Stable, case: Case, result: Result) -> None:
-    """Add the memory that a step has at the most above what the process holds before it, once the graph is made."""
+    """Add the memory that the process has at the most above what it holds before the graph of a step is made.
+
+    TensorFlow keeps what it frees, so a later step shows nothing.
+    """
     for name in (OURS, CHECKPOINTED):
         target, variables = stable.contenders[name].target, {**ENVIRONMENT, **_VARIABLES}
         try:
             with Worker(target, python=plan.python, threads=1, variables=variables) as worker:
                 worker.ask({"do": "prepare", "case": case._asdict()}, _PATIENCE)
-                worker.ask({"do": "run", "steps": 1}, _PATIENCE)
                 if not worker.ask({"do": "forget peak"})["done"]:
                     raise PeerError("this system cannot start the peak of a process's memory anew")
                 before = worker.ask({"do": "memory"})["now"]
-                worker.ask({"do": "run", "steps": 1}, _PATIENCE)
+                worker.ask({"do": "run", "steps": 2}, _PATIENCE)
                 most = worker.ask({"do": "memory"})["peak"]
         except PeerError as error:
             result.failed[f"{name}: {of_memory(case)}"] = str(error)
