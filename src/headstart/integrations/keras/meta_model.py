@@ -128,7 +128,7 @@ class MetaModel(keras.Model):
                 several outputs.
             loss_weights: of several losses.
             metrics: of the query sets: functions, and Keras's metrics that are means over examples.
-            run_eagerly: run steps outside of ``tf.function``: about 200 times as slow, to look into them.
+            run_eagerly: run steps outside of ``tf.function``, to look into them: far slower.
             steps_per_execution: outer steps of a call.
             jit_compile: whether XLA compiles a step: a first call takes seconds more.
             options: others of Keras's ``compile``.
