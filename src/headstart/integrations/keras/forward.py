@@ -17,8 +17,9 @@ from torch.nn import Module
 from headstart.core.parameters import Leaf
 from headstart.errors import DifferentiationError, ShapeError, UsageError, check_known
 from headstart.integrations.keras.backend import keras, tf
+from headstart.integrations.keras.batch_norm import batch_norm, is_plain
 from headstart.integrations.keras.exact import REPLACING, check_layers, exact
-from headstart.integrations.keras.task_map import TaskMap, TaskMapName, resolve
+from headstart.integrations.keras.task_map import TaskMap, TaskMapName, at_once, resolve
 
 Buffers: TypeAlias = Literal["batch", "frozen", "task"]
 Phase: TypeAlias = Literal["support", "query", "statistics"]
@@ -194,6 +195,8 @@ class Functional:
         kind, original = keras.layers.BatchNormalization, keras.layers.BatchNormalization.call
 
         def call(layer: Any, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+            if by_batch and self.buffers == "batch" and not at_once() and mask is None and is_plain(layer, inputs):
+                return batch_norm(inputs, layer.gamma, layer.beta, layer.epsilon)
             if phase != "statistics":
                 return original(layer, inputs, training=by_batch, mask=mask)
             with patch.object(layer, "momentum", 0.0):

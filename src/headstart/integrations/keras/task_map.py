@@ -1,6 +1,7 @@
 """How B tasks go through a model: at once, one by one, or one by one in a loop of the graph."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Literal, TypeAlias, get_args
 from unittest.mock import patch
 
@@ -16,9 +17,17 @@ TaskMap: TypeAlias = Callable[[OneTask, Any], Any]
 #: More tasks than that one after another make a graph that takes long to build.
 UNROLLED = 8
 
+_AT_ONCE = ContextVar("at_once", default=False)
+
+
+def at_once() -> bool:
+    """Return whether a task is run for all of them at once, where custom gradients have no part in it."""
+    return _AT_ONCE.get()
+
 
 def vectorized(of_one: OneTask, elements: Any) -> Any:
     """Run all tasks at once: every operation is replaced by one that takes the task axis along."""
+    before = _AT_ONCE.set(True)
     try:
         return tf.vectorized_map(of_one, elements, fallback_to_while_loop=False)
     except (ValueError, NotImplementedError) as error:
@@ -26,6 +35,8 @@ def vectorized(of_one: OneTask, elements: Any) -> Any:
         raise DifferentiationError(
             f"an operation of the model cannot be run for all tasks at once: {told}; take taskmap='auto' or 'loop'"
         ) from error
+    finally:
+        _AT_ONCE.reset(before)
 
 
 def loop(of_one: OneTask, elements: Any) -> Any:
@@ -38,7 +49,9 @@ def loop(of_one: OneTask, elements: Any) -> Any:
         )
     # recorded once for all tasks, so that its derivatives are, too
     recorded = tf.function(of_one, autograph=False)
-    results = [recorded(tf.nest.map_structure(lambda leaf, t=task: leaf[t], elements)) for task in range(tasks)]
+    # its derivative is one stack, where those of slices are as many sums of all tasks' size
+    apart = [tf.unstack(leaf) for leaf in tf.nest.flatten(elements)]
+    results = [recorded(tf.nest.pack_sequence_as(elements, leaves)) for leaves in zip(*apart)]
     return tf.nest.map_structure(lambda *leaves: tf.stack(leaves), *results)
 
 
