@@ -184,6 +184,15 @@ def test_a_score_is_that_of_the_evaluation_of_pytorch(visits):
         assert score.mean == pytest.approx(loss * tasks.unit**2, rel=1e-4)
 
 
+def test_a_last_batch_may_be_short():
+    """8 tasks are 3 and 3 and 2; and one by one, no step takes another number of them than the shapes say."""
+    network = mlp()
+    expected = meta(network, taskmap="vectorized").evaluate(LINES, batch_size=1, verbose=0)
+    for taskmap in ("vectorized", "loop", "while"):
+        model = meta(network, taskmap=taskmap)
+        assert model.evaluate(LINES, batch_size=3, verbose=0) == pytest.approx(expected, rel=1e-5)
+
+
 def test_datasets_and_arrays_are_the_same():
     model = meta(mlp(), taskmap="vectorized")
     dataset = tf.data.Dataset.from_tensor_slices(LINES).batch(4)

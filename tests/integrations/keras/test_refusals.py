@@ -207,6 +207,30 @@ def test_what_is_trainable_changes_by_compile(frozen):
     assert np.array_equal(before, network.layers[0].get_weights()[0]) == frozen
 
 
+class Shapeless(keras.Model):
+    """A model that says nothing of its inputs, so that Keras finds out what does not fit when it is run."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+
+    def build(self, shape):
+        self.dense.build((None, 2))
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@pytest.mark.parametrize("taskmap", ["auto", "vectorized", "loop", "while"])
+def test_what_keras_refuses_is_told_in_its_own_words(taskmap):
+    model = Shapeless()
+    model.build((None, 2))
+    made = compiled(model, taskmap=taskmap, check=False)
+    with pytest.raises(ValueError, match="incompatible with the layer") as caught:
+        made.evaluate(((X[..., :1], Y), (X, Y)), verbose=0)
+    assert "all tasks at once" not in str(caught.value)
+
+
 def test_what_is_adapted_to():
     made = compiled()
     for x, y, words in (

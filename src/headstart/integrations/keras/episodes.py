@@ -111,7 +111,9 @@ def of_arrays(episodes: Episodes, batch: int, *, shuffle: bool) -> Any:
     made, count = tf.data.Dataset.from_tensor_slices(parts), counts.pop()
     if shuffle:
         made = made.shuffle(min(count, 10_000), seed=0)
-    return made.batch(min(batch, count), drop_remainder=shuffle).prefetch(2)
+    batch = min(batch, count)
+    # where no batch is short, the shapes say so
+    return made.batch(batch, drop_remainder=shuffle or count % batch == 0).prefetch(2)
 
 
 def _arrays(value: Any) -> Any:

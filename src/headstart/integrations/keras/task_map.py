@@ -5,7 +5,7 @@ from contextvars import ContextVar
 from typing import Any, Literal, TypeAlias, get_args
 from unittest.mock import patch
 
-from headstart.errors import DifferentiationError, UsageError, check_known
+from headstart.errors import DifferentiationError, check_known
 from headstart.integrations.keras.backend import tf
 
 TaskMapName: TypeAlias = Literal["auto", "vectorized", "loop", "while"]
@@ -31,22 +31,30 @@ def vectorized(of_one: OneTask, elements: Any) -> Any:
     try:
         return tf.vectorized_map(of_one, elements, fallback_to_while_loop=False)
     except (ValueError, NotImplementedError) as error:
-        told = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
-        raise DifferentiationError(
-            f"an operation of the model cannot be run for all tasks at once: {told}; take taskmap='auto' or 'loop'"
-        ) from error
+        failed = error
     finally:
         _AT_ONCE.reset(before)
+    _results_of_one(of_one, elements)  # what cannot be run for one task either says so in its own words
+    told = next((line.strip() for line in reversed(str(failed).splitlines()) if line.strip()), "")
+    raise DifferentiationError(
+        f"an operation of the model cannot be run for all tasks at once: {told}; take taskmap='auto' or 'loop'"
+    ) from failed
+
+
+def _results_of_one(of_one: OneTask, elements: Any) -> Any:
+    """Return what is made of one task, recorded for tensors of its shapes."""
+    one = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), elements)
+    return tf.function(of_one, autograph=False).get_concrete_function(one).structured_outputs
 
 
 def loop(of_one: OneTask, elements: Any) -> Any:
-    """Run the tasks one by one: the oracle of `vectorized`, and the faster one where a task keeps the machine busy."""
+    """Run the tasks one by one: the oracle of `vectorized`, and the faster one where a task keeps the machine busy.
+
+    Where the shapes do not say how many there are (a last batch may be short), that is a loop of the graph.
+    """
     tasks = tf.nest.flatten(elements)[0].shape[0]
     if tasks is None:
-        raise UsageError(
-            "taskmap='loop' needs the number of tasks of a step in the shapes: batch episodes with drop_remainder=True,"
-            " or take taskmap='while'"
-        )
+        return in_graph(of_one, elements)
     # recorded once for all tasks, so that its derivatives are, too
     recorded = tf.function(of_one, autograph=False)
     # its derivative is one stack, where those of slices are as many sums of all tasks' size
@@ -57,8 +65,7 @@ def loop(of_one: OneTask, elements: Any) -> Any:
 
 def in_graph(of_one: OneTask, elements: Any) -> Any:
     """Run the tasks one by one in a loop of the graph, whose size does not depend on how many there are."""
-    one = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape[1:], leaf.dtype), elements)
-    made = tf.function(of_one, autograph=False).get_concrete_function(one).structured_outputs
+    made = _results_of_one(of_one, elements)
     signature = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), made)
     return tf.map_fn(of_one, elements, fn_output_signature=signature)
 
