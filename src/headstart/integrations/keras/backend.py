@@ -22,6 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 try:
     import keras as keras
     import tensorflow as tf
+    from keras.src.utils.rng_utils import get_random_seed
 except ImportError as error:
     raise UsageError(
         f"this needs Keras 3.15 and TensorFlow 2.21, or newer ({error}); pip install headstart[keras]"
@@ -29,4 +30,4 @@ except ImportError as error:
 
 _refuse_other(keras.backend.backend())
 
-__all__ = ["keras", "tf"]
+__all__ = ["get_random_seed", "keras", "tf"]

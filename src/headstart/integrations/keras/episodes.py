@@ -1,7 +1,7 @@
 """From families of tasks, arrays and datasets to batches of episodes for TensorFlow."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -94,8 +94,37 @@ def turn(tasks: Tasks, shape: tuple[int | None, ...]) -> Callable[[Any], Any]:
     return lambda x: x
 
 
-def of_arrays(episodes: Episodes, batch: int, *, shuffle: bool) -> Any:
+class Order(NamedTuple):
+    """In which order tasks in arrays are trained on: by the outer steps, so that a restored run goes on as it was."""
+
+    seed: int
+    """Of what is drawn."""
+    step: Callable[[], int]
+    """The outer step that comes next, asked at the beginning of each epoch."""
+    first: int
+    """The outer step at which the first pass over all tasks begins."""
+    shuffle: bool
+    """Whether each pass has an order of its own, and leaves out the tasks of a short last batch."""
+
+    def rows(self, count: int, batch: int) -> Iterator[Any]:
+        """Yield which of ``count`` tasks are each step's, for as many steps as a pass has."""
+        steps = count // batch if self.shuffle else -(-count // batch)
+        now = self.step()
+        first = min(self.first, now)
+        for place in range(now - first, now - first + steps):
+            begun = first + place // steps * steps
+            drawn = np.random.default_rng((self.seed % 2**63, begun)).permutation(count) if self.shuffle else None
+            here = slice(place % steps * batch, (place % steps + 1) * batch)
+            yield np.arange(count)[here] if drawn is None else drawn[here]
+
+
+def of_arrays(episodes: Episodes, batch: int, *, order: Order | None = None) -> Any:
     """Return a dataset of episodes in arrays whose first axis is the task.
+
+    Args:
+        episodes: the arrays.
+        batch: B.
+        order: that of training; otherwise each task comes once, as they stand.
 
     Raises:
         ShapeError: they are not of as many tasks.
@@ -108,12 +137,21 @@ def of_arrays(episodes: Episodes, batch: int, *, shuffle: bool) -> Any:
     counts = {len(leaf) for leaf in tf.nest.flatten(parts)}
     if len(counts) != 1:
         raise ShapeError(f"all arrays of episodes begin with the task axis; they have {sorted(counts)} tasks")
-    made, count = tf.data.Dataset.from_tensor_slices(parts), counts.pop()
-    if shuffle:
-        made = made.shuffle(min(count, 10_000), seed=0)
+    count = counts.pop()
     batch = min(batch, count)
-    # where no batch is short, the shapes say so
-    return made.batch(batch, drop_remainder=shuffle or count % batch == 0).prefetch(2)
+    short = count % batch > 0
+    if order is None:
+        return tf.data.Dataset.from_tensor_slices(parts).batch(batch, drop_remainder=not short).prefetch(2)
+    rows = tf.TensorSpec([None if short and not order.shuffle else batch], tf.int64)
+    made = tf.data.Dataset.from_generator(lambda: order.rows(count, batch), output_signature=rows)
+    steps = count // batch + (short and not order.shuffle)
+    whole = tf.nest.map_structure(tf.convert_to_tensor, parts)
+
+    @tf.autograph.experimental.do_not_convert
+    def taken(rows: Any) -> Any:
+        return tf.nest.map_structure(lambda leaf: tf.gather(leaf, rows), whole)
+
+    return made.map(taken).apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2)
 
 
 def _arrays(value: Any) -> Any:

@@ -9,8 +9,8 @@ import numpy as np
 from headstart.core.rules import Rule
 from headstart.errors import DataError, ShapeError, UsageError, check_known
 from headstart.integrations.keras import rules
-from headstart.integrations.keras.backend import keras, tf
-from headstart.integrations.keras.episodes import episodes_of, is_episodes, of_arrays, of_family, turn
+from headstart.integrations.keras.backend import get_random_seed, keras, tf
+from headstart.integrations.keras.episodes import Order, episodes_of, is_episodes, of_arrays, of_family, turn
 from headstart.integrations.keras.evaluation import handed_over
 from headstart.integrations.keras.forward import dense, names_of
 from headstart.integrations.keras.learner import Learner, judged
@@ -31,7 +31,8 @@ class MetaModel(keras.Model):
         model: a built ``keras.Model``. `fit` changes its weights; nothing else does.
         method: ``"maml"``, ``"fomaml"``, ``"anil"``, ``"boil"``, ``"meta_sgd"``, ``"reptile"``, ``"prototypes"`` or
             ``"ridge"`` (``headstart list methods`` says which exist for Keras).
-        seed: of what is random: where rates start that are drawn, and dropout.
+        seed: of what is random: where rates start that are drawn, dropout, and the order of tasks in arrays; by default
+            what ``keras.utils.set_random_seed`` was last told, or 0.
         options: those of the method, such as ``steps`` and ``rate``; see `headstart.integrations.keras.maml`.
 
     ::
@@ -43,7 +44,7 @@ class MetaModel(keras.Model):
     """
 
     def __init__(
-        self, model: Any, method: str = "maml", *, seed: int = 0, name: str | None = None, **options: Any
+        self, model: Any, method: str = "maml", *, seed: int | None = None, name: str | None = None, **options: Any
     ) -> None:
         # the model says in which precision it takes inputs
         super().__init__(name=name or f"meta_{getattr(model, 'name', 'model')}")
@@ -52,7 +53,7 @@ class MetaModel(keras.Model):
             raise UsageError("a MetaModel trains on one device: make it outside of a tf.distribute strategy's scope")
         rows = keras_methods()
         check_known("method of Keras models", method, rows)
-        self.method, self.seed = method, seed
+        self.method, self.seed = method, (get_random_seed() or 0) if seed is None else seed
         self._factory: Any = _Untracked(load_target(method, rows[method].keras))
         known = self._known()
         for option in options:
@@ -62,7 +63,7 @@ class MetaModel(keras.Model):
         self._options: Any = _Untracked(options)
         learner = self._factory.value(model, **options)
         self.model = model
-        meta = learner.init(seed)
+        meta = learner.init(self.seed)
         self._structure = {
             key: self.add_weight(
                 shape=value.shape, dtype=value.dtype.name, name=key.replace("/", "."), initializer=_Start(value)
@@ -230,10 +231,12 @@ class MetaModel(keras.Model):
         Args:
             x: a family of tasks (`headstart.types.Tasks`), whose training tasks begin where the optimizer's step count
                 says, so that a restored run goes on as if it had not stopped; arrays ``((x, y), (x, y))`` of support
-                and query sets, whose first axis is the task; or a ``tf.data.Dataset`` of batches of such.
+                and query sets, whose first axis is the task, and whose order goes by the seed and the step count, too;
+                or a ``tf.data.Dataset`` of batches of such.
             batch_size: tasks of an outer step, of a family or arrays; by default 4.
             options: those of Keras's ``fit``; ``validation_data`` is of the same kinds: of a family, its validation
-                tasks, ``validation_steps`` batches of them.
+                tasks, ``validation_steps`` batches of them. ``shuffle=False`` takes the tasks of arrays as they stand;
+                otherwise each epoch has another order, and what would be a short last batch waits for the next one.
 
         Returns:
             Keras's history.
@@ -256,10 +259,12 @@ class MetaModel(keras.Model):
         if validation is not None:
             own = options.pop("validation_batch_size", None) or size
             options["validation_data"] = self._dataset(validation, "validation", own)
-        x = self._dataset(x, "train", size, training=True)
+        order = Order(self.seed, self._step, self._step(), bool(options.get("shuffle", True)))
+        # arrays are shuffled here, and Keras would warn that it leaves datasets as they are
+        options["shuffle"] = bool(options.get("shuffle")) and not is_episodes(x)
+        x = self._dataset(x, "train", size, order=order)
         with refusing():
-            # what is to be shuffled is, and Keras would warn that it leaves datasets as they are
-            return super().fit(x, **{"shuffle": False, **options})
+            return super().fit(x, **options)
 
     def evaluate(
         self, x: Any = None, *args: Any, batch_size: int | None = None, split: str = "test", **options: Any
@@ -296,14 +301,18 @@ class MetaModel(keras.Model):
             if options.get(name) is not None:
                 raise UsageError(f"{name} has no meaning for episodes, which hold their own targets; leave it out")
 
-    def _dataset(self, x: Any, split: str, batch: int, *, training: bool = False) -> Any:
+    def _step(self) -> int:
+        """Return the number of the outer step that comes next; every batch counts, where gradients are accumulated."""
+        return int(self.optimizer._iterations)
+
+    def _dataset(self, x: Any, split: str, batch: int, *, order: Order | None = None) -> Any:
         if not isinstance(batch, int) or batch < 1:
             raise UsageError(f"batch_size is the number of tasks of a step, at least 1; got {batch!r}")
         if isinstance(x, Tasks):
-            first = (lambda: int(self.optimizer._iterations) * batch) if training else None
+            first = None if order is None else lambda: order.step() * batch
             return of_family(x, split, _input_shape(self.model), batch, first=first)
         if is_episodes(x):
-            x = of_arrays(episodes_of(x), batch, shuffle=training)
+            x = of_arrays(episodes_of(x), batch, order=order)
         if not isinstance(x, tf.data.Dataset):
             raise UsageError(
                 "expected a family of tasks, arrays ((x, y), (x, y)) of support and query sets, or a tf.data.Dataset "
