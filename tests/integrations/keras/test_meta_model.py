@@ -300,6 +300,20 @@ def test_targets_without_a_last_axis_are_those_with_it(loss):
     assert one == pytest.approx(two)
 
 
+@pytest.mark.parametrize(
+    ("loss", "metric", "episodes"), [("mse", "mae", LINES), ("cross_entropy", "accuracy", BLOBS)], ids=["mse", "ids"]
+)
+def test_one_model_takes_targets_with_and_without_a_last_axis(loss, metric, episodes):
+    given = [tuple((x, y.reshape(*y.shape[:2], *last)) for x, y in episodes) for last in ((), (1,))]
+    network = mlp(episodes[0][0].shape[-1], 1 if loss == "mse" else 3)
+    model = meta(network, loss=loss, metrics=[metric], optimizer=keras.optimizers.SGD(0.0), taskmap="vectorized")
+    found = [model.evaluate(one, verbose=0) for one in given]
+    kept = [model.fit(one, verbose=0, validation_data=given[1], shuffle=False).history for one in given]
+    assert found[1] == pytest.approx(found[0])
+    assert [[one["loss"][0], one[metric][0]] for one in kept] == [pytest.approx(found[0])] * 2
+    assert [[one["val_loss"][0], one[f"val_{metric}"][0]] for one in kept] == [pytest.approx(found[0])] * 2
+
+
 @pytest.mark.parametrize("method", ["maml", "prototypes"])
 def test_labels_of_any_type(method):
     model = MetaModel(mlp(2, 3), method, taskmap="vectorized")

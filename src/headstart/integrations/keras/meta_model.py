@@ -85,6 +85,7 @@ class MetaModel(keras.Model):
         # recorded once for each shape of a support set, however many tasks of it are adapted to
         recorded = tf.function(lambda *given: learner.adapt(*given)[0], autograph=False)
         self._adapting: Any = _Untracked(recorded)
+        self._ranks: Any = _Untracked({})
 
     @property
     def learner(self) -> Learner:
@@ -263,6 +264,7 @@ class MetaModel(keras.Model):
         # arrays are shuffled here, and Keras would warn that it leaves datasets as they are
         options["shuffle"] = bool(options.get("shuffle")) and not is_episodes(x)
         x = self._dataset(x, "train", size, order=order)
+        self._record_for(x, "train_function")
         with refusing():
             return super().fit(x, **options)
 
@@ -284,6 +286,7 @@ class MetaModel(keras.Model):
             raise UsageError(f"{x.name} has tasks without end: say how many batches are judged on, steps=")
         if "_use_cached_eval_dataset" not in options:
             x = self._dataset(x, split, 4 if batch_size is None else batch_size)
+        self._record_for(x, "test_function")
         with refusing():
             return super().evaluate(x, **options)
 
@@ -321,6 +324,13 @@ class MetaModel(keras.Model):
         for name, part in zip(Episodes._fields, episodes_of(x.element_spec)):
             _check_set(name, part, self.model)
         return x
+
+    def _record_for(self, x: Any, function: str) -> None:
+        """Let Keras record a step anew for arrays of other ranks: it would take one of no known rank for both."""
+        ranks = tf.nest.map_structure(lambda leaf: leaf.shape.rank, x.element_spec)
+        if self._ranks.value.setdefault(function, ranks) != ranks:
+            setattr(self, function, None)
+            self._ranks.value[function] = ranks
 
     def adapt(self, x: Any, y: Any, *, steps: int | None = None) -> Any:
         """Learn a new task from a few examples, and return an ordinary ``keras.Model`` of it.
