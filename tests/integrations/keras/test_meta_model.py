@@ -1,6 +1,7 @@
 """A meta-model is compiled, fitted, evaluated, adapted and kept as other Keras models are."""
 
 import json
+import warnings
 import zipfile
 
 import pytest
@@ -198,6 +199,17 @@ def test_datasets_and_arrays_are_the_same():
     dataset = tf.data.Dataset.from_tensor_slices(LINES).batch(4)
     assert model.evaluate(dataset, verbose=0) == pytest.approx(model.evaluate(LINES, verbose=0))
     assert np.isfinite(model.fit(dataset, verbose=0).history["loss"][0])
+
+
+def test_a_dataset_that_does_not_say_when_it_ends_is_judged_by_what_it_has():
+    """The step that finds nothing more must not count."""
+    like = tf.data.Dataset.from_tensor_slices(LINES).batch(4, drop_remainder=True)
+    endless = tf.data.Dataset.from_generator(lambda: iter(like), output_signature=like.element_spec)
+    model = meta(mlp(), optimizer=keras.optimizers.SGD(0.0), metrics=["mae"], taskmap="vectorized")
+    for judged in (lambda x: model.evaluate(x, verbose=0), lambda x: [*model.fit(x, verbose=0).history.values()]):
+        expected = judged(like)
+        with warnings.catch_warnings(action="ignore"):  # Keras says that it ran out of data
+            assert judged(endless) == [pytest.approx(value) for value in expected]
 
 
 def test_kerass_own_callbacks(tmp_path, capsys):

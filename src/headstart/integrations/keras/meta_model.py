@@ -215,7 +215,6 @@ class MetaModel(keras.Model):
 
     def _seen(self, losses: Any, outputs: Any, query: Batch) -> dict[str, Any]:
         """Update the metrics, over all query examples that are there, and return them."""
-        self._loss_tracker.update_state(tf.reduce_mean(losses), sample_weight=tf.shape(losses)[0])
 
         def flat(value: Any) -> Any:
             value = tf.convert_to_tensor(value)
@@ -224,7 +223,10 @@ class MetaModel(keras.Model):
             return made if query.mask is None else tf.boolean_mask(made, tf.reshape(query.mask, [-1]))
 
         y, predictions = (tf.nest.map_structure(flat, part) for part in (query.y, outputs))
-        return self.compute_metrics(None, y, predictions)
+        # a step that finds no more data must not count, as how many there are, which the shapes say, would
+        with tf.control_dependencies([losses]):
+            self._loss_tracker.update_state(tf.reduce_mean(losses), sample_weight=tf.shape(losses)[0])
+            return self.compute_metrics(None, y, predictions)
 
     def fit(self, x: Any = None, *args: Any, batch_size: int | None = None, **options: Any) -> Any:
         """Meta-train.
