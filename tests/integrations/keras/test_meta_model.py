@@ -254,6 +254,20 @@ def test_however_it_is_run_it_learns_the_same():
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_xla_takes_sequences_whose_length_the_shapes_do_not_say():
+    """Labels are looked at before a step, of as many outputs as there are."""
+    x, y = RANDOM.normal(size=(2, 3, 5, 2)), RANDOM.integers(0, 3, (2, 3, 5))
+    free = (tf.TensorSpec((2, 3, None, 2)), tf.TensorSpec((2, 3, None), tf.int64))
+    given = tf.data.Dataset.from_generator(lambda: iter([((x, y),) * 2]), output_signature=(free, free))
+    network, found = keras.Sequential([keras.Input((None, 2)), keras.layers.Dense(3)]), []
+    for jit_compile in (False, True):
+        model = meta(
+            network, loss="cross_entropy", steps=0, taskmap="vectorized", compiled={"jit_compile": jit_compile}
+        )
+        found.append(model.evaluate(given, steps=1, verbose=0))
+    assert found[1] == pytest.approx(found[0])
+
+
 def test_an_outer_step_is_the_optimizers_by_the_meta_gradient():
     model = meta(mlp(), method="meta_sgd", optimizer=keras.optimizers.SGD(0.5), taskmap="vectorized")
     rows = tuple((x[:4].astype("float32"), y[:4].astype("float32")) for x, y in LINES)

@@ -170,11 +170,11 @@ def test_targets_that_do_not_fit(loss, outputs, y, words):
         compiled(mlp(outputs), loss).evaluate(((X, y), (X, y)), verbose=0)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("method", ["maml", "prototypes"])
-def test_labels_out_of_range(method):
-    options = {"ways": 3, "steps": None} if method == "prototypes" else {}
-    made = MetaModel(mlp(3), method, **{k: v for k, v in {"steps": 1, **options}.items() if v is not None})
-    made.compile("sgd")
+def test_labels_out_of_range(method, jit_compile):
+    made = MetaModel(mlp(3), method, **({"ways": 3} if method == "prototypes" else {"steps": 1}))
+    made.compile("sgd", jit_compile=jit_compile)
     told = "integer labels must be 0 to 2"
     with pytest.raises(DataError, match=told):
         made.fit(((X, IDS + 1), (X, IDS)), verbose=0)
@@ -182,6 +182,22 @@ def test_labels_out_of_range(method):
         made.evaluate(((X, IDS - 1), (X, IDS)), verbose=0)
     with pytest.raises(DataError, match=told):
         made.adapt(X[0], IDS[0] + 1)
+
+
+def test_labels_that_xla_would_not_look_at():
+    def refused(made, y, words, query=IDS):
+        made.compile("sgd", jit_compile=True)
+        with pytest.raises(DataError, match=words):
+            made.evaluate(SLICES(((X, y), (X, query))).batch(2), verbose=0)
+
+    refused(MetaModel(mlp(3), steps=0), np.where(IDS == 1, np.nan, IDS).astype("float32"), "must be whole numbers")
+    refused(MetaModel(mlp(3), "ridge"), IDS, "must be those of the support set", IDS + 1)
+    x, z = keras.Input((2,), name="x"), keras.layers.Dense(3)
+    several = keras.Model(x, {"size": keras.layers.Dense(1)(x), "kind": z(x)})
+    made = MetaModel(several, steps=0)
+    made.compile("sgd", loss={"size": "mse", "kind": "cross_entropy"}, jit_compile=True)
+    with pytest.raises(DataError, match="0 to 2"):
+        made.evaluate(((X, {"size": Y, "kind": IDS}), (X, {"size": Y, "kind": IDS + 1})), verbose=0)
 
 
 def test_labels_that_are_no_numbers():

@@ -184,6 +184,22 @@ class Functional:
         except LookupError as error:
             raise no_second(error) from error
 
+    def blank(self, x: Any) -> Any:
+        """Return zeros in the place of outputs for inputs ``(B, n, *features)``: the model is run for sizes alone."""
+        like = tf.nest.map_structure(lambda leaf: keras.KerasTensor((None, *leaf.shape[2:]), leaf.dtype.name), x)
+        outputs = self.model.compute_output_spec(like)
+        if any(None in out.shape[1:] for out in tf.nest.flatten(outputs)):
+            outputs = self.model(
+                tf.nest.map_structure(lambda leaf: tf.reshape(leaf, tf.concat([[-1], tf.shape(leaf)[2:]], 0)), x)
+            )
+        first = tf.shape(tf.nest.flatten(x)[0])[:2]
+
+        def zeros(out: Any) -> Any:
+            sizes = tf.shape(out)[1:] if tf.is_tensor(out) else [*out.shape[1:]]
+            return tf.ensure_shape(tf.zeros(tf.concat([first, sizes], 0), out.dtype), [None, None, *out.shape[1:]])
+
+        return tf.nest.map_structure(zeros, outputs)
+
     def _statistics(self) -> dict[str, Any]:
         variables = [v for layer in self.normalising() for v in (layer.moving_mean, layer.moving_variance)]
         return dict(zip(names_of(self.model, variables), variables))

@@ -12,7 +12,7 @@ from headstart.integrations.keras.forward import QUERY_DRAW, Buffers, functional
 from headstart.integrations.keras.learner import Learner, backprop, tensors
 from headstart.integrations.keras.task_map import TaskMap, TaskMapName
 from headstart.schema import extends
-from headstart.types import Adapted, Batch, Info, Meta
+from headstart.types import Adapted, Batch, Episodes, Info, Meta
 
 Distance = Literal["euclidean", "cosine"]
 RidgeLoss = Literal["cross_entropy", "mse"]
@@ -102,10 +102,17 @@ def embedding(
         kernel, bias = head.dense(adapted.meta.structure, {name: v[0] for name, v in adapted.params.items()})
         return head_model(function, adapted.meta.params, adapted.buffers, x, kernel, bias)
 
+    def look(episodes: Episodes) -> None:
+        support, query = map(tensors, episodes)
+        m = init().structure
+        dtype = next(iter(m.values())).dtype if m else tf.as_dtype(model.compute_dtype)
+        blank, asked = (tf.zeros([*_sizes(part.y), 1], dtype) for part in (support, query))
+        head.loss(head.outputs(m, head.fit(m, blank, support), asked), query)
+
     def shown(meta: Meta) -> dict[str, Any]:
         return {n.replace("log_", ""): tf.exp(v) if n.startswith("log_") else v for n, v in meta.structure.items()}
 
-    return Learner(init, adapt, predict, head.loss, backprop, to_model, shown=shown)
+    return Learner(init, adapt, predict, head.loss, backprop, to_model, look, shown=shown)
 
 
 def _sizes(value: Any) -> list[Any]:

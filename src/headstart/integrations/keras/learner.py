@@ -36,6 +36,8 @@ class Learner(NamedTuple):
     gradient: "Callable[[Learner, Meta, Episodes], Gradient]"
     to_model: Callable[[Adapted, Any], Any]
     """``(adapted to one task, its support inputs) -> an ordinary keras.Model`` of that task."""
+    look: Callable[[Episodes], None]
+    """Stop at labels that are no classes, as `adapt` and `loss` do, without running the model."""
     steps: int | None = None
     """Number of inner steps; ``None`` for a method that takes none."""
     shown: Callable[[Meta], dict[str, Any]] = lambda meta: dict(meta.structure)

@@ -325,7 +325,13 @@ class MetaModel(keras.Model):
             )
         for name, part in zip(Episodes._fields, episodes_of(x.element_spec)):
             _check_set(name, part, self.model)
-        return x
+        return x.map(self._looked_at) if self.jit_compile else x
+
+    @tf.autograph.experimental.do_not_convert
+    def _looked_at(self, *element: Any) -> Any:
+        """Look at labels before a step: XLA leaves out what would stop it."""
+        self.learner.look(episodes_of(element))
+        return element
 
     def _record_for(self, x: Any, function: str) -> None:
         """Let Keras record a step anew for arrays of other ranks: it would take one of no known rank for both."""

@@ -77,7 +77,9 @@ def maml(
     if not moving:
         raise nothing_to_move(leaves)
     made = Adaptation(function, moving, inner_rule, losses.resolve(loss, loss_weights), adjoint, steps)
-    return Learner(made.init, made.adapt, made.predict, made.task_loss, backprop, made.to_model, steps, made.shown)
+    return Learner(
+        made.init, made.adapt, made.predict, made.task_loss, backprop, made.to_model, made.look, steps, made.shown
+    )
 
 
 class Adaptation:
@@ -146,6 +148,11 @@ class Adaptation:
         weights = {**adapted.meta.params, **adapted.params}
         x = dense(x, "inputs")
         return self.model.apply(weights, adapted.buffers, x, seed=adapted.seed, draw=QUERY_DRAW, phase="query")[0]
+
+    def look(self, episodes: Episodes) -> None:
+        """Stop at labels that are no classes."""
+        for batch in map(tensors, episodes):
+            self.loss(self.model.blank(batch.x), batch)
 
     def shown(self, meta: Meta) -> dict[str, Any]:
         """Return M in the units in which it acts."""
