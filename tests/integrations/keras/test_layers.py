@@ -115,9 +115,39 @@ def test_a_loss_that_mixes_examples_is_refused(loss):
         backprop(learner, learner.init(0), episodes)
 
 
-def test_a_penalty_that_would_go_by_padding_is_refused():
-    case = Case(around((4,), K.ActivityRegularization(l2=0.1, name="mine")))
-    case, episodes = made(lambda: case)
+class Penalised(K.Layer):
+    """Adds a penalty for the examples in training, or for its weight alone."""
+
+    def __init__(self, of_weight=False, **options):
+        super().__init__(**options)
+        self.of_weight = of_weight
+
+    def build(self, shape):
+        self.factor = self.add_weight(shape=(), initializer="ones", name="factor")
+
+    def call(self, x, training=False):
+        if training or self.of_weight:  # the hinge is 0 for most examples
+            self.add_loss(0.1 * keras.ops.sum(keras.ops.relu((1.0 if self.of_weight else x) * self.factor - 0.5)))
+        return x * self.factor
+
+    def get_config(self):
+        return super().get_config() | {"of_weight": self.of_weight}
+
+
+@pytest.mark.parametrize(
+    "penalty", [lambda: K.ActivityRegularization(l2=0.1, name="mine"), lambda: Penalised(name="mine")]
+)
+def test_a_penalty_that_would_go_by_padding_is_refused(penalty):
+    case, episodes = made(lambda: Case(around((4,), penalty())))
     learner = maml(case.model, steps=1)
-    with pytest.raises(UsageError, match="mine.*activity regularizer"):
+    with pytest.raises(UsageError, match="mine.*adds a penalty"):
         backprop(learner, learner.init(0), episodes)
+    # what is adapted to is whole; what is judged on has no penalty
+    whole = episodes._replace(support=episodes.support._replace(mask=None))
+    assert np.isfinite(backprop(learner, learner.init(0), whole).info.query_loss).all()
+
+
+def test_a_penalty_for_weights_goes_by_no_padding():
+    case, episodes = made(lambda: Case(around((4,), Penalised(of_weight=True)), seeded=True))
+    error, _ = look(case, episodes, 1)
+    assert error < BOUND

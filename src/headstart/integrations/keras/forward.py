@@ -58,6 +58,7 @@ class Functional:
     check: bool
     masked: bool
     checked: list[bool] = field(default_factory=list)
+    penalties: list[str] = field(default_factory=list)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -93,11 +94,11 @@ class Functional:
             return ""
         return next((layer.path or layer.name for layer in self.normalising() if layer.trainable), "")
 
-    @property
-    def example_penalties(self) -> str:
-        """The path of a layer that adds a penalty for the examples of a batch together; empty where there is none."""
-        penalised = (x for x in self.model._flatten_layers() if x.activity_regularizer is not None)
-        return next((layer.path or layer.name for layer in penalised), "")
+    def example_penalties(self, x: Any) -> str:
+        """Return the path of a layer that adds a penalty for examples like ``x``; empty where there is none."""
+        if not self.penalties:
+            self.penalties.append(penalised(self.model, x))
+        return self.penalties[0]
 
     def normalising(self) -> list[Any]:
         """Return the batch normalisation layers."""
@@ -237,6 +238,42 @@ def _like(leaf: Any) -> Any:
         return tf.random.stateless_normal(shape, (0, 0), dtype=leaf.dtype)
     # of ids, 0 is often padding
     return tf.cast(tf.ones(shape), leaf.dtype)
+
+
+def penalised(model: Any, x: Any) -> str:
+    """Return the path of a layer that adds a penalty which is computed from inputs like ``x`` ``(B, n, *features)``."""
+    added: list[tuple[Any, Any]] = []
+
+    def add_loss(layer: Any, loss: Any) -> None:
+        added.extend((layer, value) for value in tf.nest.flatten(loss))
+
+    def run(inputs: Any, training: bool) -> Any:
+        values = ([*map(tf.convert_to_tensor, v)] for v in (model.trainable_variables, model.non_trainable_variables))
+        return model.stateless_call(*values, inputs, **_training(model, training))[0]
+
+    like = tf.nest.map_structure(lambda leaf: tf.TensorSpec([None, *leaf.shape[2:]], leaf.dtype), x)
+    for training in (True, False):
+        added.clear()
+        with REPLACING, patch.object(keras.Layer, "add_loss", add_loss):
+            graph = tf.function(run, autograph=False).get_concrete_function(like, training).graph
+        for layer, value in added:
+            if _reads(value, graph):
+                return layer.path or layer.name
+    return ""
+
+
+def _reads(value: Any, graph: Any) -> bool:
+    """Return whether a value is computed from what a graph is given, what it captures apart."""
+    given = {one.op for one in graph.inputs} - {one.op for one in graph.internal_captures}
+    left, seen = [value.op], set()
+    while left:
+        op = left.pop()
+        if op in given or op.graph is not graph:
+            return True
+        if op not in seen:
+            seen.add(op)
+            left += [one.op for one in op.inputs]
+    return False
 
 
 def _training(model: Any, training: bool) -> dict[str, bool]:

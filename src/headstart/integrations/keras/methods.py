@@ -102,17 +102,12 @@ class Adaptation:
         return Meta({name: tf.convert_to_tensor(variable) for name, variable in params.items()}, structure)
 
     def task_loss(self, outputs: Any, batch: Batch) -> Any:
-        """Return one loss a task ``(B,)``; padding is refused where it would go into statistics or penalties."""
+        """Return one loss a task ``(B,)``; padding is refused where it would go into statistics."""
         if batch.mask is not None and (where := self.model.batch_statistics):
             raise UsageError(
                 f"tasks have different numbers of examples, and the layer at {where!r} normalises by all of them, "
                 "padding included; use LayerNormalization or GroupNormalization, buffers='frozen', or as many examples "
                 "in every task"
-            )
-        if batch.mask is not None and (where := self.model.example_penalties):
-            raise UsageError(
-                f"tasks have different numbers of examples, and the layer at {where!r} has an activity regularizer, "
-                "which would go by padding, too; make it a part of the loss, or give every task as many examples"
             )
         return self.loss(outputs, batch)
 
@@ -122,6 +117,12 @@ class Adaptation:
         support = tensors(support)
         if self.adjoint != "first_order" and steps:
             model.certify(support.x)
+        if support.mask is not None and steps and (where := model.example_penalties(support.x)):
+            raise UsageError(
+                f"tasks have different numbers of examples, and the layer at {where!r} adds a penalty for them "
+                "(activity_regularizer, add_loss), which would go by padding, too; make it a part of the loss, or give "
+                "every task as many examples"
+            )
         tasks = tf.shape(tf.nest.flatten(support.y)[0])[0]
         static = tf.nest.flatten(support.y)[0].shape[0]
         own = {name: _expanded(value, tasks, static) for name, value in meta.params.items() if name in self.moving}
