@@ -200,6 +200,15 @@ def test_labels_that_xla_would_not_look_at():
         made.evaluate(((X, {"size": Y, "kind": IDS}), (X, {"size": Y, "kind": IDS + 1})), verbose=0)
 
 
+@pytest.mark.parametrize("y", [IDS.astype("float32"), Y], ids=["ids", "numbers"])
+def test_numbers_with_a_loss_of_class_ids(y):
+    made = MetaModel(mlp(3), "ridge")
+    made.compile("sgd")
+    for what in (lambda: made.evaluate(((X, y), (X, y)), verbose=0), lambda: made.adapt(X[0], y[0])):
+        with pytest.raises(UsageError, match=r"y holds numbers \(float32\).*y.astype\('int64'\).*loss='mse'"):
+            what()
+
+
 def test_labels_that_are_no_numbers():
     made = compiled(mlp(3), "cross_entropy")
     with pytest.raises(DataError, match=r"strings.*np.unique\(y, return_inverse=True\)"):

@@ -198,10 +198,16 @@ def ridge(
     """
     if not (regularisation > 0 and scale > 0):
         raise UsageError(f"ridge starts from λ and α above 0, got regularisation {regularisation} and scale {scale}")
+    of_ids = losses.is_of_class_ids(loss)
 
     def fit(m: Mapping[str, Any], features: Any, support: Batch) -> dict[str, Any]:
         y: Any = support.y
         classes = not y.dtype.is_floating
+        if of_ids and not classes:
+            raise UsageError(
+                f"y holds numbers ({y.dtype.name}), to which ridge fits a regression, and the loss is of class ids: "
+                "give labels as integers, y.astype('int64'), or take loss='mse'"
+            )
         targets = members(features, support, ways) if classes else tf.cast(y, features.dtype)
         flat = (
             targets

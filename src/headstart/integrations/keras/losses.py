@@ -39,15 +39,28 @@ def resolve(loss: Any, weights: Any = None) -> TaskLoss:
     """
     if isinstance(loss, (list, tuple, Mapping)):
         return _several(loss, weights)
+    return _of_one(_found(loss))
+
+
+def is_of_class_ids(loss: Any) -> bool:
+    """Return whether a loss, as `resolve` takes one, is of class ids and logits."""
+    return not isinstance(loss, (list, tuple, Mapping)) and _name(_found(loss)) in OF_CLASS_IDS
+
+
+def _found(loss: Any) -> Any:
     if isinstance(loss, str) and loss in NAMES:
-        return _of_one(NAMES[loss]())
+        return NAMES[loss]()
     try:
         found = keras.losses.get(loss)
     except ValueError as error:
         raise UsageError(f"{str(error).strip()}; or name one of headstart's: {', '.join(NAMES)}") from error
     if found is None:
         raise UsageError("a loss is missing: compile(optimizer, loss=…), such as loss='cross_entropy' or 'mse'")
-    return _of_one(found)
+    return found
+
+
+def _name(loss: Any) -> str:
+    return getattr(loss, "__name__", type(loss).__name__)
 
 
 def _several(losses: Any, weights: Any) -> TaskLoss:
@@ -67,7 +80,7 @@ def _several(losses: Any, weights: Any) -> TaskLoss:
 
 
 def _of_one(loss: Any) -> TaskLoss:
-    name = getattr(loss, "__name__", type(loss).__name__)
+    name = _name(loss)
     of_examples = loss.call if isinstance(loss, keras.losses.Loss) else loss
     added = getattr(loss, "reduction", None) == "sum"
     looked: list[bool] = []
