@@ -72,8 +72,8 @@ def test_the_table_tells_wrong_from_right(name):
 @pytest.mark.parametrize("name", [*ACTIVATIONS, "hard_shrink"])
 def test_activations(name):
     x = tf.constant(0.5 * np.random.default_rng(0).normal(size=(4, 6)))
-    error, _ = derivative_error(Call(None, (x,), {}, getattr(keras.activations, name)))
-    assert error < 1e-7
+    first, second, _ = derivative_error(Call(None, (x,), {}, getattr(keras.activations, name)))
+    assert max(first, second) < 1e-7
 
 
 def test_pooling_in_3d_agrees_with_what_it_is_made_of():

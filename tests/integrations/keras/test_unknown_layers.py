@@ -10,9 +10,9 @@ import tensorflow as tf
 from keras import layers as K, ops
 
 from headstart.errors import DifferentiationError, UsageError
-from headstart.integrations.keras import fomaml, maml
+from headstart.integrations.keras import backprop, fomaml, maml
 from headstart.integrations.keras.exact import check_layers
-from headstart.types import Batch
+from headstart.types import Batch, Episodes
 
 
 class Scaled(K.Layer):
@@ -58,6 +58,31 @@ class NoSecond(K.Layer):
 
     def call(self, x):
         return tf.raw_ops.Softsign(features=x)
+
+
+class Halting(K.Layer):
+    """Wrong: the derivative is right, and taken for a constant."""
+
+    def call(self, x):
+        @tf.custom_gradient
+        def sine(value):
+            return tf.sin(value), lambda slope: slope * tf.stop_gradient(tf.cos(value))
+
+        return sine(x)
+
+
+class NoFirst(K.Layer):
+    """TensorFlow has no derivative of it."""
+
+    def call(self, x):
+        return tf.cast(tf.raw_ops.ResizeArea(images=x[..., None, None], size=[3, 1])[..., 0, 0], x.dtype)
+
+
+class Single(K.Layer):
+    """Right, and for one precision alone."""
+
+    def call(self, x):
+        return tf.tanh(x) * tf.constant(2.0)
 
 
 class NoConfig(K.Layer):
@@ -184,10 +209,12 @@ RIGHT = {
 
 WRONG = {
     "a mean taken for a constant": (lambda: around(Centred(name="mine")), "mine"),
+    "a derivative that is halted": (lambda: around(Halting(name="mine")), "mine"),
     "in training mode alone": (lambda: around(CentredInTraining(name="mine")), "mine"),
     "inside a nested model": (lambda: nested(Centred(name="mine")), "inner/mine"),
     "a straight-through gradient": (lambda: around(Straight(name="mine")), "mine"),
     "no second derivative": (lambda: around(NoSecond(name="mine")), "mine"),
+    "no derivative at all": (lambda: around(NoFirst(name="mine")), "mine"),
     "Lambda": (lambda: around(K.Lambda(lambda x: x * tf.stop_gradient(x), name="mine")), "mine"),
     "an activation of one's own": (lambda: around(K.Dense(3, activation=halting_activation, name="mine")), "mine"),
     "rotated features": (lambda: rotated(K.Dense(1)), "mine"),
@@ -202,13 +229,17 @@ def test_right(name):
     check_layers(model, few(model))
 
 
+#: Those whose first derivative is right, so that first-order methods are a way on; or of whom nobody knows.
+OF_SECOND = ("no second derivative", "a derivative that is halted", "rotated features")
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_refused_by_its_path_with_ways_on(name):
     make, path = WRONG[name]
     model = make()
-    with pytest.raises(DifferentiationError, match=f"'(.*/)?{path}'.*method='fomaml'") as caught:
+    with pytest.raises(DifferentiationError, match=f"'(.*/)?{path}'.*derivative.*(take|Take|check=False)") as caught:
         check_layers(model, few(model))
-    assert "derivative" in str(caught.value)
+    assert ("method='fomaml'" in str(caught.value)) == (name in OF_SECOND)
 
 
 def support():
@@ -216,14 +247,36 @@ def support():
     return Batch(random.normal(size=(2, 4, 3)).astype("float32"), random.integers(0, 2, (2, 4)))
 
 
-def test_the_ways_on_work():
-    model = around(Centred(name="mine"))
+@pytest.mark.parametrize("layer", [Centred, Halting])
+def test_the_ways_on_work(layer):
+    model = around(layer(name="mine"))
     learner = maml(model, steps=1)
     with pytest.raises(DifferentiationError, match="mine"):
         learner.adapt(learner.init(0), support())
     for way in (maml(model, steps=1, check=False), fomaml(model, steps=1)):
         adapted, _ = way.adapt(way.init(0), support())
         assert all(np.isfinite(value).all() for value in adapted.params.values())
+
+
+@pytest.mark.parametrize("taskmap", ["vectorized", "loop"])
+def test_an_operation_that_is_not_looked_at_and_has_no_derivative(taskmap):
+    def gradient(layer, method, **options):
+        learner = method(around(layer()), steps=1, taskmap=taskmap, **options)
+        episodes = Episodes(support(), support())
+        return tf.function(lambda meta: backprop(learner, meta, episodes).meta, autograph=False)(learner.init(0))
+
+    with pytest.raises(DifferentiationError, match="no second derivative in TensorFlow.*SoftsignGrad.*'fomaml'"):
+        gradient(NoSecond, maml, check=False)
+    gradient(NoSecond, fomaml)
+    if taskmap == "loop":  # it cannot be run for all tasks at once either
+        with pytest.raises(DifferentiationError, match="no derivative in TensorFlow.*ResizeArea.*another layer in its"):
+            gradient(NoFirst, fomaml)
+
+
+def test_what_has_one_precision_cannot_be_checked():
+    model = around(Single(name="mine"))
+    with pytest.raises(DifferentiationError, match="mine.*cannot be checked.*expected to be a double.*check=False"):
+        check_layers(model, few(model))
 
 
 def test_without_a_config_a_layer_with_weights_cannot_be_checked():

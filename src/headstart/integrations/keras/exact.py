@@ -8,6 +8,7 @@ Bilinear resizing (``UpSampling2D``) loses its part of the second derivative alt
 first, TensorFlow says that it has none.
 """
 
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -201,22 +202,23 @@ def _check(call: Call) -> None:
         raise DifferentiationError(
             f"{named} is not one of those whose derivatives are known to be right, and they cannot be checked, since "
             f"no copy of it can be made and run in float64: {_first(error)}. Give it a get_config that its class can "
-            "be made from again, take method='fomaml', which needs no second derivatives, or say check=False to take "
-            "its derivatives as they are"
+            "be made from again, take method='fomaml', which goes by first derivatives alone, as ordinary training "
+            "does, or say check=False to take its derivatives as they are"
         ) from error
     try:
-        off, kept = derivative_error(twin)
+        first, second, kept = derivative_error(twin)
     except LookupError as error:
+        raise missing(named, error) from error
+    if not first < TOLERANCE:
         raise DifferentiationError(
-            f"{named} has no second derivative: {_first(error)}; take another layer, or "
-            "method='fomaml', which needs none"
-        ) from error
-    if not off < TOLERANCE:
-        how = f"differs by {off:.0e} of its size from" if np.isfinite(off) else "is not finite, or neither are"
+            f"{named} has a wrong first derivative: it {_told(first)} differences, as where tf.stop_gradient, a custom "
+            "gradient or what is computed outside of TensorFlow stands in it. All methods go by it, so take another "
+            "layer in its place, or say check=False if that is meant"
+        )
+    if not second < TOLERANCE:
         raise DifferentiationError(
-            f"{named} has a wrong first or second derivative: it {how} differences, as where tf.stop_gradient, a "
-            "custom gradient or what is computed outside of TensorFlow stands in it. Take method='fomaml', which "
-            "needs no second derivatives, or say check=False if that is meant"
+            f"{named} has a wrong second derivative: it {_told(second)} differences of the first, which is right. Take "
+            "method='fomaml', which needs no second derivatives, or say check=False if that is meant"
         )
     if kept:
         raise DifferentiationError(
@@ -225,8 +227,26 @@ def _check(call: Call) -> None:
         )
 
 
+def _told(off: float) -> str:
+    return f"differs by {off:.0e} of its size from" if np.isfinite(off) else "is not finite, or neither are"
+
+
+def missing(what: str, error: BaseException) -> DifferentiationError:
+    """Return what to say of a derivative that TensorFlow does not have: of an operation, or of its derivative."""
+    # operations that derivatives are made of are called so: SoftsignGrad, Conv2DBackpropInput
+    kind = re.search(r"(?:op type|no entry for): *(\w+)", str(error))
+    if kind and re.search("Grad|Backprop", kind[1]):
+        told = "no second derivative in TensorFlow", "take another layer, or method='fomaml', which needs none"
+    else:
+        told = "no derivative in TensorFlow", "take another layer in its place"
+    return DifferentiationError(f"{what} has {told[0]}: {_first(error)}; {told[1]}")
+
+
 def _first(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of a message that says more than which layer was called."""
+    lines = [re.sub(r"\x1b\[\d*m", "", line).strip(" .") for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
+    return (said or [type(error).__name__])[0]
 
 
 def _in_float64(call: Call) -> Call:
@@ -241,10 +261,11 @@ def _in_float64(call: Call) -> Call:
 
     layer = call.layer
     args, kwargs = tf.nest.map_structure(value, (call.args, call.kwargs))
-    if call.function is not None or not getattr(
-        layer, "variables", ()
-    ):  # needs no copy, nor the layer's cast of inputs
-        return call._replace(args=args, kwargs=kwargs, function=call.function or layer.call)
+    if call.function is not None or not getattr(layer, "variables", ()):
+        # needs no copy, nor the layer's cast of inputs
+        made = call._replace(args=args, kwargs=kwargs, function=call.function or layer.call)
+        made.function(*args, **kwargs)
+        return made
     before = keras.config.dtype_policy(), keras.config.floatx()
     with REPLACING:
         keras.config.set_floatx("float64")
@@ -271,8 +292,8 @@ def _doubled(config: Any) -> Any:
     return [_doubled(value) for value in config] if isinstance(config, (list, tuple)) else config
 
 
-def derivative_error(call: Call) -> tuple[float, list[str]]:
-    """Return how far derivatives are from differences, and the variables that the call changes.
+def derivative_error(call: Call) -> tuple[float, float, list[str]]:
+    """Return how far first and second derivatives are from differences, and the variables that the call changes.
 
     They are those of a smooth function of the outputs, by weights and inputs, along a direction d: g · d against
     differences of the function, and H d against those of g, each relative to its size, all in float64.
@@ -323,15 +344,13 @@ def derivative_error(call: Call) -> tuple[float, list[str]]:
         return slope, _filled(tape.gradient(slope, values), values)
 
     if not start:
-        return 0.0, kept
+        return 0.0, 0.0, kept
     both = tf.function(gradient, autograph=False)
     (up, there), (down, back) = (both([v + sign * STEP * d for v, d in zip(start, along)]) for sign in (1, -1))
     slope, found = curvature(start)
     expected = np.concatenate([np.ravel((a - b) / (2 * STEP)) for a, b in [(up, down), *zip(there, back)]])
     derived = np.concatenate([np.ravel(value) for value in (slope, *found)])
-    # first and second derivatives each by their own size
-    parts = [slice(0, 1), slice(1, None)]
-    return max(_relative(derived[part], expected[part]) for part in parts), kept
+    return _relative(derived[:1], expected[:1]), _relative(derived[1:], expected[1:]), kept
 
 
 def _relative(found: Any, expected: Any) -> float:

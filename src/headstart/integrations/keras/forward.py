@@ -15,10 +15,10 @@ from unittest.mock import patch
 from torch.nn import Module
 
 from headstart.core.parameters import Leaf
-from headstart.errors import DifferentiationError, ShapeError, UsageError, check_known
+from headstart.errors import ShapeError, UsageError, check_known
 from headstart.integrations.keras.backend import keras, tf
 from headstart.integrations.keras.batch_norm import batch_norm, is_plain
-from headstart.integrations.keras.exact import REPLACING, check_layers, exact
+from headstart.integrations.keras.exact import REPLACING, check_layers, exact, missing
 from headstart.integrations.keras.task_map import TaskMap, TaskMapName, at_once, resolve
 
 Buffers: TypeAlias = Literal["batch", "frozen", "task"]
@@ -183,7 +183,7 @@ class Functional:
         try:
             return self.task_map(one, (each, dict(own), x, states))
         except LookupError as error:
-            raise no_second(error) from error
+            raise missing("an operation of the model", error) from error
 
     def blank(self, x: Any) -> Any:
         """Return zeros in the place of outputs for inputs ``(B, n, *features)``: the model is run for sizes alone."""
@@ -221,14 +221,6 @@ class Functional:
 
         with REPLACING, exact(), patch.object(kind, "call", call):
             yield
-
-
-def no_second(error: BaseException) -> DifferentiationError:
-    """Return the error for an operation whose derivative has none."""
-    return DifferentiationError(
-        f"an operation of the model has no second derivative in TensorFlow: {str(error).splitlines()[0]}; take another "
-        "layer, or method='fomaml', which needs none"
-    )
 
 
 def _like(leaf: Any) -> Any:

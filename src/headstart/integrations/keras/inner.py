@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from headstart.core.rules import Rule
 from headstart.errors import UsageError
 from headstart.integrations.keras.backend import tf
-from headstart.integrations.keras.forward import no_second
+from headstart.integrations.keras.exact import missing
 
 AdjointName: TypeAlias = Literal["unrolled", "checkpointed", "first_order"]
 SupportLoss: TypeAlias = Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any], Any], tuple[Any, Any]]
@@ -44,7 +44,7 @@ def gradients(losses: Any, tape: Any, params: Mapping[str, Any]) -> dict[str, An
     try:
         found = tape.gradient(losses, dict(params))
     except LookupError as error:
-        raise no_second(error) from error
+        raise missing("an operation of the model", error) from error
     if all(value is None for value in found.values()):
         raise UsageError(
             f"the support loss has no derivative with respect to any variable that moves: {', '.join(params)}; it does "

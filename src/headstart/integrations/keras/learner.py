@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from headstart.integrations.keras.backend import tf
+from headstart.integrations.keras.exact import missing
 from headstart.integrations.keras.forward import dense
 from headstart.types import Adapted, Batch, Episodes, Info, Meta
 
@@ -65,12 +66,19 @@ def tensors(batch: Batch) -> Batch:
 
 
 def backprop(learner: Learner, meta: Meta, episodes: Episodes) -> Gradient:
-    """Differentiate the query losses after adapting, L(θ, M) = meanᵢ loss(θᵢ, Qᵢ), through the adaptation."""
+    """Differentiate the query losses after adapting, L(θ, M) = meanᵢ loss(θᵢ, Qᵢ), through the adaptation.
+
+    Raises:
+        DifferentiationError: an operation has no derivative of the order that it takes.
+    """
     with tf.GradientTape() as tape:
         tape.watch(meta)
         losses, info, outputs = judged(learner, meta, episodes)
         total = tf.reduce_mean(losses)
-    found = tape.gradient(total, meta, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    try:
+        found = tape.gradient(total, meta, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    except LookupError as error:
+        raise missing("an operation of the model", error) from error
     return Gradient(tf.nest.map_structure(tf.convert_to_tensor, found), info, outputs)
 
 
