@@ -294,6 +294,7 @@ CASES: dict[str, Callable[[], Case]] = {
         at_once=False,
         steps=2,
     ),
+    "ConvLSTM2D": lambda: Case(around((2, 3, 2, 1), K.ConvLSTM2D(1, 2)), at_once=False, steps=1),
     "BatchNormalization, batch": lambda: normalised(),
     "BatchNormalization, frozen": lambda: normalised(buffers="frozen"),
     "BatchNormalization, task": lambda: normalised(buffers="task"),
