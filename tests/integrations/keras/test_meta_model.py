@@ -11,6 +11,7 @@ pytest.importorskip("tensorflow", reason="TensorFlow is not installed here; `mak
 import keras
 import numpy as np
 import tensorflow as tf
+import torch
 
 from headstart.data.curves.sinusoid import sinusoid
 from headstart.data.tables.table import table
@@ -141,6 +142,21 @@ def test_a_family_of_images_is_turned_channels_last():
     episodes = tasks.sample("validation", [0, 1])
     arrays = tuple((np.moveaxis(np.asarray(part.x), -3, -1), np.asarray(part.y)) for part in episodes)
     assert model.evaluate(arrays, batch_size=2, verbose=0) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+def test_images_with_as_many_channels_as_rows_are_turned_as_the_models_layers_say(data_format):
+    def batch(numbers, n):
+        x = np.random.default_rng(n).normal(size=(len(numbers), n, 3, 3, 3))
+        return Batch(torch.tensor(x, dtype=torch.float32), torch.zeros(len(numbers), n, 1))
+
+    tasks = sinusoid()._replace(input_shape=(3, 3, 3), sample=lambda split, n: (batch(n, 2), batch(n, 4)))
+    pool = keras.layers.GlobalAveragePooling2D(data_format=data_format)
+    network = keras.Sequential([keras.Input((3, 3, 3)), pool, keras.layers.Dense(1, kernel_initializer="ones")])
+    model = meta(network, steps=0, taskmap="vectorized")
+    expected = np.square(batch([0], 4).x.numpy().mean((-1, -2)) @ [1, 2, 3]).mean()
+    network.layers[-1].kernel.assign([[1], [2], [3]])
+    assert model.evaluate(tasks, batch_size=1, steps=1, verbose=0) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_first_step_is_on_the_first_tasks():

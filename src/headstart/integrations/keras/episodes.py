@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from headstart.errors import DataError, ShapeError, UsageError
-from headstart.integrations.keras.backend import keras, tf
+from headstart.integrations.keras.backend import tf
 from headstart.integrations.keras.forward import dense
 from headstart.types import Batch, Episodes, Tasks
 
@@ -15,7 +15,7 @@ Element: TypeAlias = tuple[tuple[Any, ...], tuple[Any, ...]]
 
 
 def of_family(
-    tasks: Tasks, split: str, shape: tuple[int | None, ...], batch: int, *, first: Callable[[], int] | None = None
+    tasks: Tasks, split: str, turned: Callable[[Any], Any], batch: int, *, first: Callable[[], int] | None = None
 ) -> Any:
     """Return a dataset of a family's episodes, ``batch`` tasks at a time, prefetched.
 
@@ -25,14 +25,10 @@ def of_family(
     Args:
         tasks: the family, whose tensors are handed over as NumPy arrays.
         split: 'train', 'validation' or 'test'.
-        shape: that of the model's inputs; images are turned to channels last where these are.
+        turned: what `turn` gave: how inputs become the model's.
         batch: B.
         first: the number of the task to begin with, asked when the dataset is begun.
-
-    Raises:
-        ShapeError: the model takes no such inputs.
     """
-    turned = turn(tasks, shape)
     counts, endless = tasks.counts or {}, tasks.counts is None
     count = int(counts.get(split, 0))
     if not endless and not count:
@@ -75,8 +71,13 @@ def _element(batch: Batch, turned: Callable[[Any], Any]) -> tuple[Any, ...]:
     return (x, y) if batch.mask is None else (x, y, np.asarray(batch.mask))
 
 
-def turn(tasks: Tasks, shape: tuple[int | None, ...]) -> Callable[[Any], Any]:
+def turn(tasks: Tasks, shape: tuple[int | None, ...], data_format: str) -> Callable[[Any], Any]:
     """Return how a family's inputs become the model's: as they are, or with channels last.
+
+    Args:
+        tasks: the family.
+        shape: that of the model's inputs.
+        data_format: of the model, which tells where both fit: channels as many as an image is high and wide.
 
     Raises:
         ShapeError: neither fits.
@@ -84,7 +85,7 @@ def turn(tasks: Tasks, shape: tuple[int | None, ...]) -> Callable[[Any], Any]:
     own, last = tasks.input_shape, (*tasks.input_shape[1:], *tasks.input_shape[:1])
     fits = [len(shape) == len(s) and all(a is None or a == b for a, b in zip(shape, s)) for s in (own, last)]
     images = len(own) == 3
-    if images and fits[1] and (not fits[0] or keras.config.image_data_format() == "channels_last"):
+    if images and fits[1] and (not fits[0] or data_format == "channels_last"):
         return lambda x: np.moveaxis(x, -3, -1)
     if not fits[0]:
         also = f", or {last} with channels last" if images else ""

@@ -315,7 +315,7 @@ class MetaModel(keras.Model):
             raise UsageError(f"batch_size is the number of tasks of a step, at least 1; got {batch!r}")
         if isinstance(x, Tasks):
             first = None if order is None else lambda: order.step() * batch
-            return of_family(x, split, _input_shape(self.model), batch, first=first)
+            return of_family(x, split, _turned(x, self.model), batch, first=first)
         if is_episodes(x):
             x = of_arrays(episodes_of(x), batch, order=order)
         if not isinstance(x, tf.data.Dataset):
@@ -391,7 +391,7 @@ class MetaModel(keras.Model):
             DivergenceError: the predictions on some task are not finite.
         """
         self._require_compiled("score")
-        turned = turn(tasks, _input_shape(self.model))
+        turned = _turned(tasks, self.model)
         learner = handed_over(self.learner, self._adapting.value, turned, _dtype(self.model))
         with refusing():
             return evaluate(learner, self.meta, tasks, episodes=episodes, split=split, steps=steps, batch=batch)
@@ -441,14 +441,16 @@ def _dtype(model: Any) -> str:
     return next(iter(taken), model.compute_dtype)
 
 
-def _input_shape(model: Any) -> tuple[int | None, ...]:
+def _turned(tasks: Tasks, model: Any) -> Any:
+    """Return how a family's inputs become the model's."""
     shape = getattr(model, "input_shape", None)
     if not isinstance(shape, tuple):
         raise UsageError(
             "a family of tasks has one input, and the model has none that is known, or several; give a keras.Input, or "
             "a tf.data.Dataset of episodes"
         )
-    return tuple(shape[1:])
+    formats = [layer.data_format for layer in model._flatten_layers() if getattr(layer, "data_format", None)]
+    return turn(tasks, tuple(shape[1:]), next(iter(formats), keras.config.image_data_format()))
 
 
 def _check_set(name: str, part: Batch, model: Any) -> None:
