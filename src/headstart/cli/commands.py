@@ -157,7 +157,7 @@ def compare(*words: Raw) -> int:
     entries = compare(tree, methods or default_methods(tree), out, jobs=called.own.get("jobs", 1), view=view())
     stopped = entries[-1].result.stopped
     if stopped is not None:
-        print(f"stopped by {stopped.name} in {entries[-1].method}; the same command goes on from there")
+        print(f"stopped by {stopped.name} in {entries[-1].name}; the same command goes on from there")
         return 128 + stopped
     table, drawn = rows(entries), [str(path) for path in pictures(entries, out)]
     if called.own.get("as_json"):
