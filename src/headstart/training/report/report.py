@@ -145,11 +145,12 @@ def score_to_json(score: Score) -> dict[str, Any]:
 
 
 def by_task(job: Job, score: Score) -> list[dict[str, Any]]:
-    """Return a row for each task: its name where the tasks have some, else its number."""
-    names = job.tasks.details.get("task_names", {}).get(score.split) or range(score.episodes)
+    """Return a row for each task: its name where the tasks have some, else its number, another task with each seed."""
+    named = job.tasks.details.get("task_names", {}).get(score.split)
     domain, split = job.tasks.domain, score.split
     told = [{"domain": domain(split, number)} if domain else {} for number in range(score.episodes)]
-    return [{"task": name, **own, score.metric: value} for name, own, value in zip(names, told, score.values)]
+    word, names = ("task", named) if named else ("number", range(score.episodes))
+    return [{word: name, **own, score.metric: value} for name, own, value in zip(names, told, score.values)]
 
 
 def shown(kind: Literal["classification", "regression"], mean: float, ci95: float | None = None) -> str:
