@@ -175,7 +175,7 @@ WORDS = {
     "outer.rate": "outer-rate",
 }
 #: What the commands call their own options, on the command line.
-_COMMANDS = ("tasks", "methods", "out", "config", "jobs", "json", "help", "traceback")
+_COMMANDS = "tasks methods out config jobs json help traceback seeds set launcher resources".split()
 _WHAT: dict[str, What] = {"tasks": "task", "method": "method", "model": "model"}
 _NAMES = [f"{owner}.name" for owner in _WHAT]
 
