@@ -1,8 +1,9 @@
 """A run's numbers in TensorBoard, MLflow or Weights & Biases, too, as they come: ``--track``.
 
-``metrics.jsonl`` is the record, and what a tracker holds is made from it. Whenever a run begins or goes on, each tracker
-is given the lines that it lacks, from the first on: none is there twice, however often the run was killed, and tracking
-may be asked for later, of a run that has ended, too. What cannot be sent is said, kept and tried again; it ends no run.
+``metrics.jsonl`` is the record, and what a tracker holds is made from it. Whenever a run begins or goes on, a tracker
+is given the lines that it lacks, from the first on: none is there twice, however often the run was killed, and
+tracking may be asked for later, also of a run that has ended. What cannot be sent is said, kept and tried again; it
+ends no run.
 
 ::
 
@@ -188,8 +189,8 @@ def tracking(config: Config, run: Path, metrics: MetricsFile) -> Iterator[Callab
 
     def result(step: int, score: Mapping[str, Any]) -> None:
         nonlocal ended
-        ended, names = True, ("mean", "ci95", "median", "worst")
-        add({"step": step, "test": {name: score[name] for name in names}})
+        ended, others = True, {name: score[name] for name in ("ci95", "median", "worst")}
+        add({"step": step, "test": {score["metric"]: score["mean"], **others}})
 
     with ExitStack() as stack:
         for name in dict.fromkeys(config.run.track or ()):
