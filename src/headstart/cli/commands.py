@@ -133,12 +133,13 @@ def _train(
 def compare(*words: Raw) -> int:
     """Train several methods on the same tasks, and compare them."""
     from headstart.cli.options import call, first_look
-    from headstart.training.config import merged
+    from headstart.training.config import merged, normal
 
     sources, names = first_look(words)
     if not sources:
         more = "What there is to choose depends on the tasks and the methods"
-        call(_compare, words, [], f"{more}: `headstart compare icons --methods maml,svm --help`.")
+        if call(_compare, words, [], f"{more}: `headstart compare icons --methods maml,svm --help`.") is not None:
+            normal({})  # says that they are missing
         return 0
     base, methods, schemas = _of_methods(sources, names)
     called = call(_compare, words, schemas)
@@ -218,13 +219,14 @@ def _compare(
 def sweep(*words: Raw) -> int:
     """Train methods with several options and seeds, and put the means over seeds in a table."""
     from headstart.cli.options import behind, call, first_look, grid
-    from headstart.training.config import merged
+    from headstart.training.config import merged, normal
 
     settings = behind(words, "--set")
     sources, names = first_look([word for word in words if word not in settings])
     if not sources:
         more = "What there is to choose depends on the tasks and the methods"
-        call(_sweep, words, [], f"{more}: `headstart sweep icons --methods maml,svm --help`.")
+        if call(_sweep, words, [], f"{more}: `headstart sweep icons --methods maml,svm --help`.") is not None:
+            normal({})  # says that they are missing
         return 0
     models = grid([one for one in settings if one.startswith("model=")], []).get("model.name", ())
     base, methods, schemas = _of_methods(sources, names, models)
