@@ -74,9 +74,9 @@ def slurm(cluster: str = "slurm", **resources: Any) -> Launch:
                 time.sleep(0.5)
                 for name, job in [(name, job) for name, job in waiting.items() if job.done()]:
                     del waiting[name]
-                    view.note(f"{name}: {job.state.lower()}; {len(waiting)} left")
                     if not ended(out / name, configs[name]):
                         failed[name] = UsageError(_last_words(job.stderr()) or f"its job ended as {job.state}")
+                    view.note(f"{name} {'failed' if name in failed else 'has ended'}; {len(waiting)} jobs left")
         for job in waiting.values():
             job.cancel(check=False)
         return stop.number
