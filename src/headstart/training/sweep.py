@@ -27,7 +27,7 @@ from headstart.training.files import explained, finite, make_folder, read, to_js
 from headstart.training.metrics import write_csv
 from headstart.training.over_seeds import OverSeeds, over_seeds
 from headstart.training.progress import View
-from headstart.training.report.report import read_results
+from headstart.training.report.report import CARD, read_results
 from headstart.training.report.score_plots import draw_means
 from headstart.training.run import read_config
 from headstart.training.side_by_side import train_each
@@ -177,11 +177,12 @@ def sweep(
 
 
 def ended(run: Path, config: Config) -> bool:
-    """Return whether a folder holds this very run, trained to its end and tested."""
+    """Return whether a folder holds this very run, trained to its end, tested and reported."""
     try:
-        results = read_results(run)
-        there = read_config(run)
+        results, there = read_results(run), read_config(run)
     except HeadstartError:
+        return False
+    if not (run / CARD).exists():  # what a report writes last
         return False
     steps = None if config.outer is None else config.outer.steps
     same = not diff(there, config) and (there.outer is None or there.outer.steps == steps)
@@ -195,13 +196,13 @@ def read_judged(run: Path, seed: int) -> Judged:
         FileError: it has not ended, or a file is damaged.
     """
     results = read_results(run)
-    place, metric, validation = run / "test.csv", results["metric"], results["best_validation"]
+    place, metric = run / "test.csv", results["metric"]
     try:
         lines = list(csv.DictReader(io.StringIO(read(place).decode()), strict=True))
         values: dict[Hashable, float] = {
             line["task"] if "task" in line else (seed, line["number"]): float(line[metric]) for line in lines
         }
-        validation = float(validation)
+        validation = float(results["best_validation"])
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise FileError(f"{place} does not hold the score of each task; run `headstart train` again") from error
     if len(values) != results["episodes"]:

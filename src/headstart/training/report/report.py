@@ -24,6 +24,8 @@ from headstart.training.report.structure_plot import draw_structure
 from headstart.types import Learner, Meta, Tasks
 
 RESULTS = "results.json"
+CARD = "README.md"
+"""The model card: of a report it is what is written last."""
 CHOICE = "choice.json"
 """What the method was chosen from, where nobody named one."""
 
@@ -61,7 +63,7 @@ def report(run: Path, job: Job, meta: Meta) -> list[Path]:
         "results.png": draw_results(lines, rows, results, job),
         "episode.png": episode,
         "structure.png": draw_structure(found, heading),
-        "README.md": card(job, results, found, episode is not None, mistakes).encode(),
+        CARD: card(job, results, found, episode is not None, mistakes).encode(),
     }
     for name, data in files.items():
         if data is not None:
