@@ -116,6 +116,7 @@ def store(monkeypatch):
     one = Store()
     monkeypatch.setattr(track, "TRACKERS", {"wandb": lambda *_: Tracker(one.send, one.close)})
     monkeypatch.setattr(track, "SECONDS", 0.0)
+    monkeypatch.setattr(track, "PAUSE", 0.0)
     return one
 
 

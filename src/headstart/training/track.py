@@ -34,6 +34,8 @@ from headstart.training.metrics import Line, MetricsFile
 
 SECONDS = 10.0
 """How long lines may wait to be sent, while steps are taken."""
+PAUSE = 60.0
+"""How much longer they wait where a tracker could not be written."""
 NAME = "tracked.json"
 _PER_CALL = 1000  # numbers that an MLflow server takes in one call
 
@@ -77,7 +79,10 @@ def _tensorboard(run: Path, options: dict[str, Any], ident: str, name: str) -> T
 
 
 def _mlflow(run: Path, options: dict[str, Any], ident: str, name: str) -> Tracker:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # a server that is down is tried again later, not for minutes at a time
+    ours = {"DISABLE_TELEMETRY": "true", "HTTP_REQUEST_MAX_RETRIES": "1", "HTTP_REQUEST_TIMEOUT": "10"}
+    for variable, value in ours.items():
+        os.environ.setdefault(f"MLFLOW_{variable}", value)
     mlflow, entities = import_module("mlflow"), import_module("mlflow.entities")
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -179,7 +184,7 @@ def tracking(config: Config, run: Path, metrics: MetricsFile) -> Iterator[Callab
                 if name not in failing:
                     warnings.warn(f"{name} cannot be written, which is tried again: {_line(error)}", stacklevel=2)
                 failing.add(name)
-        sent = time.monotonic()
+        sent = time.monotonic() + (PAUSE if failing else 0.0)
 
     def add(line: Line) -> None:
         for points in waiting.values():
