@@ -28,7 +28,7 @@ def test_every_method_gets_a_line_a_folder_and_a_picture(tmp_path, monkeypatch):
     monkeypatch.undo()  # to look at its pictures
     methods = ["prototypes", "maml", "scratch", "nearest"]
     entries = compare(SMALL, methods, tmp_path)
-    assert [entry.method for entry in entries] == methods
+    assert [entry.name for entry in entries] == methods
     assert [row["steps"] for row in rows(entries)] == [2, 2, 0, 0]
     assert json.loads((tmp_path / "comparison.json").read_text())[1]["method"] == "maml"
     assert (tmp_path / "comparison.csv").read_text().startswith("method,accuracy,ci95")
@@ -68,7 +68,7 @@ def test_a_signal_stops_the_comparison_and_keeps_the_table_before(tmp_path):
     entries = compare(
         {**SMALL, "outer": {"steps": 4, "tasks_per_step": 2}}, ["prototypes", "maml"], tmp_path, view=StopIn()
     )
-    assert [(entry.method, entry.result.stopped) for entry in entries] == [("prototypes", signal.SIGINT)]
+    assert [(entry.name, entry.result.stopped) for entry in entries] == [("prototypes", signal.SIGINT)]
     assert (tmp_path / "comparison.json").read_bytes() == table
 
 
@@ -87,7 +87,7 @@ def test_the_methods_compared_by_default_suit_the_target_of_a_table(tmp_path):
 def test_methods_side_by_side_get_what_they_get_one_after_the_other(tmp_path, capfd):
     methods = ["prototypes", "nearest"]
     one, two = (compare(NETWORKS, methods, tmp_path / str(jobs), jobs=jobs, view=Plain()) for jobs in (1, 2))
-    assert [entry.method for entry in two] == methods
+    assert [entry.name for entry in two] == methods
     assert [entry.result.score for entry in one] == [entry.result.score for entry in two]
     assert "prototypes: testing on 4 tasks" in capfd.readouterr().err
 
@@ -107,6 +107,6 @@ def test_side_by_side_an_error_or_a_signal_stops_all(tmp_path):
     thread.start()
     entries = compare({**NETWORKS, "outer": {"steps": 10**6}}, ["prototypes", "nearest"], tmp_path / "signal", jobs=2)
     thread.join()
-    found = {entry.method: entry.result for entry in entries}
+    found = {entry.name: entry.result for entry in entries}
     assert entries[-1].result.stopped == found["prototypes"].stopped == signal.SIGTERM
     assert found["prototypes"].step > 0

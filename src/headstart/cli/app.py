@@ -16,6 +16,8 @@ from headstart.cli.output import printable, spell_out
 from headstart.errors import HeadstartError
 
 USAGE = 2
+#: Commands whose help depends on their words.
+OF_THEIR_WORDS = ("train", "compare", "sweep", "matrix", "evaluate", "adapt")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -39,8 +41,7 @@ def run(words: Sequence[str], show_traceback: bool = False) -> int:
         help_epilogue="Every command takes --help, and --traceback, which shows where an error comes from.",
     )
     for name, command in COMMANDS.items():
-        # the help of these depends on their words
-        own: dict[str, Any] = {"help_flags": []} if name in ("train", "compare", "matrix", "evaluate", "adapt") else {}
+        own: dict[str, Any] = {"help_flags": []} if name in OF_THEIR_WORDS else {}
         app.command(command, name=name, **own)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning

@@ -1,5 +1,6 @@
 """The commands: short functions over `headstart.training`, which each imports when it is called."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from headstart.registry import What, find, rows
 
 if TYPE_CHECKING:
     from headstart.cli.options import Called
+    from headstart.training.config import Schema
 
 Device: TypeAlias = Annotated[
     Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where to compute; auto takes cuda, then mps, then cpu.")
@@ -130,20 +132,16 @@ def _train(
 
 def compare(*words: Raw) -> int:
     """Train several methods on the same tasks, and compare them."""
-    from headstart.cli.options import call, choices, first_look, named
-    from headstart.training.config import kind_of, merged, normal, together
+    from headstart.cli.options import call, first_look
+    from headstart.training.config import merged, normal
 
     sources, names = first_look(words)
     if not sources:
         more = "What there is to choose depends on the tasks and the methods"
-        call(_compare, words, [], f"{more}: `headstart compare icons --methods maml,svm --help`.")
+        if call(_compare, words, [], f"{more}: `headstart compare icons --methods maml,svm --help`.") is not None:
+            normal({})  # says that they are missing
         return 0
-    base = normal({owner: part for owner, part in named(together(sources), names).items() if owner != "method"})
-    methods = [name.strip() for name in names.get("methods", "").split(",") if name.strip()]
-    schemas = []
-    for method in methods or kind_of(base).compared:
-        model = {} if find("method", method).model == "none" else base.get("model", {})
-        schemas.append(choices({**base, "method": {"name": method}, "model": model}))
+    base, methods, schemas = _of_methods(sources, names)
     called = call(_compare, words, schemas)
     if called is None:
         return 0
@@ -151,13 +149,12 @@ def compare(*words: Raw) -> int:
     from headstart.training.compare import compare, default_methods, pictures, rows
     from headstart.training.progress import view
 
-    tree, named = merged(base, called.tree), [Path(source) for source in sources]
-    name = "+".join(one.stem if one.is_file() else one.name for one in named)
-    out = called.own.get("out") or Path("runs", f"{name}-comparison")
+    tree = merged(base, called.tree)
+    out = called.own.get("out") or Path("runs", f"{_named(sources)}-comparison")
     entries = compare(tree, methods or default_methods(tree), out, jobs=called.own.get("jobs", 1), view=view())
     stopped = entries[-1].result.stopped
     if stopped is not None:
-        print(f"stopped by {stopped.name} in {entries[-1].method}; the same command goes on from there")
+        print(f"stopped by {stopped.name} in {entries[-1].name}; the same command goes on from there")
         return 128 + stopped
     table, drawn = rows(entries), [str(path) for path in pictures(entries, out)]
     if called.own.get("as_json"):
@@ -171,6 +168,27 @@ def compare(*words: Raw) -> int:
     for path in drawn:
         print(path)
     return 0
+
+
+def _named(sources: Sequence[str]) -> str:
+    paths = [Path(source) for source in sources]
+    return "+".join(path.stem if path.is_file() else path.name for path in paths)
+
+
+def _of_methods(
+    sources: Sequence[str], names: dict[str, str], models: Sequence[str] = ()
+) -> "tuple[dict[str, Any], list[str], list[Schema]]":
+    """Return the tree that the words name, the methods named, and what there is to choose for each that is trained."""
+    from headstart.cli.options import choices, named
+    from headstart.training.config import kind_of, normal, together
+
+    base = normal({owner: part for owner, part in named(together(sources), names).items() if owner != "method"})
+    methods, schemas = [name.strip() for name in names.get("methods", "").split(",") if name.strip()], []
+    for method in methods or kind_of(base).compared:
+        for model in [{"name": name} for name in models] or [base.get("model", {})]:
+            model = {} if find("method", method).model == "none" else model
+            schemas.append(choices({**base, "method": {"name": method}, "model": model}))
+    return base, methods, schemas
 
 
 def _compare(
@@ -194,6 +212,95 @@ def _compare(
             Default: conv4 for images, ngrams for texts, else mlp.
         out: The folder of the table, with one run's folder a method in it. Default: runs/TASKS-comparison.
         jobs: How many methods to train at the same time, each in a process of its own.
+        as_json: Print the table as JSON.
+    """
+
+
+def sweep(*words: Raw) -> int:
+    """Train methods with several options and seeds, and put the means over seeds in a table."""
+    from headstart.cli.options import behind, call, first_look, grid
+    from headstart.training.config import merged, normal
+
+    settings = behind(words, "--set")
+    sources, names = first_look([word for word in words if word not in settings])
+    if not sources:
+        more = "What there is to choose depends on the tasks and the methods"
+        if call(_sweep, words, [], f"{more}: `headstart sweep icons --methods maml,svm --help`.") is not None:
+            normal({})  # says that they are missing
+        return 0
+    models = grid([one for one in settings if one.startswith("model=")], []).get("model.name", ())
+    base, methods, schemas = _of_methods(sources, names, models)
+    called = call(_sweep, words, schemas)
+    if called is None:
+        return 0
+    _refuse_late(sources, called)
+    from headstart.training.progress import view
+    from headstart.training.sweep import local, markdown, reason, rows, sweep
+
+    tree, own = merged(base, called.tree), called.own
+    out = own.get("out") or Path("runs", f"{_named(sources)}-sweep")
+    launch = local
+    if own.get("launcher", "local") == "slurm":
+        from headstart.training.slurm import resources_of, slurm
+
+        launch = slurm(**resources_of(own.get("resources", "")))
+    found = sweep(
+        tree,
+        methods or None,
+        out,
+        grid=grid(settings, schemas),
+        seeds=own.get("seeds", 5),
+        jobs=own.get("jobs", 1),
+        launch=launch,
+        view=view(),
+    )
+    if found.stopped is not None:
+        print(f"stopped by {found.stopped.name}; the same command goes on from there")
+        return 128 + found.stopped
+    if own.get("as_json"):
+        print_json({"table": rows(found), "failed": {name: reason(error) for name, error in found.failed.items()}})
+    else:
+        print(markdown(found), end="")
+        print(out)
+    for name, error in found.failed.items():
+        print(f"failed: {name}: {reason(error)}", file=sys.stderr)
+    if found.failed:
+        print(f"{len(found.failed)} runs failed; the same command tries them again", file=sys.stderr)
+    return 1 if found.failed else 0
+
+
+def _sweep(
+    *tasks: str,
+    methods: str | None = None,
+    model: str | None = None,
+    seeds: int = 5,
+    set: Several | None = None,
+    jobs: int = 1,
+    launcher: Literal["local", "slurm"] = "local",
+    resources: str | None = None,
+    out: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Train methods with several options and seeds, and put the means over seeds in a table.
+
+    The table has the mean test score over seeds, with its 95 % intervals over seeds, over tasks, and over both. Where a
+    method has several settings, the one is marked that is best on the validation tasks: test tasks choose nothing. Each
+    run has a folder of its own, named by its setting and seed; the same command again goes on where it was stopped, and
+    tries again what failed.
+
+    Args:
+        tasks: A task family's name (headstart list tasks), or a folder or file of your own: a folder of class folders
+            of images, a CSV or Parquet file. Several of images: each task is of one of them, by --weights.
+        methods: Names of methods (headstart list methods), joined by commas. Default: those that suit the kind of data.
+        model: The network (headstart list models), or a pretrained one, such as hf:FOLDER, for methods that use one.
+            Default: conv4 for images, ngrams for texts, else mlp.
+        seeds: How many seeds, from --seed on.
+        set: Options with the values to try, as in inner-rate=0.01,0.1 steps=1000,2000: each value with each, for the
+            methods that take them. A value that has a comma itself is in quotes.
+        jobs: How many runs at the same time, each in a process of its own.
+        launcher: Where they run: on this machine, or as jobs of Slurm, which needs submitit.
+        resources: What each job of Slurm asks for, in submitit's words, as in timeout_min=240,slurm_partition=gpu.
+        out: The folder of the table, with the runs' folders in it. Default: runs/TASKS-sweep.
         as_json: Print the table as JSON.
     """
 
@@ -548,6 +655,7 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "sweep": sweep,
     "matrix": matrix,
     "adapt": adapt,
     "predict": predict,

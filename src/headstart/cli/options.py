@@ -3,6 +3,7 @@
 The words are read twice: once for the names that decide what there is to choose, then with all of it.
 """
 
+import csv
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +74,37 @@ def behind(words: Sequence[str], name: str) -> list[str]:
             found += [value] if taken and equals else []
         elif taken:
             found.append(word)
+    return found
+
+
+def grid(words: Sequence[str], schemas: Sequence[Schema]) -> dict[str, list[str]]:
+    """Return the values to try of options by owner and name, as a sweep takes them.
+
+    Args:
+        words: such as ``inner-rate=0.01,0.1``, the option called as behind dashes.
+        schemas: what there is to choose.
+
+    Raises:
+        ConfigError: a word without values, an option there twice, or one that there is not.
+
+    >>> grid(["model=mlp,identity"], [])
+    {'model.name': ['mlp', 'identity']}
+    """
+    options = {name: option for schema in schemas for name, option in schema.options.items()}
+    places = {word: name for name in (*options, "model.name") for word in flags(name, options)}
+    found: dict[str, list[str]] = {}
+    for word in words:
+        name, equals, values = word.partition("=")
+        read = [value.strip() for value in next(csv.reader([values], skipinitialspace=True), [])]
+        if not equals or not all(read) or not read:
+            raise ConfigError(f"--set takes an option and its values, as in inner-rate=0.01,0.1; got {word!r}")
+        place = places.get(f"--{name.lstrip('-').replace('_', '-')}")
+        if place is None:
+            owner, _, own = name.lstrip("-").replace("-", "_").rpartition(".")
+            raise ConfigError(unknown(f"{owner}.{own}", *schemas))
+        if place in found:
+            raise ConfigError(f"--set has {name} twice; give all of its values at once, as in {name}=1,2")
+        found[place] = read
     return found
 
 

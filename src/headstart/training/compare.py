@@ -1,27 +1,21 @@
 """Several methods on the same tasks: train each in a folder of its own, and put their test scores in one table."""
 
-import multiprocessing
-import warnings
+import os
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from itertools import product
 from pathlib import Path
-from time import perf_counter
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from headstart.errors import ConfigError, UsageError
-from headstart.registry import find
+from headstart.registry import Target, find
 from headstart.training.build import refuse_target, target_of
-from headstart.training.config import Config, Tree, flag, flat, kind_of, nested, normal, resolve, schema_of
-from headstart.training.files import explained, make_folder, to_json, write
+from headstart.training.config import Config, Tree, flag, flat, kind_of, nested, normal, resolve, schema_of, text
+from headstart.training.files import explained, to_json, write
 from headstart.training.metrics import write_csv
 from headstart.training.progress import View
 from headstart.training.report.report import score_to_json, shown
 from headstart.training.report.score_plots import draw_comparison
-from headstart.training.run import Result, train
-from headstart.training.signals import stop_signals
+from headstart.training.side_by_side import Entry, train_each
 
 
 def default_methods(tree: Tree | str) -> tuple[str, ...]:
@@ -33,15 +27,6 @@ def default_methods(tree: Tree | str) -> tuple[str, ...]:
     parts = normal(tree)
     kind, target = kind_of(parts), target_of(parts)
     return tuple(name for name in kind.compared if target in find("method", name).targets)
-
-
-class Entry(NamedTuple):
-    """One method's line in the table."""
-
-    method: str
-    result: Result
-    seconds: float
-    """Wall-clock time of this call: training, or what was left of it, and testing."""
 
 
 @explained("use")
@@ -76,108 +61,60 @@ def compare(
     table = rows(entries)
     write(out / "comparison.json", to_json(table))
     write_csv(out / "comparison.csv", [{k: v for k, v in row.items() if k != "score"} for row in table])
-    scores = {entry.method: entry.result.score for entry in entries if entry.result.score is not None}
+    scores = {entry.name: entry.result.score for entry in entries if entry.result.score is not None}
     write(out / "comparison.png", draw_comparison(scores, entries[0].result.config))
     return entries
 
 
-def train_each(configs: Mapping[str, Config], out: Path, jobs: int, view: View, *, tested: bool = True) -> list[Entry]:
-    """Train each method in the folder ``out/method``, and, unless ``tested`` is false, judge it on the test tasks.
+def configs_of(
+    tree: Tree | str, methods: Sequence[str], grid: Mapping[str, Sequence[Any]] | None = None
+) -> dict[str, Config]:
+    """Return each method's configuration by its name, an option being given to those that take it.
 
-    Where a signal stops it, the last of the entries has ``result.stopped``.
-    """
-    make_folder(out)
-    if jobs < 1:
-        raise UsageError(f"jobs must be at least 1, got {jobs}")
-    if jobs > 1:
-        return _side_by_side(configs, out, min(jobs, len(configs)), view, tested)
-    entries: list[Entry] = []
-    for method, own in configs.items():
-        entries.append(_entry(method, own, out, view, tested))
-        if entries[-1].result.stopped is not None:
-            break
-    return entries
-
-
-def _entry(method: str, config: Config, out: Path, view: View, tested: bool) -> Entry:
-    view.note(f"── {method}: {find('method', method).summary}")
-    start = perf_counter()
-    result = train(config, out / method, view=view, tested=tested)
-    return Entry(method, result, perf_counter() - start)
-
-
-def _side_by_side(configs: Mapping[str, Config], out: Path, jobs: int, view: View, tested: bool) -> list[Entry]:
-    """Train in processes of their own; a signal or an error stops them all, and what was stopped comes last."""
-    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has run PyTorch's threads can hang
-    threads, waiting = max(1, torch.get_num_threads() // jobs), list(configs)
-    running: dict[str, tuple[SpawnProcess, Connection]] = {}
-    entries: dict[str, Entry] = {}
-    failed: Exception | None = None
-    asked = False
-    with stop_signals() as stop:
-        while running or (waiting and not asked):
-            while waiting and len(running) < jobs and not asked:
-                method = waiting.pop(0)
-                receiver, sender = spawn.Pipe(duplex=False)
-                given = sender, threads, method, configs[method], out, view.named(method), tested
-                process = spawn.Process(target=_worker, args=given, daemon=True)
-                process.start()
-                sender.close()
-                running[method] = process, receiver
-            ready = wait([receiver for _, receiver in running.values()], timeout=0.2)
-            for method in [method for method, (_, receiver) in running.items() if receiver in ready]:
-                process, receiver = running.pop(method)
-                try:
-                    found = receiver.recv()
-                except EOFError:
-                    found = UsageError(f"the process of {method} was killed, perhaps for lack of memory; lower --jobs")
-                process.join()
-                if isinstance(found, Exception):
-                    failed = failed or found
-                else:
-                    entries[method] = found
-            if not asked and (stop.requested or failed is not None):
-                asked = True
-                for process, _ in running.values():
-                    process.terminate()
-    if stop.requested:
-        halted = {
-            name: Entry(name, Result(out / name, own, 0, 0, None, stop.number), 0.0) for name, own in configs.items()
-        }
-        return sorted((halted | entries).values(), key=lambda entry: entry.result.stopped is not None)
-    if failed is not None:
-        raise failed
-    return [entries[method] for method in configs]
-
-
-def _worker(sender: Connection, threads: int, method: str, config: Config, out: Path, view: View, tested: bool) -> None:
-    torch.set_num_threads(threads)
-    warnings.showwarning = lambda message, *_, **__: view.note(f"warning: {message}")
-    try:
-        sender.send(_entry(method, config, out, view, tested))
-    except Exception as error:
-        sender.send(error)
-
-
-def configs_of(tree: Tree | str, methods: Sequence[str]) -> dict[str, Config]:
-    """Return each method's configuration, an option being given to those that take it.
+    Args:
+        tree, methods: as for `compare`.
+        grid: values to try of options by owner and name. A method has a configuration for each combination of those
+            that it takes, called by them, too, as in ``maml-inner_rate=0.1``.
 
     Raises:
         UnknownNameError, UsageError, ConfigError: as for `compare`.
     """
     if not methods or len(set(methods)) < len(methods):
         raise UsageError(f"expected one or more different methods, got {', '.join(methods) or 'none'}")
-    parts = normal(tree)
-    given = {name: value for name, value in flat(parts).items() if value is not None and name != "method.name"}
-    own = {method: _taken(given, method) for method in methods}
-    lost = given.keys() - {name for values in own.values() for name in values}
+    grid = grid or {}
+    given = {name: value for name, value in flat(normal(tree)).items() if value is not None and name != "method.name"}
+    lost, configs, targets = given.keys() | grid.keys(), dict[str, Config](), dict[str, Target]()
+    for method in methods:
+        for values in product(*grid.values()):
+            own = _taken(given | dict(zip(grid, values)), method)
+            lost -= own.keys()
+            config = resolve(nested({"method.name": method, **own}))
+            parts = config.tree()
+            if (tasks := str(parts["tasks"])) not in targets:
+                targets[tasks] = target_of(parts)
+            refuse_target(find("method", method), targets[tasks], config.tasks.name)
+            name = "-".join([method, *(f"{word}={value}" for word, value in chosen(config, grid).items())])
+            if configs.setdefault(name, config) != config:
+                raise UsageError(f"two settings are called {name}; take values that are called differently")
     if lost:
         raise ConfigError(f"none of {', '.join(methods)} takes {', '.join(map(flag, sorted(lost)))}; leave it out")
-    configs = {method: resolve(nested({"method.name": method, **values})) for method, values in own.items()}
-    target = target_of(parts)
-    for method in configs:
-        refuse_target(find("method", method), target, parts["tasks"]["name"])
     return configs
+
+
+def chosen(config: Config, grid: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """Return what a configuration has of a grid's options, in words that a file's name can hold.
+
+    >>> chosen(resolve({"tasks": "sinusoid", "method": {"name": "maml", "rate": 0.1}}), {"method.rate": (), "x.y": ()})
+    {'inner_rate': '0.1'}
+    """
+    schema, values = schema_of(config.tree()), flat(config.tree())
+    told: dict[str, str] = {}
+    for name in grid:
+        if (value := values.get(name)) is not None:
+            option = schema.options.get(name)
+            word = str(value) if option is None else text(value, option)
+            told[flag(name, schema)[2:].replace("-", "_")] = os.path.basename(word.rstrip(os.sep))
+    return told
 
 
 def _taken(given: Mapping[str, Any], method: str) -> dict[str, Any]:
@@ -193,10 +130,10 @@ def _taken(given: Mapping[str, Any], method: str) -> dict[str, Any]:
 def rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Return the table as plain values."""
     table: list[dict[str, Any]] = []
-    for method, result, seconds in entries:
+    for name, result, seconds in entries:
         score = result.score
         assert score is not None
-        row = {"method": method, score.metric: score.mean, "ci95": score_to_json(score)["ci95"]}
+        row = {"method": name, score.metric: score.mean, "ci95": score_to_json(score)["ci95"]}
         row |= {"episodes": score.episodes, "steps": result.step, "best_step": result.best_step}
         kind = "classification" if score.metric == "accuracy" else "regression"
         table.append({**row, "seconds": round(seconds, 1), "score": shown(kind, score.mean, score.ci95)})

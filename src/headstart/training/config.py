@@ -47,7 +47,7 @@ Tree: TypeAlias = Mapping[str, Any]
 """A configuration as files hold it; a part may be its name alone."""
 
 #: Options that may differ when a run goes on: they leave the result as it is, up to rounding.
-_FREE = {"run.save_every", "run.device", "run.threads", "run.compile", "run.memory"}
+_FREE = {"run.save_every", "run.device", "run.threads", "run.compile", "run.memory", "run.track"}
 _BYTES = 1 << 20
 _MOST_LINES = 20
 
@@ -86,6 +86,8 @@ class Run(NamedTuple):
             minutes of compiling. Needs a C++ compiler; where it cannot be done, one line says why.
         memory: most memory for what a step remembers for its derivatives, such as 2GiB; tasks are taken in as many
             parts as that needs. By default all tasks of a step together.
+        track: where the run's numbers go, too: tensorboard, mlflow, wandb, or several joined by commas. They stay in
+            the run's folder unless the environment says otherwise (docs/sweeps.md).
     """
 
     evaluate_every: Count | None = None
@@ -97,6 +99,7 @@ class Run(NamedTuple):
     threads: Annotated[int, Ge(1), Le(4096)] | None = None
     compile: bool = False
     memory: str | None = None
+    track: Sequence[Literal["tensorboard", "mlflow", "wandb"]] | None = None
 
 
 class Part(NamedTuple):
@@ -175,7 +178,7 @@ WORDS = {
     "outer.rate": "outer-rate",
 }
 #: What the commands call their own options, on the command line.
-_COMMANDS = ("tasks", "methods", "out", "config", "jobs", "json", "help", "traceback")
+_COMMANDS = "tasks methods out config jobs json help traceback seeds set launcher resources".split()
 _WHAT: dict[str, What] = {"tasks": "task", "method": "method", "model": "model"}
 _NAMES = [f"{owner}.name" for owner in _WHAT]
 

@@ -26,7 +26,7 @@ from headstart.errors import ConfigError, HeadstartError, UsageError
 from headstart.registry import find
 from headstart.schema import Option
 from headstart.training.build import Job, find_device, make_learner, make_tasks, reproducible
-from headstart.training.compare import configs_of, default_methods, train_each
+from headstart.training.compare import configs_of, default_methods
 from headstart.training.config import Config, Tree, called, flag, forms, normal, resolve, schema_of
 from headstart.training.elsewhere import elsewhere, refuse_trained_on, sizes_of, target_config
 from headstart.training.evaluate import Interval, Metric, evaluate, interval
@@ -36,6 +36,7 @@ from headstart.training.metrics import write_csv
 from headstart.training.progress import View
 from headstart.training.report.matrix_plot import draw_matrix
 from headstart.training.run import open_run
+from headstart.training.side_by_side import train_each
 from headstart.types import Learner, Meta, Tasks
 
 RAW = "nearest"
@@ -148,12 +149,12 @@ def matrix(
         for entry in entries:
             job, checkpoint = open_run(entry.result.run, entry.result.config.run.device)
             for on, target in test.items():
-                view.note(f"{entry.method} trained on {trained_on}: judging on {on}")
+                view.note(f"{entry.name} trained on {trained_on}: judging on {on}")
                 config = target_config(job, target)
                 tasks = tasks_of(config)
                 notes = refuse_trained_on(job, config, tasks, "test")
                 scored = _judged(entry.result.run, elsewhere(job, tasks), checkpoint.best.meta)
-                cells.append(Cell(entry.method, trained_on, on, *scored, notes=notes))
+                cells.append(Cell(entry.name, trained_on, on, *scored, notes=notes))
     found = Matrix(_compared_by_task(cells, [*methods, RAW]))
     table = rows(found)
     make_folder(out)

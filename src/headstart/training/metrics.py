@@ -12,7 +12,7 @@ import os
 import sys
 import uuid
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -42,6 +42,8 @@ class MetricsFile:
         self.size, self.hash = len(data), hashlib.sha256(data)
         with explained("write", self.path):
             self.file = self.path.open("a+b")
+        self.told: Callable[[Line], None] | None = None
+        """Called with each line that is added."""
 
     def add(self, line: Line) -> None:
         """Append a line; `sync` brings it to the disk."""
@@ -50,6 +52,12 @@ class MetricsFile:
             self.file.write(data)
         self.size += len(data)
         self.hash.update(data)
+        if self.told is not None:
+            self.told(line)
+
+    def lines(self) -> list[Line]:
+        """Return all lines that were added."""
+        return _parsed(self.content())[0]
 
     def sync(self) -> dict[str, Any]:
         """Bring all lines to the disk, and return the file's size and SHA-256."""

@@ -41,6 +41,7 @@ from headstart.training.preparation import refuse_other_data, write_preparation
 from headstart.training.progress import View
 from headstart.training.report.report import CHOICE, RESULTS, by_task, report, score_to_json, shown
 from headstart.training.signals import Stop, only_writer, stop_signals
+from headstart.training.track import tracking
 from headstart.types import Meta
 
 CONFIG = "config.json"
@@ -105,7 +106,7 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
             write_preparation(run, kind_of_family(config.tasks.name), job.tasks)
             try:
                 state, best, metrics = _begin(job, run, view)
-                with closing(metrics):
+                with closing(metrics), tracking(config, run, metrics) as track:
                     stays = partial(_stays, job, run, place, metrics)
                     learns = job.learner.gradient is not None
                     if config.outer is not None and learns and state.step < config.outer.steps:
@@ -116,6 +117,8 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
                     write(run / "best.safetensors", to_safetensors(flat(best.meta)))
                     left = stop.requested or not tested
                     score = None if left else _test(job, run, state, best, stays, stop, view)
+                    if score is not None:
+                        track(state.step, score_to_json(score))
                 return Result(run, config, state.step, best.step, score, stop.number)
             finally:
                 view.close()

@@ -24,6 +24,8 @@ from headstart.training.report.structure_plot import draw_structure
 from headstart.types import Learner, Meta, Tasks
 
 RESULTS = "results.json"
+CARD = "README.md"
+"""The model card: of a report it is what is written last."""
 CHOICE = "choice.json"
 """What the method was chosen from, where nobody named one."""
 
@@ -61,7 +63,7 @@ def report(run: Path, job: Job, meta: Meta) -> list[Path]:
         "results.png": draw_results(lines, rows, results, job),
         "episode.png": episode,
         "structure.png": draw_structure(found, heading),
-        "README.md": card(job, results, found, episode is not None, mistakes).encode(),
+        CARD: card(job, results, found, episode is not None, mistakes).encode(),
     }
     for name, data in files.items():
         if data is not None:
@@ -145,11 +147,12 @@ def score_to_json(score: Score) -> dict[str, Any]:
 
 
 def by_task(job: Job, score: Score) -> list[dict[str, Any]]:
-    """Return a row for each task: its name where the tasks have some, else its number."""
-    names = job.tasks.details.get("task_names", {}).get(score.split) or range(score.episodes)
+    """Return a row for each task: its name where the tasks have some, else its number, another task with each seed."""
+    named = job.tasks.details.get("task_names", {}).get(score.split)
     domain, split = job.tasks.domain, score.split
     told = [{"domain": domain(split, number)} if domain else {} for number in range(score.episodes)]
-    return [{"task": name, **own, score.metric: value} for name, own, value in zip(names, told, score.values)]
+    word, names = ("task", named) if named else ("number", range(score.episodes))
+    return [{word: name, **own, score.metric: value} for name, own, value in zip(names, told, score.values)]
 
 
 def shown(kind: Literal["classification", "regression"], mean: float, ci95: float | None = None) -> str:

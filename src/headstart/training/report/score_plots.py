@@ -9,8 +9,9 @@ import torch
 
 from headstart.training.build import Job
 from headstart.training.config import Config, called
-from headstart.training.evaluate import Score
+from headstart.training.evaluate import Metric, Score
 from headstart.training.metrics import Line
+from headstart.training.over_seeds import OverSeeds
 from headstart.training.report import figures as kit
 
 if TYPE_CHECKING:
@@ -102,6 +103,23 @@ def _compared(scores: Mapping[str, Score], ways: int | None, axis: "Axes") -> No
         axis.axvline(100 / ways, color=kit.GREY, linestyle=":", linewidth=1)
     kit.dress(axis, f"{episodes} unseen test tasks, 95 % interval", label, "")
     kit.name_rows(axis, list(scores))
+
+
+def draw_means(scores: Mapping[str, tuple[Metric, OverSeeds]]) -> bytes:
+    """Draw test scores of settings, means over seeds, with 95 % intervals over seeds and tasks; a panel each metric."""
+    metrics = dict.fromkeys(metric for metric, _ in scores.values())
+    draws = [
+        partial(_means, metric, {n: one for n, (own, one) in scores.items() if own == metric}) for metric in metrics
+    ]
+    return kit.beside(draws, 6.4, 1.2 + 0.35 * len(scores))
+
+
+def _means(metric: str, scores: Mapping[str, OverSeeds], axis: "Axes") -> None:
+    scale, label = kit.unit(metric)
+    widths = [next((half for half in (one.both, one.tasks) if isfinite(half)), 0.0) for one in scores.values()]
+    kit.bars(axis, [scale * one.mean for one in scores.values()], [scale * half for half in widths], ecolor=kit.GREY)
+    kit.dress(axis, "test tasks, mean over seeds, 95 % interval over both", label)
+    kit.name_rows(axis, list(scores), least=3)
 
 
 def _stepping(scores: Mapping[str, Score], axis: "Axes") -> None:
