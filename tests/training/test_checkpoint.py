@@ -23,6 +23,7 @@ def learner():
 
 
 def _run(learner, folder, saves):
+    folder.mkdir(exist_ok=True)
     state = start(learner)
     for record in fit(learner, sinusoid(shots=3), steps=max(saves), tasks_per_step=2, state=state):
         if record.step in saves:

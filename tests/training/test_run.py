@@ -224,7 +224,7 @@ def test_a_folder_that_goes_away_while_training_is_saved_elsewhere(tmp_path, how
 
     (tmp_path / "run").mkdir()
     with pytest.raises(FileError, match=f"{'moved to .*elsewhere' if how == 'moved' else 'deleted'} while training"):
-        train(tree(SINE), tmp_path / "run", view=Away())
+        train(tree({**SINE, "save_every": 6}), tmp_path / "run", view=Away())
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
     saved = next(path for path in tmp_path.iterdir() if path.name != "run")
     assert open_run(saved)[1].step == (6 if when == "step" else 10)

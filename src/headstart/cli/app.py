@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError
 import headstart
 from headstart.cli.commands import COMMANDS
 from headstart.cli.output import printable, spell_out
-from headstart.errors import HeadstartError
+from headstart.errors import HeadstartError, is_out_of_memory
 
 USAGE = 2
 
@@ -65,7 +65,7 @@ def run(words: Sequence[str], show_traceback: bool = False) -> int:
                 told, code = f"cannot use {error.filename or 'the standard output'}: {error.strerror}", 1
                 if error.filename is None:
                     _let_go()
-            elif isinstance(error, MemoryError) or "allocate" in str(error):  # as PyTorch says it, of any device
+            elif is_out_of_memory(error):
                 reason = str(error).partition("you tried to ")[2].partition(".")[0] or str(error)
                 told, code = f"not enough memory ({reason}); take fewer or smaller layers, examples or tasks", 1
             else:  # a fault of ours: say so, and where the details are

@@ -51,12 +51,18 @@ class MetricsFile:
         self.size += len(data)
         self.hash.update(data)
 
-    def sync(self) -> dict[str, Any]:
-        """Bring all lines to the disk, and return the file's size and SHA-256."""
+    def known(self) -> dict[str, Any]:
+        """Hand all lines to the system, and return the file's size and SHA-256; `sync` brings them to the disk."""
         with explained("write", self.path):
             self.file.flush()
-            os.fsync(self.file.fileno())
         return {"bytes": self.size, "sha256": self.hash.hexdigest()}
+
+    def sync(self) -> dict[str, Any]:
+        """Bring all lines to the disk, and return the file's size and SHA-256; a thread may, while others add lines."""
+        known = self.known()
+        with explained("write", self.path):
+            os.fsync(self.file.fileno())
+        return known
 
     def content(self) -> bytes:
         """Return all that was written, even where the file has been deleted."""
