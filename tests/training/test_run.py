@@ -1,6 +1,7 @@
 """Runs in a folder: complete, exact when resumed, and careful with what is there."""
 
 import csv
+import itertools
 import json
 import os
 import shlex
@@ -11,6 +12,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -20,7 +22,8 @@ from headstart.algorithms.prototypes import nearest
 from headstart.cli.commands import _train
 from headstart.cli.options import call, first_look
 from headstart.errors import ConfigError, DivergenceError, FileError
-from headstart.training.checkpoint import find
+from headstart.training import checkpoint as checkpoints, run as runs
+from headstart.training.checkpoint import Keep, find
 from headstart.training.config import (
     command,
     default_folder,
@@ -232,6 +235,56 @@ def test_a_folder_that_goes_away_while_training_is_saved_elsewhere(tmp_path, how
         for run in (saved, tmp_path / "whole"):
             train(tree(SINE), run)
         _same(saved, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("at", [6, 10])
+def test_a_disk_that_is_full_stops_the_run_soon_and_what_is_saved_goes_on(tmp_path, monkeypatch, at):
+    write, steps = checkpoints.save, []
+
+    def save(run, checkpoint, keep=Keep()):
+        if checkpoint.step == at:
+            raise FileError("cannot write the checkpoint: the disk is full")
+        return write(run, checkpoint, keep)
+
+    class Slow(View):
+        def step(self, record, validation):
+            steps.append(record.step)
+            time.sleep(0.02)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "save", save)
+        with pytest.raises(FileError, match="the disk is full"):
+            train(tree(SINE), tmp_path / "run", view=Slow())
+    assert steps[-1] == min(at + 1, 10) and open_run(tmp_path / "run")[1].step == {6: 3, 10: 9}[at]
+    for name in ("run", "whole"):
+        train(tree(SINE), tmp_path / name)
+    _same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_folder_that_goes_away_while_it_is_written_to_is_told_as_such(tmp_path, monkeypatch):
+    write = checkpoints.save
+
+    def save(run, checkpoint, keep=Keep()):
+        if checkpoint.step == 6 and run.name == "run":
+            run.rename(run.with_name("elsewhere"))
+        return write(run, checkpoint, keep)
+
+    monkeypatch.setattr(checkpoints, "save", save)
+    with pytest.raises(FileError, match="moved to .*elsewhere while training"):
+        train(tree(SINE), tmp_path / "run")
+    assert os.listdir(tmp_path) == ["elsewhere"] and open_run(tmp_path / "elsewhere")[1].step >= 7
+
+
+def test_checkpoints_are_saved_by_time_too_and_kept_as_said(tmp_path, monkeypatch):
+    ticks = itertools.count(step=1000)  # three looks at the clock are 50 minutes
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=ticks.__next__))
+    options = {**SINE, "save_every": "50min", "keep_every": 5, "keep_last": 3}
+    train(tree(options), tmp_path / "run", view=_StopAt(8))
+    kept = sorted(os.listdir(tmp_path / "run" / "checkpoints"))
+    assert [int(name[5:]) for name in kept] == [0, 3, 5, 8]
+    train(tree({**SINE, "save_every": 1}), tmp_path / "run")
+    train(tree(SINE), tmp_path / "whole")
+    _same(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("damage", ["gone", "line"])

@@ -120,10 +120,8 @@ def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
             f" gradients), {outer.optimizer} with rate {outer.rate} ({outer.schedule})"
         )
         if left := results.get("left_out"):
-            rows["Outer loop"] += (
-                f"; {left['count']} task{'s' * (left['count'] != 1)} left out, which metrics.jsonl names, for a loss or a"
-                " meta-gradient that was not finite"
-            )
+            without = f"{left['count']} task{'s' * (left['count'] != 1)} left out (metrics.jsonl names them)"
+            rows["Outer loop"] += f"; {without}, as their loss or meta-gradient was not finite"
         rows["Weights"] = (
             f"best.safetensors, after step {results['best_step']}: the best of all looks at {looked}"
             f" validation task{'s' * (looked != 1)}; test tasks had no part in the choice. headstart itself reads the"
