@@ -4,6 +4,7 @@ The command line ends with an error's ``exit_code``: 2 where the call or the fla
 elsewhere. A message says what came, what was expected, and the fix.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
@@ -88,6 +89,17 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False
     words = ("allocate memory", "tried to allocate", "out of memory", "alloc_failed")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
+def asked_for(error: BaseException) -> str:
+    """Return what an error of `is_out_of_memory` says of the memory that was asked for.
+
+    >>> asked_for(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error ..."))
+    'tried to allocate 8 bytes'
+    """
+    text = str(error)
+    found = re.search(r"tried to allocate [\d.]+ \w+", text, re.IGNORECASE)
+    return found[0].replace("Tried", "tried") if found else (text.splitlines() or ["there is none left"])[0][:160]
 
 
 def check_text(what: str, text: str) -> None:

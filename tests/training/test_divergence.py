@@ -112,11 +112,9 @@ def test_where_an_inner_loop_goes_astray_is_told(line_tasks, x, y, rate, words):
 
     def sample(split, numbers):
         support, query = line_tasks().sample(split, numbers)
-        xs, ys = 0.1 * support.x.clone(), 0.1 * support.y.clone()
-        xs[1], ys[1] = x, y
-        far = query.y.clone()
-        far[1] = 1e30
-        return Episodes(Batch(xs, ys), query._replace(y=far))
+        odd = torch.tensor([number == 1 for number in numbers]).view(-1, 1, 1)
+        near = Batch(torch.where(odd, x, 0.1 * support.x), torch.where(odd, y, 0.1 * support.y))
+        return Episodes(near, query._replace(y=torch.where(odd, 1e30, query.y)))
 
     with pytest.raises(DivergenceError, match=words):
         list(fit(learner, line_tasks()._replace(sample=sample), steps=1, tasks_per_step=3))

@@ -15,13 +15,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from headstart.algorithms.prototypes import nearest
 from headstart.cli.commands import _train
 from headstart.cli.options import call, first_look
-from headstart.errors import ConfigError, DivergenceError, FileError
+from headstart.errors import ConfigError, DivergenceError, FileError, OutOfMemoryError
 from headstart.training import checkpoint as checkpoints, run as runs
 from headstart.training.checkpoint import Keep, find
 from headstart.training.config import (
@@ -285,6 +286,25 @@ def test_checkpoints_are_saved_by_time_too_and_kept_as_said(tmp_path, monkeypatc
     train(tree({**SINE, "save_every": 1}), tmp_path / "run")
     train(tree(SINE), tmp_path / "whole")
     _same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_where_one_task_asks_for_too_much_auto_goes_on_with_a_checkpointed_adjoint(tmp_path, monkeypatch):
+    def too_much(learner, meta, episodes):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    options, build, view = {**SINE, "inner_steps": 3}, runs.build, _Told()
+    train(tree(options), tmp_path / "plenty")
+    monkeypatch.setattr(
+        runs, "build", lambda config: (job := build(config))._replace(learner=job.learner._replace(objective=too_much))
+    )
+    with pytest.raises(OutOfMemoryError, match=r"out of memory with 2 .*\(tried to allocate 2.00 GiB\); not even one"):
+        train(tree(options), tmp_path / "run")
+    train(tree({**options, "memory": "auto"}), tmp_path / "run", view=view)
+    assert "out of memory with one task at a time: from now on with --adjoint checkpointed" in view.notes
+    one, other = (load_file(str(tmp_path / name / "last.safetensors")) for name in ("run", "plenty"))
+    assert one.keys() == other.keys() and all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
+    with pytest.raises(OutOfMemoryError):  # it has no other adjoint
+        train(tree({**options, "method": "fomaml", "memory": "auto"}), tmp_path / "first_order")
 
 
 @pytest.mark.parametrize("damage", ["gone", "line"])

@@ -21,8 +21,8 @@ from headstart.core.process import Settings, generators, one_thread, pool, put_b
 from headstart.core.tree import mapped, tensors_of
 from headstart.engine import record
 from headstart.engine.record import SEEN, Forms, Inputs, Key, Recorded, Way, inputs_of, with_gradient
-from headstart.errors import OutOfMemoryError, UsageError, is_out_of_memory
-from headstart.forward.task_map import first_line, rounded
+from headstart.errors import OutOfMemoryError, UsageError, asked_for, is_out_of_memory
+from headstart.forward.task_map import rounded
 from headstart.types import Batch, Episodes, Info, Learner, Meta
 
 logger = logging.getLogger("headstart")
@@ -134,14 +134,16 @@ class _InParts:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            told = first_line(error)
+            told = asked_for(error)
         # outside of that block: an error holds on to its frames, and so to what was made until then
         return self._leaner(told, learner, meta, episodes)
 
     def _leaner(self, told: str, learner: Learner, meta: Meta, episodes: Episodes) -> Part:
         """Compute with half as many tasks at a time, and so on until that fits; then stay with it, or say what fits."""
         given, tasks = self.options, len(episodes.query.y)
-        plan, found = self.plan or _Plan(given.chunk or tasks, 1, False), None
+        plan, found = self.plan, None
+        if plan is None:  # it ran out in the looks that a plan is made from
+            plan = _Plan(given.chunk or tasks, 1 if given.threads == "auto" else given.threads, False)
         before = at_once = min(tasks, plan.size * plan.workers)
         if not given.yielding:  # a trial is not worth a record
             self.options = given._replace(compile=False, replay=False)

@@ -11,7 +11,8 @@ from headstart.errors import DataError, DivergenceError, UsageError
 from headstart.types import Batch, Episodes, Info, Learner, Meta
 
 OnNonfinite: TypeAlias = Literal["stop", "skip"]
-Gradient: TypeAlias = Callable[[Episodes], tuple[Meta, Info]]
+Gradient: TypeAlias = Callable[[Sequence[int]], tuple[Meta, Info]]
+Sampled: TypeAlias = Callable[[Sequence[int]], Episodes]
 
 #: In so many steps in a row at least half of the tasks may be left out. Odd tasks come now and then, however many there
 #: are; where most fail again and again, θ or a rate is at fault, and leaving out tasks does not help.
@@ -44,10 +45,10 @@ class Measured(NamedTuple):
 
 def finite_gradient(
     gradient: Gradient,
+    numbers: Sequence[int],
     learner: Learner,
     meta: Meta,
-    episodes: Episodes,
-    numbers: Sequence[int],
+    sampled: Sampled,
     *,
     step: int,
     on_nonfinite: OnNonfinite = "stop",
@@ -58,9 +59,10 @@ def finite_gradient(
     step whose numbers are finite costs nothing more, and waits for the device once.
 
     Args:
-        gradient: ``episodes -> (a Meta of gradients, the mean over tasks, and Info)``, a pure function.
+        gradient: ``numbers of tasks -> (a Meta of gradients, the mean over these tasks, and Info)``, a pure function.
+        numbers: the tasks of the step.
         learner, meta: whose gradient it is, for a second look at tasks that fail.
-        episodes, numbers: the tasks, and their numbers.
+        sampled: ``numbers -> the episodes of these tasks``, for that look.
         step: the outer steps that were taken before, for messages.
         on_nonfinite: whether to stop, or to leave such tasks out.
 
@@ -69,22 +71,20 @@ def finite_gradient(
             to blame.
         DataError: a task holds numbers that are not finite, and ``on_nonfinite`` is ``"stop"``.
     """
-    rows, left_out = list(range(len(numbers))), list[LeftOut]()
-    while rows:
-        own = episodes if not left_out else _selected(episodes, rows)
-        found = gradient(own)
+    left_out = list[LeftOut]()
+    while numbers:
+        found = gradient(numbers)
         loss, norm = _sizes(*found)
         if math.isfinite(loss) and math.isfinite(norm):
             return Measured(found[0], loss, norm, tuple(sorted(left_out)))
-        there = [numbers[row] for row in rows]
         if on_nonfinite == "stop":
-            check_data(own, "train", there)
-        what, why = _blamed(gradient, learner, meta, own, _losses(found[1]))
-        bad = [LeftOut(there[place], told) for place, told in why.items()]
+            check_data(sampled(numbers), "train", numbers)
+        what, bad = _blamed(gradient, numbers, found[1])
+        why = [LeftOut(number, _why(learner, meta, sampled([number]))) for number in bad]
         if on_nonfinite == "stop" or not bad:
-            raise _divergence(what, bad, len(numbers), step)
-        left_out += bad
-        rows = [row for place, row in enumerate(rows) if place not in why]
+            raise _divergence(what, why, len(numbers), step)
+        left_out += why
+        numbers = [number for number in numbers if number not in bad]
     return Measured(None, math.nan, math.nan, tuple(sorted(left_out)))
 
 
@@ -117,22 +117,14 @@ def _told(bad: Sequence[LeftOut]) -> str:
     return f"Task {bad[0].task}: {bad[0].why}"
 
 
-def _blamed(
-    gradient: Gradient, learner: Learner, meta: Meta, episodes: Episodes, losses: Sequence[float]
-) -> tuple[str, dict[int, str]]:
-    """Return what is not finite, and of which of the tasks, by their places, with the reasons.
-
-    Where all losses are finite, each task is tried alone.
-    """
-    bad = [place for place, loss in enumerate(losses) if not math.isfinite(loss)]
+def _blamed(gradient: Gradient, numbers: Sequence[int], info: Info) -> tuple[str, list[int]]:
+    """Return what is not finite, and of which tasks; where all losses are finite, each task is tried alone."""
+    losses = [] if info.query_loss is None else info.query_loss.tolist()
+    bad = [number for number, loss in zip(numbers, losses) if not math.isfinite(loss)]
     if bad:
-        return "loss", {place: _why(learner, meta, _selected(episodes, [place])) for place in bad}
-    alone = {}
-    for place in range(len(losses)):
-        one = _selected(episodes, [place])
-        if not all(map(math.isfinite, _sizes(*gradient(one)))):
-            alone[place] = _why(learner, meta, one)
-    return "meta-gradient", alone
+        return "loss", bad
+    alone = (number for number in numbers if not all(map(math.isfinite, _sizes(*gradient([number])))))
+    return "meta-gradient", list(alone)
 
 
 @torch.no_grad()
@@ -161,16 +153,6 @@ def _sizes(gradient: Meta, info: Info) -> tuple[float, float]:
     norm = torch.nn.utils.get_total_norm([*gradient.params.values(), *gradient.structure.values()])
     loss, length = torch.stack((losses.mean(), norm.to(losses))).tolist()
     return loss, length
-
-
-def _losses(info: Info) -> list[float]:
-    assert info.query_loss is not None
-    return info.query_loss.tolist()
-
-
-def _selected(episodes: Episodes, places: Sequence[int]) -> Episodes:
-    index = torch.tensor(places, device=episodes.query.y.device)
-    return tree.mapped(lambda leaf: leaf[index], episodes)
 
 
 def check_data(episodes: Episodes, split: str, numbers: Sequence[int]) -> None:

@@ -14,8 +14,7 @@ from torch import Generator, Tensor
 
 from headstart.core.objective import at, meta_gradient
 from headstart.engine.accelerate import accelerate
-from headstart.errors import ConfigError, OutOfMemoryError, UsageError, check_known, is_out_of_memory
-from headstart.forward.task_map import first_line
+from headstart.errors import ConfigError, OutOfMemoryError, UsageError, asked_for, check_known, is_out_of_memory
 from headstart.training.divergence import LeftOut, OnNonfinite, finite_gradient, lost_in_a_row
 from headstart.training.kept_memory import kept_memory
 from headstart.types import Episodes, Info, Learner, Meta, Params, Pool, Tasks
@@ -175,12 +174,15 @@ def fit(
         while state.step < steps:
             numbers = range(state.step * tasks_per_step, (state.step + 1) * tasks_per_step)
             now = at(learner, state.step / steps)
-            sampled = tasks.sample("train", numbers)
-            episodes = seeded(pooled(sampled, tasks, numbers) if now.pooled else sampled, seed, numbers)
-
-            gradient_of = partial(_gradient, now, state.meta, seed, state.step)
+            sampled = partial(_sampled, now, tasks, seed)
             gradient, loss, norm, left_out = finite_gradient(
-                gradient_of, now, state.meta, episodes, numbers, step=state.step, on_nonfinite=on_nonfinite
+                partial(_gradient, now, state, seed, sampled),
+                numbers,
+                now,
+                state.meta,
+                sampled,
+                step=state.step,
+                on_nonfinite=on_nonfinite,
             )
             state.lost = lost_in_a_row(state.lost, left_out, tasks_per_step, state.step)
 
@@ -197,19 +199,28 @@ def fit(
             yield StepRecord(state.step, loss, norm, rates[0] * factor, state, left_out)
 
 
-def _gradient(learner: Learner, meta: Meta, seed: int, step: int, episodes: Episodes) -> tuple[Meta, Info]:
-    """Return the meta-gradient of a step's tasks, or of some of them, with the draws of that step."""
+def _sampled(learner: Learner, tasks: Tasks, seed: int, numbers: Sequence[int]) -> Episodes:
+    """Return training tasks as the learner is to see them."""
+    sampled = tasks.sample("train", numbers)
+    return seeded(pooled(sampled, tasks, numbers) if learner.pooled else sampled, seed, numbers)
+
+
+def _gradient(
+    learner: Learner, state: State, seed: int, sampled: Callable[[Sequence[int]], Episodes], numbers: Sequence[int]
+) -> tuple[Meta, Info]:
+    """Return the meta-gradient of tasks of a step, with the draws of that step."""
+    episodes = sampled(numbers)
     # for models that draw from PyTorch's own generator
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(_mixed(seed, np.array([step], dtype=np.uint64))[0]))
+        torch.default_generator.manual_seed(int(_mixed(seed, np.array([state.step], dtype=np.uint64))[0]))
         try:
-            return meta_gradient(learner, meta, episodes)
+            return meta_gradient(learner, state.meta, episodes)
         except (MemoryError, RuntimeError) as error:  # of a gradient that is not taken in parts, as others are
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
-                f"out of memory in step {step + 1} ({first_line(error)}); take fewer --tasks-per-step, fewer or smaller"
-                " examples, or a smaller model"
+                f"out of memory in step {state.step + 1} ({asked_for(error)}); take fewer --tasks-per-step, fewer or"
+                " smaller examples, or a smaller model"
             ) from error
 
 
