@@ -691,6 +691,6 @@ def test_in_a_process_of_little_memory_what_is_advised_fits_and_gives_the_same()
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert re.match(
-        r"out of memory with 8192 tasks at a time \(tried to allocate \d+ bytes\); \d+ at a time", found["told"]
+        r"out of memory with 4096 tasks at a time \(tried to allocate \d+ bytes\); \d+ at a time", found["told"]
     )
     assert found["same"] and found["gap"] < 1e-5 and "from now on" in done.stderr

@@ -19,7 +19,7 @@ from headstart.engine.accelerate import accelerate
 from headstart.errors import OutOfMemoryError
 from headstart.types import Batch, Episodes
 
-TASKS, ROOM = 8192, 150 * 2**20
+TASKS, ROOM = 4096, 80 * 2**20
 
 
 def episodes(tasks: int) -> Episodes:
@@ -36,7 +36,7 @@ def used() -> int:
 
 torch.set_num_threads(1)
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
-learner = headstart.maml(headstart.mlp(1, 1, hidden=(40, 40)), loss="mse", steps=2, taskmap="vmap")
+learner = headstart.maml(headstart.mlp(1, 1, hidden=(40, 40)), loss="mse", steps=1, taskmap="vmap")
 meta = learner.init(torch.Generator().manual_seed(0))
 meta_gradient(accelerate(learner), meta, episodes(1))  # what is made once
 given = episodes(TASKS)

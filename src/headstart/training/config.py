@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import yaml
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Predicate, doc
 
 from headstart.errors import ConfigError, FileError, UsageError
 from headstart.models.trunks.source import absolute, is_source
@@ -71,6 +71,14 @@ class Outer(NamedTuple):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
 
 
+def _is_memory(text: str) -> bool:
+    from headstart.core.counting import to_bytes
+
+    with contextlib.suppress(UsageError):
+        return text == "auto" or to_bytes(text) > 0
+    return False
+
+
 class Run(NamedTuple):
     """What every run has.
 
@@ -89,8 +97,8 @@ class Run(NamedTuple):
         threads: CPU threads; by default what PyTorch takes.
         compile: compile the meta-gradient: many times faster for small networks and long runs, after seconds to
             minutes of compiling. Needs a C++ compiler; where it cannot be done, one line says why.
-        memory: most memory for what a step remembers for its derivatives, such as 2GiB; tasks are taken in as many
-            parts as that needs. With auto, all tasks of a step together, and where memory runs out, in ever smaller
+        memory: most memory for what a step remembers for its derivatives; tasks are taken in as many parts as that
+            needs. With auto, all tasks of a step together, and where memory runs out, in ever smaller
             parts, at last with a checkpointed adjoint. By default all tasks of a step together.
     """
 
@@ -105,7 +113,7 @@ class Run(NamedTuple):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: Annotated[int, Ge(1), Le(4096)] | None = None
     compile: bool = False
-    memory: str | None = None
+    memory: Annotated[str, Predicate(_is_memory), doc("a size such as 2GiB, or auto")] | None = None
 
 
 class Part(NamedTuple):
@@ -448,12 +456,8 @@ def _checked(name: str, value: Any, schema: Schema) -> Any:
     option = schema.options[name]
     try:
         found = checked(option, value)
-        if name == "run.memory" and found != "auto":
-            from headstart.core.counting import to_bytes
-
-            to_bytes(found)
     except ValueError as error:
-        raise ConfigError(f"{flag(name, schema)} {str(error).removeprefix('memory ')}") from error
+        raise ConfigError(f"{flag(name, schema)} {error}") from error
     is_path = isinstance(found, Path) or (option.name == "data" and isinstance(found, str))
     return os.path.abspath(os.path.expanduser(found)) if is_path else found
 
