@@ -160,10 +160,8 @@ class _InParts:
         finally:
             self.options = given
             self.plans.clear()
-        fits = (
-            "not even one at a time fits; where there are inner steps, take an adjoint that remembers less (--adjoint"
-        )
-        fits += " checkpointed), else fewer or smaller examples, or a smaller model"
+        fits = "not even one at a time fits; take an adjoint that remembers less, where there are inner steps"
+        fits += " (--adjoint checkpointed), else fewer or smaller examples, or a smaller model"
         if found is not None:
             result = sum(value.nbytes for part in meta for value in part.values())
             size = to_text(1.01 * (at_once * self._needed(meta, episodes) + 2 * result)).replace(" ", "")

@@ -160,9 +160,8 @@ def save(run: Path, checkpoint: Checkpoint, keep: Keep = Keep()) -> Path:
 class Saver:
     """Saves a run's checkpoints as `save` does, in a thread: training goes on while they are written.
 
-    One at a time: the next waits for the one before, so that which steps are saved does not depend on the disk, and a
-    kill costs no more than the steps since the last save and those that it would have been whole after. At the end of
-    a ``with`` block all is on the disk.
+    One at a time: the next waits for the one before, so that which steps are saved does not depend on the disk. A kill
+    costs the steps since the last save that was whole. At the end of a ``with`` block all is on the disk.
     """
 
     def __init__(self, run: Path, keep: Keep = Keep()) -> None:

@@ -80,11 +80,17 @@ def finite_gradient(
         if on_nonfinite == "stop":
             check_data(sampled(numbers), "train", numbers)
         what, bad = _blamed(gradient, numbers, found[1])
-        why = [LeftOut(number, _why(learner, meta, sampled([number]))) for number in bad]
-        if on_nonfinite == "stop" or not bad:
-            raise _divergence(what, why, len(numbers), step)
+        stops = on_nonfinite == "stop" or not bad
+        why = [LeftOut(number, _why(learner, meta, sampled([number]))) for number in (bad[:1] if stops else bad)]
+        if stops:
+            some = f" of task{'s' * (len(bad) > 1)} {named(bad)}" if bad and not len(bad) == len(numbers) > 1 else ""
+            raise DivergenceError(
+                f"the {what}{some} is no longer a finite number in step {step + 1}; the weights are those of step"
+                f" {step}. {_told(why) if bad else 'Of each task alone it is finite'}. {_FIX}"
+            )
         left_out += why
-        numbers = [number for number in numbers if number not in bad]
+        failed = set(bad)
+        numbers = [number for number in numbers if number not in failed]
     return Measured(None, math.nan, math.nan, tuple(sorted(left_out)))
 
 
@@ -102,15 +108,6 @@ def lost_in_a_row(before: int, left_out: Sequence[LeftOut], tasks: int, step: in
             f" step {step}. {_told(left_out)}. {_FIX}"
         )
     return lost
-
-
-def _divergence(what: str, bad: Sequence[LeftOut], tasks: int, step: int) -> DivergenceError:
-    own = "" if not bad or len(bad) == tasks > 1 else f" of task{'s' * (len(bad) > 1)} {named([o.task for o in bad])}"
-    more = f"{_told(bad)}. " if bad else "Of each task alone it is finite. "
-    return DivergenceError(
-        f"the {what}{own} is no longer a finite number in step {step + 1}; the weights are those of step {step}."
-        f" {more}{_FIX}"
-    )
 
 
 def _told(bad: Sequence[LeftOut]) -> str:

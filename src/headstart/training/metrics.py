@@ -132,6 +132,10 @@ def _is_line(line: Any) -> bool:
     if not isinstance(look, dict) or "ci95" not in look:
         return False
     numbers += [value for value in look.values() if value is not None]
+    left_out = line.get("left_out", [])
+    if not isinstance(left_out, list) or not all(isinstance(one, dict) and "task" in one for one in left_out):
+        return False
+    numbers += [one["task"] for one in left_out]
     return all(type(one) in (int, float) and abs(one) <= sys.float_info.max for one in numbers)
 
 

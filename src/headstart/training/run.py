@@ -91,6 +91,7 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
     Raises:
         ConfigError: options that do not go together, or that differ from those of the run in ``out``.
         DivergenceError: the loss is no longer finite.
+        OutOfMemoryError: there is not enough memory for a step; it says what fits.
         DataError: tasks with numbers that are not finite, or too few of them.
         FileError: the folder cannot be written; or it was moved or deleted meanwhile, and all is saved elsewhere.
     """
