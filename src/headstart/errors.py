@@ -4,6 +4,7 @@ The command line ends with an error's ``exit_code``: 2 where the call or the fla
 elsewhere. A message says what came, what was expected, and the fix.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
@@ -57,6 +58,10 @@ class DivergenceError(HeadstartError, ArithmeticError):
     """The loss is no longer a finite number."""
 
 
+class OutOfMemoryError(HeadstartError, MemoryError):
+    """A step asks for more memory than there is; the message says what fits, where anything does."""
+
+
 class FileError(HeadstartError, OSError):
     """A file that cannot be read or written, or does not hold what it should."""
 
@@ -72,6 +77,29 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     hint = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else "."
     rest = f" Known: {', '.join(known) or 'none'}" if len(near) < len(known) or not known else ""
     return UnknownNameError(f"unknown {kind} {name!r}{hint}{rest}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the system, or PyTorch on any device, says that there is no memory left.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."))
+    True
+    """
+    if isinstance(error, HeadstartError) or not isinstance(error, (MemoryError, RuntimeError)):
+        return False
+    words = ("allocate memory", "tried to allocate", "out of memory", "alloc_failed")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
+def asked_for(error: BaseException) -> str:
+    """Return what an error of `is_out_of_memory` says of the memory that was asked for.
+
+    >>> asked_for(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error ..."))
+    'tried to allocate 8 bytes'
+    """
+    text = str(error)
+    found = re.search(r"tried to allocate [\d.]+ \w+", text, re.IGNORECASE)
+    return found[0].replace("Tried", "tried") if found else (text.splitlines() or ["there is none left"])[0][:160]
 
 
 def check_text(what: str, text: str) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MaxLen
+from annotated_types import DocInfo, Ge, Gt, Le, Lt, MaxLen, Predicate, doc
 
 from headstart.errors import ConfigError
 
@@ -39,6 +39,23 @@ Positive: TypeAlias = Annotated[float, Gt(0)]
 NotNegative: TypeAlias = Annotated[float, Ge(0)]
 Share: TypeAlias = Annotated[float, Gt(0), Le(0.9)]
 Probability: TypeAlias = Annotated[float, Ge(0), Le(1)]
+
+#: How many seconds a unit of time has.
+_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+
+
+def seconds(span: str) -> float | None:
+    """Return how long a span of time is, such as ``"5min"``; ``None`` for what is none.
+
+    >>> seconds("30s"), seconds("1.5 h"), seconds("5 metres")
+    (30.0, 5400.0, None)
+    """
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([a-z]+)", span)
+    size = float(found[1]) * _UNITS.get(found[2], 0) if found else 0.0
+    return size or None
+
+
+Span: TypeAlias = Annotated[str, Predicate(lambda text: seconds(text) is not None), doc("a time such as 30s, 5min, 2h")]
 
 REQUIRED = inspect.Parameter.empty
 _PLAIN = (bool, int, float, str, Path)
@@ -223,12 +240,13 @@ def joined(values: Sequence[Any]) -> str:
 def allowed(hint: Any) -> str:
     """Return what a value of a type may be, in words.
 
-    >>> allowed(Count), allowed(Literal["a", "b"] | None), allowed(int | tuple[int, int])
-    ('a whole number from 1 up', 'one of a, b', 'a whole number or a range such as 1-5')
+    >>> allowed(Count), allowed(Literal["a", "b"] | None), allowed(int | tuple[int, int]), allowed(Span)
+    ('a whole number from 1 up', 'one of a, b', 'a whole number or a range such as 1-5', 'a time such as 30s, 5min, 2h')
     """
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return f"{allowed(parts[0])} {_range(hint.__metadata__)}".strip()
+        told = [limit.documentation for limit in hint.__metadata__ if isinstance(limit, DocInfo)]
+        return told[0] if told else f"{allowed(parts[0])} {_range(hint.__metadata__)}".strip()
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(allowed(part) for part in parts if part is not NoneType))
     if origin is Literal:

@@ -121,7 +121,8 @@ FORGED = {
     "wide": ("model", "hidden", [100_000, 100_000], "asks for 40001600004"),
     "deep": ("model", "hidden", [1] * 200_000, "at most 98"),
     "shots": ("tasks", "shots", 10**9, "up to 100000"),
-    "word": ("run", "memory", "9" * 5000, " … "),
+    "word": ("method", "name", "9" * 5000, " … "),
+    "memory": ("run", "memory", "9" * 5000, "must be a size such as 2GiB"),
 }
 
 

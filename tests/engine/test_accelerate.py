@@ -1,7 +1,13 @@
 """The meta-gradient in parts and threads is the meta-gradient."""
 
+import json
+import logging
+import re
+import subprocess
+import sys
 import threading
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +20,7 @@ from headstart.core.counting import Counted
 from headstart.core.objective import at, backprop, meta_gradient
 from headstart.engine import accelerate as accelerate_module
 from headstart.engine.accelerate import accelerate
-from headstart.errors import DifferentiationError, UsageError
+from headstart.errors import DifferentiationError, OutOfMemoryError, UsageError
 from headstart.testing import random_episodes
 from headstart.types import Batch, Episodes
 
@@ -630,3 +636,61 @@ def test_ragged_tasks_are_looked_at_by_few_numbers_of_examples(monkeypatch):
         episodes = random_episodes((4,), tasks=2, support=examples, query=5)
         assert_same(meta_gradient(learner, meta, episodes), meta_gradient(plain, meta, episodes))
     assert sorted({shape[1] for shape in looked}) == [6, 8, 12, 16, 24, 32] and len(looked) == 12
+
+
+def _scarce(
+    room, error=RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error")
+):
+    """Return a learner for which there is no memory for more than ``room`` tasks at a time, and one with enough."""
+    plenty = headstart.maml(perceptron(), loss="mse", steps=1, taskmap="vmap")
+
+    def objective(learner, meta, episodes):
+        if len(episodes.query.y) > room:
+            raise error
+        return headstart.core.objective.after_adapting(learner, meta, episodes)
+
+    return plenty._replace(objective=objective), plenty
+
+
+@pytest.mark.parametrize(
+    ("room", "options", "fits"), [(4, {}, 3), (2, {"replay": False}, 2), (1, {}, 1), (2, {"threads": 2}, 3)], ids=str
+)
+def test_out_of_memory_says_what_fits_and_auto_goes_on_with_it(room, options, fits, two_threads, caplog):
+    scarce, plenty = _scarce(room)
+    meta, episodes = plenty.init(None), random_episodes((4,), tasks=TASKS, regression=True)
+    learner = accelerate(scarce, **options)
+    for _ in range(2):
+        with pytest.raises(
+            OutOfMemoryError, match=rf"out of memory .* \(tried to allocate 8 bytes\); {fits} at a time fit"
+        ):
+            meta_gradient(learner, meta, episodes)
+    expected, told = meta_gradient(plenty, meta, episodes)
+    auto = accelerate(scarce, memory="auto", **options)
+    for _ in range(2):
+        found, info = meta_gradient(auto, meta, episodes)
+        for name, value in expected.params.items():
+            assert torch.allclose(found.params[name], value, rtol=1e-12)
+        assert torch.allclose(info.query_loss, told.query_loss)
+    assert [record.message.rpartition(" ")[2] for record in caplog.records if record.levelno == logging.WARNING] == [
+        str(fits)
+    ]
+
+
+def test_where_not_one_task_fits_and_where_it_is_another_error(two_threads):
+    meta, episodes = _scarce(0)[1].init(None), random_episodes((4,), tasks=TASKS, regression=True)
+    for memory in (None, "auto"):
+        with pytest.raises(OutOfMemoryError, match="not even one at a time fits; .*--adjoint checkpointed"):
+            meta_gradient(accelerate(_scarce(0, MemoryError())[0], memory=memory), meta, episodes)
+        with pytest.raises(RuntimeError, match="something else"):
+            meta_gradient(accelerate(_scarce(0, RuntimeError("something else"))[0], memory=memory), meta, episodes)
+
+
+def test_in_a_process_of_little_memory_what_is_advised_fits_and_gives_the_same():
+    words = [sys.executable, "-W", "error", str(Path(__file__).with_name("under_a_limit.py"))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert re.match(
+        r"out of memory with 4096 tasks at a time \(tried to allocate \d+ bytes\); \d+ at a time", found["told"]
+    )
+    assert found["same"] and found["gap"] < 1e-5 and "from now on" in done.stderr

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import headstart
 from headstart.data.curves.sinusoid import sinusoid
 from headstart.errors import FileError
 from headstart.training import checkpoint as checkpoints
-from headstart.training.checkpoint import find, save, take
+from headstart.training.checkpoint import Keep, Saver, find, save, take
 from headstart.training.fit_best import Best
 from headstart.training.loop import copied, fit, flat, start
 
@@ -23,6 +24,7 @@ def learner():
 
 
 def _run(learner, folder, saves):
+    folder.mkdir(exist_ok=True)
     state = start(learner)
     for record in fit(learner, sinusoid(shots=3), steps=max(saves), tasks_per_step=2, state=state):
         if record.step in saves:
@@ -42,11 +44,13 @@ def test_a_run_goes_on_bit_for_bit_with_any_optimiser(learner, tmp_path, make):
     tasks, state = sinusoid(shots=3), fresh()
     for record in fit(learner, tasks, steps=5, tasks_per_step=2, state=state):
         if record.step == 2:
+            state.lost = 3
             save(tmp_path, take(state, Best(1, 0.5, copied(state.meta))))
     found = find(tmp_path, fresh().meta).checkpoint
     assert found is not None and (found.step, found.best.step, found.best.value) == (2, 1, 0.5)
     again = fresh()
     checkpoints.restore(again, found)
+    assert again.lost == 3
     list(fit(learner, tasks, steps=5, tasks_per_step=2, state=again))
     assert flat(state.meta).keys() == flat(again.meta).keys()
     assert all(torch.equal(value, flat(again.meta)[name]) for name, value in flat(state.meta).items())
@@ -58,6 +62,61 @@ def test_the_last_two_are_kept_and_nothing_unfinished(learner, tmp_path):
     _run(learner, tmp_path, (1, 2, 3))
     assert _steps(tmp_path) == ["step-000000002", "step-000000003"]
     assert os.listdir(tmp_path) == ["checkpoints"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [(Keep(3), (3, 4, 5)), (Keep(every=2), (2, 4, 5)), (Keep(1, every=3), (3, 4, 5)), (Keep(9), (1, 2, 3, 4, 5))],
+)
+def test_what_is_kept_goes_by_the_rules_and_is_never_less_than_two(learner, tmp_path, keep, left):
+    state = start(learner)
+    for state.step in range(1, 6):
+        save(tmp_path, take(state, Best(0, 0.5, state.meta)), keep)
+    assert _steps(tmp_path) == [f"step-{step:09d}" for step in left]
+
+
+def test_a_saver_writes_what_was_while_training_goes_on_one_at_a_time(learner, tmp_path):
+    tasks, state, go = sinusoid(shots=3), start(learner), threading.Event()
+    order: list[str] = []
+    with Saver(tmp_path) as saver:
+        for record in fit(learner, tasks, steps=4, tasks_per_step=2, state=state):
+            checkpoint = take(state, Best(0, 0.5, copied(state.meta)))
+            if record.step == 2:
+                kept = {name: value.clone() for name, value in {**flat(state.meta), **checkpoint.optimizer}.items()}
+                saver.begin(checkpoint, lambda: (go.wait(60), order.append("two")))
+                assert not (tmp_path / "checkpoints").exists()
+            elif record.step == 3:
+                saver.check()  # which waits for nothing
+                go.set()
+                saver.begin(checkpoint, lambda: order.append("three"))
+                assert "step-000000002" in _steps(tmp_path)
+    assert order == ["two", "three"] and _steps(tmp_path) == ["step-000000002", "step-000000003"]
+    (tmp_path / "checkpoints" / "step-000000003" / "manifest.json").unlink()
+    found = find(tmp_path, learner.init(None)).checkpoint
+    assert found is not None and found.step == 2
+    assert all(torch.equal(value, {**flat(found.meta), **found.optimizer}[name]) for name, value in kept.items())
+    assert not torch.equal(kept["params.hidden1.weight"], state.meta.params["hidden1.weight"])
+
+
+def test_a_save_that_fails_is_told_when_it_is_asked_for_and_beside_another_error(learner, tmp_path):
+    state = start(learner)
+    checkpoint = take(state, Best(0, 0.5, state.meta))
+
+    def full():
+        raise FileError("the disk is full")
+
+    saver = Saver(tmp_path)
+    for ask in (saver.wait, lambda: saver.begin(checkpoint), saver.__enter__().__exit__):
+        saver.begin(checkpoint, full)
+        with pytest.raises(FileError, match="the disk is full"):
+            ask(*() if ask != saver.__exit__ else (None, None, None))
+    with pytest.raises(KeyError) as caught, saver:
+        saver.begin(checkpoint, full)
+        raise KeyError("another")
+    assert "the last checkpoint could not be saved: the disk is full" in caught.value.__notes__[0]
+    saver.wait()
+    saver.check()
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("name", FILES)

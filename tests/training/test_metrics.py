@@ -37,7 +37,8 @@ LINES = [f'{{"step": {step}, "loss": {1 / (step + 3)}}}' for step in range(9)]
         "\xff", "", "3", "null", "[" * 100_000, '{"loss": 1}', '{"step": "1"}', '{"step": 1.5}', '{"step": true}',
         '{"step": 4, "loss": "low"}', '{"step": 4, "loss": NaN}', '{"step": 4, "loss": 1e999}',
         f'{{"step": 4, "loss": {10**400}}}', '{"step": 4, "validation": 1}', '{"step": 4, "validation": {"mse": 1}}',
-        '{"step": 4, "validation": {"mse": [1], "ci95": 1}}',
+        '{"step": 4, "validation": {"mse": [1], "ci95": 1}}', '{"step": 4, "left_out": 3}',
+        '{"step": 4, "left_out": [3]}', '{"step": 4, "left_out": [{"task": "a"}]}',
     ],
 )  # fmt: skip
 def test_a_damaged_line_costs_itself_alone_and_is_told(tmp_path, line):

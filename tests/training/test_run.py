@@ -1,6 +1,7 @@
 """Runs in a folder: complete, exact when resumed, and careful with what is there."""
 
 import csv
+import itertools
 import json
 import os
 import shlex
@@ -11,16 +12,19 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from headstart.algorithms.prototypes import nearest
 from headstart.cli.commands import _train
 from headstart.cli.options import call, first_look
-from headstart.errors import ConfigError, DivergenceError, FileError
-from headstart.training.checkpoint import find
+from headstart.errors import ConfigError, DivergenceError, FileError, OutOfMemoryError
+from headstart.training import checkpoint as checkpoints, run as runs
+from headstart.training.checkpoint import Keep, find
 from headstart.training.config import (
     command,
     default_folder,
@@ -224,7 +228,7 @@ def test_a_folder_that_goes_away_while_training_is_saved_elsewhere(tmp_path, how
 
     (tmp_path / "run").mkdir()
     with pytest.raises(FileError, match=f"{'moved to .*elsewhere' if how == 'moved' else 'deleted'} while training"):
-        train(tree(SINE), tmp_path / "run", view=Away())
+        train(tree({**SINE, "save_every": 6}), tmp_path / "run", view=Away())
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
     saved = next(path for path in tmp_path.iterdir() if path.name != "run")
     assert open_run(saved)[1].step == (6 if when == "step" else 10)
@@ -232,6 +236,75 @@ def test_a_folder_that_goes_away_while_training_is_saved_elsewhere(tmp_path, how
         for run in (saved, tmp_path / "whole"):
             train(tree(SINE), run)
         _same(saved, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("at", [6, 10])
+def test_a_disk_that_is_full_stops_the_run_soon_and_what_is_saved_goes_on(tmp_path, monkeypatch, at):
+    write, steps = checkpoints.save, []
+
+    def save(run, checkpoint, keep=Keep()):
+        if checkpoint.step == at:
+            raise FileError("cannot write the checkpoint: the disk is full")
+        return write(run, checkpoint, keep)
+
+    class Slow(View):
+        def step(self, record, validation):
+            steps.append(record.step)
+            time.sleep(0.02)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "save", save)
+        with pytest.raises(FileError, match="the disk is full"):
+            train(tree(SINE), tmp_path / "run", view=Slow())
+    assert steps[-1] == min(at + 1, 10) and open_run(tmp_path / "run")[1].step == {6: 3, 10: 9}[at]
+    for name in ("run", "whole"):
+        train(tree(SINE), tmp_path / name)
+    _same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_folder_that_goes_away_while_it_is_written_to_is_told_as_such(tmp_path, monkeypatch):
+    write = checkpoints.save
+
+    def save(run, checkpoint, keep=Keep()):
+        if checkpoint.step == 6 and run.name == "run":
+            run.rename(run.with_name("elsewhere"))
+        return write(run, checkpoint, keep)
+
+    monkeypatch.setattr(checkpoints, "save", save)
+    with pytest.raises(FileError, match="moved to .*elsewhere while training"):
+        train(tree(SINE), tmp_path / "run")
+    assert os.listdir(tmp_path) == ["elsewhere"] and open_run(tmp_path / "elsewhere")[1].step >= 7
+
+
+def test_checkpoints_are_saved_by_time_too_and_kept_as_said(tmp_path, monkeypatch):
+    ticks = itertools.count(step=1000)  # three looks at the clock are 50 minutes
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=ticks.__next__))
+    options = {**SINE, "save_every": "50min", "keep_every": 5, "keep_last": 3}
+    train(tree(options), tmp_path / "run", view=_StopAt(8))
+    kept = sorted(os.listdir(tmp_path / "run" / "checkpoints"))
+    assert [int(name[5:]) for name in kept] == [0, 3, 5, 8]
+    train(tree({**SINE, "save_every": 1}), tmp_path / "run")
+    train(tree(SINE), tmp_path / "whole")
+    _same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_where_one_task_asks_for_too_much_auto_goes_on_with_a_checkpointed_adjoint(tmp_path, monkeypatch):
+    def too_much(learner, meta, episodes):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    options, build, view = {**SINE, "inner_steps": 3}, runs.build, _Told()
+    train(tree(options), tmp_path / "plenty")
+    monkeypatch.setattr(
+        runs, "build", lambda config: (job := build(config))._replace(learner=job.learner._replace(objective=too_much))
+    )
+    with pytest.raises(OutOfMemoryError, match=r"out of memory with 2 .*\(tried to allocate 2.00 GiB\); not even one"):
+        train(tree(options), tmp_path / "run")
+    train(tree({**options, "memory": "auto"}), tmp_path / "run", view=view)
+    assert "out of memory with one task at a time: from now on with --adjoint checkpointed" in view.notes
+    one, other = (load_file(str(tmp_path / name / "last.safetensors")) for name in ("run", "plenty"))
+    assert one.keys() == other.keys() and all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
+    with pytest.raises(OutOfMemoryError):  # it has no other adjoint
+        train(tree({**options, "method": "fomaml", "memory": "auto"}), tmp_path / "first_order")
 
 
 @pytest.mark.parametrize("damage", ["gone", "line"])

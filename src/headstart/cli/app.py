@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError
 import headstart
 from headstart.cli.commands import COMMANDS
 from headstart.cli.output import printable, spell_out
-from headstart.errors import HeadstartError
+from headstart.errors import HeadstartError, asked_for, is_out_of_memory
 
 USAGE = 2
 #: Commands whose help depends on their words.
@@ -66,9 +66,11 @@ def run(words: Sequence[str], show_traceback: bool = False) -> int:
                 told, code = f"cannot use {error.filename or 'the standard output'}: {error.strerror}", 1
                 if error.filename is None:
                     _let_go()
-            elif isinstance(error, MemoryError) or "allocate" in str(error):  # as PyTorch says it, of any device
-                reason = str(error).partition("you tried to ")[2].partition(".")[0] or str(error)
-                told, code = f"not enough memory ({reason}); take fewer or smaller layers, examples or tasks", 1
+            elif is_out_of_memory(error):
+                told, code = (
+                    f"not enough memory ({asked_for(error)}); take fewer or smaller layers, examples or tasks",
+                    1,
+                )
             else:  # a fault of ours: say so, and where the details are
                 told, code = f"{type(error).__name__}: {error}", 1
                 told += "\nthis is unexpected; --traceback shows where it comes from"

@@ -5,6 +5,7 @@ need the memory of one; parts in threads use a processor's cores better than ope
 """
 
 import functools
+import gc
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from headstart.core.process import Settings, generators, one_thread, pool, put_b
 from headstart.core.tree import mapped, tensors_of
 from headstart.engine import record
 from headstart.engine.record import SEEN, Forms, Inputs, Key, Recorded, Way, inputs_of, with_gradient
-from headstart.errors import UsageError
+from headstart.errors import OutOfMemoryError, UsageError, asked_for, is_out_of_memory
 from headstart.forward.task_map import rounded
 from headstart.types import Batch, Episodes, Info, Learner, Meta
 
@@ -80,18 +81,20 @@ def accelerate(
 
     Raises:
         UsageError: an option out of its range, or one task that needs more than ``memory``.
+
+    The gradient raises `OutOfMemoryError` where memory runs out. It says how many tasks at a time fit, which it tries.
     """
     for name, value, other in (("threads", threads, "auto"), ("chunk", chunk, None)):
         if value != other and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise UsageError(f"{name} must be a whole number from 1 up or {other!r}, got {value!r}")
     if chunk is not None and memory is not None:
         raise UsageError(f"accelerate takes chunk= or memory=, not both; got {chunk} and {memory!r}")
-    room = None if memory is None else to_bytes(memory)
+    room = None if memory in (None, "auto") else to_bytes(memory)
     if learner.gradient is not backprop:
         if compile:
             logger.warning("not compiled: this learner's meta-gradient is not by back-propagation")
         return learner
-    return with_gradient(learner, _InParts(learner, _Options(compile, threads, chunk, room, replay)))
+    return with_gradient(learner, _InParts(learner, _Options(compile, threads, chunk, room, replay, memory == "auto")))
 
 
 class _Options(NamedTuple):
@@ -100,6 +103,8 @@ class _Options(NamedTuple):
     chunk: int | None
     room: int | None
     replay: bool
+    yielding: bool
+    """Whether to go on with fewer tasks at a time where memory runs out."""
 
 
 class _Plan(NamedTuple):
@@ -119,11 +124,69 @@ class _InParts:
         self.options, self.stages = options, _stages(learner)
         self.recorded = Recorded(COMPILED if options.compile else REPLAYED)
         self.plans: dict[Key, _Plan] = {}
+        self.plan: _Plan | None = None
+        """The one at work."""
 
     def __call__(self, learner: Learner, meta: Meta, episodes: Episodes) -> Part:
+        self.plan = None
+        try:
+            return self._computed(learner, meta, episodes)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            told = asked_for(error)
+        # outside of that block: an error holds on to its frames, and so to what was made until then
+        return self._leaner(told, learner, meta, episodes)
+
+    def _leaner(self, told: str, learner: Learner, meta: Meta, episodes: Episodes) -> Part:
+        """Compute with half as many tasks at a time, and so on until that fits; then stay with it, or say what fits."""
+        given, tasks = self.options, len(episodes.query.y)
+        plan, found = self.plan, None
+        if plan is None:  # it ran out in the looks that a plan is made from
+            plan = _Plan(given.chunk or tasks, 1 if given.threads == "auto" else given.threads, False)
+        before = at_once = min(tasks, plan.size * plan.workers)
+        if not given.yielding:  # a trial is not worth a record
+            self.options = given._replace(compile=False, replay=False)
+        try:
+            while found is None and at_once > 1:
+                at_once = -(-at_once // 2)
+                workers = min(plan.workers, at_once)
+                self.options = self.options._replace(chunk=at_once // workers, threads=workers, room=None)
+                found = self._fitting(learner, meta, episodes)
+            if found is not None and given.yielding:
+                given = self.options
+                logger.warning("out of memory with %d tasks at a time (%s); from now on %d", before, told, at_once)
+                return found
+        finally:
+            self.options = given
+            self.plans.clear()
+        fits = "not even one at a time fits; take an adjoint that remembers less, where there are inner steps"
+        fits += " (--adjoint checkpointed), else fewer or smaller examples, or a smaller model"
+        if found is not None:
+            result = sum(value.nbytes for part in meta for value in part.values())
+            size = to_text(1.01 * (at_once * self._needed(meta, episodes) + 2 * result)).replace(" ", "")
+            fits = f"{at_once} at a time fit: take --memory auto, which finds that, or --memory {size}"
+            fits += f" (in Python accelerate(learner, memory=...) or chunk={at_once})"
+        raise OutOfMemoryError(f"out of memory with {before} task{'s' * (before != 1)} at a time ({told}); {fits}")
+
+    def _fitting(self, learner: Learner, meta: Meta, episodes: Episodes) -> Part | None:
+        """Return the gradient, or ``None`` where there is no memory for it."""
+        self.plans.clear()
+        gc.collect()  # errors hold on to their frames in circles
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        try:
+            return self._computed(learner, meta, episodes)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        return None
+
+    def _computed(self, learner: Learner, meta: Meta, episodes: Episodes) -> Part:
         here, given = settings(), inputs_of(meta, episodes)
         key = here, torch.get_num_threads(), given.kind
         plan = self.plans.get(key) or self._remembered(key, lambda: self._alike(here, meta, episodes))
+        self.plan = plan
         gradient = self._gradient(here, plan, learner)
         # a compiled program splits those of its operations where that pays
         small = plan.small and not self.options.compile

@@ -9,7 +9,7 @@
       state.json             the step, and which step the best weights are of
       manifest.json          size and SHA-256 of the others, and of the run's metrics so far; written last
 
-A folder without a manifest that fits is not a checkpoint. The last two are kept, so that one may be damaged.
+A folder without a manifest that fits is not a checkpoint. At least the last two are kept, so that one may be damaged.
 """
 
 import contextlib
@@ -18,12 +18,16 @@ import re
 import shutil
 import uuid
 import warnings
+from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from headstart.core.process import pool
 from headstart.errors import FileError
 from headstart.training import files
 from headstart.training.fit_best import Best
@@ -31,9 +35,25 @@ from headstart.training.loop import State, flat, tensors_of
 from headstart.types import Meta, Params
 
 FOLDER = "checkpoints"
-KEPT = 2
 _NAME = re.compile(r"step-(\d{9,12})")
 _FILES = ("last.safetensors", "best.safetensors", "optimizer.safetensors", "state.json")
+
+
+class Keep(NamedTuple):
+    """Which checkpoints stay when a new one is there."""
+
+    last: int = 2
+    """So many, those of the last steps; at least 2."""
+    every: int | None = None
+    """Those of the steps that this divides, too."""
+
+    def removed(self, steps: list[int]) -> list[int]:
+        """Return those that go, of the steps that there are, the last one first.
+
+        >>> Keep(2, every=4).removed([9, 8, 6, 4, 3, 0])
+        [6, 3]
+        """
+        return [step for step in steps[max(2, self.last) :] if self.every is None or step % self.every]
 
 
 class Checkpoint(NamedTuple):
@@ -46,6 +66,8 @@ class Checkpoint(NamedTuple):
     """The optimiser's tensors, named ``index.key`` by the place of the tensor that they belong to."""
     metrics: dict[str, Any] | None = None
     """Size and SHA-256 of what ``metrics.jsonl`` holds then."""
+    lost: int = 0
+    """As in the state."""
 
 
 class Found(NamedTuple):
@@ -67,7 +89,7 @@ def take(state: State, best: Best, metrics: dict[str, Any] | None = None) -> Che
             tensors[name] = value
         elif value is not None:
             raise FileError(f"the optimiser keeps {name!r} as a {type(value).__name__}; only tensors can be saved")
-    return Checkpoint(state.step, state.meta, best, tensors, metrics)
+    return Checkpoint(state.step, state.meta, best, tensors, metrics, state.lost)
 
 
 def restore(state: State, checkpoint: Checkpoint) -> None:
@@ -79,7 +101,7 @@ def restore(state: State, checkpoint: Checkpoint) -> None:
     owners = tensors_of(state.meta)
     for own, saved in zip(owners, tensors_of(checkpoint.meta)):
         own.resize_(saved.shape).copy_(saved)
-    state.step = checkpoint.step
+    state.step, state.lost = checkpoint.step, checkpoint.lost
     if state.optimizer is None:
         return
     places: dict[int, dict[str, Tensor]] = {}
@@ -92,8 +114,8 @@ def restore(state: State, checkpoint: Checkpoint) -> None:
     state.optimizer.load_state_dict({"state": places, "param_groups": groups})
 
 
-def save(run: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint as a whole or not at all, then remove all but the last two.
+def save(run: Path, checkpoint: Checkpoint, keep: Keep = Keep()) -> Path:
+    """Write a checkpoint as a whole or not at all, then remove those that are not to be kept.
 
     Raises:
         FileError: the folder cannot be written or is full; the checkpoints before are intact.
@@ -101,6 +123,7 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
     state = {
         "step": checkpoint.step,
         "best": {"step": checkpoint.best.step, "value": checkpoint.best.value},
+        "lost": checkpoint.lost,
         "torch": str(torch.__version__),
     }
     contents = {
@@ -110,10 +133,10 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
         "state.json": files.to_json(state),
     }
     holder = run / FOLDER
-    files.make_folder(holder)
     place = holder / f"step-{checkpoint.step:09d}"
     temporary = holder / f"{files.TEMPORARY}{uuid.uuid4().hex[:12]}"
     with files.explained("write the checkpoint", place):
+        holder.mkdir(exist_ok=True)  # not its parents: a run's folder that has gone is not made anew
         try:
             temporary.mkdir()
             for name, data in contents.items():
@@ -128,9 +151,74 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     clean(run)
-    for _, old in _listed(run)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+    there = dict(_listed(run))
+    for step in keep.removed(list(there)):
+        shutil.rmtree(there[step], ignore_errors=True)
     return place
+
+
+class Saver:
+    """Saves a run's checkpoints as `save` does, in a thread: training goes on while they are written.
+
+    One at a time: the next waits for the one before, so that which steps are saved does not depend on the disk. A kill
+    costs the steps since the last save that was whole. At the end of a ``with`` block all is on the disk.
+    """
+
+    def __init__(self, run: Path, keep: Keep = Keep()) -> None:
+        self.run, self.keep = run, keep
+        self.writing: futures.Future[Path] | None = None
+
+    def begin(self, checkpoint: Checkpoint, first: Callable[[], Any] = lambda: None) -> None:
+        """Copy a checkpoint's tensors and begin to save it.
+
+        Args:
+            checkpoint: what the optimiser changes of it may change from here on.
+            first: called in the thread before anything is written.
+
+        Raises:
+            FileError: the save before this one failed.
+        """
+        self.wait()
+        held = checkpoint._replace(
+            meta=Meta(*map(_held, checkpoint.meta)), optimizer=_held(checkpoint.optimizer)
+        )  # the best weights are a copy already
+
+        def write() -> Path:
+            first()
+            return save(self.run, held, self.keep)
+
+        self.writing = pool(1).submit(write)
+
+    def check(self) -> None:
+        """Raise what went wrong with a save that has ended, and return at once in any case."""
+        if self.writing is not None and self.writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until all is on the disk.
+
+        Raises:
+            FileError: it could not be written; the checkpoints before are intact.
+        """
+        if self.writing is not None:
+            futures.wait([self.writing])  # where this is interrupted, it is still to be waited for
+            written, self.writing = self.writing, None
+            written.result()
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            self.wait()
+        except FileError as ours:
+            if error is None:
+                raise
+            error.add_note(f"besides, the last checkpoint could not be saved: {ours}")
+
+
+def _held(values: Params) -> Params:
+    return {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
 
 
 def find(run: Path, like: Meta) -> Found:
@@ -241,8 +329,9 @@ def _load(place: Path, like: Meta) -> Checkpoint:
     state: Any = files.from_json(data["state.json"], str(place / "state.json"))
     try:
         step, best_step, value = int(state["step"]), int(state["best"]["step"]), float(state["best"]["value"])
+        lost = int(state["lost"])
     except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{place / 'state.json'} does not say the step and the best step") from error
+        raise FileError(f"{place / 'state.json'} does not say the step, the best step and the lost ones") from error
     if f"step-{step:09d}" != place.name:
         raise FileError(f"{place / 'state.json'} is of step {step}, not of the step that the folder is called by")
     last, best = (load_weights(data[name], str(place / name), like) for name in _FILES[:2])
@@ -250,4 +339,4 @@ def _load(place: Path, like: Meta) -> Checkpoint:
     metrics = manifest.get("metrics")
     if not (metrics is None or (isinstance(metrics, dict) and type(metrics.get("bytes")) is int)):
         raise FileError(f"{place / files.MANIFEST} does not say how large the run's metrics were")
-    return Checkpoint(step, last, Best(best_step, value, best), optimizer, metrics)
+    return Checkpoint(step, last, Best(best_step, value, best), optimizer, metrics, lost)

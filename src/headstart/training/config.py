@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import yaml
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Predicate, doc
 
 from headstart.errors import ConfigError, FileError, UsageError
 from headstart.models.trunks.source import absolute, is_source
@@ -41,13 +41,15 @@ from headstart.registry import (
     load_target,
     rows,
 )
-from headstart.schema import REQUIRED, Count, Option, allowed, checked, is_range, joined, options_of
+from headstart.schema import REQUIRED, Count, Option, Span, allowed, checked, is_range, joined, options_of
 
 Tree: TypeAlias = Mapping[str, Any]
 """A configuration as files hold it; a part may be its name alone."""
 
 #: Options that may differ when a run goes on: they leave the result as it is, up to rounding.
-_FREE = {"run.save_every", "run.device", "run.threads", "run.compile", "run.memory", "run.track"}
+_FREE = {"run.save_every", "run.keep_last", "run.keep_every", "run.device", "run.threads", "run.compile", "run.memory"}
+_FREE |= {"run.on_nonfinite"}  # a step whose numbers are finite is the same; one whose are not can now be taken
+_FREE |= {"run.track"}
 _BYTES = 1 << 20
 _MOST_LINES = 20
 
@@ -70,6 +72,14 @@ class Outer(NamedTuple):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
 
 
+def _is_memory(text: str) -> bool:
+    from headstart.core.counting import to_bytes
+
+    with contextlib.suppress(UsageError):
+        return text == "auto" or to_bytes(text) > 0
+    return False
+
+
 class Run(NamedTuple):
     """What every run has.
 
@@ -78,14 +88,19 @@ class Run(NamedTuple):
             where that is less.
         evaluate_tasks: validation tasks of such a look.
         test_tasks: test tasks of the final score.
-        save_every: outer steps between two checkpoints.
+        save_every: outer steps between two checkpoints, or the time.
+        keep_last: so many checkpoints are kept, the last ones; of two, one may be damaged.
+        keep_every: save after every so many outer steps, too, and keep those checkpoints for good.
+        on_nonfinite: where the loss or the meta-gradient of a task is not finite, stop; or skip: take the step without
+            such tasks, which metrics.jsonl and results.json name, until most fail again and again.
         seed: seed of the weights, the tasks and dropout.
         device: where to compute; auto takes cuda, then mps, then cpu.
         threads: CPU threads; by default what PyTorch takes.
         compile: compile the meta-gradient: many times faster for small networks and long runs, after seconds to
             minutes of compiling. Needs a C++ compiler; where it cannot be done, one line says why.
-        memory: most memory for what a step remembers for its derivatives, such as 2GiB; tasks are taken in as many
-            parts as that needs. By default all tasks of a step together.
+        memory: most memory for what a step remembers for its derivatives; tasks are taken in as many parts as that
+            needs. With auto, all tasks of a step together, and where memory runs out, in ever smaller
+            parts, at last with a checkpointed adjoint. By default all tasks of a step together.
         track: where the run's numbers go, too: tensorboard, mlflow, wandb, or several joined by commas. They stay in
             the run's folder unless the environment says otherwise (docs/sweeps.md).
     """
@@ -93,12 +108,15 @@ class Run(NamedTuple):
     evaluate_every: Count | None = None
     evaluate_tasks: Annotated[int, Ge(2), Le(1_000_000)] = 100
     test_tasks: Annotated[int, Ge(2), Le(1_000_000)] = 600
-    save_every: Count = 100
+    save_every: Count | Span = 100
+    keep_last: Annotated[int, Ge(2), Le(1_000_000)] = 2
+    keep_every: Count | None = None
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: Annotated[int, Ge(1), Le(4096)] | None = None
     compile: bool = False
-    memory: str | None = None
+    memory: Annotated[str, Predicate(_is_memory), doc("a size such as 2GiB, or auto")] | None = None
     track: Sequence[Literal["tensorboard", "mlflow", "wandb"]] | None = None
 
 
@@ -442,12 +460,8 @@ def _checked(name: str, value: Any, schema: Schema) -> Any:
     option = schema.options[name]
     try:
         found = checked(option, value)
-        if name == "run.memory":
-            from headstart.core.counting import to_bytes
-
-            to_bytes(found)
     except ValueError as error:
-        raise ConfigError(f"{flag(name, schema)} {str(error).removeprefix('memory ')}") from error
+        raise ConfigError(f"{flag(name, schema)} {error}") from error
     is_path = isinstance(found, Path) or (option.name == "data" and isinstance(found, str))
     return os.path.abspath(os.path.expanduser(found)) if is_path else found
 

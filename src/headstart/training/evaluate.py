@@ -14,7 +14,7 @@ from headstart.core import losses
 from headstart.core.objective import predicted
 from headstart.errors import ConfigError, DivergenceError
 from headstart.training.calibration import Spread, coverage, gaussian_nll, interval_width, near, spread_of
-from headstart.training.loop import check_data, named
+from headstart.training.divergence import check_data, named
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Learner, Meta, Tasks, Tree
 
 Metric = Literal["accuracy", "mse"]

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from headstart.training.divergence import OnNonfinite
 from headstart.training.loop import Schedule, State, StepRecord, copied, fit
 from headstart.types import Learner, Meta, Tasks
 
@@ -53,13 +54,14 @@ def fit_best(
     tasks_per_step: int = 16,
     schedule: Schedule = "constant",
     seed: int = 0,
+    on_nonfinite: OnNonfinite = "stop",
 ) -> Iterator[Look]:
     """Meta-train as `headstart.training.loop.fit` does, and tell after every step which weights have been best so far.
 
     A run that was cut off goes on exactly by handing back its state and the best weights that it had.
 
     Args:
-        learner, tasks, steps, tasks_per_step, schedule, seed: as `fit` takes them.
+        learner, tasks, steps, tasks_per_step, schedule, seed, on_nonfinite: as `fit` takes them.
         state: where to start; it is changed.
         best: the best weights so far: `first` of those to start from.
         judge: asked after ``every`` steps and after the last; ``None``: the last weights are the best.
@@ -80,9 +82,8 @@ def fit_best(
     >>> [look.record.step for look in looks if look.value is not None]
     [2, 4, 5]
     """
-    for record in fit(
-        learner, tasks, steps=steps, tasks_per_step=tasks_per_step, state=state, schedule=schedule, seed=seed
-    ):
+    given: Any = {"tasks_per_step": tasks_per_step, "schedule": schedule, "seed": seed, "on_nonfinite": on_nonfinite}
+    for record in fit(learner, tasks, steps=steps, state=state, **given):
         value = None
         if judge is not None and (record.step % every == 0 or record.step == steps):
             meta = renewed(learner, state.meta, tasks, seed)

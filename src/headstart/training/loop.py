@@ -3,20 +3,21 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from headstart.core import tree
 from headstart.core.objective import at, meta_gradient
 from headstart.engine.accelerate import accelerate
-from headstart.errors import ConfigError, DataError, DivergenceError, UsageError, check_known
+from headstart.errors import ConfigError, OutOfMemoryError, UsageError, asked_for, check_known, is_out_of_memory
+from headstart.training.divergence import LeftOut, OnNonfinite, finite_gradient, lost_in_a_row
 from headstart.training.kept_memory import kept_memory
-from headstart.types import Batch, Episodes, Info, Learner, Meta, Params, Pool, Tasks
+from headstart.types import Episodes, Info, Learner, Meta, Params, Pool, Tasks
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
@@ -49,6 +50,8 @@ class State:
     """``None`` for a learner that learns nothing across tasks."""
     step: int = 0
     """Outer steps taken."""
+    lost: int = 0
+    """In how many steps in a row, up to this one, at least half of the tasks were left out."""
 
 
 class StepRecord(NamedTuple):
@@ -57,13 +60,15 @@ class StepRecord(NamedTuple):
     step: int
     """Number of steps taken, this one included."""
     loss: float
-    """The mean query loss of its tasks, after adaptation and before the step."""
+    """The mean query loss of its tasks, after adaptation and before the step; NaN where all of them were left out."""
     gradient_norm: float
-    """The length of the meta-gradient."""
+    """The length of the meta-gradient; NaN where all tasks were left out, and the weights stayed as they were."""
     rate: float
     """The outer step size."""
     state: State
     """What to go on from: do not change it."""
+    left_out: tuple[LeftOut, ...] = ()
+    """The tasks that were left out, since their loss or meta-gradient was not finite (``on_nonfinite="skip"``)."""
 
 
 def start(
@@ -120,6 +125,7 @@ def fit(
     optimizer: MakeOptimizer = fused(torch.optim.Adam, lr=1e-3),
     schedule: Schedule = "constant",
     seed: int = 0,
+    on_nonfinite: OnNonfinite = "stop",
 ) -> Iterator[StepRecord]:
     """Meta-train: yield a record of every outer step, up to step number ``steps``.
 
@@ -138,10 +144,14 @@ def fit(
         optimizer: makes the outer optimiser, where ``state`` is not given.
         schedule: how the outer rate goes over the steps: constant, or down to 0 after ``steps``.
         seed: decides dropout, and where ``state`` is not given, what the learner's start draws.
+        on_nonfinite: what to do where a loss or a meta-gradient is not finite: ``"stop"``, or ``"skip"``: take the step
+            without the tasks to which that is due. Weights are then, bit for bit, those of a run that never had them.
 
     Raises:
-        DivergenceError: the loss or the meta-gradient is not finite; the weights are as before that step.
-        DataError: a task holds numbers that are not finite.
+        DivergenceError: the loss or the meta-gradient is not finite, or many tasks were left out in many steps in a row
+            (`training.divergence.MOST_LOST`); the weights are as before that step.
+        DataError: a task holds numbers that are not finite, and ``on_nonfinite`` is ``"stop"``.
+        OutOfMemoryError: there is not enough memory for a step; it says what fits.
 
     >>> import headstart, torch
     >>> from headstart.data.curves.sinusoid import sinusoid
@@ -150,6 +160,7 @@ def fit(
     [1, 2, 3]
     """
     check_known("schedule", schedule, SCHEDULES)
+    check_known("on_nonfinite", on_nonfinite, get_args(OnNonfinite))
     if steps < 0 or tasks_per_step < 1:
         raise ConfigError(f"steps must be at least 0 and tasks_per_step at least 1, got {steps} and {tasks_per_step}")
     state = start(learner, optimizer=optimizer, seed=seed, tasks=tasks) if state is None else state
@@ -163,25 +174,54 @@ def fit(
         while state.step < steps:
             numbers = range(state.step * tasks_per_step, (state.step + 1) * tasks_per_step)
             now = at(learner, state.step / steps)
-            sampled = tasks.sample("train", numbers)
-            episodes = seeded(pooled(sampled, tasks, numbers) if now.pooled else sampled, seed, numbers)
-
-            # for models that draw from PyTorch's own generator
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(int(_mixed(seed, np.array([state.step], dtype=np.uint64))[0]))
-                gradient, info = meta_gradient(now, state.meta, episodes)
-            loss, norm = _finite(gradient, info, episodes, state.step, numbers)
+            sampled = partial(_sampled, now, tasks, seed)
+            gradient, loss, norm, left_out = finite_gradient(
+                partial(_gradient, now, state, seed, sampled),
+                numbers,
+                now,
+                state.meta,
+                sampled,
+                step=state.step,
+                on_nonfinite=on_nonfinite,
+            )
+            state.lost = lost_in_a_row(state.lost, left_out, tasks_per_step, state.step)
 
             factor = SCHEDULES[schedule](state.step / steps)
             for group, rate in zip(groups, rates):
                 group["lr"] = rate * factor
-            for part, grads in zip(state.meta, gradient):
-                for name, value in part.items():
-                    value.grad = grads[name]
-            state.optimizer.step()
-            state.optimizer.zero_grad(set_to_none=True)
+            if gradient is not None:
+                for part, grads in zip(state.meta, gradient):
+                    for name, value in part.items():
+                        value.grad = grads[name]
+                state.optimizer.step()
+                state.optimizer.zero_grad(set_to_none=True)
             state.step += 1
-            yield StepRecord(state.step, loss, norm, rates[0] * factor, state)
+            yield StepRecord(state.step, loss, norm, rates[0] * factor, state, left_out)
+
+
+def _sampled(learner: Learner, tasks: Tasks, seed: int, numbers: Sequence[int]) -> Episodes:
+    """Return training tasks as the learner is to see them."""
+    sampled = tasks.sample("train", numbers)
+    return seeded(pooled(sampled, tasks, numbers) if learner.pooled else sampled, seed, numbers)
+
+
+def _gradient(
+    learner: Learner, state: State, seed: int, sampled: Callable[[Sequence[int]], Episodes], numbers: Sequence[int]
+) -> tuple[Meta, Info]:
+    """Return the meta-gradient of tasks of a step, with the draws of that step."""
+    episodes = sampled(numbers)
+    # for models that draw from PyTorch's own generator
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(_mixed(seed, np.array([state.step], dtype=np.uint64))[0]))
+        try:
+            return meta_gradient(learner, state.meta, episodes)
+        except (MemoryError, RuntimeError) as error:  # of a gradient that is not taken in parts, as others are
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"out of memory in step {state.step + 1} ({asked_for(error)}); take fewer --tasks-per-step, fewer or"
+                " smaller examples, or a smaller model"
+            ) from error
 
 
 def pooled(episodes: Episodes, tasks: Tasks, numbers: Sequence[int]) -> Episodes:
@@ -207,45 +247,6 @@ def pool_of(tasks: Tasks) -> Pool | None:
         return tasks.pool
     count = tasks.output_size
     return Pool(count, lambda numbers: torch.arange(count).expand(len(numbers), count))
-
-
-def _finite(gradient: Meta, info: Info, episodes: Episodes, step: int, numbers: Sequence[int]) -> tuple[float, float]:
-    """Return the mean loss and the gradient's norm, or raise; the step's only wait for the device."""
-    losses = info.query_loss
-    if losses is None:
-        raise UsageError("the learner's gradient must return Info with query_loss, the loss of each task (B,)")
-    norm = torch.nn.utils.get_total_norm(tensors_of(gradient))
-    loss_value, norm_value = torch.stack((losses.mean(), norm.to(losses))).tolist()
-    if math.isfinite(loss_value) and math.isfinite(norm_value):
-        return loss_value, norm_value
-    check_data(episodes, "train", numbers)
-    bad = [number for number, loss in zip(numbers, losses.tolist()) if not math.isfinite(loss)]
-    what = f"the loss of task{'s' * (len(bad) > 1)} {named(bad)}" if bad else "the meta-gradient"
-    raise DivergenceError(
-        f"{what} is no longer a finite number in step {step + 1}; the weights are those of step {step}."
-        " Lower --inner-rate or --outer-rate, or take fewer --inner-steps"
-    )
-
-
-def check_data(episodes: Episodes, split: str, numbers: Sequence[int]) -> None:
-    """Raise `DataError` where a task's examples hold numbers that are not finite."""
-
-    def finite(batch: Batch, row: int) -> bool:
-        there = slice(None) if batch.mask is None else batch.mask[row]
-        return all(bool(torch.isfinite(leaf[row][there]).all()) for leaf in (*tree.tensors_of(batch.x), batch.y))
-
-    bad = [number for row, number in enumerate(numbers) if not all(finite(part, row) for part in episodes)]
-    if bad:
-        raise DataError(
-            f"the data of split {split!r}, task{'s' * (len(bad) > 1)} {named(bad)}, hold numbers that are not"
-            " finite (NaN or infinite); remove or repair those examples"
-        )
-
-
-def named(numbers: Sequence[int], most: int = 5) -> str:
-    """Return task numbers as text, the first few of them."""
-    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
-    return ", ".join(str(number) for number in numbers[:most]) + more
 
 
 def seeded(episodes: Episodes, seed: int, numbers: Sequence[int]) -> Episodes:

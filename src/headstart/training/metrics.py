@@ -59,12 +59,18 @@ class MetricsFile:
         """Return all lines that were added."""
         return _parsed(self.content())[0]
 
-    def sync(self) -> dict[str, Any]:
-        """Bring all lines to the disk, and return the file's size and SHA-256."""
+    def known(self) -> dict[str, Any]:
+        """Hand all lines to the system, and return the file's size and SHA-256; `sync` brings them to the disk."""
         with explained("write", self.path):
             self.file.flush()
-            os.fsync(self.file.fileno())
         return {"bytes": self.size, "sha256": self.hash.hexdigest()}
+
+    def sync(self) -> dict[str, Any]:
+        """Bring all lines to the disk, and return the file's size and SHA-256; a thread may, while others add lines."""
+        known = self.known()
+        with explained("write", self.path):
+            os.fsync(self.file.fileno())
+        return known
 
     def content(self) -> bytes:
         """Return all that was written, even where the file has been deleted."""
@@ -134,6 +140,10 @@ def _is_line(line: Any) -> bool:
     if not isinstance(look, dict) or "ci95" not in look:
         return False
     numbers += [value for value in look.values() if value is not None]
+    left_out = line.get("left_out", [])
+    if not isinstance(left_out, list) or not all(isinstance(one, dict) and "task" in one for one in left_out):
+        return False
+    numbers += [one["task"] for one in left_out]
     return all(type(one) in (int, float) and abs(one) <= sys.float_info.max for one in numbers)
 
 

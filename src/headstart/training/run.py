@@ -13,10 +13,12 @@
       checkpoints/      what the run goes on from (`headstart.training.checkpoint`)
 """
 
+import math
 import signal
+import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -25,29 +27,32 @@ from typing import Any, NamedTuple, TypeAlias
 import headstart
 from headstart.data.kind import kind_of_family
 from headstart.engine.accelerate import accelerate
-from headstart.errors import ConfigError, FileError
+from headstart.errors import ConfigError, FileError, OutOfMemoryError
 from headstart.registry import load
+from headstart.schema import seconds
 from headstart.training import checkpoint as checkpoints
-from headstart.training.build import Job, build, make_optimizer, reproducible
+from headstart.training.build import Job, build, make_learner, make_optimizer, reproducible
 from headstart.training.calibration import Spread, calibrated
-from headstart.training.checkpoint import Checkpoint
+from headstart.training.checkpoint import Checkpoint, Keep, Saver
 from headstart.training.config import Config, Outer, Tree, diff, kind_of, resolve
+from headstart.training.divergence import named
 from headstart.training.evaluate import Score, calibrate, evaluate
 from headstart.training.files import TEMPORARY, explained, make_folder, read_json, to_json, to_safetensors, write
-from headstart.training.fit_best import Best, first, fit_best
+from headstart.training.fit_best import Best, Look, first, fit_best
 from headstart.training.loop import State, flat, start
-from headstart.training.metrics import NAME, MetricsFile, write_csv
+from headstart.training.metrics import NAME, MetricsFile, read_lines, write_csv
 from headstart.training.preparation import refuse_other_data, write_preparation
 from headstart.training.progress import View
 from headstart.training.report.report import CHOICE, RESULTS, by_task, report, score_to_json, shown
 from headstart.training.signals import Stop, only_writer, stop_signals
 from headstart.training.track import tracking
-from headstart.types import Meta
+from headstart.types import Learner, Meta
 
 CONFIG = "config.json"
 CANDIDATES = "candidates"
 """The folder in a run's of those that it was chosen from (`headstart.training.choose`)."""
 _LOOK = 250  # steps between two looks at validation, at most, where nobody says
+_NAMED = 1000  # tasks that were left out and results.json names
 LEARNED = ("structure.json", "structure.csv", "structure.png")
 
 
@@ -87,6 +92,7 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
     Raises:
         ConfigError: options that do not go together, or that differ from those of the run in ``out``.
         DivergenceError: the loss is no longer finite.
+        OutOfMemoryError: there is not enough memory for a step; it says what fits.
         DataError: tasks with numbers that are not finite, or too few of them.
         FileError: the folder cannot be written; or it was moved or deleted meanwhile, and all is saved elsewhere.
     """
@@ -198,11 +204,11 @@ def _meta_train(
     judge = _Judge(job)
     looked = f"validation {shown(job.tasks.kind, best.value)} at step {best.step}"
     view.begin(state.step, steps, tasks_per_step)
-    for look in fit_best(
-        accelerate(job.learner, compile=config.compile, memory=config.memory),
-        job.tasks,
+    looks = _looks(
+        job,
+        best,
+        view,
         state=state,
-        best=best,
         judge=judge,
         steps=steps,
         every=config.evaluate_every or max(1, min(_LOOK, steps // 4)),
@@ -210,20 +216,87 @@ def _meta_train(
         tasks_per_step=tasks_per_step,
         schedule=outer.schedule,
         seed=config.seed,
-    ):
-        record, value, best = look
-        line: dict[str, Any] = dict(zip(("step", "loss", "gradient_norm", "rate"), record))
-        if value is not None:
-            line["validation"] = judge.said
-            looked = f"validation {shown(job.tasks.kind, value)} at step {record.step}"
-        metrics.add(line)
-        view.step(record, looked)
-        if stop.requested or record.step % config.save_every == 0 or record.step == steps:
-            stays(state, best)
-            checkpoints.save(run, checkpoints.take(state, best, metrics.sync()))
-        if stop.requested:
-            break
+        on_nonfinite=config.on_nonfinite,
+    )
+    due, told = _Due(config.save_every, config.keep_every), False
+
+    def went_well(saved: Callable[[], None]) -> None:
+        try:
+            saved()
+        except FileError:
+            stays(state, best)  # where the folder has gone, this says so
+            raise
+
+    with Saver(run, Keep(config.keep_last, config.keep_every)) as saver:
+        for look in looks:
+            record, value, best = look
+            line: dict[str, Any] = dict(zip(("step", "loss", "gradient_norm", "rate"), record))
+            if record.left_out:
+                line["left_out"] = [one._asdict() for one in record.left_out]
+                if not told:
+                    view.note(f"step {record.step} is without task {record.left_out[0].task}: {record.left_out[0].why}")
+                told = True
+            if math.isnan(record.loss):
+                del line["loss"], line["gradient_norm"]
+            if value is not None:
+                line["validation"] = judge.said
+                looked = f"validation {shown(job.tasks.kind, value)} at step {record.step}"
+            metrics.add(line)
+            view.step(record, looked)
+            went_well(saver.check)
+            last = stop.requested or record.step == steps
+            if last or due(record.step):
+                went_well(saver.wait)
+                stays(state, best)
+                saver.begin(checkpoints.take(state, best, metrics.known()), metrics.sync)
+            if last:
+                went_well(saver.wait)
+            if stop.requested:
+                break
     return best
+
+
+def _looks(job: Job, best: Best, view: View, **given: Any) -> Iterator[Look]:
+    """`fit_best`; with ``memory`` auto it goes on with a checkpointed adjoint where one task asks for too much."""
+    config, learner = job.config.run, job.learner
+    while True:
+        try:
+            made = accelerate(learner, compile=config.compile, memory=config.memory)
+            for look in fit_best(made, job.tasks, best=best, **given):
+                best = look.best
+                yield look
+            return
+        except OutOfMemoryError:
+            leaner = _checkpointed(job) if config.memory == "auto" and learner is job.learner else None
+            if leaner is None:
+                raise
+        view.note("out of memory with one task at a time: from now on with --adjoint checkpointed")
+        learner = leaner
+
+
+def _checkpointed(job: Job) -> Learner | None:
+    """Return the learner that remembers less of its inner steps; ``None`` where there is none."""
+    method = job.config.method
+    if method.options.get("adjoint", "none") not in (None, "unrolled"):
+        return None
+    leaner = method._replace(options={**method.options, "adjoint": "checkpointed"})
+    return make_learner(job.config._replace(method=leaner), job.tasks, job.device)[0]
+
+
+class _Due:
+    """Whether to save after a step."""
+
+    def __init__(self, every: int | str, kept: int | None) -> None:
+        self.every, self.kept, self.last = every, kept, time.monotonic()
+
+    def __call__(self, step: int) -> bool:
+        if isinstance(self.every, int):
+            due = step % self.every == 0
+        else:
+            due = time.monotonic() - self.last >= (seconds(self.every) or 0)
+        due = due or (self.kept is not None and step % self.kept == 0)
+        self.last = time.monotonic() if due else self.last
+        return due
 
 
 class _Judge:
@@ -270,6 +343,9 @@ def _test(job: Job, run: Path, state: State, best: Best, stays: _Stays, stop: St
     results |= {"step": state.step, "best_step": best.step, "best_validation": best.value}
     results |= {"parameters": job.parameters, "device": str(job.device), "headstart": headstart.__version__}
     results |= {"intervals": spread and spread._asdict()}
+    if left_out := [one["task"] for line in read_lines(run) for one in line.get("left_out", ())]:
+        view.note(f"left out, as their loss or meta-gradient was not finite: training tasks {named(left_out)}")
+        results["left_out"] = {"count": len(left_out), "tasks": left_out[:_NAMED]}
     write_csv(run / "test.csv", by_task(job, score))
     write(run / "results.json", to_json(results))
     report(run, job, best.meta)

@@ -119,6 +119,9 @@ def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
             f"{results['step']} steps of {min(most, counts.get('train', most))} tasks each (the mean of their"
             f" gradients), {outer.optimizer} with rate {outer.rate} ({outer.schedule})"
         )
+        if left := results.get("left_out"):
+            without = f"{left['count']} task{'s' * (left['count'] != 1)} left out (metrics.jsonl names them)"
+            rows["Outer loop"] += f"; {without}, as their loss or meta-gradient was not finite"
         rows["Weights"] = (
             f"best.safetensors, after step {results['best_step']}: the best of all looks at {looked}"
             f" validation task{'s' * (looked != 1)}; test tasks had no part in the choice. headstart itself reads the"
