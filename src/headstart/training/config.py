@@ -47,7 +47,7 @@ Tree: TypeAlias = Mapping[str, Any]
 """A configuration as files hold it; a part may be its name alone."""
 
 #: Options that may differ when a run goes on: they leave the result as it is, up to rounding.
-_FREE = {"run.save_every", "run.device", "run.threads", "run.compile", "run.memory"}
+_FREE = {"run.save_every", "run.device", "run.threads", "run.compile", "run.memory", "run.same_bits", "run.hung_after"}
 _BYTES = 1 << 20
 _MOST_LINES = 20
 
@@ -86,6 +86,9 @@ class Run(NamedTuple):
             minutes of compiling. Needs a C++ compiler; where it cannot be done, one line says why.
         memory: most memory for what a step remembers for its derivatives, such as 2GiB; tasks are taken in as many
             parts as that needs. By default all tasks of a step together.
+        same_bits: give the same bits with any number of processes; each task of a step is then worked on alone, which
+            is slower, and in one thread where threads are not given.
+        hung_after: seconds after which a process of several (torchrun) that does not answer is given up, by all.
     """
 
     evaluate_every: Count | None = None
@@ -97,6 +100,8 @@ class Run(NamedTuple):
     threads: Annotated[int, Ge(1), Le(4096)] | None = None
     compile: bool = False
     memory: str | None = None
+    same_bits: bool = False
+    hung_after: Annotated[int, Ge(1), Le(86_400)] = 600
 
 
 class Part(NamedTuple):

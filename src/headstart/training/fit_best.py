@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from headstart.training.distributed import group
 from headstart.training.loop import Schedule, State, StepRecord, copied, fit
 from headstart.types import Learner, Meta, Tasks
 
@@ -37,7 +38,10 @@ def first(meta: Meta, judge: Judge | None) -> Best:
 
 def renewed(learner: Learner, meta: Meta, tasks: Tasks, seed: int) -> Meta:
     """Return the weights with what is read off the training tasks by them, where the learner reads such."""
-    return learner.prepare(copied(meta), tasks, seed) if learner.prepare is not None and learner.renewed else meta
+    prepare = learner.prepare
+    if prepare is None or not learner.renewed:
+        return meta
+    return group().by_first(lambda: prepare(copied(meta), tasks, seed), meta)
 
 
 def fit_best(
@@ -53,13 +57,14 @@ def fit_best(
     tasks_per_step: int = 16,
     schedule: Schedule = "constant",
     seed: int = 0,
+    same_bits: bool = False,
 ) -> Iterator[Look]:
     """Meta-train as `headstart.training.loop.fit` does, and tell after every step which weights have been best so far.
 
     A run that was cut off goes on exactly by handing back its state and the best weights that it had.
 
     Args:
-        learner, tasks, steps, tasks_per_step, schedule, seed: as `fit` takes them.
+        learner, tasks, steps, tasks_per_step, schedule, seed, same_bits: as `fit` takes them.
         state: where to start; it is changed.
         best: the best weights so far: `first` of those to start from.
         judge: asked after ``every`` steps and after the last; ``None``: the last weights are the best.
@@ -80,9 +85,8 @@ def fit_best(
     >>> [look.record.step for look in looks if look.value is not None]
     [2, 4, 5]
     """
-    for record in fit(
-        learner, tasks, steps=steps, tasks_per_step=tasks_per_step, state=state, schedule=schedule, seed=seed
-    ):
+    how = {"tasks_per_step": tasks_per_step, "schedule": schedule, "seed": seed, "same_bits": same_bits}
+    for record in fit(learner, tasks, steps=steps, state=state, **how):
         value = None
         if judge is not None and (record.step % every == 0 or record.step == steps):
             meta = renewed(learner, state.meta, tasks, seed)

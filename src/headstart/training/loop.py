@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from headstart.core import tree
 from headstart.core.objective import at, meta_gradient
 from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, DataError, DivergenceError, UsageError, check_known
+from headstart.training.distributed import COMPARED_EVERY, distributed, group, share
 from headstart.training.kept_memory import kept_memory
 from headstart.types import Batch, Episodes, Info, Learner, Meta, Params, Pool, Tasks
 
@@ -89,15 +90,19 @@ def start(
         UsageError: a learner that has a gradient, but neither θ nor M.
     """
     own = learner.init(Generator().manual_seed(seed)) if meta is None else meta
-    if learner.prepare is not None and tasks is not None:
-        own = learner.prepare(copied(own), tasks, seed, folder)
-    own = copied(own)
+    own = copied(group().by_first(lambda: _prepared(learner, own, tasks, seed, folder), own))
     if learner.gradient is not None and not tensors_of(own):
         raise UsageError(
             "there is nothing to learn: neither the model nor the method has a number of its own; give the method a "
             "network, or take a method that learns nothing across tasks, such as nearest"
         )
     return State(own, None if learner.gradient is None else optimizer(tensors_of(own)))
+
+
+def _prepared(learner: Learner, meta: Meta, tasks: Tasks | None, seed: int, folder: PathLike[str] | None) -> Meta:
+    if learner.prepare is None or tasks is None:
+        return meta
+    return learner.prepare(copied(meta), tasks, seed, folder)
 
 
 def copied(meta: Meta) -> Meta:
@@ -120,12 +125,14 @@ def fit(
     optimizer: MakeOptimizer = fused(torch.optim.Adam, lr=1e-3),
     schedule: Schedule = "constant",
     seed: int = 0,
+    same_bits: bool = False,
 ) -> Iterator[StepRecord]:
     """Meta-train: yield a record of every outer step, up to step number ``steps``.
 
     Step s (from 0) takes the tasks ``s·B … s·B + B − 1`` of the split 'train': it depends on the state and the seed
-    alone, and a run that was cut off goes on exactly by handing its state back in. On Linux the process keeps the
-    memory that it frees until the last step (`training.kept_memory`).
+    alone, and a run that was cut off goes on exactly by handing its state back in. Within `headstart.processes` each
+    process works on its share of them, and all yield the same records; their number may change whenever a run goes on.
+    On Linux the process keeps the memory that it frees until the last step (`training.kept_memory`).
 
     Args:
         learner: the method; to compile, say, hand in what `accelerate` returns. On a CPU, operations are recorded
@@ -138,10 +145,13 @@ def fit(
         optimizer: makes the outer optimiser, where ``state`` is not given.
         schedule: how the outer rate goes over the steps: constant, or down to 0 after ``steps``.
         seed: decides dropout, and where ``state`` is not given, what the learner's start draws.
+        same_bits: whether the result is to have the same bits with any number of processes (see
+            `headstart.training.distributed.distributed`), which is slower: tasks are worked on one at a time.
 
     Raises:
         DivergenceError: the loss or the meta-gradient is not finite; the weights are as before that step.
         DataError: a task holds numbers that are not finite.
+        ProcessError: another process has ended, does not answer, or has other weights.
 
     >>> import headstart, torch
     >>> from headstart.data.curves.sinusoid import sinusoid
@@ -156,32 +166,56 @@ def fit(
     learner = accelerate(learner)
     if state.optimizer is None:
         raise UsageError("this learner learns nothing across tasks, so there is nothing to fit; evaluate it as it is")
-    groups = state.optimizer.param_groups
-    rates = [group.setdefault("initial_lr", group["lr"]) for group in groups]
+    everyone, groups = group(), state.optimizer.param_groups
+    rates = [own.setdefault("initial_lr", own["lr"]) for own in groups]
+    together = distributed(learner, tasks_per_step=tasks_per_step, same_bits=same_bits)
 
     with kept_memory():
+        everyone.compare(state.step, _all_of(state))
         while state.step < steps:
             numbers = range(state.step * tasks_per_step, (state.step + 1) * tasks_per_step)
-            now = at(learner, state.step / steps)
-            sampled = tasks.sample("train", numbers)
-            episodes = seeded(pooled(sampled, tasks, numbers) if now.pooled else sampled, seed, numbers)
-
-            # for models that draw from PyTorch's own generator
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(int(_mixed(seed, np.array([state.step], dtype=np.uint64))[0]))
-                gradient, info = meta_gradient(now, state.meta, episodes)
-            loss, norm = _finite(gradient, info, episodes, state.step, numbers)
+            now = at(together, state.step / steps)
+            episodes = _sampled(now, tasks, seed, share(numbers))
+            gradient, info = _gradient(now, state, seed, episodes)
+            loss, norm = _sizes(gradient, info)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                if everyone.size > 1:  # each looks at all tasks, and so comes to the same end
+                    episodes = _sampled(now, tasks, seed, numbers)
+                _refuse(info, episodes, state.step, numbers)
 
             factor = SCHEDULES[schedule](state.step / steps)
-            for group, rate in zip(groups, rates):
-                group["lr"] = rate * factor
+            for own, rate in zip(groups, rates):
+                own["lr"] = rate * factor
             for part, grads in zip(state.meta, gradient):
                 for name, value in part.items():
                     value.grad = grads[name]
             state.optimizer.step()
             state.optimizer.zero_grad(set_to_none=True)
             state.step += 1
+            if state.step % COMPARED_EVERY == 0 or state.step == steps:
+                everyone.compare(state.step, _all_of(state))
             yield StepRecord(state.step, loss, norm, rates[0] * factor, state)
+
+
+def _sampled(learner: Learner, tasks: Tasks, seed: int, numbers: Sequence[int]) -> Episodes:
+    """Return training tasks as the learner is to see them."""
+    sampled = tasks.sample("train", numbers)
+    return seeded(pooled(sampled, tasks, numbers) if learner.pooled else sampled, seed, numbers)
+
+
+def _gradient(learner: Learner, state: State, seed: int, episodes: Episodes) -> tuple[Meta, Info]:
+    """Return the meta-gradient, for models that draw from PyTorch's own generator with the draws of this step."""
+    with torch.random.fork_rng(devices=[]):
+        # processes do not draw the same for different tasks
+        drawn = state.step + (group().rank << 40)
+        torch.default_generator.manual_seed(int(_mixed(seed, np.array([drawn], dtype=np.uint64))[0]))
+        return meta_gradient(learner, state.meta, episodes)
+
+
+def _all_of(state: State) -> list[Tensor]:
+    """Return the tensors that decide how a run goes on."""
+    held = {} if state.optimizer is None else state.optimizer.state_dict()["state"]
+    return [*tensors_of(state.meta), *(one for own in held.values() for one in own.values() if isinstance(one, Tensor))]
 
 
 def pooled(episodes: Episodes, tasks: Tasks, numbers: Sequence[int]) -> Episodes:
@@ -209,17 +243,21 @@ def pool_of(tasks: Tasks) -> Pool | None:
     return Pool(count, lambda numbers: torch.arange(count).expand(len(numbers), count))
 
 
-def _finite(gradient: Meta, info: Info, episodes: Episodes, step: int, numbers: Sequence[int]) -> tuple[float, float]:
-    """Return the mean loss and the gradient's norm, or raise; the step's only wait for the device."""
+def _sizes(gradient: Meta, info: Info) -> tuple[float, float]:
+    """Return the mean loss and the gradient's norm; the step's only wait for the device."""
     losses = info.query_loss
     if losses is None:
         raise UsageError("the learner's gradient must return Info with query_loss, the loss of each task (B,)")
     norm = torch.nn.utils.get_total_norm(tensors_of(gradient))
     loss_value, norm_value = torch.stack((losses.mean(), norm.to(losses))).tolist()
-    if math.isfinite(loss_value) and math.isfinite(norm_value):
-        return loss_value, norm_value
+    return loss_value, norm_value
+
+
+def _refuse(info: Info, episodes: Episodes, step: int, numbers: Sequence[int]) -> NoReturn:
+    """Say why the loss or the gradient is not finite."""
     check_data(episodes, "train", numbers)
-    bad = [number for number, loss in zip(numbers, losses.tolist()) if not math.isfinite(loss)]
+    assert info.query_loss is not None
+    bad = [number for number, loss in zip(numbers, info.query_loss.tolist()) if not math.isfinite(loss)]
     what = f"the loss of task{'s' * (len(bad) > 1)} {named(bad)}" if bad else "the meta-gradient"
     raise DivergenceError(
         f"{what} is no longer a finite number in step {step + 1}; the weights are those of step {step}."
