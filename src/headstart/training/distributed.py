@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -208,7 +209,8 @@ class Group:
             return
         sums = hashlib.blake2b(str(step).encode(), digest_size=8)
         for tensor in tensors:
-            sums.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            numbers = tensor.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
+            sums.update(numbers.view(torch.uint8).numpy().data)
         own = torch.frombuffer(bytearray(sums.digest()), dtype=torch.int64)
         found = [int(one["own"]) for one in self.gathered({"own": own})]
         usual, often = Counter(found).most_common(1)[0]
@@ -262,7 +264,11 @@ def _named(meta: Meta) -> Params:
 _groups: list[Group] = [Group()]
 
 _stores: list[Any] = []
-"""Where processes tell of errors, once it has been found."""
+"""Where processes meet, once it has been found."""
+_joins: list[int] = []
+"""How often they have: each time anew, since what is left there of one time would confuse the next."""
+_heard: list[dict[str, Any]] = []
+"""The error that was told there, once it has been heard."""
 
 
 def group() -> Group:
@@ -315,12 +321,12 @@ def processes(*, device: str | torch.device = "cpu", hung_after: float = HUNG_AF
         yield joined
         joined.wait()  # the first may be where the others meet
     except Exception as error:
-        first_to_tell(error)
+        _tell(error, joined.rank)
         raise
     finally:
         torch.set_num_threads(threads)
         _groups.pop()
-        dist.destroy_process_group()
+        dist.destroy_process_group()  # others that wait for this one are let go
 
 
 def _joined(rank: int, size: int, device: torch.device, hung_after: float) -> Group:
@@ -338,7 +344,8 @@ def _joined(rank: int, size: int, device: torch.device, hung_after: float) -> Gr
         backend = f"cpu:gloo,cuda:{'nccl' if int(os.environ.get('LOCAL_WORLD_SIZE', size)) <= there else 'gloo'}"
     limit = timedelta(seconds=hung_after)
     try:
-        store = dist.PrefixStore("headstart", _store(hung_after))
+        _joins.append(len(_joins))
+        store = dist.PrefixStore(f"headstart {_joins[-1]}", _store(hung_after))
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     except (RuntimeError, ValueError) as error:
         raise ProcessError(
@@ -376,21 +383,39 @@ def first_to_tell(error: BaseException) -> bool:
         mine = None
     if mine is None:
         return True
-    code = getattr(error, "exit_code", 1)
-    told = _told(mine[0], json.dumps({"rank": mine[0], "text": str(error), "code": code}))
-    return told is None or told["rank"] == mine[0]
+    rank, size = mine
+    told = _tell(error, rank)
+    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        _until_heard(size)  # where they meet ends with this process
+    return told is None or told["rank"] == rank
+
+
+def _tell(error: BaseException, rank: int) -> dict[str, Any] | None:
+    """Return what `_told` does when this error is told."""
+    return _told(rank, json.dumps({"rank": rank, "text": str(error), "code": getattr(error, "exit_code", 1)}))
 
 
 def _told(rank: int, own: str = "") -> dict[str, Any] | None:
     """Return the first error that any process has told of, by telling ``own`` where none has; ``None`` for none."""
+    if _heard:
+        return _heard[0]
     try:
         store = _store(_MEETING)
         if not own and not store.check(["error"]):
             return None
-        found: dict[str, Any] = json.loads(store.compare_set("error", "", own) if own else store.get("error"))
+        _heard.append(json.loads(store.compare_set("error", "", own) if own else store.get("error")))
+        store.set(f"heard {rank}", "")
     except (RuntimeError, ValueError):  # the place is gone, or never was
         return None
-    return found
+    return _heard[0]
+
+
+def _until_heard(size: int) -> None:
+    """Wait a little until the others have heard of the error."""
+    with contextlib.suppress(RuntimeError, ValueError):
+        store, until = _store(_MEETING), time.monotonic() + _MEETING / 2
+        while time.monotonic() < until and not store.check([f"heard {rank}" for rank in range(size)]):
+            time.sleep(0.02)
 
 
 def distributed(learner: Learner, *, tasks_per_step: int, same_bits: bool = False) -> Learner:
@@ -531,7 +556,7 @@ def _exactly_summed(group: Group, slopes: Sequence[Sequence[Tensor]], meta: Meta
             for own in columns
         ]
     )
-    largest = largest.nan_to_num(nan=torch.inf)
+    largest = largest.nan_to_num(nan=torch.inf, posinf=torch.inf)
     group.sum([largest], largest=True)
     # each is below 2^power, so that all of them together have no more than `_BITS`
     power = _BITS - (tasks - 1).bit_length() - torch.frexp(largest.nan_to_num(posinf=0.0))[1]

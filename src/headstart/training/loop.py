@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from os import PathLike
 from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
@@ -215,7 +216,10 @@ def _gradient(learner: Learner, state: State, seed: int, episodes: Episodes) -> 
 def _all_of(state: State) -> list[Tensor]:
     """Return the tensors that decide how a run goes on."""
     held = {} if state.optimizer is None else state.optimizer.state_dict()["state"]
-    return [*tensors_of(state.meta), *(one for own in held.values() for one in own.values() if isinstance(one, Tensor))]
+    own = [
+        (place, key, one) for place, values in held.items() for key, one in values.items() if isinstance(one, Tensor)
+    ]
+    return [*tensors_of(state.meta), *(one for _, _, one in sorted(own, key=itemgetter(0, 1)))]
 
 
 def pooled(episodes: Episodes, tasks: Tasks, numbers: Sequence[int]) -> Episodes:
