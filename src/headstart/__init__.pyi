@@ -91,6 +91,11 @@ from headstart.training.adapted import (
     predictions as predictions,
 )
 from headstart.training.choose import train as train
+from headstart.training.distributed import (
+    distributed as distributed,
+    processes as processes,
+    share as share,
+)
 from headstart.training.evaluate import evaluate as evaluate
 from headstart.training.loop import fit as fit, start as start
 from headstart.training.on_disk import OnDisk as OnDisk

@@ -62,6 +62,14 @@ class OutOfMemoryError(HeadstartError, MemoryError):
     """A step asks for more memory than there is; the message says what fits, where anything does."""
 
 
+class ProcessError(HeadstartError):
+    """Another process of the run has ended or does not answer, or its weights are others."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class FileError(HeadstartError, OSError):
     """A file that cannot be read or written, or does not hold what it should."""
 

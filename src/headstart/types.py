@@ -7,7 +7,7 @@ Data flow one way: tasks → `Episodes` → adapt → predict → loss → meta-
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from torch import Generator, Tensor
 
@@ -166,7 +166,29 @@ class Learner(NamedTuple):
 
 
 MetaGradient: TypeAlias = Callable[[Learner, Meta, Episodes], tuple[Meta, Info]]
-"""``(learner, meta, episodes) -> (a Meta of gradients, averaged over the tasks, and Info)``."""
+"""``(learner, meta, episodes) -> (a Meta of gradients, averaged over the tasks, and Info)``.
+
+It is the mean of the gradients of parts of the tasks, weighted by their numbers of tasks, unless it is `Indivisible`.
+"""
+
+
+@runtime_checkable
+class Indivisible(Protocol):
+    """A `MetaGradient` that is not the mean of what it gives for parts of the tasks, weighted by their numbers.
+
+    It says what it is where several processes have a part each (`headstart.training.distributed`).
+    """
+
+    def among(self, total: Callable[[Tensor], Tensor], share: float, /) -> MetaGradient:
+        """Return the meta-gradient of all tasks, for a process that has a ``share`` of them, between 0 and 1.
+
+        ``total`` sums a tensor over all processes, each of which has to call it. Where the share is 0, the process is
+        given a task of another one, which must not count.
+
+        Raises:
+            UsageError: there is none; it says why, and the way on.
+        """
+        ...
 
 
 class Prepare(Protocol):

@@ -8,8 +8,9 @@ even where F is a step function. For a smooth F it tends to ∇F(φ) as σ → 0
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ from headstart.core.objective import meta_loss
 from headstart.core.philox import WORD, philox
 from headstart.errors import UsageError, check_known, unknown_name
 from headstart.schema import Count, Positive, extends
-from headstart.types import Episodes, Info, Learner, Meta, Params
+from headstart.types import Episodes, Info, Learner, Meta, MetaGradient, Params
 
 Shaping = Literal["ranks"]
 
@@ -84,32 +85,48 @@ class Evolution:
     @torch.no_grad()
     def __call__(self, learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
         """Return the estimate of the gradient of the mean meta-loss, and `Info` of the meta value itself."""
+        return self._estimate(lambda values: values, 1.0, learner, meta, episodes)
+
+    def among(self, total: Callable[[Tensor], Tensor], share: float, /) -> MetaGradient:
+        """Return the estimate by the losses of all processes' tasks at the same perturbed values."""
+        return partial(self._estimate, total, share)
+
+    @torch.no_grad()
+    def _estimate(
+        self, total: Callable[[Tensor], Tensor], share: float, learner: Learner, meta: Meta, episodes: Episodes
+    ) -> tuple[Meta, Info]:
         here, info = meta_loss(learner, meta, episodes)
         seed = episodes.support.seed if episodes.query.seed is None else episodes.query.seed
         seed = here.new_zeros((), dtype=torch.int64) if seed is None else seed.sum().to(here.device)
+        seed = total(seed * (share > 0))
         packed, values = tree.pack(meta)
 
         def loss(directions: list[Tensor], distance: float) -> Tensor:
             moved = [value + distance * direction for value, direction in zip(values, directions)]
             return meta_loss(learner, packed.unpack(moved), episodes)[0]
 
-        weights = self._weights(loss, _directions(values, seed, self.samples), here)
+        sides = (self.deviation, -self.deviation) if self.antithetic else (self.deviation,)
+        samples = _directions(values, seed, self.samples)
+        losses = torch.stack([here, *(loss(directions, side) for directions in samples for side in sides)])
+        here, losses = total(share * losses).split((1, self.samples * len(sides)))
+        weights = self._weights(losses.view(self.samples, len(sides)), here)
         sums = [torch.zeros_like(value) for value in values]
         for weight, directions in zip(weights.unbind(), _directions(values, seed, self.samples)):
-            sums = [total + weight.to(total.dtype) * direction for total, direction in zip(sums, directions)]
+            sums = [value + weight.to(value.dtype) * direction for value, direction in zip(sums, directions)]
         return packed.unpack(sums), info
 
-    def _weights(
-        self, loss: Callable[[list[Tensor], float], Tensor], samples: Iterable[list[Tensor]], here: Tensor
-    ) -> Tensor:
-        """Return what to multiply each direction by, ``(samples,)``, for their sum to be the estimate."""
-        sides = (self.deviation, -self.deviation) if self.antithetic else (self.deviation,)
-        values = torch.stack([torch.stack([loss(directions, side) for side in sides]) for directions in samples])
+    def _weights(self, values: Tensor, here: Tensor) -> Tensor:
+        """Return what to multiply each direction by, ``(samples,)``, for their sum to be the estimate.
+
+        Args:
+            values: the losses ``(samples, sides)``.
+            here: that in the middle.
+        """
         if self.shaping == "ranks":
             values = centred_ranks(values.flatten()).view(values.shape)
         elif not self.antithetic:
             values = values - here
-        scale = len(sides) * self.samples * self.deviation
+        scale = values.shape[1] * self.samples * self.deviation
         return (values[:, 0] - values[:, 1] if self.antithetic else values[:, 0]) / scale
 
 

@@ -1,10 +1,12 @@
 """Reptile: move the initial weights towards each task's adapted weights."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headstart.algorithms.adaptation import Now
 from headstart.algorithms.maml import Rate, Steps, maml
@@ -55,7 +57,7 @@ def reptile(
         examples=None if inner_batch is None else _minibatches(inner_batch),
         **options,
     )
-    return learner._replace(gradient=_batched if serial is None else _serial(serial), exact=False)
+    return learner._replace(gradient=_batched if serial is None else _Serial(serial), exact=False)
 
 
 def _batched(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
@@ -68,8 +70,11 @@ def _batched(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, In
     return _full(moved, meta), info._replace(query_loss=losses)
 
 
-def _serial(epsilon: float) -> MetaGradient:
-    def gradient(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
+@dataclass(frozen=True)
+class _Serial:
+    epsilon: float
+
+    def __call__(self, learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
         """Return (θ − θ after all tasks) / ε."""
         params, losses, infos = dict(meta.params), [], []
         with torch.no_grad():
@@ -79,11 +84,16 @@ def _serial(epsilon: float) -> MetaGradient:
                 losses.append(learner.loss(learner.predict(adapted, one.query.x), one.query))
                 infos.append(info.support_loss)
                 for name in params.keys() & adapted.params.keys():
-                    params[name] = params[name] + epsilon * (adapted.params[name][0] - params[name])
-        moved = {name: (meta.params[name] - value) / epsilon for name, value in params.items()}
+                    params[name] = params[name] + self.epsilon * (adapted.params[name][0] - params[name])
+        moved = {name: (meta.params[name] - value) / self.epsilon for name, value in params.items()}
         return _full(moved, meta), Info(torch.cat(infos, 1), torch.cat(losses))
 
-    return gradient
+    def among(self, total: Callable[[Tensor], Tensor], share: float, /) -> MetaGradient:
+        """Refuse."""
+        raise UsageError(
+            "reptile with --serial takes tasks one after another, each from the weights that the one before left, so"
+            " they cannot be shared among processes; leave out --serial, or train in one process"
+        )
 
 
 def _full(moved: Params, meta: Meta) -> Meta:

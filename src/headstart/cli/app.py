@@ -1,19 +1,21 @@
 """The application: from words to a command, and what becomes of errors."""
 
+import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from typing import Any, NoReturn
 
 from cyclopts import App, CycloptsError
 
 import headstart
-from headstart.cli.commands import COMMANDS
+from headstart.cli.commands import COMMANDS, IN_SEVERAL
 from headstart.cli.output import printable, spell_out
-from headstart.errors import HeadstartError, asked_for, is_out_of_memory
+from headstart.errors import HeadstartError, UsageError, asked_for, is_out_of_memory
+from headstart.training.launched import described
 
 USAGE = 2
 #: Commands whose help depends on their words.
@@ -43,9 +45,17 @@ def run(words: Sequence[str], show_traceback: bool = False) -> int:
     for name, command in COMMANDS.items():
         own: dict[str, Any] = {"help_flags": []} if name in OF_THEIR_WORDS else {}
         app.command(command, name=name, **own)
-    with warnings.catch_warnings():
+    with ExitStack() as held, warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
+            if (among := described()) is not None:
+                if words and words[0] in COMMANDS and words[0] not in IN_SEVERAL:
+                    raise UsageError(
+                        f"headstart {words[0]} works in one process, but {among[1]} were started; call it without"
+                        f" torchrun (in several work {' and '.join(IN_SEVERAL)})"
+                    )
+                if among[0]:
+                    held.enter_context(_quiet())
             result: Any = app(words, exit_on_error=False, print_error=False, result_action="return_value")
             sys.stdout.flush()
             return result if isinstance(result, int) else 0
@@ -55,6 +65,8 @@ def run(words: Sequence[str], show_traceback: bool = False) -> int:
             sys.stderr.close()
             return 1
         except Exception as error:
+            if not _to_tell(error):
+                return error.exit_code if isinstance(error, HeadstartError) else 1
             if show_traceback:
                 traceback.print_exc()
             if isinstance(error, HeadstartError):
@@ -76,6 +88,28 @@ def run(words: Sequence[str], show_traceback: bool = False) -> int:
                 told += "\nthis is unexpected; --traceback shows where it comes from"
             print(f"error: {printable(told)}", file=sys.stderr)
             return code
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave what all processes would say to the first of them."""
+    disabled = logging.root.manager.disable
+    logging.disable()
+    warnings.simplefilter("ignore")
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _to_tell(error: Exception) -> bool:
+    """Return whether to say what is wrong: of several processes one does."""
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        return True
+    from headstart.training.distributed import first_to_tell
+
+    return first_to_tell(error)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -414,7 +414,8 @@ def evaluate(*words: Raw) -> int:
     called = call(_evaluate, words, None if schema is None else [schema], more)
     if called is None:
         return 0
-    from headstart.training.build import make_tasks
+    from headstart.training.build import find_device, make_tasks
+    from headstart.training.distributed import processes
     from headstart.training.elsewhere import evaluate_on
     from headstart.training.report.report import score_to_json
     from headstart.training.run import open_run, test
@@ -422,18 +423,19 @@ def evaluate(*words: Raw) -> int:
     given: dict[str, Any] = {"episodes": 600, "split": "test", "seed": None, "device": "auto", **called.own}
     run, seed, told, notes = given["run"], given["seed"], dict[str, Any](), ()
     judging: dict[str, Any] = {name: given[name] for name in ("episodes", "split")}
-    if "on" in given:
-        source = {"name": given["on"], **called.tree.get("tasks", {})}
-        score, trained_on, on, seed, step, notes = evaluate_on(
-            run, source, seed=seed, device=given["device"], **judging
-        )
-        told = {"trained_on": trained_on, "on": on, "notes": list(notes)}
-    else:
-        job, checkpoint = open_run(run, given["device"])
-        if seed is not None:
-            job = job._replace(tasks=make_tasks(job.config, job.device, seed))
-        seed = job.config.run.seed if seed is None else seed
-        score, step = test(job, checkpoint.best.meta, **judging), checkpoint.best.step
+    with processes(device=find_device(given["device"])):
+        if "on" in given:
+            source = {"name": given["on"], **called.tree.get("tasks", {})}
+            score, trained_on, on, seed, step, notes = evaluate_on(
+                run, source, seed=seed, device=given["device"], **judging
+            )
+            told = {"trained_on": trained_on, "on": on, "notes": list(notes)}
+        else:
+            job, checkpoint = open_run(run, given["device"])
+            if seed is not None:
+                job = job._replace(tasks=make_tasks(job.config, job.device, seed))
+            seed = job.config.run.seed if seed is None else seed
+            score, step = test(job, checkpoint.best.meta, **judging), checkpoint.best.step
     if given.get("as_json"):
         print_json({**told, **score_to_json(score), "seed": seed, "step": step})
         return 0
@@ -662,3 +664,6 @@ COMMANDS = {
     "report": report,
     "list": listing,
 }
+
+IN_SEVERAL = ("train", "evaluate")
+"""What several processes, such as torchrun starts, can share."""

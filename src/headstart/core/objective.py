@@ -117,7 +117,8 @@ def meta_gradient(
         raise UsageError("this learner learns nothing across tasks, so it has no meta-gradient")
     gradient, info = learner.gradient(learner, meta, episodes)
     if reduction == "sum":
-        tasks = episodes.query.y.shape[0]
+        # which may be those of several processes
+        tasks = len(episodes.query.y if info.query_loss is None else info.query_loss)
         gradient = Meta(*({name: tasks * slope for name, slope in part.items()} for part in gradient))
     laid_out = (
         {name: _like(slope, own.get(name, slope)) for name, slope in part.items()} for part, own in zip(gradient, meta)

@@ -234,7 +234,8 @@ def reproducible(config: Config) -> Iterator[None]:
     threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
     before = (cudnn.deterministic, cudnn.benchmark)
     cudnn.deterministic, cudnn.benchmark = True, False
-    torch.set_num_threads(config.run.threads or threads)
+    # how many threads share an operation may show in its bits
+    torch.set_num_threads(config.run.threads or (1 if config.run.same_bits else threads))
     try:
         yield
     finally:

@@ -11,6 +11,7 @@
 import math
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,9 @@ import numpy as np
 from headstart.errors import ConfigError, DivergenceError, UsageError
 from headstart.registry import find
 from headstart.training import run
-from headstart.training.build import target_of
-from headstart.training.config import Config, Tree, command, flat, kind_of, nested, normal, resolve, schema_of
+from headstart.training.build import find_device, target_of
+from headstart.training.config import Config, Run, Tree, command, flat, kind_of, nested, normal, resolve, schema_of
+from headstart.training.distributed import group, processes
 from headstart.training.evaluate import Score, evaluate, interval, student
 from headstart.training.files import explained, finite, read_json, to_json, write
 from headstart.training.progress import View
@@ -56,22 +58,35 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
     """
     out, view = Path(out), view or View()
     listed = {} if isinstance(config, Config) else shortlist(config)
-    if len(listed) < 2 or ((out / CONFIG).exists() and not (out / CHOICE).exists()):
+    if len(listed) < 2:
         return run.train(next(iter(listed.values()), config), out, view=view)
-    if not (out / CHOICE).exists():
-        judged, stopped = _trained(listed, out, view)
-        if stopped is not None:
-            return stopped._replace(run=out)
-        write(out / CHOICE, to_json(_choice(judged)))
+    own = next(iter(listed.values())).run
+    with processes(device=find_device(own.device), hung_after=own.hung_after) as everyone:
+        if everyone.says((out / CONFIG).exists() and not (out / CHOICE).exists()):
+            return run.train(next(iter(listed.values())), out, view=view)
+        if not everyone.says((out / CHOICE).exists()):
+            judged, stopped = _trained(listed, out, view)
+            if stopped is not None:
+                return stopped._replace(run=out)
+            if everyone.first:
+                write(out / CHOICE, to_json(_choice(judged)))
+        names = list(listed)
+        chosen = names[everyone.says(_chosen(names, out) if everyone.first else 0)]
+        if everyone.first:
+            if not (out / CONFIG).exists():
+                shutil.copytree(out / CANDIDATES / chosen, out, dirs_exist_ok=True)
+            view.note(choice_text(read_json(out / CHOICE)))
+        return run.train(listed[chosen], out, view=view)
+
+
+def _chosen(names: Sequence[str], out: Path) -> int:
+    """Return the place of the one that was chosen."""
     chosen = str(read_json(out / CHOICE)["chosen"])
-    if chosen not in listed:
+    if chosen not in names:
         raise ConfigError(
             f"the run in {out} was made by {chosen}, which the options given now leave out; give the same"
         )
-    if not (out / CONFIG).exists():
-        shutil.copytree(out / CANDIDATES / chosen, out, dirs_exist_ok=True)
-    view.note(choice_text(read_json(out / CHOICE)))
-    return run.train(listed[chosen], out, view=view)
+    return names.index(chosen)
 
 
 def shortlist(tree: Tree | str) -> dict[str, Config]:
@@ -113,20 +128,23 @@ def _trained(listed: dict[str, Config], out: Path, view: View) -> tuple[list[Jud
             result = run.train(config, out / CANDIDATES / name, view=view, tested=False)
             if result.stopped is not None:
                 return judged, result
-            job, checkpoint = run.open_run(result.run, config.run.device)
-            count = config.run.evaluate_tasks
-            score = evaluate(job.learner, checkpoint.best.meta, job.tasks, episodes=count, split="validation")
+            score = group().alone(partial(_judged, result.run, config.run))
         except ConfigError:  # the folder is another run's, or somebody writes there
             raise
         except (UsageError, DivergenceError) as error:
             failed = failed or error
             view.note(f"{name} is left out: {error}")
             continue
-        judged.append(Judged(name, config, score))
+        judged.append(Judged(name, config, score))  # pyrefly: ignore
     if not judged:
         assert failed is not None
         raise failed
     return judged, None
+
+
+def _judged(folder: Path, own: Run) -> Score:
+    job, checkpoint = run.open_run(folder, own.device)
+    return evaluate(job.learner, checkpoint.best.meta, job.tasks, episodes=own.evaluate_tasks, split="validation")
 
 
 def _choice(judged: Sequence[Judged]) -> dict[str, Any]:

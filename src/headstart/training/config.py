@@ -49,7 +49,7 @@ Tree: TypeAlias = Mapping[str, Any]
 #: Options that may differ when a run goes on: they leave the result as it is, up to rounding.
 _FREE = {"run.save_every", "run.keep_last", "run.keep_every", "run.device", "run.threads", "run.compile", "run.memory"}
 _FREE |= {"run.on_nonfinite"}  # a step whose numbers are finite is the same; one whose are not can now be taken
-_FREE |= {"run.track"}
+_FREE |= {"run.track", "run.same_bits", "run.hung_after"}
 _BYTES = 1 << 20
 _MOST_LINES = 20
 
@@ -101,6 +101,9 @@ class Run(NamedTuple):
         memory: most memory for what a step remembers for its derivatives; tasks are taken in as many parts as that
             needs. With auto, all tasks of a step together, and where memory runs out, in ever smaller
             parts, at last with a checkpointed adjoint. By default all tasks of a step together.
+        same_bits: give the same bits with any number of processes; each task of a step is then worked on alone, which
+            is slower, and in one thread where threads are not given.
+        hung_after: seconds after which a process of several (torchrun) that does not answer is given up, by all.
         track: where the run's numbers go, too: tensorboard, mlflow, wandb, or several joined by commas. They stay in
             the run's folder unless the environment says otherwise (docs/sweeps.md).
     """
@@ -117,6 +120,8 @@ class Run(NamedTuple):
     threads: Annotated[int, Ge(1), Le(4096)] | None = None
     compile: bool = False
     memory: Annotated[str, Predicate(_is_memory), doc("a size such as 2GiB, or auto")] | None = None
+    same_bits: bool = False
+    hung_after: Annotated[int, Ge(1), Le(86_400)] = 600
     track: Sequence[Literal["tensorboard", "mlflow", "wandb"]] | None = None
 
 

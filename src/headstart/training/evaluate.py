@@ -14,6 +14,7 @@ from headstart.core import losses
 from headstart.core.objective import predicted
 from headstart.errors import ConfigError, DivergenceError
 from headstart.training.calibration import Spread, coverage, gaussian_nll, interval_width, near, spread_of
+from headstart.training.distributed import group
 from headstart.training.divergence import check_data, named
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Learner, Meta, Tasks, Tree
 
@@ -99,7 +100,9 @@ def evaluate(
 ) -> Score:
     """Adapt to the support set of each of the first ``episodes`` tasks of a split, and judge on its query set.
 
-    The tasks are always the same, dropout is off, and nothing is changed: ``meta`` is bit-equal afterwards. Errors
+    The tasks are always the same, dropout is off, and nothing is changed: ``meta`` is bit-equal afterwards. Processes
+    that work together (`headstart.processes`) take whole batches, so that the score has the same bits in any number of
+    them. Errors
     are in the data's own unit (`Tasks.unit`), and predictions kept near the targets of training tasks (`Tasks.limits`).
 
     Args:
@@ -138,15 +141,16 @@ def evaluate(
         own, counts = (steps, [steps]) if isinstance(steps, int) else (own, sorted({own, *(steps or ())}))
     values: dict[int | None, list[float]] = {count: [] for count in counts}
     looks, offs = list[Tensor](), list[_Off]()
-    for first in range(0, episodes, batch):
+    for first in group().part(range(0, episodes, batch)):
         numbers = range(first, min(first + batch, episodes))
         sampled = tasks.sample(split, numbers)
         for (count, found), adapted in zip(values.items(), adapted_after(learner, meta, sampled.support, counts)):
             with torch.no_grad():
                 outputs, distribution = answer(learner, adapted, sampled.query.x, sampled.query.mask)
-            found += [scale * value for value in _measured(metric, outputs, sampled.query)]
+            now = [scale * value for value in _measured(metric, outputs, sampled.query)]
+            found += now
             if count == own:
-                _check_finite(found[first:], sampled, split, numbers)
+                _check_finite(now, sampled, split, numbers)
                 if metric == "mse":
                     offs += _off(outputs, sampled.query)
                 if distribution is not None:
@@ -154,6 +158,7 @@ def evaluate(
                     _check_finite(looks[-1][:, 0].tolist(), sampled, split, numbers)
         if on_batch is not None:
             on_batch(numbers[-1] + 1)
+    values, looks, offs = _of_all(values, looks, offs)
     by_step = {count: interval(found) for count, found in values.items() if count is not None}
     calibration = _calibration(looks, tasks.unit) if looks else None
     errors = _errors(offs, tasks.unit) if metric == "mse" else None
@@ -180,7 +185,7 @@ def calibrate(learner: Learner, meta: Meta, tasks: Tasks, *, episodes: int = 600
     if tasks.kind != "regression" or not count:
         return None
     learner, ratios = near(learner, tasks), list[Tensor]()
-    for first in range(0, count, batch):
+    for first in group().part(range(0, count, batch)):
         sampled = tasks.sample("validation", range(first, min(first + batch, count)))
         with torch.no_grad():
             adapted, _ = learner.adapt(meta, sampled.support)
@@ -189,7 +194,7 @@ def calibrate(learner: Learner, meta: Meta, tasks: Tasks, *, episodes: int = 600
                 unit = distribution.variance.sqrt()
                 outputs, sampled = outputs / unit, sampled._replace(query=_over(sampled.query, unit))
         ratios += [task.off.abs().flatten() for task in _off(outputs, sampled.query)]
-    found = spread_of(ratios)
+    found = spread_of(_joined(ratios))
     return found if math.isfinite(found.factor) else None
 
 
@@ -209,6 +214,29 @@ def _off(outputs: Tensor, query: Batch) -> list[_Off]:
     off = outputs.cpu().double().reshape(y.shape) - y
     mask = torch.ones(y.shape[:2], dtype=torch.bool) if query.mask is None else query.mask.cpu()
     return [_Off(*(part[place][mask[place]] for part in (off, y))) for place in range(len(y))]
+
+
+def _joined(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors of all processes, of one type and each with rows of its own number, in their order."""
+    if group().size == 1:
+        return list(parts)
+    rows = torch.tensor([len(part) for part in parts], dtype=torch.int64)
+    sent = {"rows": rows} | ({"all": torch.cat(tuple(parts))} if len(parts) else {})
+    return [
+        part for own in group().gathered(sent) if len(own["rows"]) for part in own["all"].split(own["rows"].tolist())
+    ]
+
+
+def _of_all(
+    values: dict[int | None, list[float]], looks: Sequence[Tensor], offs: Sequence[_Off]
+) -> tuple[dict[int | None, list[float]], list[Tensor], list[_Off]]:
+    """Return what all processes have measured, each of some of the tasks, in the order of these."""
+    if group().size == 1:
+        return values, list(looks), list(offs)
+    columns = [_joined([torch.tensor(found, dtype=torch.float64)]) for found in values.values()]
+    found = {count: [value for part in parts for value in part.tolist()] for count, parts in zip(values, columns)}
+    both = (_joined([one[place] for one in offs]) for place in range(2))
+    return found, _joined(looks), [_Off(*one) for one in zip(*both)]
 
 
 def _errors(offs: Sequence[_Off], unit: float) -> Errors:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from headstart.training.distributed import group
 from headstart.training.divergence import OnNonfinite
 from headstart.training.loop import Schedule, State, StepRecord, copied, fit
 from headstart.types import Learner, Meta, Tasks
@@ -38,7 +39,10 @@ def first(meta: Meta, judge: Judge | None) -> Best:
 
 def renewed(learner: Learner, meta: Meta, tasks: Tasks, seed: int) -> Meta:
     """Return the weights with what is read off the training tasks by them, where the learner reads such."""
-    return learner.prepare(copied(meta), tasks, seed) if learner.prepare is not None and learner.renewed else meta
+    prepare = learner.prepare
+    if prepare is None or not learner.renewed:
+        return meta
+    return group().by_first(lambda: prepare(copied(meta), tasks, seed), meta)
 
 
 def fit_best(
@@ -55,13 +59,14 @@ def fit_best(
     schedule: Schedule = "constant",
     seed: int = 0,
     on_nonfinite: OnNonfinite = "stop",
+    same_bits: bool = False,
 ) -> Iterator[Look]:
     """Meta-train as `headstart.training.loop.fit` does, and tell after every step which weights have been best so far.
 
     A run that was cut off goes on exactly by handing back its state and the best weights that it had.
 
     Args:
-        learner, tasks, steps, tasks_per_step, schedule, seed, on_nonfinite: as `fit` takes them.
+        learner, tasks, steps, tasks_per_step, schedule, seed, on_nonfinite, same_bits: as `fit` takes them.
         state: where to start; it is changed.
         best: the best weights so far: `first` of those to start from.
         judge: asked after ``every`` steps and after the last; ``None``: the last weights are the best.
@@ -82,8 +87,10 @@ def fit_best(
     >>> [look.record.step for look in looks if look.value is not None]
     [2, 4, 5]
     """
-    given: Any = {"tasks_per_step": tasks_per_step, "schedule": schedule, "seed": seed, "on_nonfinite": on_nonfinite}
-    for record in fit(learner, tasks, steps=steps, state=state, **given):
+    given: Any = {"tasks_per_step": tasks_per_step, "schedule": schedule, "seed": seed}
+    for record in fit(
+        learner, tasks, steps=steps, state=state, on_nonfinite=on_nonfinite, same_bits=same_bits, **given
+    ):
         value = None
         if judge is not None and (record.step % every == 0 or record.step == steps):
             meta = renewed(learner, state.meta, tasks, seed)

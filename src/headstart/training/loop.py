@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from operator import itemgetter
 from os import PathLike
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -15,6 +16,7 @@ from torch import Generator, Tensor
 from headstart.core.objective import at, meta_gradient
 from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, OutOfMemoryError, UsageError, asked_for, check_known, is_out_of_memory
+from headstart.training.distributed import COMPARED_EVERY, distributed, group, share
 from headstart.training.divergence import LeftOut, OnNonfinite, finite_gradient, lost_in_a_row
 from headstart.training.kept_memory import kept_memory
 from headstart.types import Episodes, Info, Learner, Meta, Params, Pool, Tasks
@@ -94,15 +96,19 @@ def start(
         UsageError: a learner that has a gradient, but neither θ nor M.
     """
     own = learner.init(Generator().manual_seed(seed)) if meta is None else meta
-    if learner.prepare is not None and tasks is not None:
-        own = learner.prepare(copied(own), tasks, seed, folder)
-    own = copied(own)
+    own = copied(group().by_first(lambda: _prepared(learner, own, tasks, seed, folder), own))
     if learner.gradient is not None and not tensors_of(own):
         raise UsageError(
             "there is nothing to learn: neither the model nor the method has a number of its own; give the method a "
             "network, or take a method that learns nothing across tasks, such as nearest"
         )
     return State(own, None if learner.gradient is None else optimizer(tensors_of(own)))
+
+
+def _prepared(learner: Learner, meta: Meta, tasks: Tasks | None, seed: int, folder: PathLike[str] | None) -> Meta:
+    if learner.prepare is None or tasks is None:
+        return meta
+    return learner.prepare(copied(meta), tasks, seed, folder)
 
 
 def copied(meta: Meta) -> Meta:
@@ -126,12 +132,14 @@ def fit(
     schedule: Schedule = "constant",
     seed: int = 0,
     on_nonfinite: OnNonfinite = "stop",
+    same_bits: bool = False,
 ) -> Iterator[StepRecord]:
     """Meta-train: yield a record of every outer step, up to step number ``steps``.
 
     Step s (from 0) takes the tasks ``s·B … s·B + B − 1`` of the split 'train': it depends on the state and the seed
-    alone, and a run that was cut off goes on exactly by handing its state back in. On Linux the process keeps the
-    memory that it frees until the last step (`training.kept_memory`).
+    alone, and a run that was cut off goes on exactly by handing its state back in. Within `headstart.processes` each
+    process works on its share of them, and all yield the same records; their number may change whenever a run goes on.
+    On Linux the process keeps the memory that it frees until the last step (`training.kept_memory`).
 
     Args:
         learner: the method; to compile, say, hand in what `accelerate` returns. On a CPU, operations are recorded
@@ -146,12 +154,15 @@ def fit(
         seed: decides dropout, and where ``state`` is not given, what the learner's start draws.
         on_nonfinite: what to do where a loss or a meta-gradient is not finite: ``"stop"``, or ``"skip"``: take the step
             without the tasks to which that is due. Weights are then, bit for bit, those of a run that never had them.
+        same_bits: whether the result is to have the same bits with any number of processes (see
+            `headstart.training.distributed.distributed`), which is slower: tasks are worked on one at a time.
 
     Raises:
         DivergenceError: the loss or the meta-gradient is not finite, or many tasks were left out in many steps in a row
             (`training.divergence.MOST_LOST`); the weights are as before that step.
         DataError: a task holds numbers that are not finite, and ``on_nonfinite`` is ``"stop"``.
         OutOfMemoryError: there is not enough memory for a step; it says what fits.
+        ProcessError: another process has ended, does not answer, or has other weights.
 
     >>> import headstart, torch
     >>> from headstart.data.curves.sinusoid import sinusoid
@@ -167,16 +178,22 @@ def fit(
     learner = accelerate(learner)
     if state.optimizer is None:
         raise UsageError("this learner learns nothing across tasks, so there is nothing to fit; evaluate it as it is")
-    groups = state.optimizer.param_groups
-    rates = [group.setdefault("initial_lr", group["lr"]) for group in groups]
+    everyone, groups = group(), state.optimizer.param_groups
+    rates = [own.setdefault("initial_lr", own["lr"]) for own in groups]
+
+    @cache
+    def among(tasks: int) -> Learner:
+        return distributed(learner, tasks_per_step=tasks, same_bits=same_bits)
 
     with kept_memory():
+        everyone.compare(state.step, _all_of(state))
         while state.step < steps:
             numbers = range(state.step * tasks_per_step, (state.step + 1) * tasks_per_step)
-            now = at(learner, state.step / steps)
+            done = state.step / steps
+            now = at(learner, done)
             sampled = partial(_sampled, now, tasks, seed)
             gradient, loss, norm, left_out = finite_gradient(
-                partial(_gradient, now, state, seed, sampled),
+                partial(_gradient, among, done, state, seed, sampled),
                 numbers,
                 now,
                 state.meta,
@@ -186,9 +203,9 @@ def fit(
             )
             state.lost = lost_in_a_row(state.lost, left_out, tasks_per_step, state.step)
 
-            factor = SCHEDULES[schedule](state.step / steps)
-            for group, rate in zip(groups, rates):
-                group["lr"] = rate * factor
+            factor = SCHEDULES[schedule](done)
+            for own, rate in zip(groups, rates):
+                own["lr"] = rate * factor
             if gradient is not None:
                 for part, grads in zip(state.meta, gradient):
                     for name, value in part.items():
@@ -196,6 +213,8 @@ def fit(
                 state.optimizer.step()
                 state.optimizer.zero_grad(set_to_none=True)
             state.step += 1
+            if state.step % COMPARED_EVERY == 0 or state.step == steps:
+                everyone.compare(state.step, _all_of(state))
             yield StepRecord(state.step, loss, norm, rates[0] * factor, state, left_out)
 
 
@@ -206,13 +225,19 @@ def _sampled(learner: Learner, tasks: Tasks, seed: int, numbers: Sequence[int]) 
 
 
 def _gradient(
-    learner: Learner, state: State, seed: int, sampled: Callable[[Sequence[int]], Episodes], numbers: Sequence[int]
+    among: Callable[[int], Learner],
+    done: float,
+    state: State,
+    seed: int,
+    sampled: Callable[[Sequence[int]], Episodes],
+    numbers: Sequence[int],
 ) -> tuple[Meta, Info]:
-    """Return the meta-gradient of tasks of a step, with the draws of that step."""
-    episodes = sampled(numbers)
-    # for models that draw from PyTorch's own generator
+    """Return the meta-gradient of tasks of a step, of which each process has its share, with the draws of that step."""
+    learner, episodes = at(among(len(numbers)), done), sampled(share(numbers))
+    # for models that draw from PyTorch's own generator; processes do not draw the same for different tasks
+    drawn = state.step + (group().rank << 40)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(_mixed(seed, np.array([state.step], dtype=np.uint64))[0]))
+        torch.default_generator.manual_seed(int(_mixed(seed, np.array([drawn], dtype=np.uint64))[0]))
         try:
             return meta_gradient(learner, state.meta, episodes)
         except (MemoryError, RuntimeError) as error:  # of a gradient that is not taken in parts, as others are
@@ -222,6 +247,15 @@ def _gradient(
                 f"out of memory in step {state.step + 1} ({asked_for(error)}); take fewer --tasks-per-step, fewer or"
                 " smaller examples, or a smaller model"
             ) from error
+
+
+def _all_of(state: State) -> list[Tensor]:
+    """Return the tensors that decide how a run goes on."""
+    held = {} if state.optimizer is None else state.optimizer.state_dict()["state"]
+    own = [
+        (place, key, one) for place, values in held.items() for key, one in values.items() if isinstance(one, Tensor)
+    ]
+    return [*tensors_of(state.meta), *(one for _, _, one in sorted(own, key=itemgetter(0, 1)))]
 
 
 def pooled(episodes: Episodes, tasks: Tasks, numbers: Sequence[int]) -> Episodes:

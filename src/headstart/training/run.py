@@ -19,22 +19,26 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
+
 import headstart
+from headstart.core.tree import prefixed, within
 from headstart.data.kind import kind_of_family
 from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, FileError, OutOfMemoryError
 from headstart.registry import load
 from headstart.schema import seconds
 from headstart.training import checkpoint as checkpoints
-from headstart.training.build import Job, build, make_learner, make_optimizer, reproducible
+from headstart.training.build import Job, build, find_device, make_learner, make_optimizer, reproducible
 from headstart.training.calibration import Spread, calibrated
 from headstart.training.checkpoint import Checkpoint, Keep, Saver
 from headstart.training.config import Config, Outer, Tree, diff, kind_of, resolve
+from headstart.training.distributed import group, processes
 from headstart.training.divergence import named
 from headstart.training.evaluate import Score, calibrate, evaluate
 from headstart.training.files import TEMPORARY, explained, make_folder, read_json, to_json, to_safetensors, write
@@ -46,7 +50,7 @@ from headstart.training.progress import View
 from headstart.training.report.report import CHOICE, RESULTS, by_task, report, score_to_json, shown
 from headstart.training.signals import Stop, only_writer, stop_signals
 from headstart.training.track import tracking
-from headstart.types import Learner, Meta
+from headstart.types import Learner, Meta, Params
 
 CONFIG = "config.json"
 CANDIDATES = "candidates"
@@ -81,7 +85,8 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
 
     The weights with the best validation score are kept, and judged on the test tasks at the end. A run that was
     killed and goes on ends bit for bit as one that was not, on the same kind of machine with the same PyTorch and
-    number of threads; with ``compile``, to rounding.
+    number of threads; with ``compile``, to rounding. Where torchrun has started several processes, they share the run
+    (`headstart.training.distributed`): the first one reads and writes the folder, and all return the same result.
 
     Args:
         config: the options, as `headstart.training.config` has them; a text is the tasks alone.
@@ -95,57 +100,68 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
         OutOfMemoryError: there is not enough memory for a step; it says what fits.
         DataError: tasks with numbers that are not finite, or too few of them.
         FileError: the folder cannot be written; or it was moved or deleted meanwhile, and all is saved elsewhere.
+        ProcessError: another process has ended, does not answer, or has other weights.
     """
-    run, view = Path(out), view or View()
+    run = Path(out)
     config = config if isinstance(config, Config) else resolve(config)
-    _refuse_other_run(run, config)
-    with reproducible(config), stop_signals() as stop:
+    shared = processes(device=find_device(config.run.device), hung_after=config.run.hung_after)
+    with shared as everyone, reproducible(config), stop_signals() as stop:
+        everyone.heed(stop)
+        view = (view or View()) if everyone.first else View()
+        if everyone.first:
+            _refuse_other_run(run, config)
         job = build(config)
         model = config.model.name if config.model else "none"
         view.note(f"device: {job.device}   model: {model}, {job.parameters} parameters")
         for line in job.notes:
             view.note(line)
-        make_folder(run)
-        with only_writer(run) as place:
-            _refuse_other_run(run, config)
-            write(run / CONFIG, to_json(config.tree()))
-            write_preparation(run, kind_of_family(config.tasks.name), job.tasks)
-            try:
-                state, best, metrics = _begin(job, run, view)
-                with closing(metrics), tracking(config, run, metrics) as track:
-                    stays = partial(_stays, job, run, place, metrics)
-                    learns = job.learner.gradient is not None
-                    if config.outer is not None and learns and state.step < config.outer.steps:
-                        best = _meta_train(job, config.outer, run, state, best, metrics, stays, stop, view)
-                    view.close()
-                    stays(state, best)
-                    write(run / "last.safetensors", to_safetensors(flat(state.meta)))
-                    write(run / "best.safetensors", to_safetensors(flat(best.meta)))
-                    left = stop.requested or not tested
-                    score = None if left else _test(job, run, state, best, stays, stop, view)
-                    if score is not None:
-                        track(state.step, score_to_json(score))
-                return Result(run, config, state.step, best.step, score, stop.number)
-            finally:
-                view.close()
+        with ExitStack() as held:
+            stays: _Stays = _not_mine
+            place = track = None
+            if everyone.first:
+                make_folder(run)
+                place = held.enter_context(only_writer(run))
+                _refuse_other_run(run, config)
+                write(run / CONFIG, to_json(config.tree()))
+                write_preparation(run, kind_of_family(config.tasks.name), job.tasks)
+            held.callback(view.close)
+            state, best, metrics = _begin(job, run, view)
+            if place is not None and metrics is not None:
+                held.enter_context(closing(metrics))
+                track = held.enter_context(tracking(config, run, metrics))
+                stays = partial(_stays, job, run, place, metrics)
+            learns = job.learner.gradient is not None
+            if config.outer is not None and learns and state.step < config.outer.steps:
+                best = _meta_train(job, config.outer, run, state, best, metrics, stays, stop, view)
+            view.close()
+            stays(state, best)
+            if everyone.first:
+                write(run / "last.safetensors", to_safetensors(flat(state.meta)))
+                write(run / "best.safetensors", to_safetensors(flat(best.meta)))
+            left = stop.requested or not tested
+            score = None if left else _test(job, run, state, best, stays, stop, view)
+            if score is not None and track is not None:
+                track(state.step, score_to_json(score))
+            return Result(run, config, state.step, best.step, score, stop.number)
 
 
-def _begin(job: Job, run: Path, view: View) -> tuple[State, Best, MetricsFile]:
-    """Return where to go on from, the newest good checkpoint or the start, with its validation score and metrics."""
+def _begin(job: Job, run: Path, view: View) -> tuple[State, Best, MetricsFile | None]:
+    """Return where to go on from, the newest good checkpoint or the start, with its validation score and metrics.
+
+    The first of several processes finds it, and alone has the metrics.
+    """
+    everyone = group()
     begin = partial(start, job.learner, optimizer=make_optimizer(job.config), seed=job.config.run.seed)
     steps = job.config.outer.steps if job.config.outer else 0
     state = begin()
-    checkpoints.clean(run)
-    found = checkpoints.find(run, state.meta)
-    for place, reason in found.damaged:
-        warnings.warn(f"checkpoint {place.name} cannot be used, going back to the one before: {reason}", stacklevel=3)
-    checkpoints.set_aside(found.damaged)
-    if found.checkpoint is not None:
-        checkpoints.restore(state, found.checkpoint)
+    checkpoint = _of_first(_found(run, state.meta) if everyone.first else None, state.meta)
+    if checkpoint is not None:
+        checkpoints.restore(state, checkpoint)
         if state.step > steps:
             raise ConfigError(f"the run in {run} has taken {state.step} steps already; --steps is {steps}")
         view.note(f"going on from step {state.step}" if state.step < steps else "trained already")
-        return state, found.checkpoint.best, MetricsFile(run, state.step, found.checkpoint.metrics)
+        metrics = MetricsFile(run, state.step, checkpoint.metrics) if everyone.first else None
+        return state, checkpoint.best, metrics
     if job.learner.prepare is not None:
         view.note("reading the training tasks")
         state = begin(meta=state.meta, tasks=job.tasks, folder=run)
@@ -153,14 +169,56 @@ def _begin(job: Job, run: Path, view: View) -> tuple[State, Best, MetricsFile]:
     there = min(count, (job.tasks.counts or {}).get("validation", count))
     view.note(f"judging the start on {there} validation task{'s' * (there != 1)} (--evaluate-tasks)")
     best = first(state.meta, judge)
+    if not everyone.first:
+        return state, best, None
     metrics = MetricsFile(run)
     metrics.add({"step": 0, "validation": judge.said})
     checkpoints.save(run, checkpoints.take(state, best, metrics.sync()))
     return state, best, metrics
 
 
+def _found(run: Path, like: Meta) -> Checkpoint | None:
+    """Return the newest good checkpoint of a run; damaged ones are told of and set aside."""
+    checkpoints.clean(run)
+    found = checkpoints.find(run, like)
+    for place, reason in found.damaged:
+        warnings.warn(f"checkpoint {place.name} cannot be used, going back to the one before: {reason}", stacklevel=4)
+    checkpoints.set_aside(found.damaged)
+    return found.checkpoint
+
+
+def _of_first(own: Checkpoint | None, like: Meta) -> Checkpoint | None:
+    """Return the checkpoint that the first process has found, in all of them."""
+    everyone = group()
+    if everyone.size == 1:
+        return own
+    told: Params = {}
+    if own is not None:
+        numbers = {"step": own.step, "best.step": own.best.step, "best.value": own.best.value}
+        numbers["lost"] = own.lost
+        told = {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
+        parts = {"last": flat(own.meta), "best.meta": flat(own.best.meta), "optimizer": own.optimizer}
+        told |= {name: value for part, values in parts.items() for name, value in prefixed(part, values).items()}
+    sent = everyone.sent(told)
+    if own is not None or not sent:
+        return own
+
+    def meta(part: str) -> Meta:
+        values = within(sent, part)
+        return Meta(
+            *({n: values[f"{p}.{n}"].to(v.device) for n, v in ours.items()} for p, ours in like._asdict().items())
+        )
+
+    best = Best(int(sent["best.step"]), float(sent["best.value"]), meta("best.meta"))
+    return Checkpoint(int(sent["step"]), meta("last"), best, within(sent, "optimizer"), lost=int(sent["lost"]))
+
+
 #: Raises where the run's folder is no longer where it was, with the weights saved.
 _Stays: TypeAlias = Callable[[State, Best], None]
+
+
+def _not_mine(state: State, best: Best) -> None:
+    """Of a process that reads and writes no files."""
 
 
 def _stays(
@@ -190,7 +248,7 @@ def _meta_train(
     run: Path,
     state: State,
     best: Best,
-    metrics: MetricsFile,
+    metrics: MetricsFile | None,
     stays: _Stays,
     stop: Stop,
     view: View,
@@ -200,7 +258,8 @@ def _meta_train(
     # no more than there are: each of them once
     tasks_per_step = min(outer.tasks_per_step, (job.tasks.counts or {}).get("train", outer.tasks_per_step))
     for stale in ("results.json", "test.csv", "confusions.csv", "README.md", *LEARNED):  # they tell of fewer steps
-        (run / stale).unlink(missing_ok=True)
+        if metrics is not None:
+            (run / stale).unlink(missing_ok=True)
     judge = _Judge(job)
     looked = f"validation {shown(job.tasks.kind, best.value)} at step {best.step}"
     view.begin(state.step, steps, tasks_per_step)
@@ -217,7 +276,14 @@ def _meta_train(
         schedule=outer.schedule,
         seed=config.seed,
         on_nonfinite=config.on_nonfinite,
+        same_bits=config.same_bits,
     )
+    if metrics is None:  # another process writes
+        for look in looks:
+            best = look.best
+            if stop.requested:
+                break
+        return best
     due, told = _Due(config.save_every, config.keep_every), False
 
     def went_well(saved: Callable[[], None]) -> None:
@@ -268,7 +334,7 @@ def _looks(job: Job, best: Best, view: View, **given: Any) -> Iterator[Look]:
             return
         except OutOfMemoryError:
             leaner = _checkpointed(job) if config.memory == "auto" and learner is job.learner else None
-            if leaner is None:
+            if leaner is None or group().size > 1:  # others do not know of it
                 raise
         view.note("out of memory with one task at a time: from now on with --adjoint checkpointed")
         learner = leaner
@@ -333,6 +399,10 @@ def _test(job: Job, run: Path, state: State, best: Best, stays: _Stays, stop: St
             baseline = evaluate(raw, raw.init(None), job.tasks, episodes=count, split="test", on_batch=leave_if_asked)
     except _Stopped:
         return None
+    everyone = group()
+    everyone.agree()
+    if everyone.size > 1 and stop.requested:
+        return None
     stays(state, best)
     results = score_to_json(score)
     if baseline is not None:
@@ -343,12 +413,16 @@ def _test(job: Job, run: Path, state: State, best: Best, stays: _Stays, stop: St
     results |= {"step": state.step, "best_step": best.step, "best_validation": best.value}
     results |= {"parameters": job.parameters, "device": str(job.device), "headstart": headstart.__version__}
     results |= {"intervals": spread and spread._asdict()}
-    if left_out := [one["task"] for line in read_lines(run) for one in line.get("left_out", ())]:
-        view.note(f"left out, as their loss or meta-gradient was not finite: training tasks {named(left_out)}")
-        results["left_out"] = {"count": len(left_out), "tasks": left_out[:_NAMED]}
-    write_csv(run / "test.csv", by_task(job, score))
-    write(run / "results.json", to_json(results))
-    report(run, job, best.meta)
+
+    def told() -> None:
+        if left_out := [one["task"] for line in read_lines(run) for one in line.get("left_out", ())]:
+            view.note(f"left out, as their loss or meta-gradient was not finite: training tasks {named(left_out)}")
+            results["left_out"] = {"count": len(left_out), "tasks": left_out[:_NAMED]}
+        write_csv(run / "test.csv", by_task(job, score))
+        write(run / "results.json", to_json(results))
+        report(run, job, best.meta)
+
+    everyone.alone(told)
     return score
 
 

@@ -11,11 +11,19 @@ from types import FrameType
 from headstart.errors import ConfigError
 from headstart.training.files import explained
 
+#: Those that ask for a stop; SIGHUP, of a terminal that is closed, where there is such, and `nohup` does not ignore it.
+SIGNALS = tuple(signal.Signals[name] for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+
 
 class Stop:
     """Whether a signal has asked the run to stop."""
 
+    asked: signal.Signals | None = None
+    """The one that came to this process."""
     number: signal.Signals | None = None
+    """The one that the run stops for: that same, or where several processes share the run, one of theirs."""
+    shared = False
+    """Whether they do: then they agree on it (`headstart.training.distributed.Group.heed`)."""
 
     @property
     def requested(self) -> bool:
@@ -33,18 +41,18 @@ def stop_signals() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    hang_up = getattr(signal, "SIGHUP", None)  # of a terminal that is closed, unless `nohup` has it ignored
-    if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:
-        numbers.append(hang_up)
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    if before.get(SIGNALS[-1]) == signal.SIG_IGN and SIGNALS[-1].name == "SIGHUP":
+        del before[SIGNALS[-1]]
 
     def put_back() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
     def ask(number: int, frame: FrameType | None) -> None:
-        stop.number = signal.Signals(number)
+        stop.asked = signal.Signals(number)
+        if not stop.shared:
+            stop.number = stop.asked
         put_back()
 
     for number in before:
