@@ -40,7 +40,9 @@ def run(words: Sequence[str], show_traceback: bool = False) -> int:
     )
     for name, command in COMMANDS.items():
         # the help of these depends on their words
-        own: dict[str, Any] = {"help_flags": []} if name in ("train", "compare", "matrix", "evaluate", "adapt") else {}
+        own: dict[str, Any] = (
+            {"help_flags": []} if name in ("train", "soak", "compare", "matrix", "evaluate", "adapt") else {}
+        )
         app.command(command, name=name, **own)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
