@@ -3,6 +3,7 @@
 import inspect
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from headstart.algorithms.estimators import Array, Task, array, flat, learner_of, required
 from headstart.core.losses import present, there
-from headstart.errors import ConfigError, UsageError, pick, unknown_name
+from headstart.errors import ConfigError, FileError, HeadstartError, UsageError, pick, unknown_name
 from headstart.schema import Size
 from headstart.types import Adapted, Episodes, Learner, Meta, Params, Tasks, Tree
 
@@ -527,20 +528,30 @@ def best_of(
 
     Raises:
         ConfigError: the folder keeps another search.
+        FileError: the journal is damaged.
     """
     optuna = required("optuna", "search")
     with _quiet(optuna):
-        storage = None
+        states, journal, storage = optuna.trial.TrialState, optuna.storages.journal, None
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            journal = optuna.storages.journal
-            storage = journal.JournalStorage(journal.JournalFileBackend(str(Path(folder) / JOURNAL)))
-        study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
-        _refuse_other(study, {"what": told, "space": repr(dict(space)), "seed": seed})
-        states = optuna.trial.TrialState
-        for left in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
-            study.tell(left.number, state=states.FAIL)  # cut off
-        done = len(study.get_trials(deepcopy=False, states=(states.COMPLETE,)))
+            _cut(Path(folder) / JOURNAL)
+        try:
+            if folder is not None:
+                storage = journal.JournalStorage(journal.JournalFileBackend(str(Path(folder) / JOURNAL)))
+            study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
+            _refuse_other(study, {"what": told, "space": repr(dict(space)), "seed": seed})
+            for left in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+                study.tell(left.number, state=states.FAIL)  # cut off
+            done = len(finished := study.get_trials(deepcopy=False, states=(states.COMPLETE,)))
+            if not all(_of(space, trial) for trial in finished):
+                raise ValueError("a trial of another space")
+        except (HeadstartError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # Optuna takes the journal for one that it has written
+            raise FileError(
+                f"{folder and Path(folder) / JOURNAL} is damaged ({type(error).__name__}); remove it to search anew"
+            ) from error
         if done:
             logger.info("search: going on from %d finished trials", done)
         for count in range(done, trials):
@@ -557,6 +568,33 @@ def best_of(
         best = min(finished, key=lambda trial: trial.value)
         fixed = optuna.trial.FixedTrial(best.params)
         return {name: within.suggest(fixed, name) for name, within in space.items()}
+
+
+def _cut(path: Path) -> None:
+    """Leave out what a journal's last line has come to where it was not ended: Optuna would write on behind it."""
+    if not path.exists():
+        return
+    if not path.is_file():  # a pipe would be waited for
+        raise FileError(f"{path} is not a file; remove it to search anew")
+    data = path.read_bytes()
+    if (end := data.rfind(b"\n") + 1) < len(data):
+        os.truncate(path, end)
+
+
+def _of(space: Space, trial: Any) -> bool:
+    """Return whether a finished trial is one of this space."""
+
+    def within(part: Uniform | Choice, value: Any) -> bool:
+        if isinstance(part, Choice):
+            return type(value) is int and 0 <= value < len(part.options)
+        return type(value) in (int, float) and part.low <= value <= part.high
+
+    told = trial.params
+    return (
+        told.keys() == space.keys()
+        and all(within(space[name], told[name]) for name in space)
+        and trial.value > -math.inf
+    )
 
 
 def _refuse_other(study: Any, told: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from headstart.training.launched import described
 
 USAGE = 2
 #: Commands whose help depends on their words.
-OF_THEIR_WORDS = ("train", "compare", "sweep", "matrix", "evaluate", "adapt")
+OF_THEIR_WORDS = ("train", "soak", "compare", "sweep", "matrix", "evaluate", "adapt")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -169,7 +169,12 @@ def _strict_json(data: bytes) -> Any:
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is not a JSON number")
 
-    return json.loads(data, object_pairs_hook=unique, parse_constant=refuse)
+    def number(text: str) -> float:
+        if math.isinf(value := float(text)):
+            raise ValueError(f"{text} is too large a number")
+        return value
+
+    return json.loads(data, object_pairs_hook=unique, parse_constant=refuse, parse_float=number)
 
 
 def fingerprint(data: bytes) -> dict[str, Any]:
@@ -268,3 +273,7 @@ def explained(action: str, path: Path | None = None) -> Iterator[None]:
         if not str(error).startswith("embedded null"):
             raise
         raise FileError(f"cannot {action} a path that has a zero byte in it: there is none such") from error
+    except RuntimeError as error:  # as Path.resolve says it
+        if not str(error).startswith("Symlink loop"):
+            raise
+        raise FileError(f"cannot {action} {path or 'a file'}: it is a link that leads to itself") from error

@@ -1,6 +1,7 @@
 """Where images may lie beside folders of class folders: zip files of these, and CSV files of image paths and labels."""
 
 import csv
+import os
 import tempfile
 import zipfile
 import zlib
@@ -83,10 +84,17 @@ def holds_images(path: Path, suffixes: Sequence[str]) -> bool:
     return len(rows) == 2 and len(rows[1]) == len(rows[0]) and _suffix(rows[1][names[0]]) in suffixes
 
 
+def _check_list(path: Path) -> None:
+    """Refuse what is no ordinary file, such as a pipe, which would be waited for, and what is far too large."""
+    if not path.is_file():
+        raise FileError(f"cannot read {path}: it is not a file")
+    if path.stat().st_size > _CSV_BYTES:
+        raise DataError(f"{path} is larger than {_CSV_BYTES} bytes")
+
+
 def _rows(path: Path) -> Iterator[list[str]]:
+    _check_list(path)
     try:
-        if path.stat().st_size > _CSV_BYTES:
-            raise DataError(f"{path} is larger than {_CSV_BYTES} bytes")
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from (row for row in csv.reader(file, strict=True) if row)
     except (csv.Error, UnicodeDecodeError) as error:
@@ -127,9 +135,9 @@ def listed(path: Path) -> dict[str, dict[str, list[Path]]]:
             why = f"{row[image]!r} is there before" if len(row) > image and row[image] in seen else "it is not whole"
             raise DataError(f"row {number} of {path}: {why}; expected a path of its own and a label")
         seen.add(row[image])
-        if number == 2 and not (lies_in / row[image]).is_file():
+        if number == 2 and not os.path.isfile(lies_in / row[image]):  # of a name of any length
             lies_in = path.parent / "images"
-            if not (lies_in / row[image]).is_file():
+            if not os.path.isfile(lies_in / row[image]):
                 raise DataError(f"{path} lists {row[image]!r}, which is neither in {path.parent} nor in {lies_in}")
         part = found.setdefault("" if split is None else row[split].strip().lower(), {})
         part.setdefault(row[label].strip(), []).append(lies_in / row[image])
@@ -172,6 +180,7 @@ def _only_child(path: Path) -> list[Path]:
 
 
 def _lines(path: Path) -> list[str]:
+    _check_list(path)
     try:
         return [row.strip() for row in path.read_text("utf-8").splitlines() if row.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -180,7 +189,7 @@ def _lines(path: Path) -> list[str]:
 
 def _listed_classes(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     outside = [name for name in names if len(PurePosixPath(name).parts) != 1 or name == ".."]
-    missing = [name for name in names if name in outside or not (folder / name).is_dir()]
+    missing = [name for name in names if name in outside or not os.path.isdir(folder / name)]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(f"{folder} has no class folder {missing[0]!r}{more}, which the data set's lists name")

@@ -23,6 +23,8 @@ _OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet")
 #: Letters of a text that are read first for each token that it may have: more than tokens have, but for spaces.
 _LETTERS = 64
 
+#: More than any of these files has, but for a tokenizer's, which is not read here.
+_JSON_BYTES = 16 << 20
 #: What of a folder features depend on, besides its weights.
 FILES = (
     *("config.json", "modules.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json"),
@@ -33,13 +35,19 @@ FILES = (
 def read_json(folder: Path, name: str, default: Any = None) -> Any:
     """Return what a JSON file in a folder holds; ``default``, where there is one, if it is not there."""
     path = folder / name
-    if default is not None and not path.is_file():
-        return default
+    if not path.is_file():  # a pipe would be waited for
+        if default is not None and not path.exists():
+            return default
+        raise FileError(f"{folder} has no {name}, so it is no network of transformers")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if (size := path.stat().st_size) > _JSON_BYTES:
+            raise FileError(f"{path} has {size} bytes; expected at most {_JSON_BYTES}")
+        return json.loads(path.read_bytes())
+    except FileError:
+        raise
     except OSError as error:
-        raise FileError(f"{folder} has no {name}, so it is no network of transformers: {error.strerror}") from error
-    except ValueError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is not JSON: {error}") from error
 
 
