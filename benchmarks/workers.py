@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,10 +96,11 @@ def measured(case: Case) -> Measured:
             seconds.append(now - before)
         before = now
     message = torch.zeros(sum(one.numel() for one in tensors_of(state.meta)) + case.tasks_per_step + 3)
-    return Measured(statistics.median(seconds), _sent(message, case.steps), message.nbytes)
+    return Measured(statistics.median(seconds), sent(message, case.steps), message.nbytes)
 
 
-def _sent(message: torch.Tensor, times: int) -> float:
+def sent(message: torch.Tensor, times: int) -> float:
+    """Return the seconds of the median of so many sums over all processes."""
     found = []
     for _ in range(times):
         before = time.perf_counter()
@@ -110,18 +111,28 @@ def _sent(message: torch.Tensor, times: int) -> float:
 
 def in_processes(name: str, count: int) -> Measured:
     """Measure a case in so many processes of one thread each."""
+    return Measured(*json.loads(said_by_first(["-m", "benchmarks.workers", "--measure", name], count)))
+
+
+def said_by_first(words: Sequence[str], count: int) -> str:
+    """Run Python with these words in so many processes of one thread each, and return the first one's last line.
+
+    Raises:
+        RuntimeError: one of them failed.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         where = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
     environment = {**os.environ, **{key: str(value) for key, value in where.items()}, "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "benchmarks.workers", "--measure", name]
     started = [
-        subprocess.Popen(words, env={**environment, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, *words], env={**environment, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True
+        )
         for rank in range(count)
     ]
     said = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
-        raise RuntimeError(f"{name} in {count} processes failed; see above")
-    return Measured(*json.loads(said[0].splitlines()[-1]))
+        raise RuntimeError(f"{' '.join(words)} in {count} processes failed; see above")
+    return said[0].splitlines()[-1]
 
 
 def rounds(names: list[str], counts: list[int], repeats: int) -> Iterator[dict[str, Any]]:
