@@ -164,6 +164,21 @@ def test_modules_that_cannot_be_are_refused_by_name(module, match):
         functional(module())
 
 
+def test_modules_in_parts_are_refused_by_name(tmp_path):
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        sharded = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+        fully_shard(sharded[2], mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(DifferentiationError, match="at '2' holds its parameters in parts.*before fully_shard"):
+            functional(sharded)
+    finally:
+        dist.destroy_process_group()
+
+
 def test_what_is_neither_a_tensor_nor_plain_is_refused():
     learner = headstart.maml(Net(), steps=1)
     with pytest.raises(ShapeError, match=r"the inputs hold a numpy.ndarray; they are tensors \(tasks, examples"):

@@ -230,11 +230,23 @@ def refuse_untwiceable(module: nn.Module, check: bool = True) -> None:
             raise DifferentiationError(f"{type(layer).__name__} at {path or 'the top'!r} {fix}")
 
 
+def _is_sharded(layer: nn.Module) -> bool:
+    # by name: what defines them takes long to import, and is not part of every PyTorch
+    kinds = [kind.__name__ for kind in (*type(layer).__mro__, *map(type, layer.parameters(recurse=False)))]
+    return not {"FSDPModule", "FullyShardedDataParallel", "DTensor"}.isdisjoint(kinds)
+
+
 def _fix(layer: nn.Module) -> str:
     if isinstance(layer, torch.jit.ScriptModule):
         return "is compiled by torch.jit, which takes no other tensors; give the module that it was made from"
     if isinstance(layer, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return "copies its weights to devices of its own; give the module inside it, `.module`"
+    if _is_sharded(layer):
+        return (
+            "holds its parameters in parts (FSDP, DTensor), and adaptation moves whole ones, of which each process has "
+            "all; give the module as it was before fully_shard. Of a large one, tune a part (headstart.low_rank, or "
+            "requires_grad_(False) for the rest), which is all that adaptation and the optimiser hold copies of"
+        )
     if isinstance(layer, LazyModuleMixin) and any(is_lazy(tensor) for tensor in layer.parameters()):
         return "has no parameters yet; run one forward pass of the module first"
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) and layer.sparse:
