@@ -17,7 +17,7 @@ from headstart.errors import HeadstartError, asked_for, is_out_of_memory
 
 USAGE = 2
 #: Commands whose help depends on their words.
-OF_THEIR_WORDS = ("train", "compare", "sweep", "matrix", "evaluate", "adapt")
+OF_THEIR_WORDS = ("train", "soak", "compare", "sweep", "matrix", "evaluate", "adapt")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

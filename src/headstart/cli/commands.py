@@ -1,7 +1,7 @@
 """The commands: short functions over `headstart.training`, which each imports when it is called."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -16,7 +16,7 @@ from headstart.registry import What, find, rows
 
 if TYPE_CHECKING:
     from headstart.cli.options import Called
-    from headstart.training.config import Schema
+    from headstart.training.config import Schema, Tree
 
 Device: TypeAlias = Annotated[
     Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where to compute; auto takes cuda, then mps, then cpu.")
@@ -29,25 +29,15 @@ Raw: TypeAlias = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
 def train(*words: Raw) -> int:
     """Meta-train on a family of tasks, or go on with a run."""
-    from headstart.cli.options import call, first_look, named
-    from headstart.training.config import default_folder, merged, read_config_file, resolve, together
-
-    sources, names = first_look(words)
-    file = read_config_file(Path(names["config"])) if "config" in names else {}
-    base = merged(file, named(together(sources), names))
-    more = "Tasks, method and model have options of their own: `headstart train icons --method svm --help` shows them."
-    if base["tasks"]:
-        called = _called(words, base)
-    else:
-        called = call(_train, words, [], more)
-    if called is None:
+    asked = _asked(_train, words)
+    if asked is None:
         return 0
-    _refuse_late(sources, called)
     from headstart.training.choose import shortlist, train
+    from headstart.training.config import default_folder, resolve
     from headstart.training.progress import view
     from headstart.training.report.report import score_to_json
 
-    tree = merged(base, called.tree)
+    called, tree, names = asked
     listed = shortlist(tree)
     config = next(iter(listed.values()), None) or resolve(tree, names.get("config", ""))
     folder = default_folder(config)
@@ -72,7 +62,33 @@ def train(*words: Raw) -> int:
     return 0 if result.stopped is None else 128 + result.stopped
 
 
-def _called(words: tuple[str, ...], base: dict[str, Any]) -> "Called | None":
+def _asked(command: Callable[..., None], words: tuple[str, ...]) -> "tuple[Called, Tree, dict[str, str]] | None":
+    """Read the words of a command that trains: what they say, the options, and the names that decided which there are.
+
+    Returns:
+        ``None`` where they ask for help, which is printed.
+    """
+    from headstart.cli.options import call, first_look, named
+    from headstart.training.config import merged, read_config_file, together
+
+    sources, names = first_look(words)
+    file = read_config_file(Path(names["config"])) if "config" in names else {}
+    base = merged(file, named(together(sources), names))
+    name = command.__name__.lstrip("_")
+    more = (
+        f"Tasks, method and model have options of their own: `headstart {name} icons --method svm --help` shows them."
+    )
+    if base["tasks"]:
+        called = _called(command, words, base)
+    else:
+        called = call(command, words, [], more)
+    if called is None:
+        return None
+    _refuse_late(sources, called)
+    return called, merged(base, called.tree), names
+
+
+def _called(command: Callable[..., None], words: tuple[str, ...], base: dict[str, Any]) -> "Called | None":
     """Read the options by the first of the methods it may be that has them all, and whose target is the tasks'."""
     from headstart.cli.options import call, choices
     from headstart.training.build import target_of
@@ -81,7 +97,7 @@ def _called(words: tuple[str, ...], base: dict[str, Any]) -> "Called | None":
     def first(names: Sequence[str]) -> "Called | None":
         for name in names:
             with suppress(CycloptsError, ConfigError):
-                return call(_train, words, [choices(merged(base, {"method": name}))])
+                return call(command, words, [choices(merged(base, {"method": name}))])
         return None
 
     names = possible_methods(normal(base))
@@ -93,7 +109,7 @@ def _called(words: tuple[str, ...], base: dict[str, Any]) -> "Called | None":
             told = first([name for name in names if target in find("method", name).targets])
         if told is not None:
             return told
-    return call(_train, words, [choices(base)])  # says what is wrong, where something is
+    return call(command, words, [choices(base)])  # says what is wrong, where something is
 
 
 def _refuse_late(sources: Sequence[str], called: "Called") -> None:
@@ -127,6 +143,74 @@ def _train(
         out: The run's folder. Default: runs/TASKS-METHOD.
         config: A .json, .yaml or .toml file with such options, nested as in a run's config.json; flags win over it.
         as_json: Print the result as JSON.
+    """
+
+
+def soak(*words: Raw) -> int:
+    """Show that a training loses nothing: the same bytes through kills, full disks and damaged files."""
+    asked = _asked(_soak, words)
+    if asked is None:
+        return 0
+    from headstart.training.choose import shortlist
+    from headstart.training.config import default_folder, resolve
+    from headstart.training.progress import view
+    from headstart.training.soak import rows, soak, to_values
+
+    called, tree, names = asked
+    given = dict(called.own)
+    as_json, out = given.pop("as_json", False), given.pop("out", None)
+    own = {name: given[name] for name in ("kills", "hangs", "processes") if name in given}
+    if out is None:
+        config = next(iter(shortlist(tree).values()), None) or resolve(tree, names.get("config", ""))
+        folder = default_folder(config)
+        out = folder.with_name(f"soak-{folder.name}")
+    found = soak(tree, out, **own, view=view())
+    if as_json:
+        print_json(to_values(found))
+        return 0 if found.holds else 1
+    trainings = "1 training" if found.trainings == 1 else f"{found.trainings} trainings"
+    title = f"{found.kills} kills, {len(found.starts)} starts, {trainings}"
+    print_table(title, ("fault", "where it came", "met", "not as promised"), rows(found), left=2)
+    if found.first_step is not None and found.first_new_step is not None:
+        print(
+            f"first step after {found.first_step:.1f} s undisturbed; first new step after a fault"
+            f" {found.first_new_step:.1f} s from the command (median)"
+        )
+    for line in found.wrong:
+        print(f"not as promised: {line}")
+    for one in found.differences:
+        print(f"differs: {one.name}: {one.why}")
+    print(f"{'the same bytes' if not found.differences else 'NOT the same'} in {found.compared} files: {out}")
+    return 0 if found.holds else 1
+
+
+def _soak(
+    *tasks: str,
+    kills: int = 50,
+    hangs: int = 0,
+    processes: int = 1,
+    method: str | None = None,
+    model: str | None = None,
+    out: Path | None = None,
+    config: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Show that a training loses nothing: train undisturbed and under faults, and compare the folders byte for byte.
+
+    It takes train's options, and a start of a process for every kill: choose a short training, and save often
+    (--steps 1000 --save-every 10). Exit code 1 where a byte differs, or a start did not end as is promised.
+
+    Args:
+        tasks: As train takes them.
+        kills: How many kills, power cuts, SIGTERM and SIGINT; half of them at random times, half at moments chosen
+            among all files that are written. One full disk, moved folder and damaged checkpoint for ten of them.
+        hangs: How many times a process stands still.
+        processes: Processes of the training; several are started by torchrun.
+        method: As train takes it.
+        model: As train takes it.
+        out: A new folder. Default: runs/soak-TASKS-METHOD.
+        config: As train takes it.
+        as_json: Print every start and difference as JSON.
     """
 
 
@@ -653,6 +737,7 @@ def listing(kind: Literal["methods", "tasks", "models", "networks", "data"], /, 
 
 COMMANDS = {
     "train": train,
+    "soak": soak,
     "evaluate": evaluate,
     "compare": compare,
     "sweep": sweep,
