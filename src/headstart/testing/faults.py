@@ -59,7 +59,8 @@ class Fault(NamedTuple):
     count: int = 1
     """At the how manieth such moment, from 1."""
     name: str = "*"
-    """Of which files, as a pattern of their paths in the folder: ``checkpoints/step-*``; the folder itself is ``.``."""
+    """Of which files, as a pattern of their paths in the folder, such as ``checkpoints/step-*``, in which a star stands
+    for no slash; ``*`` is all files, and ``.`` the folder itself."""
     rank: int | None = None
     """In which of several processes; by default in each."""
     seconds: float = 0.1
@@ -192,9 +193,8 @@ class _Watch:
             fault = self.fault
             if fault is None:
                 return
-            meant = (at == fault.at or (fault.at == "change" and at != "step")) and fnmatch.fnmatchcase(
-                name, fault.name
-            )
+            kinds = ("open", "sync", "rename", "remove") if fault.at == "change" else (fault.at,)
+            meant = at in kinds and _fits(name, fault.name)
             self.count += meant
             later = meant if fault.what == "slow" else fault.what in _ERRORS and at != "step"
             if self.count < fault.count or not (later or (meant and self.count == fault.count)):
@@ -241,6 +241,11 @@ def general(name: str) -> str:
     for pattern, text in _RANDOM:
         name = pattern.sub(text, name)
     return name
+
+
+def _fits(name: str, pattern: str) -> bool:
+    parts, wanted = name.split("/"), pattern.split("/")
+    return pattern == "*" or (len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted)))
 
 
 def moved(folder: str | Path) -> str:
