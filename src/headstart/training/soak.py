@@ -131,6 +131,8 @@ class _Seen(NamedTuple):
     """How often each moment came until the last step, …"""
     ending: Counter[str]
     """… and those that came behind it alone."""
+    again: set[str]
+    """Those that come in a training that goes on: all behind the first step, and whatever else has been seen there."""
 
 
 class _Trial(NamedTuple):
@@ -296,7 +298,7 @@ def _trained(
         trial = (
             _Trial("", "")
             if wish is None
-            else _drawn(wish, draw, seen, math.ceil(2 * steps / (len(early) or 1)), place)
+            else _drawn(wish, draw, seen, math.ceil(2 * steps / (len(early) or 1)), folder.exists(), place)
         )
         start = _start(place, folder, trial, seen)
         starts.append(start)
@@ -314,7 +316,7 @@ def _told(start: Start) -> str:
     )
 
 
-def _drawn(wish: _Wish, draw: random.Random, seen: _Seen, steps: int, place: _Place) -> _Trial:
+def _drawn(wish: _Wish, draw: random.Random, seen: _Seen, steps: int, goes_on: bool, place: _Place) -> _Trial:
     """Draw when a fault comes: within so many steps, or behind the last one."""
     if wish.how == "time":
         name = signal.Signals[wish.what]
@@ -330,6 +332,8 @@ def _drawn(wish: _Wish, draw: random.Random, seen: _Seen, steps: int, place: _Pl
     alone = place.processes > 1 and (what in ("hang", "slow", "move") or draw.random() < 0.5)
     rank = (0 if what == "move" else draw.randrange(place.processes)) if alone else None
     moments = seen.ending if wish.late else seen.training
+    if goes_on and not wish.late:
+        moments = Counter({moment: often for moment, often in moments.items() if moment in seen.again})
     if wish.how == "step" or not moments:
         fault = Fault(what, "step", 1 + draw.randrange(steps or 1), rank=rank)
     else:
@@ -360,13 +364,14 @@ def _undisturbed(place: _Place, folder: Path) -> _Seen:
     ending = Counter(what for when, what in moments if when > last and what not in training)
     begin = steps[0] - began if steps else moments[0][0] - began
     pace = (last - steps[0]) / (len(steps) - 1) if len(steps) > 1 else begin
-    return _Seen(len(steps), begin, pace, time.time() - last, training, ending)
+    again = {what for when, what in moments if steps and when > steps[0]}
+    return _Seen(len(steps), begin, pace, time.time() - last, training, ending, again)
 
 
 def _start(place: _Place, folder: Path, trial: _Trial, seen: _Seen) -> Start:
     """Start the training under a fault, wait for its end, and judge how it behaved."""
     log, told = _files(place)
-    began = time.time()
+    began, goes_on = time.time(), folder.exists()
     most = _PATIENCE + 10 * (seen.begin + seen.steps * seen.pace + seen.end)
     code = _run(_command(place, folder, trial.fault, log), told, trial, log, most)
     moments = _moments(log)
@@ -374,6 +379,8 @@ def _start(place: _Place, folder: Path, trial: _Trial, seen: _Seen) -> Start:
         met = trial.number is not None and code != 0
     else:
         met = any(_count(own, trial.fault) >= trial.fault.count for own in moments)
+    if goes_on:
+        seen.again.update(what for own in moments for _, what in own)
     text, wrong = _read(told), ""
     what = "SIGKILL" if trial.what in _DAMAGES else trial.what
     expected = _CODES.get(what, {-9}) if met else {0}
