@@ -105,21 +105,16 @@ def _resume(place: Path) -> None:
 
 
 def _chosen(place: Path) -> None:
-    from headstart.training.choose import train
-
     _csv(place)
-    train(_chosen_tree(place), place / "run")
+    _choose(place)
 
 
-def _chosen_tree(place: Path) -> dict[str, Any]:
-    table = {"name": str(place / "table.csv"), "task_column": "task", "target": "y", "shots": 3, "queries": 3}
-    return {"tasks": table, "outer": _OUTER, "run": _RUN}
-
-
-def _chosen_again(place: Path) -> None:
+def _choose(place: Path) -> None:
     from headstart.training.choose import train
 
-    train(_chosen_tree(place), place / "run")
+    table = {"name": "table.csv", "task_column": "task", "target": "y", "shots": 3, "queries": 3}
+    with contextlib.chdir(place):
+        train({"tasks": table, "outer": _OUTER, "run": _RUN}, "run")
 
 
 def _rows(tasks: int = 9, rows: int = 9) -> list[list[object]]:
@@ -545,51 +540,52 @@ def _read_matrix(place: Path) -> None:
     from headstart.training.matrix import matrix
 
     sources = [{"name": "icons", "ways": 2, "shots": 1, "queries": 1}]
-    options = {"run": _RUN}
-    matrix(options, sources, None, ["nearest"], place / "table")
+    options = {"model": {"name": "conv4", "filters": 2}, "outer": _OUTER, "run": _RUN}
+    matrix(options, sources, None, ["prototypes"], place / "table")
 
+
+_TOLD = ("config.json", "preparation.json", "results.json", "metrics.jsonl")
 
 KINDS: dict[str, Kind] = {
-    "tensors": Kind(_tensors, _read_tensors, share=4),
+    "tensors": Kind(_tensors, _read_tensors, share=6),
     "configurations": Kind(_configs, _read_configs, share=3),
-    "runs": Kind(_run, _open, ("*.json", "*.jsonl", "*.safetensors"), share=2),
-    "runs resumed": Kind(_run, _resume, ("*.json", "*.jsonl", "*.safetensors")),
-    "choices": Kind(_chosen, _chosen_again, ("run/*.json",), share=0.2),
-    "adapted": Kind(_adapted, _read_adapted, ("*.json", "*.safetensors"), share=2),
-    "estimators": Kind(_sklearn, _read_sklearn, share=2),
-    "tables": Kind(_tables, _read_tables, share=3),
-    "texts": Kind(_texts, _read_texts, ("*.csv", "*.jsonl", "folder/label 0/0.txt"), share=3),
-    "intents": Kind(_intents, _read_intents),
-    "images": Kind(_images, _read_images, ("photos/class 0/*",), share=4),
+    "runs": Kind(_run, _open, (*_TOLD, "checkpoints/step-000000002/*"), share=1.5),
+    "runs resumed": Kind(_run, _resume, (*_TOLD, "checkpoints/*"), share=1.5),
+    "choices": Kind(_chosen, _choose, ("run/choice.json", "run/results.json"), share=0.1),
+    "adapted": Kind(_adapted, _read_adapted, ("*.json", "*.safetensors"), share=1),
+    "estimators": Kind(_sklearn, _read_sklearn, share=4),
+    "tables": Kind(_tables, _read_tables, share=4),
+    "texts": Kind(_texts, _read_texts, ("*.csv", "*.jsonl", "folder/label 0/0.txt"), share=2),
+    "intents": Kind(_intents, _read_intents, share=1),
+    "images": Kind(_images, _read_images, ("photos/class 0/*",), share=3),
     "zips of images": Kind(_zip, partial(_tasks, name="photos.zip", ways=2, shots=2, queries=2, image_size=8), share=2),
-    "lists of images": Kind(_lists, _read_lists, ("*.csv", "*.txt")),
-    "omniglot": Kind(_omniglot, _read_omniglot),
-    "caches": Kind(_features, _read_features, share=2),
+    "lists of images": Kind(_lists, _read_lists, ("*.csv", "*.txt"), share=1),
+    "omniglot": Kind(_omniglot, _read_omniglot, share=1.5),
+    "caches": Kind(_features, _read_features, share=3),
     "networks for texts": Kind(_bert, _read_bert, share=3),
-    "networks for images": Kind(_resnet, _read_resnet, share=2),
-    "pickled weights": Kind(_weights, _convert),
-    "searches": Kind(_search, _read_search, share=0.5),
-    "matrices": Kind(_matrix, _read_matrix, ("*.json",), share=0.2),
+    "networks for images": Kind(_resnet, _read_resnet, share=3),
+    "pickled weights": Kind(_weights, _convert, share=1),
+    "searches": Kind(_search, _read_search, share=1),
+    "matrices": Kind(_matrix, _read_matrix, ("*/judged.json",), share=0.1),
 }
 
 
 def examples(name: str, work: Path) -> Path:
     """Make the good files of a kind, once, and return their folder."""
-    place = work / "good" / name
+    place, now = work / "good" / name, work / "now" / "files"  # where they will be read, too: some tell their own paths
     if not place.exists():
-        place.mkdir(parents=True)
+        shutil.rmtree(now.parent, ignore_errors=True)
+        now.mkdir(parents=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            KINDS[name].make(place)
+            KINDS[name].make(now)
+        shutil.copytree(now, place)
     return place
 
 
 def spoil(place: Path, kind: Kind, draw: random.Random) -> tuple[str, str]:
     """Spoil one of the files, and say which and how; mostly, manifests and digests are made to fit again."""
-    files = sorted(path for path in place.rglob("*") if path.is_file())
-    names = [path.relative_to(place).as_posix() for path in files]
-    chosen = [name for name in names if any(fnmatch(name, pattern) for pattern in kind.files)]
-    name = draw.choice(chosen)
+    name = draw.choice(_files(place, kind))
     path = place / name
     if draw.random() < 0.03:
         way = mutations.misplaced(path, draw)
@@ -599,6 +595,21 @@ def spoil(place: Path, kind: Kind, draw: random.Random) -> tuple[str, str]:
         if path.name != MANIFEST and draw.random() < 0.8:
             _sign(path)
     return name, way
+
+
+def _files(place: Path, kind: Kind) -> list[str]:
+    """Return the names of a kind's files."""
+    names = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+    return [name for name in names if any(fnmatch(name, pattern) for pattern in kind.files)]
+
+
+def _lay(name: str, good: Path, work: Path, spoilt: str) -> None:
+    """Lay a kind's good files where they are read, and beside them what else reading takes."""
+    shutil.rmtree(work / "now", ignore_errors=True)
+    shutil.copytree(good, work / "now" / "files")
+    (work / "now" / "spoilt.txt").write_text(spoilt)
+    if name == "runs resumed":
+        shutil.copy(good / "config.json", work / "now" / "tree.json")
 
 
 def _sign(path: Path) -> None:
@@ -620,12 +631,9 @@ def attempt(name: str, number: int, good: Path, work: Path) -> Outcome:
     """Read one spoilt file, in this process."""
     kind, draw = KINDS[name], random.Random(f"{name} {number}")
     place = work / "now" / "files"
-    shutil.rmtree(work / "now", ignore_errors=True)
-    shutil.copytree(good, place)
+    _lay(name, good, work, "")
     file, way = spoil(place, kind, draw)
     (place.parent / "spoilt.txt").write_text(file)
-    if name == "runs resumed":
-        (place.parent / "tree.json").write_bytes((good / "config.json").read_bytes())
     became, details = "answer", ""
     mutations.mark().unlink(missing_ok=True)
     _WRITTEN.clear()
@@ -635,8 +643,8 @@ def attempt(name: str, number: int, good: Path, work: Path) -> Outcome:
             kind.read(place)
         except HeadstartError as error:
             became = type(error).__name__
-            if not str(error).strip() or len(str(error)) > 20_000:
-                became, details = "FAILURE: message", f"{len(str(error))} letters"
+            if not str(error).strip():
+                became = "FAILURE: no message"
         except MemoryError:
             became, details = "FAILURE: memory", traceback.format_exc()
         except BaseException as error:
@@ -679,18 +687,11 @@ def _child(name: str, numbers: Sequence[int], good: Path, work: Path, pipe: int)
 
     Figure.savefig = lambda self, file, **_: file.write(b"\x89PNG")
     sys.stderr = open(os.devnull, "w")
-    examples_of = KINDS[name]
-    with contextlib.suppress(BaseException):  # all is imported before memory is bounded
-        shutil.copytree(good, work / "first" / "files", dirs_exist_ok=True)
-        names = [path.relative_to(good).as_posix() for path in good.rglob("*") if path.is_file()]
-        (work / "first" / "spoilt.txt").write_text(
-            next(n for n in sorted(names) if any(fnmatch(n, p) for p in examples_of.files))
-        )
-        if name == "runs resumed":
-            (work / "first" / "tree.json").write_bytes((good / "config.json").read_bytes())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            examples_of.read(work / "first" / "files")
+    # before memory is bounded all is imported, and good files are seen to be read
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _lay(name, good, work, next(name for name in _files(good, KINDS[name])))
+        KINDS[name].read(work / "now" / "files")
     own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (own + MEMORY, resource.RLIM_INFINITY))
     sys.addaudithook(_watch)

@@ -232,7 +232,7 @@ def _packed(target: zipfile.ZipFile, name: str, content: bytes, draw: random.Ran
         target.writestr(
             draw.choice(
                 (
-                    "",
+                    "." + suffix,
                     "a" * 300 + suffix,
                     f"a\0b{suffix}",
                     f"con:{suffix}",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from headstart.algorithms.estimators import Array, Task, array, flat, learner_of, required
 from headstart.core.losses import present, there
-from headstart.errors import ConfigError, UsageError, pick, unknown_name
+from headstart.errors import ConfigError, FileError, HeadstartError, UsageError, pick, unknown_name
 from headstart.schema import Size
 from headstart.types import Adapted, Episodes, Learner, Meta, Params, Tasks, Tree
 
@@ -527,20 +527,29 @@ def best_of(
 
     Raises:
         ConfigError: the folder keeps another search.
+        FileError: the journal is damaged.
     """
     optuna = required("optuna", "search")
     with _quiet(optuna):
-        storage = None
+        states, journal, storage = optuna.trial.TrialState, optuna.storages.journal, None
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            journal = optuna.storages.journal
-            storage = journal.JournalStorage(journal.JournalFileBackend(str(Path(folder) / JOURNAL)))
-        study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
-        _refuse_other(study, {"what": told, "space": repr(dict(space)), "seed": seed})
-        states = optuna.trial.TrialState
-        for left in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
-            study.tell(left.number, state=states.FAIL)  # cut off
-        done = len(study.get_trials(deepcopy=False, states=(states.COMPLETE,)))
+        try:
+            if folder is not None:
+                storage = journal.JournalStorage(journal.JournalFileBackend(str(Path(folder) / JOURNAL)))
+            study = optuna.create_study(storage=storage, study_name="search", load_if_exists=True)
+            _refuse_other(study, {"what": told, "space": repr(dict(space)), "seed": seed})
+            for left in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+                study.tell(left.number, state=states.FAIL)  # cut off
+            done = len(finished := study.get_trials(deepcopy=False, states=(states.COMPLETE,)))
+            if not all(_of(space, trial) for trial in finished):
+                raise ValueError("a trial of another space")
+        except (HeadstartError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # Optuna takes the journal for one that it has written
+            raise FileError(
+                f"{folder and Path(folder) / JOURNAL} is damaged ({type(error).__name__}); remove it to search anew"
+            ) from error
         if done:
             logger.info("search: going on from %d finished trials", done)
         for count in range(done, trials):
@@ -557,6 +566,22 @@ def best_of(
         best = min(finished, key=lambda trial: trial.value)
         fixed = optuna.trial.FixedTrial(best.params)
         return {name: within.suggest(fixed, name) for name, within in space.items()}
+
+
+def _of(space: Space, trial: Any) -> bool:
+    """Return whether a finished trial is one of this space."""
+
+    def within(part: Uniform | Choice, value: Any) -> bool:
+        if isinstance(part, Choice):
+            return type(value) is int and 0 <= value < len(part.options)
+        return type(value) in (int, float) and part.low <= value <= part.high
+
+    told = trial.params
+    return (
+        told.keys() == space.keys()
+        and all(within(space[name], told[name]) for name in space)
+        and trial.value > -math.inf
+    )
 
 
 def _refuse_other(study: Any, told: dict[str, Any]) -> None:

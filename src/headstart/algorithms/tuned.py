@@ -150,10 +150,12 @@ def of_peft(module: nn.Module, path: Path) -> nn.Module:
         FileError: a file that cannot be read, adapters of another kind, or layers that are not there.
     """
     path = path / "adapter_config.json" if path.is_dir() else path
+    if not path.is_file():  # a pipe would be waited for
+        raise FileError(f"{path} is no configuration of low-rank adapters of peft: there is no such file")
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         kind, rank, alpha, target = told["peft_type"], int(told["r"]), float(told["lora_alpha"]), told["target_modules"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise FileError(f"{path} is no configuration of low-rank adapters of peft: {error!r}") from error
     more = [name for name in _MORE if told.get(name)] + ["bias"] * (told.get("bias", "none") != "none")
     more += ["init_lora_weights"] * (told.get("init_lora_weights") not in _STARTS)

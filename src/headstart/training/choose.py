@@ -22,10 +22,10 @@ from headstart.training import run
 from headstart.training.build import target_of
 from headstart.training.config import Config, Tree, command, flat, kind_of, nested, normal, resolve, schema_of
 from headstart.training.evaluate import Score, evaluate, interval, student
-from headstart.training.files import explained, finite, read_json, to_json, write
+from headstart.training.files import explained, finite, to_json, write
 from headstart.training.progress import View
 from headstart.training.report.card import choice_text
-from headstart.training.report.report import CHOICE
+from headstart.training.report.report import CHOICE, read_choice
 from headstart.training.run import CANDIDATES, CONFIG, Result
 
 
@@ -63,14 +63,14 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
         if stopped is not None:
             return stopped._replace(run=out)
         write(out / CHOICE, to_json(_choice(judged)))
-    chosen = str(read_json(out / CHOICE)["chosen"])
+    chosen = read_choice(out)["chosen"]
     if chosen not in listed:
         raise ConfigError(
             f"the run in {out} was made by {chosen}, which the options given now leave out; give the same"
         )
     if not (out / CONFIG).exists():
         shutil.copytree(out / CANDIDATES / chosen, out, dirs_exist_ok=True)
-    view.note(choice_text(read_json(out / CHOICE)))
+    view.note(choice_text(read_choice(out)))
     return run.train(listed[chosen], out, view=view)
 
 

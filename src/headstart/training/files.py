@@ -169,7 +169,12 @@ def _strict_json(data: bytes) -> Any:
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is not a JSON number")
 
-    return json.loads(data, object_pairs_hook=unique, parse_constant=refuse)
+    def number(text: str) -> float:
+        if math.isinf(value := float(text)):
+            raise ValueError(f"{text} is too large a number")
+        return value
+
+    return json.loads(data, object_pairs_hook=unique, parse_constant=refuse, parse_float=number)
 
 
 def fingerprint(data: bytes) -> dict[str, Any]:

@@ -12,17 +12,19 @@ across tasks is the bar: a run that does not pass it has learned nothing that is
 """
 
 import hashlib
+import json
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch.utils._pytree import tree_leaves
 
 from headstart.data.cache import sha256_of
 from headstart.data.kind import kind_of_family
-from headstart.errors import ConfigError, HeadstartError, UsageError
+from headstart.errors import ConfigError, FileError, HeadstartError, UsageError
 from headstart.registry import find
 from headstart.schema import Option
 from headstart.training.build import Job, find_device, make_learner, make_tasks, reproducible
@@ -255,12 +257,26 @@ def _judged(run: Path, job: Job, meta: Meta) -> tuple[Metric, tuple[float, ...]]
     for number in range(count):
         for leaf in filter(torch.is_tensor, tree_leaves(tasks.sample("test", [number]))):
             seen.update(leaf.cpu().contiguous().numpy().tobytes())
-    kept = read_json(place) if place.exists() else {}
+    kept = _kept(place) if place.exists() else {}
     if (key := seen.hexdigest()) not in kept:
         kept[key] = _scored(config, job.learner, meta, tasks)
         write(place, to_json(kept))
     metric, values = kept[key]
-    return metric, tuple(values)
+    if (metric == "accuracy") != (tasks.kind == "classification") or len(values) != count:
+        raise FileError(f"{place} has the {metric} of {len(values)} tasks, not of {count} such; {_REMOVE}")
+    return metric, values
+
+
+_REMOVE = "remove it, and the scores are computed again"
+
+
+def _kept(place: Path) -> dict[str, tuple[Metric, tuple[float, ...]]]:
+    """Return the scores that `_judged` has kept."""
+    found = read_json(place)
+    try:
+        return TypeAdapter(dict[str, tuple[Metric, tuple[float, ...]]]).validate_json(json.dumps(found), strict=True)
+    except ValidationError as error:
+        raise FileError(f"{place} does not hold scores by task; {_REMOVE}") from error
 
 
 def _compared_by_task(cells: Sequence[Cell], order: Sequence[str]) -> list[Cell]:

@@ -40,9 +40,8 @@ def test_results_of_runs_with_and_without_calibration_are_read(tmp_path):
     with pytest.raises(FileError, match="no test score yet"):
         read_results(tmp_path)
     for score in (SCORE, SCORE._replace(calibration=Calibration(Interval(1.25, 0.5), 0.91, 2.0))):
-        (tmp_path / "results.json").write_text(
-            json.dumps({**score_to_json(score), "best_step": 3, "best_validation": 0.5})
-        )
+        of_run = {"step": 3, "best_step": 3, "best_validation": 0.5, "device": "cpu", "headstart": "0.1.0"}
+        (tmp_path / "results.json").write_text(json.dumps({**score_to_json(score), **of_run}))
         assert read_results(tmp_path).get("calibration") == score_to_json(score).get("calibration")
 
 

@@ -93,19 +93,23 @@ def _digest(path: Path) -> str:
 
 def _kept(file: Path, told: Path, size: int) -> tuple[list[int], list[str]] | None:
     """Return what a file holds; nothing where it is not there, or not whole."""
+    if not told.is_file():
+        return None
     try:
         found = json.loads(told.read_text("utf-8"))
         kept, failed = [int(place) for place in found["kept"]], [str(one) for one in found["failed"]]
-        return (kept, failed) if kept and file.stat().st_size == len(kept) * size else None
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = file.stat().st_size == len(kept) * size and sha256_of(file) == found["sha256"]
+        return (kept, failed) if kept and whole else None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
 def _write(file: Path, told: Path, paths: Sequence[Path], read: Read) -> tuple[list[int], list[str]]:
-    kept, failed = list[int](), list[str]()
+    kept, failed, total = list[int](), list[str](), hashlib.sha256()
     with whole(file) as part, part.open("wb") as out:
         for image in _each(paths, read, kept, failed):
+            total.update(image.numpy().data)
             out.write(image.numpy().data)
     with whole(told) as part:
-        part.write_text(json.dumps({"kept": kept, "failed": failed}), "utf-8")
+        part.write_text(json.dumps({"kept": kept, "failed": failed, "sha256": total.hexdigest()}), "utf-8")
     return kept, failed

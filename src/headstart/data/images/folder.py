@@ -1,6 +1,7 @@
 """Your own images: a folder that holds one folder of images for each class, read whatever their shape and colours."""
 
 import hashlib
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -83,7 +84,7 @@ def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1, fi
     if HEIC:
         _register_heic()
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FileError(f"{path} is not a file; expected an image ({', '.join(SUFFIXES)})")
     try:
         with Image.open(path, formats=_FORMATS) as image:

@@ -1,6 +1,7 @@
 """Where images may lie beside folders of class folders: zip files of these, and CSV files of image paths and labels."""
 
 import csv
+import os
 import tempfile
 import zipfile
 import zlib
@@ -127,9 +128,9 @@ def listed(path: Path) -> dict[str, dict[str, list[Path]]]:
             why = f"{row[image]!r} is there before" if len(row) > image and row[image] in seen else "it is not whole"
             raise DataError(f"row {number} of {path}: {why}; expected a path of its own and a label")
         seen.add(row[image])
-        if number == 2 and not (lies_in / row[image]).is_file():
+        if number == 2 and not os.path.isfile(lies_in / row[image]):  # of a name of any length
             lies_in = path.parent / "images"
-            if not (lies_in / row[image]).is_file():
+            if not os.path.isfile(lies_in / row[image]):
                 raise DataError(f"{path} lists {row[image]!r}, which is neither in {path.parent} nor in {lies_in}")
         part = found.setdefault("" if split is None else row[split].strip().lower(), {})
         part.setdefault(row[label].strip(), []).append(lies_in / row[image])
@@ -180,7 +181,7 @@ def _lines(path: Path) -> list[str]:
 
 def _listed_classes(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     outside = [name for name in names if len(PurePosixPath(name).parts) != 1 or name == ".."]
-    missing = [name for name in names if name in outside or not (folder / name).is_dir()]
+    missing = [name for name in names if name in outside or not os.path.isdir(folder / name)]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(f"{folder} has no class folder {missing[0]!r}{more}, which the data set's lists name")

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import warnings
+import zlib
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -259,7 +260,7 @@ def start_of(path: Path, rows: int = 200) -> dict[str, list[str]]:
             header, *lines = islice(csv.reader(file, delimiter=separator, strict=True), rows + 1)
             whole = [line for line in lines if len(line) == len(header)]
             return {name.strip(): [line[place] for line in whole] for place, name in enumerate(header)}
-    except (OSError, ValueError, EOFError, csv.Error, ImportError):
+    except (OSError, ValueError, EOFError, zlib.error, csv.Error, ImportError):
         return {}
 
 

@@ -26,6 +26,8 @@ def to_safetensors(path: str | Path, out: str | Path) -> list[str]:
     path, out = Path(path), Path(out)
     if out.exists() or out.suffix != ".safetensors":
         raise FileError(f"{out} is in the way, or not called ….safetensors; choose another name")
+    if not path.is_file():  # a pipe would be waited for
+        raise FileError(f"{path} is not an ordinary file")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's errors are of many types

@@ -33,13 +33,15 @@ FILES = (
 def read_json(folder: Path, name: str, default: Any = None) -> Any:
     """Return what a JSON file in a folder holds; ``default``, where there is one, if it is not there."""
     path = folder / name
-    if default is not None and not path.is_file():
-        return default
+    if not path.is_file():  # a pipe would be waited for
+        if default is not None and not path.exists():
+            return default
+        raise FileError(f"{folder} has no {name}, so it is no network of transformers")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except OSError as error:
-        raise FileError(f"{folder} has no {name}, so it is no network of transformers: {error.strerror}") from error
-    except ValueError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is not JSON: {error}") from error
 
 

@@ -59,7 +59,13 @@ def open_trunk(source: str, *, sha256: str | None = None) -> Trunk:
             trunk = cast(Trunk, load("trunk", door)(rest, sha256) if door == "py" else load("trunk", door)(rest))
         except HeadstartError:
             raise
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # of files that hold other than expected
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:  # of files that hold other than expected
             raise FileError(f"the files beside {source} do not say what they should: {told_by(error)}") from error
     if sha256 is not None and trunk.sha256 != sha256:
         raise changed(source)
@@ -104,6 +110,8 @@ def digest(files: Iterable[Path], more: Sequence[str] = ()) -> str:
     """Return the SHA-256 of files, by their names and contents."""
     total = hashlib.sha256("\0".join(more).encode())
     for path in sorted(files):
+        if not path.is_file():  # a pipe would be waited for
+            raise FileError(f"cannot read {path}: it is not an ordinary file")
         try:
             with path.open("rb") as file:
                 total.update(f"\0{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())

@@ -3,9 +3,11 @@
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from headstart.core.objective import predicted
 from headstart.data.kind import kind_of_family
@@ -13,9 +15,9 @@ from headstart.errors import FileError
 from headstart.training.build import Job, make_tasks
 from headstart.training.calibration import near
 from headstart.training.config import called
-from headstart.training.evaluate import Score
+from headstart.training.evaluate import Metric, Score
 from headstart.training.files import explained, finite, read_json, write
-from headstart.training.metrics import read_lines, validations, write_csv
+from headstart.training.metrics import NAME, read_lines, validations, write_csv
 from headstart.training.report.card import card
 from headstart.training.report.figures import half
 from headstart.training.report.score_plots import draw_results
@@ -28,6 +30,68 @@ CARD = "README.md"
 """The model card: of a report it is what is written last."""
 CHOICE = "choice.json"
 """What the method was chosen from, where nobody named one."""
+
+
+class _Mean(TypedDict):
+    mean: float
+    ci95: float | None
+
+
+class _Perhaps(TypedDict):
+    mean: float | None
+    ci95: float | None
+
+
+class _Errors(TypedDict):
+    rmse: float
+    mae: float
+    r2: float | None
+
+
+class _Calibration(TypedDict):
+    nll: _Mean
+    coverage: float
+    width: float
+    level: float
+
+
+class _Results(TypedDict):
+    """What ``results.json`` holds; more is passed on as it is."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+    metric: Metric
+    mean: float
+    ci95: float | None
+    episodes: int
+    step: int
+    best_step: int
+    best_validation: float
+    median: float
+    worst: float
+    device: str
+    headstart: str
+    by_inner_step: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], _Perhaps]
+    errors: NotRequired[_Errors]
+    calibration: NotRequired[_Calibration]
+    by_domain: NotRequired[dict[str, _Mean]]
+    nearest: NotRequired[_Mean]
+
+
+class _Candidate(TypedDict):
+    name: str
+    mean: float
+    more: float
+    more_ci95: float | None
+
+
+class _Choice(TypedDict):
+    """What ``choice.json`` holds."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+    chosen: str
+    metric: Metric
+    validation_tasks: int
+    candidates: list[_Candidate]
 
 
 @explained("use")
@@ -48,9 +112,11 @@ def report(run: Path, job: Job, meta: Meta) -> list[Path]:
     """
     results, lines, found = read_results(run), read_lines(run), find(job, meta)
     if (run / CHOICE).exists():
-        results["choice"] = read_json(run / CHOICE)
+        results["choice"] = read_choice(run)
     best = {"step": results["best_step"], "train_loss": None, results["metric"]: results["best_validation"]}
     rows = validations(lines) or [{**best, "ci95": None}]  # all that is known where the history was lost
+    if not all(results["metric"] in row for row in rows):
+        raise FileError(f"{run / NAME} does not tell the {results['metric']}, which {RESULTS} does; bring both back")
     write_csv(run / "results.csv", rows)
     made = [run / "results.csv", *(write_findings(run, found) if found.any() else ())]
     heading = f"What {job.config.method.name} on {called(job.config)} learned about its model"
@@ -121,11 +187,29 @@ def read_results(run: Path) -> dict[str, Any]:
     """
     if not (run / RESULTS).exists():
         raise FileError(f"the run in {run} has no test score yet: let `headstart train` end it first")
-    results = read_json(run / RESULTS)
-    wanted = {"metric", "mean", "ci95", "episodes", "by_inner_step", "best_step", "best_validation", "median", "worst"}
-    if not isinstance(results, dict) or not wanted <= results.keys():
-        raise FileError(f"{run / RESULTS} lacks {', '.join(sorted(wanted))}; run `headstart train` again")
-    return results
+    found = _checked(run / RESULTS, _Results, "run `headstart train` again")
+    if found["metric"] == "mse" and "errors" not in found:
+        raise FileError(f"{run / RESULTS} lacks errors; run `headstart train` again")
+    return found
+
+
+def read_choice(run: Path) -> dict[str, Any]:
+    """Read what a run's method was chosen from.
+
+    Raises:
+        FileError: the file is not such a one.
+    """
+    return _checked(run / CHOICE, _Choice, "bring it back, or choose again in another --out")
+
+
+def _checked(path: Path, kind: Any, fix: str) -> dict[str, Any]:
+    found = read_json(path)
+    try:
+        return TypeAdapter(kind).validate_python(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise FileError(f"{path} is not as it was written: {where} {first['msg'].lower()}; {fix}") from error
 
 
 def score_to_json(score: Score) -> dict[str, Any]:

@@ -53,9 +53,10 @@ def _validation(rows: list[Line], results: dict[str, Any], axis: "Axes") -> None
     if all(row["ci95"] is not None for row in rows):  # of a single task there is none
         low, high = ([scale * (row[metric] + sign * row["ci95"]) for row in rows] for sign in (-1, 1))
         kit.band(axis, [*means], low, high, kit.ORANGE, "95 % interval")
-    axis.plot([best], [means[best]], "*", color=kit.RED, markersize=11, label=f"best: step {best}")
+    if best in means:  # not where the history was lost in part
+        axis.plot([best], [means[best]], "*", color=kit.RED, markersize=11, label=f"best: step {best}")
     kit.within(axis, metric)
-    kit.dress(axis, "Validation tasks", "outer step", label, legend=True)
+    kit.dress(axis, "Validation tasks", "outer step", label, legend=best in means)
 
 
 def _inner_steps(found: Sequence[tuple[int, Any]], results: dict[str, Any], own: int | None, axis: "Axes") -> None:
