@@ -156,7 +156,7 @@ def _changed(value: Any, draw: random.Random) -> Any:
             found[key] = _changed(found[key], draw)
         return found
     if isinstance(value, (int, float)) and draw.random() < 0.4:
-        return draw.choice((value + 1, -value, value * 1000, value / 3, str(value), [value]))
+        return draw.choice((value + 1, -value, value * 1000, 0.3 if value else 0.1, str(value), [value]))
     if isinstance(value, str) and draw.random() < 0.4:
         return draw.choice((value + "x", value[:-1], value.upper(), [value], {value: value}, value * 1000))
     return draw.choice(VALUES)

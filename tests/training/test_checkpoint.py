@@ -1,6 +1,5 @@
 """Checkpoints: exact, whole or absent, and never the only copy."""
 
-import errno
 import os
 import threading
 
@@ -10,6 +9,7 @@ import torch
 import headstart
 from headstart.data.curves.sinusoid import sinusoid
 from headstart.errors import FileError
+from headstart.testing.faults import Fault, injected
 from headstart.training import checkpoint as checkpoints
 from headstart.training.checkpoint import Keep, Saver, find, save, take
 from headstart.training.fit_best import Best
@@ -171,22 +171,11 @@ def test_weights_of_another_model_are_refused(learner, tmp_path):
 
 
 @pytest.mark.parametrize("after", range(0, 8))
-def test_a_full_disk_at_any_moment_keeps_the_checkpoints_before(learner, tmp_path, monkeypatch, after):
+def test_a_full_disk_at_any_moment_keeps_the_checkpoints_before(learner, tmp_path, after):
     state = _run(learner, tmp_path, (1, 2))
     state.step = 3
-    calls, fsync = 0, os.fsync
-
-    def fail(handle):
-        nonlocal calls
-        calls += 1
-        if calls > after:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(handle)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", fail)
-        with pytest.raises(FileError, match="the disk is full"):
-            save(tmp_path, take(state, Best(3, 0.5, state.meta)))
+    with injected(Fault("ENOSPC", "sync", after + 1), tmp_path), pytest.raises(FileError, match="the disk is full"):
+        save(tmp_path, take(state, Best(3, 0.5, state.meta)))
     # in the end all was on the disk but for the list of names, which the system writes later
     kept = ["step-000000001", "step-000000002"] + (["step-000000003"] if after == 7 else [])
     assert _steps(tmp_path) == kept

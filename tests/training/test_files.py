@@ -1,6 +1,5 @@
 """Whole files or none, and data only."""
 
-import errno
 import json
 import os
 import pickle
@@ -12,7 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from headstart.errors import FileError
-from headstart.training.files import from_safetensors, read, read_json, to_json, to_safetensors, write
+from headstart.testing.faults import Fault, injected
+from headstart.training.files import explained, from_safetensors, read, read_json, to_json, to_safetensors, write
 
 GOOD = to_safetensors({"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(4, dtype=torch.int64)})
 
@@ -25,19 +25,19 @@ def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "words"),
-    [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "permission denied")],
+    ("what", "at", "words"),
+    [
+        ("ENOSPC", "open", "disk is full"),
+        ("ENOSPC", "sync", "disk is full"),
+        ("EDQUOT", "sync", "quota is used up"),
+        ("EROFS", "open", "read-only"),
+        ("EACCES", "open", "permission denied"),
+    ],
 )
-def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch, number, words):
+def test_a_failed_write_keeps_what_was_there(tmp_path, what, at, words):
     write(tmp_path / "f", b"old")
-
-    def fail(handle):
-        raise OSError(number, os.strerror(number))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", fail)
-        with pytest.raises(FileError, match=words):
-            write(tmp_path / "f", b"new")
+    with injected(Fault(what, at), tmp_path), pytest.raises(FileError, match=words):
+        write(tmp_path / "f", b"new")
     assert read(tmp_path / "f") == b"old" and os.listdir(tmp_path) == ["f"]
 
 
@@ -61,6 +61,9 @@ def test_a_folder_that_is_a_file_cannot_be_written_to(tmp_path):
 def test_only_ordinary_files_are_read(tmp_path):
     (tmp_path / "f").write_bytes(b"x")
     (tmp_path / "link").symlink_to(tmp_path / "f")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(FileError, match="a link that leads to itself"), explained("read", tmp_path / "loop"):
+        (tmp_path / "loop").resolve(strict=True)
     os.mkfifo(tmp_path / "pipe")
     for name, words in (("link", "is a link"), ("pipe", "not an ordinary file"), ("none", "no such file")):
         with pytest.raises(FileError, match=words):

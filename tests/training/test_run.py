@@ -7,9 +7,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +20,9 @@ from headstart.algorithms.prototypes import nearest
 from headstart.cli.commands import _train
 from headstart.cli.options import call, first_look
 from headstart.errors import ConfigError, DivergenceError, FileError, OutOfMemoryError
+from headstart.testing.faults import truncate
 from headstart.training import checkpoint as checkpoints, run as runs
-from headstart.training.checkpoint import Keep, find
+from headstart.training.checkpoint import Keep
 from headstart.training.config import (
     command,
     default_folder,
@@ -200,7 +198,7 @@ def test_a_damaged_newest_checkpoint_costs_some_steps_and_no_bits(tmp_path):
     train(tree(SINE), tmp_path / "whole")
     train(tree(SINE), tmp_path / "parts", view=_StopAt(7))
     newest = tmp_path / "parts" / "checkpoints" / "step-000000007" / "last.safetensors"
-    newest.write_bytes(newest.read_bytes()[:50])
+    truncate(newest, 50)
     with pytest.warns(UserWarning, match="checkpoint step-000000007 cannot be used, going back"):
         train(tree(SINE), tmp_path / "parts")
     _same(tmp_path / "whole", tmp_path / "parts")
@@ -415,41 +413,6 @@ def test_default_folders_are_named_by_tasks_and_method(tmp_path):
     (tmp_path / "visits.csv").write_text("patient,day,pressure\n")
     table = {"name": str(tmp_path / "visits.csv"), "task_column": "patient", "target": "pressure"}
     assert default_folder(resolve({"tasks": table})) == Path("runs/visits-gaussian_process")
-
-
-def _killed_at(config, out, step):
-    """Run the command and SIGKILL it once a checkpoint of ``step`` or later is there."""
-    words = [sys.executable, "-m", "headstart", "train", "--config", str(config), "--out", str(out)]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    try:
-        while time.monotonic() < deadline:
-            names = [path.name for path in (out / "checkpoints").glob("step-*")]
-            if any(int(name[5:]) >= step for name in names):
-                break
-            assert process.poll() is None, process.communicate()[1].decode()
-            time.sleep(0.002)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
-
-
-def test_sigkill_at_any_time_changes_no_bit(tmp_path):
-    options, kills = {**SINE, "steps": 3000, "save_every": 1, "evaluate_every": 1000}, (20, 61)
-    (tmp_path / "long.json").write_text(json.dumps(tree(options)))
-    for step in kills:
-        _killed_at(tmp_path / "long.json", tmp_path / "killed", step)
-    job, _ = open_run(tmp_path / "killed")
-    found = find(tmp_path / "killed", job.learner.init(None)).checkpoint
-    assert found is not None and max(kills) <= found.step < options["steps"]
-    # the rest of the way is short: as far as the next steps, of both
-    steps = found.step + 7
-    for name in ("killed", "whole"):
-        assert train(tree(options), tmp_path / name, view=_StopAt(steps)).step == steps
-    _same(tmp_path / "killed", tmp_path / "whole", ("last.safetensors",))
-    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[:steps] for name in ("killed", "whole")]
-    assert lines[0] == lines[1] and len(lines[0]) == steps
 
 
 @pytest.mark.usefixtures("quick_compiler")

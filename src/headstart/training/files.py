@@ -273,3 +273,7 @@ def explained(action: str, path: Path | None = None) -> Iterator[None]:
         if not str(error).startswith("embedded null"):
             raise
         raise FileError(f"cannot {action} a path that has a zero byte in it: there is none such") from error
+    except RuntimeError as error:  # as Path.resolve says it
+        if not str(error).startswith("Symlink loop"):
+            raise
+        raise FileError(f"cannot {action} {path or 'a file'}: it is a link that leads to itself") from error

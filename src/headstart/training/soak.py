@@ -265,13 +265,13 @@ def _soaked(place: _Place, draw: random.Random, kills: int, hangs: int, view: Vi
 def _wanted(draw: random.Random, kills: int, hangs: int, processes: int) -> list[_Wish]:
     late = kills // 5
     early = [
-        _Wish(_SUDDEN[place // 2 % 2], "step" if place % 3 == 0 else "moment")
+        _Wish(_SIGNALS[place // 2 % 4], "time")
         if place % 2
-        else _Wish(_SIGNALS[place // 2 % 4], "time")
+        else _Wish(_SUDDEN[place // 2 % 2], "moment" if place % 6 else "step")
         for place in range(kills - late)
     ]
     others = ["ENOSPC", "move", "slow"] if processes > 1 else ["ENOSPC", "move"]
-    each = math.ceil(kills / 10)
+    each = kills // 10
     early += [_Wish(what, "moment" if what == "ENOSPC" else "step") for what in others for _ in range(each)]
     early += [_Wish(list(_DAMAGES)[place % 2], "step") for place in range(each)]
     early += [_Wish("hang", "step") for _ in range(hangs)]
@@ -286,10 +286,14 @@ def _trained(
 ) -> tuple[list[Start], list[_Wish]]:
     """Train to the end, and return the starts and those faults that have not been met."""
     starts, left, unmet = list[Start](), list(wanted), list[_Wish]()
+    ended, tries = False, 10
     while True:
         steps = seen.steps - _newest(folder)
         early = [wish for wish in left if not wish.late] if steps else []
-        wish = next(iter(early or [wish for wish in left if wish.late]), None)
+        late = [wish for wish in left if wish.late]
+        if ended and not (late and tries):
+            return starts, unmet + left
+        wish = next(iter(early or late), None)
         if wish is not None:
             left.remove(wish)
         if wish is not None and wish.what in _DAMAGES and not _damaged(folder, wish.what, draw):
@@ -298,15 +302,17 @@ def _trained(
         trial = (
             _Trial("", "")
             if wish is None
-            else _drawn(wish, draw, seen, math.ceil(2 * steps / (len(early) or 1)), folder.exists(), place)
+            else _drawn(wish, draw, seen, min(steps, math.ceil(2 * steps / (len(early) or 1))), folder.exists(), place)
         )
         start = _start(place, folder, trial, seen)
         starts.append(start)
         if wish is not None:
             view.note(f"{start.what} {start.planned}: {start.wrong or _told(start)}")
-            unmet += [] if start.met else [wish]
-        if start.code == 0 or wish is None:
-            return starts, unmet + left
+            again = wish.late and not start.met  # what has ended is judged once more by the same command
+            tries -= again
+            left += [wish] if again else []
+            unmet += [] if start.met or again else [wish]
+        ended = start.code == 0 or wish is None
 
 
 def _told(start: Start) -> str:
