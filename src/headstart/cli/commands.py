@@ -147,7 +147,7 @@ def _train(
 
 
 def soak(*words: Raw) -> int:
-    """Show that a training loses nothing: the same bytes through kills, full disks and damaged files."""
+    """Show that a training loses nothing: under faults it ends with the same bytes as undisturbed."""
     asked = _asked(_soak, words)
     if asked is None:
         return 0
@@ -195,7 +195,7 @@ def _soak(
     config: Path | None = None,
     as_json: Json = False,
 ) -> None:
-    """Show that a training loses nothing: train undisturbed and under faults, and compare the folders byte for byte.
+    """Show that a training loses nothing: under faults it ends with the same bytes as undisturbed.
 
     It takes train's options, and a start of a process for every kill: choose a short training, and save often
     (--steps 1000 --save-every 10). Exit code 1 where a byte differs, or a start did not end as is promised.
