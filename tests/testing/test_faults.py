@@ -167,7 +167,7 @@ def test_a_module_is_run_under_a_fault_of_its_rank(tmp_path):
     (tmp_path / "writes.py").write_text("import os, sys\nopen(sys.argv[1], 'w').close()\nos.unlink(sys.argv[1])\n")
     own, out = [sys.executable, "-m", "headstart.testing.faults", "--folder"], tmp_path / "run"
     out.mkdir()
-    words = [*own, str(out), "--log", str(tmp_path / "log"), "--fault", '{"at": "remove", "rank": 1}']
+    words = [*own, str(out), "--moments", str(tmp_path / "log"), "--fault", '{"at": "remove", "rank": 1}']
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}", "RANK": "1"}
     done = subprocess.run([*words, "writes", str(out / "a")], env=environment)
     assert done.returncode == -signal.SIGKILL and os.listdir(out) == ["a"]

@@ -335,7 +335,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m headstart.testing.faults", description=about)
     parser.add_argument("--folder", required=True, help="the folder whose files are meant")
     parser.add_argument("--fault", help=f"as JSON, such as {_EXAMPLE}")
-    parser.add_argument("--log", help="a file that gets a line a moment; .RANK is added to its name")
+    parser.add_argument("--moments", help="a file that gets a line a moment; .RANK is added to its name")
     parser.add_argument("module", help="a module that can be run, such as headstart")
     parser.add_argument("words", nargs=argparse.REMAINDER, help="the words behind it")
     given = parser.parse_args(words)
@@ -347,7 +347,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if fault is not None and (again or fault.rank not in (None, rank)):
         fault = None
     sys.argv = [given.module, *given.words]
-    with injected(fault, given.folder, given.log and f"{given.log}.{rank}"):
+    with injected(fault, given.folder, given.moments and f"{given.moments}.{rank}"):
         runpy.run_module(given.module, run_name="__main__", alter_sys=True)
 
 

@@ -417,7 +417,7 @@ def _start(place: _Place, folder: Path, trial: _Trial, seen: _Seen) -> Start:
 def _command(place: _Place, folder: Path, fault: Fault | None, log: Path) -> list[str]:
     many = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(place.processes), "-m"]
     words = [sys.executable, "-m", *(many if place.processes > 1 else []), "headstart.testing.faults"]
-    words += ["--folder", str(folder), "--log", str(log)]
+    words += ["--folder", str(folder), "--moments", str(log)]
     words += [] if fault is None else ["--fault", json.dumps(fault._asdict())]
     return [*words, "headstart", "train", "--config", str(place.out / "options.json"), "--out", str(folder)]
 
