@@ -233,6 +233,8 @@ def _header(count: int, width: int, sha256: str) -> bytes:
 
 def _read(path: Path, count: int) -> Tensor | None:
     """Return features that lie in a file, mapped into memory; ``None`` where there is no such file that is whole."""
+    if not path.is_file():
+        return None
     try:
         with safe_open(path, "pt") as file:
             found, told = file.get_tensor("features"), file.metadata() or {}

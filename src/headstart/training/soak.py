@@ -63,7 +63,8 @@ class Start(NamedTuple):
     """A start of the training under a fault, and what became of it."""
 
     what: str
-    """The fault: one of `Fault`, or ``flip`` and ``truncate``, which damage the newest checkpoint before the start."""
+    """The fault: one of `Fault`, or ``flip`` and ``truncate``, which damage the newest checkpoint before the start; or
+    ``none``."""
     planned: str
     """When it was to come."""
     met: bool
@@ -221,7 +222,7 @@ def to_values(found: Soaked) -> dict[str, Any]:
 def rows(found: Soaked) -> list[tuple[str, str, str, str]]:
     """Return a table: fault, where it came, how often it was met, and how often something was wrong."""
     places: dict[tuple[str, str], list[Start]] = {}
-    for start in (start for start in found.starts if start.what or start.wrong):
+    for start in (start for start in found.starts if start.what != "none" or start.wrong):
         places.setdefault((start.what, _where(start)), []).append(start)
     return [
         (*names, str(sum(one.met for one in starts)), str(sum(bool(one.wrong) for one in starts)))
@@ -300,7 +301,7 @@ def _trained(
             unmet.append(wish)
             continue
         trial = (
-            _Trial("", "")
+            _Trial("none", "")
             if wish is None
             else _drawn(wish, draw, seen, min(steps, math.ceil(2 * steps / (len(early) or 1))), folder.exists(), place)
         )
@@ -451,11 +452,21 @@ def _run(words: Sequence[str], told: Path, trial: _Trial, log: Path, most: float
 
 def _send(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
     """Send a signal as a system does: to all processes where none can answer, else to the first of them."""
-    with suppress(ProcessLookupError):
-        if number == signal.SIGKILL:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
+    for one in _family(process.pid) if number == signal.SIGKILL else [process.pid]:
+        with suppress(ProcessLookupError):
+            os.kill(one, number)
+
+
+def _family(number: int) -> list[int]:
+    """Return a process and all that it has started: torchrun's are in sessions, thus groups, of their own."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found = [number]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
 
 
 def _read(path: Path) -> str:

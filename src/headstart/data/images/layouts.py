@@ -84,10 +84,17 @@ def holds_images(path: Path, suffixes: Sequence[str]) -> bool:
     return len(rows) == 2 and len(rows[1]) == len(rows[0]) and _suffix(rows[1][names[0]]) in suffixes
 
 
+def _check_list(path: Path) -> None:
+    """Refuse what is no ordinary file, such as a pipe, which would be waited for, and what is far too large."""
+    if not path.is_file():
+        raise FileError(f"cannot read {path}: it is not a file")
+    if path.stat().st_size > _CSV_BYTES:
+        raise DataError(f"{path} is larger than {_CSV_BYTES} bytes")
+
+
 def _rows(path: Path) -> Iterator[list[str]]:
+    _check_list(path)
     try:
-        if path.stat().st_size > _CSV_BYTES:
-            raise DataError(f"{path} is larger than {_CSV_BYTES} bytes")
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from (row for row in csv.reader(file, strict=True) if row)
     except (csv.Error, UnicodeDecodeError) as error:
@@ -173,6 +180,7 @@ def _only_child(path: Path) -> list[Path]:
 
 
 def _lines(path: Path) -> list[str]:
+    _check_list(path)
     try:
         return [row.strip() for row in path.read_text("utf-8").splitlines() if row.strip()]
     except (OSError, UnicodeDecodeError) as error:

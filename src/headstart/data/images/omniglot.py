@@ -183,6 +183,8 @@ def _read_drawing(archive: zipfile.ZipFile, entry: str) -> NDArray[np.uint8]:
 
 def _load(path: Path) -> Omniglot | None:
     """Return what was kept, or nothing where the file is absent or not whole."""
+    if not path.is_file():
+        return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             images, names, background = arrays["images"], arrays["names"], int(arrays["background"])

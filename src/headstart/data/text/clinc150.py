@@ -130,6 +130,8 @@ def read_clinc150(data: Path) -> Clinc150:
         DataError: a file that does not hold the six lists of questions and intents.
     """
     path = data / _FILE
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise FileError(f"cannot read {path}: it is not a file")
     try:
         found = json.loads(path.read_bytes())
     except OSError as problem:
