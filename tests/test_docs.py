@@ -90,7 +90,7 @@ def test_commands_exist(path):
                 assert all(registry.find("method", one) for one in name.split(",") if one not in own)
         elif len(words) > 1 and words[0] == "python":
             file = words[2].replace(".", "/") if words[1] == "-m" else words[1]
-            assert (ROOT / file).exists() or (ROOT / f"{file}.py").exists(), line
+            assert any((ROOT / place).exists() for place in (file, f"{file}.py", f"src/{file}.py")), line
         elif len(words) > 1 and words[0] == "make":
             assert f"\n{words[1]}:" in makefile, line
 
