@@ -148,7 +148,7 @@ def _changed(value: Any, draw: random.Random) -> Any:
         elif way < 0.2 and isinstance(found, dict):
             found[draw.choice(("", "x", "name", "__class__", "../x"))] = found.pop(key)
         elif way < 0.25 and isinstance(found, list):
-            found *= draw.choice((2, 1000))
+            found *= draw.choice((2, 1000 if len(found) < 1000 else 3))
         elif way < 0.3:
             other = draw.choice(keys)
             found[key], found[other] = found[other], found[key]

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -534,6 +535,7 @@ def best_of(
         states, journal, storage = optuna.trial.TrialState, optuna.storages.journal, None
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
+            _cut(Path(folder) / JOURNAL)
         try:
             if folder is not None:
                 storage = journal.JournalStorage(journal.JournalFileBackend(str(Path(folder) / JOURNAL)))
@@ -566,6 +568,17 @@ def best_of(
         best = min(finished, key=lambda trial: trial.value)
         fixed = optuna.trial.FixedTrial(best.params)
         return {name: within.suggest(fixed, name) for name, within in space.items()}
+
+
+def _cut(path: Path) -> None:
+    """Leave out what a journal's last line has come to where it was not ended: Optuna would write on behind it."""
+    if not path.exists():
+        return
+    if not path.is_file():  # a pipe would be waited for
+        raise FileError(f"{path} is not a file; remove it to search anew")
+    data = path.read_bytes()
+    if (end := data.rfind(b"\n") + 1) < len(data):
+        os.truncate(path, end)
 
 
 def _of(space: Space, trial: Any) -> bool:

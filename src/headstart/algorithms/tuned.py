@@ -150,8 +150,10 @@ def of_peft(module: nn.Module, path: Path) -> nn.Module:
         FileError: a file that cannot be read, adapters of another kind, or layers that are not there.
     """
     path = path / "adapter_config.json" if path.is_dir() else path
-    if not path.is_file():  # a pipe would be waited for
-        raise FileError(f"{path} is no configuration of low-rank adapters of peft: there is no such file")
+    if not path.is_file() or path.stat().st_size > 1 << 20:  # a pipe would be waited for
+        raise FileError(
+            f"{path} is no configuration of low-rank adapters of peft: there is no such file, or a large one"
+        )
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         kind, rank, alpha, target = told["peft_type"], int(told["r"]), float(told["lora_alpha"]), told["target_modules"]
@@ -195,6 +197,8 @@ def of_peft(module: nn.Module, path: Path) -> nn.Module:
             f"{other} can hold programs, so it is not read: headstart.models.trunks.convert.to_safetensors makes"
             f" {weights.name} of it"
         )
+    if weights.exists() and not weights.is_file():  # a pipe would be waited for
+        raise FileError(f"cannot read {weights}: it is not a file")
     if weights.exists():
         _load_peft(found, prefix, weights)
     return found

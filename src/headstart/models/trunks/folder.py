@@ -23,6 +23,8 @@ _OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet")
 #: Letters of a text that are read first for each token that it may have: more than tokens have, but for spaces.
 _LETTERS = 64
 
+#: More than any of these files has, but for a tokenizer's, which is not read here.
+_JSON_BYTES = 16 << 20
 #: What of a folder features depend on, besides its weights.
 FILES = (
     *("config.json", "modules.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json"),
@@ -38,7 +40,11 @@ def read_json(folder: Path, name: str, default: Any = None) -> Any:
             return default
         raise FileError(f"{folder} has no {name}, so it is no network of transformers")
     try:
+        if (size := path.stat().st_size) > _JSON_BYTES:
+            raise FileError(f"{path} has {size} bytes; expected at most {_JSON_BYTES}")
         return json.loads(path.read_bytes())
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
