@@ -11,7 +11,7 @@ from headstart.algorithms import estimators
 from headstart.algorithms.search import KINDS, Choice, Integer, LogUniform, Uniform, best_of, loaded, search
 from headstart.core import losses
 from headstart.data.rows import Rows, row_tasks
-from headstart.errors import ConfigError, ShapeError, UnknownNameError, UsageError
+from headstart.errors import ConfigError, FileError, ShapeError, UnknownNameError, UsageError
 from headstart.testing import check_learner, random_episodes
 from headstart.types import Batch
 
@@ -214,6 +214,34 @@ def test_a_search_that_was_killed_goes_on(tmp_path, after, monkeypatch):
     tried.clear()
     assert resumed.structure == learner.prepare(learner.init(None), shifted(), 0, tmp_path).structure
     assert not tried
+
+
+def test_a_journal_that_was_cut_goes_on_and_one_that_is_damaged_is_named(tmp_path):
+    space, tried = {"x": Uniform(0.0, 1.0)}, []
+
+    def objective(values):
+        tried.append(values["x"])
+        return (values["x"] - 0.3) ** 2
+
+    whole = best_of(objective, space, 4, 0, tmp_path)
+    journal, first = tmp_path / "search.journal", list(tried)
+    data = journal.read_bytes()
+    for end in (len(data) - 7, data.rfind(b"\n", 0, -1) - 30):  # as a power cut leaves it, and once more
+        journal.write_bytes(data[:end])
+        tried.clear()
+        assert best_of(objective, space, 4, 0, tmp_path) == whole and tried == first[-len(tried) :]
+        assert best_of(objective, space, 4, 0, tmp_path) == whole
+    for wrong in (b"\xff\n" + data, data.replace(b'"op_code":0', b'"op_code":[]'), b"3\n"):
+        journal.write_bytes(wrong)
+        with pytest.raises(FileError, match="search.journal is damaged .*; remove it"):
+            best_of(objective, space, 4, 0, tmp_path)
+    with pytest.raises(FileError, match="damaged"):
+        journal.write_bytes(data.replace(b"0.5", b"7.5"))
+        best_of(objective, space, 4, 0, tmp_path)
+    journal.unlink()
+    os.mkfifo(journal)
+    with pytest.raises(FileError, match="is not a file"):
+        best_of(objective, space, 4, 0, tmp_path)
 
 
 def test_a_search_that_was_stopped_in_its_first_trial_begins_there(tmp_path):

@@ -52,6 +52,13 @@ def test_a_file_over_the_systems_limit_is_not_half_written(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("text", ["1e999", "-1e999", "[1, NaN]", '{"a": 1, "a": 2}', "[" * 100_000])
+def test_what_is_no_strict_json_is_refused(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(FileError, match="a.json is not valid JSON"):
+        read_json(tmp_path / "a.json")
+
+
 def test_a_folder_that_is_a_file_cannot_be_written_to(tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(FileError, match="a part of the path is a file"):

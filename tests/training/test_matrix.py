@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 from PIL import Image
 
-from headstart.errors import ConfigError, ShortClassError, UsageError
+from headstart.errors import ConfigError, FileError, ShortClassError, UsageError
 from headstart.registry import load
 from headstart.training import matrix as transfer
 from headstart.training.build import build
@@ -108,7 +108,14 @@ def test_other_weights_or_other_tasks_are_judged_anew(made, sources):
         for sample in (job.tasks.sample, lambda split, numbers: job.tasks.sample("train", numbers))
     ]
     assert seen[0] == found.cells[0].values and seen[1] != seen[0]
-    assert len(json.loads((run / "judged.json").read_text())) == 3
+    kept = json.loads((run / "judged.json").read_text())
+    assert len(kept) == 3
+    key = next(iter(kept))
+    for wrong in ([], {key: ["accuracy"]}, {key: ["mse", ["x"]]}, {name: ["mse", [0.5]] for name in kept}):
+        (run / "judged.json").write_text(json.dumps(wrong))
+        with pytest.raises(FileError, match="judged.json .*remove it"):
+            transfer._judged(run, job, checkpoint.best.meta)
+    (run / "judged.json").write_text(json.dumps(kept))
 
 
 def test_sources_are_made_alike_by_options_that_they_take_as_a_mixture_alone(tmp_path):

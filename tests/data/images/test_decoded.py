@@ -10,6 +10,7 @@ from headstart.data.cache import NotKeptWarning
 from headstart.data.images import decoded as module
 from headstart.data.images.decoded import decoded
 from headstart.errors import DataError
+from headstart.testing.faults import flip
 
 
 @pytest.fixture
@@ -58,12 +59,14 @@ def test_a_file_holds_what_memory_would_and_is_taken_again(tmp_path, mapped, mon
         assert torch.equal(one.images, plain.images) and one[1:] == plain[1:] == ((0, 2, 3), ("1.txt is odd",))
 
 
-@pytest.mark.parametrize("what", ["content", "how", "cut", "told"])
+@pytest.mark.parametrize("what", ["content", "how", "cut", "told", "bit"])
 def test_another_image_another_way_of_reading_and_half_a_file_are_read_anew(what, tmp_path, mapped):
     paths, calls = _numbers(tmp_path, [2, 4]), []
     decoded(paths, (1, 2, 2), "x", _reader(calls))
     if what == "content":
         paths[1].write_text("8")
+    elif what == "bit":
+        flip(next(mapped.glob("*.bin")))
     elif what != "how":
         file = next(mapped.glob("*.bin" if what == "cut" else "*.json"))
         file.write_bytes(file.read_bytes()[:-1])

@@ -1,5 +1,6 @@
 """Data sets as they are handed out: their own splits, pickles, and folders of several data sets."""
 
+import os
 import pickle
 import zlib
 
@@ -58,6 +59,11 @@ def test_cifar_fs_is_split_by_its_lists(around, splits, tmp_path):
     assert names == {"train": ["apple", "bear", "cup"], "validation": ["dog", "elm"], "test": ["bus", "fox"]}
 
 
+def _pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -68,6 +74,8 @@ def test_cifar_fs_is_split_by_its_lists(around, splits, tmp_path):
         (lambda folder: (folder / "splits/bertinetto/val.txt").write_text("../data/dog\nelm\n"), "no class folder"),
         (lambda folder: (folder / "splits/bertinetto/val.txt").write_text("apple\ndog\n"), "share class 'apple'"),
         (lambda folder: (folder / "splits/bertinetto/val.txt").unlink(), "val.txt"),
+        (lambda folder: (folder / "splits/bertinetto/val.txt").write_text("x" * 9000), "no class folder"),
+        (lambda folder: _pipe(folder / "splits/bertinetto/val.txt"), "val.txt: it is not a file"),
     ],
 )
 def test_lists_that_do_not_fit_the_folders_are_refused(change, said, tmp_path):

@@ -206,3 +206,10 @@ def test_a_letter_is_never_cut_in_two_and_what_is_cut_is_counted():
     assert bytes(ids[1].tolist()) == b"abc\0\0"
     ids, cut = encoded([" " * 10_000 + "abc", "a" + " " * 10_000 + "bc" * 5], 5)  # its start does not tell
     assert cut == 1 and [bytes(row.tolist()) for row in ids] == [b"abc\0\0", b"a bcb"]
+
+
+def test_a_damaged_gzip_file_has_no_columns(tmp_path):
+    data = bytearray(gzip.compress(b"text,label\n" + bytes(range(32, 127)) * 50))
+    data[14:18] = b"\xff" * 4
+    (tmp_path / "a.csv").write_bytes(data)
+    assert start_of(tmp_path / "a.csv") == {}

@@ -1,6 +1,7 @@
 """Networks of transformers, read by what lies in their folder."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -84,6 +85,7 @@ def test_other_poolings(bert, tmp_path, how):
         ({"model": None}, "has no weights as .*safetensors: they are missing"),
         ({"config": None}, "has no config.json"),
         ({"1_Pooling__config": {"pooling_mode_weightedmean_tokens": True}}, "pools by weightedmean_tokens; read is"),
+        ({"modules": [{"path": "", "type": "x" * (17 << 20)}]}, "modules.json has .* bytes; expected at most"),
         ({"config": []}, "files beside hf:.* do not say what they should"),
         ({"modules": [{}]}, "files beside hf:.* do not say what they should: KeyError: 'type'"),
         ({"sentence_bert_config": {"max_seq_length": -1}}, "no file says how many tokens"),
@@ -93,6 +95,24 @@ def test_other_poolings(bert, tmp_path, how):
 def test_what_a_folder_must_have(bert, tmp_path, changed, words):
     with pytest.raises(FileError, match=words):
         open_trunk(f"hf:{copy_of(bert, tmp_path, **changed)}")
+
+
+def test_files_that_would_never_end_are_refused(bert, tmp_path):
+    folder = copy_of(bert, tmp_path)
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**told, "num_hidden_layers": 2**32}))
+    with pytest.raises(FileError, match="num_hidden_layers 4294967296; its weights are .* tensors"):
+        module_of(open_trunk(f"hf:{folder}"))
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(FileError, match="config.json is not JSON"):
+        open_trunk(f"hf:{folder}")
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(FileError):
+            open_trunk(f"hf:{folder}")
+        (folder / name).unlink()
+        shutil.copy(bert / name, folder / name)
 
 
 def test_a_pooling_in_any_folder_is_part_of_what_the_network_is(bert, tmp_path):

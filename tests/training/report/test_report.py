@@ -9,9 +9,9 @@ import torch
 from headstart.algorithms.prototypes import nearest
 from headstart.data.rows import Rows, row_tasks
 from headstart.errors import FileError
-from headstart.training.evaluate import Calibration, Interval, Score, evaluate
+from headstart.training.evaluate import Calibration, Errors, Interval, Score, evaluate
 from headstart.training.report import figures
-from headstart.training.report.report import confusions, read_results, score_to_json, shown
+from headstart.training.report.report import confusions, read_choice, read_results, score_to_json, shown
 
 SCORE = Score("mse", 0.5, 0.1, 3, "test", (0.4, 0.5, 0.6), {1: Interval(0.5, 0.1), 2: Interval(math.inf, math.nan)})
 
@@ -39,10 +39,19 @@ def test_a_single_task_has_no_interval_in_json_or_words():
 def test_results_of_runs_with_and_without_calibration_are_read(tmp_path):
     with pytest.raises(FileError, match="no test score yet"):
         read_results(tmp_path)
-    for score in (SCORE, SCORE._replace(calibration=Calibration(Interval(1.25, 0.5), 0.91, 2.0))):
+    told = SCORE._replace(errors=Errors(1.5, 1.0, 0.5))
+    for score in (told, told._replace(calibration=Calibration(Interval(1.25, 0.5), 0.91, 2.0))):
         of_run = {"step": 3, "best_step": 3, "best_validation": 0.5, "device": "cpu", "headstart": "0.1.0"}
         (tmp_path / "results.json").write_text(json.dumps({**score_to_json(score), **of_run}))
         assert read_results(tmp_path).get("calibration") == score_to_json(score).get("calibration")
+    whole = json.loads((tmp_path / "results.json").read_text())
+    for name, value in (("mean", "0.5"), ("best_step", 1e30), ("by_inner_step", {"x": {}}), ("metric", "loss")):
+        (tmp_path / "results.json").write_text(json.dumps({**whole, name: value}))
+        with pytest.raises(FileError, match=f"results.json is not as it was written: {name}.*train. again"):
+            read_results(tmp_path)
+    (tmp_path / "choice.json").write_text('{"chosen": "a", "metric": "mse", "validation_tasks": 3, "candidates": [3]}')
+    with pytest.raises(FileError, match="choice.json is not as it was written: candidates.0"):
+        read_choice(tmp_path)
 
 
 def test_every_query_row_is_counted_once_among_the_confusions_and_nothing_else():

@@ -5,18 +5,23 @@ it is sentence-transformers' ``modules.json``, ``1_Pooling/config.json`` and ``s
 ``preprocessor_config.json``. Nothing is ever downloaded, and no program that lies in the folder is run.
 """
 
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from headstart.errors import ConfigError, FileError
 from headstart.models.trunks import folder as beside
 from headstart.models.trunks.trunk import Pictured, Trunk, digest, needs, of_torchvision, resizer, told_by
+
+#: What configurations call their numbers of layers.
+_DEPTH = re.compile("layers?$|depths?$|blocks?$")
 
 
 def hf(where: str) -> Trunk:
@@ -65,9 +70,25 @@ def _in_cache(name: str) -> Path:
         ) from error
 
 
+def _refuse_deep(folder: Path, weights: Sequence[Path], told: Mapping[str, Any]) -> None:
+    """Refuse a configuration of more layers than there are tensors: they are made before weights are read."""
+    try:
+        count = sum(len(cast(Any, file).keys()) for path in weights for file in [safe_open(path, "pt")])
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"cannot read the weights in {folder}: {error}") from error
+    parts = [told]
+    for part in parts:
+        parts += [value for value in part.values() if isinstance(value, dict)]
+        for name, value in part.items():
+            numbers = [n for n in (value if isinstance(value, list) else [value]) if type(n) in (int, float)]
+            if _DEPTH.search(name) and sum(numbers) > count:
+                raise FileError(f"{folder}/config.json has {name} {value}; its weights are {count} tensors")
+
+
 def _model(folder: Path, **options: Any) -> nn.Module:
     """Read the weights; what of the network has none in the files is refused, unless it is not used."""
     transformers = needs("transformers", "text")
+    _refuse_deep(folder, sorted(folder.glob("*.safetensors")), beside.read_json(folder, "config.json"))
     logging = transformers.utils.logging
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
