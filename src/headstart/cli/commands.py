@@ -169,7 +169,7 @@ def soak(*words: Raw) -> int:
         print_json(to_values(found))
         return 0 if found.holds else 1
     trainings = "1 training" if found.trainings == 1 else f"{found.trainings} trainings"
-    title = f"{found.kills} kills, {len(found.starts)} starts, {trainings}"
+    title = f"{found.kills} of {own.get('kills', 50)} kills, {len(found.starts)} starts, {trainings}"
     print_table(title, ("fault", "where it came", "met", "not as promised"), rows(found), left=2)
     if found.first_step is not None and found.first_new_step is not None:
         print(

@@ -287,7 +287,7 @@ def _trained(
 ) -> tuple[list[Start], list[_Wish]]:
     """Train to the end, and return the starts and those faults that have not been met."""
     starts, left, unmet = list[Start](), list(wanted), list[_Wish]()
-    ended, tries = False, 10
+    ended, tries, spoilt = False, 10, 0
     while True:
         steps = seen.steps - _newest(folder)
         early = [wish for wish in left if not wish.late] if steps else []
@@ -297,19 +297,26 @@ def _trained(
         wish = next(iter(early or late), None)
         if wish is not None:
             left.remove(wish)
-        if wish is not None and wish.what in _DAMAGES and not _damaged(folder, wish.what, draw):
-            unmet.append(wish)
-            continue
+        if wish is not None and wish.what in _DAMAGES:
+            if not _damaged(folder, wish.what, draw):
+                unmet.append(wish)
+                continue
+            spoilt += 1
         trial = (
             _Trial("none", "")
             if wish is None
             else _drawn(wish, draw, seen, min(steps, math.ceil(2 * steps / (len(early) or 1))), folder.exists(), place)
         )
         start = _start(place, folder, trial, seen)
+        if len(list((folder / FOLDER).glob("damaged-*"))) > spoilt:
+            start = start._replace(wrong=start.wrong or "it met a checkpoint that faults before had left damaged")
+            spoilt += 1
         starts.append(start)
         if wish is not None:
             view.note(f"{start.what} {start.planned}: {start.wrong or _told(start)}")
-            again = wish.late and not start.met  # what has ended is judged once more by the same command
+            again = wish.late and not (
+                start.met or start.wrong
+            )  # what has ended is judged once more by the same command
             tries -= again
             left += [wish] if again else []
             unmet += [] if start.met or again else [wish]
