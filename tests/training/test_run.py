@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
