@@ -102,10 +102,12 @@ def test_a_power_cut_takes_what_was_not_brought_to_the_disk(tmp_path):
                 file.write(bytes(1000))
                 file.flush()
                 (tmp_path / "never").write_bytes(bytes(1000))
+                os.system(f"head -c 1000 /dev/zero > {tmp_path}/elsewhere")
                 os.replace(tmp_path / "synced", tmp_path / "named")
 
     assert died(work) == -signal.SIGKILL
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert sizes["elsewhere"] == 1000
     assert sizes["before"] == 4 and sizes["synced"] == 1000 and 1000 <= sizes["grown"] < 2000 and sizes["never"] < 1000
 
 

@@ -51,9 +51,9 @@ class Fault(NamedTuple):
     what: str = "SIGKILL"
     """A signal that the process sends itself (``SIGKILL``, ``SIGTERM``, ``SIGINT``, ``SIGSTOP``); an error by which
     the system refuses this change and all later ones (``EROFS``, ``EACCES``, ``EIO``; ``ENOSPC``, a full disk, which
-    still lets files be renamed and removed);
-    ``power``: a kill after which all that was not brought to the disk is cut short; ``hang``: stand still for good;
-    ``slow``: from then on wait a while, ``seconds``, at each such moment; ``move``: rename the folder."""
+    still lets files be renamed and removed); ``power``: a kill after which all that this process has not brought to
+    the disk is cut short; ``hang``: stand still for good; ``slow``: from then on wait a while, ``seconds``, at each
+    such moment; ``move``: rename the folder."""
     at: At = "step"
     """At which kind of moment; an error needs one of those before a change."""
     count: int = 1
@@ -164,12 +164,19 @@ class _Watch:
     lock: Any = field(default_factory=threading.RLock)
     busy: threading.local = field(default_factory=threading.local)
     sizes: dict[int, int] = field(default_factory=dict)
-    """How much of each file, by its inode, is on the disk."""
+    """How much of each file, by its inode, this process has brought to the disk, or has found there."""
+    opened: set[str] = field(default_factory=set)
+    """Paths of files that this process has opened to write."""
 
     def __post_init__(self) -> None:
         if self.fault is not None and self.fault.what == "power":
             for path in _files(self.folder):
                 self.sizes[os.stat(path).st_ino] = os.path.getsize(path)
+
+    def renamed(self, old: str, new: str) -> None:
+        """A file or folder is about to have another name."""
+        inside = {path for path in self.opened if path == old or path.startswith(old + os.sep)}
+        self.opened = self.opened - inside | {new + path[len(old) :] for path in inside}
 
     def change(self, at: At, path: str | None) -> None:
         """A file is about to be changed."""
@@ -226,7 +233,7 @@ class _Watch:
 
     def lose(self) -> None:
         """Cut each file somewhere in what was not brought to the disk."""
-        for path in _files(self.folder):
+        for path in filter(os.path.isfile, self.opened):
             size, kept = os.path.getsize(path), self.sizes.get(os.stat(path).st_ino, 0)
             if kept < size:
                 os.truncate(path, random.Random(size).randrange(kept, size))
@@ -278,8 +285,13 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         if folder is None:
             return
         path = os.path.join(folder, path)
+    path = os.path.abspath(path)
     for watch in list(_WATCHES):
-        watch.change(at, os.path.abspath(path))
+        watch.change(at, path)
+        if event == "open":
+            watch.opened.add(path)
+        elif event == "os.rename":
+            watch.renamed(os.path.abspath(os.fsdecode(arguments[0])), path)
 
 
 _begun: list[Callable[..., None]] = []

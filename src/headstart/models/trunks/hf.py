@@ -70,12 +70,14 @@ def _in_cache(name: str) -> Path:
         ) from error
 
 
-def _refuse_deep(folder: Path, weights: Sequence[Path], told: Mapping[str, Any]) -> None:
+def _refuse_deep(folder: Path, weights: Sequence[Path], told: Any) -> None:
     """Refuse a configuration of more layers than there are tensors: they are made before weights are read."""
     try:
         count = sum(len(cast(Any, file).keys()) for path in weights for file in [safe_open(path, "pt")])
     except (OSError, SafetensorError) as error:
         raise FileError(f"cannot read the weights in {folder}: {error}") from error
+    if not isinstance(told, dict):
+        raise FileError(f"{folder}/config.json holds a {type(told).__name__}; expected an object")
     parts = [told]
     for part in parts:
         parts += [value for value in part.values() if isinstance(value, dict)]
