@@ -276,15 +276,10 @@ def _check_divided(case: _Case, gradient: Meta) -> None:
     if isinstance(case.learner.gradient, Indivisible):
         return
     tasks = case.episodes.query.y.shape[0]
-    parts = [[0], [*range(1, tasks)]]
-    each = [meta_gradient(case.learner, case.meta, take(case.episodes, part))[0] for part in parts]
-    shares = [len(part) / tasks for part in parts]
-    mean = Meta(
-        *(
-            {name: sum(share * one[place][name] for share, one in zip(shares, each)) for name in own}
-            for place, own in enumerate(gradient)
-        )
+    first, others = (
+        meta_gradient(case.learner, case.meta, take(case.episodes, part))[0] for part in ([0], [*range(1, tasks)])
     )
+    mean = Meta(*({n: (one[n] + (tasks - 1) * rest[n]) / tasks for n in one} for one, rest in zip(first, others)))
     claim = "the meta-gradient of all tasks is not the mean of those of parts of them, and does not say so"
     require_close(gradient, mean, "divided", claim)
 
