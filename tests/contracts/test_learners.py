@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart import Checkpointed, maml, meta_gradient, registry, reptile, rules
+from headstart.core.objective import backprop
 from headstart.errors import UsageError
 from headstart.models.soft_forest import soft_forest
 from headstart.schema import options_of
@@ -314,6 +315,16 @@ def test_maml_is_exact_with_checkpoints_a_learned_rule_and_momentum(layer):
         directions=2,
         taskmaps=one.taskmaps,
     )
+
+
+def test_a_meta_gradient_that_is_no_mean_over_tasks_has_to_say_so():
+    def summed(learner, meta, episodes):
+        return meta_gradient(learner._replace(gradient=backprop), meta, episodes, reduction="sum")
+
+    one = zoo()["linear"]
+    learner = maml(one.module, steps=1, taskmap="vmap")._replace(gradient=summed, exact=False)
+    with pytest.raises(ContractError, match="^divided: the meta-gradient of all tasks is not the mean"):
+        check_learner(learner, one.episodes())
 
 
 @pytest.mark.parametrize("serial", [None, 0.5])

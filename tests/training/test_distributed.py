@@ -224,3 +224,23 @@ def test_without_other_processes_nothing_of_torch_distributed_is_asked(monkeypat
         group.wait()
         group.compare(0, [torch.ones(1)])
         assert group.says(3) == 3 and group.alone(lambda: 4) == 4 and group.gathered({}) == [{}]
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"),
+    [
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x"}, 4),
+        ({"LOCAL_WORLD_SIZE": "2"}, 4),
+        ({"LOCAL_WORLD_SIZE": "99"}, 1),
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "3", "TORCHELASTIC_RUN_ID": "x"}, "own"),
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}, "own"),
+        ({}, "own"),
+    ],
+)
+def test_a_process_takes_its_share_of_the_cores_where_nobody_says_more(monkeypatch, given, threads):
+    for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert distributed._threads() == (torch.get_num_threads() if threads == "own" else threads)

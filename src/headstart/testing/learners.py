@@ -16,7 +16,7 @@ from headstart.errors import UsageError
 from headstart.registry import find, load
 from headstart.testing import contract as kit
 from headstart.testing.contract import require, require_close, same_bits, take
-from headstart.types import Adapted, Batch, Episodes, Gaussian, Info, Learner, Meta, Params, Tree
+from headstart.types import Adapted, Batch, Episodes, Gaussian, Indivisible, Info, Learner, Meta, Params, Tree
 
 
 class _Case(NamedTuple):
@@ -80,6 +80,8 @@ def check_learner(
       ``initial``); ``steps=`` overrides their number, and the first steps of many are the steps of few.
     - masks: examples that are masked out do not change the result, even where they are NaN.
     - order, where asked for: the order of the support examples does not matter.
+    - divided: the meta-gradient is the mean of those of parts of the tasks, as several processes take it
+      (`headstart.processes`), unless it says that it is not (`headstart.types.Indivisible`).
     - exact, where ``learner.exact``: `meta_gradient` agrees with central differences of `meta_loss` in θ and in M.
     - task maps agree: what the learner of the first task map says, the others' learners say, to 1e-10.
 
@@ -118,6 +120,8 @@ def check_learner(
         _check_masks(case, plain)
     if order:
         _check_order(case, plain)
+    if plain.gradient is not None:
+        _check_divided(case, plain.gradient)
     if plain.gradient is not None and case.learner.exact:
         _check_exact(case, plain.gradient, directions, tolerance)
     for other, name in zip(learners[1:], taskmaps[1:]):
@@ -266,6 +270,18 @@ def _padded(batch: Batch) -> Batch:
 
     mask = nn.functional.pad(there(batch), (0, 2))
     return Batch(mapped(longer, batch.x), longer(batch.y), mask, batch.seed)
+
+
+def _check_divided(case: _Case, gradient: Meta) -> None:
+    if isinstance(case.learner.gradient, Indivisible):
+        return
+    tasks = case.episodes.query.y.shape[0]
+    first, others = (
+        meta_gradient(case.learner, case.meta, take(case.episodes, part))[0] for part in ([0], [*range(1, tasks)])
+    )
+    mean = Meta(*({n: (one[n] + (tasks - 1) * rest[n]) / tasks for n in one} for one, rest in zip(first, others)))
+    claim = "the meta-gradient of all tasks is not the mean of those of parts of them, and does not say so"
+    require_close(gradient, mean, "divided", claim)
 
 
 def _check_masks(case: _Case, plain: _Plain) -> None:

@@ -366,10 +366,12 @@ def _store(seconds: float) -> Any:
 
 def _threads() -> int:
     """Return how many threads this process is to use: its share of the cores, unless somebody has said how many."""
-    if os.environ.get("OMP_NUM_THREADS", "1") != "1":  # which is what torchrun says, where nobody else does
+    told, local = os.environ.get("OMP_NUM_THREADS", ""), os.environ.get("LOCAL_WORLD_SIZE", "")
+    # where nobody says, torchrun says 1
+    if not local.isdecimal() or (told and not (told == "1" and "TORCHELASTIC_RUN_ID" in os.environ)):
         return torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, cores // int(local))
 
 
 def first_to_tell(error: BaseException) -> bool:
