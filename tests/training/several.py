@@ -226,6 +226,32 @@ def scores(out):
         out.write_text(json.dumps(found))
 
 
+def left_out(out):
+    """Train on tasks of which some have a loss, and one a gradient, that is not finite, and leave them out."""
+    tasks, learner = sinusoid(shots=4, seed=1), headstart.meta_sgd(headstart.mlp(1, 1, hidden=(8,)), loss="mse")
+    whole, odd = learner.gradient, tasks.sample("train", [9]).query.y
+
+    def sample(split, numbers):
+        episodes = tasks.sample(split, numbers)
+        spoilt = torch.tensor([number in (5, 7, 8) for number in numbers])
+        y = torch.where(spoilt[:, None, None], 1e30, episodes.support.y)
+        return episodes._replace(support=episodes.support._replace(y=y))
+
+    def gradient(learner, meta, episodes):
+        found, info = whole(learner, meta, episodes)
+        if bool((episodes.query.y == odd).flatten(1).all(1).any()):
+            found = headstart.core.tree.mapped(lambda leaf: leaf / 0, found)
+        return found, info
+
+    with processes(hung_after=60) as everyone:
+        how = {"steps": 4, "tasks_per_step": 4, "on_nonfinite": "skip"}
+        records = [*loop.fit(learner._replace(gradient=gradient), tasks._replace(sample=sample), **how)]
+        if everyone.first:
+            weights = {name: value.tolist() for name, value in loop.flat(records[-1].state.meta).items()}
+            lost = [[(one.task, one.why) for one in record.left_out] for record in records]
+            out.write_text(json.dumps({"lost": lost, "weights": weights}))
+
+
 def waiting():
     """Wait for the first process longer than for one that hangs; then hear of its errors."""
     with processes(hung_after=1) as everyone:
@@ -321,6 +347,14 @@ def of_scores(folder):
     found, out = {}, folder / "scores.json"
     for size in (1, 3):
         assert together(size, scores, out)["codes"] == [0] * size
+        found[size] = json.loads(out.read_text())
+    return found
+
+
+def of_left_out(folder):
+    found, out = {}, folder / "left_out.json"
+    for size in (1, 2, 3):
+        assert together(size, left_out, out)["codes"] == [0] * size
         found[size] = json.loads(out.read_text())
     return found
 

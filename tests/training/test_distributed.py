@@ -110,6 +110,15 @@ def test_a_process_that_is_killed_or_hangs_ends_all_and_the_run_goes_on_to_the_s
         assert (folder / how / name).read_bytes() == (folder / "undisturbed" / name).read_bytes()
 
 
+@pytest.mark.parametrize("size", ["2", "3"])
+def test_tasks_that_are_not_finite_are_left_out_of_all_processes(found, size):
+    told = found("left_out")[0]
+    assert [[task for task, _ in lost] for lost in told[size]["lost"]] == [[], [5, 7], [8, 9], []]
+    assert told[size]["lost"] == told["1"]["lost"]
+    ours, theirs = ({name: torch.tensor(value) for name, value in told[n]["weights"].items()} for n in (size, "1"))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_an_error_of_one_process_is_told_once_and_ends_all_alike(found):
     told = found("errors")[0]["one"]
     assert told["codes"] == [3, 3] and told["said"] == "error: this task is spoilt\n"
