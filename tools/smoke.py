@@ -24,6 +24,7 @@ from headstart.models.trunks.trunk import features_of, open_trunk
 
 ROOT = Path(__file__).parents[1]
 WORDS = "[PAD] [UNK] [CLS] [SEP] where is my card the money back i want a refund".split()
+_FEW = {"evaluate_tasks": 2, "test_tasks": 3, "threads": 1}
 COLOURS = ["blue", "green", "red"]
 #: An ONNX file that averages each channel, of onnx.helper: images (n, 3, 8, 8) to (n, 3, 1, 1).
 MEANS = (
@@ -215,6 +216,34 @@ def keras(place: Path) -> None:
     assert np.abs(adapted.predict(points, verbose=0) - 2 * points).max() < 0.1
 
 
+def track(place: Path) -> None:
+    """A run whose numbers all three trackers hold."""
+    from mlflow import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from headstart.training.track import TRACKERS
+
+    run = place / "run"
+    headstart.train({"tasks": "sinusoid", "outer": {"steps": 3}, "run": {**_FEW, "track": list(TRACKERS)}}, run)
+    board = EventAccumulator(str(run / "tensorboard"))
+    board.Reload()
+    assert [one.step for one in board.Scalars("loss")] == [1, 2, 3]
+    client = MlflowClient(f"sqlite:///{run / 'mlflow.db'}")
+    told = client.search_runs([client.get_experiment_by_name("headstart").experiment_id])[0]
+    assert [one.step for one in client.get_metric_history(told.info.run_id, "loss")] == [1, 2, 3]
+    assert [*(run / "wandb").glob("offline-run-*/*.wandb")]
+
+
+def slurm(place: Path) -> None:
+    """Runs as jobs, of this machine."""
+    from headstart.training.slurm import slurm as jobs
+    from headstart.training.sweep import sweep
+
+    tree = {"tasks": "sinusoid", "outer": {"steps": 2}, "run": _FEW}
+    found = sweep(tree, ["maml"], place / "sweep", seeds=2, launch=jobs("local", timeout_min=5))
+    assert not found.failed and list(found.settings[0].runs) == [0, 1]
+
+
 def dev(place: Path) -> None:
     """What development needs: each extra in it, and its tools."""
     for extra in (tabular, search, baselines, text, onnx):
@@ -225,7 +254,8 @@ def dev(place: Path) -> None:
 
 
 EXTRAS: dict[str, Callable[[Path], None]] = {
-    each.__name__: each for each in (tabular, sklearn, search, baselines, text, vision, onnx, keras, dev, icons, heic)
+    each.__name__: each
+    for each in (tabular, sklearn, search, baselines, text, vision, onnx, keras, track, slurm, dev, icons, heic)
 }
 
 if __name__ == "__main__":
