@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,33 @@ def test_tasks_that_are_not_finite_are_left_out_of_all_processes(found, size):
     assert told[size]["lost"] == told["1"]["lost"]
     ours, theirs = ({name: torch.tensor(value) for name, value in told[n]["weights"].items()} for n in (size, "1"))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_group_ends_with_its_threads_whatever_is_imported_meanwhile():
+    """A thread that outlives the interpreter aborts the process, one time in a hundred."""
+    program = (
+        "import headstart, pathlib\n"
+        "with headstart.processes():\n"
+        "    import torch.distributed.nn.functional\n"  # as optimisers do
+        "print([name for name in pathlib.Path('/proc/self/task').glob('*/comm') if 'gloo' in name.read_text()])"
+    )
+    if not Path("/proc/self/task").exists():
+        pytest.skip("this system does not tell of threads")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={**os.environ, **where, "RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    said = [one.communicate(timeout=120) for one in both]
+    assert [out for out, _ in said] == ["[]\n"] * 2, said
+    assert [one.returncode for one in both] == [0, 0]
 
 
 def test_an_error_of_one_process_is_told_once_and_ends_all_alike(found):

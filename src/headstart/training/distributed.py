@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from importlib import import_module
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -345,6 +346,9 @@ def _joined(rank: int, size: int, device: torch.device, hung_after: float) -> Gr
     limit = timedelta(seconds=hung_after)
     try:
         _joins.append(len(_joins))
+        # imported later, as by optimisers, it would hold the group in default arguments for good, and the group its
+        # threads, one of which may abort the process where the interpreter ends before it
+        import_module("torch.distributed.nn.functional")
         store = dist.PrefixStore(f"headstart {_joins[-1]}", _store(hung_after))
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     except (RuntimeError, ValueError) as error:
