@@ -164,7 +164,8 @@ class _InParts:
         fits += " (--adjoint checkpointed), else fewer or smaller examples, or a smaller model"
         if found is not None:
             result = sum(value.nbytes for part in meta for value in part.values())
-            size = to_text(1.01 * (at_once * self._needed(meta, episodes) + 2 * result)).replace(" ", "")
+            fewer = max(1, at_once * 9 // 10)  # what is free comes in pieces, of other sizes another time
+            size = to_text(1.01 * (fewer * self._needed(meta, episodes) + 2 * result)).replace(" ", "")
             fits = f"{at_once} at a time fit: take --memory auto, which finds that, or --memory {size}"
             fits += f" (in Python accelerate(learner, memory=...) or chunk={at_once})"
         raise OutOfMemoryError(f"out of memory with {before} task{'s' * (before != 1)} at a time ({told}); {fits}")
