@@ -121,7 +121,7 @@ def test_tasks_that_are_not_finite_are_left_out_of_all_processes(found, size):
 
 
 def test_the_group_ends_with_its_threads_whatever_is_imported_meanwhile():
-    """A thread that outlives the interpreter aborts the process, one time in a hundred."""
+    """A thread that outlives the interpreter may abort the process."""
     program = (
         "import headstart, pathlib\n"
         "with headstart.processes():\n"
