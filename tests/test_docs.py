@@ -70,6 +70,16 @@ def test_links_and_pictures_exist(path):
         assert (path.parent / link).exists(), link
 
 
+def test_every_page_is_found_from_the_readme():
+    found, left = set(), [ROOT / "README.md"]
+    while left:
+        path = left.pop()
+        found.add(path)
+        linked = {(path.parent / link).resolve() for link in re.findall(r"\]\(([\w/.-]+\.md)", path.read_text())}
+        left += linked - found - {*left}
+    assert [path.name for path in DOCS if path not in found] == []
+
+
 def code(text):
     """Return what a document sets as code: its blocks and what stands between backticks."""
     blocks = re.findall(r"```\w*\n(.*?)```", text, re.S)
