@@ -30,6 +30,7 @@ from headstart.core.tree import mapped, tensors_of
 from headstart.errors import HeadstartError, ProcessError, ShapeError, UsageError
 from headstart.training.files import to_safetensors
 from headstart.training.launched import described
+from headstart.training.shared_memory import SharedMemory, meet
 from headstart.training.signals import SIGNALS, Stop
 from headstart.types import Episodes, Indivisible, Info, Learner, Meta, MetaGradient, Params
 
@@ -50,8 +51,10 @@ class Group:
     What is shared is a matter of all: every process calls the same methods in the same order.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, hung_after: float = HUNG_AFTER) -> None:
-        self.rank, self.size, self.hung_after = rank, size, hung_after
+    def __init__(
+        self, rank: int = 0, size: int = 1, hung_after: float = HUNG_AFTER, memory: SharedMemory | None = None
+    ) -> None:
+        self.rank, self.size, self.hung_after, self.memory = rank, size, hung_after, memory
         self.stop = Stop()
 
     @property
@@ -97,6 +100,9 @@ class Group:
         operation = dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM
         with self._explained():
             for tensor in tensors:
+                if self.memory is not None and self.memory.takes(tensor):
+                    self.memory.sum(tensor, largest, self.hung_after)
+                    continue
                 own = tensor.cpu() if tensor.device.type not in ("cpu", "cuda") else tensor
                 dist.all_reduce(own, operation)
                 if own is not tensor:
@@ -327,6 +333,8 @@ def processes(*, device: str | torch.device = "cpu", hung_after: float = HUNG_AF
     finally:
         torch.set_num_threads(threads)
         _groups.pop()
+        if joined.memory is not None:
+            joined.memory.close()
         dist.destroy_process_group()  # others that wait for this one are let go
 
 
@@ -356,7 +364,12 @@ def _joined(rank: int, size: int, device: torch.device, hung_after: float) -> Gr
             f"process {rank} of {size} could not meet the others at MASTER_ADDR={os.environ.get('MASTER_ADDR')},"
             f" MASTER_PORT={os.environ.get('MASTER_PORT')} within {hung_after:g} seconds: {error}"
         ) from error
-    return Group(rank, size, hung_after)
+    alone = Group(rank, size, hung_after)
+    memory = meet(store, rank, size)
+    everyone = int(alone.total(torch.tensor([int(memory is not None)]))) == size
+    if memory is not None and not everyone:
+        memory.close()
+    return alone if not everyone else Group(rank, size, hung_after, memory)
 
 
 def _store(seconds: float) -> Any:
