@@ -29,7 +29,7 @@ from headstart.errors import (
     UnknownNameError,
     UsageError,
 )
-from headstart.training import adapted as module
+from headstart.training import adapted as module, head_start
 from headstart.training.adapted import AdaptedModel, adapt, open_adapted, predict, predictions
 from headstart.training.files import from_safetensors, read_json, to_json, to_safetensors, write_together
 from headstart.training.run import open_run, train
@@ -368,7 +368,7 @@ def test_what_is_not_finite_is_refused(run_of: Run, tmp_path: Path, case: str, m
         predict(_with(model, predict=spoiled), sorted(queries))
     nothing = Adapted(task.adapted.meta, {"w": torch.full((1, 2), torch.nan)}, {}, None)
     learner = task.learner._replace(adapt=lambda meta, support, /, steps=None: (nothing, None))
-    monkeypatch.setattr(module, "_learners", lambda *_: lambda classes: learner)
+    monkeypatch.setattr(head_start, "learners", lambda *_: lambda classes: learner)
     with pytest.raises(DivergenceError, match=r"adapting gives numbers that are not finite \(adapted.0.w\)"):
         adapt(run_of(case), source, tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -16,7 +16,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -25,7 +25,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from headstart.data.encoder import beside, pad_of
+from headstart.data.encoder import pad_of
 from headstart.data.kind import (
     DataKind,
     Failed,
@@ -33,7 +33,6 @@ from headstart.data.kind import (
     NewTask,
     Row,
     find_kind,
-    kind_of_family,
     raised,
     unsound,
 )
@@ -46,10 +45,10 @@ from headstart.errors import (
     UsageError,
     unknown_name,
 )
-from headstart.registry import find, rows
-from headstart.training.build import find_device, make_learner, size_of
-from headstart.training.calibration import Spread, calibrated, near
-from headstart.training.checkpoint import alike, newest, refuse_larger
+from headstart.registry import find
+from headstart.training.build import find_device
+from headstart.training.calibration import Spread
+from headstart.training.checkpoint import alike
 from headstart.training.config import Config, Tree, called, resolve
 from headstart.training.cross_validation import Told, cross_validated, told_text
 from headstart.training.examples import Support, joined, read_examples, write_examples
@@ -65,14 +64,22 @@ from headstart.training.files import (
     write,
     write_together,
 )
+from headstart.training.head_start import (
+    AdaptedTask,
+    HeadStart,
+    alone,
+    learned,
+    learners,
+    of_network,
+    of_one_size,
+    of_run,
+    refuse_ways,
+)
 from headstart.training.loop import start
 from headstart.training.prediction_lines import flattened
-from headstart.training.preparation import PREPARATION, read_preparation
 from headstart.training.report.card import TOGETHER, spread_text
-from headstart.training.report.report import RESULTS
-from headstart.training.run import read_config, read_spread
-from headstart.training.without_run import begin, first_meta, is_network
-from headstart.types import Adapted, Batch, Learner, Meta, Params, Tasks, not_sent
+from headstart.training.without_run import begin, is_network
+from headstart.types import Adapted, Batch, Meta, Params, not_sent
 
 FORMAT = "headstart-adapted-1"
 WEIGHTS, CONFIG = "adapted.safetensors", "config.json"
@@ -82,18 +89,6 @@ _CHUNK = 8192
 #: What there may be of a task: examples, and numbers in them.
 _MOST_EXAMPLES, _MOST_NUMBERS = 10_000_000, 2**29
 _SMALLER = "train with a lower --inner-rate, or fewer --inner-steps"
-
-
-class AdaptedTask(NamedTuple):
-    """A task that was learned."""
-
-    name: str | None
-    labels: tuple[str, ...]
-    counts: tuple[int, ...]
-    """As in `headstart.data.kind.NewTask`."""
-    learner: Learner
-    adapted: Adapted
-    """Of this task alone."""
 
 
 class AdaptedModel(NamedTuple):
@@ -179,98 +174,57 @@ def adapt(
     begun = None if network is None else begin(network, source)
     run, out, where = Path(str(run)), Path(out), find_device(device)
     before = open_adapted(run, device=device) if begun is None and (run / WEIGHTS).exists() else None
-    untrained = before.untrained if before is not None else begun is not None
-    if before is not None:
-        config, kind, preparation, spread = before.config, before.kind, before.preparation, before.spread
-    elif begun is not None:
-        (config, kind, preparation), spread = begun, None
+    known = list[Support]()
+    if begun is not None:
+        by = of_network(begun, where)
+    elif before is not None:
+        by, known = _to_go_on(run, before)
     else:
-        if not (run / CONFIG).exists():
-            raise FileError(
-                f"{run} is neither a run nor a network; give a folder that `headstart train` made, or a network by"
-                " where it comes from, such as hf:FOLDER, timm:NAME or FILE.py:FUNCTION (`headstart list networks`)"
-            )
-        config = read_config(run)
-        kind = kind_of_family(config.tasks.name)
-        preparation, spread = read_preparation(run, kind), read_spread(run)
-    prepared = kind.read(preparation, str(run / PREPARATION))
+        by = of_run(run, where)
+    untrained = before.untrained if before is not None else begun is not None
+    kind, prepared, like = by.kind, by.prepared, by.like(0)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is not empty; choose a new folder")
-    regression, of_run = kind.like(prepared, 0).kind == "regression", before is None and begun is None
-    if spread is None and regression and of_run and not (run / RESULTS).exists():
-        told = f"{run} has no {RESULTS} (it was not tested yet, or that was deleted)"
-        warnings.warn(f"{told}: intervals are not calibrated, and may hold far less than they say", stacklevel=2)
-    learner_of = _learners(config, kind, prepared, where, spread)
-    if of_run:
-        # the run's own tasks are not made: their data may be elsewhere
-        refuse_larger(run, size_of(config, kind.like(prepared, 0)))
-    origin, known = start(learner_of(0)).meta, list[Support]()
-    if before is not None:
-        learned = [NewTask(*task[:3]) for task in before.tasks]
-        origin, known = read_examples(run, learned, origin, partial(kind.like, prepared))
-    pad = pad_of(kind.like(prepared, 0))
+    pad = pad_of(like)
     supports = joined(known, kind.support(prepared, None if source is None else Path(source), strict), pad)
     given = [task for task, _ in supports]
     if (odd := _odd_name(given)) is not None:
         raise DataError(f"{source} has a task or class {odd!r}, whose name is none to print in a line; rename it there")
-    _refuse_ways(config, kind.like(prepared, 0), str(source), given)
+    refuse_ways(by.config, like, str(source), given)
     _check_sizes(kind, prepared, given, str(source))
-    known_meta = None if untrained else origin if before is not None else newest(run, origin).best.meta
     names = before.names if before is not None and names is None else names
-    # as many at once as in training, whose derivatives took more memory
-    together = config.outer.tasks_per_step if config.outer else 16
-
-    def learn(supports: Sequence[Support]) -> tuple[Meta, tuple[AdaptedTask, ...]]:
-        meta = known_meta or first_meta(config, learner_of(0), kind.like(prepared, 0), supports)
-        return meta, _learned(learner_of, meta, supports, where, together, pad)
-
-    meta, every = learn(supports)
+    meta, every = learned(by, supports)
     words = _names(kind, prepared, given) if names or names is None and untrained and kind.names else []
     named = bool(words) and (names or _tell(every, words, where))
     if named:
-        meta, every = learn(joined(supports, words, pad))
+        meta, every = learned(by, joined(supports, words, pad))
         every = tuple(one._replace(counts=task.counts) for one, task in zip(every, given))
 
     def told(place: int) -> Told:
         task, batch = supports[place]
 
-        def learned(others: Batch) -> Callable[[Tensor], Tensor]:
-            _, (one,) = learn(joined([(task, others)], words[place : place + 1] if named else [], pad))
+        def learn(others: Batch) -> Callable[[Tensor], Tensor]:
+            _, (one,) = learned(by, joined([(task, others)], words[place : place + 1] if named else [], pad))
             return lambda x: one.learner.predict(one.adapted, x.to(where))[0].cpu()
 
-        return cross_validated(learned, batch, len(task.labels))
+        return cross_validated(learn, batch, len(task.labels))
 
     scores = tuple(map(told, range(len(supports)))) if untrained and cross_validate else ()
-    model = AdaptedModel(kind, preparation, config, every, where, spread, untrained, names, named, told=scores)
+    model = AdaptedModel(kind, by.preparation, by.config, every, where, by.spread, untrained, names, named, told=scores)
     _save(out, model)
     if keep_examples:
         write_examples(out, meta, supports)
     return model
 
 
-def _learned(
-    learner_of: Callable[[int], Learner],
-    meta: Meta,
-    supports: Sequence[Support],
-    where: torch.device,
-    together: int,
-    pad: int | None,
-) -> tuple[AdaptedTask, ...]:
-    """Return the tasks, those of the same size learned so many ``together``."""
-    given = [task for task, _ in supports]
-    tasks: dict[int, AdaptedTask] = {}
-    for (classes, _), group in _groups(given):
-        for first in range(0, len(group), together):
-            places = group[first : first + together]
-            x, *more = zip(*([part for part in supports[place][1] if part is not None] for place in places))
-            batch = Batch(beside(x, 0, pad).to(where), *(torch.cat(parts).to(where) for parts in more))
-            with torch.no_grad():
-                adapted, _ = learner_of(classes).adapt(meta, batch)
-            tasks |= {
-                place: AdaptedTask(*given[place], learner_of(classes), _alone(adapted, row))
-                for row, place in enumerate(places)
-            }
-    return tuple(tasks[place] for place in range(len(given)))
+def _to_go_on(folder: Path, model: AdaptedModel) -> tuple[HeadStart, list[Support]]:
+    """Return what an adapted model was learned by, and from; a network as it is, is given what is new anew."""
+    prepared = model.kind.read(model.preparation, str(folder / CONFIG))
+    learner_of = learners(model.config, model.kind, prepared, model.device, model.spread)
+    by = HeadStart(model.kind, model.preparation, prepared, model.config, model.device, model.spread, learner_of, None)
+    tasks = [NewTask(*task[:3]) for task in model.tasks]
+    meta, supports = read_examples(folder, tasks, start(learner_of(0)).meta, by.like)
+    return by._replace(meta=None if model.untrained else meta), supports
 
 
 def _names(kind: DataKind, prepared: Any, tasks: Sequence[NewTask]) -> list[Support]:
@@ -294,52 +248,6 @@ def _tell(tasks: Sequence[AdaptedTask], names: Sequence[Support], where: torch.d
     return right >= max(4 * len(tasks), count / 2)
 
 
-def _learners(
-    config: Config, kind: DataKind, prepared: Any, device: torch.device, spread: Spread | None
-) -> Callable[[int], Learner]:
-    if config.option("method.buffers") == "batch":
-        own = config.method
-        config = config._replace(method=own._replace(options={**own.options, "buffers": "task"}))
-
-    def made(classes: int) -> Learner:
-        like = kind.like(prepared, classes)
-        return near(calibrated(make_learner(config, like, device)[0], spread), like)
-
-    return cache(made)
-
-
-def _refuse_ways(config: Config, like: Tasks, source: str, tasks: Sequence[NewTask]) -> None:
-    """Refuse tasks of one class, and of another number than was trained, where the method cannot do that."""
-    if like.kind != "classification":
-        return
-    others = [row.name for row in rows("method") if row.classes == "any" and like.kind in row.targets]
-    for task in tasks:
-        classes, trained = len(task.labels), like.output_size
-        whose = source if task.name is None else f"task {task.name!r} of {source}"
-        if classes == 1:
-            raise DataError(f"{whose} has one class only, {task.labels[0]!r}; there is nothing to tell it from")
-        if classes != trained and config.method.name not in others:
-            raise ConfigError(
-                f"the run was trained with {config.method.name} for {trained} classes, but {whose} has {classes}; give"
-                f" {trained}, or train with --ways {classes}, or with a method that takes any number:"
-                f" {', '.join(others)}"
-            )
-
-
-def _groups(tasks: Sequence[NewTask | AdaptedTask]) -> list[tuple[tuple[int, int], list[int]]]:
-    groups: dict[tuple[int, int], list[int]] = {}
-    for place, task in enumerate(tasks):
-        groups.setdefault((len(task.labels), sum(task.counts)), []).append(place)
-    return list(groups.items())
-
-
-def _alone(adapted: Adapted, row: int) -> Adapted:
-    def own(values: Params) -> Params:
-        return {name: value[row : row + 1] for name, value in values.items()}
-
-    return adapted._replace(params=own(adapted.params), buffers=own(adapted.buffers))
-
-
 def _parts(tasks: Sequence[Adapted], group: int) -> dict[str, Params]:
     """Return the tensors that prediction needs: what all share, and what each task of a group changed."""
     one = tasks[0]
@@ -357,7 +265,7 @@ def _parts(tasks: Sequence[Adapted], group: int) -> dict[str, Params]:
 
 def _save(out: Path, model: AdaptedModel) -> None:
     weights: Params = {}
-    for number, (_, group) in enumerate(_groups(model.tasks)):
+    for number, (_, group) in enumerate(of_one_size(model.tasks)):
         for part, values in _parts([model.tasks[place].adapted for place in group], number).items():
             weights |= {f"{part}.{name}": value for name, value in values.items()}
     bad = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
@@ -407,7 +315,7 @@ def open_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
     config, spread = resolve(options, str(path)), Spread.from_json(described.get("intervals"), str(path))
     found = from_safetensors(contents[WEIGHTS], str(folder / WEIGHTS))
     adapted = _tasks_in(found, str(folder / WEIGHTS), tasks, _shapes(config, kind, prepared, tasks), where)
-    learner_of = _learners(config, kind, prepared, where, spread)
+    learner_of = learners(config, kind, prepared, where, spread)
     adapted = [one._replace(step=learner_of(len(task.labels)).steps or 0) for task, one in zip(tasks, adapted)]
     found = (AdaptedTask(*task, learner_of(len(task.labels)), own) for task, own in zip(tasks, adapted))
     untrained, named = (described.get(name) is True for name in ("untrained", "named"))
@@ -446,7 +354,7 @@ def _shapes(config: Config, kind: DataKind, prepared: Any, tasks: Sequence[NewTa
     """Return θ and M of each task as they would be at the start, without memory for their numbers."""
     blank = torch.device("meta")
     with blank:
-        learner_of = _learners(config, kind, prepared, blank, None)
+        learner_of = learners(config, kind, prepared, blank, None)
         start_of = cache(lambda classes: learner_of(classes).init(None))
         return [start_of(len(task.labels)) for task in tasks]
 
@@ -467,7 +375,7 @@ def _tasks_in(
         if not fits:
             raise FileError(f"{where} does not hold the tensors of its model ({name}); adapt again")
 
-    for number, (_, group) in enumerate(_groups(tasks)):
+    for number, (_, group) in enumerate(of_one_size(tasks)):
         wanted, changed, buffers = (
             like[group[0]],
             parts.pop(f"adapted.{number}", {}),
@@ -485,7 +393,7 @@ def _tasks_in(
             check(alike(structure[name], value), name)
         meta = Meta({name: params[name] if name in params else changed[name][0] for name in wanted.params}, structure)
         every = Adapted(meta, changed, buffers, None)
-        adapted |= {place: _alone(every, row) for row, place in enumerate(group)}
+        adapted |= {place: alone(every, row) for row, place in enumerate(group)}
     for name in parts:
         check(False, name)
     return [adapted[place] for place in range(len(tasks))]

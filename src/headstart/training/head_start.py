@@ -1,0 +1,169 @@
+"""What new tasks are learned by, in memory: what a run has learned across tasks, or a network as it is."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from headstart.data.encoder import beside, pad_of
+from headstart.data.kind import DataKind, NewTask, kind_of_family
+from headstart.errors import ConfigError, DataError, FileError
+from headstart.registry import rows
+from headstart.training.build import make_learner, size_of
+from headstart.training.calibration import Spread, calibrated, near
+from headstart.training.checkpoint import newest, refuse_larger
+from headstart.training.config import Config
+from headstart.training.examples import Support
+from headstart.training.loop import start
+from headstart.training.preparation import PREPARATION, read_preparation
+from headstart.training.report.report import RESULTS
+from headstart.training.run import CONFIG, read_config, read_spread
+from headstart.training.without_run import Begun, first_meta
+from headstart.types import Adapted, Batch, Learner, Meta, Params, Tasks
+
+
+class AdaptedTask(NamedTuple):
+    """A task that was learned."""
+
+    name: str | None
+    labels: tuple[str, ...]
+    counts: tuple[int, ...]
+    """As in `headstart.data.kind.NewTask`."""
+    learner: Learner
+    adapted: Adapted
+    """Of this task alone."""
+
+
+class HeadStart(NamedTuple):
+    """A learner of new tasks, with how their data are read."""
+
+    kind: DataKind
+    preparation: Any
+    """How data are read, as JSON."""
+    prepared: Any
+    """The same, as its kind has it."""
+    config: Config
+    """Of the run."""
+    device: torch.device
+    spread: Spread | None
+    """How wide intervals have to be, by the run's validation tasks."""
+    learner_of: Callable[[int], Learner]
+    """The learner of tasks of so many classes; 0: as those trained on."""
+    meta: Meta | None
+    """θ and M; ``None`` where they are read off the inputs of new tasks."""
+
+    def like(self, classes: int) -> Tasks:
+        """Return tasks of so many classes, which nobody can sample; with 0, as those trained on."""
+        return self.kind.like(self.prepared, classes)
+
+
+def of_run(run: Path, device: torch.device) -> HeadStart:
+    """Return what a run has learned.
+
+    Raises:
+        FileError: no run, or one whose files are not what they should be.
+    """
+    if not (run / CONFIG).exists():
+        raise FileError(
+            f"{run} is neither a run nor a network; give a folder that `headstart train` made, or a network by"
+            " where it comes from, such as hf:FOLDER, timm:NAME or FILE.py:FUNCTION (`headstart list networks`)"
+        )
+    config = read_config(run)
+    kind = kind_of_family(config.tasks.name)
+    preparation, spread = read_preparation(run, kind), read_spread(run)
+    prepared = kind.read(preparation, str(run / PREPARATION))
+    like = kind.like(prepared, 0)
+    if spread is None and like.kind == "regression" and not (run / RESULTS).exists():
+        told = f"{run} has no {RESULTS} (it was not tested yet, or that was deleted)"
+        warnings.warn(f"{told}: intervals are not calibrated, and may hold far less than they say", stacklevel=2)
+    # the run's own tasks are not made: their data may be elsewhere
+    refuse_larger(run, size_of(config, like))
+    learner_of = learners(config, kind, prepared, device, spread)
+    meta = newest(run, start(learner_of(0)).meta).best.meta
+    return HeadStart(kind, preparation, prepared, config, device, spread, learner_of, meta)
+
+
+def of_network(begun: Begun, device: torch.device) -> HeadStart:
+    """Return what a network knows before it is trained."""
+    config, kind, preparation = begun
+    prepared = kind.read(preparation, str(config.option("model.name")))
+    learner_of = learners(config, kind, prepared, device, None)
+    return HeadStart(kind, preparation, prepared, config, device, None, learner_of, None)
+
+
+def learners(
+    config: Config, kind: DataKind, prepared: Any, device: torch.device, spread: Spread | None
+) -> Callable[[int], Learner]:
+    """Return what makes the learner of new tasks of so many classes, each once.
+
+    Where the run normalised by batches (``--buffers batch``), normalisation goes by the support set, so that a
+    prediction does not depend on which others are asked for.
+    """
+    if config.option("method.buffers") == "batch":
+        own = config.method
+        config = config._replace(method=own._replace(options={**own.options, "buffers": "task"}))
+
+    def made(classes: int) -> Learner:
+        like = kind.like(prepared, classes)
+        return near(calibrated(make_learner(config, like, device)[0], spread), like)
+
+    return cache(made)
+
+
+def refuse_ways(config: Config, like: Tasks, source: str, tasks: Sequence[NewTask]) -> None:
+    """Refuse tasks of one class, and of another number than was trained, where the method cannot do that."""
+    if like.kind != "classification":
+        return
+    others = [row.name for row in rows("method") if row.classes == "any" and like.kind in row.targets]
+    for task in tasks:
+        classes, trained = len(task.labels), like.output_size
+        whose = source if task.name is None else f"task {task.name!r} of {source}"
+        if classes == 1:
+            raise DataError(f"{whose} has one class only, {task.labels[0]!r}; there is nothing to tell it from")
+        if classes != trained and config.method.name not in others:
+            raise ConfigError(
+                f"the run was trained with {config.method.name} for {trained} classes, but {whose} has {classes}; give"
+                f" {trained}, or train with --ways {classes}, or with a method that takes any number:"
+                f" {', '.join(others)}"
+            )
+
+
+def learned(by: HeadStart, supports: Sequence[Support]) -> tuple[Meta, tuple[AdaptedTask, ...]]:
+    """Return θ and M, and the tasks that were learned from support sets, those of the same size together."""
+    meta = by.meta or first_meta(by.config, by.learner_of(0), by.like(0), supports)
+    # as many at once as in training, whose derivatives took more memory
+    together = by.config.outer.tasks_per_step if by.config.outer else 16
+    given, pad = [task for task, _ in supports], pad_of(by.like(0))
+    tasks: dict[int, AdaptedTask] = {}
+    for (classes, _), group in of_one_size(given):
+        for first in range(0, len(group), together):
+            places = group[first : first + together]
+            x, *more = zip(*([part for part in supports[place][1] if part is not None] for place in places))
+            batch = Batch(beside(x, 0, pad).to(by.device), *(torch.cat(parts).to(by.device) for parts in more))
+            learner = by.learner_of(classes)
+            with torch.no_grad():
+                adapted, _ = learner.adapt(meta, batch)
+            tasks |= {
+                place: AdaptedTask(*given[place], learner, alone(adapted, row)) for row, place in enumerate(places)
+            }
+    return meta, tuple(tasks[place] for place in range(len(given)))
+
+
+def of_one_size(tasks: Sequence[NewTask | AdaptedTask]) -> list[tuple[tuple[int, int], list[int]]]:
+    """Return the places of the tasks that have as many classes and as many examples, with these numbers."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, task in enumerate(tasks):
+        groups.setdefault((len(task.labels), sum(task.counts)), []).append(place)
+    return list(groups.items())
+
+
+def alone(adapted: Adapted, row: int) -> Adapted:
+    """Return one task of several that were learned together."""
+
+    def own(values: Params) -> Params:
+        return {name: value[row : row + 1] for name, value in values.items()}
+
+    return adapted._replace(params=own(adapted.params), buffers=own(adapted.buffers))
