@@ -535,8 +535,8 @@ class TestImages:
             asked.append(x.shape[1])
             return torch.zeros(1, x.shape[1], 3)
 
-        shape = {"input_shape": [1, 512, 512]}
-        large = _with(model, predict=predict)._replace(preparation={**model.preparation, **shape})
+        prepared = model.by.kind.read({**model.by.preparation, "input_shape": [1, 512, 512]}, "a run")
+        large = _with(model, predict=predict)._replace(by=model.by._replace(prepared=prepared))
         rows = predictions(large, [tmp_path / "support"] * 3)
         assert next(rows)["probability"] == pytest.approx(1 / 3) and asked == [8]
         assert len(list(rows)) == 17 and asked == [8, 8, 2]
@@ -567,7 +567,7 @@ class TestImages:
 class TestTables:
     def test_predictions_are_in_the_targets_own_units(self, run_of: Run, tmp_path: Path) -> None:
         model = adapt(run_of("table maml"), write(tmp_path / "s.csv", changed()), tmp_path / "out")
-        schema = schema_from_json(model.preparation, "the run")
+        schema = schema_from_json(model.by.preparation, "the run")
         inputs = torch.zeros(1, 2, len(schema.inputs))
         for row, (week, food) in enumerate([(4.0, "corn"), (5.0, "rye")]):
             inputs[0, row, 0] = (week - schema.features[0].mean) / schema.features[0].scale
@@ -590,7 +590,7 @@ class TestTables:
         def distribution(adapted: Adapted, x: Tree) -> Gaussian:
             return Gaussian(learner.predict(adapted, x), torch.full((*x.shape[:2], 1), 4.0))
 
-        normal = torch.distributions.Normal(0.0, 2.0 * schema_from_json(model.preparation, "the run").scale)
+        normal = torch.distributions.Normal(0.0, 2.0 * schema_from_json(model.by.preparation, "the run").scale)
         for row in predict(_with(model, distribution=distribution), queries):
             ends = normal.cdf(torch.tensor([row[end] - row["prediction"] for end in ("low", "high")]))
             assert ends.tolist() == pytest.approx([0.05, 0.95], abs=1e-4)

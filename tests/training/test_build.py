@@ -22,6 +22,7 @@ from headstart.training.build import build, find_device, make_learner, make_opti
 from headstart.training.choose import shortlist, train
 from headstart.training.compare import default_methods
 from headstart.training.config import resolve
+from headstart.training.head_start import HeadStart
 from headstart.training.loop import start
 
 
@@ -186,7 +187,8 @@ def test_one_default_method_everywhere(tmp_path: Path, target: str, method: str)
 def test_values_that_hold_functions_say_how_to_get_one_in_another_process():
     config = resolve("sinusoid")
     job = build(config)
-    model = AdaptedModel(find_kind("curves"), None, config, (), job.device)
+    by = HeadStart(find_kind("curves"), None, None, config, job.device, None, lambda classes: job.learner, None)
+    model = AdaptedModel(by, ())
     for value, what in ((job.tasks, "a family of tasks"), (job.learner, "a learner"), (model, "an adapted model")):
         with pytest.raises(TypeError, match=f"{what} holds functions.*send the configuration"):
             pickle.dumps(value)

@@ -100,10 +100,10 @@ def test_the_names_of_classes_are_examples_where_they_tell(place: Path, capsys):
     assert model.named and model.tasks[0].counts == (2, 2, 2, 2) and answers(model) == MEANT
     assert "the name of each class an example more" in (place / "told" / "README.md").read_text()
     assert answers(headstart.open_adapted(place / "told")) == MEANT
-    assert model.kind.names is not None
-    how = model.kind.read(model.preparation, "the model")
+    assert model.by.kind.names is not None
+    how = model.by.kind.read(model.by.preparation, "the model")
     said, meant = (
-        model.kind.names(how, names)
+        model.by.kind.names(how, names)
         for names in (list(NAMED), ["card arrival", "exchange rate", "forgotten pin", "loan"])
     )
     assert said.equal(meant), "names are read as they are said"
@@ -186,7 +186,7 @@ def test_columns_that_are_named_must_be_there(place):
     with pytest.raises(DataError, match="no column 'lable'"):
         adapt(tree, place / "old.csv", place / "out")
     model = adapt({**tree, "tasks": {"label": "label"}}, place / "old.csv", place / "out")
-    assert model.preparation["text"] == "text" and model.tasks[0].labels == ("animal", "verb")
+    assert model.by.preparation["text"] == "text" and model.tasks[0].labels == ("animal", "verb")
 
 
 def test_each_task_of_a_column_is_learned(place):

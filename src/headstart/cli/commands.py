@@ -577,16 +577,16 @@ def adapt(*words: Raw) -> int:
         tasks = [{"name": task.name, "labels": list(task.labels), "counts": list(task.counts)} for task in model.tasks]
         for task, told in zip(tasks, model.told):
             task |= {"judged": list(told.judged), "right": list(told.right)}
-        print_json({"out": str(given["out"]), "kind": model.kind.name, "named": model.named, "tasks": tasks})
+        print_json({"out": str(given["out"]), "kind": model.by.kind.name, "named": model.named, "tasks": tasks})
         return 0
     count, labels = len(model.tasks), {task.labels for task in model.tasks}
     names = labels.pop() if len(labels) == 1 else ()
     of = f" of {len(names)} classes ({', '.join(names)})" if names else ""
     total = sum(sum(task.counts) for task in model.tasks)
     more = ", and the names of the classes" if model.named else ""
-    print(f"learned {count} task{'s' * (count != 1)}{of} from {total} {model.kind.examples}{more}: {given['out']}")
+    print(f"learned {count} task{'s' * (count != 1)}{of} from {total} {model.by.kind.examples}{more}: {given['out']}")
     if model.told:
-        print(told_text(model.told, model.kind.examples))
+        print(told_text(model.told, model.by.kind.examples))
     return 0
 
 

@@ -68,6 +68,7 @@ from headstart.training.head_start import (
     AdaptedTask,
     HeadStart,
     alone,
+    answered,
     learned,
     learners,
     of_network,
@@ -94,15 +95,9 @@ _SMALLER = "train with a lower --inner-rate, or fewer --inner-steps"
 class AdaptedModel(NamedTuple):
     """What an adapted folder holds."""
 
-    kind: DataKind
-    preparation: Any
-    """How data are read, as JSON."""
-    config: Config
-    """Of the run."""
+    by: HeadStart
+    """What the tasks were learned by; its ``meta`` is what adapting started from, where that is at hand."""
     tasks: tuple[AdaptedTask, ...]
-    device: torch.device
-    spread: Spread | None = None
-    """How wide intervals have to be, by the run's validation tasks."""
     untrained: bool = False
     """Whether there was no run, but a network as it is."""
     names: bool | None = None
@@ -210,7 +205,7 @@ def adapt(
         return cross_validated(learn, batch, len(task.labels))
 
     scores = tuple(map(told, range(len(supports)))) if untrained and cross_validate else ()
-    model = AdaptedModel(kind, by.preparation, by.config, every, where, by.spread, untrained, names, named, told=scores)
+    model = AdaptedModel(by, every, untrained, names, named, told=scores)
     _save(out, model)
     if keep_examples:
         write_examples(out, meta, supports)
@@ -219,12 +214,9 @@ def adapt(
 
 def _to_go_on(folder: Path, model: AdaptedModel) -> tuple[HeadStart, list[Support]]:
     """Return what an adapted model was learned by, and from; a network as it is, is given what is new anew."""
-    prepared = model.kind.read(model.preparation, str(folder / CONFIG))
-    learner_of = learners(model.config, model.kind, prepared, model.device, model.spread)
-    by = HeadStart(model.kind, model.preparation, prepared, model.config, model.device, model.spread, learner_of, None)
     tasks = [NewTask(*task[:3]) for task in model.tasks]
-    meta, supports = read_examples(folder, tasks, start(learner_of(0)).meta, by.like)
-    return by._replace(meta=None if model.untrained else meta), supports
+    meta, supports = read_examples(folder, tasks, start(model.by.learner_of(0)).meta, model.by.like)
+    return model.by._replace(meta=None if model.untrained else meta), supports
 
 
 def _names(kind: DataKind, prepared: Any, tasks: Sequence[NewTask]) -> list[Support]:
@@ -273,10 +265,10 @@ def _save(out: Path, model: AdaptedModel) -> None:
         raise DivergenceError(f"adapting gives numbers that are not finite ({bad[0]}); {_SMALLER}")
     described = {
         "format": FORMAT,
-        "kind": model.kind.name,
-        "config": model.config.tree(),
-        "preparation": model.preparation,
-        "intervals": model.spread and model.spread._asdict(),
+        "kind": model.by.kind.name,
+        "config": model.by.config.tree(),
+        "preparation": model.by.preparation,
+        "intervals": model.by.spread and model.by.spread._asdict(),
         "untrained": model.untrained,
         "names": model.names,
         "named": model.named,
@@ -323,7 +315,8 @@ def open_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
     if not isinstance(names, bool | None):
         raise FileError(f"{path} does not describe an adapted model: names is {names!r}")
     every, preparation = tuple(found), described["preparation"]
-    return AdaptedModel(kind, preparation, config, every, where, spread, untrained, names, named, read=True)
+    by = HeadStart(kind, preparation, prepared, config, where, spread, learner_of, None)
+    return AdaptedModel(by, every, untrained, names, named, read=True)
 
 
 def _check_sizes(kind: DataKind, prepared: Any, tasks: Sequence[NewTask], where: str) -> None:
@@ -442,32 +435,31 @@ def predictions(
     if task is not None and task not in names:
         raise unknown_name("task", task, names)
     alone = learned[task] if task is not None else model.tasks[0] if len(learned) == 1 else None
-    prepared = model.kind.read(model.preparation, "the adapted model")
+    kind, prepared = model.by.kind, model.by.prepared
     one = isinstance(sources, str | Path) or hasattr(sources, "ndim") or not isinstance(sources, Iterable)
     given: list[Any] = [sources] if one else list(cast(Iterable[Any], sources))
-    named = [
-        str(one) for one in given if isinstance(one, Path) or isinstance(one, str) and not model.kind.is_value(one)
-    ]
+    named = [str(one) for one in given if isinstance(one, Path) or isinstance(one, str) and not kind.is_value(one)]
     if 0 < len(named) < len(given):
         raise UsageError("expected files, folders or globs, or else examples as values; got some of both")
-    if given and not named and model.kind.values is None:
-        raise UsageError(f"expected files, folders or globs of {model.kind.examples}; got a {type(given[-1]).__name__}")
+    if given and not named and kind.values is None:
+        raise UsageError(f"expected files, folders or globs of {kind.examples}; got a {type(given[-1]).__name__}")
     labels = {} if alone else {one.name: one.labels for one in model.tasks if one.name is not None}
-    of_values = model.kind.values if given and not named else None
-    found = of_values(prepared, given) if of_values else model.kind.inputs(prepared, named, labels, failed)
+    of_values = kind.values if given and not named else None
+    found = of_values(prepared, given) if of_values else kind.inputs(prepared, named, labels, failed)
     with explained("use"):
         for inputs in found:
             answers: dict[int, Row] = {}
             for one, places in _by_task(inputs, learned, alone, failed):
-                if find("method", model.config.method.name).transductive and len(places) < len(one.labels):
+                method = model.by.config.method.name
+                if find("method", method).transductive and len(places) < len(one.labels):
                     warnings.warn(
-                        f"{model.config.method.name} reads what is asked together, and here come {len(places)} examples"
+                        f"{method} reads what is asked together, and here come {len(places)} examples"
                         f" for {len(one.labels)} classes, too few to tell how they lie; ask for many at once",
                         stacklevel=2,
                     )
                 for first in range(0, len(places), _CHUNK):
                     some = places[first : first + _CHUNK]
-                    answers |= zip(some, _answers(model, prepared, one, inputs, some))
+                    answers |= zip(some, _answers(model, one, inputs, some))
             for place, row in enumerate(inputs.rows):
                 if place not in answers:
                     continue
@@ -518,8 +510,8 @@ def _by_task(
     return [(learned[own], found) for own, found in places.items()]
 
 
-def _answers(model: AdaptedModel, prepared: Any, task: AdaptedTask, inputs: Inputs, places: Sequence[int]) -> list[Row]:
-    x, deviations = inputs.x[list(places)].unsqueeze(0).to(model.device), None
+def _answers(model: AdaptedModel, task: AdaptedTask, inputs: Inputs, places: Sequence[int]) -> list[Row]:
+    x, deviations = inputs.x[list(places)].unsqueeze(0).to(model.by.device), None
     try:
         with torch.no_grad():
             outputs = task.learner.predict(task.adapted, x)[0].cpu().double()
@@ -536,11 +528,11 @@ def _answers(model: AdaptedModel, prepared: Any, task: AdaptedTask, inputs: Inpu
     if bad.any():
         where = inputs.where(places[int(bad.int().argmax())])
         raise DivergenceError(f"{where}: the prediction is not finite; {_SMALLER}")
-    return model.kind.answers(prepared, task.labels, outputs, deviations)
+    return answered(model.by, task.labels, outputs, deviations)
 
 
 def _card(model: AdaptedModel) -> str:
-    config, kind, tasks = model.config, model.kind, model.tasks
+    config, kind, tasks = model.by.config, model.by.kind, model.tasks
     total = sum(sum(task.counts) for task in tasks)
     inner = config.option("method.steps")
     steps = "" if inner is None else f" ({inner} inner step{'s' * (inner != 1)})"
@@ -561,10 +553,10 @@ def _card(model: AdaptedModel) -> str:
     source = config.option("tasks.encoder") or config.option("model.name")
     before = f"on {source} as it is" if model.untrained else f"from weights meta-learned on {called(config)}"
     before += ", the name of each class an example more" if model.named else ""
-    told = "the model's own, not calibrated" if model.spread is None else spread_text(model.spread)
+    told = "the model's own, not calibrated" if model.by.spread is None else spread_text(model.by.spread)
     return f"""# {what} learned from {total} {kind.examples}
 
-Predicts {kind.predicts(kind.read(model.preparation, "the run"))}. Learned by {config.method.name}{steps},
+Predicts {kind.predicts(model.by.prepared)}. Learned by {config.method.name}{steps},
 {before}; made with headstart.{together}{score}
 
 {table}

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from headstart.data.encoder import beside, pad_of
-from headstart.data.kind import DataKind, NewTask, kind_of_family
+from headstart.data.kind import DataKind, NewTask, Row, kind_of_family
 from headstart.errors import ConfigError, DataError, FileError
 from headstart.registry import rows
 from headstart.training.build import make_learner, size_of
@@ -150,6 +151,11 @@ def learned(by: HeadStart, supports: Sequence[Support]) -> tuple[Meta, tuple[Ada
                 place: AdaptedTask(*given[place], learner, alone(adapted, row)) for row, place in enumerate(places)
             }
     return meta, tuple(tasks[place] for place in range(len(given)))
+
+
+def answered(by: HeadStart, labels: Sequence[str], outputs: Tensor, deviations: Tensor | None) -> list[Row]:
+    """Return the answers that outputs of a task ``(n, outputs)`` say, and their standard deviations where there are."""
+    return by.kind.answers(by.prepared, labels, outputs, deviations)
 
 
 def of_one_size(tasks: Sequence[NewTask | AdaptedTask]) -> list[tuple[tuple[int, int], list[int]]]:

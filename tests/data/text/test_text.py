@@ -196,7 +196,7 @@ def test_a_long_text_is_read_in_part_with_a_warning(learned):
 
 
 def test_one_class_or_no_labels_teach_nothing(learned, tmp_path):
-    prepared = TEXTS.read(open_adapted(learned / "adapted").preparation, "here")
+    prepared = TEXTS.read(open_adapted(learned / "adapted").by.preparation, "here")
     (tmp_path / "a.csv").write_text("text,label\none text,a\ntwo texts,a\n")
     with pytest.raises(DataError, match="one class only, 'a'"):
         adapt(learned / "run", tmp_path / "a.csv", tmp_path / "out")
