@@ -46,7 +46,7 @@ CASES = {
             "outer": {"tasks_per_step": 4},
         },
         50,
-        8,
+        24,
     ),
 }
 

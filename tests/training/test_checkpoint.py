@@ -219,6 +219,12 @@ def test_a_link_to_checkpoints_is_refused(learner, tmp_path):
         find(tmp_path / "b", learner.init(None))
 
 
+def test_checkpoints_of_an_older_headstart_are_no_fresh_start(learner, tmp_path):
+    (tmp_path / "checkpoints" / "step-000000100").mkdir(parents=True)
+    with pytest.raises(FileError, match="checkpoints of an older headstart"):
+        find(tmp_path, learner.init(None))
+
+
 def test_weights_of_another_model_are_refused(learner, tmp_path):
     _run(learner, tmp_path, (1,))
     wider = headstart.meta_sgd(headstart.mlp(1, 1, hidden=(5,)), loss="mse", taskmap="vmap")

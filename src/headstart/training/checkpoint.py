@@ -36,6 +36,7 @@ from headstart.types import Meta, Params
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{9,12})\.safetensors")
+_FOLDER_OF_BEFORE = re.compile(r"step-\d{9,12}")
 
 
 class Keep(NamedTuple):
@@ -291,7 +292,10 @@ def listed(run: Path) -> list[tuple[int, Path]]:
         if not os.path.lexists(holder):
             return []
         raise FileError(f"{holder} is not a folder (or is a link to one); expected the run's checkpoints")
-    matches = [(_NAME.fullmatch(name), name) for name in os.listdir(holder)]
+    names = os.listdir(holder)
+    matches = [(_NAME.fullmatch(name), name) for name in names]
+    if any(_FOLDER_OF_BEFORE.fullmatch(name) for name in names):
+        raise FileError(f"{holder} holds checkpoints of an older headstart; go on with that, or choose another --out")
     return sorted(((int(match[1]), holder / name) for match, name in matches if match), reverse=True)
 
 
