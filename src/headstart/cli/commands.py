@@ -634,6 +634,7 @@ def predict(
     /,
     *,
     task: str | None = None,
+    reject: float | None = None,
     out: Path | None = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -645,6 +646,8 @@ def predict(
         inputs: Images, or CSV or Parquet files with rows or texts; folders of them; globs; or texts in quotes.
         task: Which of the learned tasks to predict by. Default: the one that a row's task column names, or a folder
             around an image.
+        reject: Call `none` what looks like none of the classes, such that of examples of the classes no more than this
+            share is called so, such as 0.05. Default: every example gets a label.
         out: A .csv file to write, or a .jsonl file of one JSON object a line. Default: print CSV.
         as_json: Print the result as JSON.
     """
@@ -658,7 +661,7 @@ def predict(
 
     def counted() -> Iterator[dict[str, Any]]:
         nonlocal count
-        for row in predictions(opened, inputs, task=task, failed=failed.append):
+        for row in predictions(opened, inputs, task=task, reject=reject, failed=failed.append):
             if as_json:
                 print_item(row, first=not count)
             count += 1

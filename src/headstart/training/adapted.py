@@ -74,11 +74,13 @@ from headstart.training.head_start import (
     of_network,
     of_one_size,
     of_run,
+    refuse_rejecting,
     refuse_ways,
 )
 from headstart.training.loop import start
 from headstart.training.prediction_lines import flattened
 from headstart.training.report.card import TOGETHER, spread_text
+from headstart.training.trust import Trust
 from headstart.training.without_run import begin, is_network
 from headstart.types import Adapted, Batch, Meta, Params, not_sent
 
@@ -269,6 +271,7 @@ def _save(out: Path, model: AdaptedModel) -> None:
         "config": model.by.config.tree(),
         "preparation": model.by.preparation,
         "intervals": model.by.spread and model.by.spread._asdict(),
+        "trust": model.by.trust and model.by.trust.to_json(),
         "untrained": model.untrained,
         "names": model.names,
         "named": model.named,
@@ -305,6 +308,7 @@ def open_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
         raise FileError(f"{path} does not describe an adapted model: {error}") from error
     _check_sizes(kind, prepared, tasks, str(path))
     config, spread = resolve(options, str(path)), Spread.from_json(described.get("intervals"), str(path))
+    trust = Trust.from_json(described.get("trust"), str(path))
     found = from_safetensors(contents[WEIGHTS], str(folder / WEIGHTS))
     adapted = _tasks_in(found, str(folder / WEIGHTS), tasks, _shapes(config, kind, prepared, tasks), where)
     learner_of = learners(config, kind, prepared, where, spread)
@@ -315,7 +319,7 @@ def open_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
     if not isinstance(names, bool | None):
         raise FileError(f"{path} does not describe an adapted model: names is {names!r}")
     every, preparation = tuple(found), described["preparation"]
-    by = HeadStart(kind, preparation, prepared, config, where, spread, learner_of, None)
+    by = HeadStart(kind, preparation, prepared, config, where, spread, learner_of, None, trust)
     return AdaptedModel(by, every, untrained, names, named, read=True)
 
 
@@ -393,10 +397,14 @@ def _tasks_in(
 
 
 def predict(
-    model: AdaptedModel, sources: str | Path | Iterable[str | Path] | Any, *, task: str | None = None
+    model: AdaptedModel,
+    sources: str | Path | Iterable[str | Path] | Any,
+    *,
+    task: str | None = None,
+    reject: float | None = None,
 ) -> list[dict[str, Any]]:
     """Predict what files, folders of files and globs hold: all of `predictions` at once."""
-    return list(predictions(model, sources, task=task))
+    return list(predictions(model, sources, task=task, reject=reject))
 
 
 def predictions(
@@ -404,6 +412,7 @@ def predictions(
     sources: str | Path | Iterable[str | Path] | Any,
     *,
     task: str | None = None,
+    reject: float | None = None,
     failed: Failed = raised,
 ) -> Iterator[dict[str, Any]]:
     """Predict what files, folders of files and globs hold, as it is read: however many images, memory does not grow.
@@ -415,21 +424,28 @@ def predictions(
             which are those strings that no file is called, and that do not end as files of texts do.
         task: by which of the model's tasks to predict. By default each example's own: a row's is in the task column,
             an image's is the folder around it that is called as a task.
+        reject: which share of examples of the classes may be turned away, at most, so that of those that are of no
+            class many are: their ``prediction`` is ``None``. By default none is.
         failed: told of what cannot be read, or is of a task that was not learned, so that all else is predicted; by
             default it is raised.
 
     Yields:
         A dict for each example, in order: the file's own columns (numbers where all of a column are; as text they are
         as they were written), or the ``image``; the ``prediction``; in classification its ``probability``, and the
-        ``probabilities`` of all labels; of numbers ``low`` and ``high``, between which 90 % of observations are to
-        lie, by the run's validation tasks.
+        ``probabilities`` of all labels, the ``set`` of labels that is to hold the right one for 90 % of examples, and
+        ``unknown`` in [0, 1], how surely it is of none of the classes (the last two where the run's validation tasks
+        tell); of numbers ``low`` and ``high``, between which 90 % of observations are to lie, by the run's validation
+        tasks.
 
     Raises:
+        ConfigError: ``reject`` where nothing is known of other classes.
         DataError: data that do not fit the run's, that cannot be read, or that are of a task that was not learned.
         DivergenceError: predictions that are not finite.
         FileError: no such file.
         UnknownNameError: a ``task`` that was not learned.
     """
+    if reject is not None:
+        refuse_rejecting(model.by, reject)
     learned = {one.name: one for one in model.tasks}
     names = [name for name in learned if name is not None]
     if task is not None and task not in names:
@@ -459,7 +475,7 @@ def predictions(
                     )
                 for first in range(0, len(places), _CHUNK):
                     some = places[first : first + _CHUNK]
-                    answers |= zip(some, _answers(model, one, inputs, some))
+                    answers |= zip(some, _answers(model, one, inputs, some, reject))
             for place, row in enumerate(inputs.rows):
                 if place not in answers:
                     continue
@@ -510,7 +526,9 @@ def _by_task(
     return [(learned[own], found) for own, found in places.items()]
 
 
-def _answers(model: AdaptedModel, task: AdaptedTask, inputs: Inputs, places: Sequence[int]) -> list[Row]:
+def _answers(
+    model: AdaptedModel, task: AdaptedTask, inputs: Inputs, places: Sequence[int], reject: float | None
+) -> list[Row]:
     x, deviations = inputs.x[list(places)].unsqueeze(0).to(model.by.device), None
     try:
         with torch.no_grad():
@@ -528,7 +546,7 @@ def _answers(model: AdaptedModel, task: AdaptedTask, inputs: Inputs, places: Seq
     if bad.any():
         where = inputs.where(places[int(bad.int().argmax())])
         raise DivergenceError(f"{where}: the prediction is not finite; {_SMALLER}")
-    return answered(model.by, task.labels, outputs, deviations)
+    return answered(model.by, task, outputs, deviations, reject)
 
 
 def _card(model: AdaptedModel) -> str:

@@ -13,7 +13,7 @@ from headstart.data.encoder import beside, pad_of
 from headstart.data.kind import DataKind, NewTask, Row, kind_of_family
 from headstart.errors import ConfigError, DataError, FileError
 from headstart.registry import rows
-from headstart.training.build import make_learner, size_of
+from headstart.training.build import for_new_tasks, make_learner, size_of
 from headstart.training.calibration import Spread, calibrated, near
 from headstart.training.checkpoint import newest, refuse_larger
 from headstart.training.config import Config
@@ -21,7 +21,8 @@ from headstart.training.examples import Support
 from headstart.training.loop import start
 from headstart.training.preparation import PREPARATION, read_preparation
 from headstart.training.report.report import RESULTS
-from headstart.training.run import CONFIG, read_config, read_spread
+from headstart.training.run import CONFIG, read_config, read_spread, read_trust
+from headstart.training.trust import Trust, label_sets, probabilities, unknown_of
 from headstart.training.without_run import Begun, first_meta
 from headstart.types import Adapted, Batch, Learner, Meta, Params, Tasks
 
@@ -55,6 +56,8 @@ class HeadStart(NamedTuple):
     """The learner of tasks of so many classes; 0: as those trained on."""
     meta: Meta | None
     """θ and M; ``None`` where they are read off the inputs of new tasks."""
+    trust: Trust | None = None
+    """How far answers can be believed, by the run's validation tasks; ``None`` where it has none of classes."""
 
     def like(self, classes: int) -> Tasks:
         """Return tasks of so many classes, which nobody can sample; with 0, as those trained on."""
@@ -74,17 +77,20 @@ def of_run(run: Path, device: torch.device) -> HeadStart:
         )
     config = read_config(run)
     kind = kind_of_family(config.tasks.name)
-    preparation, spread = read_preparation(run, kind), read_spread(run)
+    preparation, spread, trust = read_preparation(run, kind), read_spread(run), read_trust(run)
     prepared = kind.read(preparation, str(run / PREPARATION))
     like = kind.like(prepared, 0)
-    if spread is None and like.kind == "regression" and not (run / RESULTS).exists():
+    if not (run / RESULTS).exists():
         told = f"{run} has no {RESULTS} (it was not tested yet, or that was deleted)"
-        warnings.warn(f"{told}: intervals are not calibrated, and may hold far less than they say", stacklevel=2)
+        what = "intervals are not calibrated, and may hold far less than they say"
+        if like.kind == "classification":
+            what = "probabilities are not calibrated, and nothing tells examples of other classes"
+        warnings.warn(f"{told}: {what}", stacklevel=2)
     # the run's own tasks are not made: their data may be elsewhere
     refuse_larger(run, size_of(config, like))
     learner_of = learners(config, kind, prepared, device, spread)
     meta = newest(run, start(learner_of(0)).meta).best.meta
-    return HeadStart(kind, preparation, prepared, config, device, spread, learner_of, meta)
+    return HeadStart(kind, preparation, prepared, config, device, spread, learner_of, meta, trust)
 
 
 def of_network(begun: Begun, device: torch.device) -> HeadStart:
@@ -98,14 +104,8 @@ def of_network(begun: Begun, device: torch.device) -> HeadStart:
 def learners(
     config: Config, kind: DataKind, prepared: Any, device: torch.device, spread: Spread | None
 ) -> Callable[[int], Learner]:
-    """Return what makes the learner of new tasks of so many classes, each once.
-
-    Where the run normalised by batches (``--buffers batch``), normalisation goes by the support set, so that a
-    prediction does not depend on which others are asked for.
-    """
-    if config.option("method.buffers") == "batch":
-        own = config.method
-        config = config._replace(method=own._replace(options={**own.options, "buffers": "task"}))
+    """Return what makes the learner of new tasks of so many classes, each once."""
+    config = for_new_tasks(config)
 
     def made(classes: int) -> Learner:
         like = kind.like(prepared, classes)
@@ -153,9 +153,55 @@ def learned(by: HeadStart, supports: Sequence[Support]) -> tuple[Meta, tuple[Ada
     return meta, tuple(tasks[place] for place in range(len(given)))
 
 
-def answered(by: HeadStart, labels: Sequence[str], outputs: Tensor, deviations: Tensor | None) -> list[Row]:
-    """Return the answers that outputs of a task ``(n, outputs)`` say, and their standard deviations where there are."""
-    return by.kind.answers(by.prepared, labels, outputs, deviations)
+def answered(
+    by: HeadStart, task: AdaptedTask, outputs: Tensor, deviations: Tensor | None, reject: float | None = None
+) -> list[Row]:
+    """Return the answers that outputs of a task ``(n, outputs)`` say, and their standard deviations where there are.
+
+    Where the run's validation tasks say how far they can be believed (`headstart.training.trust`), probabilities are
+    calibrated, ``set`` has the labels that hold the right one of 90 % of examples, and ``unknown``, in [0, 1], tells
+    how surely an example is of none of the classes.
+
+    Args:
+        by, task: what the task was learned by, and the task.
+        outputs, deviations: as `Learner.predict` and `Learner.distribution` have them, of one task, on the CPU.
+        reject: which share of examples of the classes may be turned away, at most: of what is less like them, the
+            ``prediction`` is ``None``.
+
+    Raises:
+        ConfigError: ``reject`` where nothing is known of other classes, or that is no share.
+    """
+    trust = by.trust if task.labels else None
+    if reject is not None:
+        refuse_rejecting(by, reject)
+    if trust is None:
+        return by.kind.answers(by.prepared, task.labels, outputs, deviations)
+    shots = max(sum(task.counts) / len(task.labels), 1.0)
+    chances = probabilities(trust, outputs, shots)
+    rows = by.kind.answers(by.prepared, task.labels, chances.log(), deviations)
+    for row, kept in zip(rows, label_sets(trust, chances).tolist()):
+        row["set"] = [label for label, there in zip(task.labels, kept) if there]
+    if trust.unknown is not None:
+        for row, unknown in zip(rows, unknown_of(trust, outputs, shots).tolist()):
+            row["unknown"] = unknown
+            if reject is not None and 1 - unknown <= reject:
+                row["prediction"] = None
+    return rows
+
+
+def refuse_rejecting(by: HeadStart, share: float) -> None:
+    """Refuse to turn examples away where nothing tells those of other classes, or a share that is none.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"--reject is a share between 0 and 1, such as 0.05, got {share:g}")
+    if by.trust is None or by.trust.unknown is None:
+        raise ConfigError(
+            "nothing tells examples of other classes here, so none can be turned away (--reject): that is learned from"
+            " validation tasks of classes with names, more of them than a task has, when a run ends and is tested"
+        )
 
 
 def of_one_size(tasks: Sequence[NewTask | AdaptedTask]) -> list[tuple[tuple[int, int], list[int]]]:

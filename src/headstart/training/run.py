@@ -7,7 +7,7 @@
       preparation.json  how raw data become numbers, so that a new task can be read
       metrics.jsonl     one line an outer step        results.csv   one row a look at the validation tasks
       results.json      the score on the test tasks   test.csv      the same, one row a task
-      results.png  episode.png  README.md             pictures, and a short model card
+      results.png  episode.png  reliability.png  README.md   pictures, and a short model card
       structure.json  structure.csv  structure.png    what was learned about the model, and how far its layers move
       best.safetensors  last.safetensors              θ and M: best validation score, and last step
       checkpoints/      what the run goes on from (`headstart.training.checkpoint`)
@@ -50,6 +50,8 @@ from headstart.training.progress import View
 from headstart.training.report.report import CHOICE, RESULTS, by_task, report, score_to_json, shown
 from headstart.training.signals import Stop, only_writer, stop_signals
 from headstart.training.track import tracking
+from headstart.training.trials import trials
+from headstart.training.trust import Trust, fitted, measured
 from headstart.types import Learner, Meta, Params
 
 CONFIG = "config.json"
@@ -415,6 +417,8 @@ def _test(job: Job, run: Path, state: State, best: Best, stays: _Stays, stop: St
     results |= {"intervals": spread and spread._asdict()}
 
     def told() -> None:
+        # where others wait, nothing but an error ends it early
+        results.update(_trusted(job, best.meta, leave_if_asked if everyone.size == 1 else lambda done: None))
         if left_out := [one["task"] for line in read_lines(run) for one in line.get("left_out", ())]:
             view.note(f"left out, as their loss or meta-gradient was not finite: training tasks {named(left_out)}")
             results["left_out"] = {"count": len(left_out), "tasks": left_out[:_NAMED]}
@@ -422,8 +426,23 @@ def _test(job: Job, run: Path, state: State, best: Best, stays: _Stays, stop: St
         write(run / "results.json", to_json(results))
         report(run, job, best.meta)
 
-    everyone.alone(told)
+    try:
+        everyone.alone(told)
+    except _Stopped:
+        return None
     return score
+
+
+def _trusted(job: Job, meta: Meta, on_batch: Callable[[int], None]) -> dict[str, Any]:
+    """Return how far answers can be believed, by validation tasks, and how far that holds on test tasks, as JSON."""
+    if job.tasks.kind != "classification":
+        return {}
+    given: dict[str, Any] = {"episodes": job.config.run.evaluate_tasks, "on_batch": on_batch}
+    trust = fitted(trials(job, meta, "validation", **given))
+    seen = [] if trust is None else trials(job, meta, "test", own=True, **given)
+    if trust is None or not seen:
+        return {}
+    return {"trust": trust.to_json(), "trusted": measured(trust, seen[0]).to_json()}
 
 
 def test(
@@ -466,6 +485,13 @@ def read_spread(run: Path) -> Spread | None:
     path = run / RESULTS
     results = read_json(path) if path.exists() else {}
     return Spread.from_json(results.get("intervals") if isinstance(results, dict) else results, str(path))
+
+
+def read_trust(run: Path) -> Trust | None:
+    """Return how far a run's answers can be believed; ``None`` where it has not come to say so."""
+    path = run / RESULTS
+    results = read_json(path) if path.exists() else {}
+    return Trust.from_json(results.get("trust") if isinstance(results, dict) else results, str(path))
 
 
 def read_config(run: Path) -> Config:
