@@ -759,4 +759,5 @@ class TestCommands:
         assert command(["predict", out, *queries]) == 0
         rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
         assert [row["image"] for row in rows] == queries
-        assert list(rows[0])[1:] == ["prediction", "probability", *(f"probability of {label}" for label in labels)]
+        told = ["prediction", "probability", "set", "unknown", *(f"probability of {label}" for label in labels)]
+        assert list(rows[0])[1:] == told

@@ -567,7 +567,7 @@ def adapt(*words: Raw) -> int:
     called = call(_adapt, words, None if schema is None else [schema], "" if schema else more)
     if called is None:
         return 0
-    from headstart.training.adapted import adapt
+    from headstart.training.adapted import adapt, more_text
     from headstart.training.cross_validation import told_text
 
     given = dict(called.own)
@@ -577,7 +577,15 @@ def adapt(*words: Raw) -> int:
         tasks = [{"name": task.name, "labels": list(task.labels), "counts": list(task.counts)} for task in model.tasks]
         for task, told in zip(tasks, model.told):
             task |= {"judged": list(told.judged), "right": list(told.right)}
-        print_json({"out": str(given["out"]), "kind": model.by.kind.name, "named": model.named, "tasks": tasks})
+        print_json(
+            {
+                "out": str(given["out"]),
+                "kind": model.by.kind.name,
+                "named": model.named,
+                "tasks": tasks,
+                "warnings": list(model.warnings),
+            }
+        )
         return 0
     count, labels = len(model.tasks), {task.labels for task in model.tasks}
     names = labels.pop() if len(labels) == 1 else ()
@@ -587,6 +595,10 @@ def adapt(*words: Raw) -> int:
     print(f"learned {count} task{'s' * (count != 1)}{of} from {total} {model.by.kind.examples}{more}: {given['out']}")
     if model.told:
         print(told_text(model.told, model.by.kind.examples))
+    if more := more_text(model):
+        print(more)
+    for text in model.warnings:
+        print(f"warning: {text}")
     return 0
 
 
@@ -622,8 +634,8 @@ def _adapt(
         keep_examples: Keep the examples in OUT, so that more can be added to it later.
         names: Of texts, count the name of each class as an example more of it. Default: as before, where something is
             added; else without a run, where at least half of the names, and four, are told by the examples.
-        cross_validate: Without a run, say how good the result is: learn five times more, each time from four fifths of
-            the examples, and predict the others.
+        cross_validate: Of classes, say how good the result is: learn again without some of the examples, and predict
+            these.
         as_json: Print the result as JSON.
     """
 

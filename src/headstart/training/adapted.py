@@ -15,7 +15,7 @@ The run keeps how its data became numbers (``preparation.json``), so that adapti
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -23,7 +23,6 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor
 
 from headstart.data.encoder import pad_of
 from headstart.data.kind import (
@@ -47,10 +46,10 @@ from headstart.errors import (
 )
 from headstart.registry import find
 from headstart.training.build import find_device
-from headstart.training.calibration import Spread
+from headstart.training.calibration import LEVEL, Spread
 from headstart.training.checkpoint import alike
 from headstart.training.config import Config, Tree, called, resolve
-from headstart.training.cross_validation import Told, cross_validated, told_text
+from headstart.training.cross_validation import Told, told_text
 from headstart.training.examples import Support, joined, read_examples, write_examples
 from headstart.training.files import (
     explained,
@@ -76,11 +75,13 @@ from headstart.training.head_start import (
     of_run,
     refuse_rejecting,
     refuse_ways,
+    told_by_others,
+    warnings_of,
 )
 from headstart.training.loop import start
 from headstart.training.prediction_lines import flattened
 from headstart.training.report.card import TOGETHER, spread_text
-from headstart.training.trust import Trust
+from headstart.training.trust import Trust, more_examples_text
 from headstart.training.without_run import begin, is_network
 from headstart.types import Adapted, Batch, Meta, Params, not_sent
 
@@ -109,7 +110,9 @@ class AdaptedModel(NamedTuple):
     read: bool = False
     """Whether it comes from a file."""
     told: tuple[Told, ...] = ()
-    """Where there was no run, how well each task's examples are told by the others; not of a model from a file."""
+    """How well each task's examples are told by the others; not of a model from a file."""
+    warnings: tuple[str, ...] = ()
+    """What there is to warn of, such as a task that looks unlike those that were trained on; likewise."""
 
     def __getstate__(self) -> Any:
         raise not_sent("an adapted model")
@@ -138,7 +141,8 @@ def adapt(
 
     Given a network that knows something before it is trained, a pretrained one such as ``hf:FOLDER``, or ``ngrams``,
     learn by it as it is, with the method ``frozen``: for who has one small set of examples, and no tasks to train on.
-    How good the result is, is then told by `headstart.training.cross_validation`.
+
+    How good the result is with classes, `headstart.training.cross_validation` tells.
 
     Where the run normalised by batches (``--buffers batch``), normalisation now goes by the support set, so that a
     prediction does not depend on which others are asked for.
@@ -158,7 +162,7 @@ def adapt(
         names: of texts, whether the name of each class is an example more of it. By default as before, where something
             is added; else where there is no run, and what was learned without them puts at least half of the names, and
             four, in their own class.
-        cross_validate: where there is no run, learn five times more, each time from four fifths of the examples.
+        cross_validate: of classes, learn again without some of the examples, and say how many of these are told right.
 
     Raises:
         ConfigError: the method cannot do that many classes, new tasks of the run's kind cannot be read from files,
@@ -197,17 +201,14 @@ def adapt(
         meta, every = learned(by, joined(supports, words, pad))
         every = tuple(one._replace(counts=task.counts) for one, task in zip(every, given))
 
-    def told(place: int) -> Told:
-        task, batch = supports[place]
-
-        def learn(others: Batch) -> Callable[[Tensor], Tensor]:
-            _, (one,) = learned(by, joined([(task, others)], words[place : place + 1] if named else [], pad))
-            return lambda x: one.learner.predict(one.adapted, x.to(where))[0].cpu()
-
-        return cross_validated(learn, batch, len(task.labels))
-
-    scores = tuple(map(told, range(len(supports)))) if untrained and cross_validate else ()
-    model = AdaptedModel(by, every, untrained, names, named, told=scores)
+    judged = cross_validate and all(labels and sum(counts) for _, labels, counts in given)
+    scores = [
+        told_by_others(by, meta, support, words[place : place + 1] if named else ())
+        for place, support in enumerate(supports if judged else ())
+    ]
+    model = AdaptedModel(
+        by, every, untrained, names, named, told=tuple(scores), warnings=tuple(warnings_of(by, supports))
+    )
     _save(out, model)
     if keep_examples:
         write_examples(out, meta, supports)
@@ -549,6 +550,14 @@ def _answers(
     return answered(model.by, task, outputs, deviations, reject)
 
 
+def more_text(model: AdaptedModel) -> str:
+    """Return what more examples would buy, by the run's validation tasks; empty where they do not tell."""
+    one = model.tasks[0]
+    if model.by.trust is None or len(model.tasks) > 1 or not one.labels:
+        return ""
+    return more_examples_text(model.by.trust, len(one.labels), sum(one.counts) / len(one.labels))
+
+
 def _card(model: AdaptedModel) -> str:
     config, kind, tasks = model.by.config, model.by.kind, model.tasks
     total = sum(sum(task.counts) for task in tasks)
@@ -561,10 +570,14 @@ def _card(model: AdaptedModel) -> str:
         head = "class" if tasks[0].labels else ""
         rows = list(zip(tasks[0].labels or (kind.examples,), tasks[0].counts))
     heads, lines = [head, kind.examples], [[str(name), str(count)] for name, count in rows]
+    warned = "".join(f"\n\nWarning: {text}." for text in model.warnings)
     score = f"\n\n{told_text(model.told, kind.examples)}." if model.told else ""
+    score += f" {more}." if (more := more_text(model)) else ""
     if model.told and len(tasks) == 1:
         heads.append("told right by the others")
-        lines = [[*words, f"{right} of {of}"] for words, of, right in zip(lines, *model.told[0])]
+        lines = [
+            [*words, f"{right} of {of}"] for words, of, right in zip(lines, model.told[0].judged, model.told[0].right)
+        ]
     table = "\n".join(f"| {' | '.join(words)} |" for words in [heads, ["---"] * len(heads), *lines])
     what = f"{len(tasks)} tasks" if len(tasks) > 1 else "a task" if tasks[0].name is None else f"`{tasks[0].name}`"
     together = f"\n\n{TOGETHER}" if find("method", config.method.name).transductive else ""
@@ -572,15 +585,23 @@ def _card(model: AdaptedModel) -> str:
     before = f"on {source} as it is" if model.untrained else f"from weights meta-learned on {called(config)}"
     before += ", the name of each class an example more" if model.named else ""
     told = "the model's own, not calibrated" if model.by.spread is None else spread_text(model.by.spread)
+    gives = f"""of numbers also `low` and `high`,
+between which 90 % of observations are to lie: {told}."""
+    if model.by.trust is not None:
+        gives = f"""calibrated by the run's
+validation tasks, and the `set` of labels that is to hold the right one for {100 * LEVEL:.0f} % of examples."""
+    if model.by.trust is not None and model.by.trust.unknown is not None:
+        gives += """ `unknown`, from 0 to 1, says how
+surely it is of none of these classes: with `--reject 0.05` those are called `none` that look less like the classes than
+95 % of their own examples do."""
     return f"""# {what} learned from {total} {kind.examples}
 
 Predicts {kind.predicts(model.by.prepared)}. Learned by {config.method.name}{steps},
-{before}; made with headstart.{together}{score}
+{before}; made with headstart.{together}{score}{warned}
 
 {table}
 
     headstart predict FOLDER {kind.usage[1]}
 
-It gives the `prediction`, and in classification the probability of each label; of numbers also `low` and `high`,
-between which 90 % of observations are to lie: {told}.
+It gives the `prediction`, and in classification the probability of each label{"," if model.by.trust else ";"} {gives}
 """

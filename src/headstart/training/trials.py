@@ -25,6 +25,8 @@ from headstart.types import Batch, Learner, Meta, Tasks
 _MOST = 2**28
 #: Query examples of a class, at most, and tasks at a time.
 _QUERIES, _TOGETHER = 15, 20
+#: Tasks of the run's own size, of which fewer are no reason to try others.
+_FEW = 8
 #: Numbers of classes and of examples of each that are tried beside the run's own.
 _WAYS, _SHOTS = (2, 20), (1, 5, 10)
 
@@ -58,7 +60,7 @@ def trials(
     Args:
         job, meta: the method, and what was meta-learned.
         split: which tasks.
-        episodes: how many of the run's own size; a quarter as many of the others.
+        episodes: how many of the run's own size; a quarter as many of the others, which 8 at least are a reason for.
         own: try no other size.
         on_batch: called with the number of tasks done after each batch.
     """
@@ -72,7 +74,7 @@ def trials(
     if not episodes:
         return []
     store, found = _pooled(job.tasks, split, episodes), list[Trial]()
-    for ways, shots in [] if store is None else _sizes(job.tasks, split, row.classes == "any", own):
+    for ways, shots in [] if store is None else _sizes(job.tasks, split, row.classes == "any", own or episodes < _FEW):
         unseen = 0 if row.transductive else ways
         drawn = _drawn(store, split, ways, shots, unseen, job)
         if drawn is not None:

@@ -409,6 +409,23 @@ def auroc(known: Tensor, unknown: Tensor) -> float:
     return float(1 - ((below + upto) / 2).mean() / len(known))
 
 
+def more_examples_text(trust: Trust, ways: int, shots: float) -> str:
+    """Return what more examples of each class would buy, in words; empty where tasks of one size were tried alone.
+
+    >>> judged = (Judged(5, 1, 100, 0.76), Judged(5, 5, 25, 0.88), Judged(5, 10, 25, 0.89), Judged(2, 5, 25, 0.95))
+    >>> more_examples_text(Trust(Line(0.0), None, None, 0.9, judged), 4, 1)
+    "On the run's validation tasks of 5 classes accuracy is 76 % with 1 example of each, 88 % with 5, 89 % with 10"
+    """
+    near = min({one.ways for one in trust.judged}, key=lambda own: abs(math.log(own / ways)))
+    found = sorted((one.shots, one.accuracy) for one in trust.judged if one.ways == near)
+    if not any(count > shots for count, _ in found):
+        return ""
+    here = max((count for count, _ in found if count <= shots), default=found[0][0])
+    first, *more = [(count, f"{100 * accuracy:.0f} %") for count, accuracy in found if count >= here]
+    told = [f"{first[1]} with {first[0]} example{'s' * (first[0] > 1)} of each", *(f"{b} with {a}" for a, b in more)]
+    return f"On the run's validation tasks of {near} classes accuracy is {', '.join(told)}"
+
+
 class Reliability(NamedTuple):
     """How often labels are right that were given such a confidence."""
 

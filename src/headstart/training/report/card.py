@@ -110,6 +110,11 @@ def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
         rows["Calibration"] = calibration_text(results["calibration"])
     if results.get("trusted"):
         rows |= trusted_rows(results["trusted"])
+    if unlike := results.get("unlike"):
+        rows["Unlike tasks"] = (
+            f"`adapt` warns of a task that looks unlike the training tasks, and of 5 % of those like the validation"
+            f" tasks; it would of {unlike['told']} of {unlike['of']} test tasks"
+        )
     if results.get("intervals"):
         rows["Intervals"] = spread_text(Spread(**results["intervals"]))
     inner, outer = config.option("method.steps"), config.outer
