@@ -2,7 +2,8 @@
 
 Where classes have a name beyond their task, the examples of a split's tasks are pooled by class, and tasks of other
 numbers of classes and of examples are drawn from the pool: nothing is asked of the data that the run's own tasks do not
-show. Of some classes of a draw nothing is learned, and the learner is asked for them all the same.
+show. Of some classes of a draw nothing is learned, and the learner is asked
+for their examples all the same.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +54,7 @@ def trials(
     *,
     episodes: int,
     own: bool = False,
+    others: Tensor | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> list[Trial]:
     """Adapt to unseen tasks of each size, and answer their query examples; the first trial is of the run's own size.
@@ -62,6 +64,8 @@ def trials(
         split: which tasks.
         episodes: how many of the run's own size; a quarter as many of the others, which 8 at least are a reason for.
         own: try no other size.
+        others: examples ``(n, *features)`` of no class at all, of which every task is asked, in place of those of
+            classes of the split that it does not have.
         on_batch: called with the number of tasks done after each batch.
     """
     row, config = find("method", job.config.method.name), for_new_tasks(job.config)
@@ -75,11 +79,11 @@ def trials(
         return []
     store, found = _pooled(job.tasks, split, episodes), list[Trial]()
     for ways, shots in [] if store is None else _sizes(job.tasks, split, row.classes == "any", own or episodes < _FEW):
-        unseen = 0 if row.transductive else ways
+        unseen = 0 if row.transductive or others is not None else ways
         drawn = _drawn(store, split, ways, shots, unseen, job)
         if drawn is not None:
             count = max(2, episodes if not found else episodes // 4)
-            one = _tried(learner_of(ways), meta, drawn, split, count, (ways, shots), on_batch)
+            one = _tried(learner_of(ways), meta, drawn, split, count, (ways, shots), others, on_batch)
             if not bool(unsound(one.logits, True).any() | unsound(one.unknown, True).any()):
                 found.append(one)
     return found or [_own(learner_of(job.tasks.output_size), meta, job.tasks, split, episodes, on_batch)]
@@ -152,23 +156,25 @@ def _tried(
     split: str,
     count: int,
     size: tuple[int, int],
+    others: Tensor | None,
     on_batch: Callable[[int], None],
 ) -> Trial:
     ways, shots = size
     seen, asked = ways * shots, ways * drawn.queries
-    known, others = list[Tensor](), list[Tensor]()
+    known, unknown = list[Tensor](), list[Tensor]()
     for numbers in _in_parts(count):
         support, query = drawn.tasks.sample(split, numbers)
         with torch.no_grad():
             adapted, _ = learner.adapt(meta, Batch(support.x[:, :seen], support.y[:, :seen]))
             known.append(learner.predict(adapted, query.x[:, :asked]).cpu().double())
-            if query.x.shape[1] > asked:
-                others.append(learner.predict(adapted, query.x[:, asked:]).cpu().double())
+            odd = query.x[:, asked:] if others is None else others.expand(len(numbers), *others.shape)
+            if odd.shape[1]:
+                unknown.append(learner.predict(adapted, odd).cpu().double())
         on_batch(numbers[-1] + 1)
     logits = torch.cat(known)
     y = torch.arange(ways).repeat_interleave(drawn.queries).repeat(count)
-    unknown = torch.cat(others).flatten(0, 1) if others else logits.new_zeros(0, ways)
-    return Trial(ways, shots, logits.flatten(0, 1), y, torch.arange(count).repeat_interleave(asked), unknown)
+    odd = torch.cat(unknown).flatten(0, 1) if unknown else logits.new_zeros(0, ways)
+    return Trial(ways, shots, logits.flatten(0, 1), y, torch.arange(count).repeat_interleave(asked), odd)
 
 
 def _own(learner: Learner, meta: Meta, tasks: Tasks, split: str, count: int, on_batch: Callable[[int], None]) -> Trial:

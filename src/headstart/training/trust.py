@@ -162,10 +162,11 @@ def _nearness(logits: Tensor, mean: float, deviation: float) -> Tensor:
 
 def _mixed(logits: Tensor, log_temperature: Tensor | float, doubt: Tensor | None) -> Tensor:
     scale = torch.as_tensor(log_temperature, dtype=logits.dtype).exp()
-    found = (logits / scale).softmax(-1)
+    possible = logits > -torch.inf
+    # infinity over T has no derivative
+    found = (torch.where(possible, logits, 0) / scale).masked_fill(~possible, -torch.inf).softmax(-1)
     if doubt is None:
         return found
-    possible = logits > -torch.inf
     share = doubt.sigmoid()
     return (1 - share) * found + share * possible / possible.sum(-1, keepdim=True)
 
