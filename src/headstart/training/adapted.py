@@ -200,16 +200,15 @@ def adapt(
     if named:
         meta, every = learned(by, joined(supports, words, pad))
         every = tuple(one._replace(counts=task.counts) for one, task in zip(every, given))
-
+    bare = AdaptedModel(by, every, untrained, names, named)
+    weights = _weights(bare)
     judged = cross_validate and all(labels and sum(counts) for _, labels, counts in given)
     scores = [
         told_by_others(by, meta, support, words[place : place + 1] if named else ())
         for place, support in enumerate(supports if judged else ())
     ]
-    model = AdaptedModel(
-        by, every, untrained, names, named, told=tuple(scores), warnings=tuple(warnings_of(by, supports))
-    )
-    _save(out, model)
+    model = bare._replace(told=tuple(scores), warnings=tuple(warnings_of(by, supports)))
+    _save(out, model, weights)
     if keep_examples:
         write_examples(out, meta, supports)
     return model
@@ -258,7 +257,8 @@ def _parts(tasks: Sequence[Adapted], group: int) -> dict[str, Params]:
     }
 
 
-def _save(out: Path, model: AdaptedModel) -> None:
+def _weights(model: AdaptedModel) -> Params:
+    """Return what is kept, by name; `DivergenceError` where that is not finite."""
     weights: Params = {}
     for number, (_, group) in enumerate(of_one_size(model.tasks)):
         for part, values in _parts([model.tasks[place].adapted for place in group], number).items():
@@ -266,6 +266,10 @@ def _save(out: Path, model: AdaptedModel) -> None:
     bad = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise DivergenceError(f"adapting gives numbers that are not finite ({bad[0]}); {_SMALLER}")
+    return weights
+
+
+def _save(out: Path, model: AdaptedModel, weights: Params) -> None:
     described = {
         "format": FORMAT,
         "kind": model.by.kind.name,

@@ -75,7 +75,7 @@ def left_out(answer: Callable[[Batch, Tensor], Tensor], support: Batch, classes:
     judged = (y.bincount(minlength=classes) > 1)[y].nonzero()[:, 0]
     others = torch.arange(len(y)).expand(len(y), -1)[~torch.eye(len(y), dtype=torch.bool)].view(len(y), -1)
     right = list[Tensor]()
-    for places in judged.split(together):
+    for places in judged.split(together) if len(judged) else ():
         with torch.no_grad():
             found = answer(Batch(x[others[places]], y[others[places]]), x[places].unsqueeze(1))
         right.append(found[:, 0].argmax(-1).cpu() == y[places])

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from headstart.core.losses import there
+from headstart.data.encoder import beside, pad_of
 from headstart.errors import FileError
 from headstart.training.build import assembled
+from headstart.training.checkpoint import alike
 from headstart.training.config import Config, Part
 from headstart.types import Batch, Meta, Params, Tasks
 
@@ -21,8 +23,8 @@ from headstart.types import Batch, Meta, Params, Tasks
 FALSE_ALARMS = 0.05
 #: Training examples that are looked at, principal components that are kept, and examples that go through together.
 _MOST, _COMPONENTS, _TOGETHER = 4000, 32, 256
-#: Tasks of one split that are looked at, and the fewest that say how far is too far.
-_TASKS, _FEWEST = 200, 19
+#: Tasks of one split that are looked at, so many at once, and the fewest that say how far is too far.
+_TASKS, _AT_ONCE, _FEWEST = 200, 20, 19
 #: Numbers of examples for which it is said how far is too far.
 _SIZES = (1, 2, 5, 10, 25, 50, 100)
 
@@ -92,13 +94,13 @@ def embedding(config: Config, meta: Meta, tasks: Tasks, device: torch.device) ->
         ``None`` where inputs are codes, and no network makes features of them.
     """
     # class means of classes of one example are its features, whatever was learned on them
-    like = tasks._replace(kind="classification", output_size=2, pool=None, shared_classes=False)
+    plain = tasks._replace(kind="classification", output_size=2, pool=None, shared_classes=False)
     given: dict[str, Any] = {"ways": None, "seed": 0, "device": device}
-    learner, own = assembled(Part("prototypes", {}), None, like, **given)[0], Meta({}, {})
+    learner, own = assembled(Part("prototypes", {}), None, plain, **given)[0], Meta({}, {})
     if config.model is not None:
-        features = assembled(Part("prototypes", {}), config.model, like, **given)[0]
+        features = assembled(Part("prototypes", {}), config.model, plain, **given)[0]
         names, values = features.init(None), {**meta.params, **meta.structure}
-        if all(name in values for part in names for name in part):
+        if all(name in values and alike(values[name], like) for part in names for name, like in part.items()):
             learner, own = features, Meta(*({name: values[name] for name in part} for part in names))
     if own == Meta({}, {}) and tasks.integers:
         return None
@@ -157,11 +159,11 @@ def _exceeded(values: Tensor) -> float:
 
 def examples(tasks: Tasks, split: str, episodes: int) -> list[Tensor]:
     """Return the examples of tasks of a split, of each together."""
-    count = min(episodes, _TASKS, (tasks.counts or {}).get(split, episodes))
+    count, pad = min(episodes, _TASKS, (tasks.counts or {}).get(split, episodes)), pad_of(tasks)
     found = list[Tensor]()
-    for number in range(count):
-        batches = tasks.sample(split, [number])
-        found.append(torch.cat([batch.x[0][there(batch)[0]] for batch in batches if batch.x.shape[1]]))
+    for numbers in torch.arange(count).chunk(-(-count // _AT_ONCE)) if count else ():
+        halves = [zip(batch.x, there(batch)) for batch in tasks.sample(split, numbers.tolist())]
+        found += [beside([x[kept] for x, kept in parts], 0, pad) for parts in zip(*halves)]
     return found
 
 
