@@ -1,0 +1,64 @@
+// An answer as people read it: the likeliest class, and a bar for each.
+
+import { make } from "./elements.js";
+
+/** As many bars as are shown at once. */
+const BARS = 6;
+
+export const percent = (share) => {
+  const hundred = 100 * share;
+  // 99.7 is not 100, and 0.3 is not 0
+  return hundred > 99 && hundred < 100 ? Math.floor(hundred * 10) / 10 : hundred < 1 ? Math.round(hundred * 10) / 10 : Math.round(hundred);
+};
+
+/** Return an answer in a sentence, as it is said to screen readers: [key, values] of texts.js. */
+export function spoken({ prediction, probability }) {
+  if (prediction === null) return ["answer_none", {}];
+  return ["answer", { label: prediction, percent: percent(probability) }];
+}
+
+/** Return an answer as an element. */
+export function shownAnswer(answer) {
+  const none = answer.prediction === null;
+  const ranked = Object.entries(answer.probabilities ?? {}).sort((one, other) => other[1] - one[1]);
+  const head = none
+    ? make("p", { class: "verdict none", say: "try_none" })
+    : make("p", { class: "verdict", dir: "auto" }, String(answer.prediction));
+  const element = make("div", { class: none ? "answer off" : "answer" }, head);
+  if (answer.set?.length > 1 && !none) {
+    element.append(make("p", { class: "note", say: ["answer_set", { labels: answer.set.join(", ") }] }));
+  }
+  const bars = (some) => make("ul", { class: "bars" }, ...some.map(([label, share]) => bar(label, share)));
+  element.append(bars(ranked.slice(0, BARS)));
+  if (ranked.length > BARS) {
+    const more = make("details", {}, make("summary", { say: ["answer_more", { count: ranked.length - BARS }] }));
+    more.append(bars(ranked.slice(BARS)));
+    element.append(more);
+  }
+  if (typeof answer.unknown === "number") {
+    const unlike = bar("", answer.unknown);
+    unlike.classList.add("unlike");
+    unlike.querySelector(".label").replaceChildren(make("span", { say: "answer_unlike" }));
+    element.append(make("ul", { class: "bars" }, unlike));
+  }
+  return element;
+}
+
+function bar(label, share) {
+  const fill = make("span", { class: "fill" });
+  // by the object model, which the content security policy allows where a style attribute is refused
+  fill.style.inlineSize = `${100 * share}%`;
+  return make(
+    "li",
+    {},
+    make("span", { class: "label", dir: "auto", title: label || null }, label),
+    make("span", { class: "value", say: ["percent", { number: percent(share) }] }),
+    make("span", { class: "track", "aria-hidden": "true" }, fill),
+  );
+}
+
+/** Return a number as a person reads it. */
+export function number(value) {
+  return typeof value === "number" ? new Intl.NumberFormat(document.documentElement.lang, { maximumSignificantDigits: 6 }).format(value) : String(value);
+}
+
