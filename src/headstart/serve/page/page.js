@@ -115,6 +115,8 @@ async function send(shown, todo, options) {
     const task = now
       ? await service.grow(now.task.id, part, key, options)
       : await service.create({ run: run.name, ...(taskName.value.trim() ? { name: taskName.value.trim() } : {}), examples: part }, key, options);
+    // a request of the same content that comes later is another one
+    keyOf.text = null;
     const sent = new Map(now?.sent);
     for (const example of add.slice(done, done + part.length)) sent.set(example.key, example.label);
     now = { task, sent, reopened: now?.reopened ?? false };

@@ -94,7 +94,7 @@ async function patiently(ask, { signal, waiting = () => {} } = {}) {
     try {
       return await ask();
     } catch (error) {
-      const busy = error.status === 429 || (error.status === 503 && error.retryAfter);
+      const busy = error.status === 429 || (error.status === 503 && error.retryAfter && error.retryAfter <= 5);
       if (!busy || times === 5) throw error;
       const seconds = Math.min(30, error.retryAfter ?? 2 ** times);
       waiting(seconds);
