@@ -49,7 +49,6 @@ export const texts = {
     webcam_insecure: "Browsers give a camera only to pages from this computer or by https. Choose files instead.",
     webcam_here: "Picture of the webcam",
     not_images: "Not an image that this browser can read: {names}",
-    texts_add: "Examples, one a line",
     texts_of: "Examples of {name}, one a line",
     texts_placeholder: "One example a line",
     sheet: "Paste from a spreadsheet",
@@ -155,7 +154,6 @@ export const texts = {
     answers_chance: "Chance",
     answers_range: "Range",
     answers_download: "Download as CSV",
-    answers_stale: "These answers are from before your last changes.",
     answering: "Asking …",
     percent: "{number} %",
 
@@ -212,7 +210,6 @@ export const texts = {
     webcam_insecure: "Browser geben die Kamera nur Seiten von diesem Rechner oder über https. Wählen Sie stattdessen Dateien.",
     webcam_here: "Bild der Kamera",
     not_images: "Kein Bild, das dieser Browser lesen kann: {names}",
-    texts_add: "Beispiele, eines je Zeile",
     texts_of: "Beispiele von {name}, eines je Zeile",
     texts_placeholder: "Ein Beispiel je Zeile",
     sheet: "Aus einer Tabelle einfügen",
@@ -320,7 +317,6 @@ export const texts = {
     answers_chance: "Sicherheit",
     answers_range: "Bereich",
     answers_download: "Als CSV herunterladen",
-    answers_stale: "Diese Antworten sind älter als Ihre letzten Änderungen.",
     answering: "Wird gefragt …",
     percent: "{number} %",
 
@@ -377,7 +373,6 @@ export const texts = {
     webcam_insecure: "浏览器只允许本机页面或 https 页面使用摄像头。请改为选择文件。",
     webcam_here: "摄像头画面",
     not_images: "此浏览器无法读取的图片：{names}",
-    texts_add: "例子，每行一个",
     texts_of: "{name} 的例子，每行一个",
     texts_placeholder: "每行一个例子",
     sheet: "从电子表格粘贴",
@@ -483,7 +478,6 @@ export const texts = {
     answers_chance: "把握",
     answers_range: "范围",
     answers_download: "下载为 CSV",
-    answers_stale: "这些回答早于您最近的改动。",
     answering: "正在询问……",
     percent: "{number}%",
 
