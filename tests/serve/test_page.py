@@ -614,7 +614,7 @@ def test_what_is_written_can_be_read_in_light_and_dark(visit, scheme):
                 const own = getComputedStyle(element).backgroundColor;
                 return /, 0\\)$/.test(own) ? behind(element.parentElement) : own;
             };
-            const found = [...document.querySelectorAll("h1, h2, h3, p, label, button, input, textarea, select, .count, .value")]
+            const found = [...document.querySelectorAll("h1,h2,h3,p,label,button,input,textarea,select,.count,.value")]
                 .filter((element) => element.checkVisibility() && !element.closest("[aria-disabled], .unseen, .skip"))
                 .map((element) => {
                     const pair = [light(getComputedStyle(element).color), light(behind(element))].sort((a, b) => b - a);
