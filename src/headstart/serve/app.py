@@ -243,6 +243,9 @@ class Part(NamedTuple):
 async def _form(request: Request, limits: Limits, fields: Sequence[str]) -> tuple[dict[str, str], list[Part]]:
     """Return the fields and the files of a form, the files with the names of their parts."""
     most = max(limits.examples, limits.queries)
+    boundary = re.search(r'boundary="?([^";,]+)', request.headers.get("content-type", ""))
+    if boundary is None or not (await request.body()).rstrip().endswith(f"--{boundary[1].strip()}--".encode()):
+        raise RefusedError(422, "DataError", "the form cannot be read: it ends before its last boundary")
     found, files = dict[str, str](), list[Part]()
     try:
         # one more than may be, so that it is told which limit that is

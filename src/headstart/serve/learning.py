@@ -245,8 +245,8 @@ def estimate(served: Served, support: Support) -> dict[str, Any] | None:
     judged, right = sum(told.judged), sum(told.right)
     if not judged:
         return None
-    low, high = interval(right, judged)
-    return {"right": right, "judged": judged, "accuracy": right / judged, "low": low, "high": high}
+    share, (low, high) = right / judged, interval(right, judged)
+    return {"right": right, "judged": judged, "accuracy": share, "low": min(low, share), "high": max(high, share)}
 
 
 def lessons(
