@@ -160,7 +160,7 @@ def _settings(runs: list[str], store: Path, workers: int, memory: int, body: int
         raise ConfigError(f"two runs are called {twice!r}, as requests would call them; rename the folder of one")
     log_to()
     limits = Limits(body_bytes=body * 1_000_000)
-    threads = max(1, cores() // workers)
+    threads = max(1, cores() // (workers + 1))  # one is for who speaks HTTP
     return Settings(Work(tuple(runs), str(store), device, threads, memory * 2**20, limits), workers)
 
 

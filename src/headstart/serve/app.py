@@ -128,13 +128,13 @@ class State:
         return answer
 
 
-class _Gone(Exception):
+class _GoneError(Exception):
     """The revision that a worker was asked for is there no more."""
 
 
 def _failure(failed: Failed) -> Exception:
     if failed.kind == "GoneError":
-        return _Gone()
+        return _GoneError()
     if failed.kind == "FileError":
         LOG.error("a file of a run cannot be used", extra={"told": {"error": failed.message}})
         return RefusedError(500, "FileError", "a file of the run cannot be used any more; the service's log says which")
@@ -243,6 +243,9 @@ class Part(NamedTuple):
 async def _form(request: Request, limits: Limits, fields: Sequence[str]) -> tuple[dict[str, str], list[Part]]:
     """Return the fields and the files of a form, the files with the names of their parts."""
     most = max(limits.examples, limits.queries)
+    boundary = re.search(r'boundary="?([^";,]+)', request.headers.get("content-type", ""))
+    if boundary is None or not (await request.body()).rstrip().endswith(f"--{boundary[1].strip()}--".encode()):
+        raise RefusedError(422, "DataError", "the form cannot be read: it ends before its last boundary")
     found, files = dict[str, str](), list[Part]()
     try:
         # one more than may be, so that it is told which limit that is
@@ -481,7 +484,7 @@ def _routes(app: FastAPI, state: State) -> None:
                         changed=now(),
                     )
                     return await run_in_threadpool(store.replace, new, taught.parts, key)
-                except (_Gone, ConflictError):
+                except (_GoneError, ConflictError):
                     if attempt == _AGAIN - 1:
                         break
             raise ConflictError("the task is being changed by other requests; ask again")
@@ -543,7 +546,7 @@ def _routes(app: FastAPI, state: State) -> None:
             question = Question(kept.id, kept.revision, kept.run, labels, counts, values, reject)
             try:
                 rows = await state.ask(question)
-            except _Gone:
+            except _GoneError:
                 kept = task_of(who, task)
                 served(kept)
                 continue
@@ -562,7 +565,7 @@ def _routes(app: FastAPI, state: State) -> None:
         labels, counts = tuple(kept.told["labels"]), tuple(kept.told["counts"])
         try:
             files = await state.ask(Wanted(kept.id, kept.revision, kept.run, labels, counts, to))
-        except _Gone:
+        except _GoneError:
             raise ConflictError("the task was changed meanwhile; ask again") from None
         name = f'attachment; filename="{kept.id}-{to}.zip"'
         return Response(_zipped(files), media_type="application/zip", headers={"Content-Disposition": name})

@@ -16,7 +16,11 @@ Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 _VALUE, _TEXT = 20_000, 100_000
 Value = Annotated[str, StringConstraints(max_length=_VALUE)] | bool | int | float | None
 Row = dict[Annotated[str, StringConstraints(max_length=200)], Value]
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def _strict(*examples: Any) -> ConfigDict:
+    return ConfigDict(extra="forbid", allow_inf_nan=False, json_schema_extra={"examples": list(examples)})
+
 
 #: A drawing of 4 x 4 pixels, as examples in the description have it.
 PIXELS = "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAAAAACMmsGiAAAAEklEQVR4nGP4DwUMDAwMDFAAAF3kB/nBWZ6rAAAAAElFTkSuQmCC"
@@ -58,7 +62,7 @@ class Limits(BaseModel):
 class Input(BaseModel):
     """An image (a file in base64), a text, or a row of a table."""
 
-    model_config = _STRICT
+    model_config = _strict()
     image: Annotated[str, StringConstraints(min_length=1)] | None = None
     text: Annotated[str, StringConstraints(min_length=1, max_length=_TEXT)] | None = None
     row: Row | None = None
@@ -80,14 +84,10 @@ class Example(Input):
 class NewTask(BaseModel):
     """A task to learn."""
 
-    model_config = _STRICT | {
-        "json_schema_extra": {
-            "examples": [
-                {"name": "mail", "examples": [{"label": "refund", "text": "I want my money back"}]},
-                {"run": "icons", "examples": [{"label": "cat", "image": PIXELS}, {"label": "dog", "image": PIXELS}]},
-            ]
-        }
-    }
+    model_config = _strict(
+        {"name": "mail", "examples": [{"label": "card", "text": "my card"}, {"label": "refund", "text": "my money"}]},
+        {"run": "icons", "examples": [{"label": "cat", "image": PIXELS}, {"label": "dog", "image": PIXELS}]},
+    )
     run: Annotated[str, StringConstraints(max_length=200)] | None = None
     name: Annotated[str, StringConstraints(max_length=200)] | None = None
     examples: Annotated[list[Example], Field(min_length=1)]
@@ -96,18 +96,14 @@ class NewTask(BaseModel):
 class MoreExamples(BaseModel):
     """Examples, and maybe classes, to add."""
 
-    model_config = _STRICT | {
-        "json_schema_extra": {"examples": [{"examples": [{"label": "card", "text": "my card is lost"}]}]}
-    }
+    model_config = _strict({"examples": [{"label": "card", "text": "my card is lost"}]})
     examples: Annotated[list[Example], Field(min_length=1)]
 
 
 class Inputs(BaseModel):
     """Inputs to predict."""
 
-    model_config = _STRICT | {
-        "json_schema_extra": {"examples": [{"inputs": [{"text": "where is my money?"}], "reject": 0.05}]}
-    }
+    model_config = _strict({"inputs": [{"text": "where is my money?"}], "reject": 0.05})
     inputs: Annotated[list[Input], Field(min_length=1)]
     reject: Annotated[float, Field(gt=0, lt=1)] | None = None
 

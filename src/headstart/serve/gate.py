@@ -1,4 +1,4 @@
-"""What happens to each request before any work is done, and after: who asks, how much, how long; headers and a log line.
+"""What happens to each request before any work is done, and after: who asks, how much, how long; headers and the log.
 
 A plain ASGI application around another, so that bodies are counted as they come, however they come.
 """
@@ -185,5 +185,6 @@ def log_to(stream: Any = None) -> None:
     handler.setFormatter(JsonLines())
     for name in ("headstart.serve", "uvicorn"):
         logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
+        handlers: list[logging.Handler] = [handler]
+        logger.handlers, logger.propagate = handlers, False
         logger.setLevel(logging.INFO)

@@ -206,7 +206,8 @@ def forgotten(support: Support, label: str) -> Support:
     own = task.labels.index(label)
     kept = batch.y[0] != own
     y = batch.y[:, kept]
-    labels, counts = (tuple(part[:own] + part[own + 1 :]) for part in (task.labels, task.counts))
+    labels = task.labels[:own] + task.labels[own + 1 :]
+    counts = task.counts[:own] + task.counts[own + 1 :]
     return task._replace(labels=labels, counts=counts), Batch(batch.x[:, kept], y - (y > own).long())
 
 
@@ -244,8 +245,8 @@ def estimate(served: Served, support: Support) -> dict[str, Any] | None:
     judged, right = sum(told.judged), sum(told.right)
     if not judged:
         return None
-    low, high = interval(right, judged)
-    return {"right": right, "judged": judged, "accuracy": right / judged, "low": low, "high": high}
+    share, (low, high) = right / judged, interval(right, judged)
+    return {"right": right, "judged": judged, "accuracy": share, "low": min(low, share), "high": max(high, share)}
 
 
 def lessons(
@@ -301,7 +302,7 @@ def questions(served: Served, asked: Sequence[Question], find_task: Find) -> lis
             found[place] = _explained(error)
     for group in groups.values():
         for some in _together(group):
-            for (place, task, _), outcome in zip(some, _answers(served, some, pad)):
+            for (place, _, _), outcome in zip(some, _answers(served, some, pad)):
                 found[place] = outcome
     return found
 
@@ -403,10 +404,8 @@ def size_of(task: AdaptedTask) -> int:
 def owned(task: AdaptedTask) -> AdaptedTask:
     """Return a task whose tensors are its own, and no views of those of others that were learned beside it."""
     one = alone(task.adapted, 0)
-    copied = {
-        part: {name: value.clone() for name, value in getattr(one, part).items()} for part in ("params", "buffers")
-    }
-    return task._replace(adapted=one._replace(**copied))
+    params, buffers = ({name: value.clone() for name, value in part.items()} for part in (one.params, one.buffers))
+    return task._replace(adapted=one._replace(params=params, buffers=buffers))
 
 
 def scrubbed(served: Served, text: str) -> str:

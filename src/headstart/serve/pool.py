@@ -3,8 +3,8 @@
 A request that is alone never waits: it is sent to a worker that has nothing to do. While all have, requests gather, and
 the next worker gets all of one sort together, which cost little more than one (`headstart.serve.learning`).
 
-A worker that takes longer than a request may, or dies, is killed and replaced. What it was asked is asked once more, one
-at a time, so that what killed it is found out and takes nothing else with it.
+A worker that takes longer than a request may, or dies, is killed and replaced. What it was asked is asked again, one at
+a time, so that what killed it is found out and takes nothing else with it.
 """
 
 import contextlib

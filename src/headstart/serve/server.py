@@ -47,6 +47,7 @@ def bound(host: str, port: int) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
+        found.listen(1024)  # who comes before requests are taken waits
     except (OSError, OverflowError) as error:
         found.close()
         reason = getattr(error, "strerror", None) or error
@@ -71,8 +72,8 @@ def check_open(settings: Settings, state: State, host: str, known: bool) -> Sett
     if settings.open:
         if not known:
             raise ConfigError(
-                f"--no-auth at {host} lets all who reach this machine use the service, and delete what others taught it;"
-                " say --i-know as well, or make a token (`headstart tokens add`)"
+                f"--no-auth at {host} lets all who reach this machine use the service, and delete what others taught"
+                " it; say --i-know as well, or make a token (`headstart tokens add`)"
             )
         return settings
     if settings.token is None and not state.store.has_tokens():

@@ -111,7 +111,8 @@ def _told(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if "full" in str(error) or "disk I/O" in str(error):
             raise StoreFullError(
-                f"what is kept cannot grow ({error}); nothing is lost: make room on the disk of the store, and ask again"
+                f"what is kept cannot grow ({error}); nothing is lost: make room on the disk of the store, and ask"
+                " again"
             ) from error
         raise FileError(f"the store {path.name} cannot be used: {error}") from error
     except sqlite3.DatabaseError as error:
@@ -166,6 +167,9 @@ class Store:
                 for setting in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "secure_delete=ON"):
                     self._connection.execute(f"PRAGMA {setting}")
                 self._begin()
+            except FileError:
+                self._connection.close()
+                raise
             except OSError as error:
                 raise FileError(f"the store {path} cannot be opened: {error.strerror}") from error
             except sqlite3.DatabaseError as error:
@@ -264,7 +268,8 @@ class Store:
 
     @staticmethod
     def _kept(row: Sequence[Any]) -> Kept:
-        return Kept(*row[:5], json.loads(row[5]), *row[6:])
+        task, tenant, run, weights, revision, told, support, created, changed = row
+        return Kept(task, tenant, run, weights, revision, json.loads(told), support, created, changed)
 
     def delete(self, tenant: str, task: str) -> bool:
         """Delete a tenant's task with all that was kept of it; whether there was one.

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from headstart.errors import HeadstartError
 from headstart.serve.store import DamagedError, Reader
-from headstart.serve.work import Failed, GoneError, Lesson, Question, Work
+from headstart.serve.work import Failed, GoneError, Lesson, Question, Wanted, Work
 
 
 class Memory:
@@ -100,14 +100,14 @@ def _opened(work: Work) -> _Opened:
             raise GoneError("the task was changed or deleted meanwhile")
         return learning.read_support(data)
 
-    def task(question: Question) -> Any:
+    def task(question: Question | Wanted) -> Any:
         key = question.task, question.revision
         if (held := memory.get(key)) is None:
             held = _kept(question)
             memory.put(key, held, learning.size_of(held))
         return held
 
-    def _kept(question: Question) -> Any:
+    def _kept(question: Question | Wanted) -> Any:
         run = served[question.run]
         try:
             data = reader.part(question.task, "adapted", question.revision)

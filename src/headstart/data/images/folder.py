@@ -119,8 +119,8 @@ def pictures(value: Any, what: str = "an image") -> list[Image.Image]:
     """Return images that are given as values as PIL has them.
 
     Args:
-        value: what an image file holds, as bytes; a PIL image, a tensor ``(C, H, W)`` or ``(n, C, H, W)``, or an array ``(H, W)``, ``(H, W, C)`` or
-            ``(n, H, W, C)``; C is 1, 3 or 4, and numbers are uint8, or floating in [0, 1].
+        value: what an image file holds, as bytes; a PIL image, a tensor ``(C, H, W)`` or ``(n, C, H, W)``, or an array
+            ``(H, W)``, ``(H, W, C)`` or ``(n, H, W, C)``; C is 1, 3 or 4, and numbers are uint8, or floating in [0, 1].
         what: what errors call a file that cannot be read.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def _table(schema: Schema, values: Sequence[Any], columns: Sequence[str]) -> Tab
 def _as_text(value: Any, comma: bool, place: int, column: str) -> str:
     """Return a value as a file has it."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is not None and not isinstance(value, str | bool) and not (number and math.isfinite(value)):
+    if value is not None and not isinstance(value, str | bool) and not (number and abs(value) <= sys.float_info.max):
         raise DataError(
             f"row {place}, column {column!r}: got a {type(value).__name__}; expected a text, a finite number, true,"
             " false, or nothing"

@@ -88,14 +88,15 @@ def _preparation(tasks: Tasks) -> dict[str, Any] | None:
 
 
 def _untrained(source: Path | None, options: Mapping[str, Any], encoder: Mapping[str, Any] | None) -> dict[str, Any]:
-    columns: tuple[str | None, ...] = ("text", "label", None)
+    columns: tuple[str | None, str | None, str | None] = ("text", "label", None)
     if source is not None:
         with warnings.catch_warnings(action="ignore"):  # what is read again is told of then
             found = read_texts(source, options["text"], options["label"], options["task_column"])
         columns = (found.text, found.label, found.task)
     of_none = hashlib.sha256(b"").hexdigest()
-    own = (options["length"], options["lower"], 2, of_none, *columns[:2])
-    return {**Prepared(*own, None, columns[2])._asdict(), "encoder": encoder}
+    text, label, task = columns
+    own = (options["length"], options["lower"], 2, of_none, text, label)
+    return {**Prepared(*own, None, task)._asdict(), "encoder": encoder}
 
 
 def _read(value: Any, where: str) -> Prepared:
