@@ -5,11 +5,19 @@ import { make } from "./elements.js";
 /** As many bars as are shown at once. */
 const BARS = 6;
 
-export const percent = (share) => {
+/** Return a share in hundredths, with a digit more where it is near 0 or 1. */
+export function percent(share) {
   const hundred = 100 * share;
-  // 99.7 is not 100, and 0.3 is not 0
-  return hundred > 99 && hundred < 100 ? Math.floor(hundred * 10) / 10 : hundred < 1 ? Math.round(hundred * 10) / 10 : Math.round(hundred);
-};
+  return hundred > 1 && hundred < 99 ? Math.round(hundred) : Math.round(10 * hundred) / 10;
+}
+
+/** Return how a share is written: what is not quite 0 or 1 is not said to be. */
+export function written(share) {
+  const number = percent(share);
+  if (number === 0 && share > 0) return ["percent_less", {}];
+  if (number === 100 && share < 1) return ["percent_more", {}];
+  return ["percent", { number }];
+}
 
 /** Return an answer in a sentence, as it is said to screen readers: [key, values] of texts.js. */
 export function spoken({ prediction, probability }) {
@@ -51,14 +59,16 @@ function bar(label, share) {
   return make(
     "li",
     {},
-    make("span", { class: "label", dir: "auto", title: label || null }, label),
-    make("span", { class: "value", say: ["percent", { number: percent(share) }] }),
+    make("span", { class: "label", title: label || null }, make("bdi", {}, label)),
+    make("span", { class: "value", say: written(share) }),
     make("span", { class: "track", "aria-hidden": "true" }, fill),
   );
 }
 
-/** Return a number as a person reads it. */
-export function number(value) {
-  return typeof value === "number" ? new Intl.NumberFormat(document.documentElement.lang, { maximumSignificantDigits: 6 }).format(value) : String(value);
+/** Return a number as a person reads it: with three digits of the width of its range, where there is one. */
+export function number(value, width = 0) {
+  if (typeof value !== "number") return String(value);
+  const digits = width > 0 ? Math.min(12, Math.max(0, 2 - Math.floor(Math.log10(width)))) : null;
+  const rounding = digits === null ? { maximumSignificantDigits: 6 } : { minimumFractionDigits: digits, maximumFractionDigits: digits };
+  return new Intl.NumberFormat(document.documentElement.lang, rounding).format(value);
 }
-

@@ -158,7 +158,7 @@ function drawOutcome() {
   if (!learned) return;
   const { estimate, warnings = [], labels } = learned.task;
   if (estimate) outcome.append(drawEstimate(estimate));
-  else outcome.append(make("p", { class: "note", say: labels.length ? "estimate_none" : "estimate_numbers" }));
+  else if (labels.length) outcome.append(make("p", { class: "note", say: "estimate_none" }));
   if (warnings.length) {
     const said = warnings.map((text) => make("li", { lang: "en", dir: "auto" }, text));
     outcome.append(make("div", { class: "warnings" }, make("h3", { say: "warnings" }), make("ul", {}, ...said)));
@@ -176,9 +176,9 @@ function drawEstimate({ right, judged, accuracy, low, high, more }) {
   const element = make(
     "div",
     { class: "estimate" },
-    make("p", { class: "verdict", say: ["estimate_head", { percent: percent(accuracy) }] }),
+    make("p", { class: "verdict", say: ["estimate_head", { low: whole(low), high: whole(high) }] }),
     make("div", { class: "scale", "aria-hidden": "true" }, band, dot),
-    make("p", { say: ["estimate_text", { right, judged, low: whole(low), high: whole(high) }] }),
+    make("p", { say: ["estimate_text", { right, judged }] }),
   );
   if (more) {
     element.append(make("h3", { say: "more" }));
@@ -297,10 +297,12 @@ function chooseRun(name) {
 
 function drawTasks() {
   const select = byId("task");
-  const date = (task) => new Date(task.created).toLocaleString(language(), { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
+  const date = (task) => new Date(task.created).toLocaleString(language(), { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
   const named = (task) => {
-    const words = task.name ? { dir: "auto" } : { say: ["task_unnamed", { date: date(task) }] };
-    return make("option", { value: task.id, ...words }, task.name ?? "");
+    const { labels } = task;
+    const name = task.name ?? labels.slice(0, 3).join(", ") + (labels.length > 3 ? ", …" : "");
+    const words = name ? { dir: "auto" } : { say: ["task_unnamed", { date: date(task) }] };
+    return make("option", { value: task.id, ...words }, name);
   };
   select.replaceChildren(make("option", { value: "", say: "task_new" }), ...known.filter((task) => task.run === run.name).map(named));
   select.value = learned?.task.id ?? "";

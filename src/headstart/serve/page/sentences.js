@@ -158,8 +158,7 @@ function spreadsheet(take) {
     choice.hidden = wide < 2;
     tell(error, table.length && wide < 2 ? { key: "sheet_two" } : null);
     if (wide < 2) return;
-    const below = table.length > 2 ? table.slice(1) : table;
-    const different = [...Array(wide).keys()].map((column) => new Set(below.map((row) => row[column])).size);
+    const different = [...Array(wide).keys()].map((column) => new Set(table.map((row) => row[column])).size);
     const fill = (select, chosen) => {
       select.replaceChildren(
         ...different.map((_, column) => {

@@ -1,6 +1,6 @@
 // Tables: a CSV is read here; rows whose target is known are learned from, the others are answered.
 
-import { number, percent } from "./answers.js";
+import { number, written as share } from "./answers.js";
 import { undoBar } from "./classes.js";
 import { decoded, rows, separator, written } from "./csv.js";
 import { announce, dropButton, field, icon, id, make, save, takesDrops } from "./elements.js";
@@ -269,7 +269,7 @@ export function tables(host) {
 
   // column 3: the answers
   const answersError = make("div", { class: "error", role: "alert" });
-  const empty = make("p", { class: "note" });
+  const note = make("p", { class: "note" });
   const answers = make("table");
   const answersBox = make("div", { class: "scroll", role: "region", tabindex: "0", label: "answers_rows", hidden: true }, answers);
   const answerPages = pager((step) => {
@@ -277,7 +277,7 @@ export function tables(host) {
     drawAnswers();
   });
   const download = make("button", { hidden: true, onclick: saveAnswers }, icon("down"), make("span", { say: "answers_download" }));
-  const trial = make("div", { class: "trial" }, answersError, empty, answersBox, make("div", { class: "actions" }, download, answerPages.element));
+  const trial = make("div", { class: "trial" }, answersError, note, answersBox, make("div", { class: "actions" }, download, answerPages.element));
   let running = 0;
 
   /** Ask for the rows that have something in them and no answer yet. */
@@ -301,14 +301,15 @@ export function tables(host) {
   const answered = () => asked().filter((line) => line.answer);
 
   function range({ low, high }) {
-    return typeof low === "number" ? `${number(low)} – ${number(high)}` : "";
+    return typeof low === "number" ? `${number(low, high - low)} – ${number(high, high - low)}` : "";
   }
 
   function drawAnswers() {
     const some = answered();
     answersBox.hidden = download.hidden = !some.length;
-    if (some.length) silence(empty);
-    else if (host.learned()) word(empty, "answers_none", { name: targetName() });
+    if (some.some(({ answer }) => typeof answer.low === "number")) word(note, "estimate_numbers");
+    else if (some.length) silence(note);
+    else if (host.learned()) word(note, "answers_none", { name: targetName() });
     firstAnswer = Math.max(0, Math.min(firstAnswer, some.length - 1 - ((some.length - 1) % ANSWERS)));
     answerPages.draw(firstAnswer, ANSWERS, some.length);
     if (!some.length) return;
@@ -323,10 +324,10 @@ export function tables(host) {
           const { answer } = line;
           const said = make("td", { class: "said", dir: "auto" });
           if (answer.prediction === null) word(said, "try_none");
-          else said.textContent = number(answer.prediction);
+          else said.textContent = number(answer.prediction, answer.high - answer.low);
           const sure = numbers
             ? make("td", {}, range(answer))
-            : make("td", { say: ["percent", { number: percent(answer.probability ?? 0) }] });
+            : make("td", { say: share(answer.probability ?? 0) });
           return make("tr", {}, make("th", { scope: "row" }, String(table.lines.indexOf(line) + 1)), said, sure);
         }),
       ),
