@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
-from headstart.cli.app import run  # noqa: E402
-from headstart.serve.store import Store  # noqa: E402
-from headstart.serve.tokens import caller  # noqa: E402
+from headstart.cli.app import run
+from headstart.serve.store import Store
+from headstart.serve.tokens import caller
 
 
 def test_tokens_are_made_listed_and_revoked(tmp_path, capsys):

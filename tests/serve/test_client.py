@@ -57,7 +57,9 @@ def test_texts_and_rows(client, tmp_path):
     assert [row["prediction"] for row in client.predict(task.id, ["my card", "a refund"])] == ["card", "refund"]
     few = tmp_path / "few.csv"
     with few.open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *((text, own) for own, texts in WORDS.items() for text in texts)])
+        csv.writer(file).writerows(
+            [("text", "label"), *((text, own) for own, texts in WORDS.items() for text in texts)]
+        )
     assert client.adapt("ngrams", few).counts == task.counts
     assert [row["text"] for row in client.predict(task, few)] == [text for texts in WORDS.values() for text in texts]
     rows = [{"x": x, "y": 2 * x} for x in range(5)]
