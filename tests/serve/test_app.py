@@ -98,7 +98,9 @@ def test_rows_are_learned_as_at_home(ask, curves_run, tmp_path):
     made = ask("POST", "/v1/tasks", {"run": "curves", "examples": POINTS})
     assert made.status == 201 and made.json["labels"] == [] and made.json["counts"] == [len(POINTS)]
     assert made.json["kind"] == "tables" and made.json["estimate"] is None
-    found = ask("POST", f"/v1/tasks/{made.json['id']}/predict", {"inputs": [{"row": {"x": 0.1}}, {"row": {"x": "1.5"}}]})
+    found = ask(
+        "POST", f"/v1/tasks/{made.json['id']}/predict", {"inputs": [{"row": {"x": 0.1}}, {"row": {"x": "1.5"}}]}
+    )
     assert found.status == 200, found
     lines = "\n".join(f"{one['row']['x']},{one['row']['y']}" for one in POINTS)
     (tmp_path / "points.csv").write_text(f"x,y\n{lines}\n")
@@ -157,7 +159,11 @@ def test_tasks_are_listed_and_deleted(ask):
         after = page["next"]
     assert [one for one in seen if one["id"] in {one["id"] for one in made}] == made
     assert ask("DELETE", f"/v1/tasks/{made[0]['id']}").status == 204
-    for method, path, body in (("GET", "", None), ("DELETE", "", None), ("POST", "/predict", {"inputs": [{"text": "a"}]})):
+    for method, path, body in (
+        ("GET", "", None),
+        ("DELETE", "", None),
+        ("POST", "/predict", {"inputs": [{"text": "a"}]}),
+    ):
         error(ask(method, f"/v1/tasks/{made[0]['id']}{path}", body), 404)
 
 
@@ -191,7 +197,9 @@ def test_requests_at_the_same_time_are_answered_together_as_alone(service, icons
     one_by_one = [ask("POST", f"/v1/tasks/{task}/predict", {"inputs": inputs}).json for task, inputs in asked]
     before = ask("GET", "/metrics").body.decode()
     with concurrent.futures.ThreadPoolExecutor(12) as many:
-        together = list(many.map(lambda one: ask("POST", f"/v1/tasks/{one[0]}/predict", {"inputs": one[1]}).json, asked))
+        together = list(
+            many.map(lambda one: ask("POST", f"/v1/tasks/{one[0]}/predict", {"inputs": one[1]}).json, asked)
+        )
     after = ask("GET", "/metrics").body.decode()
     for one, other in zip(one_by_one, together):
         for row, same in zip(one["predictions"], other["predictions"], strict=True):
@@ -233,7 +241,9 @@ def test_pages_of_other_sites_and_other_names_are_refused(ask):
 
 def test_no_request_reaches_files_or_addresses(ask):
     for text in ("file:///etc/passwd", "http://127.0.0.1:1/", "/etc/passwd"):
-        assert "base64" in error(ask("POST", "/v1/tasks", {"run": "icons", "examples": [{"label": "a", "image": text}]}), 422)
+        assert "base64" in error(
+            ask("POST", "/v1/tasks", {"run": "icons", "examples": [{"label": "a", "image": text}]}), 422
+        )
     for run in ("../icons", "/etc", "hf:/etc"):
         assert "no run" in error(ask("POST", "/v1/tasks", {"run": run, "examples": TEXTS}), 422)
 
@@ -258,10 +268,16 @@ HOSTILE = "<script>\x1b[31m"
         (b'{"run": "ngrams", "examples": [{"label": "a", "text": "b", "row": {}}]}', "one of image, text and row"),
         (b'{"run": "ngrams", "examples": [{"text": "b"}]}', "has no label"),
         (b'{"run": "icons", "examples": [{"label": "a", "text": "b"}]}', "has no image"),
-        (b'{"run": "icons", "examples": [{"label": "a", "image": "YQ=="}, {"label": "b", "image": "YQ=="}]}', "image 0"),
+        (
+            b'{"run": "icons", "examples": [{"label": "a", "image": "YQ=="}, {"label": "b", "image": "YQ=="}]}',
+            "image 0",
+        ),
         (b'{"run": "icons", "examples": [{"label": "a", "image": "Y Q=="}]}', "base64"),
         (b'{"run": "ngrams", "examples": [{"label": "a\\u0000b", "text": "b"}, {"label": "b", "text": "c"}]}', "print"),
-        (b'{"run": "ngrams", "examples": [{"label": "a", "text": " "}, {"label": "b", "text": "c"}]}', "text 0 is empty"),
+        (
+            b'{"run": "ngrams", "examples": [{"label": "a", "text": " "}, {"label": "b", "text": "c"}]}',
+            "text 0 is empty",
+        ),
         (b'{"run": "ngrams", "examples": [{"label": "a", "text": "b"}]}', "one class only"),
         (b'{"run": "curves", "examples": [{"row": {"x": NaN, "y": 1}}]}', "not as expected"),
         (b'{"run": "curves", "examples": [{"row": {"x": 1e999, "y": 1}}]}', "not as expected"),
@@ -286,7 +302,9 @@ def bomb(width, height):
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x00\x00\x00\x00"
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -302,7 +320,9 @@ def bomb(width, height):
     ],
 )
 def test_what_is_no_image_or_a_bomb_is_refused(ask, icons, image, told):
-    body = {"inputs": [{"image": base64.b64encode(drawing("bar")).decode()}, {"image": base64.b64encode(image).decode()}]}
+    body = {
+        "inputs": [{"image": base64.b64encode(drawing("bar")).decode()}, {"image": base64.b64encode(image).decode()}]
+    }
     message = error(ask("POST", f"/v1/tasks/{icons['id']}/predict", body), 422)
     assert told in message and "image 1" in message and "/" not in message.replace("text/", "")
 
@@ -400,7 +420,12 @@ def test_what_is_asked_is_not_in_the_log(ask, mail, caplog):
 def test_tenants_are_apart_and_scopes_are_kept(settings_of, tmp_path):
     with running(settings_of(tmp_path / "tasks.db", ("ngrams",), guarded=True)) as (url, state):
         assert "headstart tokens add" in error(Http(url)("GET", "/v1/limits"), 401)
-        assert Http(url)("GET", "/readyz").status == Http(url)("GET", "/metrics").status == Http(url)("GET", "/").status == 200
+        assert (
+            Http(url)("GET", "/readyz").status
+            == Http(url)("GET", "/metrics").status
+            == Http(url)("GET", "/").status
+            == 200
+        )
         made = {
             (tenant, scope): Http(url, make_token(state.store, "x", tenant, [scope]))
             for tenant in ("acme", "other")

@@ -20,7 +20,9 @@ def test_a_token_says_whose_it_is_and_what_it_allows(store):
     assert admin.may("adapt") and admin.may("predict")
 
 
-@pytest.mark.parametrize("wrong", ["", "x", "hs_", "hs_a_b", "é" * 50, "\ud83d", "hs_01M8PF7X8F5EJN298FZPEHA68Y_" + "a" * 43])
+@pytest.mark.parametrize(
+    "wrong", ["", "x", "hs_", "hs_a_b", "é" * 50, "\ud83d", "hs_01M8PF7X8F5EJN298FZPEHA68Y_" + "a" * 43]
+)
 def test_what_is_no_token_is_nobody(store, wrong):
     make_token(store, "anna", "acme", ["predict"])
     assert caller(store, wrong) is None

@@ -151,14 +151,12 @@ def _settings(runs: list[str], store: Path, workers: int, memory: int, body: int
     _needed()
     from headstart.serve.app import Settings
     from headstart.serve.contract import Limits
-    from headstart.serve.gate import log_to
     from headstart.serve.server import cores
     from headstart.serve.work import Work
 
     names = [Path(source.rpartition(":")[2]).resolve().name for source in runs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"two runs are called {twice!r}, as requests would call them; rename the folder of one")
-    log_to()
     limits = Limits(body_bytes=body * 1_000_000)
     threads = max(1, cores() // (workers + 1))  # one is for who speaks HTTP
     return Settings(Work(tuple(runs), str(store), device, threads, memory * 2**20, limits), workers)

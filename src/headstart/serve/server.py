@@ -13,6 +13,7 @@ import uvicorn
 
 from headstart.errors import ConfigError
 from headstart.serve.app import Settings, State, make_app
+from headstart.serve.gate import log_to
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -118,6 +119,7 @@ def run(settings: Settings, host: str, port: int, drain: float, known: bool, tol
         state.close()
         raise
     with listening:
+        log_to()
         state.start()
         told(address(listening))
         server = _Server(_config(app), state, drain)
