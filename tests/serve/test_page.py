@@ -314,6 +314,29 @@ def test_hostile_names_are_names(visit, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_none_of_these_is_asked_for_and_said(visit):
+    page = visit("ngrams")
+    show_texts(page)
+    learn(page)
+    chances = {"cards": 0.6, "refunds": 0.4}
+    told = {"probability": 0.6, "probabilities": chances, "unknown": 0.97, "set": ["cards", "refunds"]}
+    answers = [{"prediction": "cards", **told}, {"prediction": None, **told}]
+    asked = []
+
+    def answer(route):
+        asked.append(route.request.post_data_json)
+        route.fulfill(json={"predictions": [answers["reject" in asked[-1]]]})
+
+    page.route("**/predict", answer)
+    page.locator(".trial textarea").fill("what is for dinner?")
+    expect(page.locator(".trial .verdict")).to_have_text("cards")
+    expect(page.locator(".trial .answer")).to_contain_text(says("Could be any of: cards, refunds"))
+    expect(page.locator(".trial .answer")).to_contain_text("Of 100 that do belong, only 3 look as unlike as this.")
+    page.get_by_label("Say “none of these”").select_option(label="when in doubt (5 in 100 that do belong)")
+    expect(page.locator(".trial .verdict")).to_have_text("None of these")
+    assert [one.get("reject") for one in asked] == [None, 0.05]
+
+
 def test_a_task_is_opened_again_grown_and_deleted(visit):
     page = visit("ngrams")
     show_texts(page, names=("one", "two"))

@@ -4,6 +4,8 @@ import { make } from "./elements.js";
 
 /** As many bars as are shown at once. */
 const BARS = 6;
+/** From where on it is said that something looks like none of the classes. */
+const UNLIKE = 0.8;
 
 /** Return a share in hundredths, with a digit more where it is near 0 or 1. */
 export function percent(share) {
@@ -43,11 +45,10 @@ export function shownAnswer(answer) {
     more.append(bars(ranked.slice(BARS)));
     element.append(more);
   }
-  if (typeof answer.unknown === "number") {
-    const unlike = bar("", answer.unknown);
-    unlike.classList.add("unlike");
-    unlike.querySelector(".label").replaceChildren(make("span", { say: "answer_unlike" }));
-    element.append(make("ul", { class: "bars" }, unlike));
+  // by how many of those that do belong it would be said as well; most of them are no such thing to speak of
+  if (answer.unknown >= UNLIKE) {
+    const count = Math.round(100 * (1 - answer.unknown));
+    element.append(make("p", { class: "note", say: count ? ["answer_unlike", { count }] : "answer_unlike_all" }));
   }
   return element;
 }

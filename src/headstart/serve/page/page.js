@@ -7,7 +7,6 @@ import { sentences } from "./sentences.js";
 import * as service from "./service.js";
 import { tables } from "./tables.js";
 import { chooseLanguage, language, languages, say, silence, translate, word } from "./texts.js";
-import { percent } from "./answers.js";
 
 const kinds = { images, text: sentences, tables };
 const byId = (name) => document.getElementById(name);
@@ -181,12 +180,7 @@ function drawEstimate({ right, judged, accuracy, low, high, more }) {
     make("p", { say: ["estimate_text", { right, judged }] }),
   );
   if (more) {
-    element.append(make("h3", { say: "more" }));
-    for (const line of [more].flat()) {
-      const words = typeof line === "string" ? make("p", { lang: "en", dir: "auto" }, line) : null;
-      const counted = { shots: line.shots, percent: percent(line.accuracy ?? 0) };
-      element.append(words ?? make("p", { say: ["more_line", counted] }));
-    }
+    element.append(make("h3", { say: "more" }), make("p", { lang: "en", dir: "auto" }, more));
   }
   return element;
 }
