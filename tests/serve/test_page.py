@@ -358,6 +358,47 @@ def test_a_task_is_opened_again_grown_and_deleted(visit):
     expect(page.locator("#live")).to_contain_text("The task was deleted")
 
 
+def test_a_table_task_is_opened_again_asked_and_grown(visit, service):
+    http, _ = service
+    rows = [{"row": {"x": x, "y": 2 * x}} for x in range(4)]
+    task = http("POST", "/v1/tasks", {"run": "curves", "name": "a curve", "examples": rows}).json
+    page = visit("curves")
+    page.get_by_label("Task", exact=True).select_option("a curve")
+    expect(page.locator("#examples")).to_contain_text("4 learned before")
+    table = {"name": "a.csv", "mimeType": "text/csv", "buffer": b"x,y\n1,\n2,\n"}
+    page.locator("#examples input[type=file]").first.set_input_files(table)
+    expect(page.locator(".trial tbody tr")).to_have_count(2)
+    page.get_by_label(says("y in row 2")).fill("4")
+    page.get_by_label(says("y in row 2")).press("Tab")
+    expect(page.locator(".trial tbody tr")).to_have_count(1)
+    learn(page)
+    assert http("GET", f"/v1/tasks/{task['id']}").json["counts"] == [5]
+
+
+def test_more_than_a_request_may_hold_is_sent_in_parts(visit, settings_of, tmp_path):
+    from headstart.serve.contract import Limits
+    from headstart.serve.server import running
+
+    limits = Limits(body_bytes=3000, adapt_seconds=120, predict_seconds=60)
+    with running(settings_of(tmp_path / "tasks.db", ("ngrams",), limits=limits)) as (address, _):
+        page = visit(address=address)
+        expect(page.locator("#bench")).to_be_visible()
+        for place, word in enumerate(("card", "money")):
+            card(page, place).locator("textarea").fill("\n".join(f"{word} question {n} {'x' * 60}" for n in range(30)))
+        asked = []
+        page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+        # the third part gets lost on its way, and the others are not sent again
+        page.route("**/examples", lambda route: route.abort() if len(asked) == 3 else route.continue_())
+        page.locator("#learn-here .big").click()
+        expect(page.locator("#learn-here > .error")).to_contain_text("cannot be reached")
+        expect(page.locator("#learn-state")).to_contain_text("changes are not learned yet")
+        page.get_by_role("button", name="Try again").click()
+        learned(page)
+        expect(page.locator("#learn-state")).to_have_text("Learned from 60 examples. Try it.")
+        assert sum(url.endswith("/v1/tasks") for url in asked) == 1 and len(asked) == 4
+        page.wrong.clear()
+
+
 def test_images_are_dropped_pasted_and_taken_by_the_webcam(visit):
     page = visit("icons", permissions=["camera"])
     send = """([selector, kind, texts]) => {
@@ -391,6 +432,23 @@ def test_images_are_dropped_pasted_and_taken_by_the_webcam(visit):
     expect(page.locator(".live .bars")).to_be_visible()
     expect(page.locator(".live .verdict")).to_have_text("Class 2")
     page.get_by_role("button", name="Stop the webcam").click()
+
+
+def test_folders_that_are_dropped_become_classes(visit, tmp_path):
+    page = visit("icons")
+    for name, colour in (("cups", "black"), ("spoons", "gray")):
+        (tmp_path / name).mkdir()
+        for place in range(2):
+            (tmp_path / name / f"{place}.png").write_bytes(drawing(colour, "ellipse", place))
+        (tmp_path / name / ".hidden").write_bytes(b"")
+    box = page.locator(".add").bounding_box()
+    dropped = {"items": [], "files": [str(tmp_path / "cups"), str(tmp_path / "spoons")], "dragOperationsMask": 1}
+    devices = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        devices.send("Input.dispatchDragEvent", {"type": kind, "x": box["x"] + 9, "y": box["y"] + 9, "data": dropped})
+    for place, name in enumerate(("cups", "spoons")):
+        expect(card(page, place).locator(".name")).to_have_value(name)
+        expect(card(page, place).locator(".thumb")).to_have_count(2)
 
 
 def test_images_are_sent_small_and_upright(visit):

@@ -9,6 +9,8 @@ import { tables } from "./tables.js";
 import { chooseLanguage, language, languages, say, silence, translate, word } from "./texts.js";
 
 const kinds = { images, text: sentences, tables };
+/** As many tasks as can be chosen from. */
+const MOST_TASKS = 1000;
 const byId = (name) => document.getElementById(name);
 const { tell } = service;
 
@@ -67,6 +69,8 @@ function drawLearn() {
   else silence(learnState);
   learnState.hidden = Boolean(busy);
   nameField.hidden = Boolean(learned && !todo.anew);
+  // another run or task would be mixed up with what is being learned
+  byId("run").disabled = byId("task").disabled = Boolean(busy);
   working.hidden = !busy;
 }
 
@@ -89,6 +93,8 @@ async function learn() {
     const waiting = (seconds) => word(progressText, "busy", { seconds });
     await send(shown, todo, { signal: own.signal, waiting });
   } catch (reason) {
+    // a task that somebody deleted is learned anew, where all of it is still here
+    if (reason.status === 404 && !learned?.reopened) learned = null;
     tell(learnError, reason, learn);
   } finally {
     busy = null;
@@ -104,32 +110,34 @@ async function send(shown, todo, options) {
   const bodies = await Promise.all(add.map((example) => view.body(example)));
   const parts = service.parts(bodies, limits.examples ?? Infinity, 0.9 * (limits.body_bytes ?? Infinity));
   const before = learned;
-  // of a task that is learned anew, the old one goes when the new one is there
-  let now = todo.anew ? null : learned;
+  const name = taskName.value.trim();
+  if (todo.anew) learned = null;
   let done = 0;
-  for (const part of parts) {
-    word(progressText, parts.length > 1 ? "learn_sending" : "learn_learning", { done, count: add.length });
-    if (parts.length > 1) progress.value = done / add.length;
-    const key = await keyOf(now?.task.id ?? "", part);
-    const task = now
-      ? await service.grow(now.task.id, part, key, options)
-      : await service.create({ run: run.name, ...(taskName.value.trim() ? { name: taskName.value.trim() } : {}), examples: part }, key, options);
-    // a request of the same content that comes later is another one
-    keyOf.text = null;
-    const sent = new Map(now?.sent);
-    for (const example of add.slice(done, done + part.length)) sent.set(example.key, example.label);
-    now = { task, sent, reopened: now?.reopened ?? false };
-    done += part.length;
-    // what was acknowledged is known to be there, whatever happens to the next part
-    if (!before || !todo.anew) learned = now;
+  try {
+    for (const part of parts) {
+      word(progressText, parts.length > 1 ? "learn_sending" : "learn_learning", { done, count: add.length });
+      if (parts.length > 1) progress.value = done / add.length;
+      const key = keyOf([learned?.task.id, run.name, name, part]);
+      const task = learned
+        ? await service.grow(learned.task.id, part, key, options)
+        : await service.create({ run: run.name, ...(name ? { name } : {}), examples: part }, key, options);
+      // a request of the same content that comes later is another one
+      keyOf.text = null;
+      const sent = new Map(learned?.sent);
+      for (const example of add.slice(done, done + part.length)) sent.set(example.key, example.label);
+      // what was acknowledged is known to be there, whatever happens to the next part
+      learned = { task, sent, reopened: learned?.reopened ?? false };
+      done += part.length;
+    }
+  } finally {
+    // what is learned anew takes the place of what was learned before
+    if (!learned) learned = before;
+    else if (todo.anew && before) service.forget(before.task.id).catch(() => {});
   }
   for (const label of todo.drop) {
-    const task = await service.dropClass(now.task.id, label, options);
-    now = { ...now, task, sent: new Map([...now.sent].filter(([, own]) => own !== label)) };
-    learned = now;
+    const task = await service.dropClass(learned.task.id, label, options);
+    learned = { ...learned, task, sent: new Map([...learned.sent].filter(([, own]) => own !== label)) };
   }
-  learned = now;
-  if (todo.anew && before) service.forget(before.task.id).catch(() => {});
   if (learned.reopened) {
     view.settle(learned.task);
     learned.sent = new Map(view.shown().map(({ key, label }) => [key, label]));
@@ -141,12 +149,11 @@ async function send(shown, todo, options) {
 }
 
 /** Return a key that is the same where the same is sent again, so that an answer that was lost is no second task. */
-async function keyOf(id, part) {
-  const text = `${session}${id}${taskName.value}${run.name}${JSON.stringify(part)}`;
+function keyOf(request) {
+  const text = JSON.stringify(request);
   if (keyOf.text !== text) [keyOf.text, keyOf.key] = [text, service.requestKey()];
   return keyOf.key;
 }
-const session = service.requestKey();
 
 function drawOutcome() {
   outcome.hidden = !learned;
@@ -332,12 +339,23 @@ async function openTask(id) {
   view.learned();
 }
 
+/** Return the tasks that the service has, the newest first. */
+async function allTasks() {
+  const found = [];
+  for (let after = null; after !== undefined; ) {
+    const page = await service.tasks(after);
+    found.push(...page.tasks);
+    after = page.next ?? undefined;
+  }
+  return found.reverse().slice(0, MOST_TASKS);
+}
+
 async function start() {
   const wide = byId("wide");
   word(wide, "starting");
   try {
     limits = await service.limits();
-    known = (await service.tasks()).tasks.toReversed();
+    known = await allTasks();
   } catch (reason) {
     silence(wide);
     return tell(wide, reason.status === 401 ? null : reason, start);
@@ -386,6 +404,7 @@ languageSelect.addEventListener("change", () => {
 function speak() {
   document.documentElement.lang = language();
   languageSelect.value = language();
+  silence(byId("live"));
   for (const root of [document, later, strictnessField]) translate(root);
   if (view) {
     drawTasks();

@@ -63,7 +63,8 @@ export function tables(host) {
   });
   const byHand = make("button", { say: "table_by_hand", onclick: typeRows });
   const sheet = make("div", { hidden: true });
-  const examples = make("div", {}, make("div", { class: "actions" }, drop, input, byHand), error, undo.bar, sheet);
+  const before = make("p", { class: "note" });
+  const examples = make("div", {}, before, make("div", { class: "actions" }, drop, input, byHand), error, undo.bar, sheet);
   takesDrops(examples, async (transfer) => {
     if (transfer.files.length) readFile(transfer.files[0]);
     else if (transfer.getData("text/plain")) take(() => parsed(transfer.getData("text/plain"), say("table_pasted")));
@@ -90,11 +91,11 @@ export function tables(host) {
       return tell(error, reason);
     }
     tell(error, null);
-    const before = table && { table, columns, target };
+    const old = table && { table, columns, target };
     show(found);
-    if (before) {
-      undo.offer("table_replaced", { name: before.table.name }, () => {
-        ({ table, columns, target } = before);
+    if (old) {
+      undo.offer("table_replaced", { name: old.table.name }, () => {
+        ({ table, columns, target } = old);
         mapped += 1;
         draw();
       });
@@ -110,6 +111,7 @@ export function tables(host) {
     mapped += 1;
     first = firstAnswer = 0;
     draw();
+    askRows();
   }
 
   function typeRows() {
@@ -120,6 +122,7 @@ export function tables(host) {
 
   const title = make("p", { class: "verdict small", dir: "auto" });
   const counts = make("ul", { class: "facts" }, make("li"), make("li"));
+
   const mapping = make("div", { class: "mapping" });
   const mappingMissing = make("p", { class: "error" });
   const ignored = make("p", { class: "note" });
@@ -151,6 +154,8 @@ export function tables(host) {
 
   function draw() {
     sheet.hidden = !table;
+    if (kept) word(before, "count_kept", { count: kept });
+    else silence(before);
     word(drop.querySelector("span"), table ? "table_other" : "table_add");
     byHand.hidden = Boolean(table);
     if (table) {
@@ -372,7 +377,7 @@ export function tables(host) {
     open(task) {
       this.clear();
       kept = task.counts.reduce((sum, count) => sum + count, 0);
-      drawAnswers();
+      draw();
     },
     settle() {
       // rows stay in the table, and are known to have been sent
