@@ -1,7 +1,7 @@
 """The few-shot service that one writes by hand in an afternoon: FastAPI, a conv4, class means, one request at a time.
 
-It holds the same network as the run of icons that comes with headstart, keeps tasks in memory alone, checks nothing, and
-answers what `benchmarks.service` asks: ``python -m benchmarks.peers.service_by_hand PORT``.
+It holds the same network as the run it stands beside, keeps tasks in memory alone, checks nothing, and answers what
+`benchmarks.service` asks: ``python -m benchmarks.peers.service_by_hand PORT``.
 """
 
 import base64
@@ -21,11 +21,11 @@ torch.set_num_threads(1)
 
 
 def block(inputs: int) -> nn.Sequential:
-    """Return a quarter of the network: as the run's, at 32 filters."""
-    return nn.Sequential(nn.Conv2d(inputs, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU())
+    """Return a quarter of the conv4 of the literature."""
+    return nn.Sequential(nn.Conv2d(inputs, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2))
 
 
-network = nn.Sequential(block(1), block(32), block(32), block(32), nn.Flatten()).eval()
+network = nn.Sequential(block(1), block(64), block(64), block(64), nn.Flatten()).eval()
 
 
 def features(images: list[str]) -> torch.Tensor:

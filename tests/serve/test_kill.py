@@ -1,5 +1,6 @@
 """Whatever is killed, at whatever moment: nothing that was acknowledged is lost, and the service goes on."""
 
+import concurrent.futures
 import os
 import signal
 import socket
@@ -32,13 +33,11 @@ def test_a_worker_that_is_killed_is_replaced_and_what_it_was_asked_is_answered(s
         row = ask("POST", f"/v1/tasks/{task}/predict", ASKED).json
         for _ in range(2):
             first = state.pool.processes[0].pid
-            answers = []
-            asking = threading.Thread(target=lambda: answers.append(ask("POST", "/v1/tasks", {"examples": TEXTS})))
-            asking.start()
-            waited(lambda: state.pool.waiting == 0)
-            os.kill(first, signal.SIGKILL)
-            asking.join(60)
-            assert answers[0].status == 201, answers
+            with concurrent.futures.ThreadPoolExecutor(1) as other:
+                asked = other.submit(ask, "POST", "/v1/tasks", {"examples": TEXTS})
+                waited(lambda: state.pool.waiting == 0)
+                os.kill(first, signal.SIGKILL)
+                assert asked.result(60).status == 201
             assert ask("POST", f"/v1/tasks/{task}/predict", ASKED).json == row
             assert state.pool.processes[0].pid != first
         assert "headstart_worker_restarts_total 2.0" in ask("GET", "/metrics").body.decode()

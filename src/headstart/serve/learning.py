@@ -9,13 +9,13 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+import headstart
 from headstart.data.encoder import beside, pad_of
 from headstart.data.kind import NewTask, Row, unsound
 from headstart.errors import (
@@ -291,12 +291,11 @@ def questions(served: Served, asked: Sequence[Question], find_task: Find) -> lis
     by = served.by
     assert by.kind.values is not None
     pad = pad_of(by.like(0))
-    for place, question in enumerate(asked):
+    for place, (question, x) in enumerate(zip(asked, _inputs(served, [question.values for question in asked]))):
         try:
+            if isinstance(x, Exception):
+                raise x
             task = find_task(question)
-            with warnings.catch_warnings(action="ignore"):
-                parts = [inputs.x for inputs in by.kind.values(by.prepared, list(question.values))]
-            x = beside(parts, 0, pad)
             groups.setdefault(_shape(served, task, x, place), []).append((place, task, x))
         except Exception as error:
             found[place] = _explained(error)
@@ -307,11 +306,25 @@ def questions(served: Served, asked: Sequence[Question], find_task: Find) -> lis
     return found
 
 
+def _inputs(served: Served, values: Sequence[Sequence[Any]]) -> list[Tensor | Exception]:
+    """Return inputs as the model takes them, those of all requests made at once, or what is wrong with each."""
+    by = served.by
+    assert by.kind.values is not None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            flat = [value for own in values for value in own]
+            x = beside([inputs.x for inputs in by.kind.values(by.prepared, flat)], 0, pad_of(by.like(0)))
+        return list(x.split([len(own) for own in values]))
+    except Exception as error:
+        if len(values) == 1 or _fatal(error):
+            return [_explained(error)] * len(values)
+    return [x for own in values for x in _inputs(served, [own])]
+
+
 def exported(served: Served, wanted: Wanted, find_task: Find) -> Outcome:
     """Return the files of a task for elsewhere, by name, or what was wrong."""
-    try:
-        export = import_module("headstart.export").export
-    except ImportError:
+    export: Any = getattr(headstart, "export", None)
+    if export is None:
         return UsageError("this headstart cannot export tasks")
     try:
         with warnings.catch_warnings(action="ignore"):

@@ -99,6 +99,7 @@ def _config(app: Any) -> uvicorn.Config:
         access_log=False,
         ws="none",
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=30,
         timeout_keep_alive=15,
     )
