@@ -262,7 +262,7 @@ def test_tables_by_keyboard_from_a_csv_to_a_download_without_formulas(visit):
     keys.to("X in row 6", most=120)
     keys.replace("2")
     keys.press("Tab")
-    expect(answers.first.locator("td").first).not_to_have_text(before)
+    expect(answers.first.locator("td").first).not_to_have_text(re.compile(f"{re.escape(before)}|…"))
     keys.to("Download as CSV", most=120)
     with page.expect_download() as download:
         keys.press("Enter")

@@ -27,7 +27,7 @@ function parsed(text, name) {
   return { name, header, lines: lines.map((cells) => row(cells)) };
 }
 
-const row = (cells) => ({ key: id("row"), version: 0, cells, answer: null });
+const row = (cells) => ({ key: id("row"), version: 0, cells, answer: null, waits: false });
 
 export function tables(host) {
   let table = null;
@@ -288,17 +288,21 @@ export function tables(host) {
   /** Ask for the rows that have something in them and no answer yet. */
   async function askRows() {
     const open = asked().filter((line) => !line.answer && shownColumns().some((place) => line.cells[place].trim()));
+    const own = ++running;
+    for (const line of table?.lines ?? []) line.waits = false;
+    if (host.learned()) for (const line of open) line.waits = true;
     drawAnswers();
     if (!open.length || !host.learned()) return;
-    const own = ++running;
     try {
       const found = await host.predict(open.map((line) => ({ row: body(line) })));
       if (own !== running) return;
-      open.forEach((line, place) => (line.answer = found[place]));
+      open.forEach((line, place) => Object.assign(line, { answer: found[place], waits: false }));
       tell(answersError, null);
-      announce("table_asked", { count: asked().filter((line) => !line.answer).length });
+      announce("answers_ready", { count: answered().length });
     } catch (reason) {
-      if (own === running) tell(answersError, reason, askRows);
+      if (own !== running) return;
+      for (const line of open) line.waits = false;
+      tell(answersError, reason, askRows);
     }
     drawAnswers();
   }
@@ -310,15 +314,16 @@ export function tables(host) {
   }
 
   function drawAnswers() {
-    const some = answered();
+    const some = asked().filter((line) => line.answer || line.waits);
+    download.disabled = some.some((line) => line.waits);
     answersBox.hidden = download.hidden = !some.length;
-    if (some.some(({ answer }) => typeof answer.low === "number")) word(note, "estimate_numbers");
+    if (answered().some(({ answer }) => typeof answer.low === "number")) word(note, "estimate_numbers");
     else if (some.length) silence(note);
     else if (host.learned()) word(note, "answers_none", { name: targetName() });
     firstAnswer = Math.max(0, Math.min(firstAnswer, some.length - 1 - ((some.length - 1) % ANSWERS)));
     answerPages.draw(firstAnswer, ANSWERS, some.length);
     if (!some.length) return;
-    const numbers = some.every(({ answer }) => !answer.probabilities);
+    const numbers = answered().every(({ answer }) => !answer.probabilities);
     const heads = ["table_row", "answers_answer", numbers ? "answers_range" : "answers_chance"];
     answers.replaceChildren(
       make("thead", {}, make("tr", {}, ...heads.map((key) => make("th", { scope: "col", say: key })))),
@@ -327,13 +332,15 @@ export function tables(host) {
         {},
         ...some.slice(firstAnswer, firstAnswer + ANSWERS).map((line) => {
           const { answer } = line;
+          const head = make("th", { scope: "row" }, String(table.lines.indexOf(line) + 1));
+          if (!answer) return make("tr", {}, head, make("td", { colspan: "2", class: "note" }, "…"));
           const said = make("td", { class: "said", dir: "auto" });
           if (answer.prediction === null) word(said, "try_none");
           else said.textContent = number(answer.prediction, answer.high - answer.low);
           const sure = numbers
             ? make("td", {}, range(answer))
             : make("td", { say: share(answer.probability ?? 0) });
-          return make("tr", {}, make("th", { scope: "row" }, String(table.lines.indexOf(line) + 1)), said, sure);
+          return make("tr", {}, head, said, sure);
         }),
       ),
     );
