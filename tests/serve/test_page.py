@@ -428,7 +428,7 @@ def test_images_are_dropped_pasted_and_taken_by_the_webcam(visit):
     learn(page)
     page.evaluate(send, [".trial .drop", "drop", texts])
     expect(page.locator(".tried li .verdict")).to_have_count(2)
-    page.get_by_label("Webcam for trying").click()
+    page.get_by_role("button", name="Webcam, answered as you move").click()
     expect(page.locator(".live .bars")).to_be_visible()
     expect(page.locator(".live .verdict")).to_have_text("Class 2")
     page.get_by_role("button", name="Stop the webcam").click()

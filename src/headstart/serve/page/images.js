@@ -28,7 +28,7 @@ export function images(host) {
   const [drop, input] = dropButton({ say: "try_images", label: null, accept: "image/*", take: (files) => tryFiles(files) });
   const live = make("div", { class: "live", hidden: true });
   const camera = webcam({
-    label: "try_webcam",
+    label: null,
     say: "try_live",
     live: true,
     shoot: async (blob) => {
