@@ -33,8 +33,8 @@ import torch
 
 from benchmarks import mutations
 from headstart.cli.output import print_json, print_table
-from headstart.errors import HeadstartError
-from headstart.training.files import MANIFEST, fingerprint, manifest, to_json, to_safetensors
+from headstart.errors import FileError, HeadstartError
+from headstart.training.files import MANIFEST, fingerprint, manifest, sealed, to_json, to_safetensors
 
 #: Bytes that reading one small file may take, and seconds.
 MEMORY, SECONDS = 1 << 30, 60.0
@@ -549,7 +549,7 @@ _TOLD = ("config.json", "preparation.json", "results.json", "metrics.jsonl")
 KINDS: dict[str, Kind] = {
     "tensors": Kind(_tensors, _read_tensors, share=6),
     "configurations": Kind(_configs, _read_configs, share=3),
-    "runs": Kind(_run, _open, (*_TOLD, "checkpoints/step-000000002/*"), share=1.5),
+    "runs": Kind(_run, _open, (*_TOLD, "checkpoints/step-000000002.safetensors"), share=1.5),
     "runs resumed": Kind(_run, _resume, (*_TOLD, "checkpoints/*"), share=1.5),
     "choices": Kind(_chosen, _choose, ("run/choice.json", "run/results.json"), share=0.1),
     "adapted": Kind(_adapted, _read_adapted, ("*.json", "*.safetensors"), share=1),
@@ -613,18 +613,19 @@ def _lay(name: str, good: Path, work: Path, spoilt: str) -> None:
 
 
 def _sign(path: Path) -> None:
-    """Have the manifest beside a file, and a preparation's digest of itself, fit what is there now."""
+    """Have the manifest beside a file, and its digest of itself where it has one, fit what is there now."""
     if path.name == "preparation.json":
         with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError):
             told = json.loads(path.read_bytes())
             told.pop("sha256", None)
             path.write_bytes(to_json({**told, "sha256": fingerprint(to_json(told))["sha256"]}))
+    if path.suffix == ".safetensors":
+        with contextlib.suppress(FileError):  # it is none of those that are sealed
+            path.write_bytes(sealed(path.read_bytes(), path.name))
     beside = path.with_name(MANIFEST)
     if beside.is_file():
         told = json.loads(beside.read_bytes())
-        contents = {name: (path.parent / name).read_bytes() for name in told["files"]}
-        more = {name: value for name, value in told.items() if name != "files"}
-        beside.write_bytes(manifest(contents, **more))
+        beside.write_bytes(manifest({name: (path.parent / name).read_bytes() for name in told["files"]}))
 
 
 def attempt(name: str, number: int, good: Path, work: Path) -> Outcome:

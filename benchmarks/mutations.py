@@ -104,7 +104,8 @@ def values(data: bytes, draw: random.Random) -> bytes:
     """Change values in JSON, lines of JSON or the header of safetensors: types, sizes, keys, depth."""
     if len(data) > 8 and data[8:9] == b"{":
         size = struct.unpack("<Q", data[:8])[0]
-        header = _json(data[8 : 8 + size], draw)
+        change = _told if draw.random() < 0.5 else _json
+        header = change(data[8 : 8 + size], draw)
         return struct.pack("<Q", len(header)) + header + data[8 + size :]
     if data.count(b"\n{") > 1:
         lines = data.split(b"\n")
@@ -112,6 +113,17 @@ def values(data: bytes, draw: random.Random) -> bytes:
         lines[place] = _json(lines[place], draw)
         return b"\n".join(lines)
     return _json(data, draw)
+
+
+def _told(data: bytes, draw: random.Random) -> bytes:
+    """Change the JSON that the header of safetensors tells as a text, where there is some."""
+    try:
+        header = json.loads(data)
+        ((name, text),) = header["__metadata__"].items()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return _json(data, draw)
+    header["__metadata__"][name] = _json(text.encode(), draw).decode("utf-8", "surrogatepass")
+    return json.dumps(header).encode()
 
 
 def _json(data: bytes, draw: random.Random) -> bytes:

@@ -81,7 +81,18 @@ class Connection:
         self._port, self._streams = port, None
 
     async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
-        """Send a request, and return the status and the body of the answer; 0 where none came."""
+        """Send a request, and return the status and the body of the answer; 0 where none came.
+
+        A connection that was idle may have been closed: then the request is sent on another one.
+        """
+        for _ in range(2):
+            idle = self._streams is not None
+            found = await self._asked(method, path, body)
+            if found[0] or not idle:
+                break
+        return found
+
+    async def _asked(self, method: str, path: str, body: Any) -> tuple[int, bytes]:
         data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         try:

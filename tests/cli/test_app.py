@@ -257,7 +257,7 @@ def test_a_signal_ends_the_step_saves_and_exits_with_its_code(number: int, code:
     )
     try:
         deadline = time.monotonic() + 120
-        while not (out / "checkpoints" / "step-000000000").exists():
+        while not (out / "checkpoints" / "step-000000000.safetensors").exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(0.5)
@@ -267,7 +267,7 @@ def test_a_signal_ends_the_step_saves_and_exits_with_its_code(number: int, code:
         process.kill()
     assert process.returncode == code, told
     step = int(re.findall(r"stopped by SIG\w+ after step (\d+)", printed)[0])
-    assert step > 0 and (out / "checkpoints" / f"step-{step:09d}" / "manifest.json").exists()
+    assert step > 0 and (out / "checkpoints" / f"step-{step:09d}.safetensors").exists()
     assert "Traceback" not in told and "\x1b" not in told + printed and "\r" not in told + printed
     assert len(told.splitlines()) <= 3
 

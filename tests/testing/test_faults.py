@@ -12,7 +12,7 @@ import torch
 
 from headstart.errors import ConfigError, FileError, UnknownNameError
 from headstart.testing.faults import Fault, check_fault, flip, from_text, injected, moved, truncate
-from headstart.training.files import write, write_synced
+from headstart.training.files import write
 
 
 def step():
@@ -38,16 +38,17 @@ def test_every_moment_of_a_folder_is_told_and_none_of_another(tmp_path):
         folder.mkdir()
         write(folder / "a", b"1")
         write(tmp_path / "elsewhere", b"1")
-        (folder / "checkpoints" / "step-000000007").mkdir(parents=True)
+        place = folder / "checkpoints" / "step-000000007.safetensors"
+        place.parent.mkdir()
+        write(place, b"1")
         step()
-        (folder / "checkpoints" / "step-000000007").rename(folder / "checkpoints" / "damaged-step-000000007-abc")
+        place.rename(place.with_name(f"damaged-abc-{place.name}"))
         (folder / "a").read_bytes()
         (folder / "a").unlink()
     expected = ["open .", "open .tmp-*-a", "sync .tmp-*-a", "rename a", "sync .", "open checkpoints"]
-    expected += ["open checkpoints/step-*", "step", "rename checkpoints/damaged-*", "remove a"]
-    assert [one for one in moments if one != "open checkpoints/step-*"] == [
-        one for one in expected if one != "open checkpoints/step-*"
-    ]
+    expected += ["open checkpoints/.tmp-*-step-*", "sync checkpoints/.tmp-*-step-*", "rename checkpoints/step-*"]
+    expected += ["sync checkpoints", "step", "rename checkpoints/damaged-*", "remove a"]
+    assert moments == expected
     lines = (tmp_path / "log").read_text().splitlines()
     assert [line.partition(" ")[2] for line in lines] == moments
     assert abs(float(lines[0].split()[0]) - time.time()) < 60
@@ -94,11 +95,11 @@ def test_a_power_cut_takes_what_was_not_brought_to_the_disk(tmp_path):
 
     def work():
         with injected(Fault("power", "rename", name="named"), tmp_path):
-            write_synced(tmp_path / "synced", bytes(1000))
-            with (tmp_path / "grown").open("wb") as file:
-                file.write(bytes(1000))
-                file.flush()
-                os.fsync(file.fileno())
+            with (tmp_path / "synced").open("wb") as synced, (tmp_path / "grown").open("wb") as file:
+                for one in (synced, file):
+                    one.write(bytes(1000))
+                    one.flush()
+                    os.fsync(one.fileno())
                 file.write(bytes(1000))
                 file.flush()
                 (tmp_path / "never").write_bytes(bytes(1000))
@@ -114,7 +115,7 @@ def test_a_power_cut_takes_what_was_not_brought_to_the_disk(tmp_path):
 def test_a_full_disk_stays_full_and_lets_files_be_removed(tmp_path):
     write(tmp_path / "old", b"1")
     with injected(Fault("ENOSPC", "rename", name="a"), tmp_path):
-        write_synced(tmp_path / "b", b"1")
+        (tmp_path / "b").write_bytes(b"1")
         os.replace(tmp_path / "b", tmp_path / "a")
         for _ in range(2):
             with pytest.raises(OSError, match="No space left"):

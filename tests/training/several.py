@@ -298,6 +298,20 @@ def refused():
     return 10 + count
 
 
+def again():
+    """Get over an error of the last process, twice, and work on; return how often all heard of the right one."""
+    heard = 0
+    for text in ("one", "two", ""):
+        try:
+            with processes(hung_after=60) as everyone:
+                if text and everyone.rank == everyone.size - 1:
+                    raise headstart.errors.DataError(text)
+                everyone.wait()
+        except HeadstartError as error:
+            heard += str(error).endswith(text)
+    return heard
+
+
 def of_gradients(folder):
     names = [row.name for row in registry.METHODS if row.outer] + list(CHOICES)
     found = {}
@@ -341,6 +355,7 @@ def of_errors(folder):
         "one": together(2, trained, SINE, folder / "error", 3, bad),
         "differing": [together(size, differing) for size in (2, 3)],
         "refused": together(2, refused),
+        "again": together(2, again),
     }
 
 

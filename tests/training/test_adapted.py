@@ -730,15 +730,15 @@ class TestCommands:
     ) -> None:
         run, (source, _) = tmp_path / "run", give(case, tmp_path, [None])
         shutil.copytree(run_of(case), run)
-        weights = run / "checkpoints" / "step-000000002" / "best.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+        newest = run / "checkpoints" / "step-000000002.safetensors"
+        newest.write_bytes(newest.read_bytes()[:-1] + b"?")
         readers = [["adapt", str(run), str(source), "--out", str(tmp_path / "out")]]
         if case.startswith("curves"):
             readers += [["evaluate", str(run), "--episodes", "2"], ["report", str(run)]]
         for words in readers:
             assert command(words) == 0
             told = capsys.readouterr().err
-            assert "warning: checkpoint step-000000002 cannot be used, taking the one before" in told, words
+            assert f"warning: checkpoint {newest.name} cannot be used, taking the one before" in told, words
 
     def test_classes_are_told_and_have_a_column_each(
         self, run_of: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]

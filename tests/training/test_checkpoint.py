@@ -5,17 +5,17 @@ import threading
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import headstart
 from headstart.data.curves.sinusoid import sinusoid
 from headstart.errors import FileError
 from headstart.testing.faults import Fault, injected
 from headstart.training import checkpoint as checkpoints
-from headstart.training.checkpoint import Keep, Saver, find, save, take
+from headstart.training.checkpoint import Keep, Saver, find, save, set_aside, take
+from headstart.training.files import sealed, unsealed
 from headstart.training.fit_best import Best
 from headstart.training.loop import copied, fit, flat, start
-
-FILES = ("last.safetensors", "best.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 
 
 @pytest.fixture
@@ -30,6 +30,10 @@ def _run(learner, folder, saves):
         if record.step in saves:
             save(folder, take(state, Best(record.step, 0.5, copied(state.meta))))
     return state
+
+
+def _name(step):
+    return f"step-{step:09d}.safetensors"
 
 
 def _steps(folder):
@@ -56,12 +60,35 @@ def test_a_run_goes_on_bit_for_bit_with_any_optimiser(learner, tmp_path, make):
     assert all(torch.equal(value, flat(again.meta)[name]) for name, value in flat(state.meta).items())
 
 
+def test_a_checkpoint_is_a_file_that_other_programs_read_and_the_same_every_time(learner, tmp_path):
+    state = _run(learner, tmp_path / "a", (1, 2))
+    with safe_open(tmp_path / "a" / "checkpoints" / _name(2), "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    checkpoint = take(state, Best(2, 0.5, state.meta))
+    parts = {"last": flat(state.meta), "best": flat(state.meta), "optimizer": checkpoint.optimizer}
+    wanted = {f"{part}.{name}": value for part, own in parts.items() for name, value in own.items()}
+    assert tensors.keys() == wanted.keys() and {"last.structure.rate.head.bias", "optimizer.0.exp_avg"} < tensors.keys()
+    assert all(torch.equal(tensors[name], value) for name, value in wanted.items())
+    _run(learner, tmp_path / "b", (1, 2))
+    one, other = ((tmp_path / name / "checkpoints" / _name(2)).read_bytes() for name in "ab")
+    assert one == other
+
+
 def test_the_last_two_are_kept_and_nothing_unfinished(learner, tmp_path):
     (tmp_path / "checkpoints" / ".tmp-old").mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".tmp-older").write_text("")
     (tmp_path / ".tmp-file").write_text("")
+    checkpoints.clean(tmp_path)
     _run(learner, tmp_path, (1, 2, 3))
-    assert _steps(tmp_path) == ["step-000000002", "step-000000003"]
+    assert _steps(tmp_path) == [_name(2), _name(3)]
     assert os.listdir(tmp_path) == ["checkpoints"]
+
+
+def test_a_folder_that_has_gone_is_not_made_anew(learner, tmp_path):
+    state = start(learner)
+    with pytest.raises(FileError, match="cannot write the checkpoint .*: there is no such file or folder"):
+        save(tmp_path / "gone", take(state, Best(0, 0.5, state.meta)))
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +99,7 @@ def test_what_is_kept_goes_by_the_rules_and_is_never_less_than_two(learner, tmp_
     state = start(learner)
     for state.step in range(1, 6):
         save(tmp_path, take(state, Best(0, 0.5, state.meta)), keep)
-    assert _steps(tmp_path) == [f"step-{step:09d}" for step in left]
+    assert _steps(tmp_path) == list(map(_name, left))
 
 
 def test_a_saver_writes_what_was_while_training_goes_on_one_at_a_time(learner, tmp_path):
@@ -89,9 +116,9 @@ def test_a_saver_writes_what_was_while_training_goes_on_one_at_a_time(learner, t
                 saver.check()  # which waits for nothing
                 go.set()
                 saver.begin(checkpoint, lambda: order.append("three"))
-                assert "step-000000002" in _steps(tmp_path)
-    assert order == ["two", "three"] and _steps(tmp_path) == ["step-000000002", "step-000000003"]
-    (tmp_path / "checkpoints" / "step-000000003" / "manifest.json").unlink()
+                assert _name(2) in _steps(tmp_path)
+    assert order == ["two", "three"] and _steps(tmp_path) == [_name(2), _name(3)]
+    (tmp_path / "checkpoints" / _name(3)).unlink()
     found = find(tmp_path, learner.init(None)).checkpoint
     assert found is not None and found.step == 2
     assert all(torch.equal(value, {**flat(found.meta), **found.optimizer}[name]) for name, value in kept.items())
@@ -119,45 +146,83 @@ def test_a_save_that_fails_is_told_when_it_is_asked_for_and_beside_another_error
     assert not (tmp_path / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "link", "empty"])
-def test_a_damaged_newest_one_is_named_and_the_one_before_is_taken(learner, tmp_path, name, damage):
+def _spoilt(data, damage):
+    flipped = bytearray(data)
+    flipped[{"header": 9, "digest": data.index(b"sha256") + 20, "tensors": -1}.get(damage, 0)] ^= 1
+    return {"cut": data[: len(data) // 2], "empty": b"", "more": data + b"\0"}.get(damage, bytes(flipped))
+
+
+@pytest.mark.parametrize(
+    "damage", ["size", "header", "digest", "tensors", "cut", "empty", "more", "link", "folder", "pipe", "another"]
+)
+def test_a_damaged_newest_one_is_named_and_the_one_before_is_taken(learner, tmp_path, damage):
     _run(learner, tmp_path, (1, 2))
-    path = tmp_path / "checkpoints" / "step-000000002" / name
-    data = bytearray(path.read_bytes())
+    one, path = (tmp_path / "checkpoints" / _name(step) for step in (1, 2))
+    data = path.read_bytes()
     path.unlink()
     if damage == "link":
         (tmp_path / "elsewhere").write_bytes(data)
         path.symlink_to(tmp_path / "elsewhere")
-    elif damage != "gone":
-        data[len(data) // 2] ^= 1
-        path.write_bytes({"cut": data[: len(data) // 2], "flip": data, "empty": b""}[damage])
+    elif damage == "folder":
+        path.mkdir()
+    elif damage == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(one.read_bytes() if damage == "another" else _spoilt(data, damage))
     found = find(tmp_path, learner.init(None))
     assert found.checkpoint is not None and found.checkpoint.step == 1
-    assert [place.name for place, _ in found.damaged] == ["step-000000002"]
-    assert str(tmp_path) in found.damaged[0][1]
+    assert [place.name for place, _ in found.damaged] == [path.name]
+    assert str(path) in found.damaged[0][1]
+    set_aside(found.damaged)
+    assert find(tmp_path, learner.init(None)).damaged == [] and len(_steps(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "x"},
+        {"lost": None},
+        {"best": []},
+        {"best": {"step": 1, "value": 10**400}},
+        {"metrics": {"bytes": 0.5}},
+        {"metrics": 3},
+        {"step": 2},
+    ],
+)
+def test_what_is_told_beside_the_tensors_is_checked_though_the_digest_fits(learner, tmp_path, change):
+    told = {"step": 1, "best": {"step": 1, "value": 0.5}, "lost": 0, "metrics": None}
+    meta, place = learner.init(None), tmp_path / "checkpoints" / _name(1)
+    tensors = {f"{part}.{name}": value for part in ("last", "best") for name, value in flat(meta).items()}
+    place.parent.mkdir()
+    place.write_bytes(sealed(unsealed(tensors, told), "f"))
+    assert find(tmp_path, meta).checkpoint is not None
+    for wrong in ({**told, **change}, {name: value for name, value in told.items() if name not in change}):
+        place.write_bytes(sealed(unsealed(tensors, wrong), "f"))
+        with pytest.raises(FileError, match="does not say|is of step 2"):
+            find(tmp_path, meta)
 
 
 def test_no_good_one_is_an_error_not_a_fresh_start(learner, tmp_path):
     assert find(tmp_path, learner.init(None)) == (None, [])
     _run(learner, tmp_path, (1, 2))
     for place in (tmp_path / "checkpoints").iterdir():
-        (place / "last.safetensors").write_bytes(b"")
+        place.write_bytes(b"")
     with pytest.raises(FileError, match="no checkpoint in .* can be used; remove it to start over"):
         find(tmp_path, learner.init(None))
 
 
-def test_links_are_refused(learner, tmp_path):
+def test_a_link_to_checkpoints_is_refused(learner, tmp_path):
     _run(learner, tmp_path / "a", (1, 2))
-    newest = tmp_path / "a" / "checkpoints" / "step-000000002"
-    newest.rename(tmp_path / "moved")
-    newest.symlink_to(tmp_path / "moved")
-    found = find(tmp_path / "a", learner.init(None))
-    assert found.checkpoint is not None and found.checkpoint.step == 1 and "is a link" in found.damaged[0][1]
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "checkpoints").symlink_to(tmp_path / "a" / "checkpoints")
     with pytest.raises(FileError, match="is a link"):
         find(tmp_path / "b", learner.init(None))
+
+
+def test_checkpoints_of_an_older_headstart_are_no_fresh_start(learner, tmp_path):
+    (tmp_path / "checkpoints" / "step-000000100").mkdir(parents=True)
+    with pytest.raises(FileError, match="checkpoints of an older headstart"):
+        find(tmp_path, learner.init(None))
 
 
 def test_weights_of_another_model_are_refused(learner, tmp_path):
@@ -170,14 +235,14 @@ def test_weights_of_another_model_are_refused(learner, tmp_path):
         find(tmp_path, deeper.init(None))
 
 
-@pytest.mark.parametrize("after", range(0, 8))
+@pytest.mark.parametrize("after", range(0, 2))
 def test_a_full_disk_at_any_moment_keeps_the_checkpoints_before(learner, tmp_path, after):
     state = _run(learner, tmp_path, (1, 2))
     state.step = 3
     with injected(Fault("ENOSPC", "sync", after + 1), tmp_path), pytest.raises(FileError, match="the disk is full"):
         save(tmp_path, take(state, Best(3, 0.5, state.meta)))
     # in the end all was on the disk but for the list of names, which the system writes later
-    kept = ["step-000000001", "step-000000002"] + (["step-000000003"] if after == 7 else [])
+    kept = [_name(1), _name(2)] + ([_name(3)] if after == 1 else [])
     assert _steps(tmp_path) == kept
     found = find(tmp_path, learner.init(None))
     assert found.checkpoint is not None and found.checkpoint.step == len(kept) and not found.damaged

@@ -152,6 +152,10 @@ def test_an_error_of_one_process_is_told_once_and_ends_all_alike(found):
     assert told["codes"] == [3, 3] and told["said"] == "error: this task is spoilt\n"
 
 
+def test_who_gets_over_an_error_hears_of_the_next_one_as_well(found):
+    assert found("errors")[0]["again"]["codes"] == [2, 2]
+
+
 @pytest.mark.parametrize(("size", "who"), [(2, "processes 0, 1 differ;"), (3, "process 2 differ from those of")])
 def test_other_weights_in_a_process_stop_the_run_and_it_is_named(found, size, who):
     told = found("errors")[0]["differing"][size - 2]

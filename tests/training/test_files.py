@@ -12,7 +12,18 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from headstart.errors import FileError
 from headstart.testing.faults import Fault, injected
-from headstart.training.files import explained, from_safetensors, read, read_json, to_json, to_safetensors, write
+from headstart.training.files import (
+    explained,
+    from_safetensors,
+    from_sealed,
+    read,
+    read_json,
+    sealed,
+    to_json,
+    to_safetensors,
+    unsealed,
+    write,
+)
 
 GOOD = to_safetensors({"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(4, dtype=torch.int64)})
 
@@ -96,6 +107,35 @@ def test_tensors_come_back_bit_for_bit():
     back = from_safetensors(to_safetensors(tensors), "f")
     assert all(torch.equal(back[name], value) and back[name].dtype == value.dtype for name, value in tensors.items())
     assert from_safetensors(to_safetensors({}), "f") == {}
+    shared = torch.arange(6.0)
+    many = {"a": shared, "b": shared[2:4], "c": shared.view(2, 3).mT, "d": shared > 2, "e": shared.half()}
+    for more in ({}, {"f": shared.bfloat16()}):
+        back = from_safetensors(to_safetensors(many | more), "f")
+        assert back.keys() == (many | more).keys()
+        assert all(torch.equal(back[name], value) and back[name].dtype == value.dtype for name, value in many.items())
+
+
+def test_a_sealed_file_is_read_as_it_was_written_or_not_at_all():
+    told = {"step": 3, "metrics": {"bytes": 1, "sha256": "1" * 64}}
+    data = sealed(unsealed({"a": torch.ones(2), "0" * 64: torch.zeros(3)}, told), "f")
+    tensors, found = from_sealed(data, "f")
+    assert torch.equal(tensors["a"], torch.ones(2)) and told.items() < found.items() and data == sealed(data, "f")
+    for place in range(len(data)):
+        for bit in range(8):
+            spoilt = bytearray(data)
+            spoilt[place] ^= 1 << bit
+            with pytest.raises(FileError, match="f is damaged"):
+                from_sealed(bytes(spoilt), "f")
+    for spoilt in (*(data[:size] for size in range(len(data))), data + b"\0", GOOD):
+        with pytest.raises(FileError, match="f is damaged"):
+            from_sealed(spoilt, "f")
+
+
+@pytest.mark.parametrize("told", [b"[", b'"\\ud800"', b"{}"])
+def test_what_a_sealed_file_tells_is_read_with_care(told):
+    header = b'{"__metadata__":{"headstart":"{\\"sha256\\": \\"' + b"0" * 64 + b'\\"' + told + b'"}}'
+    with pytest.raises(FileError, match="f is not valid JSON|f is not a valid safetensors file"):
+        from_sealed(sealed(struct.pack("<Q", len(header)) + header, "f"), "f")
 
 
 def test_a_pickle_is_not_run(tmp_path):

@@ -1,5 +1,6 @@
 """Sums in memory that processes share: what they are, and who is missed."""
 
+import json
 import multiprocessing
 import os
 import platform
@@ -8,6 +9,7 @@ import time
 import pytest
 import torch
 
+from headstart.errors import ProcessError
 from headstart.training import shared_memory
 from headstart.training.shared_memory import LONGEST, meet
 
@@ -115,11 +117,36 @@ def test_a_process_that_stands_still_is_given_up():
         each(2, work, lambda memory: memory.sum(torch.ones(1), False, 0.2))
 
 
+@pytest.mark.parametrize("other", ["size", "type", "largest"])
+def test_processes_that_do_not_sum_the_same_are_all_told(other):
+    def work(memory):
+        memory.sum(torch.ones(2), False, 20.0)
+        odd = memory.rank == 1
+        own = torch.ones(3 if odd and other == "size" else 2, dtype=torch.int32 if odd and other == "type" else None)
+        with pytest.raises(ProcessError, match="do not sum the same"):
+            memory.sum(own, odd and other == "largest", 20.0)
+        return True
+
+    assert each(3, work, work) == (True, [0, 0])
+
+
 def test_what_it_takes():
     memory = meet(Store(), 0, 1)
     assert memory.takes(torch.zeros(LONGEST // 4)) and not memory.takes(torch.zeros(LONGEST // 4 + 1))
     assert not memory.takes(torch.zeros(1, device="meta"))
     memory.close()
+
+
+def test_a_file_of_somebody_else_is_not_taken_for_the_memory(tmp_path):
+    store, path = Store(), tmp_path / "file"
+    path.write_bytes(bytes(8 * LONGEST))
+    memory = meet(store, 0, 2)
+    where, _, name = json.loads(store["memory"])
+    with path.open("r+b") as file:
+        store["memory"] = json.dumps([where, f"/proc/{os.getpid()}/fd/{file.fileno()}", name])
+        assert meet(store, 1, 2) is None
+    memory.close()
+    assert not any(path.read_bytes())
 
 
 @pytest.mark.parametrize("elsewhere", ["machine", "processor", "gone"])

@@ -39,7 +39,7 @@ def test_a_training_under_faults_ends_with_the_same_bytes(tmp_path, site):
     site(QUICK)
     found = soak(tree(SHORT), tmp_path / "out", kills=1)
     assert found.holds, found
-    assert found.kills == found.trainings == 1 and found.compared >= 11
+    assert found.kills == found.trainings == 1 and found.compared >= 9
     assert [start.code for start in found.starts] == [-9, 0] and found.starts[0].step > 0
     assert json.loads((tmp_path / "out" / "soak.json").read_text()) == json.loads(json.dumps(to_values(found)))
     assert rows(found) == [("SIGKILL", "after a step", "1", "0")] and found.first_new_step is not None
@@ -60,27 +60,28 @@ def test_where_folders_differ_is_told(tmp_path):
     import torch
 
     for name in ("one", "other"):
-        folder = tmp_path / name / "checkpoints" / "step-000000003"
+        folder = tmp_path / name / "checkpoints"
         folder.mkdir(parents=True)
-        (folder / "last.safetensors").write_bytes(to_safetensors({"a": torch.zeros(2), "b": torch.ones(3)}))
+        weights = to_safetensors({"a": torch.zeros(2), "b": torch.ones(3)})
+        (folder / "step-000000003.safetensors").write_bytes(weights)
+        (folder / f"damaged-{name}-step-000000003.safetensors").write_bytes(name.encode())
         (tmp_path / name / "results.json").write_bytes(to_json({"mean": 1.0, "of": 3}))
         (tmp_path / name / "results.png").write_bytes(bytes(9))
         (tmp_path / name / f"damaged-{name}").mkdir()
         (tmp_path / name / f"damaged-{name}" / "last.safetensors").write_bytes(name.encode())
     assert compare(tmp_path / "one", tmp_path / "other") == ([], 3)
-    (tmp_path / "other" / "checkpoints" / "step-000000002").mkdir()
-    (tmp_path / "other" / "checkpoints" / "step-000000002" / "last.safetensors").write_bytes(b"")
+    (tmp_path / "other" / "checkpoints" / "step-000000002.safetensors").write_bytes(b"")
     assert compare(tmp_path / "one", tmp_path / "other") == ([], 3)  # of the step before a signal
     other = tmp_path / "other"
     (other / "results.json").write_bytes(to_json({"mean": 1.5, "of": 3}))
     flip(other / "results.png", 4)
     weights = to_safetensors({"a": torch.zeros(2), "b": torch.tensor([1.0, 1.5, 1.0])})
-    (other / "checkpoints" / "step-000000003" / "last.safetensors").write_bytes(weights)
+    (other / "checkpoints" / "step-000000003.safetensors").write_bytes(weights)
     (other / ".tmp-123456789abc-README.md").write_bytes(b"")
     told = {one.name: one.why for one in compare(tmp_path / "one", other)[0]}
     assert told == {
         ".tmp-123456789abc-README.md": "only in the disturbed run",
-        "checkpoints/step-000000003/last.safetensors": "the tensor 'b' differs by up to 0.5",
+        "checkpoints/step-000000003.safetensors": "the tensor 'b' differs by up to 0.5",
         "results.json": "line 2: '  \"mean\": 1.0,', '  \"mean\": 1.5,'",
         "results.png": "byte 4 of 9",
     }

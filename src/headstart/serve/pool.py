@@ -26,6 +26,15 @@ from headstart.serve.work import Failed, Lesson, Question, Request, Work
 _TOGETHER, _VALUES = 64, 1024
 #: How often a request is asked of a worker that dies.
 _ATTEMPTS = 3
+#: What is loaded once, so that a worker that was killed is replaced in a moment: all that takes long to import.
+_LOADED = [
+    "headstart.serve.learning",
+    "headstart.data.images.kind",
+    "headstart.data.text.kind",
+    "headstart.data.tables.kind",
+    "headstart.algorithms.heads.head",
+    "torch._dynamo",
+]
 #: Seconds in which a worker has to open what it serves.
 _OPENING = 120.0
 
@@ -54,8 +63,7 @@ class Pool:
         """
         self._work, self._seen = work, seen
         self._context = multiprocessing.get_context("forkserver")
-        # PyTorch is loaded once, so that a worker that was killed is replaced in a moment
-        self._context.set_forkserver_preload(["headstart.serve.learning"])
+        self._context.set_forkserver_preload(_LOADED)
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False

@@ -94,7 +94,7 @@ def injected(fault: Fault | None, folder: str | Path, log: str | Path | None = N
             stands in it is what a killed process came to.
 
     Yields:
-        The list of moments so far, such as ``open checkpoints/.tmp-*/last.safetensors``, without what is random in
+        The list of moments so far, such as ``open checkpoints/.tmp-*-step-*``, without what is random in
         names.
 
     Raises:
@@ -242,8 +242,8 @@ class _Watch:
 def general(name: str) -> str:
     """Return a file's name without what is random in it, and without the numbers of steps.
 
-    >>> general("checkpoints/step-000000200/last.safetensors"), general(".tmp-0123456789ab-README.md")
-    ('checkpoints/step-*/last.safetensors', '.tmp-*-README.md')
+    >>> general("checkpoints/step-000000200.safetensors"), general(".tmp-0123456789ab-README.md")
+    ('checkpoints/step-*', '.tmp-*-README.md')
     """
     for pattern, text in _RANDOM:
         name = pattern.sub(text, name)

@@ -297,7 +297,7 @@ def open_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
         if isinstance(looked, dict) and "method" in looked:
             raise FileError(f"{folder} is a run; adapt it to your task first: `headstart adapt {folder} SOURCE`")
         raise FileError(f"{path} does not describe an adapted model of format {FORMAT}")
-    contents, _ = read_together(folder, (WEIGHTS, CONFIG))
+    contents = read_together(folder, (WEIGHTS, CONFIG))
     try:
         described: Any = from_json(contents[CONFIG], str(path))
         kind, options = find_kind(str(described["kind"])), dict(described["config"])

@@ -1,15 +1,14 @@
 """Checkpoints: what a run needs to go on exactly where it was, and its best weights so far.
 
-::
+``checkpoints/step-000000200.safetensors`` is one file, and sealed (`headstart.training.files`): it holds
 
-    checkpoints/step-000000200/
-      last.safetensors       θ and M after that step
-      best.safetensors       θ and M with the best validation score so far
-      optimizer.safetensors  the outer optimiser's tensors
-      state.json             the step, and which step the best weights are of
-      manifest.json          size and SHA-256 of the others, and of the run's metrics so far; written last
+- ``last.…``: θ and M after that step;
+- ``best.…``: θ and M with the best validation score so far;
+- ``optimizer.…``: the outer optimiser's tensors;
+- in its metadata the step, which step the best weights are of, the size and SHA-256 of the run's metrics so far, and
+  the SHA-256 of the whole file.
 
-A folder without a manifest that fits is not a checkpoint. At least the last two are kept, so that one may be damaged.
+At least the last two are kept, so that one may be damaged.
 """
 
 import contextlib
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 
 from headstart.core.process import pool
+from headstart.core.tree import within
 from headstart.errors import FileError
 from headstart.training import files
 from headstart.training.fit_best import Best
@@ -35,8 +35,8 @@ from headstart.training.loop import State, flat, tensors_of
 from headstart.types import Meta, Params
 
 FOLDER = "checkpoints"
-_NAME = re.compile(r"step-(\d{9,12})")
-_FILES = ("last.safetensors", "best.safetensors", "optimizer.safetensors", "state.json")
+_NAME = re.compile(r"step-(\d{9,12})\.safetensors")
+_FOLDER_OF_BEFORE = re.compile(r"step-\d{9,12}")
 
 
 class Keep(NamedTuple):
@@ -120,40 +120,34 @@ def save(run: Path, checkpoint: Checkpoint, keep: Keep = Keep()) -> Path:
     Raises:
         FileError: the folder cannot be written or is full; the checkpoints before are intact.
     """
+    return write(run, checkpoint.step, to_bytes(checkpoint), keep)
+
+
+def to_bytes(checkpoint: Checkpoint) -> bytes:
+    """Return what a checkpoint's file holds, but for its digest."""
     state = {
         "step": checkpoint.step,
         "best": {"step": checkpoint.best.step, "value": checkpoint.best.value},
         "lost": checkpoint.lost,
         "torch": str(torch.__version__),
+        "metrics": checkpoint.metrics,
     }
-    contents = {
-        "last.safetensors": files.to_safetensors(flat(checkpoint.meta)),
-        "best.safetensors": files.to_safetensors(flat(checkpoint.best.meta)),
-        "optimizer.safetensors": files.to_safetensors(checkpoint.optimizer),
-        "state.json": files.to_json(state),
-    }
-    holder = run / FOLDER
-    place = holder / f"step-{checkpoint.step:09d}"
-    temporary = holder / f"{files.TEMPORARY}{uuid.uuid4().hex[:12]}"
-    with files.explained("write the checkpoint", place):
-        holder.mkdir(exist_ok=True)  # not its parents: a run's folder that has gone is not made anew
-        try:
-            temporary.mkdir()
-            for name, data in contents.items():
-                files.write_synced(temporary / name, data)
-            files.sync_folder(temporary)
-            files.write_synced(temporary / files.MANIFEST, files.manifest(contents, metrics=checkpoint.metrics))
-            files.sync_folder(temporary)
-            if place.exists():  # left by a run that was damaged and has come here again
-                os.replace(place, temporary.with_name(temporary.name + "-old"))
-            os.replace(temporary, place)
-            files.sync_folder(holder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    clean(run)
-    there = dict(_listed(run))
-    for step in keep.removed(list(there)):
-        shutil.rmtree(there[step], ignore_errors=True)
+    parts = {"last": flat(checkpoint.meta), "best": flat(checkpoint.best.meta), "optimizer": checkpoint.optimizer}
+    tensors = {f"{part}.{name}": value for part, own in parts.items() for name, value in own.items()}
+    return files.unsealed(tensors, state)
+
+
+def write(run: Path, step: int, data: bytes, keep: Keep = Keep()) -> Path:
+    """Write the bytes of a checkpoint, as `save` does."""
+    place = run / FOLDER / _name(step)
+    if not place.parent.is_dir():
+        with files.explained("write the checkpoint", place):
+            place.parent.mkdir()  # not its parents: a run's folder that has gone is not made anew
+    files.write(place, files.sealed(data, str(place)))
+    there = dict(listed(run))
+    for old in keep.removed(list(there)):
+        with contextlib.suppress(OSError):
+            there[old].unlink()
     return place
 
 
@@ -169,25 +163,23 @@ class Saver:
         self.writing: futures.Future[Path] | None = None
 
     def begin(self, checkpoint: Checkpoint, first: Callable[[], Any] = lambda: None) -> None:
-        """Copy a checkpoint's tensors and begin to save it.
+        """Copy what a checkpoint holds and begin to write it.
 
         Args:
-            checkpoint: what the optimiser changes of it may change from here on.
+            checkpoint: what it holds may change from here on.
             first: called in the thread before anything is written.
 
         Raises:
             FileError: the save before this one failed.
         """
         self.wait()
-        held = checkpoint._replace(
-            meta=Meta(*map(_held, checkpoint.meta)), optimizer=_held(checkpoint.optimizer)
-        )  # the best weights are a copy already
+        data = to_bytes(checkpoint)  # a copy, made here, since threads that work on tensors at once wait for each other
 
-        def write() -> Path:
+        def written() -> Path:
             first()
-            return save(self.run, held, self.keep)
+            return write(self.run, checkpoint.step, data, self.keep)
 
-        self.writing = pool(1).submit(write)
+        self.writing = pool(1).submit(written)
 
     def check(self) -> None:
         """Raise what went wrong with a save that has ended, and return at once in any case."""
@@ -217,10 +209,6 @@ class Saver:
             error.add_note(f"besides, the last checkpoint could not be saved: {ours}")
 
 
-def _held(values: Params) -> Params:
-    return {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
-
-
 def find(run: Path, like: Meta) -> Found:
     """Return the newest checkpoint that is whole and fits ``like``, and the damaged ones that are newer.
 
@@ -228,7 +216,7 @@ def find(run: Path, like: Meta) -> Found:
         FileError: there are checkpoints, but none is good.
     """
     damaged: list[tuple[Path, str]] = []
-    for _, place in _listed(run):
+    for _, place in listed(run):
         try:
             return Found(_load(place, like), damaged)
         except FileError as error:
@@ -260,9 +248,9 @@ def refuse_larger(run: Path, size: int) -> None:
         FileError: all checkpoints are smaller.
     """
     held = 0
-    for _, place in _listed(run):
+    for _, place in listed(run):
         with contextlib.suppress(OSError):
-            held = max(held, (place / _FILES[0]).stat().st_size)
+            held = max(held, place.stat().st_size // 2)  # the last weights, and the best
     if 0 < held < size:
         raise FileError(f"the weights of the run in {run} have {held} bytes, but its configuration asks for {size}")
 
@@ -279,26 +267,7 @@ def set_aside(damaged: list[tuple[Path, str]]) -> None:
     """Rename damaged checkpoints, so that they are kept but never looked at again."""
     for place, _ in damaged:
         with files.explained("rename", place):
-            os.replace(place, place.with_name(f"damaged-{place.name}-{uuid.uuid4().hex[:6]}"))
-
-
-def load_weights(data: bytes, where: str, like: Meta) -> Meta:
-    """Read θ and M from safetensors bytes; names, shapes and types must be those of ``like`` (`alike`).
-
-    Raises:
-        FileError: bytes that are no such file.
-    """
-    found, wanted = files.from_safetensors(data, where), flat(like)
-    for name in sorted(found.keys() ^ wanted.keys()):
-        raise FileError(f"{where} {'has' if name in found else 'lacks'} the tensor {name!r}; it is of another model")
-    for name, value in wanted.items():
-        if not alike(found[name], value):
-            raise FileError(
-                f"{where}: tensor {name!r} is {tuple(found[name].shape)} of {found[name].dtype}; the model has"
-                f" {tuple(value.shape)} of {value.dtype}"
-            )
-    moved = {name: found[name].to(value.device) for name, value in wanted.items()}
-    return Meta(*({name: moved[f"{part}.{name}"] for name in names} for part, names in like._asdict().items()))
+            os.replace(place, place.with_name(f"damaged-{uuid.uuid4().hex[:6]}-{place.name}"))
 
 
 def alike(found: Tensor, wanted: Tensor) -> bool:
@@ -312,31 +281,54 @@ def alike(found: Tensor, wanted: Tensor) -> bool:
     return same and found.dtype == wanted.dtype
 
 
-def _listed(run: Path) -> list[tuple[int, Path]]:
+def listed(run: Path) -> list[tuple[int, Path]]:
+    """Return the steps and places of a run's checkpoints, the last one first; none is looked into.
+
+    Raises:
+        FileError: what is in their folder's place is none, or a link to one.
+    """
     holder = run / FOLDER
-    if not holder.exists() and not holder.is_symlink():
-        return []
-    if holder.is_symlink() or not holder.is_dir():
+    if not holder.is_dir() or holder.is_symlink():
+        if not os.path.lexists(holder):
+            return []
         raise FileError(f"{holder} is not a folder (or is a link to one); expected the run's checkpoints")
-    matches = [(_NAME.fullmatch(path.name), path) for path in holder.iterdir()]
-    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+    names = os.listdir(holder)
+    matches = [(_NAME.fullmatch(name), name) for name in names]
+    if any(_FOLDER_OF_BEFORE.fullmatch(name) for name in names):
+        raise FileError(f"{holder} holds checkpoints of an older headstart; go on with that, or choose another --out")
+    return sorted(((int(match[1]), holder / name) for match, name in matches if match), reverse=True)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:09d}.safetensors"
 
 
 def _load(place: Path, like: Meta) -> Checkpoint:
-    if place.is_symlink():
-        raise FileError(f"{place} is a link; headstart reads ordinary folders only")
-    data, manifest = files.read_together(place, _FILES)
-    state: Any = files.from_json(data["state.json"], str(place / "state.json"))
+    tensors, state = files.from_sealed(files.read(place), str(place))
     try:
         step, best_step, value = int(state["step"]), int(state["best"]["step"]), float(state["best"]["value"])
-        lost = int(state["lost"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{place / 'state.json'} does not say the step, the best step and the lost ones") from error
-    if f"step-{step:09d}" != place.name:
-        raise FileError(f"{place / 'state.json'} is of step {step}, not of the step that the folder is called by")
-    last, best = (load_weights(data[name], str(place / name), like) for name in _FILES[:2])
-    optimizer = files.from_safetensors(data["optimizer.safetensors"], str(place / "optimizer.safetensors"))
-    metrics = manifest.get("metrics")
+        lost, metrics = int(state["lost"]), state["metrics"]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise FileError(f"{place} does not say the step, the best step, the lost ones and the metrics") from error
+    if _name(step) != place.name:
+        raise FileError(f"{place} is of step {step}, not of the step that it is called by")
     if not (metrics is None or (isinstance(metrics, dict) and type(metrics.get("bytes")) is int)):
-        raise FileError(f"{place / files.MANIFEST} does not say how large the run's metrics were")
-    return Checkpoint(step, last, Best(best_step, value, best), optimizer, metrics, lost)
+        raise FileError(f"{place} does not say how large the run's metrics were")
+    last, best = (_meta(tensors, part, str(place), like) for part in ("last", "best"))
+    return Checkpoint(step, last, Best(best_step, value, best), within(tensors, "optimizer"), metrics, lost)
+
+
+def _meta(tensors: Params, part: str, where: str, like: Meta) -> Meta:
+    """Return θ and M of a part of the tensors; names, shapes and types must be those of ``like`` (`alike`)."""
+    found, wanted = within(tensors, part), flat(like)
+    for name in sorted(found.keys() ^ wanted.keys()):
+        has = "has" if name in found else "lacks"
+        raise FileError(f"{where} {has} the tensor '{part}.{name}'; it is of another model")
+    for name, value in wanted.items():
+        if not alike(found[name], value):
+            raise FileError(
+                f"{where}: tensor '{part}.{name}' is {tuple(found[name].shape)} of {found[name].dtype}; the model has"
+                f" {tuple(value.shape)} of {value.dtype}"
+            )
+    moved = {name: found[name].to(value.device) for name, value in wanted.items()}
+    return Meta(*(within(moved, group) for group in like._fields))

@@ -271,7 +271,7 @@ def _named(meta: Meta) -> Params:
 _groups: list[Group] = [Group()]
 
 _stores: list[Any] = []
-"""Where processes meet, once it has been found."""
+"""Where processes meet, once it has been found, and within that, where they last have, and tell of errors."""
 _joins: list[int] = []
 """How often they have: each time anew, since what is left there of one time would confuse the next."""
 _heard: list[dict[str, Any]] = []
@@ -357,15 +357,18 @@ def _joined(rank: int, size: int, device: torch.device, hung_after: float) -> Gr
         # imported later, as by optimisers, it would hold the group in default arguments for good, and the group its
         # threads, one of which may abort the process where the interpreter ends before it
         import_module("torch.distributed.nn.functional")
-        store = dist.PrefixStore(f"headstart {_joins[-1]}", _store(hung_after))
+        _store(hung_after)
+        store = dist.PrefixStore(f"headstart {_joins[-1]}", _stores[0])
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+        memory = meet(store, rank, size)
     except (RuntimeError, ValueError) as error:
         raise ProcessError(
             f"process {rank} of {size} could not meet the others at MASTER_ADDR={os.environ.get('MASTER_ADDR')},"
             f" MASTER_PORT={os.environ.get('MASTER_PORT')} within {hung_after:g} seconds: {error}"
         ) from error
+    _stores[1:] = [store]
+    _heard.clear()  # whoever comes here has got over what was told before
     alone = Group(rank, size, hung_after)
-    memory = meet(store, rank, size)
     everyone = int(alone.total(torch.tensor([int(memory is not None)]))) == size
     if memory is not None and not everyone:
         memory.close()
@@ -373,12 +376,12 @@ def _joined(rank: int, size: int, device: torch.device, hung_after: float) -> Gr
 
 
 def _store(seconds: float) -> Any:
-    """Return the place where processes meet, by the environment."""
+    """Return the place where processes tell of errors; by the environment, where they have not met."""
     if not _stores:
         from torch.distributed import rendezvous
 
         _stores.append(next(rendezvous("env://", timeout=timedelta(seconds=seconds)))[0])
-    return _stores[0]
+    return _stores[-1]
 
 
 def _threads() -> int:

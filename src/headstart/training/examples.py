@@ -64,7 +64,7 @@ def read_examples(
             f"{folder} keeps no examples (it was made with --no-keep-examples), so nothing can be added to it; adapt"
             " the run to all examples, old and new"
         )
-    contents, _ = read_together(folder / EXAMPLES, (_FILE,))
+    contents = read_together(folder / EXAMPLES, (_FILE,))
     where = folder / EXAMPLES / _FILE
     found = from_safetensors(contents[_FILE], str(where))
 

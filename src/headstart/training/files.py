@@ -2,7 +2,8 @@
 
 Weights are safetensors and everything else is JSON: nothing is ever unpickled. A file is written beside its place,
 brought to the disk, and renamed, so that a crash or a full disk leaves what was there before. A folder's files belong
-together by its ``manifest.json``, their sizes and SHA-256: written last, and read first.
+together by its ``manifest.json``, their sizes and SHA-256: written last, and read first. A file that stands alone is
+*sealed*: it holds its own SHA-256.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 import struct
 import uuid
@@ -18,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import safetensors.numpy
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -26,8 +29,12 @@ from torch import Tensor
 from headstart.errors import FileError, HeadstartError
 
 _JSON_BYTES = 16 << 20
-_HEADER_BYTES = 1 << 20
-_TENSORS = 10_000
+_HEADER_BYTES = 4 << 20
+_TENSORS = 40_000
+#: Where what is told beside the tensors stands in a sealed file: one text, since several are written in any order.
+_TOLD = "headstart"
+#: How a sealed file's header begins to tell it: with the digest.
+_DIGEST = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')
 #: safetensors' names of the types that headstart writes.
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL")
 #: What can be done about what the system refuses.
@@ -84,14 +91,6 @@ def writing(path: Path) -> Iterator[BinaryIO]:
                 temporary.unlink()
             raise
         sync_folder(path.parent)
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a new file and bring it to the disk; nothing is caught or renamed."""
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:
@@ -182,9 +181,9 @@ def fingerprint(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def manifest(contents: Mapping[str, bytes], **others: Any) -> bytes:
-    """Return the manifest of files that belong together; ``others`` are kept with it."""
-    return to_json({"files": {name: fingerprint(data) for name, data in contents.items()}, **others})
+def manifest(contents: Mapping[str, bytes]) -> bytes:
+    """Return the manifest of files that belong together."""
+    return to_json({"files": {name: fingerprint(data) for name, data in contents.items()}})
 
 
 def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -198,8 +197,8 @@ def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
         write(folder / name, data)
 
 
-def read_together(folder: Path, names: Sequence[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Return the bytes of a folder's files, each what the manifest says that it is, and the manifest.
+def read_together(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """Return the bytes of a folder's files, each what the manifest says that it is.
 
     Raises:
         FileError: a file, or the manifest, that is missing or damaged.
@@ -216,13 +215,16 @@ def read_together(folder: Path, names: Sequence[str]) -> tuple[dict[str, bytes],
                 f"{folder / name} is damaged: it has {found['bytes']} bytes and SHA-256 {found['sha256'][:12]}…,"
                 f" not what its manifest says"
             )
-    return contents, told
+    return contents
 
 
-def to_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+def to_safetensors(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """Return tensors as the bytes of a safetensors file."""
-    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    return safetensors.torch.save(plain)
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    if any(value.dtype == torch.bfloat16 for value in plain.values()):  # numpy has no such type
+        return safetensors.torch.save({name: value.clone() for name, value in plain.items()}, metadata)
+    # a third of the time, and tensors may share memory
+    return safetensors.numpy.save({name: value.numpy() for name, value in plain.items()}, metadata)
 
 
 def from_safetensors(data: bytes, where: str) -> dict[str, Tensor]:
@@ -231,6 +233,46 @@ def from_safetensors(data: bytes, where: str) -> dict[str, Tensor]:
     Raises:
         FileError: bytes that are not a small, complete safetensors file of finite numbers.
     """
+    return _from_safetensors(data, where)[0]
+
+
+def unsealed(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> bytes:
+    """Return tensors and JSON as the bytes of a safetensors file with a place for its own SHA-256."""
+    return to_safetensors(tensors, {_TOLD: to_json({"sha256": "0" * 64, **told}).decode()})
+
+
+def sealed(data: bytes, where: str) -> bytes:
+    """Return such a file's bytes with the SHA-256 that fits: that of all of them with zeros in the digest's place.
+
+    >>> from_sealed(sealed(unsealed({"a": torch.ones(2)}, {"step": 3}), "here"), "here")[1]["step"]
+    3
+
+    Raises:
+        FileError: bytes that have no place for a digest.
+    """
+    found = _DIGEST.search(data, 0, _HEADER_BYTES)
+    if found is None:
+        raise FileError(f"{where} is damaged: it does not tell its own SHA-256")
+    before, behind = memoryview(data)[: found.start(1)], memoryview(data)[found.end(1) :]
+    digest = hashlib.sha256(before)
+    digest.update(b"0" * 64)
+    digest.update(behind)
+    return digest.hexdigest().encode().join((before, behind))
+
+
+def from_sealed(data: bytes, where: str) -> tuple[dict[str, Tensor], Any]:
+    """Return the tensors and the JSON of a sealed file, no byte of which is another than was written.
+
+    Raises:
+        FileError: bytes that are not such a file, or are damaged.
+    """
+    if sealed(data, where) != data:
+        raise FileError(f"{where} is damaged: it has {len(data)} bytes, and not the SHA-256 that it tells itself")
+    tensors, metadata = _from_safetensors(data, where)
+    return tensors, from_json(metadata.get(_TOLD, "").encode(), where)
+
+
+def _from_safetensors(data: bytes, where: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     size = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else -1
     if not 2 <= size <= min(_HEADER_BYTES, len(data) - 8):
         raise FileError(f"{where} is not a complete safetensors file: it has {len(data)} bytes")
@@ -253,7 +295,7 @@ def from_safetensors(data: bytes, where: str) -> dict[str, Tensor]:
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise FileError(f"{where}: tensor {name!r} holds numbers that are not finite")
-    return tensors
+    return tensors, header.get("__metadata__") or {}
 
 
 @contextlib.contextmanager

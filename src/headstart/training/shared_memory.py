@@ -10,13 +10,17 @@ import json
 import mmap
 import os
 import platform
+import secrets
 import time
+import zlib
 from contextlib import suppress
 from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from headstart.errors import ProcessError
 
 with suppress(ImportError):
     import fcntl  # not on Windows, which has no such memory, either
@@ -32,15 +36,15 @@ _LINE = 64
 class SharedMemory:
     """The memory that processes ``0 … size − 1`` share, as number ``rank`` of them sees it.
 
-    First it holds, a cache line each, how many sums each process has written; then come two places for every process,
-    which it takes in turns: whoever writes into a place anew has seen that all have counted the sum in between, so that
-    they have read what was there.
+    First it holds, a cache line each, how many sums each process has written, and of the last two, what they are of.
+    Then come two places for every process, which it takes in turns: whoever writes into a place anew has seen that all
+    have counted the sum in between, so that they have read what was there.
     """
 
     def __init__(self, file: int, rank: int, size: int) -> None:
         self.file, self.rank, self.size, self.turn = file, rank, size, 0
         memory = mmap.mmap(file, _bytes(size))
-        self.turns = memoryview(memory)[: _LINE * size].cast("q")[:: _LINE // 8]
+        self.lines = memoryview(memory)[: _LINE * size].cast("q", [size, _LINE // 8])
         self.places = torch.frombuffer(memory, dtype=torch.uint8)[-2 * size * LONGEST :].view(2, size, LONGEST)
         # as many as want to compute at once have a core each
         self.awake = _AWAKE if size <= len(os.sched_getaffinity(0)) else 0.0
@@ -54,12 +58,20 @@ class SharedMemory:
 
         Raises:
             RuntimeError: a process has ended, or not come within so many seconds.
+            ProcessError: the processes do not sum the same.
         """
         self.turn += 1
-        own = self.places[self.turn % 2, :, : tensor.nbytes].view(tensor.dtype)
+        half, kind = self.turn % 2, zlib.crc32(f"{tensor.dtype} {tensor.numel()} {largest}".encode())
+        own = self.places[half, :, : tensor.nbytes].view(tensor.dtype)
         own[self.rank] = tensor.detach().reshape(-1)
-        self.turns[self.rank] = self.turn
+        self.lines[self.rank, 1 + half] = kind
+        self.lines[self.rank, 0] = self.turn
         self._wait(seconds)
+        if any(self.lines[rank, 1 + half] != kind for rank in range(self.size)):
+            raise ProcessError(
+                "the processes do not sum the same: all have to make the same calls in the same order, for models and"
+                " numbers of tasks that are the same"
+            )
         total = own[0].clone()
         for other in own[1:]:
             torch.maximum(total, other, out=total) if largest else total.add_(other)
@@ -69,7 +81,7 @@ class SharedMemory:
         """Wait until all have written as many sums as this process."""
         began = time.monotonic()
         for pause in count():
-            late = [rank for rank in range(self.size) if self.turns[rank] < self.turn]
+            late = [rank for rank in range(self.size) if self.lines[rank, 0] < self.turn]
             if not late:
                 return
             waited = time.monotonic() - began
@@ -89,7 +101,7 @@ class SharedMemory:
         except OSError:
             return False
         fcntl.lockf(self.file, fcntl.LOCK_UN, 1, rank)
-        return self.turns[rank] < self.turn
+        return self.lines[rank, 0] < self.turn
 
     def close(self) -> None:
         """Let the others see that this process takes part no more."""
@@ -115,17 +127,19 @@ def meet(store: Any, rank: int, size: int) -> SharedMemory | None:
     able = hasattr(os, "memfd_create") and platform.machine() == "x86_64"
     with suppress(OSError):
         if rank:
-            where, process, number = json.loads(store.get("memory"))
-            if able and where == _here():
-                return SharedMemory(os.open(f"/proc/{process}/fd/{number}", os.O_RDWR | os.O_CLOEXEC), rank, size)
+            where, path, name = json.loads(store.get("memory"))
+            # by a /proc of other processes than one's own, the path may lead to a file of somebody else
+            if able and where == _here() and os.readlink(path) == name:
+                return SharedMemory(os.open(path, os.O_RDWR | os.O_CLOEXEC), rank, size)
         elif able:
-            file = os.memfd_create("headstart")
+            file = os.memfd_create(f"headstart-{secrets.token_hex(8)}")
             os.ftruncate(file, _bytes(size))
             found = SharedMemory(file, rank, size)
-            store.set("memory", json.dumps([_here(), os.getpid(), file]))
+            name = os.readlink(f"/proc/self/fd/{file}")
+            store.set("memory", json.dumps([_here(), f"/proc/{os.getpid()}/fd/{file}", name]))
             return found
     if not rank:
-        store.set("memory", json.dumps([None, 0, 0]))
+        store.set("memory", json.dumps([None, "", ""]))
     return None
 
 

@@ -10,14 +10,13 @@
       soak.json           every fault, and what became of it
 
 Half of the kills come at random times; the others at moments drawn from all that the undisturbed training was seen to
-have, each as likely as any: between two files of a checkpoint, before it gets its name, before the old one goes, …
+have, each as likely as any: before a checkpoint is on the disk, before it gets its name, before the old one goes, …
 """
 
 import json
 import math
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -34,10 +33,10 @@ import torch
 
 from headstart.errors import ConfigError, FileError
 from headstart.testing.faults import Fault, flip, moved, truncate
-from headstart.training.checkpoint import FOLDER
+from headstart.training.checkpoint import FOLDER, listed
 from headstart.training.choose import shortlist
 from headstart.training.config import Tree, resolve
-from headstart.training.files import MANIFEST, explained, from_safetensors, make_folder, read_together, to_json, write
+from headstart.training.files import explained, from_safetensors, from_sealed, make_folder, read, to_json, write
 from headstart.training.progress import View
 
 #: Those that come at random times: one in two gives no warning.
@@ -49,7 +48,6 @@ _KILLS = {*_SIGNALS, *_SUDDEN}
 _CODES = {"SIGTERM": {143, -15, 0}, "SIGINT": {130, -2, 0}, "ENOSPC": {1, 0}, "move": {1, 0}, "slow": {0}}
 _SAYS = {"ENOSPC": "the disk is full", "move": "was moved to"}
 _DAMAGES = {"flip": flip, "truncate": truncate}
-_STEP = re.compile(r"step-(\d{9,12})")
 #: Seconds that a start may take on a busy machine, besides ten times as long as the undisturbed one.
 _PATIENCE = 120.0
 #: Seconds after which a single process that stands still is killed.
@@ -506,21 +504,20 @@ def _logs(log: Path) -> list[Path]:
 
 def _newest(folder: Path) -> int:
     """Return the step of the newest checkpoint, 0 where there is none."""
-    matches = [_STEP.fullmatch(path.name) for path in (folder / FOLDER).glob("step-*")]
-    return max((int(match[1]) for match in matches if match), default=0)
+    return next((step for step, _ in listed(folder)), 0)
 
 
 def _damaged(folder: Path, what: str, draw: random.Random) -> bool:
     """Damage the newest checkpoint, where there are two that are whole; return whether there were."""
-    whole = sorted((folder / FOLDER).glob("step-*"), reverse=True)
-    for path in whole[:2]:
-        try:
-            read_together(path, [one.name for one in path.iterdir() if one.name != MANIFEST])
-        except (FileError, OSError):
-            return False
-    if len(whole) < 2:
+    two = [path for _, path in listed(folder)[:2]]
+    try:
+        for path in two:
+            from_sealed(read(path), str(path))
+    except FileError:
         return False
-    _DAMAGES[what](draw.choice(sorted(whole[0].iterdir())), seed=draw.randrange(1 << 30))
+    if len(two) < 2:
+        return False
+    _DAMAGES[what](two[0], seed=draw.randrange(1 << 30))
     return True
 
 
@@ -539,14 +536,9 @@ def compare(one: Path, other: Path) -> tuple[list[Difference], int]:
 
 
 def _compared(run: Path) -> set[str]:
-    newest = f"step-{_newest(run):09d}"
-    paths = [path.relative_to(run) for path in run.rglob("*") if path.is_file()]
-    return {
-        path.as_posix()
-        for path in paths
-        if not any(part.startswith("damaged-") for part in path.parts)
-        and not any(_STEP.fullmatch(part) and part != newest for part in path.parts)
-    }
+    before = {path for holder in run.rglob(FOLDER) for _, path in listed(holder.parent)[1:]}
+    paths = [path.relative_to(run) for path in run.rglob("*") if path.is_file() and path not in before]
+    return {path.as_posix() for path in paths if not any(part.startswith("damaged-") for part in path.parts)}
 
 
 def _first_difference(name: str, data: bytes, theirs: bytes) -> str:

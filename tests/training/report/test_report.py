@@ -12,6 +12,7 @@ from headstart.errors import FileError
 from headstart.training.evaluate import Calibration, Errors, Interval, Score, evaluate
 from headstart.training.report import figures
 from headstart.training.report.report import confusions, read_choice, read_results, score_to_json, shown
+from headstart.training.report.score_plots import _validation
 
 SCORE = Score("mse", 0.5, 0.1, 3, "test", (0.4, 0.5, 0.6), {1: Interval(0.5, 0.1), 2: Interval(math.inf, math.nan)})
 
@@ -78,3 +79,10 @@ def test_a_picture_of_accuracies_ends_at_100_percent():
     assert axis.get_ylim()[1] > 375
     figures.within(axis, "accuracy")
     assert axis.get_ylim() == (-2, 102)
+
+
+def test_a_history_in_which_a_step_comes_twice_is_drawn():
+    axis = figures.new_figure(4, 3).subplots()
+    rows = [{"step": step, "accuracy": 0.5, "ci95": 0.1} for step in (1, 2, 2)]
+    _validation(rows, {"metric": "accuracy", "best_step": 2}, axis)
+    assert len(axis.collections[0].get_paths()) == 1 and axis.lines[0].get_xdata().tolist() == [1, 2]

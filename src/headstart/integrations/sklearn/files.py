@@ -114,7 +114,7 @@ def read_estimator(
     Raises:
         FileError: a file that is missing, damaged, or not what such an estimator would have written.
     """
-    path, (contents, _) = folder / DESCRIPTION, read_together(folder, (WEIGHTS, DESCRIPTION))
+    path, contents = folder / DESCRIPTION, read_together(folder, (WEIGHTS, DESCRIPTION))
     told: Any = from_json(contents[DESCRIPTION], str(path))
     if not isinstance(told, dict) or told.get("format") != FORMAT:
         raise FileError(f"{path} does not describe an estimator of this version; save it again")

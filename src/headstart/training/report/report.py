@@ -114,8 +114,9 @@ def report(run: Path, job: Job, meta: Meta) -> list[Path]:
     if (run / CHOICE).exists():
         results["choice"] = read_choice(run)
     best = {"step": results["best_step"], "train_loss": None, results["metric"]: results["best_validation"]}
-    rows = validations(lines) or [{**best, "ci95": None}]  # all that is known where the history was lost
-    if not all(results["metric"] in row for row in rows):
+    looks = validations(lines)
+    rows = looks or [{**best, "ci95": None}]  # all that is known where the history was lost
+    if any(row.get(results["metric"]) is None for row in looks):
         raise FileError(f"{run / NAME} does not tell the {results['metric']}, which {RESULTS} does; bring both back")
     write_csv(run / "results.csv", rows)
     made = [run / "results.csv", *(write_findings(run, found) if found.any() else ())]

@@ -48,6 +48,7 @@ def _loss(trained: list[Line], axis: "Axes") -> None:
 def _validation(rows: list[Line], results: dict[str, Any], axis: "Axes") -> None:
     metric, best = results["metric"], results["best_step"]
     scale, label = kit.unit(metric)
+    rows = [*{row["step"]: row for row in rows}.values()]  # of a damaged history, one line a step
     means = {row["step"]: scale * row[metric] for row in rows}
     axis.plot(*zip(*means.items()), color=kit.ORANGE, linewidth=1.8, marker="o", markersize=3)
     if all(row["ci95"] is not None for row in rows):  # of a single task there is none
