@@ -70,6 +70,9 @@ function bar(label, share) {
 export function number(value, width = 0) {
   if (typeof value !== "number") return String(value);
   const digits = width > 0 ? Math.min(12, Math.max(0, 2 - Math.floor(Math.log10(width)))) : null;
-  const rounding = digits === null ? { maximumSignificantDigits: 6 } : { minimumFractionDigits: digits, maximumFractionDigits: digits };
+  const rounding =
+    digits === null
+      ? { maximumSignificantDigits: 6 }
+      : { minimumFractionDigits: digits, maximumFractionDigits: digits };
   return new Intl.NumberFormat(document.documentElement.lang, rounding).format(value);
 }

@@ -5,7 +5,9 @@ export function separator(text) {
   const start = text.slice(0, 20_000);
   const whole = start.length < text.length ? start.slice(0, start.lastIndexOf("\n") + 1) || start : start;
   const scored = ["\t", ";", ",", "|"].map((one) => {
-    const widths = rows(whole, one).slice(0, 50).map((row) => row.length);
+    const widths = rows(whole, one)
+      .slice(0, 50)
+      .map((row) => row.length);
     const even = widths.filter((width) => width === widths[0]).length / widths.length;
     return { one, score: widths[0] > 1 ? even * (1 + Math.log(widths[0]) / 10) : 0 };
   });

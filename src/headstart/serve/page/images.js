@@ -25,7 +25,12 @@ export function images(host) {
   let tried = [];
   const error = make("div", { class: "error", role: "alert" });
   const results = make("ul", { class: "tried" });
-  const [drop, input] = dropButton({ say: "try_images", label: null, accept: "image/*", take: (files) => tryFiles(files) });
+  const [drop, input] = dropButton({
+    say: "try_images",
+    label: null,
+    accept: "image/*",
+    take: (files) => tryFiles(files),
+  });
   const live = make("div", { class: "live", hidden: true });
   const camera = webcam({
     label: null,
@@ -44,8 +49,25 @@ export function images(host) {
     },
   });
   camera.button.addEventListener("click", () => (live.hidden = true));
-  const clearButton = make("button", { class: "quiet", say: "answers_clear", hidden: true, onclick: () => clearTried() });
-  const trial = make("div", { class: "trial" }, drop, input, camera.button, camera.panel, live, camera.error, error, results, clearButton);
+  const clearButton = make("button", {
+    class: "quiet",
+    say: "answers_clear",
+    hidden: true,
+    onclick: () => clearTried(),
+  });
+  const trial = make(
+    "div",
+    { class: "trial" },
+    drop,
+    input,
+    camera.button,
+    camera.panel,
+    live,
+    camera.error,
+    error,
+    results,
+    clearButton,
+  );
   takesDrops(trial, (transfer) => tryFiles([...transfer.files]));
 
   async function ask(blobs) {
@@ -122,7 +144,12 @@ function imagesOfClass(card) {
   let own = [];
   const grid = make("ul", { class: "thumbs" });
   const error = make("div", { class: "error", role: "alert" });
-  const [drop, input] = dropButton({ say: "images_add", label: ["images_add_to", { name: "" }], accept: "image/*", take: (files) => take(files) });
+  const [drop, input] = dropButton({
+    say: "images_add",
+    label: ["images_add_to", { name: "" }],
+    accept: "image/*",
+    take: (files) => take(files),
+  });
   const camera = webcam({ label: ["webcam_for", { name: "" }], shoot: (blob) => put([{ blob, name: "" }]) });
   const element = make(
     "div",

@@ -48,7 +48,12 @@ const takeError = make("div", { class: "error", role: "alert" });
 byId("learn-here").append(nameField, learnButton, learnState, working, learnError, outcome);
 
 const strictness = make("select");
-for (const [value, key] of [["", "off"], ["0.01", "1"], ["0.05", "5"], ["0.2", "20"]]) {
+for (const [value, key] of [
+  ["", "off"],
+  ["0.01", "1"],
+  ["0.05", "5"],
+  ["0.2", "20"],
+]) {
   strictness.append(make("option", { value, say: `strictness_${key}` }));
 }
 strictness.addEventListener("change", () => learned && view.learned());
@@ -298,14 +303,24 @@ function chooseRun(name) {
 
 function drawTasks() {
   const select = byId("task");
-  const date = (task) => new Date(task.created).toLocaleString(language(), { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+  const date = (task) =>
+    new Date(task.created).toLocaleString(language(), {
+      month: "short",
+      day: "numeric",
+      hour: "2-digit",
+      minute: "2-digit",
+      hourCycle: "h23",
+    });
   const named = (task) => {
     const { labels } = task;
     const name = task.name ?? labels.slice(0, 3).join(", ") + (labels.length > 3 ? ", …" : "");
     const words = name ? { dir: "auto" } : { say: ["task_unnamed", { date: date(task) }] };
     return make("option", { value: task.id, ...words }, name);
   };
-  select.replaceChildren(make("option", { value: "", say: "task_new" }), ...known.filter((task) => task.run === run.name).map(named));
+  select.replaceChildren(
+    make("option", { value: "", say: "task_new" }),
+    ...known.filter((task) => task.run === run.name).map(named),
+  );
   select.value = learned?.task.id ?? "";
   byId("task-field").hidden = select.options.length < 2;
 }
@@ -342,7 +357,7 @@ async function openTask(id) {
 /** Return the tasks that the service has, the newest first. */
 async function allTasks() {
   const found = [];
-  for (let after = null; after !== undefined; ) {
+  for (let after = null; after !== undefined;) {
     const page = await service.tasks(after);
     found.push(...page.tasks);
     after = page.next ?? undefined;
@@ -371,7 +386,8 @@ async function start() {
 
 service.whenLocked(() => {
   const lock = byId("lock");
-  if (!lock.hidden || service.hasToken()) tell(byId("token-error"), service.hasToken() ? { key: "token_refused" } : null);
+  if (!lock.hidden || service.hasToken())
+    tell(byId("token-error"), service.hasToken() ? { key: "token_refused" } : null);
   lock.hidden = false;
   byId("token").focus();
 });
@@ -381,7 +397,11 @@ byId("lock").addEventListener("submit", (event) => {
   service.useToken(byId("token").value.trim());
   byId("token").value = "";
   // nothing that is shown is lost where a token runs out while one works
-  if (view) service.limits().then(() => (byId("lock").hidden = true), (reason) => tell(byId("token-error"), reason));
+  if (view)
+    service.limits().then(
+      () => (byId("lock").hidden = true),
+      (reason) => tell(byId("token-error"), reason),
+    );
   else start();
 });
 
@@ -389,13 +409,15 @@ byId("run").addEventListener("change", (event) => {
   const name = event.target.value;
   const other = limits.runs.find((one) => one.name === name);
   const lost = other.kind !== run.kind || run.kind === "tables";
-  if (lost && unlearned() && !window.confirm(say("learn_unlearned", { count: unlearned() }))) event.target.value = run.name;
+  if (lost && unlearned() && !window.confirm(say("learn_unlearned", { count: unlearned() })))
+    event.target.value = run.name;
   else chooseRun(name);
 });
 byId("task").addEventListener("change", (event) => openTask(event.target.value));
 
 const languageSelect = byId("language");
-for (const [tag, name] of Object.entries(languages)) languageSelect.append(make("option", { value: tag, lang: tag }, name));
+for (const [tag, name] of Object.entries(languages))
+  languageSelect.append(make("option", { value: tag, lang: tag }, name));
 languageSelect.addEventListener("change", () => {
   chooseLanguage(languageSelect.value);
   speak();

@@ -156,4 +156,3 @@ function takeButton(picture) {
   });
   return take;
 }
-

@@ -20,7 +20,8 @@ export function plan(shown, learned) {
   const left = new Set(now.values());
   const whole = gone.every(([key, label]) => !now.has(key) && !left.has(label) && label !== null);
   if (whole) return { add, drop: [...new Set(gone.map(([, label]) => label))], anew: false, changes };
-  if ([...learned.sent.keys()].some((key) => key.startsWith(KEPT))) return { add, drop: [], anew: false, changes, stuck: true };
+  if ([...learned.sent.keys()].some((key) => key.startsWith(KEPT)))
+    return { add, drop: [], anew: false, changes, stuck: true };
   return { add: shown, drop: [], anew: true, changes };
 }
 

@@ -10,7 +10,11 @@ import { word } from "./texts.js";
 /** So long after the last key a text is asked about, in milliseconds. */
 const PAUSE = 350;
 
-const lines = (text) => text.split(/[\r\n\u2028\u2029]+/).map((line) => line.trim()).filter(Boolean);
+const lines = (text) =>
+  text
+    .split(/[\r\n\u2028\u2029]+/)
+    .map((line) => line.trim())
+    .filter(Boolean);
 
 export function sentences(host) {
   const sheet = spreadsheet((pairs) => {
@@ -82,7 +86,12 @@ export function sentences(host) {
 
 /** The texts of one class. */
 function textsOfClass(card, sheet) {
-  const box = make("textarea", { rows: "5", dir: "auto", placeholder: "texts_placeholder", label: ["texts_of", { name: "" }] });
+  const box = make("textarea", {
+    rows: "5",
+    dir: "auto",
+    placeholder: "texts_placeholder",
+    label: ["texts_of", { name: "" }],
+  });
   box.addEventListener("input", () => card.changed());
   box.addEventListener("paste", (event) => {
     const text = event.clipboardData.getData("text/plain");

@@ -69,7 +69,13 @@ async function answer(method, path, body, { signal, headers = {} } = {}) {
   let found;
   try {
     const sent = body === undefined ? undefined : JSON.stringify(body);
-    found = await fetch(new URL(path, document.baseURI), { method, headers: all, body: sent, signal, cache: "no-store" });
+    found = await fetch(new URL(path, document.baseURI), {
+      method,
+      headers: all,
+      body: sent,
+      signal,
+      cache: "no-store",
+    });
   } catch (error) {
     throw error.name === "AbortError" ? error : new ServiceError({ key: "lost" });
   }
@@ -127,7 +133,8 @@ export const create = (body, key, options) =>
   json("POST", "v1/tasks", body, { ...options, headers: { "Idempotency-Key": key } });
 export const grow = (id, examples, key, options) =>
   json("POST", task(id, "/examples"), { examples }, { ...options, headers: { "Idempotency-Key": key } });
-export const dropClass = (id, label, options) => json("DELETE", task(id, `/classes/${encodeURIComponent(label)}`), undefined, options);
+export const dropClass = (id, label, options) =>
+  json("DELETE", task(id, `/classes/${encodeURIComponent(label)}`), undefined, options);
 export const forget = (id) => answer("DELETE", task(id));
 export const predict = (id, inputs, reject, options) =>
   json("POST", task(id, "/predict"), reject ? { inputs, reject } : { inputs }, options);

@@ -22,7 +22,10 @@ function parsed(text, name) {
   const odd = lines.findIndex((line) => line.length !== header.length);
   if (odd >= 0) {
     const shown = by === "\t" ? "Tab" : by;
-    throw { key: "table_ragged", values: { line: odd + 2, found: lines[odd].length, expected: header.length, separator: shown } };
+    throw {
+      key: "table_ragged",
+      values: { line: odd + 2, found: lines[odd].length, expected: header.length, separator: shown },
+    };
   }
   return { name, header, lines: lines.map((cells) => row(cells)) };
 }
@@ -64,7 +67,15 @@ export function tables(host) {
   const byHand = make("button", { say: "table_by_hand", onclick: typeRows });
   const sheet = make("div", { hidden: true });
   const before = make("p", { class: "note" });
-  const examples = make("div", {}, before, make("div", { class: "actions" }, drop, input, byHand), error, undo.bar, sheet);
+  const examples = make(
+    "div",
+    {},
+    before,
+    make("div", { class: "actions" }, drop, input, byHand),
+    error,
+    undo.bar,
+    sheet,
+  );
   takesDrops(examples, async (transfer) => {
     if (transfer.files.length) readFile(transfer.files[0]);
     else if (transfer.getData("text/plain")) take(() => parsed(transfer.getData("text/plain"), say("table_pasted")));
@@ -129,7 +140,8 @@ export function tables(host) {
   const mappingBox = make("details", { class: "sheet" }, make("summary", { say: "table_columns" }), mapping, ignored);
   const targetBox = make("div");
   const filter = make("select");
-  for (const which of ["all", "known", "asked"]) filter.append(make("option", { value: which, say: `table_show_${which}` }));
+  for (const which of ["all", "known", "asked"])
+    filter.append(make("option", { value: which, say: `table_show_${which}` }));
   filter.addEventListener("change", () => {
     first = 0;
     drawRows();
@@ -245,7 +257,11 @@ export function tables(host) {
       });
       return make("td", { class: column === target ? "target" : null }, cell);
     });
-    const remove = make("button", { class: "quiet icon-only", label: ["table_row_remove", { row: place }] }, icon("cross"));
+    const remove = make(
+      "button",
+      { class: "quiet icon-only", label: ["table_row_remove", { row: place }] },
+      icon("cross"),
+    );
     remove.addEventListener("click", () => {
       table.lines.splice(place - 1, 1);
       drawFacts();
@@ -276,13 +292,29 @@ export function tables(host) {
   const answersError = make("div", { class: "error", role: "alert" });
   const note = make("p", { class: "note" });
   const answers = make("table");
-  const answersBox = make("div", { class: "scroll", role: "region", tabindex: "0", label: "answers_rows", hidden: true }, answers);
+  const answersBox = make(
+    "div",
+    { class: "scroll", role: "region", tabindex: "0", label: "answers_rows", hidden: true },
+    answers,
+  );
   const answerPages = pager((step) => {
     firstAnswer += step * ANSWERS;
     drawAnswers();
   });
-  const download = make("button", { hidden: true, onclick: saveAnswers }, icon("down"), make("span", { say: "answers_download" }));
-  const trial = make("div", { class: "trial" }, answersError, note, answersBox, make("div", { class: "actions" }, download, answerPages.element));
+  const download = make(
+    "button",
+    { hidden: true, onclick: saveAnswers },
+    icon("down"),
+    make("span", { say: "answers_download" }),
+  );
+  const trial = make(
+    "div",
+    { class: "trial" },
+    answersError,
+    note,
+    answersBox,
+    make("div", { class: "actions" }, download, answerPages.element),
+  );
   let running = 0;
 
   /** Ask for the rows that have something in them and no answer yet. */
@@ -337,9 +369,7 @@ export function tables(host) {
           const said = make("td", { class: "said", dir: "auto" });
           if (answer.prediction === null) word(said, "try_none");
           else said.textContent = number(answer.prediction, answer.high - answer.low);
-          const sure = numbers
-            ? make("td", {}, range(answer))
-            : make("td", { say: share(answer.probability ?? 0) });
+          const sure = numbers ? make("td", {}, range(answer)) : make("td", { say: share(answer.probability ?? 0) });
           return make("tr", {}, head, said, sure);
         }),
       ),

@@ -106,14 +106,16 @@ export const texts = {
     learn_no_name: "A class has examples, but no name.",
     learn_needs_rows: "Rows that are known are needed to learn from.",
     learn_needs_table: "A table is needed.",
-    learn_stuck: "What was learned before cannot be changed in a task that was opened again. Add to it, or start a new task.",
+    learn_stuck:
+      "What was learned before cannot be changed in a task that was opened again. Add to it, or start a new task.",
     learn_sending: "Sending {done} of {count} examples …",
     learn_learning: "Learning from {count} examples …",
     learn_ready: "Learned from {count} examples. Try it.",
     learn_unlearned: "{count} changes are not learned yet.",
     cancel: "Stop",
     estimate_head: "{low} to {high} in 100 right",
-    estimate_text: "{right} of {judged} examples were told right by the others. The range is what to expect of new ones like them; more examples make it narrower.",
+    estimate_text:
+      "{right} of {judged} examples were told right by the others. The range is what to expect of new ones like them; more examples make it narrower.",
     estimate_none: "Nothing says yet how good this is. Two or more examples of each class would.",
     estimate_numbers: "The range is to hold the true number 9 times in 10.",
     more: "What more examples would buy",
@@ -208,8 +210,10 @@ export const texts = {
     webcam_for: "Kamera für {name}",
     webcam_take: "Bild aufnehmen (halten für viele)",
     webcam_stop: "Kamera beenden",
-    webcam_denied: "Der Browser gibt kein Bild: {reason}. Erlauben Sie dieser Seite die Kamera, oder wählen Sie Dateien.",
-    webcam_insecure: "Browser geben die Kamera nur Seiten von diesem Rechner oder über https. Wählen Sie stattdessen Dateien.",
+    webcam_denied:
+      "Der Browser gibt kein Bild: {reason}. Erlauben Sie dieser Seite die Kamera, oder wählen Sie Dateien.",
+    webcam_insecure:
+      "Browser geben die Kamera nur Seiten von diesem Rechner oder über https. Wählen Sie stattdessen Dateien.",
     webcam_here: "Bild der Kamera",
     not_images: "Kein Bild, das dieser Browser lesen kann: {names}",
     texts_of: "Beispiele von {name}, eines je Zeile",
@@ -277,7 +281,8 @@ export const texts = {
     learn_unlearned: "{count} Änderungen sind noch nicht gelernt.",
     cancel: "Anhalten",
     estimate_head: "{low} bis {high} von 100 richtig",
-    estimate_text: "{right} von {judged} Beispielen wurden durch die anderen richtig erkannt. So viel ist von neuen, ähnlichen zu erwarten; mehr Beispiele machen die Spanne enger.",
+    estimate_text:
+      "{right} von {judged} Beispielen wurden durch die anderen richtig erkannt. So viel ist von neuen, ähnlichen zu erwarten; mehr Beispiele machen die Spanne enger.",
     estimate_none: "Noch sagt nichts, wie gut das ist. Zwei oder mehr Beispiele je Klasse würden es zeigen.",
     estimate_numbers: "Der Bereich soll in 9 von 10 Fällen die wahre Zahl enthalten.",
     more: "Was mehr Beispiele bringen würden",
@@ -556,7 +561,10 @@ export function silence(element) {
 export function translate(root) {
   for (const [place, put] of Object.entries(places)) {
     for (const element of root.querySelectorAll(`[data-${place}]`)) {
-      put(element, say(element.getAttribute(`data-${place}`), JSON.parse(element.getAttribute(`data-${place}-values`) ?? "{}")));
+      put(
+        element,
+        say(element.getAttribute(`data-${place}`), JSON.parse(element.getAttribute(`data-${place}-values`) ?? "{}")),
+      );
     }
   }
 }
