@@ -234,6 +234,21 @@ def track(place: Path) -> None:
     assert [*(run / "wandb").glob("offline-run-*/*.wandb")]
 
 
+def serve(place: Path) -> None:
+    """The demo: taught and asked over HTTP."""
+    words = [sys.executable, "-m", "headstart", "demo", "--no-browser"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as demo:
+        try:
+            assert demo.stdout is not None
+            client = headstart.Client(demo.stdout.readline().split()[4])
+            colours(place / "photos")
+            task = client.adapt(None, place / "photos")
+            assert list(task.labels) == COLOURS and len(client.predict(task, place / "photos" / "red")) == 4
+            client.close()
+        finally:
+            demo.terminate()
+
+
 def slurm(place: Path) -> None:
     """Runs as jobs, of this machine."""
     from headstart.training.slurm import slurm as jobs
@@ -246,7 +261,7 @@ def slurm(place: Path) -> None:
 
 def dev(place: Path) -> None:
     """What development needs: each extra in it, and its tools."""
-    for extra in (tabular, search, baselines, text, onnx):
+    for extra in (tabular, search, baselines, text, onnx, serve):
         (place / extra.__name__).mkdir()
         extra(place / extra.__name__)
     for words in (["ruff", "check"], ["pytest", "-q", "-p", "no:cacheprovider", "tests/test_public.py"]):
@@ -255,7 +270,7 @@ def dev(place: Path) -> None:
 
 EXTRAS: dict[str, Callable[[Path], None]] = {
     each.__name__: each
-    for each in (tabular, sklearn, search, baselines, text, vision, onnx, keras, track, slurm, dev, icons, heic)
+    for each in (tabular, sklearn, search, baselines, text, vision, onnx, serve, keras, track, slurm, dev, icons, heic)
 }
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ from headstart.models.trunks.trunk import (
     of_texts as of_texts,
     open_trunk as open_trunk,
 )
+from headstart.serve.client import Client as Client
 from headstart.training.adapted import (
     adapt as adapt,
     open_adapted as open_adapted,

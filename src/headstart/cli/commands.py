@@ -11,6 +11,7 @@ from cyclopts.types import UInt32
 from cyclopts.validators import Number
 
 from headstart.cli.output import print_item, print_json, print_table, score_text
+from headstart.cli.service import SERVICE
 from headstart.errors import ConfigError, DataError, HeadstartError
 from headstart.registry import What, find, rows
 
@@ -763,6 +764,7 @@ COMMANDS = {
     "predict": predict,
     "report": report,
     "list": listing,
+    **SERVICE,
 }
 
 IN_SEVERAL = ("train", "evaluate")

@@ -77,8 +77,9 @@ class Untrained(NamedTuple):
 
     options: tuple[str, ...]
     """Those of the options of the kind's family that say how."""
-    preparation: Callable[[Path, Mapping[str, Any], Mapping[str, Any] | None], Mapping[str, Any]]
-    """``(source, these options, the pretrained network or None)``: the preparation, as JSON."""
+    preparation: Callable[[Path | None, Mapping[str, Any], Mapping[str, Any] | None], Mapping[str, Any]]
+    """``(source, these options, the pretrained network or None)``: the preparation, as JSON; without a source, of
+    examples that come as values."""
 
 
 Failed: TypeAlias = Callable[[HeadstartError], None]
@@ -126,6 +127,9 @@ class DataKind(NamedTuple):
     """What `headstart adapt` and `headstart predict` take, as a command line has it."""
     values: Callable[[Any, Sequence[Any]], Iterator[Inputs]] | None = None
     """As ``inputs``, of examples that are no files but values in memory, where such can be predicted."""
+    taught: Callable[[Any, Sequence[Any], Sequence[str]], tuple[NewTask, Batch]] | None = None
+    """``(preparation, values, labels)``: as ``support``, one task whose examples are values in memory, with a label for
+    each; where the target is a part of the value, as in a row of a table, there are no labels."""
     elsewhere: Elsewhere | None = None
     """``None`` where what was learned means nothing for other sources, as for a table of other columns."""
     is_value: Callable[[str], bool] = lambda text: False
@@ -165,6 +169,16 @@ def nothing(like: Tasks, dtype: torch.dtype = torch.float32) -> Batch:
     y = torch.zeros(1, 1, dtype=torch.int64) if classes else torch.zeros(1, 1, like.output_size, dtype=dtype)
     x = torch.zeros(1, 1, *like.input_shape, dtype=torch.int64 if like.integers else dtype)
     return Batch(x, y, torch.zeros(1, 1, dtype=torch.bool))
+
+
+def of_classes(found: Iterable[Inputs], labels: Sequence[str]) -> tuple[NewTask, Batch]:
+    """Return the task of examples, each with the label of its class."""
+    x, names = torch.cat([inputs.x for inputs in found]), sorted(set(labels))
+    places = {name: place for place, name in enumerate(names)}
+    y = torch.tensor([places[label] for label in labels])
+    order = y.argsort(stable=True)  # one class after the other, as folders and files of all of them have them
+    new = NewTask(None, tuple(names), tuple(y.bincount(minlength=len(names)).tolist()))
+    return new, Batch(x[order].unsqueeze(0), y[order].unsqueeze(0))
 
 
 class LeftOutWarning(UserWarning):

@@ -172,6 +172,8 @@ def adapt(
         FileError: no run, or a file or folder that cannot be read or written.
     """
     network = run if isinstance(run, Mapping) else {"model": str(run)} if is_network(run) else None
+    if network is not None and source is None:
+        raise ConfigError(f"{network['model']} is a network and no run: name the examples to learn from, behind it")
     begun = None if network is None else begin(network, source)
     run, out, where = Path(str(run)), Path(out), find_device(device)
     before = open_adapted(run, device=device) if begun is None and (run / WEIGHTS).exists() else None
@@ -189,7 +191,7 @@ def adapt(
     pad = pad_of(like)
     supports = joined(known, kind.support(prepared, None if source is None else Path(source), strict), pad)
     given = [task for task, _ in supports]
-    if (odd := _odd_name(given)) is not None:
+    if (odd := odd_name(given)) is not None:
         raise DataError(f"{source} has a task or class {odd!r}, whose name is none to print in a line; rename it there")
     refuse_ways(by.config, like, str(source), given)
     _check_sizes(kind, prepared, given, str(source))
@@ -332,7 +334,7 @@ def _check_sizes(kind: DataKind, prepared: Any, tasks: Sequence[NewTask], where:
     """Refuse what is not whole, or would take more memory than anybody has, before anything is made of it."""
     if not tasks or len({task.name for task in tasks}) < len(tasks):
         raise FileError(f"{where} has {len(tasks)} tasks; expected at least one, and none of them twice")
-    if (odd := _odd_name(tasks)) is not None:
+    if (odd := odd_name(tasks)) is not None:
         raise FileError(f"{where} has a task or class {odd!r}, whose name is none to print")
     for task in tasks:
         like, total = kind.like(prepared, len(task.labels)), sum(task.counts)
@@ -345,7 +347,7 @@ def _check_sizes(kind: DataKind, prepared: Any, tasks: Sequence[NewTask], where:
             raise FileError(f"{where} has a task of {total} examples of shape {like.input_shape}")
 
 
-def _odd_name(tasks: Sequence[NewTask]) -> str | None:
+def odd_name(tasks: Sequence[NewTask]) -> str | None:
     """Return the first name of a task or class that is none to print in a line, or ``None``."""
     names = (text for task in tasks for text in (task.name or "", *task.labels))
     odd = (one for one in names for letter in map(ord, one) if letter < 32 or 127 <= letter < 160 or letter >> 11 == 27)

@@ -57,23 +57,23 @@ def begin(tree: Tree, source: str | Path | None) -> Begun:
 
     Args:
         tree: the network as ``model``, and what of `choices` is chosen, as ``tasks`` and ``method``.
-        source: where the tasks are.
+        source: where the tasks are; ``None`` where they come as values.
 
     Raises:
-        ConfigError: no source, or a network that knows nothing before it is trained.
+        ConfigError: a network that knows nothing before it is trained.
         FileError: no such source, or no such network.
     """
     network = str(tree["model"])
-    if source is None:
-        raise ConfigError(f"{network} is a network and no run: name the examples to learn from, behind it")
-    if not Path(source).exists():
+    if source is not None and not Path(source).exists():
         raise FileError(f"there is no {source}; give a file or a folder of examples")
     kind, untrained = _kind(network)
     config = resolve(_tree(tree, kind, source))
     encoder = config.option("tasks.encoder")
     known = None if encoder is None else encoder_of(open_trunk(encoder))._asdict()
     given = {name: config.tasks.options[name] for name in untrained.options}
-    return Begun(config, find_kind(kind.name), untrained.preparation(Path(source), given, known))
+    return Begun(
+        config, find_kind(kind.name), untrained.preparation(None if source is None else Path(source), given, known)
+    )
 
 
 def _kind(network: str) -> tuple[Kind, Untrained]:
@@ -86,9 +86,9 @@ def _kind(network: str) -> tuple[Kind, Untrained]:
     raise _knows_nothing(network)
 
 
-def _tree(tree: Tree, kind: Kind, source: str | Path) -> dict[str, Any]:
+def _tree(tree: Tree, kind: Kind, source: str | Path | None) -> dict[str, Any]:
     own: dict[str, dict[str, Any]] = {owner: dict(tree.get(owner, {})) for owner in ("tasks", "method")}
-    tasks = own["tasks"] | {"name": kind.family, "data": str(source)}
+    tasks = own["tasks"] | {"name": kind.family, "data": str(source or ".")}
     return {"tasks": tasks, "method": {"head": HEAD} | own["method"] | {"name": METHOD}, "model": tree["model"]}
 
 

@@ -6,12 +6,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
+from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -81,22 +83,29 @@ def read_image(path: str | Path, size: int = 28, channels: Literal[1, 3] = 1, fi
         DataError: a file that is not an image of these formats, is damaged, or has one pixel or over 50 million.
     """
     check_image_shape(size, channels)
-    if HEIC:
-        _register_heic()
     path = Path(path)
     if not os.path.isfile(path):
         raise FileError(f"{path} is not a file; expected an image ({', '.join(SUFFIXES)})")
+    with _opened(path, f"the image {path}") as image:
+        return as_square(image, size, channels, fit)
+
+
+@contextmanager
+def _opened(file: Path | BinaryIO, what: str) -> Iterator[Image.Image]:
+    """Open an image that is no bomb; what goes wrong with it is a `DataError` that says what it is."""
+    if HEIC:
+        _register_heic()
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             width, height = image.size
             if width * height > MOST_PIXELS:
                 raise ValueError(f"{width} x {height} pixels; at most {MOST_PIXELS} are read")
             if max(width, height) < 2:
                 raise ValueError("1 x 1 pixels show nothing")
-            return as_square(image, size, channels, fit)
+            yield image
     except Exception as error:  # decoders fail on damaged files in more ways than they document
         reason = f"not a file of {', '.join(SUFFIXES)}" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"cannot read the image {path}: {reason or type(error).__name__}") from error
+        raise DataError(f"cannot read {what}: {reason or type(error).__name__}") from error
 
 
 def as_square(image: Image.Image, size: int, channels: Literal[1, 3], fit: Fit = "crop") -> Tensor:
@@ -106,16 +115,21 @@ def as_square(image: Image.Image, size: int, channels: Literal[1, 3], fit: Fit =
     return torch.from_numpy(np.array(square)).view(size, size, channels).permute(2, 0, 1).contiguous()
 
 
-def pictures(value: Any) -> list[Image.Image]:
+def pictures(value: Any, what: str = "an image") -> list[Image.Image]:
     """Return images that are given as values as PIL has them.
 
     Args:
-        value: a PIL image, a tensor ``(C, H, W)`` or ``(n, C, H, W)``, or an array ``(H, W)``, ``(H, W, C)`` or
-            ``(n, H, W, C)``; C is 1, 3 or 4, and numbers are uint8, or floating in [0, 1].
+        value: what an image file holds, as bytes; a PIL image, a tensor ``(C, H, W)`` or ``(n, C, H, W)``, or an array
+            ``(H, W)``, ``(H, W, C)`` or ``(n, H, W, C)``; C is 1, 3 or 4, and numbers are uint8, or floating in [0, 1].
+        what: what errors call a file that cannot be read.
 
     Raises:
         DataError: anything else.
     """
+    if isinstance(value, bytes):
+        with _opened(BytesIO(value), what) as image:
+            image.load()
+        return [image]
     if isinstance(value, Image.Image):
         return [value]
     array = np.asarray(value.detach().cpu().movedim(-3, -1) if isinstance(value, Tensor) and value.dim() > 2 else value)

@@ -34,6 +34,7 @@ from headstart.data.kind import (
     Untrained,
     class_answers,
     files_of,
+    of_classes,
     unsampled,
 )
 from headstart.errors import ConfigError, DataError, FileError
@@ -75,7 +76,7 @@ def _preparation(tasks: Tasks) -> dict[str, Any] | None:
     }
 
 
-def _untrained(source: Path, options: Mapping[str, Any], encoder: Mapping[str, Any] | None) -> dict[str, Any]:
+def _untrained(source: Path | None, options: Mapping[str, Any], encoder: Mapping[str, Any] | None) -> dict[str, Any]:
     told = {} if encoder is None else encoder["told"]
     size = options["image_size"] or int(told.get("size", 28))
     of_none = hashlib.sha256(b"").hexdigest()
@@ -163,11 +164,16 @@ def _inputs(
 def _values(prepared: Prepared, values: Sequence[Any]) -> Iterator[Inputs]:
     """Images as values have their number beside the answer."""
     size, channels, fit = prepared.input_shape[-1], prepared.input_shape[0], prepared.fit
-    found = enumerate(as_square(image, size, channels, fit) for value in values for image in pictures(value))
+    every = (one for place, value in enumerate(values) for one in pictures(value, f"image {place}"))
+    found = enumerate(as_square(image, size, channels, fit) for image in every)
     while some := list(islice(found, _together(prepared))):
         x = _as_trained(prepared, scaled(torch.stack([image for _, image in some])))
         rows = [Row(image=number) for number, _ in some]
         yield Inputs(x, [None] * len(some), rows, lambda place, rows=rows: f"image {rows[place]['image']}")
+
+
+def _taught(prepared: Prepared, values: Sequence[Any], labels: Sequence[str]) -> tuple[NewTask, Batch]:
+    return of_classes(_values(prepared, values), labels)
 
 
 def _together(prepared: Prepared) -> int:
@@ -243,6 +249,7 @@ IMAGES = DataKind(
     support=_support,
     inputs=_inputs,
     values=_values,
+    taught=_taught,
     answers=lambda prepared, labels, outputs, deviations: class_answers(labels, outputs),
     predicts=_predicts,
     task=_task,

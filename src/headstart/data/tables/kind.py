@@ -2,10 +2,12 @@
 
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,9 +25,19 @@ from headstart.data.kind import (
     unsampled,
 )
 from headstart.data.tables import prose
-from headstart.data.tables.read import distinct, find_columns, in_order, is_missing, read_table, refuse_missing
+from headstart.data.tables.read import (
+    Table,
+    cleaned,
+    distinct,
+    find_columns,
+    in_order,
+    is_missing,
+    read_table,
+    refuse_missing,
+    strings,
+)
 from headstart.data.tables.schema import Feature, Schema, encode_features, encode_target, schema_from_json
-from headstart.errors import DataError, FileError
+from headstart.errors import DataError, FileError, check_text
 from headstart.types import Batch, Tasks
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
@@ -75,14 +87,20 @@ def _moved(before: Feature | Schema, after: Feature | Schema) -> bool:
 
 def _support(schema: Schema, source: Path | None, strict: bool) -> list[tuple[NewTask, Batch]]:
     """Return a task for each value of the task column, or one where there is no such column, or it is empty."""
-    task = schema.task_column
     if source is None:
         return [(NewTask(None, schema.classes, (0,) * (len(schema.classes) or 1)), nothing(_like(schema, 0)))]
 
     def needed(path: str, header: tuple[str, ...]) -> list[str]:
-        return [*_features(schema, path, header, ("the target of the run", schema.target)), *({task} & set(header))]
+        return [
+            *_features(schema, path, header, ("the target of the run", schema.target)),
+            *({schema.task_column} & set(header)),
+        ]
 
-    table = read_table(source, needed, missing=schema.missing, commas=schema.commas)
+    return _tasks_in(schema, read_table(source, needed, missing=schema.missing, commas=schema.commas))
+
+
+def _tasks_in(schema: Schema, table: Table) -> list[tuple[NewTask, Batch]]:
+    task = schema.task_column
     x, y = encode_features(schema.features, table), encode_target(schema, table)
     if task not in table.columns or is_missing(table.columns[task]).all():
         places = {None: slice(None)}
@@ -130,6 +148,61 @@ def _inputs(
         columns = {name: values if name == schema.task_column else _plain(values) for name, values in texts.items()}
         rows: list[Row] = [dict(zip(columns, row)) for row in zip(*columns.values())]
         yield Inputs(x, own, rows, table.where)
+
+
+def _table(schema: Schema, values: Sequence[Any], columns: Sequence[str]) -> Table:
+    """Return a table of rows in memory, each a mapping from columns to texts, numbers, booleans or ``None``."""
+    for place, row in enumerate(values):
+        if not isinstance(row, Mapping):
+            raise DataError(f"row {place} is a {type(row).__name__}; expected a mapping from columns to values")
+        if (lacking := next((name for name in columns if name not in row), None)) is not None:
+            raise DataError(
+                f"row {place} has no column {lacking!r}; expected {', '.join(map(repr, columns))}"
+                " (None where a value is missing)"
+            )
+    texts = {
+        name: [_as_text(row[name], name in schema.commas, place, name) for place, row in enumerate(values)]
+        for name in columns
+    }
+    found = {name: cleaned(strings(column), schema.missing) for name, column in texts.items()}
+    numbers = np.arange(len(values), dtype=np.int64)
+    return Table("the rows", tuple(columns), found, numbers, "row", frozenset(schema.commas) & set(columns))
+
+
+def _as_text(value: Any, comma: bool, place: int, column: str) -> str:
+    """Return a value as a file has it."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not isinstance(value, str | bool) and not (number and abs(value) <= sys.float_info.max):
+        raise DataError(
+            f"row {place}, column {column!r}: got a {type(value).__name__}; expected a text, a finite number, true,"
+            " false, or nothing"
+        )
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        check_text(f"row {place}, column {column!r}:", value)
+        return value
+    text = str(value) if not number else f"{value:.17g}" if isinstance(value, float) else str(int(value))
+    return text.replace(".", ",") if comma and number else text
+
+
+def _values(schema: Schema, values: Sequence[Any]) -> Iterator[Inputs]:
+    """Rows as values stand beside the answer as they are."""
+    table = _table(schema, values, [feature.column for feature in schema.features])
+    own = [None if (name := row.get(schema.task_column)) in (None, "") else str(name) for row in values]
+    yield Inputs(encode_features(schema.features, table), own, [Row(row) for row in values], table.where)
+
+
+def _taught(schema: Schema, values: Sequence[Any], labels: Sequence[str]) -> tuple[NewTask, Batch]:
+    if labels:
+        raise DataError(f"a row has its target in itself, as column {schema.target!r}; leave the labels out")
+    columns = [feature.column for feature in schema.features if feature.column != schema.task_column]
+    several = {str(row[schema.task_column]) for row in values if isinstance(row, Mapping) and schema.task_column in row}
+    if len(several) > 1:
+        raise DataError(f"the rows are of {len(several)} different {schema.task_column}; expected those of one task")
+    table = _table(schema, values, list(dict.fromkeys([*columns, schema.target])))
+    ((task, batch),) = _tasks_in(schema, table)
+    return task, batch
 
 
 def _plain(texts: list[str]) -> list[Any]:
@@ -183,6 +256,8 @@ TABLES = DataKind(
     like=_like,
     support=_support,
     inputs=_inputs,
+    values=_values,
+    taught=_taught,
     answers=_answers,
     predicts=_predicts,
     task=_task,

@@ -1,6 +1,7 @@
 """Texts as a kind of data: a new task is labelled texts, and what is predicted is a text's class."""
 
 import hashlib
+import math
 import os
 import re
 import warnings
@@ -25,6 +26,7 @@ from headstart.data.kind import (
     files_of,
     nothing,
     number_answers,
+    of_classes,
     unsampled,
 )
 from headstart.data.tables.read import is_decimal_comma, to_number
@@ -85,12 +87,16 @@ def _preparation(tasks: Tasks) -> dict[str, Any] | None:
     )._asdict()  # fmt: skip
 
 
-def _untrained(source: Path, options: Mapping[str, Any], encoder: Mapping[str, Any] | None) -> dict[str, Any]:
-    with warnings.catch_warnings(action="ignore"):  # what is read again is told of then
-        found = read_texts(source, options["text"], options["label"], options["task_column"])
+def _untrained(source: Path | None, options: Mapping[str, Any], encoder: Mapping[str, Any] | None) -> dict[str, Any]:
+    columns: tuple[str | None, str | None, str | None] = ("text", "label", None)
+    if source is not None:
+        with warnings.catch_warnings(action="ignore"):  # what is read again is told of then
+            found = read_texts(source, options["text"], options["label"], options["task_column"])
+        columns = (found.text, found.label, found.task)
     of_none = hashlib.sha256(b"").hexdigest()
-    own = (options["length"], options["lower"], 2, of_none, found.text, found.label)
-    return {**Prepared(*own, None, found.task)._asdict(), "encoder": encoder}
+    text, label, task = columns
+    own = (options["length"], options["lower"], 2, of_none, text, label)
+    return {**Prepared(*own, None, task)._asdict(), "encoder": encoder}
 
 
 def _read(value: Any, where: str) -> Prepared:
@@ -259,6 +265,19 @@ def _values(prepared: Prepared, values: Sequence[Any]) -> Iterator[Inputs]:
     )
 
 
+def _taught(prepared: Prepared, values: Sequence[Any], labels: Sequence[str]) -> tuple[NewTask, Batch]:
+    found = _values(prepared, values)
+    if prepared.scale is None:
+        return of_classes(found, labels)
+    numbers = [to_number(label.strip()) for label in labels]
+    bad = (place for place, number in enumerate(numbers) if number is None or not math.isfinite(number))
+    if (odd := next(bad, None)) is not None:
+        raise DataError(f"text {odd}: its label is no number, but numbers are what the run predicts")
+    y = prepared.scale.targets(torch.tensor([number or 0.0 for number in numbers], dtype=torch.float64))
+    x = torch.cat([inputs.x for inputs in found])
+    return NewTask(None, (), (len(x),)), Batch(x.unsqueeze(0), y.float().view(1, -1, 1))
+
+
 def _some(
     prepared: Prepared, texts: list[str], rows: list[Row], tasks: Sequence[str | None], where: Callable[[int], str]
 ) -> Iterator[Inputs]:
@@ -347,6 +366,7 @@ TEXTS = DataKind(
     names=_names,
     inputs=_inputs,
     values=_values,
+    taught=_taught,
     is_value=_is_text,
     advice=_advice,
     answers=_answers,

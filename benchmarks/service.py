@@ -1,0 +1,450 @@
+"""How fast the service is, what it loses when it is killed, and how soon it is back: on this machine, over loopback.
+
+    python -m benchmarks.service                       # four minutes
+    python -m benchmarks.service --only soak --seconds 1800
+
+- ``throughput``: predictions a second, one 28 x 28 drawing a request, so many connections that each wait for their
+  answer, of 20 tasks of 5 ways and 5 shots, by the conv4 of the literature (64 filters, 2 x 2 pools); beside the
+  service that one writes by hand (`benchmarks.peers.service_by_hand`), which computes one request at a time. The time
+  of the processors that each process takes for a request depends less on what else the machine does;
+- ``adapt``: the time to learn a task of 5 ways and 5 shots, beside 50 predictions a second;
+- ``restart``: from the start of the process until it is ready, with so many tasks in its store;
+- ``soak``: teaching and predicting while a worker is killed (kill -9) every so many seconds: what was acknowledged and
+  is not there at the end, what was answered with which status, and how memory grew.
+
+The load comes from this process, on the same cores. Bounded in requests and time, and to 127.0.0.1 alone.
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+import headstart
+from headstart.training.files import to_json, write
+
+RUN = Path(__file__).parents[1] / "src" / "headstart" / "serve" / "demo" / "icons"
+PARTS = ("throughput", "adapt", "restart", "soak")
+#: Requests that a part may send at the most.
+MOST = 200_000
+
+
+def drawing(kind: int, seed: int) -> str:
+    """Return a drawing of one of five kinds, each a little different, as base64 of a PNG."""
+    random = np.random.default_rng([kind, seed])
+    pixels, (left, top) = np.full((28, 28), 255, np.uint8), random.integers(2, 6, 2)
+    if kind in (0, 1):
+        pixels[top : top + 20, 12 : 14 + seed % 3] = 0
+    if kind in (1, 2):
+        pixels[12 : 14 + seed % 3, left : left + 20] = 0
+    if kind in (3, 4):
+        pixels[top : top + 18, left : left + 18] = 0
+    if kind == 4:
+        pixels[top + 4 : top + 14, left + 4 : left + 14] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def examples(task: int) -> dict[str, Any]:
+    """Return what a task of 5 ways and 5 shots is learned from."""
+    shown = [
+        {"label": f"kind {kind}", "image": drawing(kind, 10 * task + shot)} for kind in range(5) for shot in range(5)
+    ]
+    return {"examples": shown}
+
+
+class Connection:
+    """One connection, on which requests are sent one after the other."""
+
+    def __init__(self, port: int) -> None:
+        self._port, self._streams = port, None
+
+    async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+        """Send a request, and return the status and the body of the answer; 0 where none came.
+
+        A connection that was idle may have been closed: then the request is sent on another one.
+        """
+        for _ in range(2):
+            idle = self._streams is not None
+            found = await self._asked(method, path, body)
+            if found[0] or not idle:
+                break
+        return found
+
+    async def _asked(self, method: str, path: str, body: Any) -> tuple[int, bytes]:
+        data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        try:
+            if self._streams is None:
+                self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+            reader, writer = self._streams
+            writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+            told = (await reader.readuntil(b"\r\n\r\n")).lower()
+            length = int(told.split(b"content-length: ")[1].split(b"\r\n")[0]) if b"content-length" in told else 0
+            return int(told[9:12]), await reader.readexactly(length)
+        except (OSError, asyncio.IncompleteReadError):
+            self._streams = None
+            return 0, b""
+
+
+def free() -> int:
+    """Return a port that nobody listens at."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Service(NamedTuple):
+    """A service that runs."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    ready: float
+    """Seconds from its start until it was."""
+
+
+@contextmanager
+def started(words: list[str], port: int) -> Iterator[Service]:
+    """Start a service, wait until it is ready, and end it."""
+    began = time.monotonic()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([sys.executable, "-m", *words], stdout=log, stderr=log)
+        try:
+            while True:
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30):
+                        break
+                except OSError:
+                    if process.poll() is not None or time.monotonic() - began > 120:
+                        log.seek(0)
+                        raise SystemExit(f"it does not start: {log.read()[-2000:].decode()}") from None
+                    time.sleep(0.02)
+            yield Service(port, process, time.monotonic() - began)
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def ours(store: Path, run: Path = RUN) -> tuple[list[str], int]:
+    """Return the words that start our service, and its port."""
+    port = free()
+    return ["headstart", "serve", str(run), "--port", str(port), "--store", str(store), "--drain", "0"], port
+
+
+async def taught(port: int, count: int) -> list[str]:
+    """Teach tasks, and return their ids."""
+    one, found = Connection(port), list[str]()
+    for task in range(count):
+        status, body = await one.ask("POST", "/v1/tasks", examples(task))
+        assert status == 201, body
+        found.append(json.loads(body)["id"])
+    return found
+
+
+async def closed_loop(
+    port: int, connections: int, seconds: float, request: Callable[[int], tuple[str, str, bytes]]
+) -> tuple[list[float], Counter[int]]:
+    """Let connections ask, each again when it was answered, and return the times to answer and the statuses."""
+    took, statuses, sent, end = list[float](), Counter[int](), 0, time.monotonic() + seconds
+
+    async def one() -> None:
+        nonlocal sent
+        connection = Connection(port)
+        while time.monotonic() < end and sent < MOST:
+            sent += 1
+            began = time.monotonic()
+            status, _ = await connection.ask(*request(sent))
+            took.append(time.monotonic() - began)
+            statuses[status] += 1
+
+    await asyncio.gather(*(one() for _ in range(connections)))
+    return took, statuses
+
+
+def predictions(tasks: list[str]) -> Callable[[int], tuple[str, str, bytes]]:
+    """Return requests to predict one drawing each, by one task after the other."""
+    bodies = [
+        json.dumps({"inputs": [{"image": drawing(kind, seed)}]}).encode() for kind in range(5) for seed in range(9)
+    ]
+    return lambda number: ("POST", f"/v1/tasks/{tasks[number % len(tasks)]}/predict", bodies[number % len(bodies)])
+
+
+def milliseconds(took: list[float]) -> dict[str, float]:
+    """Return the median and the 99 % quantile, in milliseconds."""
+    return {
+        "p50_ms": round(1000 * statistics.median(took), 1),
+        "p99_ms": round(1000 * float(np.quantile(took, 0.99)), 1),
+    }
+
+
+def throughput(seconds: float, connections: int) -> dict[str, Any]:
+    """Measure predictions a second, ours and by hand, in turns."""
+    found: dict[str, Any] = {"connections": connections}
+
+    async def measured(port: int, pid: int) -> dict[str, Any]:
+        tasks = await taught(port, 20)
+        await closed_loop(port, connections, 1.0, predictions(tasks))
+        pids = [pid, *_workers(pid)]
+        before = [processor(one) for one in pids]
+        took, statuses = await closed_loop(port, connections, seconds, predictions(tasks))
+        assert set(statuses) == {200}, statuses
+        own = [round(1000 * (processor(one) - was) / len(took), 3) for one, was in zip(pids, before)]
+        return {"per_second": round(len(took) / seconds, 1), **milliseconds(took), "processor_ms": own}
+
+    with tempfile.TemporaryDirectory() as place:
+        port, run = free(), Path(place) / "conv4"
+        model = {"name": "conv4", "filters": 64, "downsample": "pool"}
+        few = {"evaluate_tasks": 2, "test_tasks": 2, "threads": 1}
+        headstart.train(
+            {"tasks": "icons", "method": "prototypes", "model": model, "outer": {"steps": 1}, "run": few}, run
+        )
+        hand = ["benchmarks.peers.service_by_hand", str(port)], port
+        rounds: dict[str, list[dict[str, Any]]] = {"ours": [], "by_hand": []}
+        for turn in range(2):
+            for name, (words, own) in (("ours", ours(Path(place) / f"{turn}.db", run)), ("by_hand", hand)):
+                with started(words, own) as service:
+                    rounds[name].append(asyncio.run(measured(own, service.process.pid)))
+    best = {name: max(own, key=lambda one: one["per_second"]) for name, own in rounds.items()}
+    return found | best | {"ratio": round(best["ours"]["per_second"] / best["by_hand"]["per_second"], 2)}
+
+
+def adapting(seconds: float, rate: float) -> dict[str, Any]:
+    """Measure the time to learn a task beside predictions at a rate."""
+
+    async def measured(port: int) -> dict[str, Any]:
+        tasks, end = await taught(port, 20), time.monotonic() + seconds
+        request, took, beside, statuses = predictions(tasks), list[float](), list[float](), Counter[int]()
+        idle = [Connection(port) for _ in range(64)]
+
+        async def timed(ask: Awaitable[tuple[int, bytes]], into: list[float]) -> None:
+            began = time.monotonic()
+            status, _ = await ask
+            into.append(time.monotonic() - began)
+            statuses[status] += 1
+
+        async def steady() -> None:
+            running, number = set[asyncio.Task[None]](), 0
+            while time.monotonic() < end:
+                number += 1
+                connection = idle.pop() if idle else Connection(port)
+                task = asyncio.create_task(timed(connection.ask(*request(number)), beside))
+                running.add(task)
+                task.add_done_callback(lambda done, own=connection: (running.discard(done), idle.append(own)))
+                await asyncio.sleep(1 / rate)
+            await asyncio.gather(*running)
+
+        async def teaching() -> None:
+            connection, number = Connection(port), 0
+            while time.monotonic() < end:
+                number += 1
+                await timed(connection.ask("POST", "/v1/tasks", examples(number % 50)), took)
+                await asyncio.sleep(0.1)
+
+        await asyncio.gather(steady(), teaching())
+        return {
+            "adapt": milliseconds(took),
+            "predict": milliseconds(beside),
+            "tasks": len(took),
+            "statuses": dict(statuses),
+        }
+
+    with tempfile.TemporaryDirectory() as place:
+        words, port = ours(Path(place) / "tasks.db")
+        with started(words, port):
+            return {"predictions_a_second": rate} | asyncio.run(measured(port))
+
+
+def processor(pid: int) -> float:
+    """Return the seconds of the processors that a process took."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(pid: int) -> float:
+    """Return the megabytes that a process and its children hold."""
+    total, told = 0, dict[int, list[int]]()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        told.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    left = [pid]
+    while left:
+        one = left.pop()
+        left += told.get(one, [])
+        try:
+            total += int(Path(f"/proc/{one}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+        except OSError:
+            continue
+    return round(total / 2**20, 1)
+
+
+def restart(count: int) -> dict[str, Any]:
+    """Measure how soon a service is ready that keeps so many tasks."""
+    with tempfile.TemporaryDirectory() as place:
+        store = Path(place) / "tasks.db"
+        words, port = ours(store)
+        with started(words, port) as service:
+            (task,) = asyncio.run(taught(port, 1))
+            first = service.ready
+        _copied(store, task, count)
+        with started(words, port) as service:
+            before = memory(service.process.pid)
+
+            async def asked() -> int:
+                connection, right = Connection(port), 0
+                for number in range(0, count, max(1, count // 500)):
+                    path, body = f"/v1/tasks/{_copy(number)}/predict", {"inputs": [{"image": drawing(number % 5, 1)}]}
+                    status, answer = await connection.ask("POST", path, body)
+                    right += (
+                        status == 200 and json.loads(answer)["predictions"][0]["prediction"] == f"kind {number % 5}"
+                    )
+                return right
+
+            right = asyncio.run(asked())
+            after = memory(service.process.pid)
+            size = sum(path.stat().st_size for path in Path(place).iterdir()) / 2**20
+            return {
+                "tasks": count, "seconds": round(service.ready, 2), "seconds_empty": round(first, 2),
+                "store_mb": round(size, 1), "asked": len(range(0, count, max(1, count // 500))), "right": right,
+                "memory_mb": before, "memory_mb_after": after,
+            }  # fmt: skip
+
+
+def _copy(number: int) -> str:
+    return f"{number:026d}"
+
+
+def _copied(store: Path, task: str, count: int) -> None:
+    """Copy a task so often, as if so many had been taught."""
+    connection = sqlite3.connect(store)
+    tasks = [("tasks", "id, tenant, run, weights, revision, told, support, created, changed")]
+    with connection:
+        for table, columns in (*tasks, ("parts", "task, part, revision, sha256, data")):
+            own, _, rest = columns.partition(", ")
+            query = f"INSERT INTO {table} ({columns}) SELECT ?, {rest} FROM {table} WHERE {own} = ?"
+            connection.executemany(query, ((_copy(number), task) for number in range(count)))
+    connection.close()
+
+
+def soak(seconds: float, every: float) -> dict[str, Any]:
+    """Teach and predict while workers are killed, and count what is lost."""
+    with tempfile.TemporaryDirectory() as place:
+        words, port = ours(Path(place) / "tasks.db")
+        with started(words, port) as service:
+            known, statuses, kills, end = asyncio.run(taught(port, 5)), Counter[str](), 0, time.monotonic() + seconds
+            before = memory(service.process.pid)
+            sizes = [before]
+
+            async def teach() -> None:
+                connection, number = Connection(port), 0
+                while time.monotonic() < end and number < MOST:
+                    number += 1
+                    status, body = await connection.ask("POST", "/v1/tasks", examples(number % 50))
+                    statuses[f"adapt {status}"] += 1
+                    if status == 201:
+                        known.append(json.loads(body)["id"])
+                    await asyncio.sleep(0.2)
+
+            async def ask(own: int) -> None:
+                connection, number = Connection(port), own
+                request = predictions(known)
+                while time.monotonic() < end and number < MOST:
+                    number += 7
+                    status, _ = await connection.ask(*request(number))
+                    statuses[f"predict {status}"] += 1
+                    await asyncio.sleep(0.02)
+
+            async def kill() -> None:
+                nonlocal kills
+                while time.monotonic() + every < end:
+                    await asyncio.sleep(every)
+                    sizes.append(memory(service.process.pid))
+                    for pid in _workers(service.process.pid):
+                        os.kill(pid, signal.SIGKILL)
+                        kills += 1
+
+            async def all_of_it() -> int:
+                await asyncio.gather(teach(), kill(), *(ask(own) for own in range(4)))
+                connection, lost = Connection(port), 0
+                body = {"inputs": [{"image": drawing(0, 1)}]}
+                for task in known:
+                    status, _ = await connection.ask("POST", f"/v1/tasks/{task}/predict", body)
+                    lost += status != 200
+                return lost
+
+            lost = asyncio.run(all_of_it())
+            told = {"seconds": seconds, "kills": kills, "acknowledged": len(known), "lost": lost}
+            return told | {"statuses": dict(statuses), "memory_mb": [before, *sizes[1:], memory(service.process.pid)]}
+
+
+def _workers(pid: int) -> list[int]:
+    """Return the processes that compute: children of what PyTorch was loaded in once, which has no work of its own."""
+    children = dict[int, list[int]]()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    return [one for child in children.get(pid, []) for one in children.get(child, [])]
+
+
+def main() -> None:
+    """Measure, print, and keep what came of it."""
+    reader = argparse.ArgumentParser(prog="python -m benchmarks.service", description=__doc__)
+    reader.formatter_class = argparse.RawDescriptionHelpFormatter
+    reader.add_argument("--only", choices=PARTS, action="append", help="parts; default: all")
+    reader.add_argument("--seconds", type=float, default=20.0, help="how long each part measures")
+    reader.add_argument("--connections", type=int, default=32, help="for the throughput")
+    reader.add_argument("--rate", type=float, default=50.0, help="predictions a second beside adapting")
+    reader.add_argument("--tasks", type=int, default=10_000, help="kept when it starts again")
+    reader.add_argument("--every", type=float, default=5.0, help="seconds between two kills")
+    reader.add_argument("--out", type=Path, help="a folder for service.json")
+    asked = reader.parse_args()
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "throughput": lambda: throughput(asked.seconds, asked.connections),
+        "adapt": lambda: adapting(asked.seconds, asked.rate),
+        "restart": lambda: restart(asked.tasks),
+        "soak": lambda: soak(asked.seconds, asked.every),
+    }
+    found: dict[str, Any] = {
+        "cores": os.cpu_count(),
+        "disk_free_gb": shutil.disk_usage(tempfile.gettempdir()).free // 10**9,
+    }
+    for name in asked.only or PARTS:
+        load = os.getloadavg()[0]
+        found[name] = parts[name]() | {"load_before": round(load, 1)}
+        print(json.dumps({name: found[name]}), flush=True)
+    if asked.out is not None:
+        write(asked.out / "service.json", to_json(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""A service that runs, with runs so small that they cost nothing; skipped where the extra is not installed."""
+
+import io
+import json
+import urllib.error
+import urllib.request
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+LACKING = [name for name in ("fastapi", "uvicorn", "prometheus_client", "python_multipart") if find_spec(name) is None]
+if LACKING:
+    collect_ignore_glob = ["test_*.py"]
+
+
+def pytest_report_header():
+    return f"tests/serve is left out: the extra serve is not installed ({', '.join(LACKING)})" if LACKING else None
+
+
+def drawing(shape, seed=0):
+    """Return a PNG of a black cross, square or bar on white, drawn a little differently by each seed."""
+    random = np.random.default_rng(seed)
+    pixels = np.full((40, 40), 255, np.uint8)
+    left, top, width = random.integers(4, 9), random.integers(4, 9), random.integers(3, 6)
+    if shape == "cross":
+        pixels[top : top + 28, 18 : 18 + width] = 0
+        pixels[18 : 18 + width, left : left + 28] = 0
+    elif shape == "square":
+        pixels[top : top + 28, left : left + 28] = 0
+    else:
+        pixels[18 : 18 + 2 * width, 2:38] = 0
+    return png(pixels)
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+class Answer(NamedTuple):
+    status: int
+    body: bytes
+    headers: dict
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+class Http:
+    """Asks a service, as bytes go over the wire; errors are answers like others."""
+
+    def __init__(self, url, token=None):
+        self.url, self.token = url, token
+
+    def __call__(self, method, path, body=None, headers=None):
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, method=method)
+        if data is not None:
+            request.add_header("Content-Type", "application/json")
+        if self.token:
+            request.add_header("Authorization", f"Bearer {self.token}")
+        for name, value in (headers or {}).items():
+            request.add_header(name, value)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return Answer(answer.status, answer.read(), {k.lower(): v for k, v in answer.headers.items()})
+        except urllib.error.HTTPError as error:
+            return Answer(error.code, error.read(), {k.lower(): v for k, v in error.headers.items()})
+
+
+@pytest.fixture(scope="session")
+def demo_run():
+    """The run of built-in icons that comes with the package."""
+    from pathlib import Path
+
+    import headstart
+
+    return Path(headstart.__file__).parent / "serve" / "demo" / "icons"
+
+
+@pytest.fixture(scope="session")
+def curves_run(tmp_path_factory):
+    """A run of sine curves, whose rows are x and y, and whose answers are numbers with intervals."""
+    import headstart
+
+    run = tmp_path_factory.mktemp("runs") / "curves"
+    tree = {"tasks": "sinusoid", "method": "gaussian_process", "outer": {"steps": 1}}
+    headstart.train({**tree, "run": {"evaluate_tasks": 2, "test_tasks": 2, "threads": 1}}, run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def settings_of(demo_run, curves_run):
+    """Make settings of a service with three runs: images, texts, rows."""
+    from headstart.serve.app import Settings
+    from headstart.serve.contract import Limits
+    from headstart.serve.work import Work
+
+    def made(store, sources=None, limits=None, memory=2**26, **others):
+        runs = (str(demo_run), "ngrams", str(curves_run)) if sources is None else sources
+        # the machine that tests run on may be busy
+        limits = limits or Limits(adapt_seconds=120, predict_seconds=60)
+        return Settings(Work(runs, str(store), "cpu", 1, memory, limits), **others)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def service(settings_of, tmp_path_factory):
+    """A service of the three runs, and what it holds."""
+    from headstart.serve.server import running
+
+    with running(settings_of(tmp_path_factory.mktemp("store") / "tasks.db")) as (url, state):
+        yield Http(url), state
+
+
+@pytest.fixture(scope="session")
+def shapes():
+    """Examples of three classes of drawings, as JSON has them."""
+    import base64
+
+    return [
+        {"label": shape, "image": base64.b64encode(drawing(shape, seed)).decode()}
+        for shape in ("bar", "cross", "square")
+        for seed in range(3)
+    ]
