@@ -31,7 +31,7 @@ from headstart.registry import find
 from headstart.serve.contract import Kind, Limits, RunTold
 from headstart.serve.work import GoneError as GoneError, Lesson, Question, Taught, Wanted
 from headstart.training.adapted import AdaptedModel, odd_name
-from headstart.training.cross_validation import cross_validated, interval
+from headstart.training.cross_validation import interval
 from headstart.training.examples import Support, joined
 from headstart.training.files import from_safetensors, to_safetensors
 from headstart.training.head_start import (
@@ -43,6 +43,8 @@ from headstart.training.head_start import (
     of_network,
     of_run,
     refuse_ways,
+    told_by_others,
+    warnings_of,
 )
 from headstart.training.without_run import begin, is_network
 from headstart.types import Adapted, Batch, Meta, Params
@@ -233,15 +235,9 @@ def read_adapted(served: Served, data: bytes, labels: Sequence[str], counts: Seq
 
 def estimate(served: Served, support: Support) -> dict[str, Any] | None:
     """Return how many examples are told right by the others, as the service says it; ``None`` of numbers."""
-    task, batch = support
-    if not task.labels:
+    if not support[0].labels:
         return None
-
-    def learn(others: Batch) -> Callable[[Tensor], Tensor]:
-        _, (one,) = learned(served.by, [(task, others)])
-        return lambda x: one.learner.predict(one.adapted, x.to(served.by.device))[0].cpu()
-
-    told = cross_validated(learn, batch, len(task.labels))
+    told = told_by_others(served.by, support)
     judged, right = sum(told.judged), sum(told.right)
     if not judged:
         return None
@@ -276,7 +272,7 @@ def lessons(
                     "labels": list(support[0].labels),
                     "counts": list(support[0].counts),
                     "estimate": estimate(served, support),
-                    "warnings": [scrubbed(served, one) for one in told],
+                    "warnings": [scrubbed(served, one) for one in [*told, *warnings_of(served.by, [support])]],
                 }
                 found[place] = Taught(said, parts, hashlib.sha256(parts["support"]).hexdigest()), task
             except Exception as error:
@@ -288,7 +284,7 @@ def questions(served: Served, asked: Sequence[Question], find_task: Find) -> lis
     """Answer inputs of tasks of one run: of each the rows of answers, or what was wrong."""
     found: list[Outcome] = [None] * len(asked)
     groups: dict[Hashable, list[tuple[int, AdaptedTask, Tensor]]] = {}
-    by = served.by
+    by, rejects = served.by, [question.reject for question in asked]
     assert by.kind.values is not None
     pad = pad_of(by.like(0))
     for place, (question, x) in enumerate(zip(asked, _inputs(served, [question.values for question in asked]))):
@@ -301,7 +297,7 @@ def questions(served: Served, asked: Sequence[Question], find_task: Find) -> lis
             found[place] = _explained(error)
     for group in groups.values():
         for some in _together(group):
-            for (place, _, _), outcome in zip(some, _answers(served, some, pad)):
+            for (place, _, _), outcome in zip(some, _answers(served, some, pad, rejects)):
                 found[place] = outcome
     return found
 
@@ -360,16 +356,20 @@ def _together(group: list[tuple[int, AdaptedTask, Tensor]]) -> list[list[tuple[i
     return found
 
 
-def _answers(served: Served, some: list[tuple[int, AdaptedTask, Tensor]], pad: int | None) -> list[Outcome]:
+def _answers(
+    served: Served, some: list[tuple[int, AdaptedTask, Tensor]], pad: int | None, rejects: Sequence[float | None]
+) -> list[Outcome]:
     try:
-        return _outputs(served, some, pad)
+        return _outputs(served, some, pad, rejects)
     except Exception as error:
         if len(some) == 1 or _fatal(error):
             return [_explained(error)] * len(some)
-    return [outcome for one in some for outcome in _answers(served, [one], pad)]
+    return [outcome for one in some for outcome in _answers(served, [one], pad, rejects)]
 
 
-def _outputs(served: Served, some: list[tuple[int, AdaptedTask, Tensor]], pad: int | None) -> list[Outcome]:
+def _outputs(
+    served: Served, some: list[tuple[int, AdaptedTask, Tensor]], pad: int | None, rejects: Sequence[float | None]
+) -> list[Outcome]:
     """Predict tasks of one shape at once: what is too short is filled up with its own first input."""
     _, first, _ = some[0]
     most = max(len(x) for _, _, x in some)
@@ -382,22 +382,24 @@ def _outputs(served: Served, some: list[tuple[int, AdaptedTask, Tensor]], pad: i
         if first.learner.distribution is not None:
             variance = first.learner.distribution(adapted, x).variance.cpu().double()
     found: list[Outcome] = []
-    for row, (_, task, own) in enumerate(some):
+    for row, (place, task, own) in enumerate(some):
         try:
             deviations = None if variance is None else variance[row, : len(own)].sqrt()
-            found.append(_told(served, task, outputs[row, : len(own)], deviations))
+            found.append(_told(served, task, outputs[row, : len(own)], deviations, rejects[place]))
         except HeadstartError as error:
             found.append(_explained(error))
     return found
 
 
-def _told(served: Served, task: AdaptedTask, outputs: Tensor, deviations: Tensor | None) -> list[Row]:
+def _told(
+    served: Served, task: AdaptedTask, outputs: Tensor, deviations: Tensor | None, reject: float | None
+) -> list[Row]:
     bad = unsound(outputs, bool(task.labels))
     if deviations is not None:
         bad = bad | unsound(deviations, False)
     if bad.any():
         raise DivergenceError(f"input {int(bad.int().argmax())}: the prediction is not finite; show other examples")
-    return answered(served.by, task.labels, outputs, deviations)
+    return answered(served.by, task, outputs, deviations, reject)
 
 
 def _stacked(tasks: Sequence[Adapted]) -> Adapted:

@@ -206,7 +206,7 @@ def adapt(
     weights = _weights(bare)
     judged = cross_validate and all(labels and sum(counts) for _, labels, counts in given)
     scores = [
-        told_by_others(by, meta, support, words[place : place + 1] if named else ())
+        told_by_others(by, support, words[place : place + 1] if named else ())
         for place, support in enumerate(supports if judged else ())
     ]
     model = bare._replace(told=tuple(scores), warnings=tuple(warnings_of(by, supports)))

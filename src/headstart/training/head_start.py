@@ -167,13 +167,13 @@ def learned(by: HeadStart, supports: Sequence[Support]) -> tuple[Meta, tuple[Ada
     return meta, tuple(tasks[place] for place in range(len(given)))
 
 
-def told_by_others(by: HeadStart, meta: Meta, support: Support, words: Sequence[Support] = ()) -> Told:
+def told_by_others(by: HeadStart, support: Support, words: Sequence[Support] = ()) -> Told:
     """Return how well the examples of a task of classes are told by the others, learned as the task itself is.
 
     By leaving out each once where a method fits a head to features and there are 100 at most, else by parts.
 
     Args:
-        by, meta: what the task is learned by.
+        by: what the task is learned by.
         support: the task.
         words: examples more, none of which is judged.
     """
@@ -181,8 +181,8 @@ def told_by_others(by: HeadStart, meta: Meta, support: Support, words: Sequence[
     classes, pad = len(task.labels), pad_of(by.like(0))
     learner, row = by.learner_of(classes), find("method", by.config.method.name)
     count, numbers = batch.y.shape[1], batch.x[0].numel()
-    heads = row.model == "embedding" and learner.steps is None and not row.transductive
-    if by.meta is not None and heads and not words and batch.mask is None and count <= _LEFT_OUT:
+    meta, heads = by.meta, row.model == "embedding" and learner.steps is None and not row.transductive
+    if meta is not None and heads and not words and batch.mask is None and count <= _LEFT_OUT:
 
         def answer(others: Batch, x: Tensor) -> Tensor:
             adapted, _ = learner.adapt(meta, Batch(others.x.to(by.device), others.y.to(by.device)))
