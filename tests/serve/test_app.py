@@ -361,7 +361,7 @@ def test_other_types_and_forms_are_refused(ask, mail):
 def test_numbers_of_the_address_are_checked(ask):
     for limit in ("0", "1001", "x", "-1", "9" * 50, "NaN", ""):
         error(ask("GET", f"/v1/tasks?limit={limit}"), 422)
-    for task in (UNKNOWN, "x", "0" * 26, "%00", "../..", "é", "9" * 1000):
+    for task in (UNKNOWN, "x", "0" * 26, "%00", "..", "é", "9" * 1000):
         error(ask("GET", f"/v1/tasks/{urllib.parse.quote(task, safe='%')}"), 404)
 
 
