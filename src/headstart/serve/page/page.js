@@ -331,7 +331,7 @@ function remember(task, before) {
 }
 
 async function openTask(id) {
-  if (unlearned() && !window.confirm(say("learn_unlearned", { count: unlearned() }))) return drawTasks();
+  if (unlearned() && !window.confirm(say("leave", { count: unlearned() }))) return drawTasks();
   tell(byId("wide"), null);
   if (!id) {
     learned = null;
@@ -409,7 +409,7 @@ byId("run").addEventListener("change", (event) => {
   const name = event.target.value;
   const other = limits.runs.find((one) => one.name === name);
   const lost = other.kind !== run.kind || run.kind === "tables";
-  if (lost && unlearned() && !window.confirm(say("learn_unlearned", { count: unlearned() })))
+  if (lost && unlearned() && !window.confirm(say("leave", { count: unlearned() })))
     event.target.value = run.name;
   else chooseRun(name);
 });
