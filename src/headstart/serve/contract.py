@@ -116,6 +116,8 @@ class Estimate(BaseModel):
     accuracy: float
     low: float
     high: float
+    more: str | None = None
+    """What more examples would buy, by the run's validation tasks."""
 
 
 class Task(BaseModel):

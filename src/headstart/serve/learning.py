@@ -32,7 +32,7 @@ from headstart.serve.contract import Kind, Limits, RunTold
 from headstart.serve.work import GoneError as GoneError, Lesson, Question, Taught, Wanted
 from headstart.training.adapted import AdaptedModel, odd_name
 from headstart.training.cross_validation import interval
-from headstart.training.examples import Support, joined
+from headstart.training.examples import Support, joined, without_class
 from headstart.training.files import from_safetensors, to_safetensors
 from headstart.training.head_start import (
     AdaptedTask,
@@ -46,6 +46,7 @@ from headstart.training.head_start import (
     told_by_others,
     warnings_of,
 )
+from headstart.training.trust import more_examples_text
 from headstart.training.without_run import begin, is_network
 from headstart.types import Adapted, Batch, Meta, Params
 
@@ -152,7 +153,9 @@ def support_of(served: Served, lesson: Lesson, before: Support | None, limits: L
     if lesson.without is not None:
         if by.like(0).shared_classes:
             raise DataError("the classes of a table are those of the run, so none of them can be removed")
-        support = forgotten(support, lesson.without)
+        if lesson.without not in support[0].labels:
+            raise DataError(f"the task has no such class; it has {', '.join(support[0].labels[:20])}")
+        support = without_class(support, lesson.without)
     task = support[0]
     limits.check(task.labels, task.counts)
     if (odd := odd_name([task])) is not None:
@@ -196,23 +199,6 @@ def parts_of(served: Served, support: Support, task: AdaptedTask) -> dict[str, b
     return {"support": head + to_safetensors(shown), "adapted": to_safetensors(kept)}
 
 
-def forgotten(support: Support, label: str) -> Support:
-    """Return a support set without a class.
-
-    Raises:
-        DataError: there is no such class, or its number tells what it is, as in a table.
-    """
-    task, batch = support
-    if label not in task.labels:
-        raise DataError(f"the task has no such class; it has {', '.join(task.labels[:20])}")
-    own = task.labels.index(label)
-    kept = batch.y[0] != own
-    y = batch.y[:, kept]
-    labels = task.labels[:own] + task.labels[own + 1 :]
-    counts = task.counts[:own] + task.counts[own + 1 :]
-    return task._replace(labels=labels, counts=counts), Batch(batch.x[:, kept], y - (y > own).long())
-
-
 def read_support(data: bytes) -> Support:
     """Return what a task was learned from, of the bytes of `parts_of`."""
     size = int.from_bytes(data[:8], "little")
@@ -235,14 +221,18 @@ def read_adapted(served: Served, data: bytes, labels: Sequence[str], counts: Seq
 
 def estimate(served: Served, support: Support) -> dict[str, Any] | None:
     """Return how many examples are told right by the others, as the service says it; ``None`` of numbers."""
-    if not support[0].labels:
+    labels, counts = support[0].labels, support[0].counts
+    if not labels:
         return None
     told = told_by_others(served.by, support)
     judged, right = sum(told.judged), sum(told.right)
     if not judged:
         return None
     share, (low, high) = right / judged, interval(right, judged)
-    return {"right": right, "judged": judged, "accuracy": share, "low": min(low, share), "high": max(high, share)}
+    ends = {"low": min(low, share), "high": max(high, share)}
+    trust = served.by.trust
+    more = None if trust is None else more_examples_text(trust, len(labels), sum(counts) / len(labels))
+    return {"right": right, "judged": judged, "accuracy": share, **ends, "more": more or None}
 
 
 def lessons(
