@@ -146,7 +146,7 @@ def _learner(
         with torch.no_grad():
             adapted, _ = learner.adapt(by.meta, Batch(raw.inputs(support).unsqueeze(0), targets.unsqueeze(0)))
         labels = tuple(map(str, range(ways))) if classes else ()
-        counts = tuple(y.bincount(minlength=ways).tolist()) if classes else (len(y),)
+        counts = (shots,) * ways if classes else (len(y),)  # a graph calibrates for so many
         return _answered(by, AdaptedTask(None, labels, counts, learner, adapted), raw.inputs(queries))
 
     files = _compared(graph, truth, to, raw, LEARNER_TOLERANCE)
@@ -175,7 +175,7 @@ def _answered(by: HeadStart, task: AdaptedTask, x: Tensor) -> Params:
         deviations = None
         if task.learner.distribution is not None:
             deviations = task.learner.distribution(task.adapted, x.unsqueeze(0)).variance[0].double().sqrt()
-    rows = answered(by, task.labels, outputs, deviations)
+    rows = answered(by, task, outputs, deviations)
     if task.labels:
         return {"probabilities": torch.tensor([[row["probabilities"][label] for label in task.labels] for row in rows])}
     names = [name for name in ("prediction", "low", "high") if name in rows[0]]
