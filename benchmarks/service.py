@@ -41,7 +41,7 @@ import numpy as np
 from PIL import Image
 
 import headstart
-from headstart.training.files import to_json, write
+from headstart.training.files import make_folder, to_json, write
 
 RUN = Path(__file__).parents[1] / "src" / "headstart" / "serve" / "demo" / "icons"
 PARTS = ("throughput", "adapt", "restart", "soak")
@@ -79,6 +79,11 @@ class Connection:
 
     def __init__(self, port: int) -> None:
         self._port, self._streams = port, None
+
+    def close(self) -> None:
+        """Close it."""
+        if self._streams is not None:
+            self._streams[1].close()
 
     async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
         """Send a request, and return the status and the body of the answer; 0 where none came.
@@ -163,6 +168,7 @@ async def taught(port: int, count: int) -> list[str]:
         status, body = await one.ask("POST", "/v1/tasks", examples(task))
         assert status == 201, body
         found.append(json.loads(body)["id"])
+    one.close()
     return found
 
 
@@ -181,6 +187,7 @@ async def closed_loop(
             status, _ = await connection.ask(*request(sent))
             took.append(time.monotonic() - began)
             statuses[status] += 1
+        connection.close()
 
     await asyncio.gather(*(one() for _ in range(connections)))
     return took, statuses
@@ -325,6 +332,7 @@ def restart(count: int) -> dict[str, Any]:
                     right += (
                         status == 200 and json.loads(answer)["predictions"][0]["prediction"] == f"kind {number % 5}"
                     )
+                connection.close()
                 return right
 
             right = asyncio.run(asked())
@@ -443,6 +451,7 @@ def main() -> None:
         found[name] = parts[name]() | {"load_before": round(load, 1)}
         print(json.dumps({name: found[name]}), flush=True)
     if asked.out is not None:
+        make_folder(asked.out)
         write(asked.out / "service.json", to_json(found))
 
 
