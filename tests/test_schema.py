@@ -124,6 +124,7 @@ def test_names_with_commas_and_quotes_come_back(names: list[str]) -> None:
         (tuple[float, float], "1-2-3", "must be a range such as 1-5"),
         (tuple[int, ...], "40,x", "must be values joined by commas, such as 40,40"),
         (Literal["a", "b"], "c", "is 'c', but must be one of a, b"),
+        (tuple[Literal["a", "b"], ...], "a,c", "is 'a,c', but must be one of a, b, or several joined by commas"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(hint: Any, value: object, words: str) -> None:

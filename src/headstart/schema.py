@@ -255,6 +255,8 @@ def allowed(hint: Any) -> str:
         return "options by name"
     if origin is tuple:
         several = parts[-1] is Ellipsis
+        if several and get_origin(parts[0]) is Literal:
+            return f"{allowed(parts[0])}, or several joined by commas"
         return "values joined by commas, such as 40,40" if several else "a range such as 1-5"
     return _WORDS.get(hint, "given otherwise")
 

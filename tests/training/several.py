@@ -279,6 +279,18 @@ def differing():
                 record.state.meta.params["head.bias"].add_(1e-7)
 
 
+def apart():
+    """Begin a loop of one's own with other weights in each process; return 3 where that is told."""
+    with processes(hung_after=60) as everyone:
+        torch.manual_seed(everyone.rank)
+        learner = headstart.maml(headstart.mlp(1, 1, hidden=(4,)), loss="mse", steps=1)
+        shared = headstart.distributed(learner, tasks_per_step=4)
+        try:
+            headstart.meta_gradient(shared, learner.init(None), sinusoid().sample("train", share(range(4))))
+        except headstart.errors.ProcessError as error:
+            return 3 * ("the weights of processes 0, 1 differ" in str(error))
+
+
 def refused():
     """Ask for what several processes cannot do; return 10 and how many refusals there were."""
     count = 0
@@ -355,6 +367,7 @@ def of_errors(folder):
         "one": together(2, trained, SINE, folder / "error", 3, bad),
         "differing": [together(size, differing) for size in (2, 3)],
         "refused": together(2, refused),
+        "apart": together(2, apart),
         "again": together(2, again),
     }
 

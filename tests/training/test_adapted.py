@@ -799,16 +799,17 @@ class TestCommands:
         adapting = ["adapt", str(run_of("images maml")), str(tmp_path / "support"), "--out"]
         assert command([*adapting, out]) == 0
         labels = sorted(Path(path).stem for path in queries)
-        assert capsys.readouterr().out == f"learned 1 task of 3 classes ({', '.join(labels)}) from 6 images: {out}\n"
+        first, second, *more = capsys.readouterr().out.splitlines()
+        assert first == f"learned 1 task of 3 classes ({', '.join(labels)}) from 6 images: {out}"
+        assert re.match(r"By 5-fold cross-validation, \d of 6 images are told right by the others", second) and not more
         assert command([*adapting, out + "2", "--json"]) == 0
-        task = {"name": None, "labels": labels, "counts": [2, 2, 2]}
-        assert json.loads(capsys.readouterr().out) == {
-            "out": out + "2",
-            "kind": "images",
-            "named": False,
-            "tasks": [task],
-        }
+        told = json.loads(capsys.readouterr().out)
+        (task,) = told.pop("tasks")
+        assert task.pop("judged") == [2, 2, 2] and all(right <= 2 for right in task.pop("right"))
+        assert task == {"name": None, "labels": labels, "counts": [2, 2, 2]}
+        assert told == {"out": out + "2", "kind": "images", "named": False, "warnings": []}
         assert command(["predict", out, *queries]) == 0
         rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
         assert [row["image"] for row in rows] == queries
-        assert list(rows[0])[1:] == ["prediction", "probability", *(f"probability of {label}" for label in labels)]
+        told = ["prediction", "probability", "set", "unknown", *(f"probability of {label}" for label in labels)]
+        assert list(rows[0])[1:] == told

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import headstart
-from headstart.training.cross_validation import FOLDS, Told, cross_validated, interval, told_text
+from headstart.training.cross_validation import FOLDS, Told, cross_validated, interval, left_out, told_text
 from headstart.types import Batch, Meta
 
 
@@ -43,6 +43,27 @@ def test_what_is_there_by_chance_is_told_by_chance():
     assert len(given) == FOLDS and sum(found.judged) == 400 and 60 < sum(found.right) < 140
     many, given = told(x.repeat(8, 1).add(torch.arange(3200)[:, None]).tolist(), [0, 1] * 1600, 2)
     assert len(given) == 2 and many.judged == (640, 640), "of many examples so many are judged as are enough"
+
+
+def test_leaving_out_each_in_one_batch_is_leaving_them_out_one_by_one():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(1, 11, 3, generator=generator), torch.tensor([[0] * 4 + [1] * 3 + [2] * 3 + [3]])
+    x[0, :, 0] += y[0]
+    learner, batches = headstart.ridge(ways=4), list[int]()
+    meta = learner.init(None)
+
+    def answer(others: Batch, asked: Tensor) -> Tensor:
+        batches.append(len(others.y))
+        return learner.predict(learner.adapt(meta, others)[0], asked)
+
+    found = left_out(answer, Batch(x, y), 4, together=4)
+    right = [0, 0, 0, 0]
+    for place in range(10):
+        kept = torch.arange(11) != place
+        adapted, _ = learner.adapt(meta, Batch(x[:, kept], y[:, kept]))
+        right[int(y[0, place])] += int(learner.predict(adapted, x[:, place : place + 1]).argmax()) == int(y[0, place])
+    assert found == Told((4, 3, 3, 0), tuple(right), "leave-one-out") and batches == [4, 4, 2]
+    assert left_out(answer, Batch(x[:, [0, 0, 1]], y[:, [0, 0, 1]]), 4, 4) is None, "one would be told by itself"
 
 
 def test_the_words_have_the_interval():

@@ -152,6 +152,10 @@ def test_an_error_of_one_process_is_told_once_and_ends_all_alike(found):
     assert told["codes"] == [3, 3] and told["said"] == "error: this task is spoilt\n"
 
 
+def test_a_loop_of_ones_own_that_begins_with_other_weights_is_told(found):
+    assert found("errors")[0]["apart"]["codes"] == [3, 3]
+
+
 def test_who_gets_over_an_error_hears_of_the_next_one_as_well(found):
     assert found("errors")[0]["again"]["codes"] == [2, 2]
 

@@ -568,7 +568,7 @@ def adapt(*words: Raw) -> int:
     called = call(_adapt, words, None if schema is None else [schema], "" if schema else more)
     if called is None:
         return 0
-    from headstart.training.adapted import adapt
+    from headstart.training.adapted import adapt, more_text
     from headstart.training.cross_validation import told_text
 
     given = dict(called.own)
@@ -578,7 +578,15 @@ def adapt(*words: Raw) -> int:
         tasks = [{"name": task.name, "labels": list(task.labels), "counts": list(task.counts)} for task in model.tasks]
         for task, told in zip(tasks, model.told):
             task |= {"judged": list(told.judged), "right": list(told.right)}
-        print_json({"out": str(given["out"]), "kind": model.by.kind.name, "named": model.named, "tasks": tasks})
+        print_json(
+            {
+                "out": str(given["out"]),
+                "kind": model.by.kind.name,
+                "named": model.named,
+                "tasks": tasks,
+                "warnings": list(model.warnings),
+            }
+        )
         return 0
     count, labels = len(model.tasks), {task.labels for task in model.tasks}
     names = labels.pop() if len(labels) == 1 else ()
@@ -588,6 +596,10 @@ def adapt(*words: Raw) -> int:
     print(f"learned {count} task{'s' * (count != 1)}{of} from {total} {model.by.kind.examples}{more}: {given['out']}")
     if model.told:
         print(told_text(model.told, model.by.kind.examples))
+    if more := more_text(model):
+        print(more)
+    for text in model.warnings:
+        print(f"warning: {text}")
     return 0
 
 
@@ -626,8 +638,8 @@ def _adapt(
         names: Of texts, count the name of each class as an example more of it. Default: as before, where something is
             added; else without a run, where at least half of the names, and four, are told by the examples.
         remove: Of an adapted folder, what the result is to be without: names of tasks, of classes, or TASK/CLASS.
-        cross_validate: Without a run, say how good the result is: learn five times more, each time from four fifths of
-            the examples, and predict the others.
+        cross_validate: Of classes, say how good the result is: learn again without some of the examples, and predict
+            these.
         as_json: Print the result as JSON.
     """
 
@@ -638,6 +650,7 @@ def predict(
     /,
     *,
     task: str | None = None,
+    reject: float | None = None,
     out: Path | None = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -649,6 +662,8 @@ def predict(
         inputs: Images, or CSV or Parquet files with rows or texts; folders of them; globs; or texts in quotes.
         task: Which of the learned tasks to predict by. Default: the one that a row's task column names, or a folder
             around an image.
+        reject: Call `none` what looks like none of the classes, such that of examples of the classes no more than this
+            share is called so, such as 0.05. Default: every example gets a label.
         out: A .csv file to write, or a .jsonl file of one JSON object a line. Default: print CSV.
         as_json: Print the result as JSON.
     """
@@ -662,7 +677,7 @@ def predict(
 
     def counted() -> Iterator[dict[str, Any]]:
         nonlocal count
-        for row in predictions(opened, inputs, task=task, failed=failed.append):
+        for row in predictions(opened, inputs, task=task, reject=reject, failed=failed.append):
             if as_json:
                 print_item(row, first=not count)
             count += 1

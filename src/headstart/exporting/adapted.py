@@ -11,7 +11,8 @@ from headstart.data.kind import Raw
 from headstart.errors import ConfigError
 from headstart.exporting.graph import ByValuesError, Graph, Input, recorded
 from headstart.registry import find
-from headstart.training.head_start import AdaptedTask, HeadStart, learners
+from headstart.training.head_start import AdaptedTask, HeadStart, learners, shots_of, trust_of
+from headstart.training.trust import Trust, probabilities, unknown_of
 from headstart.types import Adapted, Batch, Learner, Meta, Params
 
 #: Examples in trials: numbers that no other size is likely to be.
@@ -47,7 +48,9 @@ def of_task(by: HeadStart, task: AdaptedTask, raw: Raw) -> Graph:
         structure = {name: weights[f"structure.{name}"] for name in adapted.meta.structure}
         buffers = {name: weights[name] for name in adapted.buffers}
         given = adapted._replace(meta=Meta(params, structure), params=own, buffers=buffers)
-        return _answers(learner, given, raw, raw.inputs(examples), bool(task.labels))
+        return _answers(
+            learner, given, raw, raw.inputs(examples), trust_of(by, task), shots_of(task) if task.labels else None
+        )
 
     weights = {name: value for name, value in adapted.meta.params.items() if name not in adapted.params}
     weights |= {f"structure.{name}": value for name, value in adapted.meta.structure.items()}
@@ -65,7 +68,7 @@ def of_learner(by: HeadStart, raw: Raw, ways: int, shots: int) -> Graph:
     """Return the graph that learns a task of a support set, and answers queries, as ``adapt`` and ``predict`` do.
 
     Where its operations go by the number of support examples, that is ``shots`` for each of the ``ways`` (or, of
-    numbers, ``shots`` in all); else there may be any number.
+    numbers, ``shots`` in all); else there may be any number. Probabilities are calibrated as of so many shots.
 
     Raises:
         ConfigError: a method that does not learn by a graph.
@@ -87,7 +90,7 @@ def of_learner(by: HeadStart, raw: Raw, ways: int, shots: int) -> Graph:
         y = y if classes else ((y.double() - raw.mean) / raw.scale).float().unsqueeze(-1)
         batch = Batch(raw.inputs(support).unsqueeze(0), y.unsqueeze(0))
         adapted, _ = learner.adapt(Meta(params, structure), batch)
-        return _answers(learner, adapted, raw, raw.inputs(queries), classes)
+        return _answers(learner, adapted, raw, raw.inputs(queries), by.trust, shots if classes else None)
 
     weights = {**meta.params, **{f"structure.{name}": value for name, value in meta.structure.items()}}
     failed = ""
@@ -115,12 +118,18 @@ def support_like(by: HeadStart, raw: Raw, size: int, ways: int) -> tuple[Tensor,
     return x, raw.mean + raw.scale * (0.37 * places).sin().double()
 
 
-def _answers(learner: Learner, adapted: Adapted, raw: Raw, x: Tensor, classes: bool) -> dict[str, Tensor]:
-    """Return what `headstart.training.head_start.answered` says, as tensors."""
+def _answers(
+    learner: Learner, adapted: Adapted, raw: Raw, x: Tensor, trust: Trust | None, shots: float | None
+) -> dict[str, Tensor]:
+    """Return what `headstart.training.head_start.answered` says, as tensors; of classes, of so many ``shots``."""
     x = x.unsqueeze(0)
     outputs = learner.predict(adapted, x)[0]
-    if classes:
+    if shots is not None and trust is None:
         return {"probabilities": outputs.softmax(-1)}
+    if shots is not None and trust is not None:
+        logits = outputs.double()
+        named = {"probabilities": probabilities(trust, logits, shots).float()}
+        return named if trust.unknown is None else named | {"unknown": unknown_of(trust, logits, shots).float()}
     found = outputs[:, 0].double()
     named = {"prediction": found}
     if learner.distribution is not None:

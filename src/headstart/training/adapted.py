@@ -15,7 +15,7 @@ The run keeps how its data became numbers (``preparation.json``), so that adapti
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -23,7 +23,6 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor
 
 from headstart.data.encoder import pad_of
 from headstart.data.kind import (
@@ -47,10 +46,10 @@ from headstart.errors import (
 )
 from headstart.registry import find
 from headstart.training.build import find_device
-from headstart.training.calibration import Spread
+from headstart.training.calibration import LEVEL, Spread
 from headstart.training.checkpoint import alike
 from headstart.training.config import Config, Tree, called, resolve
-from headstart.training.cross_validation import Told, cross_validated, told_text
+from headstart.training.cross_validation import Told, told_text
 from headstart.training.examples import Support, joined, merged, read_examples, without, write_examples
 from headstart.training.files import (
     explained,
@@ -74,11 +73,15 @@ from headstart.training.head_start import (
     of_network,
     of_one_size,
     of_run,
+    refuse_rejecting,
     refuse_ways,
+    told_by_others,
+    warnings_of,
 )
 from headstart.training.loop import flat, start
 from headstart.training.prediction_lines import flattened
 from headstart.training.report.card import TOGETHER, spread_text
+from headstart.training.trust import Trust, more_examples_text
 from headstart.training.without_run import begin, is_network
 from headstart.types import Adapted, Batch, Meta, Params, not_sent
 
@@ -107,7 +110,9 @@ class AdaptedModel(NamedTuple):
     read: bool = False
     """Whether it comes from a file."""
     told: tuple[Told, ...] = ()
-    """Where there was no run, how well each task's examples are told by the others; not of a model from a file."""
+    """How well each task's examples are told by the others; not of a model from a file."""
+    warnings: tuple[str, ...] = ()
+    """What there is to warn of, such as a task that looks unlike those that were trained on; likewise."""
 
     def __getstate__(self) -> Any:
         raise not_sent("an adapted model")
@@ -138,7 +143,8 @@ def adapt(
 
     Given a network that knows something before it is trained, a pretrained one such as ``hf:FOLDER``, or ``ngrams``,
     learn by it as it is, with the method ``frozen``: for who has one small set of examples, and no tasks to train on.
-    How good the result is, is then told by `headstart.training.cross_validation`.
+
+    How good the result is with classes, `headstart.training.cross_validation` tells.
 
     Where the run normalised by batches (``--buffers batch``), normalisation now goes by the support set, so that a
     prediction does not depend on which others are asked for.
@@ -158,7 +164,7 @@ def adapt(
         names: of texts, whether the name of each class is an example more of it. By default as before, where something
             is added; else where there is no run, and what was learned without them puts at least half of the names, and
             four, in their own class.
-        cross_validate: where there is no run, learn five times more, each time from four fifths of the examples.
+        cross_validate: of classes, learn again without some of the examples, and say how many of these are told right.
         remove: of an adapted model, names of tasks, of classes, or ``TASK/CLASS``, that it is to be without.
 
     Raises:
@@ -206,19 +212,15 @@ def adapt(
     if named:
         meta, every = learned(by, joined(supports, words, pad))
         every = tuple(one._replace(counts=task.counts) for one, task in zip(every, given))
-
-    def told(place: int) -> Told:
-        task, batch = supports[place]
-
-        def learn(others: Batch) -> Callable[[Tensor], Tensor]:
-            _, (one,) = learned(by, joined([(task, others)], words[place : place + 1] if named else [], pad))
-            return lambda x: one.learner.predict(one.adapted, x.to(where))[0].cpu()
-
-        return cross_validated(learn, batch, len(task.labels))
-
-    scores = tuple(map(told, range(len(supports)))) if untrained and cross_validate else ()
-    model = AdaptedModel(by, every, untrained, names, named, told=scores)
-    _save(out, model)
+    bare = AdaptedModel(by, every, untrained, names, named)
+    weights = _weights(bare)
+    judged = cross_validate and all(labels and sum(counts) for _, labels, counts in given)
+    scores = [
+        told_by_others(by, meta, support, words[place : place + 1] if named else ())
+        for place, support in enumerate(supports if judged else ())
+    ]
+    model = bare._replace(told=tuple(scores), warnings=tuple(warnings_of(by, supports)))
+    _save(out, model, weights)
     if keep_examples:
         write_examples(out, meta, supports)
     return model
@@ -292,7 +294,8 @@ def _parts(tasks: Sequence[Adapted], group: int) -> dict[str, Params]:
     }
 
 
-def _save(out: Path, model: AdaptedModel) -> None:
+def _weights(model: AdaptedModel) -> Params:
+    """Return what is kept, by name; `DivergenceError` where that is not finite."""
     weights: Params = {}
     for number, (_, group) in enumerate(of_one_size(model.tasks)):
         for part, values in _parts([model.tasks[place].adapted for place in group], number).items():
@@ -300,12 +303,17 @@ def _save(out: Path, model: AdaptedModel) -> None:
     bad = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise DivergenceError(f"adapting gives numbers that are not finite ({bad[0]}); {_SMALLER}")
+    return weights
+
+
+def _save(out: Path, model: AdaptedModel, weights: Params) -> None:
     described = {
         "format": FORMAT,
         "kind": model.by.kind.name,
         "config": model.by.config.tree(),
         "preparation": model.by.preparation,
         "intervals": model.by.spread and model.by.spread._asdict(),
+        "trust": model.by.trust and model.by.trust.to_json(),
         "untrained": model.untrained,
         "names": model.names,
         "named": model.named,
@@ -342,6 +350,7 @@ def open_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
         raise FileError(f"{path} does not describe an adapted model: {error}") from error
     _check_sizes(kind, prepared, tasks, str(path))
     config, spread = resolve(options, str(path)), Spread.from_json(described.get("intervals"), str(path))
+    trust = Trust.from_json(described.get("trust"), str(path))
     found = from_safetensors(contents[WEIGHTS], str(folder / WEIGHTS))
     adapted = _tasks_in(found, str(folder / WEIGHTS), tasks, _shapes(config, kind, prepared, tasks), where)
     learner_of = learners(config, kind, prepared, where, spread)
@@ -352,7 +361,7 @@ def open_adapted(folder: str | Path, *, device: str = "auto") -> AdaptedModel:
     if not isinstance(names, bool | None):
         raise FileError(f"{path} does not describe an adapted model: names is {names!r}")
     every, preparation = tuple(found), described["preparation"]
-    by = HeadStart(kind, preparation, prepared, config, where, spread, learner_of, None)
+    by = HeadStart(kind, preparation, prepared, config, where, spread, learner_of, None, trust)
     return AdaptedModel(by, every, untrained, names, named, read=True)
 
 
@@ -430,10 +439,14 @@ def _tasks_in(
 
 
 def predict(
-    model: AdaptedModel, sources: str | Path | Iterable[str | Path] | Any, *, task: str | None = None
+    model: AdaptedModel,
+    sources: str | Path | Iterable[str | Path] | Any,
+    *,
+    task: str | None = None,
+    reject: float | None = None,
 ) -> list[dict[str, Any]]:
     """Predict what files, folders of files and globs hold: all of `predictions` at once."""
-    return list(predictions(model, sources, task=task))
+    return list(predictions(model, sources, task=task, reject=reject))
 
 
 def predictions(
@@ -441,6 +454,7 @@ def predictions(
     sources: str | Path | Iterable[str | Path] | Any,
     *,
     task: str | None = None,
+    reject: float | None = None,
     failed: Failed = raised,
 ) -> Iterator[dict[str, Any]]:
     """Predict what files, folders of files and globs hold, as it is read: however many images, memory does not grow.
@@ -452,21 +466,28 @@ def predictions(
             which are those strings that no file is called, and that do not end as files of texts do.
         task: by which of the model's tasks to predict. By default each example's own: a row's is in the task column,
             an image's is the folder around it that is called as a task.
+        reject: which share of examples of the classes may be turned away, at most, so that of those that are of no
+            class many are: their ``prediction`` is ``None``. By default none is.
         failed: told of what cannot be read, or is of a task that was not learned, so that all else is predicted; by
             default it is raised.
 
     Yields:
         A dict for each example, in order: the file's own columns (numbers where all of a column are; as text they are
         as they were written), or the ``image``; the ``prediction``; in classification its ``probability``, and the
-        ``probabilities`` of all labels; of numbers ``low`` and ``high``, between which 90 % of observations are to
-        lie, by the run's validation tasks.
+        ``probabilities`` of all labels, the ``set`` of labels that is to hold the right one for 90 % of examples, and
+        ``unknown`` in [0, 1], how surely it is of none of the classes (the last two where the run's validation tasks
+        tell); of numbers ``low`` and ``high``, between which 90 % of observations are to lie, by the run's validation
+        tasks.
 
     Raises:
+        ConfigError: ``reject`` where nothing is known of other classes.
         DataError: data that do not fit the run's, that cannot be read, or that are of a task that was not learned.
         DivergenceError: predictions that are not finite.
         FileError: no such file.
         UnknownNameError: a ``task`` that was not learned.
     """
+    if reject is not None:
+        refuse_rejecting(model.by, reject)
     learned = {one.name: one for one in model.tasks}
     names = [name for name in learned if name is not None]
     if task is not None and task not in names:
@@ -496,7 +517,7 @@ def predictions(
                     )
                 for first in range(0, len(places), _CHUNK):
                     some = places[first : first + _CHUNK]
-                    answers |= zip(some, _answers(model, one, inputs, some))
+                    answers |= zip(some, _answers(model, one, inputs, some, reject))
             for place, row in enumerate(inputs.rows):
                 if place not in answers:
                     continue
@@ -547,7 +568,9 @@ def _by_task(
     return [(learned[own], found) for own, found in places.items()]
 
 
-def _answers(model: AdaptedModel, task: AdaptedTask, inputs: Inputs, places: Sequence[int]) -> list[Row]:
+def _answers(
+    model: AdaptedModel, task: AdaptedTask, inputs: Inputs, places: Sequence[int], reject: float | None
+) -> list[Row]:
     x, deviations = inputs.x[list(places)].unsqueeze(0).to(model.by.device), None
     try:
         with torch.no_grad():
@@ -565,7 +588,15 @@ def _answers(model: AdaptedModel, task: AdaptedTask, inputs: Inputs, places: Seq
     if bad.any():
         where = inputs.where(places[int(bad.int().argmax())])
         raise DivergenceError(f"{where}: the prediction is not finite; {_SMALLER}")
-    return answered(model.by, task.labels, outputs, deviations)
+    return answered(model.by, task, outputs, deviations, reject)
+
+
+def more_text(model: AdaptedModel) -> str:
+    """Return what more examples would buy, by the run's validation tasks; empty where they do not tell."""
+    one = model.tasks[0]
+    if model.by.trust is None or len(model.tasks) > 1 or not one.labels:
+        return ""
+    return more_examples_text(model.by.trust, len(one.labels), sum(one.counts) / len(one.labels))
 
 
 def _card(model: AdaptedModel) -> str:
@@ -580,10 +611,14 @@ def _card(model: AdaptedModel) -> str:
         head = "class" if tasks[0].labels else ""
         rows = list(zip(tasks[0].labels or (kind.examples,), tasks[0].counts))
     heads, lines = [head, kind.examples], [[str(name), str(count)] for name, count in rows]
+    warned = "".join(f"\n\nWarning: {text}." for text in model.warnings)
     score = f"\n\n{told_text(model.told, kind.examples)}." if model.told else ""
+    score += f" {more}." if (more := more_text(model)) else ""
     if model.told and len(tasks) == 1:
         heads.append("told right by the others")
-        lines = [[*words, f"{right} of {of}"] for words, of, right in zip(lines, *model.told[0])]
+        lines = [
+            [*words, f"{right} of {of}"] for words, of, right in zip(lines, model.told[0].judged, model.told[0].right)
+        ]
     table = "\n".join(f"| {' | '.join(words)} |" for words in [heads, ["---"] * len(heads), *lines])
     what = f"{len(tasks)} tasks" if len(tasks) > 1 else "a task" if tasks[0].name is None else f"`{tasks[0].name}`"
     together = f"\n\n{TOGETHER}" if find("method", config.method.name).transductive else ""
@@ -591,15 +626,23 @@ def _card(model: AdaptedModel) -> str:
     before = f"on {source} as it is" if model.untrained else f"from weights meta-learned on {called(config)}"
     before += ", the name of each class an example more" if model.named else ""
     told = "the model's own, not calibrated" if model.by.spread is None else spread_text(model.by.spread)
+    gives = f"""of numbers also `low` and `high`,
+between which 90 % of observations are to lie: {told}."""
+    if model.by.trust is not None:
+        gives = f"""calibrated by the run's
+validation tasks, and the `set` of labels that is to hold the right one for {100 * LEVEL:.0f} % of examples."""
+    if model.by.trust is not None and model.by.trust.unknown is not None:
+        gives += """ `unknown`, from 0 to 1, says how
+surely it is of none of these classes: with `--reject 0.05` those are called `none` that look less like the classes than
+95 % of their own examples do."""
     return f"""# {what} learned from {total} {kind.examples}
 
 Predicts {kind.predicts(model.by.prepared)}. Learned by {config.method.name}{steps},
-{before}; made with headstart.{together}{score}
+{before}; made with headstart.{together}{score}{warned}
 
 {table}
 
     headstart predict FOLDER {kind.usage[1]}
 
-It gives the `prediction`, and in classification the probability of each label; of numbers also `low` and `high`,
-between which 90 % of observations are to lie: {told}.
+It gives the `prediction`, and in classification the probability of each label{"," if model.by.trust else ";"} {gives}
 """

@@ -105,6 +105,17 @@ def make_learner(
     return assembled(config.method, config.model, tasks, ways=ways, seed=seed, device=device, explain=explain)
 
 
+def for_new_tasks(config: Config) -> Config:
+    """Return a configuration whose learner normalises by the support set where it did by batches (``--buffers batch``).
+
+    So a prediction does not depend on which others are asked for.
+    """
+    if config.option("method.buffers") != "batch":
+        return config
+    own = config.method
+    return config._replace(method=own._replace(options={**own.options, "buffers": "task"}))
+
+
 def size_of(config: Config, tasks: Tasks) -> int:
     """Return how many bytes θ and M of a configuration have at the start, without memory for their numbers."""
     blank = torch.device("meta")

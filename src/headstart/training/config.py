@@ -90,7 +90,7 @@ class Run(NamedTuple):
         test_tasks: test tasks of the final score.
         save_every: outer steps between two checkpoints, or the time.
         keep_last: so many checkpoints are kept, the last ones; of two, one may be damaged.
-        keep_every: save after every so many outer steps, too, and keep those checkpoints for good.
+        keep_every: save after every so many outer steps, too, and keep those checkpoints, while it is given.
         on_nonfinite: where the loss or the meta-gradient of a task is not finite, stop; or skip: take the step without
             such tasks, which metrics.jsonl and results.json name, until most fail again and again.
         seed: seed of the weights, the tasks and dropout.

@@ -1,8 +1,9 @@
 """How well new classes are told apart, where all the examples that there are of them are learned from.
 
-Stratified cross-validation: a fifth of each class is kept back, the others are learned from, and those kept back are
-predicted; five times, so that every example is predicted once, by others, or less often where these are many. Each time
-a little less is learned from than in the end, so that the score is rather too low than too high.
+Where a method takes it in one batch, each is told by all others (leave-one-out). Else by stratified cross-validation: a
+fifth of each class is kept back, the others are learned from, and those kept back are predicted; five times, so that
+every example is predicted once, by others, or less often where these are many. Each time a little less is learned from
+than in the end, so that the score is rather too low than too high.
 """
 
 import math
@@ -26,6 +27,7 @@ class Told(NamedTuple):
 
     judged: tuple[int, ...]
     right: tuple[int, ...]
+    how: str = f"{FOLDS}-fold cross-validation"
 
 
 def cross_validated(learn: Callable[[Batch], Callable[[Tensor], Tensor]], support: Batch, classes: int) -> Told:
@@ -50,7 +52,39 @@ def cross_validated(learn: Callable[[Batch], Callable[[Tensor], Tensor]], suppor
         with torch.no_grad():
             right[out] = predict(support.x[:, out]).argmax(-1) == y[out]
         judged[out] = True
-    return Told(*(tuple(of.bincount(minlength=classes).tolist()) for of in (y[judged], y[right])))
+    return Told(_counts(y[judged], classes), _counts(y[right], classes))
+
+
+def left_out(answer: Callable[[Batch, Tensor], Tensor], support: Batch, classes: int, together: int) -> Told | None:
+    """Return how many examples of a task are told right by all others: n tasks, each without another example.
+
+    They are learned on the task axis, so many at once. An example that is its class's only one is never judged.
+
+    Args:
+        answer: of support sets ``(B, n - 1)`` and an input each ``(B, 1, *features)`` logits ``(B, 1, classes)``.
+        support: the examples, as a batch of one.
+        classes: how many there are.
+        together: tasks at once.
+
+    Returns:
+        ``None`` where an example is there twice, which would be told by itself.
+    """
+    x, y = support.x[0], support.y[0]
+    if len(x.flatten(1).unique(dim=0)) < len(x):
+        return None
+    judged = (y.bincount(minlength=classes) > 1)[y].nonzero()[:, 0]
+    others = torch.arange(len(y)).expand(len(y), -1)[~torch.eye(len(y), dtype=torch.bool)].view(len(y), -1)
+    right = list[Tensor]()
+    for places in judged.split(together) if len(judged) else ():
+        with torch.no_grad():
+            found = answer(Batch(x[others[places]], y[others[places]]), x[places].unsqueeze(1))
+        right.append(found[:, 0].argmax(-1).cpu() == y[places])
+    told = torch.cat(right) if right else torch.zeros(0, dtype=torch.bool)
+    return Told(_counts(y[judged], classes), _counts(y[judged][told], classes), "leave-one-out")
+
+
+def _counts(y: Tensor, classes: int) -> tuple[int, ...]:
+    return tuple(y.bincount(minlength=classes).tolist())
 
 
 def _folds(support: Batch) -> Tensor:
@@ -79,11 +113,12 @@ def interval(right: int, of: int) -> tuple[float, float]:
 
 def told_text(told: Sequence[Told], examples: str) -> str:
     """Return the score of all tasks together, in words."""
-    judged, right = (sum(sum(one[part]) for one in told) for part in (0, 1))
+    judged, right = sum(sum(one.judged) for one in told), sum(sum(one.right) for one in told)
     if not judged:
         return f"How good this is nothing says, with one of the {examples} in each class; two of a class would"
     low, high = (100 * end for end in interval(right, judged))
+    how = " and ".join(sorted({one.how for one in told}))
     return (
-        f"By 5-fold cross-validation, {right} of {judged} {examples} are told right by the others,"
+        f"By {how}, {right} of {judged} {examples} are told right by the others,"
         f" {100 * right / judged:.1f} % (95 % interval {low:.0f} to {high:.0f} %)"
     )

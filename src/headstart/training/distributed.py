@@ -466,6 +466,7 @@ def distributed(learner: Learner, *, tasks_per_step: int, same_bits: bool = Fals
 
     Raises:
         UsageError: with several processes, or ``same_bits``, a meta-gradient that cannot be had so.
+        ProcessError: as the gradient of the first step, where processes begin with other θ or M.
 
     >>> import headstart
     >>> learner = headstart.maml(headstart.mlp(1, 1), loss="mse")
@@ -477,7 +478,7 @@ def distributed(learner: Learner, *, tasks_per_step: int, same_bits: bool = Fals
         return learner
     counts = tuple(len(together.part(range(tasks_per_step), rank)) for rank in range(together.size))
 
-    weight = counts[together.rank] / tasks_per_step
+    weight, begun = counts[together.rank] / tasks_per_step, list[int]()
 
     def own(stage: Learner) -> Learner:
         gradient = stage.gradient
@@ -490,7 +491,7 @@ def distributed(learner: Learner, *, tasks_per_step: int, same_bits: bool = Fals
                     " be summed task by task; leave out --same-bits"
                 )
             gradient = gradient.among(together.total, weight)
-        return stage._replace(gradient=_Shared(gradient, together, counts, same_bits))
+        return stage._replace(gradient=_Shared(gradient, together, counts, same_bits, begun))
 
     during = learner.during
     return own(learner)._replace(during=None if during is None else lambda done: own(at(learner, done)))
@@ -505,8 +506,13 @@ class _Shared(NamedTuple):
     counts: tuple[int, ...]
     """How many tasks each process has; one that has none works on another's."""
     same_bits: bool
+    begun: list[int]
+    """Not empty where θ and M have been compared."""
 
     def __call__(self, learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
+        if not self.begun:
+            self.group.compare(0, tensors_of(meta))
+            self.begun.append(0)
         own, tasks, given = self.counts[self.group.rank], sum(self.counts), len(episodes.query.y)
         if given != max(own, 1):
             raise ShapeError(

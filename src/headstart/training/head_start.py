@@ -9,19 +9,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from headstart.core.losses import there
 from headstart.data.encoder import beside, pad_of
 from headstart.data.kind import DataKind, NewTask, Row, kind_of_family
 from headstart.errors import ConfigError, DataError, FileError
-from headstart.registry import rows
-from headstart.training.build import make_learner, size_of
+from headstart.registry import find, rows
+from headstart.training.build import for_new_tasks, make_learner, size_of
 from headstart.training.calibration import Spread, calibrated, near
 from headstart.training.checkpoint import newest, refuse_larger
-from headstart.training.config import Config
-from headstart.training.examples import Support
+from headstart.training.config import Config, called
+from headstart.training.cross_validation import Told, cross_validated, left_out
+from headstart.training.examples import Support, joined
+from headstart.training.likeness import embedding, unlike, unlike_text
 from headstart.training.loop import start
 from headstart.training.preparation import PREPARATION, read_preparation
 from headstart.training.report.report import RESULTS
-from headstart.training.run import CONFIG, read_config, read_spread
+from headstart.training.run import CONFIG, read_config, read_likeness, read_spread, read_trust
+from headstart.training.trust import Trust, label_sets, probabilities, unknown_of
 from headstart.training.without_run import Begun, first_meta
 from headstart.types import Adapted, Batch, Learner, Meta, Params, Tasks
 
@@ -55,6 +59,11 @@ class HeadStart(NamedTuple):
     """The learner of tasks of so many classes; 0: as those trained on."""
     meta: Meta | None
     """θ and M; ``None`` where they are read off the inputs of new tasks."""
+    trust: Trust | None = None
+    """How far answers can be believed, by the run's validation tasks; ``None`` where it has none of classes."""
+    unlike: Callable[[Tensor], bool] | None = None
+    """Whether a task of these support examples ``(n, *features)`` looks unlike the training tasks; ``None``: it is not
+    known."""
 
     def like(self, classes: int) -> Tasks:
         """Return tasks of so many classes, which nobody can sample; with 0, as those trained on."""
@@ -74,17 +83,28 @@ def of_run(run: Path, device: torch.device) -> HeadStart:
         )
     config = read_config(run)
     kind = kind_of_family(config.tasks.name)
-    preparation, spread = read_preparation(run, kind), read_spread(run)
+    preparation, spread, trust = read_preparation(run, kind), read_spread(run), read_trust(run)
     prepared = kind.read(preparation, str(run / PREPARATION))
     like = kind.like(prepared, 0)
-    if spread is None and like.kind == "regression" and not (run / RESULTS).exists():
+    if not (run / RESULTS).exists():
         told = f"{run} has no {RESULTS} (it was not tested yet, or that was deleted)"
-        warnings.warn(f"{told}: intervals are not calibrated, and may hold far less than they say", stacklevel=2)
+        what = "intervals are not calibrated, and may hold far less than they say"
+        if like.kind == "classification":
+            what = "probabilities are not calibrated, and nothing tells examples of other classes"
+        warnings.warn(f"{told}: {what}", stacklevel=2)
     # the run's own tasks are not made: their data may be elsewhere
     refuse_larger(run, size_of(config, like))
     learner_of = learners(config, kind, prepared, device, spread)
     meta = newest(run, start(learner_of(0)).meta).best.meta
-    return HeadStart(kind, preparation, prepared, config, device, spread, learner_of, meta)
+    known = read_likeness(run)
+    embed = None if known is None else embedding(config, meta, like, device)
+
+    def is_unlike(x: Tensor) -> bool:
+        assert known is not None and embed is not None
+        return unlike(known, embed, x)
+
+    odd = None if embed is None else is_unlike
+    return HeadStart(kind, preparation, prepared, config, device, spread, learner_of, meta, trust, odd)
 
 
 def of_network(begun: Begun, device: torch.device) -> HeadStart:
@@ -98,14 +118,8 @@ def of_network(begun: Begun, device: torch.device) -> HeadStart:
 def learners(
     config: Config, kind: DataKind, prepared: Any, device: torch.device, spread: Spread | None
 ) -> Callable[[int], Learner]:
-    """Return what makes the learner of new tasks of so many classes, each once.
-
-    Where the run normalised by batches (``--buffers batch``), normalisation goes by the support set, so that a
-    prediction does not depend on which others are asked for.
-    """
-    if config.option("method.buffers") == "batch":
-        own = config.method
-        config = config._replace(method=own._replace(options={**own.options, "buffers": "task"}))
+    """Return what makes the learner of new tasks of so many classes, each once."""
+    config = for_new_tasks(config)
 
     def made(classes: int) -> Learner:
         like = kind.like(prepared, classes)
@@ -153,9 +167,113 @@ def learned(by: HeadStart, supports: Sequence[Support]) -> tuple[Meta, tuple[Ada
     return meta, tuple(tasks[place] for place in range(len(given)))
 
 
-def answered(by: HeadStart, labels: Sequence[str], outputs: Tensor, deviations: Tensor | None) -> list[Row]:
-    """Return the answers that outputs of a task ``(n, outputs)`` say, and their standard deviations where there are."""
-    return by.kind.answers(by.prepared, labels, outputs, deviations)
+def told_by_others(by: HeadStart, meta: Meta, support: Support, words: Sequence[Support] = ()) -> Told:
+    """Return how well the examples of a task of classes are told by the others, learned as the task itself is.
+
+    By leaving out each once where a method fits a head to features and there are 100 at most, else by parts.
+
+    Args:
+        by, meta: what the task is learned by.
+        support: the task.
+        words: examples more, none of which is judged.
+    """
+    task, batch = support
+    classes, pad = len(task.labels), pad_of(by.like(0))
+    learner, row = by.learner_of(classes), find("method", by.config.method.name)
+    count, numbers = batch.y.shape[1], batch.x[0].numel()
+    heads = row.model == "embedding" and learner.steps is None and not row.transductive
+    if by.meta is not None and heads and not words and batch.mask is None and count <= _LEFT_OUT:
+
+        def answer(others: Batch, x: Tensor) -> Tensor:
+            adapted, _ = learner.adapt(meta, Batch(others.x.to(by.device), others.y.to(by.device)))
+            return learner.predict(adapted, x.to(by.device))
+
+        found = left_out(answer, batch, classes, max(1, _NUMBERS // max(numbers, 1)))
+        if found is not None:
+            return found
+
+    def learn(others: Batch) -> Callable[[Tensor], Tensor]:
+        _, (one,) = learned(by, joined([(task, others)], words, pad))
+        return lambda x: one.learner.predict(one.adapted, x.to(by.device))[0].cpu()
+
+    return cross_validated(learn, batch, classes)
+
+
+#: Examples that are left out one by one, at most; and numbers in the inputs of support sets that are learned at once.
+_LEFT_OUT, _NUMBERS = 100, 2**24
+
+
+def answered(
+    by: HeadStart, task: AdaptedTask, outputs: Tensor, deviations: Tensor | None, reject: float | None = None
+) -> list[Row]:
+    """Return the answers that outputs of a task ``(n, outputs)`` say, and their standard deviations where there are.
+
+    Where the run's validation tasks say how far they can be believed (`headstart.training.trust`), probabilities are
+    calibrated, ``set`` has the labels that hold the right one of 90 % of examples, and ``unknown``, in [0, 1], tells
+    how surely an example is of none of the classes.
+
+    Args:
+        by, task: what the task was learned by, and the task.
+        outputs, deviations: as `Learner.predict` and `Learner.distribution` have them, of one task, on the CPU.
+        reject: which share of examples of the classes may be turned away, at most: of what is less like them, the
+            ``prediction`` is ``None``.
+
+    Raises:
+        ConfigError: ``reject`` where nothing is known of other classes, or that is no share.
+    """
+    trust = trust_of(by, task)
+    if reject is not None:
+        refuse_rejecting(by, reject)
+    if trust is None:
+        return by.kind.answers(by.prepared, task.labels, outputs, deviations)
+    shots = shots_of(task)
+    chances = probabilities(trust, outputs, shots)
+    rows = by.kind.answers(by.prepared, task.labels, chances.log(), deviations)
+    for row, kept in zip(rows, label_sets(trust, chances).tolist()):
+        row["set"] = [label for label, there in zip(task.labels, kept) if there]
+    if trust.unknown is not None:
+        for row, unknown in zip(rows, unknown_of(trust, outputs, shots).tolist()):
+            row["unknown"] = unknown
+            if reject is not None and 1 - unknown <= reject:
+                row["prediction"] = None
+    return rows
+
+
+def trust_of(by: HeadStart, task: AdaptedTask) -> Trust | None:
+    """Return how far answers of a task can be believed; ``None`` where nothing is known of that."""
+    # of a class without an example the method itself says how likely it is
+    return by.trust if task.labels and all(task.counts) else None
+
+
+def shots_of(task: AdaptedTask) -> float:
+    """Return how many examples of a class a task was learned from, on average."""
+    return sum(task.counts) / len(task.labels)
+
+
+def refuse_rejecting(by: HeadStart, share: float) -> None:
+    """Refuse to turn examples away where nothing tells those of other classes, or a share that is none.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"--reject is a share between 0 and 1, such as 0.05, got {share:g}")
+    if by.trust is None or by.trust.unknown is None:
+        raise ConfigError(
+            "nothing tells examples of other classes here, so none can be turned away (--reject): that is learned from"
+            " validation tasks of classes with names, more of them than a task has, when a run ends and is tested"
+        )
+
+
+def warnings_of(by: HeadStart, supports: Sequence[Support]) -> list[str]:
+    """Return what there is to warn of new tasks before they are believed: those that look unlike the training tasks."""
+    if by.unlike is None:
+        return []
+    return [
+        unlike_text(task.name, called(by.config))
+        for task, batch in supports
+        if by.unlike(batch.x[0][there(batch)[0]].to(by.device))
+    ]
 
 
 def of_one_size(tasks: Sequence[NewTask | AdaptedTask]) -> list[tuple[tuple[int, int], list[int]]]:

@@ -9,10 +9,20 @@ from headstart.data.kind import Row, Written
 from headstart.errors import DataError, UsageError
 from headstart.training.metrics import csv_line
 
+NONE = "none"
+"""What stands in a table for a prediction of none of the labels; in JSON it is null."""
+
 
 def flattened(row: Row) -> Row:
-    """Return a prediction with a column for each label's probability in place of all in one."""
+    """Return a prediction with a column for each label's probability in place of all in one, and a set as one text.
+
+    A prediction of none of the labels is called `NONE`.
+    """
     plain = {name: value for name, value in row.items() if name != "probabilities"}
+    if plain.get("prediction", "") is None:
+        plain["prediction"] = NONE
+    if isinstance(plain.get("set"), list):
+        plain["set"] = "; ".join(plain["set"])
     return plain | {f"probability of {label}": value for label, value in row.get("probabilities", {}).items()}
 
 

@@ -7,8 +7,9 @@
       preparation.json  how raw data become numbers, so that a new task can be read
       metrics.jsonl     one line an outer step        results.csv   one row a look at the validation tasks
       results.json      the score on the test tasks   test.csv      the same, one row a task
-      results.png  episode.png  README.md             pictures, and a short model card
+      results.png  episode.png  reliability.png  README.md   pictures, and a short model card
       structure.json  structure.csv  structure.png    what was learned about the model, and how far its layers move
+      likeness.safetensors                            what training examples are like (`headstart.training.likeness`)
       best.safetensors  last.safetensors              θ and M: best validation score, and last step
       checkpoints/      what the run goes on from (`headstart.training.checkpoint`)
 """
@@ -33,7 +34,7 @@ from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, FileError, OutOfMemoryError
 from headstart.registry import load
 from headstart.schema import seconds
-from headstart.training import checkpoint as checkpoints
+from headstart.training import checkpoint as checkpoints, likeness
 from headstart.training.build import Job, build, find_device, make_learner, make_optimizer, reproducible
 from headstart.training.calibration import Spread, calibrated
 from headstart.training.checkpoint import Checkpoint, Keep, Saver
@@ -41,7 +42,17 @@ from headstart.training.config import Config, Outer, Tree, diff, kind_of, resolv
 from headstart.training.distributed import group, processes
 from headstart.training.divergence import named
 from headstart.training.evaluate import Score, calibrate, evaluate
-from headstart.training.files import TEMPORARY, explained, make_folder, read_json, to_json, to_safetensors, write
+from headstart.training.files import (
+    TEMPORARY,
+    explained,
+    from_safetensors,
+    make_folder,
+    read,
+    read_json,
+    to_json,
+    to_safetensors,
+    write,
+)
 from headstart.training.fit_best import Best, Look, first, fit_best
 from headstart.training.loop import State, flat, start
 from headstart.training.metrics import NAME, MetricsFile, read_lines, write_csv
@@ -50,9 +61,12 @@ from headstart.training.progress import View
 from headstart.training.report.report import CHOICE, RESULTS, by_task, report, score_to_json, shown
 from headstart.training.signals import Stop, only_writer, stop_signals
 from headstart.training.track import tracking
+from headstart.training.trials import trials
+from headstart.training.trust import Trust, fitted, measured
 from headstart.types import Learner, Meta, Params
 
 CONFIG = "config.json"
+LIKENESS = "likeness.safetensors"
 CANDIDATES = "candidates"
 """The folder in a run's of those that it was chosen from (`headstart.training.choose`)."""
 _LOOK = 250  # steps between two looks at validation, at most, where nobody says
@@ -257,7 +271,15 @@ def _meta_train(
     config, steps = job.config.run, outer.steps
     # no more than there are: each of them once
     tasks_per_step = min(outer.tasks_per_step, (job.tasks.counts or {}).get("train", outer.tasks_per_step))
-    for stale in ("results.json", "test.csv", "confusions.csv", "README.md", *LEARNED):  # they tell of fewer steps
+    for stale in (
+        "results.json",
+        "test.csv",
+        "confusions.csv",
+        "README.md",
+        "reliability.png",
+        LIKENESS,
+        *LEARNED,
+    ):  # they tell of fewer steps
         if metrics is not None:
             (run / stale).unlink(missing_ok=True)
     judge = _Judge(job)
@@ -415,6 +437,9 @@ def _test(job: Job, run: Path, state: State, best: Best, stays: _Stays, stop: St
     results |= {"intervals": spread and spread._asdict()}
 
     def told() -> None:
+        # where others wait, nothing but an error ends it early
+        results.update(_trusted(job, best.meta, leave_if_asked if everyone.size == 1 else lambda done: None))
+        results.update(_alike(job, best.meta, run))
         if left_out := [one["task"] for line in read_lines(run) for one in line.get("left_out", ())]:
             view.note(f"left out, as their loss or meta-gradient was not finite: training tasks {named(left_out)}")
             results["left_out"] = {"count": len(left_out), "tasks": left_out[:_NAMED]}
@@ -422,8 +447,35 @@ def _test(job: Job, run: Path, state: State, best: Best, stays: _Stays, stop: St
         write(run / "results.json", to_json(results))
         report(run, job, best.meta)
 
-    everyone.alone(told)
+    try:
+        everyone.alone(told)
+    except _Stopped:
+        return None
     return score
+
+
+def _trusted(job: Job, meta: Meta, on_batch: Callable[[int], None]) -> dict[str, Any]:
+    """Return how far answers can be believed, by validation tasks, and how far that holds on test tasks, as JSON."""
+    if job.tasks.kind != "classification":
+        return {}
+    given: dict[str, Any] = {"episodes": job.config.run.evaluate_tasks, "on_batch": on_batch}
+    trust = fitted(trials(job, meta, "validation", **given))
+    seen = [] if trust is None else trials(job, meta, "test", own=True, **given)
+    if trust is None or not seen:
+        return {}
+    return {"trust": trust.to_json(), "trusted": measured(trust, seen[0]).to_json()}
+
+
+def _alike(job: Job, meta: Meta, run: Path) -> dict[str, Any]:
+    """Keep what training examples are like, and return how many test tasks look unlike them, as JSON."""
+    episodes = job.config.run.evaluate_tasks
+    embed = likeness.embedding(job.config, meta, job.tasks, job.device)
+    found = None if embed is None else likeness.fitted(embed, job.tasks, episodes)
+    if embed is None or found is None:
+        return {}
+    write(run / LIKENESS, to_safetensors(found._asdict()))
+    told, count = likeness.alarms(found, embed, job.tasks, "test", episodes)
+    return {"unlike": {"told": told, "of": count}}
 
 
 def test(
@@ -466,6 +518,21 @@ def read_spread(run: Path) -> Spread | None:
     path = run / RESULTS
     results = read_json(path) if path.exists() else {}
     return Spread.from_json(results.get("intervals") if isinstance(results, dict) else results, str(path))
+
+
+def read_trust(run: Path) -> Trust | None:
+    """Return how far a run's answers can be believed; ``None`` where it has not come to say so."""
+    path = run / RESULTS
+    results = read_json(path) if path.exists() else {}
+    return Trust.from_json(results.get("trust") if isinstance(results, dict) else results, str(path))
+
+
+def read_likeness(run: Path) -> likeness.Likeness | None:
+    """Return what a run's training examples are like; ``None`` where it does not say."""
+    path = run / LIKENESS
+    if not path.exists():
+        return None
+    return likeness.Likeness.of_tensors(from_safetensors(read(path), str(path)), str(path))
 
 
 def read_config(run: Path) -> Config:

@@ -35,6 +35,7 @@ def card(
         told["Most often mistaken"] = f"{most}; all in confusions.csv"
     rows = "\n".join(f"| {name} | {text} |" for name, text in told.items())
     structure = "\n![What was learned about the model](structure.png)\n" if found.any() else ""
+    trusted = "\n![How far probabilities can be believed](reliability.png)\n" if results.get("trusted") else ""
     notes = [kind.caption] if pictured else []
     if config.option("model.norm") == config.option("method.buffers") == "batch":
         notes.insert(
@@ -60,7 +61,7 @@ def card(
 {rows}
 
 ![Training and adaptation](results.png)
-{structure}
+{structure}{trusted}
 {noted}
 {_effects(found)}
 ## Make it again
@@ -107,6 +108,13 @@ def _rows(job: Job, results: dict[str, Any]) -> dict[str, str]:
         rows["Chosen"] = choice_text(results["choice"])
     if "calibration" in results:
         rows["Calibration"] = calibration_text(results["calibration"])
+    if results.get("trusted"):
+        rows |= trusted_rows(results["trusted"])
+    if unlike := results.get("unlike"):
+        rows["Unlike tasks"] = (
+            f"`adapt` warns of a task that looks unlike the training tasks, and of 5 % of those like the validation"
+            f" tasks; it would of {unlike['told']} of {unlike['of']} test tasks"
+        )
     if results.get("intervals"):
         rows["Intervals"] = spread_text(Spread(**results["intervals"]))
     inner, outer = config.option("method.steps"), config.outer
@@ -235,6 +243,26 @@ def spread_text(spread: Spread) -> str:
         f"{spread.factor:.3g} times as wide as the model says, as {100 * LEVEL:.0f} % of what {spread.tasks} validation"
         f" tasks hold needs (conformal by task)"
     )
+
+
+def trusted_rows(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return how far probabilities, label sets and what is said of other classes hold, by `Measured`'s fields."""
+    on = f"on {found['tasks']} test tasks ({found['ways']}-way {found['shots']}-shot)"
+    before, after = (100 * found[name]["ece"] for name in ("before", "after"))
+    rows = {
+        "Probabilities": f"calibrated on validation tasks; {on} they are off by {after:.1f} points (expected"
+        f" calibration error; {before:.1f} before; reliability.png)",
+        "Label sets": f"hold the right label of {100 * found['held']:.1f} % of these examples ({100 * LEVEL:.0f} % is"
+        f" promised), with {found['labels']:.2f} labels each",
+    }
+    if found["auroc"] is not None:
+        rows["Other classes"] = (
+            f"an example of another class looks less like the classes than one of them in {100 * found['auroc']:.1f} %"
+            f" of pairs (AUROC); where 5 % of the classes' own examples are turned away, {100 * found['fpr']:.0f} % of"
+            f" other classes' still get a label (FPR at 95 % TPR); `predict --reject 0.05` turned away"
+            f" {100 * found['rejected']:.1f} % of the own ones"
+        )
+    return rows
 
 
 def choice_text(choice: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from headstart.training.files import explained, finite, read_json, write
 from headstart.training.metrics import NAME, read_lines, validations, write_csv
 from headstart.training.report.card import card
 from headstart.training.report.figures import half
+from headstart.training.report.reliability_plot import draw_reliability
 from headstart.training.report.score_plots import draw_results
 from headstart.training.report.structure import find, write_findings
 from headstart.training.report.structure_plot import draw_structure
@@ -55,6 +56,30 @@ class _Calibration(TypedDict):
     level: float
 
 
+class _Reliability(TypedDict):
+    ece: float
+    confidence: list[float]
+    accuracy: list[float]
+    share: list[float]
+
+
+class _Trusted(TypedDict):
+    """As `headstart.training.trust.Measured`."""
+
+    ways: int
+    shots: int
+    tasks: int
+    before: _Reliability
+    after: _Reliability
+    held: float
+    labels: float
+    auroc: float | None
+    fpr: float | None
+    rejected: float | None
+    sure: float | None
+    sure_before: float | None
+
+
 class _Results(TypedDict):
     """What ``results.json`` holds; more is passed on as it is."""
 
@@ -75,6 +100,7 @@ class _Results(TypedDict):
     calibration: NotRequired[_Calibration]
     by_domain: NotRequired[dict[str, _Mean]]
     nearest: NotRequired[_Mean]
+    trusted: NotRequired[_Trusted]
 
 
 class _Candidate(TypedDict):
@@ -99,6 +125,7 @@ def report(run: Path, job: Job, meta: Meta) -> list[Path]:
     """Write tables, pictures and the model card, and return their paths.
 
     Always ``results.csv``, ``results.png`` and ``README.md``; ``episode.png`` where a task can be pictured;
+    ``reliability.png`` where classes are predicted;
     ``structure.json``, ``structure.csv`` and ``structure.png`` where anything was learned about the model, or moved;
     and ``confusions.csv`` where classes have names: what was taken for what, the most frequent first.
 
@@ -129,6 +156,7 @@ def report(run: Path, job: Job, meta: Meta) -> list[Path]:
     files = {
         "results.png": draw_results(lines, rows, results, job),
         "episode.png": episode,
+        "reliability.png": draw_reliability(results["trusted"]) if "trusted" in results else None,
         "structure.png": draw_structure(found, heading),
         CARD: card(job, results, found, episode is not None, mistakes).encode(),
     }
