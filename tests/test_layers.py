@@ -22,6 +22,7 @@ FLOORS = {
     "testing": 5,
     "training": 6,
     "integrations": 7,
+    "exporting": 7,
     "cli": 8,
     "serve": 8,
 }

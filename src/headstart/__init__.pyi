@@ -66,6 +66,7 @@ from headstart.core.adjoints import (
 from headstart.core.objective import meta_gradient as meta_gradient, meta_loss as meta_loss
 from headstart.core.parameters import Context as Context, Stepped as Stepped, Structural as Structural
 from headstart.engine.accelerate import accelerate as accelerate
+from headstart.exporting.export import export as export
 from headstart.forward.cost import expected_cost as expected_cost, multiply_adds as multiply_adds
 from headstart.forward.functional import functional as functional
 from headstart.forward.mixture import Mixture as Mixture, Skip as Skip

@@ -1,8 +1,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -112,20 +110,3 @@ def test_side_by_side_an_error_or_a_signal_stops_all(tmp_path):
     found = {entry.name: entry.result for entry in entries}
     assert entries[-1].result.stopped == found["prototypes"].stopped == signal.SIGTERM
     assert found["prototypes"].step > 0
-
-
-def test_side_by_side_all_stop_with_a_checkpoint_where_what_started_them_is_killed(tmp_path):
-    program, out = tmp_path / "program.py", tmp_path / "out"
-    program.write_text(
-        "import json, pathlib, sys\nfrom headstart.training.compare import compare\nif __name__ == '__main__':\n"
-        "    compare(json.loads(sys.argv[1]), ['prototypes', 'nearest'], pathlib.Path(sys.argv[2]), jobs=2)\n"
-    )
-    words = [sys.executable, str(program), json.dumps({**NETWORKS, "outer": {"steps": 10**6}}), str(out)]
-    started = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
-    for awaited in ("metrics.jsonl", "last.safetensors"):  # written at the start, and where training stops
-        until = time.monotonic() + 120
-        while not (out / "prototypes" / awaited).exists():
-            assert time.monotonic() < until, f"no {awaited}"
-            time.sleep(0.05)
-        started.kill()
-        started.wait()

@@ -10,6 +10,7 @@ from cyclopts import CycloptsError, Parameter
 from cyclopts.types import UInt32
 from cyclopts.validators import Number
 
+from headstart.cli.exporting import export
 from headstart.cli.output import print_item, print_json, print_table, score_text
 from headstart.errors import ConfigError, DataError, HeadstartError
 from headstart.registry import What, find, rows
@@ -747,6 +748,7 @@ COMMANDS = {
     "adapt": adapt,
     "predict": predict,
     "report": report,
+    "export": export,
     "list": listing,
 }
 

@@ -23,7 +23,7 @@ from headstart.data.cache import cache_dir, warn_not_kept, whole
 from headstart.data.text.read import CutTextWarning
 from headstart.errors import ConfigError, FileError
 from headstart.models.trunks.source import absolute
-from headstart.models.trunks.trunk import Trunk, features_of, open_trunk, some
+from headstart.models.trunks.trunk import Trunk, features_of, module_of, open_trunk, some
 from headstart.types import Tasks
 
 Encoded: TypeAlias = Literal["features", "inputs"]
@@ -77,6 +77,17 @@ class Encoder(NamedTuple):
             return features_of(trunk, examples)
         found = trunk.inputs(examples)
         return found if trunk.takes == "texts" else found.float() / 255
+
+    def opened(self) -> tuple[Trunk, Callable[[Tensor], Tensor]]:
+        """Return the network, and what makes of its inputs what the run's models see.
+
+        Raises:
+            FileError: the network is not there, or is another one than it was.
+        """
+        trunk = open_trunk(self.source, sha256=self.sha256)
+        if self.encoded == "features":
+            return trunk, module_of(trunk)
+        return trunk, _as_is if trunk.takes == "texts" else lambda x: x.float() / 255
 
 
 def encoder_of(trunk: Trunk) -> Encoder:

@@ -81,6 +81,26 @@ class Untrained(NamedTuple):
     """``(source, these options, the pretrained network or None)``: the preparation, as JSON."""
 
 
+class Raw(NamedTuple):
+    """Examples as an exported model takes them: as near to raw data as operations on tensors go."""
+
+    name: str
+    """What they are called: images, values, bytes or tokens."""
+    some: Tensor
+    """A few such examples, ``(n, …)``, for trials."""
+    inputs: Callable[[Tensor], Tensor]
+    """What models see of them, by PyTorch's operations alone."""
+    told: Mapping[str, Any]
+    """How raw data become this, as JSON."""
+    files: Mapping[str, bytes] = {}
+    """What is needed for that, by name."""
+    free: tuple[int, ...] = (0,)
+    """The axes that have any size."""
+    mean: float = 0.0
+    scale: float = 1.0
+    """Numbers that are predicted are ``mean + scale · output`` in their own units."""
+
+
 Failed: TypeAlias = Callable[[HeadstartError], None]
 """Told of what cannot be predicted, so that all else is; or it raises what it is told."""
 
@@ -130,6 +150,8 @@ class DataKind(NamedTuple):
     """``None`` where what was learned means nothing for other sources, as for a table of other columns."""
     is_value: Callable[[str], bool] = lambda text: False
     """Whether a text is an example itself, and not what a file, a folder or a glob is called."""
+    raw: Callable[[Any], Raw] | None = None
+    """What an exported model takes; ``None`` where none can be exported. Raises `ConfigError` where this one cannot."""
     names: Callable[[Any, Sequence[str]], Tensor] | None = None
     """``(preparation, labels)``: the names of classes as examples, as the model takes them; ``None`` where a name is no
     such thing as an example."""

@@ -173,7 +173,7 @@ def adapt(
     if begun is not None:
         by = of_network(begun, where)
     elif before is not None:
-        by, known = _to_go_on(run, before)
+        by, known = supports_of(run, before)
     else:
         by = of_run(run, where)
     untrained = before.untrained if before is not None else begun is not None
@@ -212,8 +212,15 @@ def adapt(
     return model
 
 
-def _to_go_on(folder: Path, model: AdaptedModel) -> tuple[HeadStart, list[Support]]:
-    """Return what an adapted model was learned by, and from; a network as it is, is given what is new anew."""
+def supports_of(folder: Path, model: AdaptedModel) -> tuple[HeadStart, list[Support]]:
+    """Return what an adapted model was learned by, and from, as its folder keeps it.
+
+    A network as it is, is given what is new anew.
+
+    Raises:
+        DataError: no examples were kept.
+        FileError: a file that is damaged, or does not fit what was learned.
+    """
     tasks = [NewTask(*task[:3]) for task in model.tasks]
     meta, supports = read_examples(folder, tasks, start(model.by.learner_of(0)).meta, model.by.like)
     return model.by._replace(meta=None if model.untrained else meta), supports

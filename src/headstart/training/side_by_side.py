@@ -1,9 +1,6 @@
 """Several runs, each in a folder of its own: one after another, or some at a time in processes of their own."""
 
 import multiprocessing
-import os
-import signal
-import threading
 import warnings
 from collections.abc import Mapping
 from multiprocessing.connection import Connection, wait
@@ -129,18 +126,9 @@ def _side_by_side(
 
 
 def _worker(sender: Connection, threads: int, name: str, config: Config, out: Path, view: View, tested: bool) -> None:
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     warnings.showwarning = lambda message, *_, **__: view.note(f"warning: {message}")
     try:
         sender.send(_entry(name, config, out, view, tested))
     except Exception as error:
         sender.send(error)
-
-
-def _stop_with_parent() -> None:
-    """Ask this process to stop once the one that started it has been killed, which nobody would wait for any more."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)

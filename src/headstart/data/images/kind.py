@@ -30,6 +30,7 @@ from headstart.data.kind import (
     Failed,
     Inputs,
     NewTask,
+    Raw,
     Row,
     Untrained,
     class_answers,
@@ -193,6 +194,29 @@ def _as_trained(prepared: Prepared, x: Tensor) -> Tensor:
     return x if prepared.encoder is None else prepared.encoder((x * 255).round().to(torch.uint8))
 
 
+def _raw(prepared: Prepared) -> Raw:
+    """Images as bytes of their size: what is left to do is to turn and normalise them, and the pretrained network."""
+    channels, height, width = prepared.input_shape
+    some = torch.randint(0, 256, (17, *prepared.input_shape), generator=torch.Generator().manual_seed(0))
+    trunk, seen = (None, None) if prepared.encoder is None else prepared.encoder.opened()
+
+    def inputs(images: Tensor) -> Tensor:
+        x = images.float() / 255
+        x = light_on_dark(x) if prepared.light_on_dark else x
+        return x if trunk is None or seen is None else seen(trunk.inputs((x * 255).round().to(torch.uint8)))
+
+    told = {
+        "images": "upright (EXIF), transparent parts on white",
+        "channels": "grey: 0.299 red + 0.587 green + 0.114 blue" if channels == 1 else "red, green, blue",
+        "fit": prepared.fit,
+        "square": {**_SEEN, "crop": "the centre square", "stretch": "all of it, out of proportion"}[prepared.fit],
+        "scaled to": [height, width],
+        "by": "bilinear interpolation with antialiasing, as Pillow's",
+        "values": "0 to 255, dark to light",
+    }
+    return Raw("images", some.to(torch.uint8), inputs, told)
+
+
 def _shape(prepared: Prepared) -> tuple[int, ...]:
     return prepared.input_shape if prepared.encoder is None else prepared.encoder.shape
 
@@ -243,6 +267,7 @@ IMAGES = DataKind(
     support=_support,
     inputs=_inputs,
     values=_values,
+    raw=_raw,
     answers=lambda prepared, labels, outputs, deviations: class_answers(labels, outputs),
     predicts=_predicts,
     task=_task,

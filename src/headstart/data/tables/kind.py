@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headstart.core.values import bounded
 from headstart.data.kind import (
     DataKind,
     Failed,
     Inputs,
     NewTask,
+    Raw,
     Row,
     Written,
     class_answers,
@@ -25,7 +27,7 @@ from headstart.data.kind import (
 from headstart.data.tables import prose
 from headstart.data.tables.read import distinct, find_columns, in_order, is_missing, read_table, refuse_missing
 from headstart.data.tables.schema import Feature, Schema, encode_features, encode_target, schema_from_json
-from headstart.errors import DataError, FileError
+from headstart.errors import ConfigError, DataError, FileError
 from headstart.types import Batch, Tasks
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
@@ -146,6 +148,60 @@ def _answers(schema: Schema, labels: Sequence[str], outputs: Tensor, deviations:
     return number_answers(outputs, deviations, schema.mean, schema.scale)
 
 
+def _raw(schema: Schema) -> Raw:
+    """Rows as one number a column: what is left to do is to standardise them, and to take categories apart."""
+    text = next((feature.column for feature in schema.features if feature.kind == "text"), None)
+    if text is not None:
+        raise ConfigError(
+            f"the column {text!r} holds texts, which are no numbers before a program has read them, so that a model of"
+            " them cannot be exported; train without it (--columns), or predict by headstart"
+        )
+    generator = torch.Generator().manual_seed(0)
+    columns = []
+    for feature in schema.features:
+        values = torch.randn(17, generator=generator, dtype=torch.float64)
+        if feature.kind == "category":
+            values = torch.randint(-1, len(feature.categories), (17,), generator=generator).double()
+        else:
+            values = torch.from_numpy(feature.decode(values.numpy()))
+        columns.append(torch.where(torch.arange(17) % 5 == 3, math.nan, values) if feature.missing else values)
+
+    def inputs(values: Tensor) -> Tensor:
+        return torch.cat([_of_values(feature, values[:, place]) for place, feature in enumerate(schema.features)], 1)
+
+    told = {
+        "columns": [_told(feature) for feature in schema.features],
+        "missing": "NaN",
+        "predicted": schema.target,
+    }
+    return Raw("values", torch.stack(columns, 1), inputs, told, mean=schema.mean, scale=schema.scale)
+
+
+def _of_values(feature: Feature, values: Tensor) -> Tensor:
+    """Return the inputs ``(n, …)`` of a column's values ``(n,)``, as `Feature.encode` does."""
+    missing = values.isnan()
+    if feature.kind == "category":
+        found = (values.unsqueeze(1) == torch.arange(len(feature.categories))).double()
+    else:
+        unit = feature.unit
+        logged = values.sign() * (values.abs() / unit).log1p() if unit else values
+        found = (logged - feature.mean) / feature.scale
+        found = found if feature.limits is None else bounded(found, feature.limits)
+        found = torch.where(missing, 0.0, found).unsqueeze(1)
+    return (torch.cat([found, missing.double().unsqueeze(1)], 1) if feature.missing else found).float()
+
+
+def _told(feature: Feature) -> dict[str, Any]:
+    how = {
+        "number": "as it is",
+        "boolean": "0 or 1",
+        "date": "days since 1970-01-01, and parts of a day",
+        "category": "its place among the categories, from 0; -1 for any other",
+    }
+    categories = {"categories": list(feature.categories)} if feature.kind == "category" else {}
+    return {"column": feature.column, "kind": feature.kind, "value": how[feature.kind], **categories}
+
+
 def _like(schema: Schema, classes: int) -> Tasks:
     return Tasks(
         "table",
@@ -183,6 +239,7 @@ TABLES = DataKind(
     like=_like,
     support=_support,
     inputs=_inputs,
+    raw=_raw,
     answers=_answers,
     predicts=_predicts,
     task=_task,

@@ -19,6 +19,7 @@ from headstart.data.kind import (
     Failed,
     Inputs,
     NewTask,
+    Raw,
     Row,
     Untrained,
     class_answers,
@@ -48,6 +49,7 @@ from headstart.data.text.read import (
 )
 from headstart.data.text.rows import Scale, as_numbers
 from headstart.errors import ConfigError, DataError, FileError, check_text
+from headstart.models.trunks.source import parts
 from headstart.types import Batch, Tasks
 
 _CHUNK = 256
@@ -157,6 +159,26 @@ def _as_trained(prepared: Prepared, texts: Sequence[str]) -> Tensor:
             stacklevel=3,
         )
     return x.long()
+
+
+def _raw(prepared: Prepared) -> Raw:
+    """Texts as bytes, or as a pretrained network's tokens, by the tokenizer that comes with it."""
+    mean, scale = (0.0, 1.0) if prepared.scale is None else (prepared.scale.mean, prepared.scale.deviation)
+    few = ["a few words", "Some more of them, and a comma.", "?"] * 6
+    if prepared.encoder is None:
+        some, _ = encoded(few[:17], prepared.length, lower=prepared.lower)
+        told = {
+            "encoding": "UTF-8, one number a byte, 0 behind the end",
+            "lower case first": prepared.lower,
+            "length": prepared.length,
+        }
+        return Raw("bytes", some.long(), lambda ids: ids, told, mean=mean, scale=scale)
+    trunk, seen = prepared.encoder.opened()
+    door, where = parts(prepared.encoder.source)
+    tokenizer = Path(where).expanduser() / "tokenizer.json"
+    files = {"tokenizer.json": tokenizer.read_bytes()} if door == "hf" and tokenizer.is_file() else {}
+    told = {"tokens": f"by {'tokenizer.json' if files else 'the tokenizer of ' + trunk.source}", **trunk.told}
+    return Raw("tokens", trunk.inputs(few[:17]), seen, told, files, (0, 1), mean, scale)
 
 
 def _shape(prepared: Prepared) -> tuple[int, ...]:
@@ -347,6 +369,7 @@ TEXTS = DataKind(
     names=_names,
     inputs=_inputs,
     values=_values,
+    raw=_raw,
     is_value=_is_text,
     advice=_advice,
     answers=_answers,
