@@ -238,6 +238,21 @@ def test_what_is_added_is_learned_as_if_it_had_been_there(run_of: Run, tmp_path:
     assert numbers(predict(open_adapted(tmp_path / "out"), queries)) == pytest.approx(whole, rel=1e-4, abs=1e-5)
 
 
+def test_a_thousand_tasks_are_one_folder_that_predicts_by_each(run_of: Run, tmp_path: Path) -> None:
+    few_pigs = pigs()  # again and again, by names of their own
+    every: Columns = {name: [values[row % 72] for row in range(8000)] for name, values in few_pigs.items()}
+    every["pig"] = [f"p{row // 8}" for row in range(8000)]
+    model = adapt(run_of("table maml"), write(tmp_path / "every.csv", every), tmp_path / "out")
+    opened = open_adapted(tmp_path / "out")
+    assert {task.name for task in opened.tasks} == {f"p{place}" for place in range(1000)}
+    few = write(tmp_path / "few.csv", {name: values[-16:] for name, values in every.items()})
+    assert numbers(predict(opened, few)) == pytest.approx(numbers(predict(model, few)), rel=1e-5, abs=1e-6)
+    # what adapting moved of each task, and its eight rows; what all share is there once
+    (task, *_), size = opened.tasks, sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.safetensors"))
+    own = sum(4 * value.numel() for value in task.adapted.params.values())
+    assert size < 1000 * (own + 8 * 4 * 6 + 300)
+
+
 @pytest.mark.parametrize("case", ["images maml", "images prototypes", "table maml", "curves maml"])
 def test_company_does_not_matter(run_of: Run, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source, queries = give(case, tmp_path, [None])
@@ -421,6 +436,43 @@ class TestImages:
         assert few.tasks[0].labels == tuple(names[::2]) and model.tasks[0].labels == tuple(names)
         assert model.tasks[0].counts == (2,) * 5
         assert numbers(predict(model, queries)) == pytest.approx(numbers(whole), rel=1e-5, abs=1e-6)
+
+    def test_classes_and_tasks_are_removed_as_if_they_had_not_been_there(self, run_of: Run, tmp_path: Path) -> None:
+        draw(tmp_path, ["a", "b"], 4)
+        run, names = run_of("images prototypes"), sorted(path.name for path in (tmp_path / "support" / "a").iterdir())
+        adapt(run, tmp_path / "support", tmp_path / "all")
+        words = ["adapt", str(tmp_path / "all"), "--remove", "b", f"a/{names[1]}", "--out", str(tmp_path / "less")]
+        assert command(words) == 0
+        shutil.rmtree(tmp_path / "support" / "b")
+        shutil.rmtree(tmp_path / "support" / "a" / names[1])
+        adapt(run, tmp_path / "support", tmp_path / "again")
+        less, again = (open_adapted(tmp_path / name) for name in ("less", "again"))
+        assert [task[:3] for task in less.tasks] == [task[:3] for task in again.tasks]
+        queries = tmp_path / "queries"
+        assert numbers(predict(less, queries, task="a")) == pytest.approx(numbers(predict(again, queries, task="a")))
+        with pytest.raises(DataError, match="one class only"):
+            adapt(tmp_path / "less", None, tmp_path / "none", remove=[names[0], names[2]])
+        with pytest.raises(ConfigError, match="no adapted model, so there is nothing to remove"):
+            adapt(run, tmp_path / "support", tmp_path / "none", remove=["a"])
+        assert not (tmp_path / "none").exists()
+
+    def test_two_models_of_one_run_are_merged_and_of_two_are_not(self, run_of: Run, tmp_path: Path) -> None:
+        queries = draw(tmp_path, [None], 5)
+        run, names = run_of("images prototypes"), sorted(path.name for path in (tmp_path / "support").iterdir())
+        whole = adapt(run, tmp_path / "support", tmp_path / "whole")
+        for part, classes in (("one", names[:3]), ("other", names[2:])):  # both have the third
+            for name in classes:
+                shutil.copytree(tmp_path / "support" / name, tmp_path / part / name)
+            adapt(run, tmp_path / part, tmp_path / f"adapted {part}")
+        model = adapt(tmp_path / "adapted one", tmp_path / "adapted other", tmp_path / "merged")
+        assert model.tasks[0][:3] == whole.tasks[0][:3]
+        assert numbers(predict(model, queries)) == pytest.approx(numbers(predict(whole, queries)), rel=1e-5, abs=1e-6)
+        adapt(run_of("images nearest"), tmp_path / "one", tmp_path / "of another")
+        with pytest.raises(ConfigError, match="was not adapted from what .* was"):
+            adapt(tmp_path / "adapted one", tmp_path / "of another", tmp_path / "none")
+        with pytest.raises(ConfigError, match="which is merged with another one"):
+            adapt(run, tmp_path / "adapted one", tmp_path / "none")
+        assert not (tmp_path / "none").exists()
 
     def test_examples_that_were_not_kept_or_do_not_fit_are_told(self, run_of: Run, tmp_path: Path) -> None:
         run, source = run_of("images prototypes"), tmp_path / "support"

@@ -602,13 +602,15 @@ def _adapt(
     keep_examples: bool = True,
     names: bool | None = None,
     cross_validate: bool = True,
+    remove: Several | None = None,
     as_json: Json = False,
 ) -> None:
     """Learn new tasks from examples: folders of images, texts, a table or points of curves.
 
     Given a pretrained network instead of a run, learn by it as it is: nothing has to be trained before. Given an
     adapted folder instead of a run, add to what it has learned: new classes and tasks, and more examples of
-    those it knows. The result is what learning from all of them at once is.
+    those it knows, or what another adapted folder of the same run has learned. The result is what learning from all of
+    them at once is.
 
     Args:
         run: A run's folder; or a pretrained network (headstart list networks), such as hf:FOLDER, or, for texts,
@@ -623,6 +625,7 @@ def _adapt(
         keep_examples: Keep the examples in OUT, so that more can be added to it later.
         names: Of texts, count the name of each class as an example more of it. Default: as before, where something is
             added; else without a run, where at least half of the names, and four, are told by the examples.
+        remove: Of an adapted folder, what the result is to be without: names of tasks, of classes, or TASK/CLASS.
         cross_validate: Without a run, say how good the result is: learn five times more, each time from four fifths of
             the examples, and predict the others.
         as_json: Print the result as JSON.

@@ -51,7 +51,7 @@ from headstart.training.calibration import Spread
 from headstart.training.checkpoint import alike
 from headstart.training.config import Config, Tree, called, resolve
 from headstart.training.cross_validation import Told, cross_validated, told_text
-from headstart.training.examples import Support, joined, read_examples, write_examples
+from headstart.training.examples import Support, joined, merged, read_examples, without, write_examples
 from headstart.training.files import (
     explained,
     from_json,
@@ -76,7 +76,7 @@ from headstart.training.head_start import (
     of_run,
     refuse_ways,
 )
-from headstart.training.loop import start
+from headstart.training.loop import flat, start
 from headstart.training.prediction_lines import flattened
 from headstart.training.report.card import TOGETHER, spread_text
 from headstart.training.without_run import begin, is_network
@@ -127,12 +127,14 @@ def adapt(
     keep_examples: bool = True,
     names: bool | None = None,
     cross_validate: bool = True,
+    remove: Sequence[str] = (),
 ) -> AdaptedModel:
     """Learn the new tasks that a file or folder holds, and write the result.
 
     Given what was adapted before instead of a run, learn from its examples and those of the source together: a class
     or a task that is new is added, one of the same name gets more examples. The result is what learning from all of
-    them at once is.
+    them at once is. What is to ``remove`` goes first. The source may be another adapted model of the same run: both are
+    merged, and an example that both have counts once.
 
     Given a network that knows something before it is trained, a pretrained one such as ``hf:FOLDER``, or ``ngrams``,
     learn by it as it is, with the method ``frozen``: for who has one small set of examples, and no tasks to train on.
@@ -157,10 +159,11 @@ def adapt(
             is added; else where there is no run, and what was learned without them puts at least half of the names, and
             four, in their own class.
         cross_validate: where there is no run, learn five times more, each time from four fifths of the examples.
+        remove: of an adapted model, names of tasks, of classes, or ``TASK/CLASS``, that it is to be without.
 
     Raises:
         ConfigError: the method cannot do that many classes, new tasks of the run's kind cannot be read from files,
-            ``out`` is not empty, or names of what has none.
+            ``out`` is not empty, names of what has none, something to remove from a run, or another run's model.
         DataError: data that do not fit the run's, or that cannot be read; an adapted model that keeps no examples.
         DivergenceError: adapting gives numbers that are not finite.
         FileError: no run, or a file or folder that cannot be read or written.
@@ -181,12 +184,21 @@ def adapt(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is not empty; choose a new folder")
     pad = pad_of(like)
-    supports = joined(known, kind.support(prepared, None if source is None else Path(source), strict), pad)
-    given = [task for task, _ in supports]
+    if remove:
+        if before is None:
+            raise ConfigError(f"{run} is no adapted model, so there is nothing to remove from; leave --remove out")
+        known = without(known, remove, like.shared_classes)
+    if source is not None and (Path(source) / WEIGHTS).is_file():
+        supports = merged(known, _of_the_same(run, before, by, Path(source)), pad)
+    elif source is None and remove:
+        supports = known
+    else:
+        supports = joined(known, kind.support(prepared, None if source is None else Path(source), strict), pad)
+    given, shown = [task for task, _ in supports], str(run if source is None else source)
     if (odd := _odd_name(given)) is not None:
-        raise DataError(f"{source} has a task or class {odd!r}, whose name is none to print in a line; rename it there")
-    refuse_ways(by.config, like, str(source), given)
-    _check_sizes(kind, prepared, given, str(source))
+        raise DataError(f"{shown} has a task or class {odd!r}, whose name is none to print in a line; rename it there")
+    refuse_ways(by.config, like, shown, given)
+    _check_sizes(kind, prepared, given, shown)
     names = before.names if before is not None and names is None else names
     meta, every = learned(by, supports)
     words = _names(kind, prepared, given) if names or names is None and untrained and kind.names else []
@@ -210,6 +222,24 @@ def adapt(
     if keep_examples:
         write_examples(out, meta, supports)
     return model
+
+
+def _of_the_same(run: Path, before: AdaptedModel | None, by: HeadStart, source: Path) -> list[Support]:
+    """Return what another adapted model was learned from, which starts from the same."""
+    if before is None:
+        raise ConfigError(f"{source} is an adapted model, which is merged with another one; {run} is none")
+    other = open_adapted(source, device=str(by.device))
+    theirs, supports = supports_of(source, other)
+    same = (by.preparation, before.untrained) == (theirs.preparation, other.untrained)
+    if before.untrained:
+        same = same and (by.config.method, by.config.model) == (theirs.config.method, theirs.config.model)
+    elif same:
+        own, others = (flat(one.meta) if one.meta is not None else {} for one in (by, theirs))
+        same = own.keys() == others.keys() and all(torch.equal(own[name], others[name]) for name in own)
+        same = same and by.config.method == theirs.config.method
+    if not same:
+        raise ConfigError(f"{source} was not adapted from what {run} was, so they cannot be merged; adapt its examples")
+    return supports
 
 
 def supports_of(folder: Path, model: AdaptedModel) -> tuple[HeadStart, list[Support]]:

@@ -10,16 +10,18 @@ Learning from what is kept and what is new together is what learning from all of
 whatever the method. It takes the memory of the examples, and no more.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from headstart.data.encoder import beside, pad_of
 from headstart.data.kind import NewTask, nothing
-from headstart.errors import DataError, FileError
+from headstart.errors import DataError, FileError, UsageError, unknown_name
 from headstart.training.checkpoint import alike
 from headstart.training.files import from_safetensors, read_together, to_safetensors, write_together
 from headstart.types import Batch, Meta, Params, Tasks
@@ -107,6 +109,90 @@ def joined(before: Sequence[Support], more: Sequence[Support], pad: int | None =
     for task, batch in more:
         tasks[task.name] = _both(tasks[task.name], (task, batch), pad) if task.name in tasks else (task, batch)
     return list(tasks.values())
+
+
+def without(supports: Sequence[Support], names: Sequence[str], shared_classes: bool = False) -> list[Support]:
+    """Return what is left of tasks where some are removed, or classes of them.
+
+    Args:
+        supports: the tasks.
+        names: of a task; of a class, which is removed from all tasks that have it; or ``TASK/CLASS``.
+        shared_classes: whether a class means the same in all tasks, so that none can be removed.
+
+    Raises:
+        DataError: a class where they are shared, or nothing that is left.
+        UnknownNameError: a name that none has.
+        UsageError: a name of a task that is also one of a class.
+    """
+    left = list(supports)
+    for name in names:
+        tasks = [task.name for task, _ in left if task.name is not None]
+        classes = {label for task, _ in left for label in task.labels}
+        alone = {f"{task.name}/{label}": (task.name, label) for task, _ in left for label in task.labels if task.name}
+        if name in tasks and name in classes:
+            raise UsageError(f"{name!r} is a task, and a class of one; a class of a task is called TASK/CLASS")
+        if name in tasks:
+            left = [support for support in left if support[0].name != name]
+        elif name in classes or name in alone:
+            if shared_classes:
+                raise DataError(f"the class {name!r} means the same in all tasks, as trained; none can be removed")
+            of, label = alone[name] if name not in classes else (None, name)
+            left = [
+                without_class(support, label) if name in classes or support[0].name == of else support
+                for support in left
+            ]
+        else:
+            raise unknown_name("task or class", name, [*tasks, *classes, *alone])
+    if not left:
+        raise DataError(f"no task is left without {', '.join(map(repr, names))}; delete the folder instead")
+    return left
+
+
+def without_class(support: Support, label: str) -> Support:
+    """Return a support set without a class, the others numbered anew; as it is, where it has no such class."""
+    task, batch = support
+    if label not in task.labels:
+        return support
+    place = task.labels.index(label)
+    kept = batch.y[0] != place
+    y = batch.y[:, kept]
+    labels, counts = task.labels[:place] + task.labels[place + 1 :], task.counts[:place] + task.counts[place + 1 :]
+    mask = None if batch.mask is None else batch.mask[:, kept]
+    return NewTask(task.name, labels, counts), Batch(batch.x[:, kept], torch.where(y > place, y - 1, y), mask)
+
+
+def merged(before: Sequence[Support], more: Sequence[Support], pad: int | None = None) -> list[Support]:
+    """Return the tasks of both, as `joined` does, but an example that both have counts once.
+
+    Two models that were grown from one have its examples in common.
+    """
+    known = {task.name: (task, batch) for task, batch in before}
+    return joined(
+        before, [_unknown(one, known[one[0].name], pad) if one[0].name in known else one for one in more], pad
+    )
+
+
+def _unknown(support: Support, known: Support, pad: int | None) -> Support:
+    """Return a support set without the examples that another has, of the same label; each of these is left out once."""
+    length = max(batch.x.shape[-1] for _, batch in (support, known))
+
+    def keys(one: Support) -> list[tuple[object, bytes]]:
+        task, batch = one
+        x = batch.x if pad is None else F.pad(batch.x, (0, length - batch.x.shape[-1]), value=pad)
+        labels = [task.labels[place] for place in batch.y[0].tolist()] if task.labels else batch.y[0].tolist()
+        return [(str(label), example.numpy().tobytes()) for label, example in zip(labels, x[0].cpu())]
+
+    task, batch = support
+    if not sum(task.counts) or not sum(known[0].counts):
+        return support
+    there, kept = Counter(keys(known)), list[int]()
+    for place, key in enumerate(keys(support)):
+        there[key] -= 1
+        if there[key] < 0:
+            kept.append(place)
+    y = batch.y[:, kept]
+    counts = tuple(y[0].bincount(minlength=len(task.labels)).tolist()) if task.labels else (len(kept),)
+    return task._replace(counts=counts), Batch(batch.x[:, kept], y)
 
 
 def _both(one: Support, other: Support, pad: int | None) -> Support:
