@@ -185,3 +185,12 @@ def test_every_public_atom_that_may_learn_is_named():
     learns_nothing = {"Rule", "chain", "adam", "clip"}
     for name in set(headstart.rules.__all__) - learns_nothing:
         assert re.search(rf"`(rules\.)?{name}\b", AWARE), name
+
+
+def test_what_can_be_exported_is_what_was_tried_of_every_method():
+    from benchmarks.exports import table
+    from headstart.training.files import read_json
+
+    results = read_json(ROOT / "benchmarks" / "results" / "exports.json")
+    assert list(results) == [row.name for row in registry.METHODS]
+    assert table(results) in TEXTS["export.md"]

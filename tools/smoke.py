@@ -175,6 +175,15 @@ def onnx(place: Path) -> None:
     assert learns(f"onnx:{place / 'net.onnx'}", place / "photos", colours(place / "photos")) == COLOURS
 
 
+def export(place: Path) -> None:
+    """What was adapted as an ONNX file, which onnxruntime gives the same answers by; `headstart.export` compares."""
+    (place / "points.csv").write_text("x,y\n0,0\n1,0.8\n2,0.9\n")
+    headstart.train({"tasks": "sinusoid", "outer": {"steps": 2}, "run": _FEW}, place / "run")
+    headstart.adapt(place / "run", place / "points.csv", place / "adapted")
+    files = headstart.export(place / "adapted", "onnx")
+    assert set(files) == {"model.onnx", "preparation.json", "README.md"} and len(files["model.onnx"]) > 1000
+
+
 def icons(place: Path) -> None:
     """A drawing of an icon."""
     sys.path.insert(0, str(ROOT))
@@ -246,7 +255,7 @@ def slurm(place: Path) -> None:
 
 def dev(place: Path) -> None:
     """What development needs: each extra in it, and its tools."""
-    for extra in (tabular, search, baselines, text, onnx):
+    for extra in (tabular, search, baselines, text, onnx, export):
         (place / extra.__name__).mkdir()
         extra(place / extra.__name__)
     for words in (["ruff", "check"], ["pytest", "-q", "-p", "no:cacheprovider", "tests/test_public.py"]):
@@ -255,7 +264,7 @@ def dev(place: Path) -> None:
 
 EXTRAS: dict[str, Callable[[Path], None]] = {
     each.__name__: each
-    for each in (tabular, sklearn, search, baselines, text, vision, onnx, keras, track, slurm, dev, icons, heic)
+    for each in (tabular, sklearn, search, baselines, text, vision, onnx, export, keras, track, slurm, dev, icons, heic)
 }
 
 if __name__ == "__main__":
