@@ -114,12 +114,13 @@ def _with_weights(record: fx.GraphModule, weights: Sequence[tuple[str, Tensor]],
     for node, one in zip(places[len(weights) :], inputs):
         mine[node] = graph.placeholder(one.name)
 
-    def argument(node: fx.Node) -> fx.Node:
+    def argument(node: fx.Node) -> Any:
         if node not in known:
             return mine[node]
         if node not in taken:
             value = known[node]
-            assert isinstance(value, Tensor)
+            if not isinstance(value, Tensor):  # a number that was read off a weight
+                return value
             name = _hold(held, origin[node], value)
             taken[node] = graph.get_attr(name)
         return taken[node]
@@ -135,6 +136,8 @@ def _with_weights(record: fx.GraphModule, weights: Sequence[tuple[str, Tensor]],
                 origin[node] = next((origin[parent] for parent in node.all_input_nodes), node.name)
             elif node.target in _NOTHING:
                 mine[node] = argument(node.args[0])
+            elif torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+                raise ByValuesError("it draws random numbers")
             else:
                 mine[node] = graph.node_copy(node, argument)
         elif node.op == "output":
