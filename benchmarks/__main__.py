@@ -25,9 +25,9 @@ ABOUT = {
     "roofline": "measure what this machine can do at the best, and how near a meta-gradient comes to it",
     "tables": "compare every method for tables, and what people use today, on data sets of many small tasks",
 }
-OTHERS = "Others, each with a --help of its own: python -m benchmarks.NAME, with NAME all_classes, architecture, cost, \
-equal_time, exports, features, forest, fuzz, pictures, precision, processes, saving, scaling, search, texts, trust or \
-workers."
+OTHERS = "Others, each with a --help of its own: python -m benchmarks.NAME, with NAME all_classes, architecture, \
+cost, equal_time, exports, features, forest, fuzz, pictures, precision, processes, saving, scaling, search, texts, \
+trust or workers."
 
 
 def parser() -> argparse.ArgumentParser:

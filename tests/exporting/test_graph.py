@@ -48,5 +48,7 @@ def test_names_that_a_module_has_already_are_changed() -> None:
 def test_what_goes_by_values_is_refused() -> None:
     with pytest.raises(ByValuesError):
         recorded(lambda w, x: {"y": x if bool(x.sum() > 3) else -x}, {}, [X])
+    with pytest.raises(ByValuesError, match="draws random numbers"):
+        recorded(lambda w, x: {"y": x + torch.rand(2, generator=torch.Generator().manual_seed(0))}, {}, [X])
     with pytest.raises(ByValuesError):
         recorded(lambda w, x: {"y": torch.from_numpy(x.numpy())}, {}, [X])

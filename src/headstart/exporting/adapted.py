@@ -1,7 +1,5 @@
 """What an adapted model, and the learner itself, are as a graph: from examples as they come to answers."""
 
-from collections.abc import Callable
-from functools import partial
 from statistics import NormalDist
 from typing import Any
 
@@ -13,8 +11,8 @@ from headstart.data.kind import Raw
 from headstart.errors import ConfigError
 from headstart.exporting.graph import ByValuesError, Graph, Input, recorded
 from headstart.registry import find
-from headstart.training.head_start import AdaptedTask, HeadStart, learners
-from headstart.training.trust import Trust, probabilities
+from headstart.training.head_start import AdaptedTask, HeadStart, learners, shots_of, trust_of
+from headstart.training.trust import Trust, probabilities, unknown_of
 from headstart.types import Adapted, Batch, Learner, Meta, Params
 
 #: Examples in trials: numbers that no other size is likely to be.
@@ -38,9 +36,7 @@ def of_task(by: HeadStart, task: AdaptedTask, raw: Raw) -> Graph:
     Raises:
         ConfigError: a method that does not predict by a graph.
     """
-    learner, chances = _one_by_one(by).learner_of(len(task.labels)), None
-    if task.labels:
-        chances = partial(_chances, by.trust if all(task.counts) else None, sum(task.counts) / len(task.labels))
+    learner = _one_by_one(by).learner_of(len(task.labels))
     adapted = _on_cpu(task.adapted)
 
     def called(name: str) -> str:  # what adapting moved goes by the name of what it moved
@@ -52,7 +48,9 @@ def of_task(by: HeadStart, task: AdaptedTask, raw: Raw) -> Graph:
         structure = {name: weights[f"structure.{name}"] for name in adapted.meta.structure}
         buffers = {name: weights[name] for name in adapted.buffers}
         given = adapted._replace(meta=Meta(params, structure), params=own, buffers=buffers)
-        return _answers(learner, given, raw, raw.inputs(examples), chances)
+        return _answers(
+            learner, given, raw, raw.inputs(examples), trust_of(by, task), shots_of(task) if task.labels else None
+        )
 
     weights = {name: value for name, value in adapted.meta.params.items() if name not in adapted.params}
     weights |= {f"structure.{name}": value for name, value in adapted.meta.structure.items()}
@@ -70,7 +68,7 @@ def of_learner(by: HeadStart, raw: Raw, ways: int, shots: int) -> Graph:
     """Return the graph that learns a task of a support set, and answers queries, as ``adapt`` and ``predict`` do.
 
     Where its operations go by the number of support examples, that is ``shots`` for each of the ``ways`` (or, of
-    numbers, ``shots`` in all); else there may be any number. Probabilities are calibrated as those of so many are.
+    numbers, ``shots`` in all); else there may be any number. Probabilities are calibrated as of so many shots.
 
     Raises:
         ConfigError: a method that does not learn by a graph.
@@ -84,7 +82,6 @@ def of_learner(by: HeadStart, raw: Raw, ways: int, shots: int) -> Graph:
         )
     learner, meta = _one_by_one(by).learner_of(ways), Meta(*map(_on_cpu, by.meta))
     classes = by.like(ways).kind == "classification"
-    chances = partial(_chances, by.trust, shots) if classes else None
     label = "support_labels" if classes else "support_targets"
 
     def answers(weights: Params, support: Tensor, y: Tensor, queries: Tensor) -> dict[str, Tensor]:
@@ -93,7 +90,7 @@ def of_learner(by: HeadStart, raw: Raw, ways: int, shots: int) -> Graph:
         y = y if classes else ((y.double() - raw.mean) / raw.scale).float().unsqueeze(-1)
         batch = Batch(raw.inputs(support).unsqueeze(0), y.unsqueeze(0))
         adapted, _ = learner.adapt(Meta(params, structure), batch)
-        return _answers(learner, adapted, raw, raw.inputs(queries), chances)
+        return _answers(learner, adapted, raw, raw.inputs(queries), by.trust, shots if classes else None)
 
     weights = {**meta.params, **{f"structure.{name}": value for name, value in meta.structure.items()}}
     failed = ""
@@ -121,18 +118,18 @@ def support_like(by: HeadStart, raw: Raw, size: int, ways: int) -> tuple[Tensor,
     return x, raw.mean + raw.scale * (0.37 * places).sin().double()
 
 
-def _chances(trust: Trust | None, shots: float, logits: Tensor) -> Tensor:
-    return logits.softmax(-1) if trust is None else probabilities(trust, logits, shots)
-
-
 def _answers(
-    learner: Learner, adapted: Adapted, raw: Raw, x: Tensor, chances: Callable[[Tensor], Tensor] | None
+    learner: Learner, adapted: Adapted, raw: Raw, x: Tensor, trust: Trust | None, shots: float | None
 ) -> dict[str, Tensor]:
-    """Return what `headstart.training.head_start.answered` says, as tensors."""
+    """Return what `headstart.training.head_start.answered` says, as tensors; of classes, of so many ``shots``."""
     x = x.unsqueeze(0)
     outputs = learner.predict(adapted, x)[0]
-    if chances is not None:
-        return {"probabilities": chances(outputs)}
+    if shots is not None and trust is None:
+        return {"probabilities": outputs.softmax(-1)}
+    if shots is not None and trust is not None:
+        logits = outputs.double()
+        named = {"probabilities": probabilities(trust, logits, shots).float()}
+        return named if trust.unknown is None else named | {"unknown": unknown_of(trust, logits, shots).float()}
     found = outputs[:, 0].double()
     named = {"prediction": found}
     if learner.distribution is not None:

@@ -146,7 +146,7 @@ def _learner(
         with torch.no_grad():
             adapted, _ = learner.adapt(by.meta, Batch(raw.inputs(support).unsqueeze(0), targets.unsqueeze(0)))
         labels = tuple(map(str, range(ways))) if classes else ()
-        counts = (shots,) * ways if classes else (len(y),)  # a graph calibrates for so many
+        counts = (shots,) * ways if classes else (len(y),)
         return _answered(by, AdaptedTask(None, labels, counts, learner, adapted), raw.inputs(queries))
 
     files = _compared(graph, truth, to, raw, LEARNER_TOLERANCE)
@@ -177,7 +177,9 @@ def _answered(by: HeadStart, task: AdaptedTask, x: Tensor) -> Params:
             deviations = task.learner.distribution(task.adapted, x.unsqueeze(0)).variance[0].double().sqrt()
     rows = answered(by, task, outputs, deviations)
     if task.labels:
-        return {"probabilities": torch.tensor([[row["probabilities"][label] for label in task.labels] for row in rows])}
+        chances = [[row["probabilities"][label] for label in task.labels] for row in rows]
+        unknown = {"unknown": torch.tensor([row["unknown"] for row in rows])} if "unknown" in rows[0] else {}
+        return {"probabilities": torch.tensor(chances), **unknown}
     names = [name for name in ("prediction", "low", "high") if name in rows[0]]
     return {name: torch.tensor([float(row[name]) for row in rows], dtype=torch.float64) for name in names}
 
@@ -198,7 +200,7 @@ def _compared(graph: Graph, truth: Callable[..., Params], to: Format, raw: Raw, 
         if to == "onnx":
             found = onnx_answered(files["model.onnx"], dict(zip((one.name for one in graph.inputs), given)))
         for name, value in expected.items():
-            unit = 1.0 if name == "probabilities" else raw.scale
+            unit = 1.0 if name in ("probabilities", "unknown") else raw.scale
             apart = float((found[name].double() - value.double()).abs().max()) / unit
             if not apart <= tolerance:
                 raise ConfigError(

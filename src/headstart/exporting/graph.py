@@ -136,6 +136,8 @@ def _with_weights(record: fx.GraphModule, weights: Sequence[tuple[str, Tensor]],
                 origin[node] = next((origin[parent] for parent in node.all_input_nodes), node.name)
             elif node.target in _NOTHING:
                 mine[node] = argument(node.args[0])
+            elif torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+                raise ByValuesError("it draws random numbers")
             else:
                 mine[node] = graph.node_copy(node, argument)
         elif node.op == "output":

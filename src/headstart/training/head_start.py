@@ -221,13 +221,12 @@ def answered(
     Raises:
         ConfigError: ``reject`` where nothing is known of other classes, or that is no share.
     """
-    # of a class without an example the method itself says how likely it is
-    trust = by.trust if task.labels and all(task.counts) else None
+    trust = trust_of(by, task)
     if reject is not None:
         refuse_rejecting(by, reject)
     if trust is None:
         return by.kind.answers(by.prepared, task.labels, outputs, deviations)
-    shots = sum(task.counts) / len(task.labels)
+    shots = shots_of(task)
     chances = probabilities(trust, outputs, shots)
     rows = by.kind.answers(by.prepared, task.labels, chances.log(), deviations)
     for row, kept in zip(rows, label_sets(trust, chances).tolist()):
@@ -238,6 +237,17 @@ def answered(
             if reject is not None and 1 - unknown <= reject:
                 row["prediction"] = None
     return rows
+
+
+def trust_of(by: HeadStart, task: AdaptedTask) -> Trust | None:
+    """Return how far answers of a task can be believed; ``None`` where nothing is known of that."""
+    # of a class without an example the method itself says how likely it is
+    return by.trust if task.labels and all(task.counts) else None
+
+
+def shots_of(task: AdaptedTask) -> float:
+    """Return how many examples of a class a task was learned from, on average."""
+    return sum(task.counts) / len(task.labels)
 
 
 def refuse_rejecting(by: HeadStart, share: float) -> None:

@@ -185,8 +185,16 @@ def unknown_of(trust: Trust, logits: Tensor, shots: float) -> Tensor:
     found, size = trust.unknown, trust.within(logits.shape[-1], shots)
     score = _score(found.score, logits, trust.log_temperature(size))
     standard = (score - found.mean(size)) / math.exp(found.log_deviation(size))
-    shares = np.interp(standard.cpu().numpy(), found.known, _SHARES)
-    return 1 - torch.from_numpy(np.asarray(shares))
+    return 1 - _between(standard, found.known, _SHARES)
+
+
+def _between(x: Tensor, places: Sequence[float], values: Sequence[float]) -> Tensor:
+    """Return ``values`` that stand at ascending ``places``, and between them what lies between: as `numpy.interp`."""
+    at, value = (torch.tensor(part, dtype=torch.float64, device=x.device) for part in (places, values))
+    width, rise = at.diff(), value.diff()
+    # of how many steps x is past, and by how much of the one that it is in
+    past = (x.double().unsqueeze(-1) - at[:-1]) / torch.where(width > 0, width, 1)
+    return value[0] + (torch.where(width > 0, past.clamp(0, 1), (past >= 0).double()) * rise).sum(-1)
 
 
 def label_sets(trust: Trust, probabilities: Tensor) -> Tensor:
