@@ -163,3 +163,15 @@ def test_reliability_by_hand() -> None:
     found = reliability(chances, torch.tensor([0, 1, 1, 1]))
     assert found.confidence == pytest.approx((0.6, 0.9)) and found.accuracy == (1.0, 0.5) and found.share == (0.5, 0.5)
     assert found.ece == pytest.approx(0.5 * 0.4 + 0.5 * 0.4)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_few_examples_that_are_all_right_or_all_wrong_leave_probabilities_finite(right):
+    logits = torch.tensor([[-1.2, 0.1], [0.4, -0.9], [3.0, -30.0], [-1e4, 0.0]], dtype=torch.float64)
+    y = logits.argmax(-1) if right else logits.argmin(-1)
+    trial = Trial(2, 1, logits, y, torch.arange(4) // 2, logits[:0])
+    found = fitted([trial])
+    assert found is not None
+    chances = probabilities(found, logits, 1)
+    assert bool(chances.isfinite().all()) and torch.allclose(chances.sum(-1), torch.ones(4, dtype=torch.float64))
+    assert measured(found, trial).after.ece <= 1

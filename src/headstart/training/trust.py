@@ -29,6 +29,8 @@ _MOST = 1000
 _APART = 2**32
 #: How many standard deviations from its mean the largest logit counts, at most.
 _FAR = 4.0
+#: |log T| at most: beyond, few examples that are all right, or all wrong, tell nothing more.
+_HOTTEST = 7.0
 #: Shares of known examples at which their scores are kept: finer where few are turned away.
 _SHARES = (*(place / 1000 for place in range(100)), *(place / 100 for place in range(10, 101)))
 
@@ -161,7 +163,7 @@ def _nearness(logits: Tensor, mean: float, deviation: float) -> Tensor:
 
 
 def _mixed(logits: Tensor, log_temperature: Tensor | float, doubt: Tensor | None) -> Tensor:
-    scale = torch.as_tensor(log_temperature, dtype=logits.dtype).exp()
+    scale = torch.as_tensor(log_temperature, dtype=logits.dtype).clamp(-_HOTTEST, _HOTTEST).exp()
     possible = logits > -torch.inf
     # infinity over T has no derivative
     found = (torch.where(possible, logits, 0) / scale).masked_fill(~possible, -torch.inf).softmax(-1)
@@ -224,7 +226,8 @@ SCORES: Mapping[str, Scored] = {
 
 
 def _score(name: str, logits: Tensor, log_temperature: float) -> Tensor:
-    return SCORES[name](logits / math.exp(log_temperature)).nan_to_num(posinf=1e30, neginf=-1e30)
+    scale = math.exp(min(max(log_temperature, -_HOTTEST), _HOTTEST))
+    return SCORES[name](logits / scale).nan_to_num(posinf=1e30, neginf=-1e30)
 
 
 def fitted(trials: Sequence[Trial]) -> Trust | None:
@@ -323,7 +326,8 @@ def _fit(trials: Sequence[Trial], form: _Form) -> Tensor:
 
     with torch.enable_grad():
         optimizer.step(loss)
-    return numbers.detach()
+    found = numbers.detach()
+    return found if bool(found.isfinite().all()) else torch.zeros_like(found)
 
 
 def _thinned(trial: Trial, most: int) -> Trial:
