@@ -22,27 +22,30 @@ from headstart.data.text.clinc150 import read_clinc150
 from headstart.training import likeness
 from headstart.training.config import nested
 from headstart.training.head_start import of_run
+from headstart.training.reliability import Measured, measured
 from headstart.training.run import open_run, train
 from headstart.training.trials import trials
-from headstart.training.trust import Measured, fitted, measured
+from headstart.training.trust_fitting import fitted
 
 HEAD = (
-    "ways, shots", "accuracy", "ECE before", "ECE after", "sets hold", "labels", "AUROC", "FPR at 95 %",
-    "own turned away", "others over 0.9 before", "after, with --reject 0.05",
+    "ways, shots", "accuracy", "ECE before", "ECE after", "with others", "sets hold", "labels", "AUROC", "FPR at 95 %",
+    "own turned away", "others over 0.9 before", "after",
 )  # fmt: skip
 
 
 def row(found: Measured, accuracy: float, name: str = "") -> tuple[str, ...]:
     """Return a line of the table, in percent."""
 
-    def told(value: float | None) -> str:
-        return "" if value is None else f"{100 * value:.1f}"
+    def told(value: float) -> str:
+        return f"{100 * value:.1f}"
 
-    size = f"{found.ways}, {found.shots}{name}"
-    eces = (f"{value.ece:.3f}" for value in (found.before, found.after))
-    others = (found.fpr, found.rejected, found.sure_before, found.sure)
-    auroc = "" if found.auroc is None else f"{found.auroc:.3f}"
-    return size, told(accuracy), *eces, told(found.held), f"{found.labels:.2f}", auroc, *map(told, others)
+    size, others = f"{found.ways}, {found.shots}{name}", found.others
+    known = (size, told(accuracy), f"{found.before.ece:.3f}", f"{found.after.ece:.3f}")
+    sets = (told(found.held), f"{found.labels:.2f}")
+    if others is None:
+        return *known, "", *sets, *([""] * 5)
+    rest = map(told, (others.fpr, others.rejected, others.sure_before, others.sure))
+    return *known, f"{others.told.ece:.3f}", *sets, f"{others.auroc:.3f}", *rest
 
 
 def table(rows: Iterable[Sequence[str]]) -> Iterable[str]:
@@ -67,7 +70,7 @@ def judged(run: Path, count: int, data: Path | None) -> list[tuple[str, ...]]:
     trust = fitted(trials(job, meta, "validation", episodes=job.config.run.evaluate_tasks))
     if trust is None:
         raise SystemExit("nothing to fit to: the run's tasks are no classes, or there are no validation tasks")
-    print(f"kept: T{' by size' if trust.log_temperature.ways else ''}{', doubt' if trust.doubt else ''};", end=" ")
+    print(f"kept: T{', doubt' if trust.doubt else ''};", end=" ")
     print(f"other classes by the {trust.unknown.score if trust.unknown else '(nothing)'}")
     asked = [("", None)]
     if data is not None and job.config.tasks.name == "clinc150":

@@ -55,7 +55,11 @@ def model(run: Path, tmp_path_factory: pytest.TempPathFactory) -> AdaptedModel:
 def test_a_run_says_how_far_it_can_be_believed_and_its_card_does(run: Path) -> None:
     trust, results = read_trust(run), read_json(run / "results.json")
     assert trust is not None and trust.unknown is not None and len(trust.judged) > 3
-    assert results["trusted"]["ways"] == 3 and results["trusted"]["auroc"] > 0.6 and results["unlike"]["of"] == 20
+    assert (
+        results["trusted"]["ways"] == 3
+        and results["trusted"]["others"]["auroc"] > 0.6
+        and results["unlike"]["of"] == 20
+    )
     card = (run / "README.md").read_text()
     for words in ("(reliability.png)", "| Probabilities |", "| Label sets |", "| Other classes |", "| Unlike tasks |"):
         assert words in card
@@ -71,8 +75,14 @@ def test_answers_are_those_of_the_model_but_calibrated_and_the_folder_keeps_it(
     assert [row["prediction"] for row in found] == [row["prediction"] for row in bare]
     assert [row["probability"] for row in found] != [row["probability"] for row in bare]
     for row in found:
-        assert sum(row["probabilities"].values()) == pytest.approx(1) and row["prediction"] in row["set"]
-        assert 0 <= row["unknown"] <= 1 and "unknown" not in bare[0] and "set" not in bare[0]
+        assert sum(row["probabilities"].values()) + row["unknown"] == pytest.approx(1)
+        assert row["prediction"] in row["set"] and row["probability"] == row["probabilities"][row["prediction"]]
+        assert 0 < row["unknown"] < 1 and "unknown" not in bare[0] and "set" not in bare[0]
+    some, none = (predict(model, queries, unknown_share=share) for share in (0.1, 0))
+    assert all(one["unknown"] > two["unknown"] > three["unknown"] == 0 for one, two, three in zip(found, some, none))
+    for share in (1, -0.1):
+        with pytest.raises(ConfigError, match="--unknown-share is a share from 0 to below 1"):
+            predict(model, queries, unknown_share=share)
 
 
 def test_what_looks_less_like_the_classes_is_turned_away(model: AdaptedModel, tmp_path: Path) -> None:
@@ -80,7 +90,11 @@ def test_what_looks_less_like_the_classes_is_turned_away(model: AdaptedModel, tm
     others = draw(tmp_path / "others", range(10, 30), range(2))
     assert all(row["prediction"] is not None for row in predict(model, others))
     strict = predict(model, others, reject=0.9)
-    assert [row["prediction"] is None for row in strict] == [1 - row["unknown"] <= 0.9 for row in strict]
+    off = [row["unknown"] for row in strict if row["prediction"] is None]
+    # whatever share is expected, those that look least like the classes go first
+    assert min(off) >= max([row["unknown"] for row in strict if row["prediction"] is not None], default=0)
+    again = predict(model, others, reject=0.9, unknown_share=0.1)
+    assert [row["prediction"] for row in again] == [row["prediction"] for row in strict]
     with pytest.raises(ConfigError, match="--reject is a share between 0 and 1.*got 5"):
         predict(model, own, reject=5)
 
@@ -93,7 +107,7 @@ def test_the_command_calls_them_none(run: Path, tmp_path: Path, capsys: pytest.C
     assert command(["predict", str(tmp_path / "out"), str(others), "--reject", "0.9"]) == 0
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     named = [row["prediction"] for row in rows]
-    assert "none" in named and all(("none" == row["prediction"]) == (float(row["unknown"]) >= 0.1) for row in rows)
+    assert "none" in named and all(0 < float(row["unknown"]) < 1 for row in rows)
     assert command(["predict", str(tmp_path / "out"), str(others), "--reject", "0.9", "--json"]) == 0
     assert [row["prediction"] or "none" for row in json.loads(capsys.readouterr().out)] == named
 
@@ -103,8 +117,10 @@ def test_where_nothing_is_known_of_other_classes_none_is_turned_away(model: Adap
     blind = model._replace(by=model.by._replace(trust=model.by.trust._replace(unknown=None)))
     queries = draw(tmp_path, range(3), range(5, 6))
     assert "unknown" not in predict(blind, queries)[0] and "set" in predict(blind, queries)[0]
-    with pytest.raises(ConfigError, match="nothing tells examples of other classes"):
-        predict(blind, queries, reject=0.05)
+    for asked in ({"reject": 0.05}, {"unknown_share": 0.1}):
+        with pytest.raises(ConfigError, match="nothing tells examples of other classes"):
+            predict(blind, queries, **asked)
+    assert predict(blind, queries, unknown_share=0) == predict(blind, queries)
 
 
 def test_a_task_that_looks_unlike_is_told_and_one_like_the_others_is_not(run: Path, tmp_path: Path) -> None:

@@ -652,6 +652,7 @@ def predict(
     *,
     task: str | None = None,
     reject: float | None = None,
+    unknown_share: float | None = None,
     out: Path | None = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -665,6 +666,8 @@ def predict(
             around an image.
         reject: Call `none` what looks like none of the classes, such that of examples of the classes no more than this
             share is called so, such as 0.05. Default: every example gets a label.
+        unknown_share: Which share of what is asked is of none of the classes, as far as you know: probabilities count
+            with it. With 0, everything is of the classes. Default: 0.5, where that is known of the run.
         out: A .csv file to write, or a .jsonl file of one JSON object a line. Default: print CSV.
         as_json: Print the result as JSON.
     """
@@ -678,7 +681,9 @@ def predict(
 
     def counted() -> Iterator[dict[str, Any]]:
         nonlocal count
-        for row in predictions(opened, inputs, task=task, reject=reject, failed=failed.append):
+        for row in predictions(
+            opened, inputs, task=task, reject=reject, unknown_share=unknown_share, failed=failed.append
+        ):
             if as_json:
                 print_item(row, first=not count)
             count += 1

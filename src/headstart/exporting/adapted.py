@@ -12,7 +12,7 @@ from headstart.errors import ConfigError
 from headstart.exporting.graph import ByValuesError, Graph, Input, recorded
 from headstart.registry import find
 from headstart.training.head_start import AdaptedTask, HeadStart, learners, shots_of, trust_of
-from headstart.training.trust import Trust, probabilities, unknown_of
+from headstart.training.trust import Trust, believed
 from headstart.types import Adapted, Batch, Learner, Meta, Params
 
 #: Examples in trials: numbers that no other size is likely to be.
@@ -127,9 +127,8 @@ def _answers(
     if shots is not None and trust is None:
         return {"probabilities": outputs.softmax(-1)}
     if shots is not None and trust is not None:
-        logits = outputs.double()
-        named = {"probabilities": probabilities(trust, logits, shots).float()}
-        return named if trust.unknown is None else named | {"unknown": unknown_of(trust, logits, shots).float()}
+        told = believed(trust, outputs.double(), shots)._asdict()
+        return {name: value.float() for name, value in told.items() if value is not None}
     found = outputs[:, 0].double()
     named = {"prediction": found}
     if learner.distribution is not None:

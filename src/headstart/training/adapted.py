@@ -73,7 +73,7 @@ from headstart.training.head_start import (
     of_network,
     of_one_size,
     of_run,
-    refuse_rejecting,
+    refuse_unknown,
     refuse_ways,
     told_by_others,
     warnings_of,
@@ -81,7 +81,7 @@ from headstart.training.head_start import (
 from headstart.training.loop import flat, start
 from headstart.training.prediction_lines import flattened
 from headstart.training.report.card import TOGETHER, spread_text
-from headstart.training.trust import Trust, more_examples_text
+from headstart.training.trust import UNKNOWN_SHARE, Trust, more_examples_text
 from headstart.training.without_run import begin, is_network
 from headstart.types import Adapted, Batch, Meta, Params, not_sent
 
@@ -446,9 +446,10 @@ def predict(
     *,
     task: str | None = None,
     reject: float | None = None,
+    unknown_share: float | None = None,
 ) -> list[dict[str, Any]]:
     """Predict what files, folders of files and globs hold: all of `predictions` at once."""
-    return list(predictions(model, sources, task=task, reject=reject))
+    return list(predictions(model, sources, task=task, reject=reject, unknown_share=unknown_share))
 
 
 def predictions(
@@ -457,6 +458,7 @@ def predictions(
     *,
     task: str | None = None,
     reject: float | None = None,
+    unknown_share: float | None = None,
     failed: Failed = raised,
 ) -> Iterator[dict[str, Any]]:
     """Predict what files, folders of files and globs hold, as it is read: however many images, memory does not grow.
@@ -470,6 +472,8 @@ def predictions(
             an image's is the folder around it that is called as a task.
         reject: which share of examples of the classes may be turned away, at most, so that of those that are of no
             class many are: their ``prediction`` is ``None``. By default none is.
+        unknown_share: which share of what is asked is of none of the classes, as far as you know: what is said counts
+            with it. By default half of all; with 0, everything is of the classes.
         failed: told of what cannot be read, or is of a task that was not learned, so that all else is predicted; by
             default it is raised.
 
@@ -482,14 +486,13 @@ def predictions(
         tasks.
 
     Raises:
-        ConfigError: ``reject`` where nothing is known of other classes.
+        ConfigError: ``reject`` or ``unknown_share`` where nothing is known of other classes.
         DataError: data that do not fit the run's, that cannot be read, or that are of a task that was not learned.
         DivergenceError: predictions that are not finite.
         FileError: no such file.
         UnknownNameError: a ``task`` that was not learned.
     """
-    if reject is not None:
-        refuse_rejecting(model.by, reject)
+    refuse_unknown(model.by, reject, unknown_share)
     learned = {one.name: one for one in model.tasks}
     names = [name for name in learned if name is not None]
     if task is not None and task not in names:
@@ -519,7 +522,7 @@ def predictions(
                     )
                 for first in range(0, len(places), _CHUNK):
                     some = places[first : first + _CHUNK]
-                    answers |= zip(some, _answers(model, one, inputs, some, reject))
+                    answers |= zip(some, _answers(model, one, inputs, some, reject, unknown_share))
             for place, row in enumerate(inputs.rows):
                 if place not in answers:
                     continue
@@ -571,7 +574,12 @@ def _by_task(
 
 
 def _answers(
-    model: AdaptedModel, task: AdaptedTask, inputs: Inputs, places: Sequence[int], reject: float | None
+    model: AdaptedModel,
+    task: AdaptedTask,
+    inputs: Inputs,
+    places: Sequence[int],
+    reject: float | None,
+    unknown_share: float | None,
 ) -> list[Row]:
     x, deviations = inputs.x[list(places)].unsqueeze(0).to(model.by.device), None
     try:
@@ -590,7 +598,7 @@ def _answers(
     if bad.any():
         where = inputs.where(places[int(bad.int().argmax())])
         raise DivergenceError(f"{where}: the prediction is not finite; {_SMALLER}")
-    return answered(model.by, task, outputs, deviations, reject)
+    return answered(model.by, task, outputs, deviations, reject, unknown_share)
 
 
 def more_text(model: AdaptedModel) -> str:
@@ -634,9 +642,10 @@ between which 90 % of observations are to lie: {told}."""
         gives = f"""calibrated by the run's
 validation tasks, and the `set` of labels that is to hold the right one for {100 * LEVEL:.0f} % of examples."""
     if model.by.trust is not None and model.by.trust.unknown is not None:
-        gives += """ `unknown`, from 0 to 1, says how
-surely it is of none of these classes: with `--reject 0.05` those are called `none` that look less like the classes than
-95 % of their own examples do."""
+        gives += f""" `unknown` is the
+probability of none of these classes, where {100 * UNKNOWN_SHARE:.0f} % of what is asked is of none; say how many are by
+`--unknown-share`. With `--reject 0.05` those are called `none` that look less like the classes than 95 % of their own
+examples do."""
     return f"""# {what} learned from {total} {kind.examples}
 
 Predicts {kind.predicts(model.by.prepared)}. Learned by {config.method.name}{steps},

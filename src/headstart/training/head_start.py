@@ -25,7 +25,7 @@ from headstart.training.loop import start
 from headstart.training.preparation import PREPARATION, read_preparation
 from headstart.training.report.report import RESULTS
 from headstart.training.run import CONFIG, read_config, read_likeness, read_spread, read_trust
-from headstart.training.trust import Trust, label_sets, probabilities, unknown_of
+from headstart.training.trust import UNKNOWN_SHARE, Trust, among_classes, believed, label_sets, likeness_of
 from headstart.training.without_run import Begun, first_meta
 from headstart.types import Adapted, Batch, Learner, Meta, Params, Tasks
 
@@ -204,37 +204,48 @@ _LEFT_OUT, _NUMBERS = 100, 2**24
 
 
 def answered(
-    by: HeadStart, task: AdaptedTask, outputs: Tensor, deviations: Tensor | None, reject: float | None = None
+    by: HeadStart,
+    task: AdaptedTask,
+    outputs: Tensor,
+    deviations: Tensor | None,
+    reject: float | None = None,
+    unknown_share: float | None = None,
 ) -> list[Row]:
     """Return the answers that outputs of a task ``(n, outputs)`` say, and their standard deviations where there are.
 
     Where the run's validation tasks say how far they can be believed (`headstart.training.trust`), probabilities are
-    calibrated, ``set`` has the labels that hold the right one of 90 % of examples, and ``unknown``, in [0, 1], tells
-    how surely an example is of none of the classes.
+    calibrated, ``unknown`` is that of none of the classes, which with those of all labels is 1, and ``set`` has the
+    labels that hold the right one of 90 % of the examples that are of the classes.
 
     Args:
         by, task: what the task was learned by, and the task.
         outputs, deviations: as `Learner.predict` and `Learner.distribution` have them, of one task, on the CPU.
         reject: which share of examples of the classes may be turned away, at most: of what is less like them, the
             ``prediction`` is ``None``.
+        unknown_share: which share of what is asked is of none of the classes; by default `UNKNOWN_SHARE`.
 
     Raises:
-        ConfigError: ``reject`` where nothing is known of other classes, or that is no share.
+        ConfigError: either where nothing is known of other classes, or that is no share.
     """
     trust = trust_of(by, task)
-    if reject is not None:
-        refuse_rejecting(by, reject)
+    refuse_unknown(by, reject, unknown_share)
     if trust is None:
         return by.kind.answers(by.prepared, task.labels, outputs, deviations)
     shots = shots_of(task)
-    chances = probabilities(trust, outputs, shots)
-    rows = by.kind.answers(by.prepared, task.labels, chances.log(), deviations)
-    for row, kept in zip(rows, label_sets(trust, chances).tolist()):
+    among = among_classes(trust, outputs, shots)
+    # which makes them sum to 1 again
+    rows = by.kind.answers(by.prepared, task.labels, among.log(), deviations)
+    for row, kept in zip(rows, label_sets(trust, among).tolist()):
         row["set"] = [label for label, there in zip(task.labels, kept) if there]
-    if trust.unknown is not None:
-        for row, unknown in zip(rows, unknown_of(trust, outputs, shots).tolist()):
+    found = believed(trust, outputs, shots, UNKNOWN_SHARE if unknown_share is None else unknown_share)
+    if found.unknown is not None:
+        off = likeness_of(trust, outputs, shots) <= (0 if reject is None else reject)
+        told = zip(rows, found.probabilities.tolist(), found.unknown.tolist(), off.tolist())
+        for row, chances, unknown, turned_away in told:
+            row["probabilities"] = dict(zip(task.labels, chances))
+            row["probability"] = row["probabilities"][row["prediction"]]
             row["unknown"] = unknown
-            if reject is not None and 1 - unknown <= reject:
+            if reject is not None and turned_away:
                 row["prediction"] = None
     return rows
 
@@ -250,18 +261,21 @@ def shots_of(task: AdaptedTask) -> float:
     return sum(task.counts) / len(task.labels)
 
 
-def refuse_rejecting(by: HeadStart, share: float) -> None:
-    """Refuse to turn examples away where nothing tells those of other classes, or a share that is none.
+def refuse_unknown(by: HeadStart, reject: float | None, unknown_share: float | None) -> None:
+    """Refuse shares that are none, and any where nothing tells examples of other classes.
 
     Raises:
         ConfigError: so it is.
     """
-    if not 0 < share < 1:
-        raise ConfigError(f"--reject is a share between 0 and 1, such as 0.05, got {share:g}")
-    if by.trust is None or by.trust.unknown is None:
+    if reject is not None and not 0 < reject < 1:
+        raise ConfigError(f"--reject is a share between 0 and 1, such as 0.05, got {reject:g}")
+    if unknown_share is not None and not 0 <= unknown_share < 1:
+        raise ConfigError(f"--unknown-share is a share from 0 to below 1, such as 0.1, got {unknown_share:g}")
+    if (reject is not None or unknown_share) and (by.trust is None or by.trust.unknown is None):
         raise ConfigError(
-            "nothing tells examples of other classes here, so none can be turned away (--reject): that is learned from"
-            " validation tasks of classes with names, more of them than a task has, when a run ends and is tested"
+            "nothing tells examples of other classes here, so none can be turned away (--reject) or counted with"
+            " (--unknown-share): that is learned from validation tasks of classes with names, more of them than a task"
+            " has, when a run ends and is tested"
         )
 
 

@@ -58,11 +58,13 @@ from headstart.training.loop import State, flat, start
 from headstart.training.metrics import NAME, MetricsFile, read_lines, write_csv
 from headstart.training.preparation import refuse_other_data, write_preparation
 from headstart.training.progress import View
+from headstart.training.reliability import measured
 from headstart.training.report.report import CHOICE, RESULTS, by_task, report, score_to_json, shown
 from headstart.training.signals import Stop, only_writer, stop_signals
 from headstart.training.track import tracking
 from headstart.training.trials import trials
-from headstart.training.trust import Trust, fitted, measured
+from headstart.training.trust import Trust
+from headstart.training.trust_fitting import fitted
 from headstart.types import Learner, Meta, Params
 
 CONFIG = "config.json"

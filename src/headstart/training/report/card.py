@@ -8,8 +8,10 @@ from headstart.registry import find
 from headstart.training.build import Job
 from headstart.training.calibration import LEVEL, Spread
 from headstart.training.config import called, command, schema_of, text
+from headstart.training.reliability import SURE, Measured
 from headstart.training.report.figures import half
 from headstart.training.report.structure import Findings, summary
+from headstart.training.trust import UNKNOWN_SHARE
 
 #: What is said of a transductive method.
 TOGETHER = (
@@ -245,22 +247,28 @@ def spread_text(spread: Spread) -> str:
     )
 
 
-def trusted_rows(found: Mapping[str, Any]) -> dict[str, str]:
-    """Return how far probabilities, label sets and what is said of other classes hold, by `Measured`'s fields."""
-    on = f"on {found['tasks']} test tasks ({found['ways']}-way {found['shots']}-shot)"
-    before, after = (100 * found[name]["ece"] for name in ("before", "after"))
+def trusted_rows(found: Measured) -> dict[str, str]:
+    """Return how far probabilities, label sets and what is said of other classes hold."""
+    on = f"on {found.tasks} test tasks ({found.ways}-way {found.shots}-shot)"
+    before, after = (100 * one.ece for one in (found.before, found.after))
     rows = {
-        "Probabilities": f"calibrated on validation tasks; {on} they are off by {after:.1f} points (expected"
-        f" calibration error; {before:.1f} before; reliability.png)",
-        "Label sets": f"hold the right label of {100 * found['held']:.1f} % of these examples ({100 * LEVEL:.0f} % is"
-        f" promised), with {found['labels']:.2f} labels each",
+        "Probabilities": f"calibrated on validation tasks; {on} they are off by {after:.1f} points, given that an"
+        f" example is of the classes (expected calibration error; {before:.1f} before; reliability.png)",
+        "Label sets": f"hold the right label of {100 * found.held:.1f} % of these examples ({100 * LEVEL:.0f} % is"
+        f" promised), with {found.labels:.2f} labels each",
     }
-    if found["auroc"] is not None:
+    others = found.others
+    if others is not None:
+        rows["Probabilities"] += (
+            f", and by {100 * others.told.ece:.1f} where {100 * UNKNOWN_SHARE:.0f} % of what is asked is of other"
+            " classes"
+        )
         rows["Other classes"] = (
-            f"an example of another class looks less like the classes than one of them in {100 * found['auroc']:.1f} %"
-            f" of pairs (AUROC); where 5 % of the classes' own examples are turned away, {100 * found['fpr']:.0f} % of"
+            f"an example of another class looks less like the classes than one of them in {100 * others.auroc:.1f} %"
+            f" of pairs (AUROC); {100 * others.sure:.1f} % of them get a label with a probability over"
+            f" {100 * SURE:.0f} %; where 5 % of the classes' own examples are turned away, {100 * others.fpr:.0f} % of"
             f" other classes' still get a label (FPR at 95 % TPR); `predict --reject 0.05` turned away"
-            f" {100 * found['rejected']:.1f} % of the own ones"
+            f" {100 * others.rejected:.1f} % of the own ones"
         )
     return rows
 

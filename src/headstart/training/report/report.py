@@ -1,5 +1,6 @@
 """What a finished run has come to: table, pictures and model card, all made from the files in its folder."""
 
+import json
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +19,7 @@ from headstart.training.config import called
 from headstart.training.evaluate import Metric, Score
 from headstart.training.files import explained, finite, read_json, write
 from headstart.training.metrics import NAME, read_lines, validations, write_csv
+from headstart.training.reliability import Measured
 from headstart.training.report.card import card
 from headstart.training.report.figures import half
 from headstart.training.report.reliability_plot import draw_reliability
@@ -56,30 +58,6 @@ class _Calibration(TypedDict):
     level: float
 
 
-class _Reliability(TypedDict):
-    ece: float
-    confidence: list[float]
-    accuracy: list[float]
-    share: list[float]
-
-
-class _Trusted(TypedDict):
-    """As `headstart.training.trust.Measured`."""
-
-    ways: int
-    shots: int
-    tasks: int
-    before: _Reliability
-    after: _Reliability
-    held: float
-    labels: float
-    auroc: float | None
-    fpr: float | None
-    rejected: float | None
-    sure: float | None
-    sure_before: float | None
-
-
 class _Results(TypedDict):
     """What ``results.json`` holds; more is passed on as it is."""
 
@@ -100,7 +78,7 @@ class _Results(TypedDict):
     calibration: NotRequired[_Calibration]
     by_domain: NotRequired[dict[str, _Mean]]
     nearest: NotRequired[_Mean]
-    trusted: NotRequired[_Trusted]
+    trusted: NotRequired[Measured]
 
 
 class _Candidate(TypedDict):
@@ -234,7 +212,7 @@ def read_choice(run: Path) -> dict[str, Any]:
 def _checked(path: Path, kind: Any, fix: str) -> dict[str, Any]:
     found = read_json(path)
     try:
-        return TypeAdapter(kind).validate_python(found)
+        return TypeAdapter(kind).validate_json(json.dumps(found))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
