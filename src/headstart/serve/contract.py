@@ -143,7 +143,10 @@ class TaskList(BaseModel):
 
 
 class Prediction(BaseModel):
-    """An answer: a label, ``null`` for none of these, or a number."""
+    """An answer: a label, ``null`` for none of these, or a number.
+
+    ``probabilities`` and ``unknown``, that of none of the labels, are 1 together.
+    """
 
     model_config = ConfigDict(extra="allow")
     prediction: str | float | None

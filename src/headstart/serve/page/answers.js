@@ -1,11 +1,9 @@
-// An answer as people read it: the likeliest class, and a bar for each.
+// An answer as people read it: the likeliest class, and a bar for each and for none of them.
 
 import { make } from "./elements.js";
 
 /** As many bars as are shown at once. */
 const BARS = 6;
-/** From where on it is said that something looks like none of the classes. */
-const UNLIKE = 0.8;
 
 /** Return a share in hundredths, with a digit more where it is near 0 or 1. */
 export function percent(share) {
@@ -39,16 +37,13 @@ export function shownAnswer(answer) {
     element.append(make("p", { class: "note", say: ["answer_set", { labels: answer.set.join(", ") }] }));
   }
   const bars = (some) => make("ul", { class: "bars" }, ...some.map(([label, share]) => bar(label, share)));
-  element.append(bars(ranked.slice(0, BARS)));
+  // of no label, last wherever it stands among the others, so that nobody has to look for it
+  const neither = typeof answer.unknown === "number" ? [[null, answer.unknown]] : [];
+  element.append(bars([...ranked.slice(0, BARS), ...neither]));
   if (ranked.length > BARS) {
     const more = make("details", {}, make("summary", { say: ["answer_more", { count: ranked.length - BARS }] }));
     more.append(bars(ranked.slice(BARS)));
     element.append(more);
-  }
-  // by how many of those that do belong it would be said as well; most of them are no such thing to speak of
-  if (answer.unknown >= UNLIKE) {
-    const count = Math.round(100 * (1 - answer.unknown));
-    element.append(make("p", { class: "note", say: count ? ["answer_unlike", { count }] : "answer_unlike_all" }));
   }
   return element;
 }
@@ -60,7 +55,9 @@ function bar(label, share) {
   return make(
     "li",
     {},
-    make("span", { class: "label", title: label || null }, make("bdi", {}, label)),
+    label === null
+      ? make("span", { class: "label", say: "answer_none" })
+      : make("span", { class: "label", title: label || null }, make("bdi", {}, label)),
     make("span", { class: "value", say: written(share) }),
     make("span", { class: "track", "aria-hidden": "true" }, fill),
   );
