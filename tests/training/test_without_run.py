@@ -72,6 +72,10 @@ def test_texts_are_learned_at_once_and_added_to(place, network):
         adapt(network, place / "alone.csv", place / "three")
     named = network if network == "ngrams" else place / network
     assert f"on {named} as it is" in (place / "added" / "README.md").read_text()
+    assert "calibrated by these\nexamples themselves" in (place / "added" / "README.md").read_text()
+    (place / "one_each.csv").write_text("text,label\na zebra,animal\na vat,tool\n")
+    adapt(network, place / "one_each.csv", place / "bare", names=False)
+    assert "the model's own and not\ncalibrated" in (place / "bare" / "README.md").read_text()
 
 
 #: What is asked is said in no example, but in the name of the class.

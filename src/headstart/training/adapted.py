@@ -82,7 +82,7 @@ from headstart.training.loop import flat, start
 from headstart.training.prediction_lines import flattened
 from headstart.training.report.card import TOGETHER, spread_text
 from headstart.training.trust import UNKNOWN_SHARE, Trust, more_examples_text
-from headstart.training.without_run import begin, is_network
+from headstart.training.without_run import HEAD, begin, is_network
 from headstart.types import Adapted, Batch, Meta, Params, not_sent
 
 FORMAT = "headstart-adapted-1"
@@ -609,6 +609,14 @@ def more_text(model: AdaptedModel) -> str:
     return more_examples_text(model.by.trust, len(one.labels), sum(one.counts) / len(one.labels))
 
 
+def _own_chances(model: AdaptedModel) -> str:
+    """Return whether probabilities are calibrated that no run has, in words."""
+    if model.untrained and model.by.config.option("method.head") == HEAD:
+        if all(max(task.counts) > 1 for task in model.tasks):
+            return "calibrated by these\nexamples themselves, each told by others"
+    return "the model's own and not\ncalibrated"
+
+
 def _card(model: AdaptedModel) -> str:
     config, kind, tasks = model.by.config, model.by.kind, model.tasks
     total = sum(sum(task.counts) for task in tasks)
@@ -636,8 +644,8 @@ def _card(model: AdaptedModel) -> str:
     before = f"on {source} as it is" if model.untrained else f"from weights meta-learned on {called(config)}"
     before += ", the name of each class an example more" if model.named else ""
     told = "the model's own, not calibrated" if model.by.spread is None else spread_text(model.by.spread)
-    gives = f"""of numbers also `low` and `high`,
-between which 90 % of observations are to lie: {told}."""
+    gives = f"""{_own_chances(model)}; of numbers
+also `low` and `high`, between which 90 % of observations are to lie: {told}."""
     if model.by.trust is not None:
         gives = f"""calibrated by the run's
 validation tasks, and the `set` of labels that is to hold the right one for {100 * LEVEL:.0f} % of examples."""
@@ -655,5 +663,5 @@ Predicts {kind.predicts(model.by.prepared)}. Learned by {config.method.name}{ste
 
     headstart predict FOLDER {kind.usage[1]}
 
-It gives the `prediction`, and in classification the probability of each label{"," if model.by.trust else ";"} {gives}
+It gives the `prediction`, and in classification the probability of each label, {gives}
 """
