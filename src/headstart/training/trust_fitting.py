@@ -113,18 +113,26 @@ def _fit(trials: Sequence[Trial], doubted: bool) -> Tensor:
     """Return the numbers under which the right labels are likeliest: three of log T, and where doubted four of ε."""
     usual = _usual(trials)
     thinned = [_thinned(one, _MOST * (1 if place else 8)) for place, one in enumerate(trials)]
-    return _least(lambda numbers: _loss(numbers, thinned, usual), 7 if doubted else 3)
+    count = sum(len(one.y) for one in thinned)
+    return _least(lambda numbers: _loss(numbers, thinned, usual), 7 if doubted else 3, count)
 
 
-def _least(loss: Callable[[Tensor], Tensor], count: int) -> Tensor:
-    """Return the numbers ``(count,)`` near 0 of which the loss is least."""
+def _least(loss: Callable[[Tensor], Tensor], count: int, examples: int) -> Tensor:
+    """Return the numbers ``(count,)`` of which the loss is least, with a standard normal distribution as their prior.
+
+    Where no example of few is wrong, nothing else ends.
+
+    Args:
+        loss: the mean over examples.
+        count: how many numbers there are.
+        examples: of how many that is the mean.
+    """
     numbers = torch.zeros(count, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([numbers], max_iter=60, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        # a hair of a penalty: where no example is wrong, nothing else ends
-        found = loss(numbers) + 1e-4 * numbers.square().sum()
+        found = loss(numbers) + numbers.square().sum() / (2 * examples)
         found.backward()
         return found
 
@@ -214,7 +222,7 @@ def _odds(sizes: Sequence[Size], scores: Sequence[tuple[Tensor, ...]]) -> tuple[
         ]
         return _own_first(torch.stack(costs))
 
-    numbers = _least(loss, 6).tolist()
+    numbers = _least(loss, 6, sum(len(part) for both in scores for part in both)).tolist()
     return Line(*numbers[:3]), Line(*numbers[3:])
 
 

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("sklearn")
 
 import sklearn
+import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import Ridge
@@ -20,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from headstart.errors import ConfigError, DataError, UnknownNameError, UsageError
 from headstart.integrations.sklearn import FewShotClassifier, FewShotRegressor
+from headstart.training.reliability import reliability
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,37 @@ def test_new_classes_are_learned_from_a_few_rows(classifier):
         proba = adapted.predict_proba(x)
         np.testing.assert_allclose(proba.sum(1), 1)
         np.testing.assert_array_equal(adapted.classes_[proba.argmax(1)], adapted.predict(x))
+
+
+def test_probabilities_are_calibrated_where_there_are_validation_tasks(tmp_path):
+    generator = np.random.default_rng(0)
+
+    def drawn(tasks):
+        """Return rows around two centres of each task, near to each other in 20 dimensions."""
+        groups, y = np.arange(tasks * 40) // 40, np.arange(tasks * 40) % 2
+        centres = 0.35 * generator.normal(size=(tasks, 2, 20))
+        return centres[groups, y] + generator.normal(size=(len(y), 20)), y, groups
+
+    told = {"support": 5, "random_state": 0, "tasks_per_step": 2}
+    own, calibrated = (
+        FewShotClassifier("nearest", validation_fraction=share, **told).fit(*drawn(40)) for share in (0, 0.5)
+    )
+    x, y, groups = drawn(30)
+    chances = []
+    for estimator in (own, calibrated):
+        rows = []
+        for task in range(30):
+            shown, asked = (groups == task).nonzero()[0][:10], (groups == task).nonzero()[0][10:]
+            adapted = estimator.adapt(x[shown], y[shown])
+            rows.append((adapted.predict_proba(x[asked]), y[asked]))
+        chances.append(tuple(np.concatenate(parts) for parts in zip(*rows)))
+    errors = [
+        reliability(torch.tensor(found.max(1)), torch.tensor(found.argmax(1) == truth)).ece for found, truth in chances
+    ]
+    assert errors[1] < 0.05 < 0.15 < errors[0], errors
+    adapted.save(tmp_path / "adapted")
+    again = FewShotClassifier.load(tmp_path / "adapted")
+    np.testing.assert_array_equal(again.predict_proba(x), adapted.predict_proba(x))
 
 
 def test_tasks_may_have_different_classes(sides):

@@ -24,7 +24,6 @@ try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
     from sklearn.metrics import accuracy_score, r2_score
     from sklearn.utils import check_random_state, check_X_y
-    from sklearn.utils.extmath import softmax
     from sklearn.utils.multiclass import check_classification_targets
 
     # pyrefly: ignore [missing-module-attribute]
@@ -271,7 +270,8 @@ class FewShotRegressor(RegressorMixin, FewShot):
         tasks_per_step: tasks of an outer step.
         outer_rate: step size of the outer optimiser; by default 0.02 (Adam; for reptile 1.0, plain SGD).
         inner_steps, inner_rate: gradient steps of an adaptation, for methods that take any.
-        validation_fraction: share of the tasks held out to choose the weights by; 0: the last weights are kept.
+        validation_fraction: share of the tasks held out to choose the weights by, and to calibrate probabilities;
+            0: the last weights are kept.
         on_short: for tasks of no more than ``support`` rows, in `fit` and `score`: ``"error"`` or ``"skip"``.
         pooled_rows: at most so many training rows, drawn at random, are learned from for `predict` without `adapt`.
         random_state: decides all that is random.
@@ -353,16 +353,18 @@ class FewShotClassifier(ClassifierMixin, FewShot):
 
     def predict(self, X: ArrayLike) -> Array:
         """Predict the labels of rows ``(n, features)``: the most probable classes."""
-        places = self._logits(X).argmax(1)
-        return self.classes_[places]
+        x = self._features(X)
+        return self.classes_[self.fitted_.outputs(x).argmax(1).numpy()]
 
     def predict_proba(self, X: ArrayLike) -> Array:
-        """Return the probability of each of `classes_`, ``(n, classes)``; they were not calibrated."""
-        return softmax(self._logits(X))
+        """Return the probability of each of `classes_`, ``(n, classes)``.
 
-    def _logits(self, X: ArrayLike) -> Array:
+        After `adapt` to rows of every class they are calibrated where there were validation tasks
+        (``validation_fraction``): divided by the temperature under which these are likeliest. Else they are the
+        model's own.
+        """
         x = self._features(X)
-        return self.fitted_.outputs(x).numpy()
+        return self.fitted_.chances(x).numpy()
 
     _targets = {"multi_output": True}
 

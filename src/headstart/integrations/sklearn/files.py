@@ -28,6 +28,7 @@ from headstart.integrations.sklearn.learning import Fitted, double, own_ways
 from headstart.integrations.sklearn.options import Spec, learner_of, like_of, options_of
 from headstart.registry import Target
 from headstart.training.files import from_json, from_safetensors, read_together, to_json, to_safetensors, write_together
+from headstart.training.trust import Trust
 from headstart.types import Adapted, Batch, Learner, Meta, Params
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "estimator.json"
@@ -61,6 +62,8 @@ class _Description(NamedTuple):
     rows: _Count
     flat: bool
     step: _Count
+    trust: dict[str, Any] | None
+    complete: bool
 
 
 def write_estimator(
@@ -80,6 +83,7 @@ def write_estimator(
         FORMAT, estimator, {name: _plain(value) for name, value in params.items()}, classes, trained, named,
         encoding.columns, encoding.plain, encoding.features, encoding.limits, fitted.losses, fitted.validation,
         fitted.spec, fitted.seed, fitted.rows, fitted.flat, fitted.adapted.step,
+        None if fitted.trust is None else fitted.trust.to_json(), fitted.complete,
     )._asdict()  # fmt: skip
     about |= {name: about[name]._asdict() for name in ("spec", "classes", "trained") if about[name] is not None}
     about["features"] = [feature._asdict() for feature in encoding.features]
@@ -141,7 +145,10 @@ def read_estimator(
     encoding = Encoding(about.columns, about.plain, about.features, about.limits, scales["y_mean"], scales["y_scale"])
     adapted = Adapted(meta, parts["adapted"], parts["buffers"], None, about.step)
     curves = about.losses, about.validation
-    fitted = Fitted(about.spec, about.seed, meta, encoding, adapted, about.rows, about.flat, classes, trained, *curves)
+    fitted = Fitted(
+        about.spec, about.seed, meta, encoding, adapted, about.rows, about.flat, classes, trained, *curves,
+        Trust.from_json(about.trust, str(path)), about.complete,
+    )  # fmt: skip
     return params, fitted, about.names
 
 

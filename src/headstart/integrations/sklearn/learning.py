@@ -21,6 +21,9 @@ from headstart.registry import Target, find
 from headstart.training.calibration import near
 from headstart.training.fit_best import first, fit_best
 from headstart.training.loop import start
+from headstart.training.trials import Trial
+from headstart.training.trust import Trust, among_classes
+from headstart.training.trust_fitting import fitted
 from headstart.types import Adapted, Batch, Episodes, Gaussian, Learner, Meta
 
 _CHUNK, _TASKS = 4096, 64
@@ -50,6 +53,10 @@ class Fitted(NamedTuple):
     """The mean query loss of each outer step's tasks."""
     validation: list[float]
     """The mean meta-loss of the validation tasks, each time that it was looked at."""
+    trust: Trust | None
+    """How far probabilities of a task can be believed, by validation tasks; ``None`` where there are none."""
+    complete: bool
+    """Whether `adapted` is of one task, of each of whose classes there were rows."""
 
     @property
     def learner(self) -> Learner:
@@ -64,6 +71,13 @@ class Fitted(NamedTuple):
             found = torch.cat([predict(self.adapted, part)[0] for part in self._parts(x)])
         self._refuse_unsound(found, self.spec.kind == "classification")
         return found
+
+    def chances(self, x: Table) -> Tensor:
+        """Return the probability of each class ``(n, classes)``, calibrated where validation tasks say how."""
+        logits = self.outputs(x)
+        if self.trust is None or self.classes is None or not self.complete:
+            return logits.softmax(-1)
+        return among_classes(self.trust, logits, self.rows / len(self.classes))
 
     def distribution(self, x: Table) -> Gaussian | None:
         """Return the distribution of standardised targets ``(n, outputs)``, where the learner has one."""
@@ -102,10 +116,35 @@ def learned(examples: Examples, plain: bool, groups: object, options: Options, k
     spec = Spec(options.method, kind, encoding.inputs, size, options.hidden, *inner)
     x, y = encoding.encode(examples.x), encoding.targets(examples)
     families = data.families(Rows(x, y, *tasks), options, named, seed)
-    meta, *curves = _meta_train(spec, families, options, seed)
+    meta, losses, scores = _meta_train(spec, families, options, seed)
+    judges = [] if families is None or examples.classes is None else families.validation()
+    trust = fitted([_trial(learner_of(spec), meta, one, size) for one in judges])
     chosen = data.spread(examples.labels, count, seed)[: max(options.pooled_rows, size)].sort().values
     adapted = _adapt(learner_of(spec), meta, Batch(x[chosen].unsqueeze(0), y[chosen].unsqueeze(0)))
-    return Fitted(spec, seed, meta, encoding, adapted, len(chosen), flat, examples.classes, examples.classes, *curves)
+    told = {"losses": losses, "validation": scores, "trust": trust, "complete": False}
+    return Fitted(
+        spec,
+        seed,
+        meta,
+        encoding,
+        adapted,
+        len(chosen),
+        flat,
+        classes=examples.classes,
+        trained=examples.classes,
+        **told,
+    )
+
+
+def _trial(learner: Learner, meta: Meta, episodes: Episodes, ways: int) -> Trial:
+    """Return what is answered of the query rows of validation tasks, which have equally many support rows."""
+    with torch.no_grad():
+        adapted, _ = learner.adapt(meta, episodes.support)
+        logits = predicted(learner, adapted, episodes.query.x, episodes.query.mask)
+    kept, rows = there(episodes.query), there(episodes.support)
+    task = torch.arange(len(kept)).unsqueeze(1).expand(kept.shape)
+    shots = max(1, round(float(rows.sum()) / len(rows) / ways))
+    return Trial(ways, shots, logits[kept], episodes.query.y[kept], task[kept], logits.new_zeros(0, ways))
 
 
 def own_ways(classes: Array | None, trained: Array | None) -> int | None:
@@ -170,10 +209,11 @@ def _adapt(learner: Learner, meta: Meta, support: Batch) -> Adapted:
 def one_task(known: Fitted, examples: Examples | None) -> Fitted:
     """Return what is known after learning one task from its rows, or of a task without any."""
     if examples is None:
-        known = known._replace(rows=0, classes=known.trained)
+        known = known._replace(rows=0, classes=known.trained, complete=False)
         return known._replace(adapted=_adapt(known.learner, known.meta, nothing(like_of(known.spec), torch.float64)))
     examples = _fitting(known, examples)
-    known = known._replace(rows=examples.x.size, classes=examples.classes)
+    complete = examples.classes is not None and len(np.unique(examples.y)) == len(examples.classes)
+    known = known._replace(rows=examples.x.size, classes=examples.classes, complete=complete)
     x, y = known.encoding.encode(examples.x), known.encoding.targets(examples)
     return known._replace(adapted=_adapt(known.learner, known.meta, Batch(x.unsqueeze(0), y.unsqueeze(0))))
 
