@@ -42,8 +42,8 @@ from headstart.data.text.banking77 import banking77
 from headstart.data.text.read import read_texts
 from headstart.models.trunks.source import absolute
 from headstart.models.trunks.trunk import features_of, open_trunk
-from headstart.training.adapted import predictions
 from headstart.training.config import nested
+from headstart.training.predictions import predictions
 from headstart.training.run import train
 from headstart.types import Tasks
 

@@ -287,7 +287,7 @@ def _read_intents(place: Path) -> None:
 
 def _adapted(place: Path, sources: dict[str, Callable[[Path], None]] | None = None) -> None:
     """Adapt runs on curves, images, texts and a table to a new task."""
-    from headstart.training.adapted import adapt
+    from headstart.training.adapt import adapt
 
     work = place / "work"
     work.mkdir()
@@ -316,7 +316,9 @@ def _adapted(place: Path, sources: dict[str, Callable[[Path], None]] | None = No
 
 def _read_adapted(place: Path) -> None:
     """Predict with the one that was spoilt, and add to it."""
-    from headstart.training.adapted import adapt, open_adapted, predict
+    from headstart.training.adapt import adapt
+    from headstart.training.adapted import open_adapted
+    from headstart.training.predictions import predict
 
     (path,) = _spoilt(place)
     folder = place / path.relative_to(place).parts[0]

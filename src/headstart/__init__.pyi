@@ -86,12 +86,8 @@ from headstart.models.trunks.trunk import (
     open_trunk as open_trunk,
 )
 from headstart.serve.client import Client as Client
-from headstart.training.adapted import (
-    adapt as adapt,
-    open_adapted as open_adapted,
-    predict as predict,
-    predictions as predictions,
-)
+from headstart.training.adapt import adapt as adapt
+from headstart.training.adapted import open_adapted as open_adapted
 from headstart.training.choose import train as train
 from headstart.training.distributed import (
     distributed as distributed,
@@ -101,6 +97,7 @@ from headstart.training.distributed import (
 from headstart.training.evaluate import evaluate as evaluate
 from headstart.training.loop import fit as fit, start as start
 from headstart.training.on_disk import OnDisk as OnDisk
+from headstart.training.predictions import predict as predict, predictions as predictions
 from headstart.types import (
     Adapted as Adapted,
     Batch as Batch,

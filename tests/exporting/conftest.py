@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from headstart.data.images.icons import load_icons
-from headstart.training.adapted import adapt
+from headstart.training.adapt import adapt
 from headstart.training.run import train
 from tests.short import tree
 

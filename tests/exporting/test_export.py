@@ -21,7 +21,8 @@ from headstart.data.images.folder import read_image
 from headstart.errors import ConfigError, FileError, UnknownNameError, UsageError
 from headstart.exporting.export import export
 from headstart.exporting.onnx import answered
-from headstart.training.adapted import open_adapted, predict
+from headstart.training.adapted import open_adapted
+from headstart.training.predictions import predict
 from tests.exporting.conftest import pigs
 
 Made = Callable[..., Path]

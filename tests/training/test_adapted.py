@@ -29,9 +29,11 @@ from headstart.errors import (
     UnknownNameError,
     UsageError,
 )
-from headstart.training import adapted as module, head_start
-from headstart.training.adapted import AdaptedModel, adapt, open_adapted, predict, predictions
+from headstart.training import head_start, predictions as module
+from headstart.training.adapt import adapt
+from headstart.training.adapted import AdaptedModel, open_adapted
 from headstart.training.files import from_safetensors, read_json, to_json, to_safetensors, write_together
+from headstart.training.predictions import predict, predictions
 from headstart.training.run import open_run, train
 from headstart.types import Adapted, Gaussian, Tree
 from tests.short import tree
@@ -178,7 +180,7 @@ def test_what_was_adapted_predicts_the_same_when_read_back(run_of: Run, tmp_path
     assert [set(row) for row in found] == [set(row) for row in again]
     for row in found:
         if "probabilities" in row:
-            assert sum(row["probabilities"].values()) == pytest.approx(1)
+            assert sum(row["probabilities"].values()) + row.get("unknown", 0) == pytest.approx(1)
             assert row["probability"] == max(row["probabilities"].values()) == row["probabilities"][row["prediction"]]
             assert tuple(row["probabilities"]) == model.tasks[0].labels
         else:
@@ -590,7 +592,8 @@ class TestImages:
         prepared = model.by.kind.read({**model.by.preparation, "input_shape": [1, 512, 512]}, "a run")
         large = _with(model, predict=predict)._replace(by=model.by._replace(prepared=prepared))
         rows = predictions(large, [tmp_path / "support"] * 3)
-        assert next(rows)["probability"] == pytest.approx(1 / 3) and asked == [8]
+        first = next(rows)
+        assert 3 * first["probability"] + first.get("unknown", 0) == pytest.approx(1) and asked == [8]
         assert len(list(rows)) == 17 and asked == [8, 8, 2]
 
     def test_a_class_that_is_called_as_a_task_is_not_taken_for_it(self, run_of: Run, tmp_path: Path) -> None:

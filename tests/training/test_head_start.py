@@ -13,8 +13,9 @@ import headstart
 from headstart.cli.app import run as command
 from headstart.data.images.icons import load_icons
 from headstart.errors import ConfigError, FileError
-from headstart.training.adapted import AdaptedModel, open_adapted, predict
+from headstart.training.adapted import AdaptedModel, open_adapted
 from headstart.training.files import read_json, to_json, write_together
+from headstart.training.predictions import predict
 from headstart.training.run import LIKENESS, read_likeness, read_trust, train
 from tests.short import tree
 

@@ -569,8 +569,9 @@ def adapt(*words: Raw) -> int:
     called = call(_adapt, words, None if schema is None else [schema], "" if schema else more)
     if called is None:
         return 0
-    from headstart.training.adapted import adapt, more_text
+    from headstart.training.adapt import adapt
     from headstart.training.cross_validation import told_text
+    from headstart.training.report.adapted_card import more_text
 
     given = dict(called.own)
     as_json, run, source = given.pop("as_json", False), given.pop("run"), given.pop("source", None)
@@ -671,9 +672,10 @@ def predict(
         out: A .csv file to write, or a .jsonl file of one JSON object a line. Default: print CSV.
         as_json: Print the result as JSON.
     """
-    from headstart.training.adapted import open_adapted, predictions
+    from headstart.training.adapted import open_adapted
     from headstart.training.files import writing
     from headstart.training.prediction_lines import csv_lines, writer_of
+    from headstart.training.predictions import predictions
 
     lines_of = csv_lines if out is None else writer_of(out)
     opened, failed, count = open_adapted(model, device=device), list[HeadstartError](), 0

@@ -16,7 +16,8 @@ from headstart.data.tables.table import LeftOutWarning, table
 from headstart.data.text.read import CutTextWarning
 from headstart.errors import DataError, FileError
 from headstart.models.ngrams import Hashed
-from headstart.training.adapted import adapt, predict
+from headstart.training.adapt import adapt
+from headstart.training.predictions import predict
 
 GOOD, BAD = ("works very well", "fine and quick", "all is good"), ("broke too soon", "slow and loud", "it is bad")
 

@@ -12,9 +12,11 @@ from headstart.data.text.read import SameTextWarning, read_texts
 from headstart.data.text.rows import as_numbers
 from headstart.data.text.text import text
 from headstart.errors import ConfigError, DataError, FileError, UsageError
-from headstart.training.adapted import adapt, open_adapted, predict
+from headstart.training.adapt import adapt
+from headstart.training.adapted import open_adapted
 from headstart.training.build import build
 from headstart.training.config import resolve
+from headstart.training.predictions import predict
 
 WORDS = "card money rate pin loan fee cash bank visa app code name".split()
 
