@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 from headstart.cli.app import run
-from headstart.serve.store import Store
+from headstart.serve.store import Place, Store
 from headstart.serve.tokens import caller
 
 
@@ -15,7 +15,7 @@ def test_tokens_are_made_listed_and_revoked(tmp_path, capsys):
     store = str(tmp_path / "tasks.db")
     assert run(["tokens", "add", "anna", "--store", store, "--tenant", "acme", "--scopes", "adapt,predict"]) == 0
     token = capsys.readouterr().out.strip()
-    kept = Store(tmp_path / "tasks.db")
+    kept = Store(Place(str(tmp_path / "tasks.db")))
     assert caller(kept, token).tenant == "acme"
     assert run(["tokens", "list", "--store", store, "--json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out)

@@ -74,6 +74,79 @@ class Http:
 
 
 @pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server of our own; skipped where there is none."""
+    from tools import postgres
+
+    reason = postgres.lacking() or next(
+        (
+            f"the extra postgres is not installed ({name})"
+            for name in ("psycopg", "psycopg_pool")
+            if not find_spec(name)
+        ),
+        None,
+    )
+    if reason:
+        pytest.skip(reason)
+    with postgres.running() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A bucket of a server on this machine that speaks as S3 does, as ``s3://``; skipped where there is none."""
+    import socket
+    import subprocess
+    import sys
+    import time
+
+    for name, extra in (("obstore", "blobs"), ("moto", "dev")):
+        if not find_spec(name):
+            pytest.skip(f"{name} is not installed (extra {extra})")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    own = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_REGION": "us-east-1"}
+    own |= {"AWS_ACCESS_KEY_ID": "anybody", "AWS_SECRET_ACCESS_KEY": "not checked"}
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in own.items():
+                patch.setenv(name, value)
+            try:
+                for _ in range(300):
+                    try:
+                        request = urllib.request.Request(f"{own['AWS_ENDPOINT_URL']}/tasks", method="PUT")
+                        urllib.request.urlopen(request, timeout=5).close()
+                        break
+                    except OSError:
+                        time.sleep(0.1)
+                yield "s3://tasks"
+            finally:
+                server.kill()
+
+
+KEEPERS = ("sqlite", "postgres", "sqlite+files", "postgres+s3")
+
+
+@pytest.fixture(params=KEEPERS)
+def place(request, tmp_path):
+    """A place to keep tasks in, of each sort."""
+    import uuid
+
+    from headstart.serve.store import Place
+
+    database, _, blobs = request.param.partition("+")
+    if blobs == "files":
+        pytest.importorskip("obstore", reason="the extra blobs is not installed")
+    url = request.getfixturevalue("postgres").empty() if database == "postgres" else str(tmp_path / "tasks.db")
+    where = {"": None, "files": (tmp_path / "blobs").as_uri()}.get(blobs)
+    if blobs == "s3":
+        where = f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
+    return Place(url, where)
+
+
+@pytest.fixture(scope="session")
 def demo_run():
     """The run of built-in icons that comes with the package."""
     from pathlib import Path

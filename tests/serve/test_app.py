@@ -184,7 +184,7 @@ def test_the_same_examples_give_the_same_weights(service):
     ask, state = service
     made = [ask("POST", "/v1/tasks", {"run": "ngrams", "examples": TEXTS}).json["id"] for _ in range(2)]
     assert len({state.store.task("local", one).support for one in made}) == 1
-    rows = state.store._rows("SELECT sha256 FROM parts WHERE part = 'adapted' AND task IN (?, ?)", made)
+    rows = state.store.database.rows("SELECT sha256 FROM parts WHERE part = 'adapted' AND task IN (?, ?)", made)
     assert len(rows) == 2 and len({bytes(row[0]) for row in rows}) == 1
 
 
@@ -490,8 +490,8 @@ def test_a_full_disk_is_told_and_loses_nothing(settings_of, tmp_path):
     with running(settings_of(tmp_path / "tasks.db", ("ngrams",))) as (url, state):
         ask = Http(url)
         made = ask("POST", "/v1/tasks", {"examples": TEXTS}).json
-        (pages,) = state.store._connection.execute("PRAGMA page_count").fetchone()
-        state.store._connection.execute(f"PRAGMA max_page_count={pages}")
+        (pages,) = state.store.database._connection.execute("PRAGMA page_count").fetchone()
+        state.store.database._connection.execute(f"PRAGMA max_page_count={pages}")
         answer = ask("POST", "/v1/tasks", {"examples": TEXTS})
         assert "make room" in error(answer, 503) and answer.headers["retry-after"]
         assert ask("POST", f"/v1/tasks/{made['id']}/predict", {"inputs": [{"text": "card"}]}).status == 200
@@ -505,9 +505,9 @@ def test_a_damaged_task_is_named_or_learned_again_and_others_are_served(settings
         made = [Http(url)("POST", "/v1/tasks", {"examples": TEXTS}).json["id"] for _ in range(3)]
         rows = [Http(url)("POST", f"/v1/tasks/{one}/predict", asked).json for one in made]
         break_ = "UPDATE parts SET data = zeroblob(length(data)) WHERE task = ? AND part = ?"
-        state.store._rows(break_, (made[0], "adapted"))
+        state.store.database.rows(break_, (made[0], "adapted"))
         for part in ("adapted", "support"):
-            state.store._rows(break_, (made[1], part))
+            state.store.database.rows(break_, (made[1], part))
     with running(settings_of(store, ("ngrams",))) as (url, _):
         found = [Http(url)("POST", f"/v1/tasks/{one}/predict", asked) for one in made]
         assert found[0].json == rows[0], "what was learned is learned again from what it was learned from"

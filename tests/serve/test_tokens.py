@@ -1,13 +1,13 @@
 import pytest
 
 from headstart.errors import ConfigError, UnknownNameError
-from headstart.serve.store import Store
+from headstart.serve.store import Place, Store
 from headstart.serve.tokens import LOCAL, caller, hash_of, make_token
 
 
 @pytest.fixture
-def store(tmp_path):
-    found = Store(tmp_path / "tasks.db")
+def store(place):
+    found = Store(place)
     yield found
     found.close()
 
@@ -36,10 +36,12 @@ def test_a_token_ends_and_is_revoked(store):
     assert store.has_tokens(), "to revoke the last one must not open the service"
 
 
-def test_no_token_is_in_the_file(store):
+def test_no_token_is_in_the_file(tmp_path):
+    path = tmp_path / "tasks.db"
+    store = Store(Place(str(path)))
     token = make_token(store, "anna", "acme", ["predict"])
     store.close()
-    assert token.split("_", 2)[2].encode() not in store.path.read_bytes()
+    assert token.split("_", 2)[2].encode() not in path.read_bytes()
 
 
 def test_names_and_scopes_are_checked(store):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from headstart.serve.app import Settings
 
 #: Where a service keeps its tasks by default.
-STORE = Path("headstart-tasks.db")
+STORE = "headstart-tasks.db"
 _Runs = Annotated[list[str], Parameter(negative="")]
 _Several = Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")]
 _Switch = Annotated[bool, Parameter(negative="")]
@@ -29,7 +29,8 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: _Port = 8000,
-    store: Path = STORE,
+    store: str = STORE,
+    blobs: str | None = None,
     token_file: Path | None = None,
     auth: bool = True,
     i_know: _Switch = False,
@@ -42,14 +43,17 @@ def serve(
 ) -> None:
     """Serve runs over HTTP: show examples, get answers; with a web page at the address that is printed.
 
-    Tasks are kept in one file, with what they were learned from: a service that is started again serves them on.
+    Tasks are kept, with what they were learned from: a service that is started again serves them on. Several services
+    share a PostgreSQL database, on one machine or on many.
     The API is described at /openapi.json, and docs/serving.md says what is promised.
 
     Args:
         runs: Folders of runs, and networks as they are (headstart list networks), such as hf:FOLDER or ngrams.
         host: Where to listen. Elsewhere than at 127.0.0.1 a token is asked for.
         port: Where to listen; 0: a free one.
-        store: The file of tasks and tokens.
+        store: The file of tasks and tokens; or a PostgreSQL database: postgresql://USER@HOST/DATABASE, its password
+            better in PGPASSWORD or PGPASSFILE than here.
+        blobs: Where tensors are kept, if not with the tasks: s3://BUCKET/PREFIX or file:///FOLDER.
         token_file: A file with one token, which allows all; beside those of `headstart tokens add`.
         auth: Ask for tokens where there are some.
         i_know: With --no-auth at another host than 127.0.0.1, say that all who reach it may do all.
@@ -60,7 +64,7 @@ def serve(
         drain: Seconds in which the service, told to end (SIGTERM), says so at /readyz and still serves.
         device: Where to compute; auto takes cuda, then mps, then cpu.
     """
-    settings = _settings(runs, store, workers, memory, body, device)
+    settings = _settings(runs, store, workers, memory, body, device, blobs)
     from headstart.serve.server import LOOPBACK, run
     from headstart.serve.tokens import hash_of
 
@@ -87,7 +91,7 @@ def demo(*, port: _Port = 0, browser: bool = True, store: Path | None = None) ->
 
     with tempfile.TemporaryDirectory() as folder:
         run_folder = Path(__file__).parents[1] / "serve" / "demo" / "icons"
-        settings = _settings([str(run_folder)], store or Path(folder) / "tasks.db", 1, 256, 10, "cpu")
+        settings = _settings([str(run_folder)], str(store or Path(folder) / "tasks.db"), 1, 256, 10, "cpu")
         from headstart.serve.server import run
 
         def told(where: str) -> None:
@@ -103,7 +107,7 @@ def tokens(
     name: str | None = None,
     /,
     *,
-    store: Path = STORE,
+    store: str = STORE,
     tenant: str = "default",
     scopes: _Several = None,
     days: _Days = None,
@@ -114,21 +118,21 @@ def tokens(
     Args:
         action: What to do.
         name: Whom a new token is for; or the id of the one to revoke.
-        store: The service's file of tasks and tokens.
+        store: The service's file of tasks and tokens, or its PostgreSQL database: postgresql://USER@HOST/DATABASE.
         tenant: Whose tasks a new token gives access to; others' are as if they were not there.
         scopes: What a new token allows: adapt, predict, admin (all). Default: adapt predict.
         days: How long a new token holds. Default: until it is revoked.
         as_json: Print JSON.
     """
     _needed()
-    from headstart.serve.store import Store
+    from headstart.serve.store import Place, Store, is_url
     from headstart.serve.tokens import make_token
 
     if action != "list" and name is None:
         raise UsageError("say whom the token is for, or the id of the one to revoke: `headstart tokens add NAME`")
-    if action != "add" and not store.exists():
+    if action != "add" and not is_url(store) and not Path(store).exists():
         raise ConfigError(f"there is no store {store}; --store says where the service keeps its tasks")
-    kept = Store(store)
+    kept = Store(Place(store))
     try:
         if action == "list":
             found = kept.tokens()
@@ -147,7 +151,9 @@ def tokens(
         kept.close()
 
 
-def _settings(runs: list[str], store: Path, workers: int, memory: int, body: int, device: str) -> "Settings":
+def _settings(
+    runs: list[str], store: str, workers: int, memory: int, body: int, device: str, blobs: str | None = None
+) -> "Settings":
     _needed()
     from headstart.serve.app import Settings
     from headstart.serve.contract import Limits
@@ -159,7 +165,7 @@ def _settings(runs: list[str], store: Path, workers: int, memory: int, body: int
         raise ConfigError(f"two runs are called {twice!r}, as requests would call them; rename the folder of one")
     limits = Limits(body_bytes=body * 1_000_000)
     threads = max(1, cores() // (workers + 1))  # one is for who speaks HTTP
-    return Settings(Work(tuple(runs), str(store), device, threads, memory * 2**20, limits), workers)
+    return Settings(Work(tuple(runs), store, device, threads, memory * 2**20, limits, blobs), workers)
 
 
 def _needed() -> None:

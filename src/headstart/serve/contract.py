@@ -223,6 +223,7 @@ STATUS = {
     "ConflictError": 409,
     "OutOfMemoryError": 503,
     "StoreFullError": 503,
+    "StoreAwayError": 503,
     "DivergenceError": 500,
     "DamagedError": 500,
 }

@@ -44,7 +44,7 @@ class Rules(NamedTuple):
     limits: Limits
     hosts: frozenset[str]
     """What the service may be called by, so that no page elsewhere reaches it under a name of its own; ``*``: all."""
-    caller: Callable[[str | None], Caller]
+    caller: Callable[[str | None], Awaitable[Caller]]
     """Who asks, by the token; raises `RefusedError`."""
 
 
@@ -81,7 +81,7 @@ def gate(inner: Application, rules: Rules, counted: Metrics) -> Application:
                 if guarded:
                     if busy > rules.limits.requests:
                         raise refused_later(f"{busy - 1} requests are read already; ask again in a second")
-                    scope["state"]["caller"] = rules.caller(_token(headers))
+                    scope["state"]["caller"] = await rules.caller(_token(headers))
                 counting = _counted(headers, receive, rules.limits, began)
             except RefusedError as error:
                 await refuse(error, answer)
@@ -180,10 +180,10 @@ class JsonLines(logging.Formatter):
 
 
 def log_to(stream: Any = None) -> None:
-    """Write the service's log, and uvicorn's, to a stream; by default standard error."""
+    """Write the log of the service, of uvicorn and of the database to a stream; by default standard error."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in ("headstart.serve", "uvicorn"):
+    for name in ("headstart.serve", "uvicorn", "psycopg"):
         logger = logging.getLogger(name)
         handlers: list[logging.Handler] = [handler]
         logger.handlers, logger.propagate = handlers, False

@@ -80,7 +80,7 @@ def check_open(settings: Settings, state: State, host: str, known: bool) -> Sett
     if settings.token is None and not state.store.has_tokens():
         raise ConfigError(
             f"at {host} others may reach the service, so it needs a token: `headstart tokens add --store"
-            f" {state.store.path}`, or --token-file"
+            f" {state.store.where}`, or --token-file"
         )
     return settings._replace(guarded=True)
 

@@ -1,54 +1,72 @@
 """What a service keeps: tasks, what they were learned from, what was learned, and who may ask.
 
-One SQLite file. What was answered with success is on the disk: a transaction is written through
-(``synchronous=FULL``) before anybody is told, so that a process or a machine that dies loses nothing that was
-acknowledged. There is one service a file; its workers read beside it (WAL, so the file has to lie on a local disk).
+Rows are in a database: one SQLite file (`headstart.serve.sqlite`), or PostgreSQL (`headstart.serve.postgres`), where
+several services share a store. What was answered with success is on the disk: a transaction is written through before
+anybody is told, so that a process or a machine that dies loses nothing that was acknowledged.
 
-Tensors are safetensors files of bytes with their SHA-256 beside them, so that a damaged one is known for what it is,
-and the others serve on.
+Tensors are safetensors files of bytes, in the database or in an object store (`headstart.serve.blobs`), with their
+SHA-256 in the row, so that a damaged one is known for what it is, and the others serve on.
 """
 
+import contextlib
 import hashlib
 import json
 import math
-import sqlite3
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from headstart.errors import FileError, HeadstartError
 from headstart.serve.ids import ids
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from headstart.serve.blobs import Blobs
+
+FORMAT = 2
 #: How long an idempotency key is remembered.
 REMEMBERED = timedelta(hours=24)
+#: How old a blob has to be that no row knows of before it is taken for left behind.
+ORPHANED = timedelta(hours=1)
 #: Tasks of which what is told is held in memory.
 _RECENT = 4096
+#: Seconds for which a number of tasks that others may change, too, is believed, and rows that are looked at together.
+_BELIEVED, _CHUNK = 1.0, 500
 
-_SCHEMA = """
+
+def schema(text: str, blob: str, ordered: str) -> str:
+    """Return the tables, in a database's own words.
+
+    Args:
+        text: the type of ids and keys, which sort byte by byte.
+        blob: the type of bytes.
+        ordered: what is said of a table that has no order but that of its key.
+    """
+    return f"""
 CREATE TABLE tasks (
-    id TEXT PRIMARY KEY, tenant TEXT NOT NULL, run TEXT NOT NULL, weights TEXT NOT NULL, revision INTEGER NOT NULL,
+    id {text} PRIMARY KEY, tenant {text} NOT NULL, run TEXT NOT NULL, weights TEXT NOT NULL, revision INTEGER NOT NULL,
     told TEXT NOT NULL, support TEXT NOT NULL, created TEXT NOT NULL, changed TEXT NOT NULL
-) WITHOUT ROWID;
+) {ordered};
 CREATE INDEX tasks_of ON tasks (tenant, id);
 CREATE TABLE parts (
-    task TEXT NOT NULL, part TEXT NOT NULL, revision INTEGER NOT NULL, sha256 BLOB NOT NULL, data BLOB NOT NULL,
-    PRIMARY KEY (task, part)
+    task {text} NOT NULL, part TEXT NOT NULL, revision INTEGER NOT NULL, sha256 {blob} NOT NULL, data {blob},
+    place {text}, PRIMARY KEY (task, part)
 );
+CREATE INDEX parts_at ON parts (place) WHERE place IS NOT NULL;
 CREATE TABLE answers (
-    tenant TEXT NOT NULL, key TEXT NOT NULL, request BLOB NOT NULL, task TEXT NOT NULL, status INTEGER NOT NULL,
-    body BLOB NOT NULL, created TEXT NOT NULL, PRIMARY KEY (tenant, key)
-) WITHOUT ROWID;
+    tenant {text} NOT NULL, key {text} NOT NULL, request {blob} NOT NULL, task {text} NOT NULL,
+    status INTEGER NOT NULL, body {blob} NOT NULL, created {text} NOT NULL, PRIMARY KEY (tenant, key)
+) {ordered};
 CREATE INDEX answers_of ON answers (task);
+CREATE INDEX answers_since ON answers (created);
 CREATE TABLE tokens (
-    id TEXT PRIMARY KEY, hash BLOB NOT NULL, name TEXT NOT NULL, tenant TEXT NOT NULL, scopes TEXT NOT NULL,
+    id {text} PRIMARY KEY, hash {blob} NOT NULL, name TEXT NOT NULL, tenant TEXT NOT NULL, scopes TEXT NOT NULL,
     created TEXT NOT NULL, expires TEXT, revoked TEXT
-) WITHOUT ROWID;
+) {ordered};
 """
 
 
@@ -60,8 +78,16 @@ class ConflictError(HeadstartError):
     """A task was changed by somebody else at the same time."""
 
 
+class AnsweredError(HeadstartError):
+    """A request with the same idempotency key was quicker; what it was answered is remembered."""
+
+
 class StoreFullError(HeadstartError):
     """There is no room to keep more; nothing that was kept is lost."""
+
+
+class StoreAwayError(HeadstartError):
+    """The database, or the object store, cannot be reached now."""
 
 
 class Kept(NamedTuple):
@@ -104,32 +130,85 @@ class Once(NamedTuple):
     status: int
 
 
-def now() -> str:
-    """Return the time, as ISO 8601 has it."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+#: A part of a task: its name, its SHA-256, and itself, or where it is.
+_Row: TypeAlias = tuple[str, bytes, bytes | None, str | None]
 
 
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if "full" in str(error) or "disk I/O" in str(error):
-            raise StoreFullError(
-                f"what is kept cannot grow ({error}); nothing is lost: make room on the disk of the store, and ask"
-                " again"
-            ) from error
-        raise FileError(f"the store {path.name} cannot be used: {error}") from error
-    except sqlite3.DatabaseError as error:
-        raise DamagedError(f"the store is damaged there ({error}); other tasks are served on") from error
+class Execute(Protocol):
+    """Runs a statement of a transaction, and returns a cursor."""
+
+    def __call__(self, query: str, values: Sequence[Any] = (), /) -> Any: ...
+
+
+class Database(Protocol):
+    """What holds rows. Queries are of the SQL that all databases here speak, with ``?`` for values."""
+
+    where: str
+    """What it is called, without a password."""
+    shared: bool
+    """Whether other services may write to it, too."""
+
+    def rows(self, query: str, values: Sequence[Any] = (), /) -> list[Any]:
+        """Return the rows of a query."""
+
+    def writing(self) -> AbstractContextManager[Execute]:
+        """Begin a transaction, which is on the disk when the block ends, or never was."""
+
+    def erase(self) -> None:
+        """Overwrite what was deleted, where the database lets us."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+class Place(NamedTuple):
+    """Where a service keeps what it keeps."""
+
+    store: str
+    """The path of a file, or the URL of a PostgreSQL database."""
+    blobs: str | None = None
+    """The URL of an object store for tensors; ``None``: in the database."""
+
+
+def is_url(store: str) -> bool:
+    """Return whether a store is a database by URL, not a file."""
+    return "://" in store
+
+
+def open_database(store: str, reading: bool = False) -> Database:
+    """Open what holds the rows, or make it; ``reading``: beside the service that writes, by one thread.
+
+    Raises:
+        ConfigError: a URL of no such database, or of one that acknowledges what is not on its disk.
+        FileError: what cannot be opened, or is no store.
+        StoreAwayError: a database that cannot be reached.
+        UsageError: its extra is not installed.
+    """
+    if is_url(store):
+        from headstart.serve.postgres import Postgres
+
+        return Postgres(store, reading)
+    from headstart.serve.sqlite import SqliteFile
+
+    return SqliteFile(Path(store), reading)
+
+
+def open_blobs(place: Place) -> "Blobs | None":
+    """Open the object store, where there is one."""
+    if place.blobs is None:
+        return None
+    from headstart.serve.blobs import Blobs
+
+    return Blobs(place.blobs)
 
 
 class Reader:
     """Reads parts of tasks beside the process that writes them."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._connection: sqlite3.Connection | None = None
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._database: Database | None = None
+        self._blobs = open_blobs(place)
 
     def part(self, task: str, part: str, revision: int) -> bytes | None:
         """Return a part of a task, ``None`` where there is none of this revision (any more).
@@ -137,192 +216,243 @@ class Reader:
         Raises:
             DamagedError: it is not what was written.
         """
-        with _told(self._path):
-            if self._connection is None:
-                self._connection = sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)
-                self._connection.execute("PRAGMA busy_timeout=5000")
-            row = self._connection.execute(
-                "SELECT data, sha256 FROM parts WHERE task = ? AND part = ? AND revision = ?", (task, part, revision)
-            ).fetchone()
-        if row is None:
-            return None
-        if hashlib.sha256(row[0]).digest() != row[1]:
+        if self._database is None:  # not before it is there
+            self._database = open_database(self._place.store, reading=True)
+        query = "SELECT data, place, sha256 FROM parts WHERE task = ? AND part = ? AND revision = ?"
+        for attempt in range(2):
+            rows = self._database.rows(query, (task, part, revision))
+            if not rows:
+                return None
+            data, place, digest = rows[0]
+            if place is None:
+                break
+            if self._blobs is None:
+                raise FileError(
+                    f"what is kept of task {task} is in an object store; start the service with its --blobs"
+                )
+            data = self._blobs.get(place)
+            if data is not None or attempt:
+                break  # else it was perhaps replaced since: then there is no such row any more
+        if data is None or hashlib.sha256(data).digest() != bytes(digest):
             raise DamagedError(f"what is kept of task {task} is damaged (its {part} is not what was written)")
-        return bytes(row[0])
+        return bytes(data)
 
 
 class Store:
-    """The tasks of a service, in a file; of several threads one writes at a time."""
+    """The tasks of a service."""
 
-    def __init__(self, path: Path) -> None:
-        """Open a store, or make one.
-
-        Raises:
-            FileError: a file that cannot be opened, or is no store.
-        """
-        self.path = path
+    def __init__(self, place: Place) -> None:
+        """Open a store, or make one; what is raised is said at `open_database`."""
         self._lock = threading.RLock()
         self._recent: OrderedDict[tuple[str, str], Kept] = OrderedDict()
         self._guarded, self._looked = False, -math.inf
-        with _told(path):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                new = not path.exists()
-                self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-                if new:  # what people have shown is nobody else's
-                    path.chmod(0o600)
-                for setting in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "secure_delete=ON"):
-                    self._connection.execute(f"PRAGMA {setting}")
-                self._begin()
-            except FileError:
-                self._connection.close()
-                raise
-            except OSError as error:
-                raise FileError(f"the store {path} cannot be opened: {error.strerror}") from error
-            except sqlite3.DatabaseError as error:
-                raise FileError(f"{path} is no store of a service, or damaged from its start: {error}") from error
-            self._new_id = ids(self._connection.execute("SELECT max(id) FROM tasks").fetchone()[0])
+        self._counts: dict[str, tuple[float, int]] = {}
+        self.blobs = open_blobs(place)
+        self.database = open_database(place.store)
+        self._new_id = ids(self.database.rows("SELECT max(id) FROM tasks")[0][0])
 
-    def _begin(self) -> None:
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if version == 0 and tables == 0:
-            self._connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={FORMAT}; COMMIT;")
-        elif version != FORMAT:
-            raise FileError(f"{self.path} is no store of format {FORMAT} (it says {version}); choose another file")
+    @property
+    def where(self) -> str:
+        """What the store is called, without a password."""
+        return self.database.where
+
+    @property
+    def shared(self) -> bool:
+        """Whether other services may write to it: then what was read may be so no more, and reading takes a while."""
+        return self.database.shared
 
     def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._connection.close()
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _told(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._lock, _told(self.path):
-            return self._connection.execute(query, values).fetchall()
+        """Close it."""
+        self.database.close()
 
     def new_id(self) -> str:
         """Return the id of a task to come."""
         return self._new_id()
 
     def add(self, kept: Kept, parts: dict[str, bytes], once: Once | None = None) -> bytes:
-        """Keep a new task, and return its answer; what `Once` says is remembered with it."""
-        with self._writing() as connection:
-            row = (*kept[:5], json.dumps(kept.told), *kept[6:])
-            connection.execute("INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-            return self._keep(connection, kept, parts, once)
+        """Keep a new task, and return its answer; what `Once` says is remembered with it.
+
+        Raises:
+            AnsweredError: a request with the same key was quicker.
+        """
+        with self._placed(parts) as rows:
+            with self.database.writing() as execute:
+                row = (*kept[:5], json.dumps(kept.told), *kept[6:])
+                execute("INSERT INTO tasks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+                body = _keep(execute, kept, rows, once)
+        with self._lock:
+            since, count = self._counts.get(kept.tenant, (-math.inf, 0))
+            self._counts[kept.tenant] = since, count + 1
+        return body
 
     def replace(self, kept: Kept, parts: dict[str, bytes], once: Once | None = None) -> bytes:
         """Keep what a task was learned to anew; its revision is one more than before.
 
         Raises:
-            ConflictError: it is of another revision by now, or gone.
+            AnsweredError: a request with the same key was quicker.
+            ConflictError: the task is of another revision by now, or gone.
         """
-        with self._writing() as connection:
-            self._recent.pop((kept.tenant, kept.id), None)
-            changed = connection.execute(
-                "UPDATE tasks SET weights = ?, revision = ?, told = ?, support = ?, changed = ?"
-                " WHERE id = ? AND revision = ?",
-                (kept.weights, kept.revision, json.dumps(kept.told), kept.support, kept.changed, kept.id)
-                + (kept.revision - 1,),
-            )
-            if changed.rowcount != 1:
-                raise ConflictError("the task was changed at the same time by another request; ask again")
-            return self._keep(connection, kept, parts, once)
-
-    def _keep(self, connection: sqlite3.Connection, kept: Kept, parts: dict[str, bytes], once: Once | None) -> bytes:
-        for part, data in parts.items():
-            values = (kept.id, part, kept.revision, hashlib.sha256(data).digest(), data)
-            connection.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?)", values)
-        body = json.dumps(kept.public(), ensure_ascii=False, allow_nan=False).encode()
-        if once is not None:
-            old = (datetime.now(UTC) - REMEMBERED).isoformat()
-            connection.execute("DELETE FROM answers WHERE created < ?", (old,))
-            row = (kept.tenant, once.key, once.request, kept.id, once.status, body, now())
-            connection.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        with self._placed(parts) as rows:
+            with self._changing(kept.tenant, kept.id) as execute:
+                changed = execute(
+                    "UPDATE tasks SET weights = ?, revision = ?, told = ?, support = ?, changed = ?"
+                    " WHERE id = ? AND revision = ?",
+                    (kept.weights, kept.revision, json.dumps(kept.told), kept.support, kept.changed, kept.id)
+                    + (kept.revision - 1,),
+                )
+                if changed.rowcount != 1:
+                    raise ConflictError("the task was changed at the same time by another request; ask again")
+                before = _places(execute, kept.id)
+                body = _keep(execute, kept, rows, once)
+        if self.blobs is not None:
+            with contextlib.suppress(StoreAwayError):  # then they are swept later
+                self.blobs.delete(before)
         return body
+
+    @contextmanager
+    def _placed(self, parts: dict[str, bytes]) -> Iterator[list[_Row]]:
+        """Put parts where they are to be, before the rows that say so: of each its name, SHA-256, and itself or where.
+
+        Where it is certain that there will be no such rows they are taken back; else `sweep` finds them.
+        """
+        if self.blobs is None:
+            yield [(part, hashlib.sha256(data).digest(), data, None) for part, data in parts.items()]
+            return
+        rows: list[_Row] = []
+        for part, data in parts.items():
+            rows.append((part, hashlib.sha256(data).digest(), None, self.blobs.put(data)))
+        try:
+            yield rows
+        except (ConflictError, AnsweredError):
+            with contextlib.suppress(StoreAwayError):
+                self.blobs.delete([place for *_, place in rows if place is not None])
+            raise
+
+    @contextmanager
+    def _changing(self, tenant: str, task: str) -> Iterator[Execute]:
+        """Begin a transaction that changes a task, of which nothing is held in memory until it has ended."""
+        with self._lock if not self.shared else contextlib.nullcontext():
+            with self.database.writing() as execute:
+                self._recent.pop((tenant, task), None)
+                yield execute
 
     def remembered(self, tenant: str, key: str) -> Remembered | None:
         """Return what was answered to a tenant's idempotency key."""
-        rows = self._rows("SELECT request, status, body FROM answers WHERE tenant = ? AND key = ?", (tenant, key))
+        query = "SELECT request, status, body FROM answers WHERE tenant = ? AND key = ?"
+        rows = self.database.rows(query, (tenant, key))
         return Remembered(*rows[0]) if rows else None
 
     def task(self, tenant: str, task: str) -> Kept | None:
-        """Return a tenant's task, ``None`` where the tenant has none of this id."""
+        """Return a tenant's task, ``None`` where the tenant has none of this id.
+
+        Where others may change it, too, it is read each time: what was deleted elsewhere is not answered here.
+        """
+        if self.shared:
+            return self._read(tenant, task)
         with self._lock:  # nobody else writes tasks, so what was read last is as it was
             if (found := self._recent.get((tenant, task))) is None:
-                rows = self._rows("SELECT * FROM tasks WHERE id = ? AND tenant = ?", (task, tenant))
-                if not rows:
+                if (found := self._read(tenant, task)) is None:
                     return None
-                found = self._recent[tenant, task] = self._kept(rows[0])
+                self._recent[tenant, task] = found
                 if len(self._recent) > _RECENT:
                     self._recent.popitem(last=False)
             return found
 
+    def _read(self, tenant: str, task: str) -> Kept | None:
+        rows = self.database.rows("SELECT * FROM tasks WHERE id = ? AND tenant = ?", (task, tenant))
+        return _kept(rows[0]) if rows else None
+
     def tasks(self, tenant: str, after: str, limit: int) -> list[Kept]:
         """Return a tenant's tasks behind an id, the oldest first."""
         query = "SELECT * FROM tasks WHERE tenant = ? AND id > ? ORDER BY id LIMIT ?"
-        return [self._kept(row) for row in self._rows(query, (tenant, after, limit))]
+        return [_kept(row) for row in self.database.rows(query, (tenant, after, limit))]
 
     def count(self, tenant: str | None = None) -> int:
         """Return how many tasks there are, of a tenant or of all."""
         if tenant is None:
-            return self._rows("SELECT count(*) FROM tasks")[0][0]
-        return self._rows("SELECT count(*) FROM tasks WHERE tenant = ?", (tenant,))[0][0]
+            return self.database.rows("SELECT count(*) FROM tasks")[0][0]
+        return self.database.rows("SELECT count(*) FROM tasks WHERE tenant = ?", (tenant,))[0][0]
 
-    @staticmethod
-    def _kept(row: Sequence[Any]) -> Kept:
-        task, tenant, run, weights, revision, told, support, created, changed = row
-        return Kept(task, tenant, run, weights, revision, json.loads(told), support, created, changed)
+    def has_room(self, tenant: str, most: int) -> bool:
+        """Return whether a tenant has fewer tasks than so many.
+
+        They are counted when there may be too many, and where others write, too, when a second has passed since.
+        """
+        with self._lock:
+            since, count = self._counts.get(tenant, (-math.inf, 0))
+        old = time.monotonic() - since > (_BELIEVED if self.shared else math.inf)
+        if old or count >= most or since == -math.inf:
+            began, count = time.monotonic(), self.count(tenant)
+            with self._lock:
+                self._counts[tenant] = began, count
+        return count < most
 
     def delete(self, tenant: str, task: str) -> bool:
         """Delete a tenant's task with all that was kept of it; whether there was one.
 
-        What was freed is overwritten, and the log of changes, which still has it, is emptied.
+        Raises:
+            StoreAwayError: its rows are gone, but the object store has its tensors still; `sweep` will delete them.
         """
-        with self._writing() as connection:
-            self._recent.pop((tenant, task), None)
-            found = connection.execute("DELETE FROM tasks WHERE id = ? AND tenant = ?", (task, tenant)).rowcount == 1
+        places: list[str] = []
+        with self._changing(tenant, task) as execute:
+            found = execute("DELETE FROM tasks WHERE id = ? AND tenant = ?", (task, tenant)).rowcount == 1
             if found:
-                connection.execute("DELETE FROM parts WHERE task = ?", (task,))
-                connection.execute("DELETE FROM answers WHERE task = ?", (task,))
+                places = _places(execute, task)
+                execute("DELETE FROM parts WHERE task = ?", (task,))
+                execute("DELETE FROM answers WHERE task = ?", (task,))
         if found:
-            self._rows("PRAGMA wal_checkpoint(TRUNCATE)")
+            self.database.erase()
+        if self.blobs is not None:
+            self.blobs.delete(places)
         return found
+
+    def sweep(self, age: timedelta = ORPHANED) -> int:
+        """Delete what is remembered no longer, and blobs that no row knows of; return how many of these.
+
+        They were left by a service that died in between. One that is younger than ``age`` may be of a task that is
+        being kept now.
+        """
+        swept = 0
+        with self.database.writing() as execute:
+            execute("DELETE FROM answers WHERE created < ?", ((datetime.now(UTC) - REMEMBERED).isoformat(),))
+        if self.blobs is not None:
+            for places in self.blobs.older(datetime.now(UTC) - age, _CHUNK):
+                marks = ", ".join("?" * len(places))
+                known = {
+                    row[0] for row in self.database.rows(f"SELECT place FROM parts WHERE place IN ({marks})", places)
+                }
+                left = [place for place in places if place not in known]
+                self.blobs.delete(left)
+                swept += len(left)
+        return swept
+
+    def check(self) -> None:
+        """Raise `StoreAwayError` where the store cannot be reached."""
+        self.database.rows("SELECT 1")
 
     def add_token(self, row: Sequence[Any]) -> None:
         """Keep a token: its id, hash, name, tenant, scopes, when it was made and until when it holds."""
-        with self._writing() as connection:
-            connection.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, NULL)", tuple(row))
-            self._guarded = True
+        with self.database.writing() as execute:
+            execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, NULL)", tuple(row))
+        self._guarded = True
 
     def token(self, token: str) -> tuple[Any, ...] | None:
         """Return the hash, tenant, scopes, end and revocation of a token, by its id."""
         query = "SELECT hash, tenant, scopes, expires, revoked FROM tokens WHERE id = ?"
-        rows = self._rows(query, (token,))
+        rows = self.database.rows(query, (token,))
         return tuple(rows[0]) if rows else None
 
     def tokens(self) -> list[dict[str, Any]]:
         """Return all tokens without their hashes, also those that were revoked."""
         names = ("id", "name", "tenant", "scopes", "created", "expires", "revoked")
-        return [dict(zip(names, row)) for row in self._rows(f"SELECT {', '.join(names)} FROM tokens ORDER BY created")]
+        rows = self.database.rows(f"SELECT {', '.join(names)} FROM tokens ORDER BY created")
+        return [dict(zip(names, row)) for row in rows]
 
     def revoke(self, token: str) -> bool:
         """Revoke a token by its id; whether there is one."""
-        with self._writing() as connection:
+        with self.database.writing() as execute:
             query = "UPDATE tokens SET revoked = coalesce(revoked, ?) WHERE id = ?"
-            return connection.execute(query, (now(), token)).rowcount == 1
+            return execute(query, (now(), token)).rowcount == 1
 
     def has_tokens(self) -> bool:
         """Return whether there ever was a token: to revoke the last one opens nothing.
@@ -330,6 +460,41 @@ class Store:
         What another process adds is seen within a second.
         """
         if not self._guarded and time.monotonic() - self._looked > 1.0:
-            self._guarded = bool(self._rows("SELECT EXISTS (SELECT 1 FROM tokens)")[0][0])
+            self._guarded = bool(self.database.rows("SELECT EXISTS (SELECT 1 FROM tokens)")[0][0])
             self._looked = time.monotonic()
         return self._guarded
+
+
+def now() -> str:
+    """Return the time, as ISO 8601 has it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _kept(row: Sequence[Any]) -> Kept:
+    task, tenant, run, weights, revision, told, support, created, changed = row
+    return Kept(task, tenant, run, weights, revision, json.loads(told), support, created, changed)
+
+
+def _places(execute: Execute, task: str) -> list[str]:
+    """Return where the parts of a task are that are not in the database."""
+    return [
+        row[0] for row in execute("SELECT place FROM parts WHERE task = ? AND place IS NOT NULL", (task,)).fetchall()
+    ]
+
+
+def _keep(execute: Execute, kept: Kept, rows: Sequence[_Row], once: Once | None) -> bytes:
+    """Write the parts of a task, and the answer of the request that taught it, which is returned."""
+    for part, *rest in rows:
+        execute(
+            "INSERT INTO parts (task, part, revision, sha256, data, place) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT"
+            " (task, part) DO UPDATE SET revision = excluded.revision, sha256 = excluded.sha256,"
+            " data = excluded.data, place = excluded.place",
+            (kept.id, part, kept.revision, *rest),
+        )
+    body = json.dumps(kept.public(), ensure_ascii=False, allow_nan=False).encode()
+    if once is not None:
+        row = (kept.tenant, once.key, once.request, kept.id, once.status, body, now())
+        told = execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row)
+        if told.rowcount != 1:
+            raise AnsweredError("a request with this key was answered at the same time; ask again")
+    return body

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from headstart.errors import ConfigError, check_known
-from headstart.serve.ids import ids
+from headstart.serve.ids import PATTERN, ids
 from headstart.serve.store import Store, now
 
 Scope: TypeAlias = Literal["adapt", "predict", "admin"]
@@ -66,7 +66,9 @@ def caller(store: Store, given: str, own: bytes | None = None) -> Caller | None:
     if own is not None and hmac.compare_digest(_hash(given), own):
         return LOCAL
     parts = given.split("_", 2)
-    if len(parts) != 3 or parts[0] != "hs" or (kept := store.token(parts[1])) is None:
+    if len(parts) != 3 or parts[0] != "hs" or not re.fullmatch(PATTERN, parts[1]):
+        return None
+    if (kept := store.token(parts[1])) is None:
         return None
     hashed, tenant, scopes, expires, revoked = kept
     over = revoked is not None or expires is not None and datetime.fromisoformat(expires) <= datetime.now(UTC)

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from headstart.errors import HeadstartError
 from headstart.serve.contract import Limits
+from headstart.serve.store import Place
 
 
 class Work(NamedTuple):
@@ -12,11 +13,19 @@ class Work(NamedTuple):
     sources: tuple[str, ...]
     """Runs, and networks as they are."""
     store: str
+    """A file, or the URL of a database."""
     device: str
     threads: int
     memory: int
     """Bytes of tasks that are kept in memory; the least lately asked for goes first."""
     limits: Limits
+    blobs: str | None = None
+    """The URL of an object store for tensors; ``None``: they are in the store."""
+
+    @property
+    def place(self) -> Place:
+        """Where tasks are kept."""
+        return Place(self.store, self.blobs)
 
 
 class Failed(NamedTuple):

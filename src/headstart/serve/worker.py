@@ -10,7 +10,6 @@ import signal
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from headstart.errors import HeadstartError
@@ -89,7 +88,7 @@ def _opened(work: Work) -> _Opened:
     torch.set_num_threads(work.threads)
     device = find_device(work.device)
     served = {one.name: one for one in (learning.open_served(source, device) for source in work.sources)}
-    memory, reader = Memory(work.memory), Reader(Path(work.store))
+    memory, reader = Memory(work.memory), Reader(work.place)
 
     def support(lesson: Lesson) -> Any:
         if not lesson.grown:
