@@ -1,6 +1,6 @@
 """How fast the service is, what it loses when it is killed, and how soon it is back: on this machine, over loopback.
 
-    python -m benchmarks.service                       # four minutes
+    python -m benchmarks.service                       # ten minutes
     python -m benchmarks.service --only soak --seconds 1800
 
 - ``throughput``: predictions a second, one 28 x 28 drawing a request, so many connections that each wait for their
@@ -10,7 +10,10 @@
 - ``adapt``: the time to learn a task of 5 ways and 5 shots, beside 50 predictions a second;
 - ``restart``: from the start of the process until it is ready, with so many tasks in its store;
 - ``soak``: teaching and predicting while a worker is killed (kill -9) every so many seconds: what was acknowledged and
-  is not there at the end, what was answered with which status, and how memory grew.
+  is not there at the end, what was answered with which status, and how memory grew;
+- ``scale``: predictions and lessons a second by one and two workers, services at one PostgreSQL database, and replicas
+  under Ray, with the processors' time of a request by who took it, and what a database and a folder of blobs take in
+  alone. PostgreSQL is started for it (`tools.postgres`); what is not installed is left out, and said.
 
 The load comes from this process, on the same cores. Bounded in requests and time, and to 127.0.0.1 alone.
 """
@@ -32,8 +35,10 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,9 +47,10 @@ from PIL import Image
 
 import headstart
 from headstart.training.files import make_folder, to_json, write
+from tools import postgres
 
 RUN = Path(__file__).parents[1] / "src" / "headstart" / "serve" / "demo" / "icons"
-PARTS = ("throughput", "adapt", "restart", "soak")
+PARTS = ("throughput", "adapt", "restart", "soak", "scale")
 #: Requests that a part may send at the most.
 MOST = 200_000
 
@@ -155,10 +161,10 @@ def started(words: list[str], port: int) -> Iterator[Service]:
                 process.wait()
 
 
-def ours(store: Path, run: Path = RUN) -> tuple[list[str], int]:
+def ours(store: Path | str, run: Path = RUN, *more: str) -> tuple[list[str], int]:
     """Return the words that start our service, and its port."""
     port = free()
-    return ["headstart", "serve", str(run), "--port", str(port), "--store", str(store), "--drain", "0"], port
+    return ["headstart", "serve", str(run), "--port", str(port), "--store", str(store), "--drain", "0", *more], port
 
 
 async def taught(port: int, count: int) -> list[str]:
@@ -173,14 +179,14 @@ async def taught(port: int, count: int) -> list[str]:
 
 
 async def closed_loop(
-    port: int, connections: int, seconds: float, request: Callable[[int], tuple[str, str, bytes]]
+    ports: Sequence[int], connections: int, seconds: float, request: Callable[[int], tuple[str, str, bytes]]
 ) -> tuple[list[float], Counter[int]]:
     """Let connections ask, each again when it was answered, and return the times to answer and the statuses."""
     took, statuses, sent, end = list[float](), Counter[int](), 0, time.monotonic() + seconds
 
-    async def one() -> None:
+    async def one(own: int) -> None:
         nonlocal sent
-        connection = Connection(port)
+        connection = Connection(ports[own % len(ports)])
         while time.monotonic() < end and sent < MOST:
             sent += 1
             began = time.monotonic()
@@ -189,7 +195,7 @@ async def closed_loop(
             statuses[status] += 1
         connection.close()
 
-    await asyncio.gather(*(one() for _ in range(connections)))
+    await asyncio.gather(*(one(own) for own in range(connections)))
     return took, statuses
 
 
@@ -215,21 +221,16 @@ def throughput(seconds: float, connections: int) -> dict[str, Any]:
 
     async def measured(port: int, pid: int) -> dict[str, Any]:
         tasks = await taught(port, 20)
-        await closed_loop(port, connections, 1.0, predictions(tasks))
+        await closed_loop([port], connections, 1.0, predictions(tasks))
         pids = [pid, *_workers(pid)]
         before = [processor(one) for one in pids]
-        took, statuses = await closed_loop(port, connections, seconds, predictions(tasks))
+        took, statuses = await closed_loop([port], connections, seconds, predictions(tasks))
         assert set(statuses) == {200}, statuses
         own = [round(1000 * (processor(one) - was) / len(took), 3) for one, was in zip(pids, before)]
         return {"per_second": round(len(took) / seconds, 1), **milliseconds(took), "processor_ms": own}
 
     with tempfile.TemporaryDirectory() as place:
-        port, run = free(), Path(place) / "conv4"
-        model = {"name": "conv4", "filters": 64, "downsample": "pool"}
-        few = {"evaluate_tasks": 2, "test_tasks": 2, "threads": 1}
-        headstart.train(
-            {"tasks": "icons", "method": "prototypes", "model": model, "outer": {"steps": 1}, "run": few}, run
-        )
+        port, run = free(), _conv4(Path(place))
         hand = ["benchmarks.peers.service_by_hand", str(port)], port
         rounds: dict[str, list[dict[str, Any]]] = {"ours": [], "by_hand": []}
         for turn in range(2):
@@ -238,6 +239,15 @@ def throughput(seconds: float, connections: int) -> dict[str, Any]:
                     rounds[name].append(asyncio.run(measured(own, service.process.pid)))
     best = {name: max(own, key=lambda one: one["per_second"]) for name, own in rounds.items()}
     return found | best | {"ratio": round(best["ours"]["per_second"] / best["by_hand"]["per_second"], 2)}
+
+
+def _conv4(place: Path) -> Path:
+    """Return a run of the literature's network, hardly trained: its answers cost what those of a good one do."""
+    model = {"name": "conv4", "filters": 64, "downsample": "pool"}
+    few = {"evaluate_tasks": 2, "test_tasks": 2, "threads": 1}
+    tree = {"tasks": "icons", "method": "prototypes", "model": model, "outer": {"steps": 1}, "run": few}
+    headstart.train(tree, place / "conv4")
+    return place / "conv4"
 
 
 def adapting(seconds: float, rate: float) -> dict[str, Any]:
@@ -354,7 +364,7 @@ def _copied(store: Path, task: str, count: int) -> None:
     connection = sqlite3.connect(store)
     tasks = [("tasks", "id, tenant, run, weights, revision, told, support, created, changed")]
     with connection:
-        for table, columns in (*tasks, ("parts", "task, part, revision, sha256, data")):
+        for table, columns in (*tasks, ("parts", "task, part, revision, sha256, data, place")):
             own, _, rest = columns.partition(", ")
             query = f"INSERT INTO {table} ({columns}) SELECT ?, {rest} FROM {table} WHERE {own} = ?"
             connection.executemany(query, ((_copy(number), task) for number in range(count)))
@@ -412,6 +422,107 @@ def soak(seconds: float, every: float) -> dict[str, Any]:
             return told | {"statuses": dict(statuses), "memory_mb": [before, *sizes[1:], memory(service.process.pid)]}
 
 
+def scale(seconds: float, connections: int) -> dict[str, Any]:
+    """Measure what more processes give, on these cores, and what each part of a service takes for a request."""
+    found: dict[str, Any] = {"connections": connections, "left_out": []}
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+        run = _conv4(Path(place))
+        reason = postgres.lacking() or ("psycopg is not installed" if find_spec("psycopg") is None else None)
+        database = None if reason else stack.enter_context(postgres.running())
+        found["left_out"] += [f"postgres: {reason}"] if reason else []
+
+        def store(kind: str) -> str:
+            return database.empty() if database is not None else str(Path(place) / f"{kind}.db")
+
+        cases: dict[str, tuple[int, list[str]]] = {
+            "file, 1 worker": (1, []),
+            "file, 2 workers": (1, ["--workers", "2"]),
+        }
+        if database is not None:
+            cases |= {
+                "postgres, 1 worker": (1, []),
+                "postgres, 2 workers": (1, ["--workers", "2"]),
+                "postgres, 2 services": (2, []),
+            }
+            if find_spec("obstore") is not None:
+                cases["postgres and a folder of blobs, 1 worker"] = 1, ["--blobs", (Path(place) / "blobs").as_uri()]
+            if find_spec("ray") is not None:
+                cases |= {
+                    f"ray, {n} + {n} replicas": (1, ["--ray", "--replicas", str(n), "--workers", str(n)])
+                    for n in (1, 2)
+                }
+            else:
+                found["left_out"].append("ray: it is not installed")
+        for name, (services, more) in cases.items():
+            where = str(Path(place) / f"{len(found)}.db") if name.startswith("file") else store(name)
+            found[name] = _scaled(where, run, services, more, seconds, connections, database)
+            print(json.dumps({name: found[name]}), flush=True)
+        found["alone"] = _alone(Path(place), store("alone") if database else None, seconds / 4)
+    return found
+
+
+def _scaled(
+    store: str, run: Path, services: int, more: list[str], seconds: float, connections: int, database: Any
+) -> dict[str, Any]:
+    with ExitStack() as stack:
+        running = [stack.enter_context(started(*ours(store, run, *more))) for _ in range(services)]
+        ports = [one.port for one in running]
+        tasks = asyncio.run(taught(ports[0], 20))
+        lessons = [json.dumps(examples(task)).encode() for task in range(50)]
+
+        async def measured(request: Callable[[int], tuple[str, str, bytes]], at_once: int) -> dict[str, Any]:
+            await closed_loop(ports, at_once, 1.5, request)
+            kinds = {"http": [one.process.pid for one in running]}
+            kinds["workers"] = [worker for one in running for worker in _workers(one.process.pid)]
+            kinds["database"] = [] if database is None or not store.startswith("postgresql") else database.processes()
+            if "--ray" in more:  # whose processes are its own
+                kinds = {}
+            before = {name: sum(processor(pid) for pid in pids) for name, pids in kinds.items()}
+            took, statuses = await closed_loop(ports, at_once, seconds, request)
+            busy = {name: sum(processor(pid) for pid in pids) - before[name] for name, pids in kinds.items()}
+            done = {200: "right", 201: "right"}
+            told = {"per_second": round(len(took) / seconds, 1), **milliseconds(took)}
+            refused = {status: count for status, count in statuses.items() if status not in done}
+            told |= {"processor_ms": {name: round(1000 * own / len(took), 2) for name, own in busy.items()}}
+            return told | ({"refused": refused} if refused else {})
+
+        return {
+            "predict": asyncio.run(measured(predictions(tasks), connections)),
+            "learn": asyncio.run(measured(lambda number: ("POST", "/v1/tasks", lessons[number % 50]), 16)),
+        }
+
+
+def _alone(place: Path, url: str | None, seconds: float) -> dict[str, Any]:
+    """Measure how many tasks a second stores take in, of so many bytes, without learning any."""
+    from headstart.serve.store import Kept, Place, Store, now
+
+    with started(*ours(place / "bytes.db")) as service:
+        asyncio.run(taught(service.port, 1))
+    rows = sqlite3.connect(place / "bytes.db").execute("SELECT part, data FROM parts").fetchall()
+    parts = dict(rows)
+    found: dict[str, Any] = {"bytes_of_a_task": sum(map(len, parts.values()))}
+    places = {"file": Place(str(place / "alone.db"))}
+    if find_spec("obstore") is not None:
+        places["file and a folder of blobs"] = Place(str(place / "alone2.db"), (place / "alone").as_uri())
+    if url is not None:
+        places["postgres"] = Place(url)
+    for name, where in places.items():
+        store = Store(where)
+        end, told = time.monotonic() + seconds, {"name": None, "labels": ["a", "b"]}
+
+        def add(_: int, store: Store = store, end: float = end, told: dict[str, Any] = told) -> int:
+            count = 0
+            while time.monotonic() < end:
+                store.add(Kept(store.new_id(), "me", "run", "w", 1, told, "hash", now(), now()), parts)
+                count += 1
+            return count
+
+        with ThreadPoolExecutor(8) as several:
+            found[name] = round(sum(several.map(add, range(8))) / seconds, 1)
+        store.close()
+    return found
+
+
 def _workers(pid: int) -> list[int]:
     """Return the processes that compute: children of what PyTorch was loaded in once, which has no work of its own."""
     children = dict[int, list[int]]()
@@ -441,6 +552,7 @@ def main() -> None:
         "adapt": lambda: adapting(asked.seconds, asked.rate),
         "restart": lambda: restart(asked.tasks),
         "soak": lambda: soak(asked.seconds, asked.every),
+        "scale": lambda: scale(asked.seconds, asked.connections),
     }
     found: dict[str, Any] = {
         "cores": os.cpu_count(),

@@ -84,6 +84,12 @@ class Server:
         self._process.send_signal(signal.SIGQUIT if crash else signal.SIGINT)
         self._process.wait(60)
 
+    def processes(self) -> list[int]:
+        """Return the numbers of its processes that run now."""
+        words = ["ps", "-o", "pid=", "--ppid", str(self._process.pid)]
+        found = subprocess.run(words, capture_output=True, text=True).stdout.split()
+        return [self._process.pid, *map(int, found)]
+
     def sql(self, query: str) -> str:
         """Run statements, and return what they print."""
         return self._run("psql", "-h", self._folder, "-U", "postgres", "-Atqc", query).strip()

@@ -36,6 +36,8 @@ def serve(
     i_know: _Switch = False,
     allow_host: _Several = None,
     workers: _Count = 1,
+    ray: _Switch = False,
+    replicas: _Count = 1,
     memory: _Count = 512,
     body: _Count = 10,
     drain: _Share = 5.0,
@@ -59,6 +61,8 @@ def serve(
         i_know: With --no-auth at another host than 127.0.0.1, say that all who reach it may do all.
         allow_host: Other names that the service is called by, such as that of a proxy before it; * for any.
         workers: Processes that compute.
+        ray: Run under Ray Serve, on this machine or the cluster at RAY_ADDRESS; the store is PostgreSQL then.
+        replicas: Under Ray: processes that speak HTTP.
         memory: Megabytes of tasks that each of them keeps in memory; the others are read when they are asked for.
         body: Megabytes that a request may have.
         drain: Seconds in which the service, told to end (SIGTERM), says so at /readyz and still serves.
@@ -75,7 +79,15 @@ def serve(
         from headstart.training.files import read
 
         settings = settings._replace(token=hash_of(read(token_file, 4096).decode("utf-8", "replace"), str(token_file)))
-    run(settings, host, port, drain, i_know, lambda where: print(f"serving at {where} (Ctrl-C ends it)", flush=True))
+
+    def told(where: str) -> None:
+        print(f"serving at {where} (Ctrl-C ends it)", flush=True)
+
+    if ray:
+        from headstart.serve import on_ray
+
+        return on_ray.run(settings, host, port, replicas, i_know, told)
+    run(settings, host, port, drain, i_know, told)
 
 
 def demo(*, port: _Port = 0, browser: bool = True, store: Path | None = None) -> None:

@@ -135,6 +135,8 @@ class ChangedError(Exception):
 
 
 def _failure(failed: Failed) -> Exception:
+    if failed.status is not None:
+        return RefusedError(failed.status, failed.kind, failed.message, failed.headers)
     if failed.kind == "GoneError":
         return ChangedError()
     if failed.kind == "FileError":

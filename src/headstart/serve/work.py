@@ -33,6 +33,9 @@ class Failed(NamedTuple):
 
     kind: str
     message: str
+    status: int | None = None
+    """What HTTP calls it, where that is said already."""
+    headers: dict[str, str] | None = None
 
 
 class Lesson(NamedTuple):
