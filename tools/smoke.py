@@ -258,6 +258,54 @@ def serve(place: Path) -> None:
             demo.terminate()
 
 
+def teaches(place: Path, *words: str) -> None:
+    """Start a service of texts with options, teach it, and ask it."""
+    command = [sys.executable, "-m", "headstart", "serve", "ngrams", "--port", "0", "--drain", "0", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
+        try:
+            assert service.stdout is not None
+            client = headstart.Client(service.stdout.readline().split()[2])
+            task = client.adapt("ngrams", {"card": ["where is my card", "my card"], "money": ["my money", "a refund"]})
+            assert [row["prediction"] for row in client.predict(task, ["the card", "the money"])] == ["card", "money"]
+            client.delete(task)
+            client.close()
+        finally:
+            service.terminate()
+
+
+def postgres(place: Path) -> None:
+    """A service that keeps its tasks in PostgreSQL; where no server can be started, a refusal that says so."""
+    sys.path.insert(0, str(ROOT))
+    from tools import postgres as server
+
+    if server.lacking() is None:
+        with server.running() as own:
+            teaches(place, "--store", own.empty())
+    else:
+        words = [sys.executable, "-m", "headstart", "tokens", "list", "--store", "postgresql://a:hidden@127.0.0.1:9/b"]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 1 and "cannot be reached" in done.stderr and "hidden" not in done.stderr
+
+
+def blobs(place: Path) -> None:
+    """A service that keeps tensors in a folder."""
+    teaches(place, "--store", str(place / "tasks.db"), "--blobs", (place / "blobs").as_uri())
+    assert (place / "blobs").is_dir() and not [path for path in (place / "blobs").rglob("*") if path.is_file()]
+
+
+def ray(place: Path) -> None:
+    """A service under Ray; where no database can be started, its refusal of a file."""
+    sys.path.insert(0, str(ROOT))
+    from tools import postgres as server
+
+    if server.lacking() is None:
+        with server.running() as own:
+            teaches(place, "--ray", "--store", own.empty())
+    else:
+        words = [sys.executable, "-m", "headstart", "serve", "ngrams", "--ray"]
+        assert "PostgreSQL" in subprocess.run(words, capture_output=True, text=True).stderr
+
+
 def slurm(place: Path) -> None:
     """Runs as jobs, of this machine."""
     from headstart.training.slurm import slurm as jobs
@@ -270,7 +318,7 @@ def slurm(place: Path) -> None:
 
 def dev(place: Path) -> None:
     """What development needs: each extra in it, and its tools."""
-    for extra in (tabular, search, baselines, text, onnx, export, serve):
+    for extra in (tabular, search, baselines, text, onnx, export, serve, postgres, blobs):
         (place / extra.__name__).mkdir()
         extra(place / extra.__name__)
     for words in (["ruff", "check"], ["pytest", "-q", "-p", "no:cacheprovider", "tests/test_public.py"]):
@@ -289,6 +337,9 @@ EXTRAS: dict[str, Callable[[Path], None]] = {
         onnx,
         export,
         serve,
+        postgres,
+        blobs,
+        ray,
         keras,
         track,
         slurm,

@@ -23,7 +23,14 @@ def test_every_extra_is_tried(extras):
 
 @pytest.mark.parametrize(
     ("extra", "package"),
-    [("onnx", "onnxruntime"), ("serve", "fastapi"), ("heic", "pillow_heif"), ("icons", "resvg_py")],
+    [
+        ("onnx", "onnxruntime"),
+        ("serve", "fastapi"),
+        ("postgres", "psycopg"),
+        ("blobs", "obstore"),
+        ("heic", "pillow_heif"),
+        ("icons", "resvg_py"),
+    ],
 )
 def test_what_is_here_works(extras, extra, package, tmp_path, monkeypatch):
     if find_spec(package) is None:

@@ -195,7 +195,8 @@ def run(settings: Settings, host: str, port: int, replicas: int, known: bool, to
     ray.init(include_dashboard=None if elsewhere else False, log_to_driver=False, **own)
     try:
         serve.start(http_options=HTTPOptions(host=host, port=port))
-        serve.run(wanted, name="headstart", route_prefix="/")
+        # the service has a log of its own, with less in it
+        serve.run(wanted, name="headstart", route_prefix="/", logging_config={"enable_access_log": False})
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ended.set())
         told(f"http://{host}:{port}")
