@@ -3,20 +3,24 @@
 import doctest
 import importlib
 import pkgutil
+from importlib.util import find_spec
 
 import pytest
 
 import headstart
 
+#: Keras' and Ray's are looked at in environments of their own; others need what may not be installed.
+ELSEWHERE = ("headstart.integrations.keras", "headstart.serve.on_ray")
+NEEDS = {"headstart.serve.postgres": "psycopg", "headstart.serve.blobs": "obstore"}
 
-def needs_tensorflow(name):
-    """Those are looked at in an environment of their own, by `make test-keras`."""
-    return name.startswith("headstart.integrations.keras")
+
+def is_here(name):
+    return not name.startswith(ELSEWHERE) and find_spec(NEEDS.get(name, "headstart")) is not None
 
 
 # to look for modules in a package is to import it
 FOUND = pkgutil.walk_packages(headstart.__path__, "headstart.", onerror=lambda name: None)
-MODULES = [m.name for m in FOUND if not m.name.endswith("__main__") and not needs_tensorflow(m.name)]
+MODULES = [m.name for m in FOUND if not m.name.endswith("__main__") and is_here(m.name)]
 
 
 @pytest.mark.parametrize("name", MODULES)

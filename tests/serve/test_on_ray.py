@@ -19,18 +19,22 @@ ASKED = {"inputs": [{"text": "my card"}, {"text": "a refund"}]}
 
 
 @pytest.fixture(scope="module", params=[1, 2])
-def ray(request, postgres):
+def ray(request, postgres, tmp_path_factory):
     """A service under Ray of so many replicas that speak HTTP, and as many that compute."""
     words = ["ngrams", "--ray", "--store", postgres.empty(), "--port", "0", "--replicas", request.param]
     command = [sys.executable, "-m", "headstart", "serve", *map(str, words), "--workers", str(request.param)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    line = process.stdout.readline()
-    try:
-        assert line.startswith("serving at"), process.stderr.read()[-4000:]
-        yield Http(line.split()[2]), process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+    log = tmp_path_factory.mktemp("ray") / "log"
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        line = process.stdout.readline()
+        try:
+            assert line.startswith("serving at"), log.read_text()[-4000:]
+            yield Http(line.split()[2]), process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
 
 
 @pytest.mark.timeout(600)
