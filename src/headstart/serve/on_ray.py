@@ -191,6 +191,7 @@ def run(settings: Settings, host: str, port: int, replicas: int, known: bool, to
     ended = threading.Event()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to others
     elsewhere = bool(os.environ.get("RAY_ADDRESS"))
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else it gives way to whatever else the machine does
     own: dict[str, Any] = {} if elsewhere else {"num_cpus": max(cores(), replicas + settings.workers)}
     ray.init(include_dashboard=None if elsewhere else False, log_to_driver=False, **own)
     try:
