@@ -275,6 +275,17 @@ def test_a_folder_that_goes_away_while_it_is_written_to_is_told_as_such(tmp_path
     assert os.listdir(tmp_path) == ["elsewhere"] and open_run(tmp_path / "elsewhere")[1].step >= 7
 
 
+def test_a_folder_that_goes_away_while_scores_are_written_is_told_as_such(tmp_path, monkeypatch):
+    def moved(*given):
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        return {}
+
+    monkeypatch.setattr(runs, "_trusted", moved)
+    with pytest.raises(FileError, match="moved to .*elsewhere while training"):
+        train(tree(SINE), tmp_path / "run")
+    assert os.listdir(tmp_path) == ["elsewhere"] and open_run(tmp_path / "elsewhere")[1].step == 10
+
+
 def test_checkpoints_are_saved_by_time_too_and_kept_as_said(tmp_path, monkeypatch):
     ticks = itertools.count(step=1000)  # three looks at the clock are 50 minutes
     monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=ticks.__next__))

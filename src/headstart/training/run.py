@@ -20,7 +20,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -152,8 +152,9 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
             view.close()
             stays(state, best)
             if everyone.first:
-                write(run / "last.safetensors", to_safetensors(flat(state.meta)))
-                write(run / "best.safetensors", to_safetensors(flat(best.meta)))
+                with _there(partial(stays, state, best)):
+                    write(run / "last.safetensors", to_safetensors(flat(state.meta)))
+                    write(run / "best.safetensors", to_safetensors(flat(best.meta)))
             left = stop.requested or not tested
             score = None if left else _test(job, run, state, best, stays, stop, view)
             if score is not None and track is not None:
@@ -235,6 +236,16 @@ _Stays: TypeAlias = Callable[[State, Best], None]
 
 def _not_mine(state: State, best: Best) -> None:
     """Of a process that reads and writes no files."""
+
+
+@contextmanager
+def _there(stays: Callable[[], None]) -> Iterator[None]:
+    """Say of files that cannot be written that the run's folder is gone, where that is why."""
+    try:
+        yield
+    except FileError:
+        stays()
+        raise
 
 
 def _stays(
@@ -450,7 +461,8 @@ def _test(job: Job, run: Path, state: State, best: Best, stays: _Stays, stop: St
         report(run, job, best.meta)
 
     try:
-        everyone.alone(told)
+        with _there(partial(stays, state, best)):
+            everyone.alone(told)
     except _Stopped:
         return None
     return score
