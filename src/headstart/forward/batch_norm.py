@@ -202,6 +202,14 @@ class TaskStatistics(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` ``(n, channels, *space)``."""
+        plain = not torch.is_grad_enabled() and _plain(x, self.weight, self.running_mean)
+        if self.training and plain and x.numel() > x.shape[1]:
+            # one pass, which notes the statistics; the biased variance is what it normalises by
+            mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+            out, *_ = torch.native_batch_norm(x, self.weight, self.bias, mean, var, True, 1.0, self.eps)
+            self._update("running_mean", mean)
+            self._update("running_var", var)
+            return out
         if self.training:
             axes = [axis for axis in range(x.ndim) if axis != 1]
             count = x.numel() // x.shape[1]
@@ -211,11 +219,10 @@ class TaskStatistics(nn.Module):
             self._update("running_var", var * count / max(count - 1, 1))
         else:
             mean, var = self.running_mean, self.running_var
-        shape = (1, -1, *(1,) * (x.ndim - 2))
-        normal = (x - mean.view(shape)) * (var.view(shape) + self.eps).rsqrt()
-        if self.weight is None:
-            return normal
-        return normal * self.weight.view(shape) + self.bias.view(shape)
+        scale = (var + self.eps).rsqrt()
+        slope = scale if self.weight is None else scale * self.weight
+        constant = -mean * slope if self.bias is None else self.bias - mean * slope
+        return _affine(x, slope, constant)
 
     def _update(self, name: str, value: Tensor) -> None:
         # a layer that is used twice in a pass updates twice

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from headstart.core import tree
 from headstart.forward.batch_norm import batch_norm
 from headstart.forward.dropout import TaskDropout
+from headstart.forward.pooling import Halved
 from headstart.forward.python_state import reached
 from headstart.forward.task_map import vmap
 from headstart.types import Params
@@ -261,6 +262,7 @@ _KNOWN: dict[type[nn.Module], tuple[Callable[[Any, Tensor], bool], Layer]] = {
     nn.LayerNorm: (_any, _layer_norm),
     nn.GroupNorm: (lambda layer, x: x.ndim >= 3 and x.shape[2] == layer.num_channels, _group_norm),
     nn.MaxPool2d: (_images, _each_example),
+    Halved: (_images, _each_example),
     nn.AvgPool2d: (_images, _each_example),
     nn.AdaptiveAvgPool2d: (_images, _each_example),
     nn.Flatten: (lambda layer, x: layer.start_dim >= 1, _each_example),

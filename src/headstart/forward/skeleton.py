@@ -23,6 +23,7 @@ from headstart.errors import DifferentiationError
 from headstart.forward.batch_norm import TaskStatistics
 from headstart.forward.dropout import TaskDropout, refuse_unseeded, replace_dropout
 from headstart.forward.over_tasks import chained, entangled, hooked, native, tied
+from headstart.forward.pooling import Halved
 from headstart.forward.python_state import changeable, copied, put_back_state, refuse_astray
 from headstart.types import Params
 
@@ -154,7 +155,11 @@ def _normed(v: Tensor, g: Tensor, dim: int) -> Tensor:
     return v * (g / (norm if dim == -1 else norm.squeeze(-1)))
 
 
-_EXACT: dict[type[nn.Module], type[nn.Module]] = {nn.Hardsigmoid: _Hardsigmoid, _WeightNorm: _Normed}
+_EXACT: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Hardsigmoid: _Hardsigmoid,
+    _WeightNorm: _Normed,
+    nn.MaxPool2d: Halved,
+}
 
 
 def _make_exact(body: nn.Module) -> None:

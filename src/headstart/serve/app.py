@@ -47,6 +47,7 @@ from headstart.serve.contract import (
     shown,
 )
 from headstart.serve.description import CODES, ONCE, TEXT, body_of, describe_bodies
+from headstart.serve.direct import direct
 from headstart.serve.gate import LOG, Application, Rules, gate
 from headstart.serve.ids import PATTERN
 from headstart.serve.state import ChangedError, Settings as Settings, State as State, Workers
@@ -96,7 +97,8 @@ def make_app(settings: Settings, workers: Callable[[], Workers] | None = None) -
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)
-    return gate(app, Rules(state.limits, settings.hosts, state.caller), state.metrics), state
+    quick = direct(app, "/v1/tasks/{task}/predict", _refused, _unexpected)
+    return gate(quick, Rules(state.limits, settings.hosts, state.caller), state.metrics), state
 
 
 async def _swept(state: State) -> None:
@@ -347,13 +349,12 @@ def _routes(app: FastAPI, state: State) -> None:
             labels, counts = tuple(kept.told["labels"]), tuple(kept.told["counts"])
             question = Question(kept.id, kept.revision, kept.run, labels, counts, values, reject)
             try:
-                rows = await state.ask(question)
+                answers: bytes = await state.ask(question)
             except ChangedError:
                 kept = await task_of(who, task)
                 served(kept)
                 continue
-            blank = {"unknown": None, "set": None}
-            return _json({"predictions": [blank | row for row in rows]})
+            return Response(answers, media_type="application/json")
         raise ConflictError("the task is being changed by other requests; ask again")
 
     @app.get("/v1/tasks/{task}/export",

@@ -7,9 +7,9 @@ import asyncio
 import json
 import logging
 import re
+import secrets
 import sys
 import time
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -59,7 +59,7 @@ def gate(inner: Application, rules: Rules, counted: Metrics) -> Application:
         began = time.monotonic()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get("x-request-id", "")
-        request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if _ID.fullmatch(given) else secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
         guarded = scope["path"].startswith("/v1/")
         status = 500
@@ -95,8 +95,7 @@ def gate(inner: Application, rules: Rules, counted: Metrics) -> Application:
             took = time.monotonic() - began
             route = getattr(scope.get("route"), "path", None) or ("other" if guarded else "page")
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            counted.requests.labels(method, route, status).inc()
-            counted.seconds.labels(method, route).observe(took)
+            counted.answered(method, route, status, took)
             told = {"request": request_id, "method": method, "route": route, "status": status}
             LOG.info("request", extra={"told": told | {"ms": round(1000 * took, 1)}})
 
@@ -146,7 +145,8 @@ def _counted(headers: dict[str, str], receive: Receive, limits: Limits, began: f
             return await receive()
         left = began + limits.body_seconds - time.monotonic()
         try:
-            message = await asyncio.wait_for(receive(), max(left, 0.001))
+            async with asyncio.timeout(max(left, 0.001)):
+                message = await receive()
         except TimeoutError:
             text = f"the body took longer than {limits.body_seconds:g} seconds to come"
             raise RefusedError(408, "SlowError", text) from None

@@ -37,11 +37,13 @@ from headstart.training.files import from_safetensors, to_safetensors
 from headstart.training.head_start import (
     AdaptedTask,
     HeadStart,
+    Predicted,
     alone,
-    answered,
+    answered_together,
     learned,
     of_network,
     of_run,
+    refuse_unknown,
     refuse_ways,
     told_by_others,
     warnings_of,
@@ -292,6 +294,13 @@ def questions(served: Served, asked: Sequence[Question], find_task: Find) -> lis
     return found
 
 
+def written(rows: Sequence[Row]) -> bytes:
+    """Return answers as the service gives them: written once, where they are made."""
+    blank = {"unknown": None, "set": None}
+    told = {"predictions": [blank | row for row in rows]}
+    return json.dumps(told, ensure_ascii=False, allow_nan=False).encode()
+
+
 def _inputs(served: Served, values: Sequence[Sequence[Any]]) -> list[Tensor | Exception]:
     """Return inputs as the model takes them, those of all requests made at once, or what is wrong with each."""
     by = served.by
@@ -371,25 +380,30 @@ def _outputs(
         outputs = first.learner.predict(adapted, x).cpu().double()
         if first.learner.distribution is not None:
             variance = first.learner.distribution(adapted, x).variance.cpu().double()
-    found: list[Outcome] = []
-    for row, (place, task, own) in enumerate(some):
+    bad = _unsound(outputs, bool(first.labels))
+    if variance is not None:
+        bad = bad | _unsound(variance, False)
+    sizes, odd = [len(own) for _, _, own in some], bad.tolist()
+    found: list[Outcome] = [None] * len(some)
+    sound = list[tuple[int, Predicted]]()
+    for row, ((place, task, _), size) in enumerate(zip(some, sizes)):
         try:
-            deviations = None if variance is None else variance[row, : len(own)].sqrt()
-            found.append(_told(served, task, outputs[row, : len(own)], deviations, rejects[place]))
+            if any(odd[row][:size]):
+                where = odd[row].index(True)
+                raise DivergenceError(f"input {where}: the prediction is not finite; show other examples")
+            if rejects[place] is not None:
+                refuse_unknown(served.by, rejects[place], None)
+            deviations = None if variance is None else variance[row, :size].sqrt()
+            sound.append((row, Predicted(task, outputs[row, :size], deviations, rejects[place])))
         except HeadstartError as error:
-            found.append(_explained(error))
+            found[row] = _explained(error)
+    for (row, _), rows in zip(sound, answered_together(served.by, [one for _, one in sound])):
+        found[row] = rows
     return found
 
 
-def _told(
-    served: Served, task: AdaptedTask, outputs: Tensor, deviations: Tensor | None, reject: float | None
-) -> list[Row]:
-    bad = unsound(outputs, bool(task.labels))
-    if deviations is not None:
-        bad = bad | unsound(deviations, False)
-    if bad.any():
-        raise DivergenceError(f"input {int(bad.int().argmax())}: the prediction is not finite; show other examples")
-    return answered(served.by, task, outputs, deviations, reject)
+def _unsound(outputs: Tensor, classes: bool) -> Tensor:
+    return unsound(outputs.flatten(0, 1), classes).view(outputs.shape[:2])
 
 
 def _stacked(tasks: Sequence[Adapted]) -> Adapted:

@@ -1,6 +1,7 @@
 """What the service counts, as Prometheus reads it."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -27,9 +28,21 @@ class Metrics(NamedTuple):
         else:
             self.restarts.inc()
 
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        requests, times = _of_route(self.requests, self.seconds, method, route, status)
+        requests.inc()
+        times.observe(seconds)
+
     def text(self) -> bytes:
         """Return all of it in Prometheus' text form."""
         return generate_latest(self.registry)
+
+
+@lru_cache(1024)
+def _of_route(requests: Counter, seconds: Histogram, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    # to look them up by their labels takes longer than to count
+    return requests.labels(method, route, status), seconds.labels(method, route)
 
 
 def metrics(waiting: Callable[[], float], tasks: Callable[[], float]) -> Metrics:

@@ -61,7 +61,7 @@ class Computing:
         """Return what a worker answers."""
         await self.known(request.task)
         try:
-            return await asyncio.wrap_future(self._pool.ask(request))
+            return await self._pool.ask(request)
         except RefusedError as error:
             return Failed(error.kind, str(error), error.status, error.headers)
 

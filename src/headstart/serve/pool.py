@@ -7,13 +7,13 @@ A worker that takes longer than a request may, or dies, is killed and replaced. 
 a time, so that what killed it is found out and takes nothing else with it.
 """
 
+import asyncio
 import contextlib
 import multiprocessing
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ class Job(NamedTuple):
     """A request that waits for its answer."""
 
     request: Request
-    future: "Future[Any]"
+    future: "asyncio.Future[Any]"
     since: float
     attempts: int = 0
 
@@ -100,13 +100,13 @@ class Pool:
         """How many requests wait."""
         return len(self._waiting)
 
-    def ask(self, request: Request) -> "Future[Any]":
-        """Return what will be the answer.
+    def ask(self, request: Request) -> "asyncio.Future[Any]":
+        """Return what will be the answer, in the loop that runs.
 
         Raises:
             RefusedError: too many wait already.
         """
-        job = Job(request, Future(), time.monotonic())
+        job = Job(request, asyncio.get_running_loop().create_future(), time.monotonic())
         with self._changed:
             if self._closed:
                 raise refused_later("the service is about to end", 5, 503)
@@ -150,8 +150,8 @@ class Pool:
                 self._seen("restart", 1)
         with self._changed:
             left, self._waiting = list(self._waiting), deque()
-        for job in left:
-            _settle(job, refused_later("the service is about to end", 5, 503))
+        ended = refused_later("the service is about to end", 5, 503)
+        _settle([(job, ended) for job in left])
 
     def _start(self) -> tuple[BaseProcess, Connection]:
         from headstart.serve.worker import main
@@ -204,8 +204,7 @@ class Pool:
             if not answers and jobs:
                 self._again(jobs, answers is None, seconds)
                 return
-            for job, answer in zip(jobs, answers or ()):
-                _settle(job, answer)
+            _settle(list(zip(jobs, answers or ())))
 
     def _take(self) -> list[Job]:
         """Take the request that waits longest, and with it all of its sort that fit beside it."""
@@ -239,10 +238,10 @@ class Pool:
             attempts = job.attempts + 1
             if late and len(jobs) == 1:
                 told = f"this takes longer than the {seconds:g} seconds that a request may; ask for less at once"
-                _settle(job, RefusedError(503, "DeadlineError", told, {"Retry-After": "10"}))
+                _settle([(job, RefusedError(503, "DeadlineError", told, {"Retry-After": "10"}))])
             elif attempts >= _ATTEMPTS:
                 told = "the worker that computed this died each time; the request may ask for more than there is memory"
-                _settle(job, RefusedError(503, "UnavailableError", told, {"Retry-After": "10"}))
+                _settle([(job, RefusedError(503, "UnavailableError", told, {"Retry-After": "10"}))])
             else:
                 back.append(job._replace(attempts=attempts))
         with self._changed:
@@ -255,8 +254,20 @@ def _both(job: Job, taken: Sequence[Job]) -> bool:
     return isinstance(job.request, Lesson) and any(one.request.task == job.request.task for one in taken)
 
 
-def _settle(job: Job, answer: Any) -> None:
-    with contextlib.suppress(InvalidStateError):
+def _settle(answered: Sequence[tuple[Job, Any]]) -> None:
+    """Hand answers to who waits for them, those of one loop at once: to wake it costs more than to answer."""
+    loops: dict[asyncio.AbstractEventLoop, list[tuple[Job, Any]]] = {}
+    for one in answered:
+        loops.setdefault(one[0].future.get_loop(), []).append(one)
+    for loop, own in loops.items():
+        with contextlib.suppress(RuntimeError):  # a loop that is closed waits for nothing
+            loop.call_soon_threadsafe(_told, own)
+
+
+def _told(answered: Iterable[tuple[Job, Any]]) -> None:
+    for job, answer in answered:
+        if job.future.done():  # nobody waits for it any more
+            continue
         if isinstance(answer, Exception):
             job.future.set_exception(answer)
         else:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from starlette.concurrency import run_in_threadpool
@@ -38,7 +37,7 @@ class Workers(Protocol):
     def ready(self) -> list[tuple[RunTold, str]]:
         """Wait until one answers, and return the runs with their fingerprints."""
 
-    def ask(self, request: Request, /) -> "Future[Any] | asyncio.Future[Any]":
+    def ask(self, request: Request, /) -> "asyncio.Future[Any]":
         """Return what will be the answer."""
 
     def forget(self, task: str, /) -> None:
@@ -120,8 +119,8 @@ class State:
         seconds = self.limits.predict_seconds if isinstance(request, Question) else self.limits.adapt_seconds
         future = self.pool.ask(request)
         try:
-            # waiting counts, too: who asks waits for both
-            answer = await asyncio.wait_for(asyncio.wrap_future(future), 2 * seconds)
+            async with asyncio.timeout(2 * seconds):  # waiting counts, too: who asks waits for both
+                answer = await future
         except TimeoutError:
             told = f"no worker had time for this in {2 * seconds:g} seconds; ask again later"
             raise RefusedError(503, "DeadlineError", told, {"Retry-After": "10"}) from None

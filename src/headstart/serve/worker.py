@@ -82,9 +82,11 @@ class _Opened(NamedTuple):
 def _opened(work: Work) -> _Opened:
     import torch
 
+    from headstart.core.process import keep_memory
     from headstart.serve import learning
     from headstart.training.build import find_device
 
+    keep_memory()
     torch.set_num_threads(work.threads)
     device = find_device(work.device)
     served = {one.name: one for one in (learning.open_served(source, device) for source in work.sources)}
@@ -140,7 +142,7 @@ def _opened(work: Work) -> _Opened:
                         memory.put((requests[place].task, requests[place].revision), held, learning.size_of(held))
             elif kind is Question:
                 for place, outcome in zip(places, learning.questions(run, some, task)):
-                    found[place] = outcome
+                    found[place] = outcome if isinstance(outcome, Exception) else learning.written(outcome)
             else:
                 for place in places:
                     found[place] = learning.exported(run, requests[place], task)

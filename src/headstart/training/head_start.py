@@ -203,6 +203,20 @@ def told_by_others(by: HeadStart, support: Support, words: Sequence[Support] = (
 _LEFT_OUT, _NUMBERS = 100, 2**24
 
 
+class Predicted(NamedTuple):
+    """What a learner predicts of examples of a task."""
+
+    task: AdaptedTask
+    outputs: Tensor
+    deviations: Tensor | None = None
+    """As `Learner.predict` and `Learner.distribution` have them, of this task, on the CPU: ``(n, outputs)``."""
+    reject: float | None = None
+    """Which share of examples of the classes may be turned away, at most: of what is less like them, the
+    ``prediction`` is ``None``."""
+    unknown_share: float | None = None
+    """Which share of what is asked is of none of the classes; by default `UNKNOWN_SHARE`."""
+
+
 def answered(
     by: HeadStart,
     task: AdaptedTask,
@@ -211,43 +225,57 @@ def answered(
     reject: float | None = None,
     unknown_share: float | None = None,
 ) -> list[Row]:
-    """Return the answers that outputs of a task ``(n, outputs)`` say, and their standard deviations where there are.
+    """Return the answers of one task, as `answered_together` does."""
+    return answered_together(by, [Predicted(task, outputs, deviations, reject, unknown_share)])[0]
+
+
+def answered_together(by: HeadStart, found: Sequence[Predicted]) -> list[list[Row]]:
+    """Return the answers that outputs of tasks say, of each task its own.
 
     Where the run's validation tasks say how far they can be believed (`headstart.training.trust`), probabilities are
     calibrated, ``unknown`` is that of none of the classes, which with those of all labels is 1, and ``set`` has the
     labels that hold the right one of 90 % of the examples that are of the classes.
 
-    Args:
-        by, task: what the task was learned by, and the task.
-        outputs, deviations: as `Learner.predict` and `Learner.distribution` have them, of one task, on the CPU.
-        reject: which share of examples of the classes may be turned away, at most: of what is less like them, the
-            ``prediction`` is ``None``.
-        unknown_share: which share of what is asked is of none of the classes; by default `UNKNOWN_SHARE`.
-
     Raises:
-        ConfigError: either where nothing is known of other classes, or that is no share.
+        ConfigError: a share where nothing is known of other classes, or that is none.
     """
-    trust = trust_of(by, task)
-    refuse_unknown(by, reject, unknown_share)
-    if trust is None:
-        return by.kind.answers(by.prepared, task.labels, outputs, deviations)
-    shots = shots_of(task)
-    among = among_classes(trust, outputs, shots)
+    rows: list[list[Row]] = [[] for _ in found]
+    alike: dict[tuple[int, float, float], list[int]] = {}
+    for place, (task, outputs, deviations, reject, share) in enumerate(found):
+        refuse_unknown(by, reject, share)
+        if trust_of(by, task) is None:
+            rows[place] = by.kind.answers(by.prepared, task.labels, outputs, deviations)
+        else:
+            size = len(task.labels), shots_of(task), UNKNOWN_SHARE if share is None else share
+            alike.setdefault(size, []).append(place)
+    for (_, shots, share), places in alike.items():
+        for place, own in zip(places, _answered(by, [found[place] for place in places], shots, share)):
+            rows[place] = own
+    return rows
+
+
+def _answered(by: HeadStart, some: Sequence[Predicted], shots: float, unknown_share: float) -> list[list[Row]]:
+    """Return the answers of tasks of one size, as far as they can be believed."""
+    assert by.trust is not None
+    outputs, sizes = torch.cat([one.outputs for one in some]), [len(one.outputs) for one in some]
+    among = among_classes(by.trust, outputs, shots)
     # which makes them sum to 1 again
-    rows = by.kind.answers(by.prepared, task.labels, among.log(), deviations)
-    for row, kept in zip(rows, label_sets(trust, among).tolist()):
-        row["set"] = [label for label, there in zip(task.labels, kept) if there]
-    found = believed(trust, outputs, shots, UNKNOWN_SHARE if unknown_share is None else unknown_share)
+    parts = among.log().split(sizes)
+    told = [by.kind.answers(by.prepared, one.task.labels, part, one.deviations) for one, part in zip(some, parts)]
+    every = [(row, one) for rows, one in zip(told, some) for row in rows]
+    for (row, one), kept in zip(every, label_sets(by.trust, among).tolist()):
+        row["set"] = [label for label, there in zip(one.task.labels, kept) if there]
+    found = believed(by.trust, outputs, shots, unknown_share)
     if found.unknown is not None:
-        off = likeness_of(trust, outputs, shots) <= (0 if reject is None else reject)
-        told = zip(rows, found.probabilities.tolist(), found.unknown.tolist(), off.tolist())
-        for row, chances, unknown, turned_away in told:
-            row["probabilities"] = dict(zip(task.labels, chances))
+        likeness = likeness_of(by.trust, outputs, shots).tolist()
+        numbers = zip(every, found.probabilities.tolist(), found.unknown.tolist(), likeness)
+        for (row, one), chances, unknown, like in numbers:
+            row["probabilities"] = dict(zip(one.task.labels, chances))
             row["probability"] = row["probabilities"][row["prediction"]]
             row["unknown"] = unknown
-            if reject is not None and turned_away:
+            if one.reject is not None and like <= one.reject:
                 row["prediction"] = None
-    return rows
+    return told
 
 
 def trust_of(by: HeadStart, task: AdaptedTask) -> Trust | None:
