@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class Halved(nn.MaxPool2d):
-    """Stands in for a pool of 2 × 2 pixels: on a CPU, PyTorch's own also notes where each maximum was, number by number.
+    """Stands in for a pool of 2 × 2 pixels: on a CPU, PyTorch's own also notes where each maximum was, one by one.
 
     Other pools, derivatives and other devices are left to it.
     """

@@ -27,7 +27,7 @@ def direct(app: FastAPI, path: str, refused: Refuse, unexpected: Refuse) -> Appl
         refused, unexpected: what answers a `HeadstartError`, and any other error, which is raised then.
     """
     (route,) = (one for one in app.routes if isinstance(one, APIRoute) and one.path == path)
-    methods, pattern, end = route.methods, route.path_regex, path.rpartition("}")[2]
+    methods, pattern, end = set(route.methods or ()), route.path_regex, path.rpartition("}")[2]
     endpoint: Callable[..., Awaitable[Response]] = route.endpoint
 
     async def outer(scope: Scope, receive: Receive, send: Send) -> None:

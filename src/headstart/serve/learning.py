@@ -391,10 +391,10 @@ def _outputs(
             if any(odd[row][:size]):
                 where = odd[row].index(True)
                 raise DivergenceError(f"input {where}: the prediction is not finite; show other examples")
-            if rejects[place] is not None:
-                refuse_unknown(served.by, rejects[place], None)
+            reject = rejects[place]
+            refuse_unknown(served.by, reject, None)
             deviations = None if variance is None else variance[row, :size].sqrt()
-            sound.append((row, Predicted(task, outputs[row, :size], deviations, rejects[place])))
+            sound.append((row, Predicted(task, outputs[row, :size], deviations, reject)))
         except HeadstartError as error:
             found[row] = _explained(error)
     for (row, _), rows in zip(sound, answered_together(served.by, [one for _, one in sound])):

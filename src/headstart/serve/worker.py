@@ -83,10 +83,12 @@ def _opened(work: Work) -> _Opened:
     import torch
 
     from headstart.core.process import keep_memory
+    from headstart.models.trunks.trunk import keep_open
     from headstart.serve import learning
     from headstart.training.build import find_device
 
     keep_memory()
+    keep_open()
     torch.set_num_threads(work.threads)
     device = find_device(work.device)
     served = {one.name: one for one in (learning.open_served(source, device) for source in work.sources)}

@@ -18,7 +18,7 @@ from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from annotated_types import Ge, Le
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from headstart.data.fewshot import GIVEN, ClassStore, Ways, class_splits, few_shot, fitted
@@ -110,8 +110,10 @@ def _opened(file: Path | BinaryIO, what: str) -> Iterator[Image.Image]:
 
 def as_square(image: Image.Image, size: int, channels: Literal[1, 3], fit: Fit = "crop") -> Tensor:
     """Return an open image as `read_image` does."""
-    plain = _flattened(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
-    square = _squares[fit](plain, (size, size), Image.Resampling.BILINEAR)
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    square = _flattened(ImageOps.exif_transpose(image) if turned else image, "L" if channels == 1 else "RGB")
+    if square.size != (size, size):
+        square = _squares[fit](square, (size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(square)).view(size, size, channels).permute(2, 0, 1).contiguous()
 
 

@@ -6,7 +6,7 @@ Each door is one file here and one row of the registry.
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
@@ -53,6 +53,32 @@ def open_trunk(source: str, *, sha256: str | None = None) -> Trunk:
         ConfigError: no such door, or what the door needs is not installed.
         FileError: files that are missing, or that are not what they were.
     """
+    if _keeps and sha256 is not None:
+        return _kept(source, sha256)
+    return _opened(source, sha256)
+
+
+#: Whether trunks of a known SHA-256 stay open; set once, by `keep_open`.
+_keeps = False
+
+
+def keep_open() -> None:
+    """Open each trunk whose SHA-256 is known once in this process, and keep it with its weights.
+
+    For a service: to look at all files anew takes longer than to compute the features of a few examples. A network that
+    changes meanwhile is found out by the next process.
+    """
+    global _keeps
+    _keeps = True
+
+
+@cache
+def _kept(source: str, sha256: str) -> Trunk:
+    trunk = _opened(source, sha256)
+    return trunk._replace(build=cache(trunk.build))
+
+
+def _opened(source: str, sha256: str | None) -> Trunk:
     door, rest = parts(source)
     with torch.device("cpu"):  # where only shapes are asked for, constants are what they are
         try:
