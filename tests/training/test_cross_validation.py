@@ -1,6 +1,6 @@
 """How well new classes are told apart is judged by examples that were not learned from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -14,10 +14,10 @@ from headstart.types import Batch, Meta
 def told(x: list[list[float]], y: list[int], classes: int) -> tuple[Told, list[Batch]]:
     learner, given = headstart.nearest(ways=classes), list[Batch]()
 
-    def learned(others: Batch) -> Callable[[Tensor], Tensor]:
-        given.append(others)
-        adapted, _ = learner.adapt(Meta({}, {}), others)
-        return lambda asked: learner.predict(adapted, asked)[0]
+    def learned(parts: Sequence[Batch]) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+        given.extend(parts)
+        adapted = [learner.adapt(Meta({}, {}), others)[0] for others in parts]
+        return lambda asked: [learner.predict(one, own)[0] for one, own in zip(adapted, asked)]
 
     return cross_validated(learned, Batch(torch.tensor([x]), torch.tensor([y])), classes), given
 

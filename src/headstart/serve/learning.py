@@ -45,6 +45,7 @@ from headstart.training.head_start import (
     of_run,
     refuse_unknown,
     refuse_ways,
+    stacked,
     told_by_others,
     warnings_of,
 )
@@ -374,7 +375,7 @@ def _outputs(
     most = max(len(x) for _, _, x in some)
     filled = [x if len(x) == most else torch.cat([x, x[:1].expand(most - len(x), *x.shape[1:])]) for _, _, x in some]
     x = beside([one.unsqueeze(0) for one in filled], 0, pad).to(served.by.device)
-    adapted = first.adapted if len(some) == 1 else _stacked([task.adapted for _, task, _ in some])
+    adapted = first.adapted if len(some) == 1 else stacked([task.adapted for _, task, _ in some])
     variance: Tensor | None = None
     with torch.no_grad():
         outputs = first.learner.predict(adapted, x).cpu().double()
@@ -404,14 +405,6 @@ def _outputs(
 
 def _unsound(outputs: Tensor, classes: bool) -> Tensor:
     return unsound(outputs.flatten(0, 1), classes).view(outputs.shape[:2])
-
-
-def _stacked(tasks: Sequence[Adapted]) -> Adapted:
-    def beside_each_other(parts: Sequence[Params]) -> Params:
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    params, buffers = ([getattr(task, part) for task in tasks] for part in ("params", "buffers"))
-    return tasks[0]._replace(params=beside_each_other(params), buffers=beside_each_other(buffers))
 
 
 def size_of(task: AdaptedTask) -> int:

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,28 +30,35 @@ class Told(NamedTuple):
     how: str = f"{FOLDS}-fold cross-validation"
 
 
-def cross_validated(learn: Callable[[Batch], Callable[[Tensor], Tensor]], support: Batch, classes: int) -> Told:
+Learn: TypeAlias = Callable[[Sequence[Batch]], Callable[[Sequence[Tensor]], Sequence[Tensor]]]
+"""Returns of sets of examples ``(1, n, *features)`` what predicts others by each: of inputs ``(1, m, *features)`` for
+each set logits ``(m, classes)``."""
+
+
+def cross_validated(learn: Learn, support: Batch, classes: int) -> Told:
     """Return how many examples of a task are told right by the others.
 
     An example that is there twice in a class is in one fold, so that it is not told by itself. A class of one example
     is learned from each time, and never judged.
 
     Args:
-        learn: returns of examples what predicts others: of inputs ``(1, n, *features)`` logits ``(n, classes)``.
+        learn: learns from parts of the examples.
         support: the examples, as a batch of one.
         classes: how many there are.
     """
     fold, y = _folds(support), support.y[0]
     judged, right = torch.zeros(2, len(y), dtype=torch.bool)
+    parts = list[tuple[Tensor, Tensor]]()
     for number in range(FOLDS):
         out = (fold == number).nonzero()[:, 0]
-        if not len(out) or judged.sum() >= ENOUGH:
-            continue
-        rest = (fold != number).nonzero()[:, 0]
-        predict = learn(Batch(support.x[:, rest], support.y[:, rest]))
+        if len(out) and judged.sum() < ENOUGH:
+            parts.append((out, (fold != number).nonzero()[:, 0]))
+            judged[out] = True
+    if parts:
+        predict = learn([Batch(support.x[:, rest], support.y[:, rest]) for _, rest in parts])
         with torch.no_grad():
-            right[out] = predict(support.x[:, out]).argmax(-1) == y[out]
-        judged[out] = True
+            for (out, _), logits in zip(parts, predict([support.x[:, out] for out, _ in parts])):
+                right[out] = logits.argmax(-1) == y[out]
     return Told(_counts(y[judged], classes), _counts(y[right], classes))
 
 

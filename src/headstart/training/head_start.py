@@ -192,11 +192,45 @@ def told_by_others(by: HeadStart, support: Support, words: Sequence[Support] = (
         if found is not None:
             return found
 
-    def learn(others: Batch) -> Callable[[Tensor], Tensor]:
-        _, (one,) = learned(by, joined([(task, others)], words, pad))
-        return lambda x: one.learner.predict(one.adapted, x.to(by.device))[0].cpu()
+    def learn(parts: Sequence[Batch]) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+        supports = [joined([(_counted(task, others), others)], words, pad)[0] for others in parts]
+        # what is read off the inputs of tasks is each part's own
+        sets = [supports] if meta is not None else [[support] for support in supports]
+        tasks = [one for some in sets for one in learned(by, some)[1]]
+        return lambda x: _predicted(by, tasks, x)
 
     return cross_validated(learn, batch, classes)
+
+
+def _counted(task: NewTask, batch: Batch) -> NewTask:
+    return task._replace(counts=tuple(batch.y[0].bincount(minlength=len(task.labels)).tolist()))
+
+
+def _predicted(by: HeadStart, tasks: Sequence[AdaptedTask], x: Sequence[Tensor]) -> list[Tensor]:
+    """Return what tasks predict of inputs ``(1, m, *features)`` each: together where they are few and of one shape."""
+    learner, most = tasks[0].learner, max(part.shape[1] for part in x)
+    alike = len({_sizes(one.adapted) for one in tasks}) == 1 and not learner.transductive
+    if by.meta is not None and alike and most * len(x) <= _LEFT_OUT:
+        # what is too short is filled up with its own first input
+        filled = [torch.cat([part, part[:, :1].expand(-1, most - part.shape[1], *part.shape[2:])], 1) for part in x]
+        outputs = learner.predict(stacked([one.adapted for one in tasks]), torch.cat(filled).to(by.device)).cpu()
+        return [own[: part.shape[1]] for own, part in zip(outputs, x)]
+    return [one.learner.predict(one.adapted, part.to(by.device))[0].cpu() for one, part in zip(tasks, x)]
+
+
+def _sizes(adapted: Adapted) -> tuple[Any, ...]:
+    own = tuple((name, value.shape) for part in (adapted.params, adapted.buffers) for name, value in part.items())
+    return adapted.step, adapted.seed is None, own
+
+
+def stacked(tasks: Sequence[Adapted]) -> Adapted:
+    """Return tasks of one shape that were learned apart as what learning them together gives."""
+
+    def beside_each_other(parts: Sequence[Params]) -> Params:
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    params, buffers = ([getattr(task, part) for task in tasks] for part in ("params", "buffers"))
+    return tasks[0]._replace(params=beside_each_other(params), buffers=beside_each_other(buffers))
 
 
 #: Examples that are left out one by one, at most; and numbers in the inputs of support sets that are learned at once.
