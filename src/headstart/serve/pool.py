@@ -22,8 +22,8 @@ from headstart.errors import FileError, HeadstartError
 from headstart.serve.contract import RefusedError, RunTold, refused_later
 from headstart.serve.work import Failed, Lesson, Question, Request, Work
 
-#: Requests, and values in them, that are asked at once.
-_TOGETHER, _VALUES = 64, 1024
+#: Requests, and values in them, that are asked at once, and seconds that they are to take: others wait as long.
+_TOGETHER, _VALUES, _SECONDS = 64, 1024, 0.05
 #: How often a request is asked of a worker that dies.
 _ATTEMPTS = 3
 #: What is loaded once, so that a worker that was killed is replaced in a moment: all that takes long to import.
@@ -71,6 +71,8 @@ class Pool:
         self._alive = [False] * workers
         self._told: list[tuple[RunTold, str]] = []
         self._error: HeadstartError | None = None
+        self._took: dict[tuple[type, str], float] = {}
+        """Seconds that a value of a request of a sort took lately."""
         self.processes: list[BaseProcess | None] = [None] * workers
         self._threads = [threading.Thread(target=self._drive, args=(place,), daemon=True) for place in range(workers)]
         for thread in self._threads:
@@ -195,6 +197,7 @@ class Pool:
                 self._seen("wait", time.monotonic() - job.since)
             if jobs:
                 self._seen("batch", len(jobs))
+            began = time.monotonic()
             seconds = limits.predict_seconds if jobs and isinstance(jobs[0].request, Question) else limits.adapt_seconds
             try:
                 connection.send((forget, [job.request for job in jobs]))
@@ -204,31 +207,17 @@ class Pool:
             if not answers and jobs:
                 self._again(jobs, answers is None, seconds)
                 return
+            if jobs:
+                self._noted(jobs, time.monotonic() - began)
             _settle(list(zip(jobs, answers or ())))
 
+    def _noted(self, jobs: Sequence[Job], seconds: float) -> None:
+        sort, each = _sort(jobs[0]), seconds / sum(map(_values, jobs))
+        self._took[sort] = (self._took.get(sort, each) + each) / 2
+
     def _take(self) -> list[Job]:
-        """Take the request that waits longest, and with it all of its sort that fit beside it."""
-        taken: list[Job] = []
-        left: deque[Job] = deque()
-        values = 0
-        for job in self._waiting:
-            if job.future.cancelled():
-                continue
-            first = taken[0] if taken else job
-            size = len(getattr(job.request, "values", ()))
-            fits = not taken or (
-                type(job.request) is type(first.request)
-                and first.attempts == job.attempts == 0
-                and len(taken) < _TOGETHER
-                and values + size <= _VALUES
-                and not _both(job, taken)
-            )
-            if fits:
-                taken.append(job)
-                values += size
-            else:
-                left.append(job)
-        self._waiting = left
+        """Take the request that waits longest, and with it those of its sort that fit beside it."""
+        taken, self._waiting = together(self._waiting, lambda job: self._took.get(_sort(job), 0.0) * _values(job))
         return taken
 
     def _again(self, jobs: Sequence[Job], late: bool, seconds: float) -> None:
@@ -247,6 +236,44 @@ class Pool:
         with self._changed:
             self._waiting.extendleft(reversed(back))
             self._changed.notify()
+
+
+def together(waiting: Iterable[Job], seconds: Callable[[Job], float]) -> tuple[list[Job], "deque[Job]"]:
+    """Return the job that waits longest, with those of its sort that are to be asked with it, and those that wait on.
+
+    Args:
+        waiting: jobs, from the first that came; those that nobody waits for any more are left out.
+        seconds: how long a job is expected to take.
+    """
+    taken: list[Job] = []
+    left: deque[Job] = deque()
+    values, expected = 0, 0.0
+    for job in waiting:
+        if job.future.cancelled():
+            continue
+        first, size, more = taken[0] if taken else job, _values(job), seconds(job)
+        fits = not taken or (
+            type(job.request) is type(first.request)
+            and first.attempts == job.attempts == 0
+            and len(taken) < _TOGETHER
+            and values + size <= _VALUES
+            and expected + more <= _SECONDS
+            and not _both(job, taken)
+        )
+        if fits:
+            taken.append(job)
+            values, expected = values + size, expected + more
+        else:
+            left.append(job)
+    return taken, left
+
+
+def _values(job: Job) -> int:
+    return max(1, len(getattr(job.request, "values", ())))
+
+
+def _sort(job: Job) -> tuple[type, str]:
+    return type(job.request), job.request.run
 
 
 def _both(job: Job, taken: Sequence[Job]) -> bool:
