@@ -219,10 +219,13 @@ class TaskStatistics(nn.Module):
             self._update("running_var", var * count / max(count - 1, 1))
         else:
             mean, var = self.running_mean, self.running_var
+        return _affine(x, *self.line(mean, var, self.weight, self.bias))
+
+    def line(self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the slope and the constant of each channel ``(*, channels)`` by which these statistics normalise."""
         scale = (var + self.eps).rsqrt()
-        slope = scale if self.weight is None else scale * self.weight
-        constant = -mean * slope if self.bias is None else self.bias - mean * slope
-        return _affine(x, slope, constant)
+        slope = scale if weight is None else scale * weight
+        return slope, -mean * slope if bias is None else bias - mean * slope
 
     def _update(self, name: str, value: Tensor) -> None:
         # a layer that is used twice in a pass updates twice

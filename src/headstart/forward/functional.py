@@ -221,11 +221,13 @@ def functional(
             inputs = args[0].clone() if does.writes else args[0]
             try:
                 with frame.afresh():
-                    return read(over_tasks(frame.body, {**params, **constants}, shapes, inputs)), {}
+                    bare = shapes | {name: buffer.shape[1:] for name, buffer in buffers.items()}
+                    return read(over_tasks(frame.body, {**params, **constants, **buffers}, bare, inputs)), buffers
             except OpaqueError:  # from one layer to the next; mapped together, they hand each other what they like
                 return vmap(one, dims, [params, buffers, args, kwargs, keys])
 
-        known = frame.chain and not keys and not buffers and len(x_args) == 1 and not x_kwargs
+        # of a chain, query sets leave statistics as they are; what other buffers become, nobody here knows
+        known = frame.chain and not keys and frame.statistics_alone(buffers) and len(x_args) == 1 and not x_kwargs
         function: Callable[..., Tree] = OneTask(one, at_once, frame.native) if known else one
         if turns and known and frame.native:
             function = OneTask(one, lambda *args: in_turn(at_once, dims, args), True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from headstart.core import tree
-from headstart.forward.batch_norm import batch_norm
+from headstart.forward.batch_norm import TaskStatistics, batch_norm
 from headstart.forward.dropout import TaskDropout
 from headstart.forward.pooling import Halved
 from headstart.forward.python_state import reached
@@ -201,6 +201,12 @@ def _batch_norm(layer: nn.BatchNorm2d, own: Params, x: Tensor) -> Tensor:
     return _apart(batch_norm(_grouped(x), weight, bias, layer.eps), len(x))
 
 
+def _task_statistics(layer: TaskStatistics, own: Params, x: Tensor) -> Tensor:
+    line = layer.line(own["running_mean"], own["running_var"], own.get("weight"), own.get("bias"))
+    slope, constant = (part.view(-1, 1, x.shape[2], *(1,) * (x.ndim - 3)) for part in line)
+    return torch.addcmul(constant, x, slope)
+
+
 def _layer_norm(layer: nn.LayerNorm, own: Params, x: Tensor) -> Tensor:
     weight, bias, axes = own.get("weight"), own.get("bias"), len(layer.normalized_shape)
     if all(part is None or part.ndim == axes for part in (weight, bias)):
@@ -259,6 +265,7 @@ _KNOWN: dict[type[nn.Module], tuple[Callable[[Any, Tensor], bool], Layer]] = {
         lambda layer, x: x.ndim == 5 and layer.running_mean is None and x.shape[2] == layer.num_features,
         _batch_norm,
     ),
+    TaskStatistics: (lambda layer, x: x.ndim >= 3 and not layer.training, _task_statistics),
     nn.LayerNorm: (_any, _layer_norm),
     nn.GroupNorm: (lambda layer, x: x.ndim >= 3 and x.shape[2] == layer.num_channels, _group_norm),
     nn.MaxPool2d: (_images, _each_example),

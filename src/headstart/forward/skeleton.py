@@ -55,7 +55,9 @@ class Skeleton:
         self.statistics = {name: layer for name, layer in named.items() if isinstance(layer, TaskStatistics)}
         self.dropouts = {name: layer for name, layer in named.items() if isinstance(layer, TaskDropout)}
         self.stepped = [layer for layer in self.body.modules() if isinstance(layer, Stepped)]
-        changing = bool(self.statistics or self.stepped or (training and self.dropouts))
+        # the support set leaves statistics behind, the query set goes by them
+        moving = any(layer.training for layer in self.statistics.values())
+        changing = bool(moving or self.stepped or (training and self.dropouts))
         whole = tied(self.body) or entangled(self.body)
         self.chain = chained(self.body) and not whole and not changing
         self.native = self.chain and native(self.body)
@@ -76,6 +78,10 @@ class Skeleton:
             updated.update({_join(name, key): value for key, value in layer.updated.items()})
             layer.updated = {}
         return updated
+
+    def statistics_alone(self, buffers: Params) -> bool:
+        """Return whether buffers are statistics of tasks, and nothing else."""
+        return all(name.rpartition(".")[0] in self.statistics for name in buffers)
 
     def restart(self, draw: int, step: int) -> None:
         """Make the next pass draw the masks of pass number ``draw`` after ``step`` steps; forget one broken off."""
