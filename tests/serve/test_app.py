@@ -551,3 +551,16 @@ def test_a_zip_of_files_has_the_same_bytes_again():
     import zipfile
 
     assert zipfile.ZipFile(io.BytesIO(_zipped(files))).namelist() == ["a.onnx", "b.txt"]
+
+
+def test_what_is_asked_most_is_answered_as_the_description_says(service, monkeypatch):
+    ask, state = service
+    task = ask("POST", "/v1/tasks", {"run": "ngrams", "examples": TEXTS}).json["id"]
+    path, body = f"/v1/tasks/{task}/predict", {"inputs": [{"text": "card"}]}
+    rows = ask("POST", path, body)
+    assert rows.status == 200 and rows.headers["content-type"] == "application/json"
+    assert {"nosniff", "no-store"} <= set(rows.headers.values()) and rows.json["predictions"][0]["set"] is None
+    counted = ask("GET", "/metrics").body.decode()
+    assert 'route="/v1/tasks/{task}/predict",status="200"' in counted
+    monkeypatch.setattr(state, "ask", lambda question: 1 / 0)
+    assert "unexpected" in error(ask("POST", path, body), 500)

@@ -85,3 +85,14 @@ def test_a_single_example_of_each_class_will_do_and_what_is_not_there_counts_for
     assert found.argmax(-1).tolist() == [0, 1, 2]
     assert (found[:, 3:] == -torch.inf).all(), "there is no example of these"
     torch.testing.assert_close(found, other)
+
+
+def test_more_features_than_examples_change_nothing() -> None:
+    (x, y), asked = examples(6, 0.7), examples(4, 0.7, seed=9)[0]
+    turn, _ = torch.linalg.qr(torch.randn(60, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    made, found = learner(None, regularised(None)), []
+    for into in (torch.eye(6, dtype=torch.float64), turn):
+        adapted, _ = made.adapt(made.init(None), Batch((x @ into.mT).unsqueeze(0), y.unsqueeze(0)))
+        assert adapted.params["weights"].shape == (1, 3, len(into))
+        found.append(made.predict(adapted, (asked @ into.mT).unsqueeze(0)))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)

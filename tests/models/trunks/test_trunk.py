@@ -84,6 +84,24 @@ def test_a_file_that_has_changed_is_not_run(own, tmp_path):
     assert not (tmp_path / "was run").exists()
 
 
+def test_a_service_opens_it_once(own):
+    program = f"""
+from headstart.models.trunks import trunk
+source = {f"{own}:images"!r}
+sha256 = trunk.open_trunk(source).sha256
+trunk.keep_open()
+kept = trunk.open_trunk(source, sha256=sha256)
+open({str(own)!r}, "w").write("raise SystemExit(1)")
+assert trunk.open_trunk(source, sha256=sha256) is kept and kept.build() is kept.build()
+try:
+    trunk.open_trunk(source, sha256="0" * 64)
+except trunk.FileError:
+    print("another one is refused")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "another one is refused\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "error", "words"),
     [

@@ -1,0 +1,39 @@
+"""The maximum of 2 x 2 pixels is PyTorch's, with and without derivatives."""
+
+import pytest
+import torch
+from torch import nn
+
+from headstart.forward.functional import functional
+from headstart.forward.pooling import Halved
+
+POOLS = [
+    {"kernel_size": 2}, {"kernel_size": (2, 2), "stride": (2, 2)}, {"kernel_size": 2, "ceil_mode": True},
+    {"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": 2, "stride": 1}, {"kernel_size": 2, "dilation": 2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", POOLS)
+@pytest.mark.parametrize("shape", [(2, 3, 6, 8), (2, 3, 7, 5), (3, 4, 4)])
+def test_it_is_pytorchs(options, shape, generator):
+    x = torch.randn(shape, generator=generator)
+    x[0, 0, 0, ...] = torch.nan
+    with torch.no_grad():
+        assert torch.equal(Halved(**options)(x).nan_to_num(9), nn.MaxPool2d(**options)(x).nan_to_num(9))
+
+
+def test_the_derivative_is_pytorchs_where_several_are_the_largest():
+    x = torch.zeros(1, 1, 4, 4, requires_grad=True)
+    (ours,) = torch.autograd.grad(Halved(2)(x).sum(), x)
+    (theirs,) = torch.autograd.grad(nn.MaxPool2d(2)(x).sum(), x)
+    assert torch.equal(ours, theirs) and ours.sum() == 4
+
+
+@pytest.mark.parametrize("taskmap", ["vmap", "loop"])
+def test_it_stands_in_a_function_of_all_tasks(taskmap, generator):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.Flatten())
+    function = functional(net, taskmap=taskmap)
+    x = torch.randn(3, 5, 1, 9, 9, generator=generator)
+    with torch.no_grad():
+        found, _ = function.apply(function.params, {}, x)
+        torch.testing.assert_close(found, net(x.flatten(0, 1)).view(3, 5, -1))
