@@ -481,16 +481,19 @@ def soak(seconds: float, every: float, share: float) -> dict[str, Any]:
                 while time.monotonic() < end and number < MOST:
                     number += 1
                     status, body = await connection.ask("POST", "/v1/tasks", examples(number % 50))
-                    counted("adapt", status)
+                    counted("adapt", status, body)
                     if status == 201:
                         known.append(json.loads(body)["id"])
                     await asyncio.sleep(0.2)
                 connection.close()
 
-            def counted(what: str, status: int) -> None:
-                statuses[f"{what} {status}"] += 1
+            def counted(what: str, status: int, body: bytes) -> None:
                 if status == 0 or status >= 500:
                     failed.append(time.monotonic())
+                    why = json.loads(body)["error"]["message"] if body else "no answer"
+                    statuses[f"{what} {status}: {why[:60]}"] += 1
+                else:
+                    statuses[f"{what} {status}"] += 1
 
             async def ask(end: float, rate: float) -> None:
                 """Ask at a rate, whether answers come or not; so many at once at most, and the others not at all."""
@@ -498,8 +501,8 @@ def soak(seconds: float, every: float, share: float) -> dict[str, Any]:
                 running, number = set[asyncio.Task[None]](), 0
 
                 async def one(connection: Connection, number: int) -> None:
-                    status, _ = await connection.ask(*request(number))
-                    counted("predict", status)
+                    status, body = await connection.ask(*request(number))
+                    counted("predict", status, body)
                     idle.append(connection)
 
                 while time.monotonic() < end and number < MOST:
