@@ -1,12 +1,9 @@
 import contextlib
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -287,26 +284,3 @@ def test_a_process_that_was_forked_has_threads_of_its_own():
     os.kill(child, 9)
     os.waitpid(child, 0)
     pytest.fail("the forked process hangs")
-
-
-@pytest.mark.skipif(not Path("/lib64/ld-linux-x86-64.so.2").exists(), reason="of GNU's C library")
-def test_memory_that_is_kept_need_not_come_anew():
-    program = """
-import resource, sys, torch
-from headstart.core.process import keep_memory
-if sys.argv[1:] == ["keep"]:
-    keep_memory()
-torch.set_num_threads(1)
-x = torch.ones(2**20)
-for _ in range(3):
-    [x + 1, x + 2]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    [x + 1, x + 2]
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-    def faults(*words):
-        return int(subprocess.run([sys.executable, "-c", program, *words], capture_output=True, check=True).stdout)
-
-    assert 10 * faults("keep") < faults()

@@ -1,7 +1,6 @@
 """Settings of the process and its threads: PyTorch's kernels, precision and threads, and where generators stand."""
 
 import contextlib
-import ctypes
 import functools
 import os
 import random
@@ -226,22 +225,6 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
 def watched() -> bool:
     """Return whether somebody writes down which operations there are: then plain ones are wanted, not fast ones."""
     return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
-
-
-def keep_memory() -> None:
-    """Let the process keep memory that it is done with for what comes next, where its C library is GNU's.
-
-    That gives feature maps of some megabytes back each time, and the next ones come as thousands of pages that the
-    kernel has to clear: half of the time of a small network.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(_MAPPED, _MOST_MAPPED)
-        library.mallopt(_TRIMMED, _MOST_KEPT)
-
-
-#: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3), and bytes from which on memory goes back.
-_MAPPED, _TRIMMED, _MOST_MAPPED, _MOST_KEPT = -3, -1, 2**25, 2**28
 
 
 @functools.cache

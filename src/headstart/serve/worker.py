@@ -5,6 +5,7 @@ killed at any moment: what it was asked is asked of the next one.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 from collections import OrderedDict
@@ -82,7 +83,6 @@ class _Opened(NamedTuple):
 def _opened(work: Work) -> _Opened:
     import torch
 
-    from headstart.core.process import keep_memory
     from headstart.models.trunks.trunk import keep_open
     from headstart.serve import learning
     from headstart.training.build import find_device
@@ -156,6 +156,22 @@ def _opened(work: Work) -> _Opened:
         ]
 
     return _Opened([(learning.told_of(one, work.limits), one.weights) for one in served.values()], answers)
+
+
+def keep_memory() -> None:
+    """Let the process keep memory that it is done with for what comes next, where its C library is GNU's.
+
+    That gives feature maps of some megabytes back each time, and the next ones come as thousands of pages that the
+    kernel has to clear: half of the time of a small network.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_MAPPED, _MOST_MAPPED)
+        library.mallopt(_TRIMMED, _MOST_KEPT)
+
+
+#: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3), and bytes from which on memory goes back.
+_MAPPED, _TRIMMED, _MOST_MAPPED, _MOST_KEPT = -3, -1, 2**25, 2**28
 
 
 def _failed(error: Exception, served: Any = None) -> Failed:
