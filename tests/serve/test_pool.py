@@ -11,7 +11,7 @@ def question(task, values=1):
 
 
 def lesson(task):
-    return Lesson(task, 1, "run", (b"",) * 10, ("a", "b") * 5)
+    return Lesson(task, 1, "run", (b"",) * 20, ("a", "b") * 10)
 
 
 def taken(requests, seconds, attempts=(), gone=()):
@@ -38,4 +38,5 @@ def test_others_do_not_wait_for_more_than_a_moment():
     assert taken(waiting, lambda job: 0.02) == ([0, 1], [2, 3, 4, 5, 6, 7, 8, 9])
     assert taken(waiting, lambda job: 3.0)[0] == [0], "one has to take as long as it takes"
     assert len(taken([question("x")] * 100, lambda job: 1e-4)[0]) == 64
+    assert len(taken([question("x")] * 100, lambda job: 3.0)[0]) == 16, "a slow moment does not part them for good"
     assert len(taken([question("x", 600)] * 3, lambda job: 1e-4)[0]) == 1, "values are counted, too"

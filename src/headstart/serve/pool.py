@@ -24,6 +24,8 @@ from headstart.serve.work import Failed, Lesson, Question, Request, Work
 
 #: Requests, and values in them, that are asked at once, and seconds that they are to take: others wait as long.
 _TOGETHER, _VALUES, _SECONDS = 64, 1024, 0.05
+#: Values that go together however long they are expected to take: what few take each tells nothing of many.
+_FEW = 16
 #: How often a request is asked of a worker that dies.
 _ATTEMPTS = 3
 #: What is loaded once, so that a worker that was killed is replaced in a moment: all that takes long to import.
@@ -257,7 +259,7 @@ def together(waiting: Iterable[Job], seconds: Callable[[Job], float]) -> tuple[l
             and first.attempts == job.attempts == 0
             and len(taken) < _TOGETHER
             and values + size <= _VALUES
-            and expected + more <= _SECONDS
+            and (expected + more <= _SECONDS or values + size <= _FEW)
             and not _both(job, taken)
         )
         if fits:
