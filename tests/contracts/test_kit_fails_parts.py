@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from headstart import FirstOrder, Unrolled, rules
+from headstart.core.inner import stacked
 from headstart.testing import ContractError, check_adjoint, check_rule
 
 
@@ -98,7 +99,7 @@ class Hoarding(Unrolled):
             for number in range(steps):
                 state, loss = step(given, state, number, True)
                 losses.append(loss)
-        return state, losses
+        return state, stacked(losses, state)
 
 
 def test_wrong_adjoints_are_found():

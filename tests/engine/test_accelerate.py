@@ -19,7 +19,8 @@ from headstart.core.adjoints import Checkpointed
 from headstart.core.counting import Counted
 from headstart.core.objective import at, backprop, meta_gradient
 from headstart.engine import accelerate as accelerate_module
-from headstart.engine.accelerate import accelerate
+from headstart.engine.accelerate import accelerate, repays
+from headstart.engine.loops import in_steps
 from headstart.errors import DifferentiationError, OutOfMemoryError, UsageError
 from headstart.testing import random_episodes
 from headstart.types import Batch, Episodes
@@ -256,7 +257,7 @@ def test_looking_at_the_work_takes_no_random_numbers():
 def needed(learner, meta, tasks):
     part = headstart.Episodes(*(batch._replace(x=batch.x[:tasks], y=batch.y[:tasks]) for batch in ROWS))
     with Counted() as live:
-        backprop(learner, meta, part)
+        in_steps(learner, meta, part)
     return live.peak
 
 
@@ -574,7 +575,7 @@ def test_a_compiled_program_of_small_operations_has_all_threads_and_a_replayed_o
     seen = {}
 
     def noting(way):
-        def translate(record, tensors):
+        def translate(record):
             def run(*inputs):
                 seen[way.name] = torch.get_num_threads()
                 return record(*inputs)
@@ -694,3 +695,19 @@ def test_in_a_process_of_little_memory_what_is_advised_fits_and_gives_the_same()
         r"out of memory with 4096 tasks at a time \(tried to allocate \d+ bytes\); \d+ at a time", found["told"]
     )
     assert found["same"] and found["gap"] < 1e-5 and "from now on" in done.stderr
+
+
+def test_compiling_repays_for_small_operations_and_many_steps_of_one_shape():
+    small, large = headstart.mlp(4, 3).double(), headstart.mlp(4, 3, hidden=(256, 256)).double()
+    few, many = random_episodes((4,), tasks=8), random_episodes((4,), tasks=8, support=6)
+
+    def asked(module=small, episodes=(few, few), steps=20_000, **options):
+        learner = headstart.maml(module, **{"steps": 5, **options})
+        return repays(learner, learner.init(None), episodes, steps)
+
+    assert asked()
+    assert not asked(steps=1_000)
+    assert not asked(episodes=(few, many))
+    assert not asked(large, (random_episodes((4,), tasks=8, support=200, query=200),))
+    learner = headstart.prototypes(small)
+    assert not repays(learner, learner.init(None), (few,), 2_000)

@@ -201,7 +201,7 @@ def test_the_forms_of_a_learner_that_changes_are_compiled_each(caplog):
 
 
 def wrong_by(factor, monkeypatch):
-    def translated(graph, tensors):
+    def translated(graph):
         return lambda *inputs: [factor * output if output.is_floating_point() else output for output in graph(*inputs)]
 
     way = COMPILED._replace(translate=translated)
@@ -223,7 +223,7 @@ def test_a_program_that_is_wrong_is_not_used(factor, monkeypatch, caplog):
 def test_a_rounding_error_at_a_kink_is_no_reason_not_to_compile(monkeypatch, caplog):
     calls = []
 
-    def translated(graph, tensors):
+    def translated(graph):
         def run(*inputs):
             calls.append(None)
             factor = 1.04 if len(calls) == 2 else 1.0  # the first that is compared

@@ -14,6 +14,7 @@ from headstart.core.counting import Counted
 from headstart.core.objective import backprop
 from headstart.core.process import settings
 from headstart.engine import record
+from headstart.engine.loops import counted
 from headstart.engine.record import FORMS, Forms, Recorded, Way, differing, replayed
 from headstart.engine.rewrite import shorten
 from headstart.engine.tracing import recorded, tensors_of
@@ -273,7 +274,7 @@ def test_what_is_done_to_a_gradient_stays_out_of_the_record():
 
 
 def test_outputs_that_lie_in_an_input_are_copied():
-    way = SOON._replace(translate=lambda record, tensors: lambda *inputs: [inputs[0], inputs[0].mT, inputs[1] + 1])
+    way = SOON._replace(translate=lambda record: lambda *inputs: [inputs[0], inputs[0].mT, inputs[1] + 1])
     learner = headstart.maml(net(), steps=1)
     meta, episodes = learner.init(None), random_episodes((4,))
     given = tensors_of(meta, episodes)
@@ -389,7 +390,7 @@ def test_autocast_has_records_of_its_own():
 
 
 def test_threads_that_wait_for_a_record_compute_meanwhile():
-    way = SOON._replace(translate=lambda record, tensors: started.set() or go.wait(60) and replayed(record, tensors))
+    way = SOON._replace(translate=lambda record: started.set() or go.wait(60) and replayed(record))
     started, go = threading.Event(), threading.Event()
     learner = recording(headstart.maml(net(), steps=1), way)
     meta, episodes = learner.init(None), random_episodes((4,))
@@ -426,12 +427,11 @@ def test_one_record_is_made_at_a_time(monkeypatch):
     for support, count in ((3, 2), (4, 1), (5, 1)):  # the first one brings what is loaded once
         steps(support, count)
 
-    class Together(Counted):
-        def __enter__(self):
-            start.wait(60)
-            return super().__enter__()
+    def together(*given):
+        start.wait(60)
+        return counted(*given)
 
-    monkeypatch.setattr(record, "Counted", Together)
+    monkeypatch.setattr(record, "counted", together)
     threads = [threading.Thread(target=steps, args=(support, 1)) for support in (4, 5)]
     for thread in threads:
         thread.start()

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from headstart.algorithms.prototypes import nearest
 from headstart.cli.commands import _train
 from headstart.cli.options import call, first_look
+from headstart.engine import accelerate as accelerate_module
 from headstart.errors import ConfigError, DivergenceError, FileError, OutOfMemoryError
 from headstart.testing.faults import truncate
 from headstart.training import checkpoint as checkpoints, run as runs
@@ -439,6 +440,22 @@ def test_how_a_step_is_computed_may_change_when_a_run_goes_on(how, tmp_path):
     assert one.keys() == other.keys()
     for name, tensor in other.items():
         assert (one[name].double() - tensor.double()).abs().max() < 1e-4, name
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_what_repays_is_compiled_and_a_run_that_was_cut_off_has_the_same_bits(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(accelerate_module, "COMPILING", 0.0)
+    monkeypatch.setattr(accelerate_module, "TRANSLATING", 0.0)
+    monkeypatch.setattr(accelerate_module, "FEW_STEPS", 1)
+    options = {**SINE, "steps": 4, "hidden": "4", "inner_steps": 2, "tasks_per_step": 6}
+    with caplog.at_level("INFO", "headstart"):
+        train(tree(options), tmp_path / "run", view=_StopAt(2))
+    assert "meta-gradient compiled" in caplog.text
+    for name, how in (("run", {}), ("whole", {}), ("plain", {"compile": False})):
+        train(tree({**options, **how}), tmp_path / name)
+    run, whole, plain = (load_file(str(tmp_path / name / "last.safetensors")) for name in ("run", "whole", "plain"))
+    assert all(torch.equal(run[name], tensor) for name, tensor in whole.items())
+    assert all((run[name] - tensor).abs().max() < 1e-4 for name, tensor in plain.items())
 
 
 def test_a_look_is_told_with_its_step_and_nearest_is_scored_once(tmp_path):

@@ -5,6 +5,7 @@ backward pass; the mathematics of a step is not its business. Here are those tha
 """
 
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -54,8 +55,10 @@ class Step(NamedTuple):
     rule: Rule
     first: int = 0
 
-    def __call__(self, given: Given, inner: Inner, number: int, create_graph: bool) -> tuple[Inner, Tensor]:
+    def __call__(self, given: Given, inner: Inner, number: Any, create_graph: bool) -> tuple[Inner, Tensor]:
         """Return what the step leads to, and the support losses ``(B,)`` before it, without history.
+
+        Where a record is made of all steps at once, its number is a tensor.
 
         ``g = ∂(Σᵢ lossᵢ)/∂params`` holds every task's own gradient, since task i's loss depends on task i's tensors
         alone; then ``params ← params − rule(g)``.
@@ -118,24 +121,39 @@ def gradients(
 
 
 class Adjoint(Protocol):
-    """How adapted parameters are differentiated: ``(step, given, start, steps) -> (state after, [losses of each])``."""
+    """How adapted parameters are differentiated: ``(step, given, start, steps) -> (state, losses (steps, B))``."""
 
     @property
     def exact(self) -> bool:
         """Whether the derivative is exact."""
 
-    def __call__(self, step: Step, given: Given, start: Inner, steps: int, /) -> tuple[Inner, list[Tensor]]: ...
+    def __call__(self, step: Step, given: Given, start: Inner, steps: int, /) -> tuple[Inner, Tensor]: ...
 
 
-def run(
-    step: Step, given: Given, inner: Inner, numbers: Iterable[int], create_graph: bool
-) -> tuple[Inner, list[Tensor]]:
+Loop: TypeAlias = Callable[[Step, Given, Inner, range, bool], "tuple[Inner, Tensor] | None"]
+"""What takes all steps of a loop in the place of `run`; ``None``: it does not take these."""
+
+#: Set while a computation is recorded, which then holds an inner step once, not as often as it is taken.
+looping: ContextVar[Loop | None] = ContextVar("looping", default=None)
+
+
+def run(step: Step, given: Given, inner: Inner, numbers: range, create_graph: bool) -> tuple[Inner, Tensor]:
     """Take the steps of these numbers one after another: the loop of all adjoints."""
+    loop = looping.get()
+    found = None if loop is None else loop(step, given, inner, numbers, create_graph)
+    if found is not None:
+        return found
     losses = []
     for number in numbers:
         inner, loss = step(given, inner, number, create_graph)
         losses.append(loss)
-    return inner, losses
+    return inner, stacked(losses, inner)
+
+
+def stacked(losses: list[Tensor], inner: Inner) -> Tensor:
+    """Return the losses of steps, ``(steps, B)``, of which there may be none."""
+    like = next(iter(inner.params.values()))
+    return torch.stack(losses) if losses else like.new_zeros(0, like.shape[0])
 
 
 @dataclass(frozen=True)
@@ -144,7 +162,7 @@ class Unrolled:
 
     exact = True
 
-    def __call__(self, step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, list[Tensor]]:
+    def __call__(self, step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, Tensor]:
         return run(step, given, start, range(steps), torch.is_grad_enabled())
 
 
@@ -154,7 +172,7 @@ class FirstOrder:
 
     exact = False
 
-    def __call__(self, step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, list[Tensor]]:
+    def __call__(self, step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, Tensor]:
         return run(step, given, start, range(steps), create_graph=False)
 
 
@@ -178,11 +196,11 @@ class Truncated:
         if not isinstance(self.last, int) or self.last < 0:
             raise UsageError(f"Truncated(last=...) must be a number of steps from 0 up, got {self.last!r}")
 
-    def __call__(self, step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, list[Tensor]]:
+    def __call__(self, step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, Tensor]:
         kept = min(self.last, steps)
         inner, before = run(step, given, start, range(steps - kept), create_graph=False)
         end, after = run(step, given, inner, range(steps - kept, steps), torch.is_grad_enabled())
-        return end, before + after
+        return end, torch.cat([before, after])
 
 
 def solve(
@@ -195,8 +213,7 @@ def solve(
     if steps < 0:
         raise UsageError(f"the number of inner steps must be 0 or more, got {steps}")
     end, losses = adjoint(Step(support_loss, rule, first), given, start, steps)
-    like = next(iter(start.params.values()))
-    return end, Info(torch.stack(losses) if losses else like.new_zeros(0, like.shape[0]))
+    return end, Info(losses)
 
 
 def expanded(params: Params, names: Iterable[str], tasks: int) -> Params:

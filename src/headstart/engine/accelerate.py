@@ -20,6 +20,8 @@ from headstart.core.objective import at, backprop
 from headstart.core.process import Settings, generators, one_thread, pool, put_back, settings
 from headstart.core.tree import mapped, tensors_of
 from headstart.engine import record
+from headstart.engine.compiled import compiled
+from headstart.engine.loops import counted, in_steps
 from headstart.engine.record import SEEN, Forms, Inputs, Key, Recorded, Way, inputs_of, with_gradient
 from headstart.errors import OutOfMemoryError, UsageError, asked_for, is_out_of_memory
 from headstart.forward.task_map import rounded
@@ -33,7 +35,7 @@ Gradient: TypeAlias = Callable[[Inputs], Part]
 
 #: A record is made after so many steps: it costs about a hundred of them.
 REPLAYED = Way("replayed", record.replayed, after=50, most=5000, same=True, level=logging.INFO)
-COMPILED = Way("compiled", record.compiled, after=0, most=20_000, same=False, level=logging.WARNING)
+COMPILED = Way("compiled", compiled, after=0, most=20_000, same=False, level=logging.WARNING)
 
 #: From so many numbers an operation on, on average, threads pay: below, their operations wait for the interpreter.
 LARGE = 2**14
@@ -42,6 +44,12 @@ FEW = 2
 
 #: So many times as often large operations are computed as they are before they are recorded, which takes longer.
 PATIENCE = 8
+
+#: What a compiled program saves for each small operation of a replayed record, what it takes to make one, and one more
+#: of its operations, in seconds on a slow processor; compiling has to save so many times as much as it takes.
+SAVED, COMPILING, TRANSLATING, MARGIN = 2e-6, 8.0, 0.03, 1.5
+#: Fewer outer steps are not looked at: they take less time than that would.
+FEW_STEPS = 1000
 
 #: Where in meta-training the needs of a learner that changes are looked at, in fractions of the outer steps.
 STAGES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -68,7 +76,7 @@ def accelerate(
 
     Args:
         learner: the method.
-        compile: whether to compile the record (see `engine.record.compiled`), whatever the size of operations.
+        compile: whether to compile the record (see `engine.compiled`), whatever the size of operations.
         threads: on a CPU, how many parts of the tasks to work on at the same time, each with one thread; 1: one part
             after another, in operations that PyTorch splits where they are large. ``"auto"``:
             ``torch.get_num_threads()`` where operations are large, and one where they are small; fewer where ``memory``
@@ -97,6 +105,34 @@ def accelerate(
     return with_gradient(learner, _InParts(learner, _Options(compile, threads, chunk, room, replay, memory == "auto")))
 
 
+def repays(learner: Learner, meta: Meta, episodes: Iterable[Episodes], steps: int) -> bool:
+    """Return whether compiling the meta-gradient takes less time than it saves in so many outer steps, by counting.
+
+    Args:
+        learner: the method.
+        meta: where it starts.
+        episodes: those of some outer steps; where their shapes differ, programs would be many.
+        steps: how many outer steps there will be.
+    """
+    if steps < FEW_STEPS or learner.gradient is not backprop or learner.during is not None:
+        return False
+    here, (first, *others) = settings(), episodes
+    if (
+        here is None
+        or first.query.y.device.type != "cpu"
+        or any(inputs_of(meta, one).kind != inputs_of(meta, first).kind for one in others)
+    ):
+        return False
+    plan = _InParts(learner, _Options(False, "auto", None, None, True, False))._plan(here, meta, first)
+    if not (plan.small and plan.counted):
+        return False
+    with put_back():
+        once = counted(learner, meta, first)
+        with Counted(memory=False) as all_of_them:
+            backprop(learner, meta, first)
+    return steps * SAVED * all_of_them.operations > MARGIN * (COMPILING + once * TRANSLATING)
+
+
 class _Options(NamedTuple):
     compile: bool
     threads: Threads
@@ -122,7 +158,9 @@ class _Plan(NamedTuple):
 class _InParts:
     def __init__(self, learner: Learner, options: _Options) -> None:
         self.options, self.stages = options, _stages(learner)
-        self.recorded = Recorded(COMPILED if options.compile else REPLAYED)
+        self.recorded = Recorded(REPLAYED)
+        if options.compile:
+            self.recorded = Recorded(COMPILED, self.recorded if options.replay else None)
         self.plans: dict[Key, _Plan] = {}
         self.plan: _Plan | None = None
         """The one at work."""
@@ -225,7 +263,7 @@ class _InParts:
             return functools.partial(self.recorded.run, form, here, learner, patience)
         if self.options.compile:
             self.recorded.say(SEEN)
-        return lambda given: backprop(learner, given.meta, given.episodes)
+        return lambda given: in_steps(learner, given.meta, given.episodes)
 
     def _plan(self, here: Settings | None, meta: Meta, episodes: Episodes) -> _Plan:
         """Return a plan that goes by the learner and the shapes alone, not by how far a run is."""
@@ -259,10 +297,10 @@ class _InParts:
     def _needed(self, meta: Meta, episodes: Episodes) -> int:
         one, peaks = next(_parts(episodes, 1)), []
         for stage in self.stages:
-            backprop(stage, meta, one)  # trials of the task map are no part of it
-            with Counted() as counted:
-                backprop(stage, meta, one)
-            peaks.append(counted.peak)
+            in_steps(stage, meta, one)  # trials of the task map are no part of it
+            with Counted() as found:
+                in_steps(stage, meta, one)
+            peaks.append(found.peak)
         return max(1, *peaks)
 
 

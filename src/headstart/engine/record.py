@@ -8,22 +8,21 @@ import logging
 import math
 import threading
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-import torch._functorch.config
 from torch import Tensor, fx
 
-from headstart.core.counting import Counted
 from headstart.core.objective import at, backprop
 from headstart.core.process import Settings, generators, settings
 from headstart.core.tree import mapped
+from headstart.engine.loops import counted, in_steps
 from headstart.engine.rewrite import call_directly, fold, shorten
-from headstart.engine.tracing import Program, constants, layout, recorded, tensors_of, without_notes, writes
+from headstart.engine.steps import Run, constants
+from headstart.engine.tracing import Program, layout, recorded, tensors_of, without_notes, writes
 from headstart.forward.task_map import first_line
 from headstart.types import Episodes, Info, Learner, Meta, Params
 
@@ -50,7 +49,6 @@ SEEN = "hooks for saved tensors or a mode of PyTorch are on, which have to see e
 #: Held while a record is made: PyTorch puts functions in the place of modules' own meanwhile, those of one thread only.
 RECORDING = threading.Lock()
 
-Run: TypeAlias = Callable[..., Sequence[Tensor]]
 Key: TypeAlias = tuple[Any, ...]
 
 _kind = attrgetter("shape", "dtype", "device")
@@ -61,8 +59,8 @@ class Way(NamedTuple):
 
     name: str
     """As a participle: ``"compiled"``."""
-    translate: Callable[[fx.GraphModule, list[Tensor]], Run]
-    """``(record, tensors like its inputs) -> a function of such tensors``."""
+    translate: Callable[[fx.GraphModule], Run]
+    """``record -> a function of tensors like its inputs``."""
     after: int
     """How often to compute as it is before recording pays."""
     most: int
@@ -73,33 +71,12 @@ class Way(NamedTuple):
     """Of the line of the log that says why it cannot be done."""
 
 
-def replayed(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
+def replayed(record: fx.GraphModule) -> Run:
     """Return the record itself, its operations called in the least time."""
     if not writes(record):
         fold(record)
     call_directly(record.graph)
     run: Run = without_notes(record).forward
-    return run
-
-
-def compiled(record: fx.GraphModule, tensors: list[Tensor]) -> Run:
-    """Return the record as one program: ``torch.compile`` refuses what is differentiated from outside.
-
-    It is worth it where operations are small and steps many: compiling takes seconds for a small network and minutes
-    for a convolutional one (it is kept on disk between runs).
-    """
-    from torch._inductor import compile as compile_record  # takes seconds, which nobody else should wait
-
-    for node in without_notes(record).graph.nodes:
-        if node.target is torch.ops.aten.view.default:  # the compiler lays out tensors in its own way
-            node.target = torch.ops.aten.reshape.default
-    record.recompile()
-    options = {"cpp_wrapper": tensors[0].device.type == "cpu"}
-    # what is computed twice in the record is so to save memory
-    with warnings.catch_warnings(), torch._functorch.config.patch(cse=False):
-        warnings.simplefilter("ignore")  # the compiler's own
-        run: Run = compile_record(record, list(tensors), options=options)
-        run(*tensors)  # compiles what is left to the first call
     return run
 
 
@@ -189,8 +166,9 @@ class Recorded:
     computed as it is where it cannot be recorded.
     """
 
-    def __init__(self, way: Way) -> None:
-        self.way = way
+    def __init__(self, way: Way, otherwise: "Recorded | None" = None) -> None:
+        self.way, self.otherwise = way, otherwise
+        """Where there is no program, it is computed as it is, or as the other one does it."""
         self.forms = Forms()
         self.lock = threading.Lock()
         self.entries: dict[Key, _Entry] = {}
@@ -205,7 +183,7 @@ class Recorded:
         here = settings()
         if here is None:
             self.say(SEEN)
-            return backprop(learner, meta, episodes)
+            return in_steps(learner, meta, episodes)
         return self.run(self.forms.of(learner), here, learner, 1, inputs_of(meta, episodes))
 
     def run(self, form: Form, here: Settings, learner: Learner, patience: int, given: Inputs) -> tuple[Meta, Info]:
@@ -219,12 +197,19 @@ class Recorded:
         program = entry.program
         if program is None:
             if entry.done:
-                return backprop(learner, given.meta, given.episodes)
+                return self._otherwise(form, here, learner, patience, given)
             return self._first(entry, form, here, learner, given, patience)
         found = _ran(program.run, here, given.tensors)
         if program.conditional and not found[-1]:
-            return backprop(learner, given.meta, given.episodes)  # which says what is wrong with the values
+            return in_steps(learner, given.meta, given.episodes)  # which says what is wrong with the values
         return _named(program, given.meta, found)
+
+    def _otherwise(
+        self, form: Form, here: Settings, learner: Learner, patience: int, given: Inputs
+    ) -> tuple[Meta, Info]:
+        if self.otherwise is None:
+            return in_steps(learner, given.meta, given.episodes)
+        return self.otherwise.run(form, here, learner, patience, given)
 
     def _new(self, key: Key) -> _Entry:
         with self.lock:
@@ -238,12 +223,12 @@ class Recorded:
     ) -> tuple[Meta, Info]:
         """Compute as it is, and record when it is time; what a program gives has its own bits from the start."""
         if not entry.lock.acquire(blocking=not self.way.same):
-            return backprop(learner, given.meta, given.episodes)
+            return in_steps(learner, given.meta, given.episodes)
         try:
             if entry.done:  # by the thread that was waited for
                 return self.run(form, here, learner, patience, given)
             before = generators()
-            found = backprop(learner, given.meta, given.episodes)
+            found = in_steps(learner, given.meta, given.episodes)
             entry.calls += 1
             if not form.settled:
                 self.say("the learner changes from step to step, so far")
@@ -263,21 +248,20 @@ class Recorded:
         """Return the program, if there is one, and what it gives where that has bits of its own."""
         start, (meta, episodes, tensors, _) = time.perf_counter(), given
         try:
-            with Counted() as counted:
-                backprop(learner, meta, episodes)
-            if counted.operations > self.way.most:
-                self.say(f"it takes {counted.operations} operations, more than {self.way.most}")
+            found = counted(learner, meta, episodes)
+            if found > self.way.most:
+                self.say(f"it takes {found} operations, more than {self.way.most}")
                 return None, expected
-            logger.debug("meta-gradient of %d operations: recording", counted.operations)
+            logger.debug("meta-gradient of %d operations: recording", found)
             with RECORDING:
-                program = self._translated(recorded(learner, meta, episodes), here, tensors)
+                program = self._translated(recorded(learner, meta, episodes, self.way.most), here, tensors)
             tolerance = 0.0 if self.way.same else max(TOLERANCES.get(dtype, 0.0) for dtype in program.dtypes)
             again = _named(program, meta, _ran(program.run, here, tensors))
             gap = differing(again, expected, tolerance)
             for factor in () if not gap or self.way.same else RETRIED:
                 other: Meta = mapped(lambda value, factor=factor: factor * value, meta)
                 ours = _named(program, meta, _ran(program.run, here, tensors_of(other, episodes)))
-                gap = gap and differing(ours, backprop(learner, other, episodes), tolerance)
+                gap = gap and differing(ours, in_steps(learner, other, episodes), tolerance)
         except Exception as error:  # whatever PyTorch or a compiler may raise, the usual way is there
             self.say(f"{type(error).__name__}: {first_line(error)}")
             return None, expected
@@ -291,9 +275,9 @@ class Recorded:
     def _translated(self, record: Program, here: Settings, tensors: list[Tensor]) -> Program:
         tensors = _plain(tensors)
         with torch.no_grad(), here.without_autocast():
-            if not writes(record.run):
-                shorten(record.run.graph)
-            run = self.way.translate(record.run, tensors)
+            for step in record.steps:
+                step.translate(lambda graph: self.way.translate(_shortened(graph)))
+            run = self.way.translate(_shortened(record.run))
             repeated = _repeated(run(*tensors), [*tensors, *constants(record.run)])
         return record._replace(run=_copying(run, repeated) if repeated else run)
 
@@ -302,6 +286,12 @@ class Recorded:
         if why not in self.said:
             self.said.add(why)
             logger.log(self.way.level, "meta-gradient not %s, running as it is: %s", self.way.name, why)
+
+
+def _shortened(record: fx.GraphModule) -> fx.GraphModule:
+    if not writes(record):
+        shorten(record.graph)
+    return record
 
 
 def with_gradient(learner: Learner, gradient: Any) -> Learner:

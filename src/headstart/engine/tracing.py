@@ -4,7 +4,6 @@ Since they hold none, a computation that goes by values (a branch, a number read
 PyTorch does not see, such as a Python number that changes between two steps, is written down as it is.
 """
 
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,8 @@ from headstart.core import tree
 from headstart.core.objective import backprop
 from headstart.core.tree import pack
 from headstart.core.values import conditions
+from headstart.engine.loops import Recording
+from headstart.engine.steps import RecordedStep
 from headstart.types import Batch, Episodes, Learner, Meta
 
 
@@ -28,16 +29,19 @@ class Program(NamedTuple):
     """Which fields of `Info` there are."""
     conditional: bool
     """Whether the last output says if the values of the inputs are as demanded."""
+    steps: tuple[RecordedStep, ...]
+    """The inner steps of its loops, which the graph calls."""
     operations: int
+    """A loop's are those of one step."""
     dtypes: frozenset[torch.dtype]
     """Of all numbers in it."""
 
 
-def recorded(learner: Learner, meta: Meta, episodes: Episodes) -> Program:
-    """Return the operations of `backprop`.
+def recorded(learner: Learner, meta: Meta, episodes: Episodes, most: int = 20_000) -> Program:
+    """Return the operations of `backprop`, in which a loop of inner steps is one.
 
     Raises:
-        RuntimeError: the computation goes by values.
+        RuntimeError: the computation goes by values, or takes more than ``most`` operations.
     """
     packed, given = pack((meta, episodes))
     told: list[bool] = []
@@ -56,15 +60,19 @@ def recorded(learner: Learner, meta: Meta, episodes: Episodes) -> Program:
         own = [part for part in info if part is not None]
         return [*gradient.params.values(), *gradient.structure.values(), *own, *held]
 
-    inputs = [tensor.detach().contiguous() for tensor in given]
-    graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    inputs, loops = [tensor.detach().contiguous() for tensor in given], Recording(most)
+    with loops.listening():
+        graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     for node in graph.graph.nodes:
         if _sized_by_values(node):
             raise RuntimeError(f"{node.target} gives as many numbers as its inputs' values say")
     operations = sum(node.op == "call_function" for node in graph.graph.nodes)
+    steps: Any = tuple(loop.step for loop in loops.loops.values())
+    operations += sum(step.operations for step in steps)
     made = (node.meta.get("val") for node in graph.graph.nodes)
     dtypes = frozenset(value.dtype for value in made if isinstance(value, Tensor))
-    return Program(graph, tuple(told), bool(conditional), operations, dtypes)
+    loops.link(graph)
+    return Program(graph, tuple(told), bool(conditional), steps, operations, dtypes)
 
 
 def without_notes(record: fx.GraphModule) -> fx.GraphModule:
@@ -73,12 +81,6 @@ def without_notes(record: fx.GraphModule) -> fx.GraphModule:
         node.meta.clear()
     record.recompile()
     return record
-
-
-def constants(record: fx.GraphModule) -> list[Tensor]:
-    """Return the tensors that a record holds."""
-    held = (attrgetter(str(node.target))(record) for node in record.graph.nodes if node.op == "get_attr")
-    return [value for value in held if isinstance(value, Tensor)]
 
 
 def _sized_by_values(node: fx.Node) -> bool:

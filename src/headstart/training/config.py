@@ -96,8 +96,9 @@ class Run(NamedTuple):
         seed: seed of the weights, the tasks and dropout.
         device: where to compute; auto takes cuda, then mps, then cpu.
         threads: CPU threads; by default what PyTorch takes.
-        compile: compile the meta-gradient: many times faster for small networks and long runs, after seconds to
-            minutes of compiling. Needs a C++ compiler; where it cannot be done, one line says why.
+        compile: compile the meta-gradient: several times faster for small networks, after seconds to minutes of
+            compiling. By default where all outer steps together save more than that, by counting operations. Needs a
+            C++ compiler; where it cannot be done, one line says why.
         memory: most memory for what a step remembers for its derivatives; tasks are taken in as many parts as that
             needs. With auto, all tasks of a step together, and where memory runs out, in ever smaller
             parts, at last with a checkpointed adjoint. By default all tasks of a step together.
@@ -118,7 +119,7 @@ class Run(NamedTuple):
     seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: Annotated[int, Ge(1), Le(4096)] | None = None
-    compile: bool = False
+    compile: bool | None = None
     memory: Annotated[str, Predicate(_is_memory), doc("a size such as 2GiB, or auto")] | None = None
     same_bits: bool = False
     hung_after: Annotated[int, Ge(1), Le(86_400)] = 600

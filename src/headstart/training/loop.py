@@ -191,7 +191,7 @@ def fit(
             numbers = range(state.step * tasks_per_step, (state.step + 1) * tasks_per_step)
             done = state.step / steps
             now = at(learner, done)
-            sampled = partial(_sampled, now, tasks, seed)
+            sampled = partial(training_tasks, now, tasks, seed)
             gradient, loss, norm, left_out = finite_gradient(
                 partial(_gradient, among, done, state, seed, sampled),
                 numbers,
@@ -218,7 +218,7 @@ def fit(
             yield StepRecord(state.step, loss, norm, rates[0] * factor, state, left_out)
 
 
-def _sampled(learner: Learner, tasks: Tasks, seed: int, numbers: Sequence[int]) -> Episodes:
+def training_tasks(learner: Learner, tasks: Tasks, seed: int, numbers: Sequence[int]) -> Episodes:
     """Return training tasks as the learner is to see them."""
     sampled = tasks.sample("train", numbers)
     return seeded(pooled(sampled, tasks, numbers) if learner.pooled else sampled, seed, numbers)

@@ -30,7 +30,7 @@ import torch
 import headstart
 from headstart.core.tree import prefixed, within
 from headstart.data.kind import kind_of_family
-from headstart.engine.accelerate import accelerate
+from headstart.engine.accelerate import accelerate, repays
 from headstart.errors import ConfigError, FileError, OutOfMemoryError
 from headstart.registry import load
 from headstart.schema import seconds
@@ -54,7 +54,7 @@ from headstart.training.files import (
     write,
 )
 from headstart.training.fit_best import Best, Look, first, fit_best
-from headstart.training.loop import State, flat, start
+from headstart.training.loop import State, flat, start, training_tasks
 from headstart.training.metrics import NAME, MetricsFile, read_lines, write_csv
 from headstart.training.preparation import refuse_other_data, write_preparation
 from headstart.training.progress import View
@@ -362,7 +362,8 @@ def _looks(job: Job, best: Best, view: View, **given: Any) -> Iterator[Look]:
     config, learner = job.config.run, job.learner
     while True:
         try:
-            made = accelerate(learner, compile=config.compile, memory=config.memory)
+            compile = _repays(job, learner) if config.compile is None else config.compile
+            made = accelerate(learner, compile=compile, memory=config.memory)
             for look in fit_best(made, job.tasks, best=best, **given):
                 best = look.best
                 yield look
@@ -373,6 +374,19 @@ def _looks(job: Job, best: Best, view: View, **given: Any) -> Iterator[Look]:
                 raise
         view.note("out of memory with one task at a time: from now on with --adjoint checkpointed")
         learner = leaner
+
+
+def _repays(job: Job, learner: Learner) -> bool:
+    """Return whether to compile; what is looked at is the same whenever the run goes on."""
+    config = job.config
+    # each other number of tasks would be compiled anew
+    if config.outer is None or config.run.memory or config.run.same_bits or config.run.on_nonfinite == "skip":
+        return False
+    meta, many = start(learner, seed=config.run.seed).meta, config.outer.tasks_per_step
+    numbers = (range(step * many, (step + 1) * many) for step in range(4))
+    return repays(
+        learner, meta, (training_tasks(learner, job.tasks, config.run.seed, n) for n in numbers), config.outer.steps
+    )
 
 
 def _checkpointed(job: Job) -> Learner | None:

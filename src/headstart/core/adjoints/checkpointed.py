@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from headstart.core.adjoints.pullback import Slopes, added, leaf, refuse_second_derivatives, slopes_of, wanted
 from headstart.core.counting import Counted, to_bytes, to_text
-from headstart.core.inner import Given, Inner, Step, run
+from headstart.core.inner import Given, Inner, Step, run, stacked
 from headstart.core.process import Autocast, Draws, autocast_of, casting, draws
 from headstart.core.tree import Packed, mapped, pack, tensors_of
 from headstart.errors import UsageError
@@ -88,7 +88,7 @@ class Checkpointed:
             if self.place is not None:
                 raise UsageError(f"Checkpointed takes memory= or place=, not both; got {self.memory} and {self.place}")
 
-    def __call__(self, step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, list[Tensor]]:
+    def __call__(self, step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, Tensor]:
         if not wanted((given, start)) or steps == 0:
             return run(step, given, start, range(steps), create_graph=False)
         if self.memory is None:
@@ -188,12 +188,12 @@ class _Kept(NamedTuple):
 
 def sweep(
     step: Step, given: Given, start: Inner, segments: Sequence[Segment], keep: Keep | None = None
-) -> tuple[Inner, list[Tensor]]:
+) -> tuple[Inner, Tensor]:
     """Take the steps of ``segments``; their derivative is a sweep back through them. Second ones are refused."""
     packed, tensors = pack((given, start))
     plan = _Plan(step, segments, packed, keep or (lambda inner: lambda: inner), autocast_of(tensors), [], [])
     *end, losses = _Sweep.apply(plan, *tensors)
-    return plan.end[0].unpack(end), list(losses.unbind())
+    return plan.end[0].unpack(end), losses
 
 
 class _Sweep(torch.autograd.Function):
@@ -201,13 +201,12 @@ class _Sweep(torch.autograd.Function):
     def forward(ctx: Any, plan: _Plan, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         given, start = plan.packed.unpack(tensors)
         ctx.plan, ctx.drawn = plan, draws(start)
-        ctx.kept, inner, losses = _forward(plan, given, start)
+        ctx.kept, inner, told = _forward(plan, given, start)
         packed, end = pack(inner)
         plan.end.append(packed)
         # PyTorch notices where one of these is changed in place before the backward pass
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
-        told = torch.stack(losses)
         ctx.mark_non_differentiable(told, *(tensor for tensor in end if not tensor.is_floating_point()))
         return *end, told
 
@@ -230,7 +229,7 @@ class _Sweep(torch.autograd.Function):
         return None, *back.totals, *back.slopes
 
 
-def _forward(plan: _Plan, given: Given, start: Inner) -> tuple[list[_Kept], Inner, list[Tensor]]:
+def _forward(plan: _Plan, given: Given, start: Inner) -> tuple[list[_Kept], Inner, Tensor]:
     """Take all steps without history; return the states to keep after the start, the last one, and the losses."""
     kept, inner, losses = [], start, []
     for segment in plan.segments:
@@ -239,7 +238,7 @@ def _forward(plan: _Plan, given: Given, start: Inner) -> tuple[list[_Kept], Inne
         for number in range(segment.start, segment.end):
             inner, loss = plan.step(given, inner, number, False)
             losses.append(loss)
-    return kept, inner, losses
+    return kept, inner, stacked(losses, inner)
 
 
 class _Backward:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from headstart.core.adjoints.pullback import Slopes, added, leaf, refuse_second_derivatives, slopes_of, wanted
-from headstart.core.inner import Given, Inner, Step, gradients
+from headstart.core.inner import Given, Inner, Step, gradients, stacked
 from headstart.core.linear import ConjugateGradient, Product, Solver
 from headstart.core.process import Autocast, Draws, autocast_of, casting, draws
 from headstart.core.tree import Packed, pack, tensors_of
@@ -49,9 +49,9 @@ class Implicit:
 
     exact = False
 
-    def __call__(self, step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, list[Tensor]]:
+    def __call__(self, step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, Tensor]:
         if steps == 0:
-            return start, []
+            return start, stacked([], start)
         if not wanted((given, start)):
             end, losses, _ = _descended(step, given, start, steps)
             return end, losses
@@ -59,7 +59,7 @@ class Implicit:
         plan = _Plan(step, steps, packed, self.solver, autocast_of(tensors), [])
         *end, losses = _Rest.apply(plan, *tensors)
         params = dict(zip(start.params, end))
-        return Inner(params, start.rule, plan.buffers[0].unpack(end[len(params) :])), list(losses.unbind())
+        return Inner(params, start.rule, plan.buffers[0].unpack(end[len(params) :])), losses
 
 
 class _Plan(NamedTuple):
@@ -77,12 +77,12 @@ class _Rest(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _Plan, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         given, start = plan.packed.unpack(tensors)
-        end, losses, ctx.drawn = _descended(plan.step, given, start, plan.steps)
+        end, told, ctx.drawn = _descended(plan.step, given, start, plan.steps)
         packed, buffers = pack(end.buffers)
         plan.buffers.append(packed)
         ctx.plan, ctx.count = plan, len(tensors)
         ctx.still = {name for name, value in end.params.items() if value is start.params[name]}
-        params, told = [end.params[name] for name in start.params], torch.stack(losses)
+        params = [end.params[name] for name in start.params]
         ctx.save_for_backward(*tensors, *params, *buffers)
         ctx.mark_non_differentiable(told, *buffers)
         return *params, *buffers, told
@@ -143,7 +143,7 @@ def _product(moved: list[Tensor], params: Params) -> Product:
     return product
 
 
-def _descended(step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, list[Tensor], Draws]:
+def _descended(step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, Tensor, Draws]:
     """Take the steps without history; return also where the generators stood before the last one."""
     inner, losses, drawn = start, [], draws(start)
     for number in range(steps):
@@ -158,7 +158,7 @@ def _descended(step: Step, given: Given, start: Inner, steps: int) -> tuple[Inne
             )
         inner = after
         losses.append(loss)
-    return inner, losses, drawn
+    return inner, stacked(losses, inner), drawn
 
 
 def _differ(old: Any, new: Any) -> bool:

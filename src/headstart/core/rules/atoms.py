@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from headstart.core import tree
-from headstart.core.rules.rule import Rule, require_fraction, require_positive, stateless
+from headstart.core.rules.rule import Rule, of_step, power, require_fraction, require_positive, stateless
 from headstart.errors import UsageError
 from headstart.types import Batch, Params, Tree
 
@@ -94,7 +94,7 @@ def _rated(
     def update(m: Params, state: Params, grads: Params, params: Params, step: int) -> tuple[Params, Params]:
         if steps is None:
             return {k: rate_of(m, k) * g for k, g in grads.items()}, state
-        return {k: rate_of(m, k)[min(step, steps - 1)] * g for k, g in grads.items()}, state
+        return {k: of_step(rate_of(m, k), step) * g for k, g in grads.items()}, state
 
     return Rule(
         update, structure=structure, shown=lambda m: {f"{name}.{k}": rate_of(m, k) for k in tree.within(m, key)}
@@ -165,7 +165,7 @@ def adam(*, decay: float = 0.9, square_decay: float = 0.999, epsilon: float = 1e
     def update(m: Params, state: Tree, grads: Params, params: Params, step: int) -> tuple[Params, Tree]:
         first = {k: decay * state[0][k] + (1 - decay) * g for k, g in grads.items()}
         second = {k: square_decay * state[1][k] + (1 - square_decay) * g.square() for k, g in grads.items()}
-        bias, square_bias = 1 - decay ** (step + 1), 1 - square_decay ** (step + 1)
+        bias, square_bias = 1 - power(decay, step + 1), 1 - power(square_decay, step + 1)
         out = {k: (first[k] / bias) / (tree.safe_sqrt(second[k] / square_bias) + epsilon) for k in grads}
         return out, (first, second)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from headstart.core import tree
-from headstart.core.rules.rule import Rule, require_fraction, require_positive
+from headstart.core.rules.rule import Rule, of_step, require_fraction, require_positive
 from headstart.errors import UsageError
 from headstart.types import Params
 
@@ -53,10 +53,12 @@ def generated_rates(
         # in alphabetical order, which no way of storing M can change
         names = sorted(grads)
         rates, decays = _generated(tree.within(m, name), [grads[k] for k in names], [params[k] for k in names])
-        at = () if steps is None else (min(step, steps - 1),)
+
+        def base(key: str) -> Tensor:
+            return m[f"{name}.{key}"] if steps is None else of_step(m[f"{name}.{key}"], step)
 
         def moved(key: str, rate: Tensor, decay: Tensor) -> Tensor:
-            alpha, taken = m[f"{name}.rate.{key}"][at] * rate, m[f"{name}.decay.{key}"][at] * decay
+            alpha, taken = base(f"rate.{key}") * rate, base(f"decay.{key}") * decay
             gradient, value = grads[key], params[key]
             return tree.over_tasks(alpha, gradient) * gradient + tree.over_tasks(taken, value) * value
 

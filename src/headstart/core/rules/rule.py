@@ -6,6 +6,7 @@ All tensors of one step, gradients, parameters and states, have shape ``(B, *sha
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Generator, Tensor
 
 from headstart.core.parameters import Leaf, What, choose
@@ -17,7 +18,11 @@ class Rule(NamedTuple):
     """One inner update as pure functions; write your own, and prove it with `headstart.testing.check_rule`."""
 
     update: Callable[[Params, Tree, Params, Params, int], tuple[Params, Tree]]
-    """``(M, state, gradients, params, step) -> (what to subtract from params, next state)``."""
+    """``(M, state, gradients, params, step) -> (what to subtract from params, next state)``.
+
+    While a record is made that is to serve all steps, ``step`` is a tensor that holds the number; where an update
+    cannot do with that, every step is recorded by itself (see `of_step` and `power`, which can).
+    """
     state: Callable[[Params, Params, Batch], Tree] = lambda *_: {}
     """``(M, params, support) -> state`` before the first step; a dict (or tuple of dicts) of tensors with a task axis.
 
@@ -130,3 +135,20 @@ def nothing_to_move(leaves: Mapping[str, Leaf]) -> UsageError:
         "the module has no trainable parameter to adapt: give it a trainable head, or take a method that adapts without"
         " gradient steps (prototypes, ridge, logistic, svm; for numbers also dkt, alpaca)"
     )
+
+
+def of_step(values: Tensor, step: int | Tensor) -> Tensor:
+    """Return those of ``values`` ``(T, …)`` that are for a step; from T on, the last ones.
+
+    >>> import torch
+    >>> [int(of_step(torch.tensor([3, 4]), step)) for step in (0, 1, 2)]
+    [3, 4, 4]
+    """
+    if isinstance(step, Tensor):
+        return values.index_select(0, step.clamp(max=len(values) - 1).view(1)).squeeze(0)
+    return values[min(step, len(values) - 1)]
+
+
+def power(base: float, exponent: int | Tensor) -> float | Tensor:
+    """Return ``base ** exponent`` in double precision."""
+    return torch.tensor(base, dtype=torch.float64) ** exponent if isinstance(exponent, Tensor) else base**exponent

@@ -1,0 +1,281 @@
+"""One inner step and its derivative: as they are computed, and as two graphs of operations that were recorded.
+
+The derivative goes by the step alone: from the slopes of the state after it to those of the state before it, and of
+what all steps are given, whose slopes are summed up from the last step to the first.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, fx
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from headstart.core.adjoints.pullback import leaf
+from headstart.core.inner import Given, Inner, Step
+from headstart.core.tree import Packed, pack, tensors_of
+from headstart.core.values import Conditions, conditions
+
+Tensors: TypeAlias = Sequence[Tensor]
+Run: TypeAlias = Callable[..., Sequence[Any]]
+
+#: So often a step is recorded, until what it gives is laid out as what it is given.
+TRIES = 4
+
+
+class Graph(NamedTuple):
+    """What the derivative of a step that was taken goes by."""
+
+    leaves: Tensors
+    """What it was taken from, and there are derivatives of."""
+    ends: Sequence[GradientEdge]
+    """Where in the graph that is given comes from, as the steps behind see it, and the next state: not its values."""
+
+    def back(self, slopes: Tensors) -> Tensors:
+        """Return the slopes of the leaves for those of the ends."""
+        found: Sequence[Tensor | None] = [None] * len(self.leaves)
+        if self.ends:
+            found = torch.autograd.grad(self.ends, self.leaves, slopes, allow_unused=True)
+        return [torch.zeros_like(one) if slope is None else slope for one, slope in zip(self.leaves, found)]
+
+
+class Taken(NamedTuple):
+    """A step that was taken."""
+
+    after: Inner
+    losses: Tensor
+    own: Tensors
+    """What it was taken from, without history."""
+    graph: Graph
+
+
+def taken(
+    step: Step, packed: Packed, values: Tensors, asked: Sequence[bool], number: int | Tensor, create_graph: bool
+) -> Taken:
+    """Take a step from ``values``, those of ``packed`` (given, inner), of which there are derivatives where asked."""
+    own = [*map(leaf, values, asked)]
+    given, inner = packed.unpack(own)
+    with torch.enable_grad():
+        after, losses = step(given, inner, number, create_graph)
+        # behind all that the step does with them, so that the slopes of the steps behind are the first of the sums
+        through = [one.view_as(one) for one in tensors_of(given) if one.requires_grad]
+    ends = [one for one in tensors_of(after) if one.requires_grad]
+    return Taken(after, losses, own, Graph([*compress(own, asked)], [*map(get_gradient_edge, [*through, *ends])]))
+
+
+class RecordedStep:
+    """The graphs of a step and its derivative, or functions that were made of them."""
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        inputs: Tensors,
+        held: int,
+        asked: Sequence[bool],
+        numbers: range,
+        demands: list[tuple[int, int]],
+    ) -> None:
+        self.demands = demands
+        """What `headstart.core.values.conditions` there are: the place of what must hold of it, and the bound."""
+        self.state, self.asked = inputs[held:], (asked[:held], asked[held:])
+        self.inputs = [*compress(inputs, asked)]
+        self.numbers: Any = numbers
+        self.operations = sum(node.op == "call_function" for node in graph.graph.nodes)
+        ends: Any = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+        self.losses: Tensor = ends[len(self.state)].meta["val"]
+        self.runs: list[Run] = [*_halves(graph, len(inputs), held)]
+
+    def translate(self, function: Callable[[Any], Run]) -> None:
+        """Put functions in the places of the graphs, and tensors in those of the numbers; nothing is recorded now."""
+        self.numbers = {number: torch.tensor(number) for number in self.numbers}
+        self.runs = [*map(function, self.runs)]
+
+    def forward(self, given: Tensors, inner: Tensors, number: int) -> tuple[Tensors, Tensor, Any]:
+        """Return the next state, the losses before it, and what `backward` takes first."""
+        size = len(self.state)
+        found = self.runs[0](*given, *inner, self.numbers[number])
+        return found[:size], found[size], found[size + 1 :]
+
+    def totals(self, given: Tensors) -> Tensors:
+        """Return zeros like what is given, where there are derivatives of it."""
+        return [*map(torch.zeros_like, compress(given, self.asked[0]))]
+
+    def backward(self, kept: Any, given: Tensors, number: int, slopes: Tensors) -> Tensors:
+        """Return the slopes of what is given, added to those of the steps behind, and those of the state."""
+        return self.runs[1](*given, self.numbers[number], *kept, *slopes)
+
+
+def recorded_step(step: Step, given: Given, inner: Inner, numbers: range, create_graph: bool) -> RecordedStep | int:
+    """Return the record of one step that is any of them, or, where there is none, how many operations a step takes.
+
+    Their tensors hold no values, since what the steps are part of is being recorded.
+    """
+    (packed, tensors), held = pack((given, inner)), len(tensors_of(given))
+    mode = detect_fake_mode(tensors)
+    assert mode is not None
+    with mode:
+        inputs = [tensor.detach() for tensor in tensors]
+    asked = [torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors]
+    behind: Tensors = [*compress(inputs, asked)]
+    for _ in range(TRIES):
+        form = _Form(step, packed, asked, held, create_graph)
+        graph = form.recorded(inputs, numbers[0], behind)
+        kind, ends = pack(form.after)
+        if kind.tree != packed.tree[1] or any(map(_differ, inputs[held:], ends)):
+            break
+        asked_then = [*asked[:held], *(old or end.requires_grad for old, end in zip(asked[held:], ends))]
+        given_then = [*inputs[:held], *ends]
+        behind_then = form.slopes if asked_then == asked else [*compress(given_then, asked_then)]
+        if asked_then == asked and not any(map(_lie_otherwise, [*inputs, *behind], [*given_then, *behind_then])):
+            return _for_all(form, graph, inputs, behind, numbers) or form.operations
+        asked = asked_then
+        with mode:
+            inputs, behind = [*inputs[:held], *map(_like, ends)], [*map(_like, behind_then)]
+    return form.operations
+
+
+def _for_all(
+    form: "_Form", graph: fx.GraphModule, inputs: Tensors, behind: Tensors, numbers: range
+) -> RecordedStep | None:
+    """Return the record of a step of any number, if there is one."""
+    demands = form.demands()
+    if not _same(graph, form.recorded(inputs, numbers[-1], behind)):
+        try:
+            graph = form.recorded(inputs, None, behind)
+        except Exception:  # its number decides something
+            return None
+    # more than what it is given decides what it computes, or what must hold for it
+    if demands is None or any(isinstance(value, FakeTensor) for value in constants(graph)):
+        return None
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.view.default:  # the first step and the last may be given other layouts
+            node.target = torch.ops.aten.reshape.default
+    return RecordedStep(graph, inputs, form.held, form.asked, numbers, demands)
+
+
+def _lie_otherwise(one: Tensor, other: Tensor) -> bool:
+    return one.stride() != other.stride()
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device)
+
+
+def _same(one: fx.GraphModule, other: fx.GraphModule) -> bool:
+    return one.code == other.code and all(map(torch.equal, constants(one), constants(other)))
+
+
+class _Form:
+    """A step with its derivative as a function of tensors, and what was seen of it when it ran."""
+
+    def __init__(self, step: Step, packed: Packed, asked: list[bool], held: int, create_graph: bool) -> None:
+        self.step, self.packed, self.asked, self.held, self.create_graph = step, packed, asked, held, create_graph
+        self.noted: Conditions = {}
+        self.own: Tensors = ()
+        self.after: Any = None
+        self.slopes: Tensors = ()
+        self.operations = 0
+
+    def recorded(self, inputs: Tensors, number: int | None, behind: Tensors) -> fx.GraphModule:
+        """Return the graph of the step of that number, or of any, for which its number is an input.
+
+        Recorded with tensors like those; ``behind`` are like the slopes of what
+        is given, as far as they are summed up, and of the next state.
+
+        ``(*given, *inner, number, *slopes behind) -> (*next state, losses, *slopes)``
+        """
+
+        def joint(*values: Tensor) -> list[Tensor]:
+            own, (at, *slopes) = values[: len(self.asked)], values[len(self.asked) :]
+            with conditions() as self.noted:
+                found = taken(
+                    self.step, self.packed, own, self.asked, at if number is None else number, self.create_graph
+                )
+            self.own, self.after, after = found.own, found.after, tensors_of(found.after)
+            state, totals = self.asked[self.held :], sum(self.asked[: self.held])
+            # what has a derivative behind other steps may have none behind this one, or the other way about
+            there = [True] * totals + [end.requires_grad for end in compress(after, state)]
+            known = [True] * totals + [asked for asked, end in zip(state, after) if end.requires_grad]
+            graph = found.graph._replace(ends=[*compress(found.graph.ends, known)])
+            self.slopes = graph.back([*compress(slopes, there)])
+            return [*(end.detach() for end in after), found.losses, *self.slopes]
+
+        mode = detect_fake_mode(inputs)
+        assert mode is not None
+        with mode:
+            like = [*inputs, torch.empty((), dtype=torch.int64), *map(_like, behind)]
+        graph = make_fx(joint, tracing_mode="fake", _allow_non_fake_inputs=True)(*like)
+        self.operations = sum(node.op == "call_function" for node in graph.graph.nodes)
+        return graph
+
+    def demands(self) -> list[tuple[int, int]] | None:
+        """Return what the step demands of its inputs, or ``None`` where it demands something of what it computes."""
+        found = []
+        for (_, bound), (tensor, _) in self.noted.items():
+            place = next((place for place, one in enumerate(self.own) if one is tensor), None)
+            if place is None:
+                return None
+            found.append((place, bound))
+        return found
+
+
+def constants(record: fx.GraphModule) -> list[Tensor]:
+    """Return the tensors that a record holds."""
+    held = (attrgetter(str(node.target))(record) for node in record.graph.nodes if node.op == "get_attr")
+    return [value for value in held if isinstance(value, Tensor)]
+
+
+def _halves(record: fx.GraphModule, size: int, held: int) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Return a step ``(*given, *inner, number) -> (*next state, losses, *kept)``, and its derivative
+    ``(*given, number, *kept, *slopes behind) -> slopes``."""
+    places = [node for node in record.graph.nodes if node.op == "placeholder"]
+    outputs: Any = next(node for node in record.graph.nodes if node.op == "output").args[0]
+    ends, slopes = outputs[: size - held + 1], outputs[size - held + 1 :]
+    given, number, behind = places[:held], places[size], places[size + 1 :]
+    first = _before(ends)
+    # what there are several of is taken apart where it is made
+    several = [one for one in first if one.op == "call_function" and not isinstance(one.meta.get("val"), Tensor)]
+    first |= {user for node in several for user in node.users}
+    second = _before(slopes) - first
+    free = {*given, number, *behind, *(node for node in record.graph.nodes if node.op == "get_attr")}
+    used = [one for node in second for one in node.all_input_nodes] + [one for one in slopes if one in first]
+    there = {*used} - second - free
+    kept = [node for node in record.graph.nodes if node in there]
+    forward = _part(record, places[: size + 1], first, [*ends, *kept])
+    return forward, _part(record, [*given, number, *kept, *behind], second, slopes)
+
+
+def _before(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return the nodes and all that they are computed from."""
+    found, left = set[fx.Node](), [*nodes]
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            left.extend(node.all_input_nodes)
+    return found
+
+
+def _part(
+    record: fx.GraphModule, inputs: Sequence[fx.Node], inside: set[fx.Node], outputs: Sequence[fx.Node]
+) -> fx.GraphModule:
+    """Return the part of a record that computes ``outputs`` by the nodes ``inside``."""
+    part, there = fx.Graph(), dict[fx.Node, fx.Node]()
+    for place, node in enumerate(inputs):
+        there[node] = part.placeholder(f"input_{place}")
+        there[node].meta = dict(node.meta)
+    for node in record.graph.nodes:
+        if node not in there and node.op != "placeholder" and (node in inside or node.op == "get_attr"):
+            there[node] = part.node_copy(node, there.__getitem__)
+    part.output([there[node] for node in outputs])
+    part.eliminate_dead_code()
+    return fx.GraphModule(record, part)

@@ -1,0 +1,150 @@
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+import headstart
+from headstart import rules
+from headstart.core.objective import backprop, meta_loss
+from headstart.core.rules import Rule
+from headstart.engine.loops import counted, in_steps, step_by_step
+from headstart.engine.record import Recorded, Way, differing, replayed
+from headstart.engine.tracing import recorded
+from headstart.errors import DifferentiationError
+from headstart.testing import random_episodes
+
+SOON = Way("replayed", replayed, after=0, most=2000, same=True, level=logging.WARNING)
+
+
+def net():
+    return headstart.mlp(4, 3, hidden=(8,)).double()
+
+
+def images():
+    layers = [nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(12, 3)).double()
+
+
+def dropping():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)).double()
+
+
+def tabled():
+    """A rate that Python finds by the number of the step."""
+    return Rule(
+        lambda m, state, grads, params, step: (
+            {k: g * (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)[step % 7] for k, g in grads.items()},
+            state,
+        )
+    )
+
+
+def by_number_of_the_middle():
+    def update(m, state, grads, params, step):
+        return {k: g * (0.5 if step == 1 else 0.1) for k, g in grads.items()}, state
+
+    return Rule(update)
+
+
+def maml(rule=None, module=net, **options):
+    return lambda steps: headstart.maml(module(), steps=steps, rule=rule and rule(), taskmap="vmap", **options)
+
+
+LEARNERS = {
+    "maml": maml(),
+    "anil": lambda steps: headstart.anil(net(), steps=steps),
+    "meta_curvature": lambda steps: headstart.meta_curvature(net(), steps=steps),
+    "fomaml": lambda steps: headstart.fomaml(net(), steps=steps),
+    "truncated": maml(adjoint=headstart.Truncated(2)),
+    "alfa": lambda steps: headstart.alfa(net(), steps=steps),
+    "adam": maml(lambda: rules.chain(rules.adam(), rules.scale(0.1))),
+    "per_tensor": maml(lambda: rules.per_tensor(0.1, steps=3)),
+    "statistics": maml(module=images, rate=0.1, buffers="task"),
+    "dropout": maml(module=dropping),
+}
+SHAPES = {"statistics": (1, 4, 4)}
+
+
+def problem(name, steps):
+    torch.manual_seed(0)
+    learner = LEARNERS[name](steps)
+    episodes = random_episodes(SHAPES.get(name, (4,)))
+    if name == "dropout":
+        episodes = headstart.Episodes(*(batch._replace(seed=torch.arange(3) + 5) for batch in episodes))
+    return learner, learner.init(torch.Generator().manual_seed(0)), episodes
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_record_holds_a_step_once_and_has_the_bits_of_the_steps(name):
+    learner, meta, episodes = problem(name, 5)
+    recording = learner._replace(gradient=Recorded(SOON))
+    expected = in_steps(learner, meta, episodes)
+    for _ in range(2):
+        assert differing(headstart.meta_gradient(recording, meta, episodes), expected, 0.0) == ""
+    (program,) = recording.gradient.programs.values()
+    assert program.steps
+
+
+def test_a_record_does_not_grow_with_the_steps():
+    two, many = (recorded(*problem("per_tensor", steps)) for steps in (2, 40))
+    assert two.operations == many.operations
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_going_back_step_by_step_is_exact(name):
+    learner, meta, episodes = problem(name, 4)
+    assert differing(in_steps(learner, meta, episodes), backprop(learner, meta, episodes), 1e-12) == ""
+
+
+def test_what_python_does_with_the_number_of_a_step_is_recorded_step_by_step():
+    learner = maml(tabled)(5)
+    meta, episodes = learner.init(None), random_episodes((4,))
+    program = recorded(learner, meta, episodes)
+    assert not program.steps
+    recording = learner._replace(gradient=Recorded(SOON))
+    for _ in range(2):
+        got = headstart.meta_gradient(recording, meta, episodes)
+        assert differing(got, backprop(learner, meta, episodes), 1e-12) == ""
+
+
+def test_what_differs_in_the_middle_of_a_loop_is_noticed(caplog):
+    learner = maml(by_number_of_the_middle)(5)
+    meta, episodes = learner.init(None), random_episodes((4,))
+    recording = learner._replace(gradient=Recorded(SOON))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            got = headstart.meta_gradient(recording, meta, episodes)
+            assert differing(got, backprop(learner, meta, episodes), 1e-12) == ""
+    assert "it gives something else" in caplog.text
+
+
+def test_long_loops_of_steps_of_their_own_are_not_recorded(caplog):
+    learner = maml(tabled)(30)
+    recording = learner._replace(gradient=Recorded(SOON))
+    with caplog.at_level(logging.WARNING):
+        headstart.meta_gradient(recording, learner.init(None), random_episodes((4,)))
+    assert "operations, more than 2000" in caplog.text
+
+
+def test_a_loop_counts_as_one_step():
+    counts = [counted(*problem("maml", steps)) for steps in (2, 50)]
+    assert counts[0] == counts[1]
+
+
+def test_a_label_out_of_range_is_told_by_a_record_of_a_loop():
+    learner, meta, episodes = problem("maml", 3)
+    recording = learner._replace(gradient=Recorded(SOON))
+    headstart.meta_gradient(recording, meta, episodes)
+    wrong = episodes._replace(support=episodes.support._replace(y=episodes.support.y + 3))
+    with pytest.raises(headstart.errors.ShapeError, match="labels"):
+        headstart.meta_gradient(recording, meta, wrong)
+
+
+def test_second_derivatives_of_the_meta_gradient_are_refused_step_by_step():
+    learner, meta, episodes = problem("maml", 3)
+    leaves = meta._replace(params={name: value.requires_grad_() for name, value in meta.params.items()})
+    with step_by_step():
+        loss, _ = meta_loss(learner, leaves, episodes)
+    with pytest.raises(DifferentiationError, match="first derivatives only"):
+        torch.autograd.grad(loss, list(leaves.params.values()), create_graph=True)
