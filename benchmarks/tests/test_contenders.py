@@ -93,7 +93,7 @@ def test_headstart_fails_where_it_is_not_what_its_name_says(
     (tmp_path / "broken.py").write_text(
         "from benchmarks.peers import ours\n"
         "from headstart.engine import accelerate\n"
-        "def refuse(record, tensors):\n    raise NotImplementedError('no compiler here')\n"
+        "def refuse(record):\n    raise NotImplementedError('no compiler here')\n"
         "def broken(way):\n    return way._replace(translate=refuse)\n"
         "accelerate.COMPILED = broken(accelerate.COMPILED)\n"
         "accelerate.REPLAYED = broken(accelerate.REPLAYED)\n"

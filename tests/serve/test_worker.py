@@ -27,4 +27,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     def faults(*words):
         return int(subprocess.run([sys.executable, "-c", program, *words], capture_output=True, check=True).stdout)
 
-    assert 10 * faults("keep") < faults()
+    assert 2 * faults("keep") < faults()

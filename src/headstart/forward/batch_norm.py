@@ -183,11 +183,12 @@ def normalised(
 ) -> Tensor:
     """Return x normalised by statistics that are given, in one pass; in ``shape``, each tensor faces ``x``.
 
-    Where operations are written down, they are those of the definition: a weight is to be found in them.
+    Where derivatives are asked for, or operations are written down, they are those of the definition, with its bits in
+    a record, too, in which a weight is to be found.
     """
     scale, mean = (var + eps).rsqrt().view(shape), mean.view(shape)
     weight, bias = (None if part is None else part.view(shape) for part in (weight, bias))
-    if watched():
+    if torch.is_grad_enabled() or watched():
         found = (x - mean) * scale
         found = found if weight is None else found * weight
         return found if bias is None else found + bias
