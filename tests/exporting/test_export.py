@@ -63,6 +63,7 @@ def test_onnx_of_images_gives_what_predict_says_of_files_and_a_card(an_adapted: 
     files = export(folder, "onnx")
     told, readme = json.loads(files["preparation.json"]), files["README.md"].decode()
     assert told["inputs"] == [{"name": "images", "type": "uint8", "shape": ["number of images", 1, 28, 28]}]
+    assert told["images"]["fit"] == "crop" and "ImageOps.fit" in told["images"]["by"]
     for count in (None, 1):
         paths, images = _icons(folder, count)
         rows = predict(open_adapted(folder, device="cpu"), paths)
