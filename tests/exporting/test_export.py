@@ -21,6 +21,7 @@ from headstart.data.images.folder import read_image
 from headstart.errors import ConfigError, FileError, UnknownNameError, UsageError
 from headstart.exporting.export import export
 from headstart.exporting.onnx import answered
+from headstart.training.adapt import adapt
 from headstart.training.adapted import open_adapted
 from headstart.training.predictions import predict
 from tests.exporting.conftest import pigs
@@ -62,6 +63,7 @@ def test_onnx_of_images_gives_what_predict_says_of_files_and_a_card(an_adapted: 
     files = export(folder, "onnx")
     told, readme = json.loads(files["preparation.json"]), files["README.md"].decode()
     assert told["inputs"] == [{"name": "images", "type": "uint8", "shape": ["number of images", 1, 28, 28]}]
+    assert told["images"]["fit"] == "crop" and "ImageOps.fit" in told["images"]["by"]
     for count in (None, 1):
         paths, images = _icons(folder, count)
         rows = predict(open_adapted(folder, device="cpu"), paths)
@@ -82,6 +84,23 @@ def test_onnx_of_a_table_standardises_rows_and_gives_intervals(an_adapted: Made,
         expected = torch.tensor([float(row[name]) for row in rows], dtype=torch.float64)
         assert (found[name] - expected).abs().max() < 1e-5 * expected.std()
     assert "conformal by task" in files["README.md"].decode()
+
+
+def test_onnx_of_texts_gives_what_predict_says_of_any_number(tmp_path: Path) -> None:
+    mail = {"card": ["where is my card", "my card is lost"], "refund": ["my money back", "i want a refund"]}
+    table = tmp_path / "mail.csv"
+    table.write_text("text,label\n" + "".join(f"{text},{label}\n" for label in mail for text in mail[label]))
+    adapted = adapt("ngrams", table, tmp_path / "mail", device="cpu")
+    files = export(adapted, "onnx")
+    told = json.loads(files["preparation.json"])
+    texts = ["a new card please", "refund me", "?"]
+    rows = predict(adapted, texts)
+    given = torch.zeros(len(texts), told["bytes"]["length"], dtype=torch.int64)
+    for place, text in enumerate(texts):
+        given[place, : len(text)] = torch.tensor(list(text.lower().encode()), dtype=torch.int64)
+    for count in (len(texts), 1):
+        found = answered(files["model.onnx"], {"bytes": given[:count]})["probabilities"]
+        assert (found - _probabilities(rows[:count], told["labels"])).abs().max() < 1e-5
 
 
 def test_8_bit_products_are_smaller_and_their_cost_is_told(an_adapted: Made) -> None:

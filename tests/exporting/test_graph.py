@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from headstart.exporting.graph import ByValuesError, Input, recorded
@@ -37,6 +38,21 @@ def test_gradients_inside_are_ordinary_operations() -> None:
     assert all("autograd" not in str(node.target) for node in graph.module.graph.nodes)
     for count in (17, 3):
         torch.testing.assert_close(graph(X.some[:count])["moved"], function(weights, X.some[:count])["moved"])
+
+
+@pytest.mark.parametrize("pad", [(1, 2), (2, -1), (0, 0, 1, 3), (-1, 4, -2, 1), (0, 1, 0, 0, 2, 0)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64, torch.bool])
+def test_what_is_padded_may_be_of_any_number_of_examples(pad: tuple[int, ...], kind: torch.dtype) -> None:
+    some = (torch.arange(17 * 3 * 4).view(17, 3, 4) % 5).to(kind)
+
+    def function(weights: Params, x: Tensor) -> dict[str, Tensor]:
+        return {"y": F.pad(x, pad, value=1), "sizes": torch.ones(x.shape[0], 2)}
+
+    graph = recorded(function, {}, [Input("x", some)])
+    for count in (17, 1, 5):
+        for name, value in function({}, some[:count]).items():
+            found = graph(some[:count])[name]
+            assert found.dtype == value.dtype and torch.equal(found, value)
 
 
 def test_names_that_a_module_has_already_are_changed() -> None:

@@ -436,6 +436,17 @@ def test_images_are_dropped_pasted_and_taken_by_the_webcam(visit):
     page.get_by_role("button", name="Stop the webcam").click()
 
 
+def test_all_images_that_are_tried_at_once_are_answered(visit):
+    page = visit("icons")
+    show_images(page)
+    learn(page)
+    page.locator(".trial input[type=file]").set_input_files(files("black", "ellipse", 15))
+    verdicts = page.locator(".tried li .verdict")
+    expect(verdicts).to_have_count(15)
+    page.locator(".trial input[type=file]").set_input_files(files("gray", "rectangle", 1))
+    expect(verdicts).to_have_count(12)
+
+
 def test_folders_that_are_dropped_become_classes(visit, tmp_path):
     page = visit("icons")
     for name, colour in (("cups", "black"), ("spoons", "gray")):

@@ -94,11 +94,26 @@ def recorded(
         given = [mode.from_tensor(value, static_shapes=True) for value in kept.values()]
         try:
             with quiet(), mode:
-                make = make_fx(flat, WRITTEN_OUT, "real", _allow_non_fake_inputs=True)
+                make = make_fx(flat, _WRITTEN_OUT, "real", _allow_non_fake_inputs=True)
                 record = make(*given, *map(blank, inputs))
         except Exception as error:  # of whatever kind PyTorch has for what cannot be recorded
             raise ByValuesError(str(error).strip().splitlines()[0][:200] if str(error) else repr(error)) from error
         return Graph(_with_weights(record, list(kept.items()), inputs), tuple(inputs), tuple(outputs))
+
+
+def _padded(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
+    """Return what `torch.nn.functional.pad` does with a constant; PyTorch's own would record the sizes at hand."""
+    for place, (before, after) in enumerate(zip(pad[::2], pad[1::2]), 1):
+        start = max(0, -before)
+        x = x.narrow(-place, start, x.shape[-place] - start - max(0, -after))
+        beside = x.shape[:-place], x.shape[x.ndim + 1 - place :]
+        first, last = (x.new_full((*beside[0], max(0, width), *beside[1]), value) for width in (before, after))
+        x = torch.cat([first, x, last], -place)
+    return x
+
+
+#: By what is written out in their place.
+_WRITTEN_OUT = {**WRITTEN_OUT, torch.ops.aten.constant_pad_nd.default: _padded}
 
 
 def _with_weights(record: fx.GraphModule, weights: Sequence[tuple[str, Tensor]], inputs: Sequence[Input]) -> Any:

@@ -93,7 +93,9 @@ class Hashed(nn.Module):
             if size <= text.shape[-1]:
                 runs = text.unfold(-1, size, 1)
                 gap = runs == _SPACE
-                there.append(~gap[..., 1:-1].any(-1) & ~gap.all(-1))
+                written = ~gap.all(-1)
+                # shorter ones have nothing inside, and to onnxruntime any of nothing is true
+                there.append(written & ~gap[..., 1:-1].any(-1) if size > 2 else written)
                 hashes.append(_hashed(_polynomial(runs), size))
         if self.words:
             found = _words(text)

@@ -211,13 +211,15 @@ def _raw(prepared: Prepared) -> Raw:
         x = light_on_dark(x) if prepared.light_on_dark else x
         return x if trunk is None or seen is None else seen(trunk.inputs((x * 255).round().to(torch.uint8)))
 
+    # it cuts and scales at once, which at the edges is not the same as one after the other
+    by = {"crop": "ImageOps.fit: near its edges it sees a little beyond", "pad": "ImageOps.pad", "stretch": "resize"}
     told = {
         "images": "upright (EXIF), transparent parts on white",
         "channels": "grey: 0.299 red + 0.587 green + 0.114 blue" if channels == 1 else "red, green, blue",
         "fit": prepared.fit,
         "square": {**_SEEN, "crop": "the centre square", "stretch": "all of it, out of proportion"}[prepared.fit],
         "scaled to": [height, width],
-        "by": "bilinear interpolation with antialiasing, as Pillow's",
+        "by": f"bilinear interpolation with antialiasing, as Pillow's {by[prepared.fit]}",
         "values": "0 to 255, dark to light",
     }
     return Raw("images", some.to(torch.uint8), inputs, told)

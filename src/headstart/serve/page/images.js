@@ -7,7 +7,7 @@ import { base64, folders, readImages, webcam } from "./pictures.js";
 import { tell } from "./service.js";
 import { word } from "./texts.js";
 
-/** As many answers as are kept on the page. */
+/** As many answers as are kept on the page beside those to what was tried last. */
 const TRIED = 12;
 
 export function images(host) {
@@ -86,9 +86,9 @@ export function images(host) {
     });
     for (const one of added.toReversed()) results.prepend(one.element);
     tried = [...added, ...tried];
-    for (const old of tried.splice(TRIED)) dropTried(old);
+    for (const old of tried.splice(Math.max(TRIED, added.length))) dropTried(old);
     clearButton.hidden = false;
-    await answerTried(added.slice(0, TRIED), true);
+    await answerTried(added, true);
   }
 
   async function answerTried(some, aloud) {
