@@ -29,9 +29,11 @@ export function spoken({ prediction, probability }) {
 export function shownAnswer(answer) {
   const none = answer.prediction === null;
   const ranked = Object.entries(answer.probabilities ?? {}).sort((one, other) => other[1] - one[1]);
+  // the likeliest label, said in a low voice where none of them is likelier
+  const doubted = answer.unknown > (ranked[0]?.[1] ?? 1);
   const head = none
     ? make("p", { class: "verdict none", say: "try_none" })
-    : make("p", { class: "verdict", dir: "auto" }, String(answer.prediction));
+    : make("p", { class: doubted ? "verdict doubted" : "verdict", dir: "auto" }, String(answer.prediction));
   const element = make("div", { class: none ? "answer off" : "answer" }, head);
   if (answer.set?.length > 1 && !none) {
     element.append(make("p", { class: "note", say: ["answer_set", { labels: answer.set.join(", ") }] }));

@@ -267,6 +267,8 @@ async function predict(inputs, options = {}) {
   const reject = strictnessField.hidden ? 0 : Number(strictness.value);
   const found = [];
   for (const part of parts) found.push(...(await service.predict(learned.task.id, part, reject, options)).predictions);
+  // where nothing is known of other classes, there is nothing to be chosen
+  if (found.some(({ unknown }) => typeof unknown !== "number")) strictnessField.hidden = true;
   return found;
 }
 
