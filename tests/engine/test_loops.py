@@ -119,6 +119,30 @@ def test_what_differs_in_the_middle_of_a_loop_is_noticed(caplog):
     assert "it gives something else" in caplog.text
 
 
+class Writing(nn.Module):
+    """Writes into what it is given through a view of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = x.clone()
+        x[..., 0] = x[..., 0].clamp(max=2.0)
+        return self.head(x)
+
+
+def test_a_step_that_writes_into_a_view_is_recorded_as_it_is():
+    learner = maml(module=lambda: Writing().double(), rate=0.1)(3)
+    meta, episodes = learner.init(None), random_episodes((4,))
+    recording = learner._replace(gradient=Recorded(SOON))
+    for factor in (0.1, 10.0):  # what is written is what was there, and is not
+        scaled = headstart.Episodes(*(batch._replace(x=factor * batch.x) for batch in episodes))
+        got = headstart.meta_gradient(recording, meta, scaled)
+        assert differing(got, backprop(learner, meta, scaled), 1e-12) == ""
+    assert all(recording.gradient.programs.values())
+
+
 def test_long_loops_of_steps_of_their_own_are_not_recorded(caplog):
     learner = maml(tabled)(30)
     recording = learner._replace(gradient=Recorded(SOON))

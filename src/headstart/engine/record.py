@@ -20,9 +20,9 @@ from headstart.core.objective import at, backprop
 from headstart.core.process import Settings, generators, settings
 from headstart.core.tree import mapped
 from headstart.engine.loops import counted, in_steps
-from headstart.engine.rewrite import call_directly, fold, shorten
+from headstart.engine.rewrite import call_directly, fold, shorten, writes
 from headstart.engine.steps import Run, constants
-from headstart.engine.tracing import Program, layout, recorded, tensors_of, without_notes, writes
+from headstart.engine.tracing import Program, layout, recorded, tensors_of, without_notes
 from headstart.forward.task_map import first_line
 from headstart.types import Episodes, Info, Learner, Meta, Params
 

@@ -24,6 +24,12 @@ _SAME = {ATEN.mul.Scalar: ATEN.mul.Tensor, ATEN.div.Scalar: ATEN.div.Tensor}
 _SAME |= {ATEN.add.Scalar: ATEN.add.Tensor, ATEN.sub.Scalar: ATEN.sub.Tensor}
 
 
+def writes(record: fx.GraphModule) -> bool:
+    """Whether any operation of a record writes into a tensor."""
+    schemas = (getattr(node.target, "_schema", None) for node in record.graph.nodes)
+    return any(schema is not None and schema.is_mutable for schema in schemas)
+
+
 def shorten(graph: fx.Graph) -> None:
     """Take out of a graph, as `make_fx` wrote it, what gives a tensor that is there already."""
     seen: dict[Any, fx.Node] = {}

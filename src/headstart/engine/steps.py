@@ -20,6 +20,7 @@ from headstart.core.adjoints.pullback import leaf
 from headstart.core.inner import Given, Inner, Step
 from headstart.core.tree import Packed, pack, tensors_of
 from headstart.core.values import Conditions, conditions
+from headstart.engine.rewrite import writes
 
 Tensors: TypeAlias = Sequence[Tensor]
 Run: TypeAlias = Callable[..., Sequence[Any]]
@@ -149,6 +150,8 @@ def _for_all(
             graph = form.recorded(inputs, None, behind)
         except Exception:  # its number decides something
             return None
+    if writes(graph):  # also through views, by which its halves would not follow
+        return None
     # more than what it is given decides what it computes, or what must hold for it
     if demands is None or any(isinstance(value, FakeTensor) for value in constants(graph)):
         return None

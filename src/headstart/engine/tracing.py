@@ -90,12 +90,6 @@ def _sized_by_values(node: fx.Node) -> bool:
     return any(isinstance(place, fx.Node) and place.meta["val"].dtype == torch.bool for place in places)
 
 
-def writes(record: fx.GraphModule) -> bool:
-    """Whether any operation of a record writes into a tensor."""
-    schemas = (getattr(node.target, "_schema", None) for node in record.graph.nodes)
-    return any(schema is not None and schema.is_mutable for schema in schemas)
-
-
 def tensors_of(meta: Meta, episodes: Episodes) -> list[Tensor]:
     """Return all tensors, those of θ and M first: what `pack` finds, at each step, in less time."""
     leaves = [*meta.params.values(), *meta.structure.values()]
