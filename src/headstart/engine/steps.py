@@ -125,7 +125,8 @@ def recorded_step(step: Step, given: Given, inner: Inner, numbers: range, create
     behind: Tensors = [*compress(inputs, asked)]
     for _ in range(TRIES):
         form = _Form(step, packed, asked, held, create_graph)
-        graph = form.recorded(inputs, numbers[0], behind)
+        form.recorded(inputs, numbers[0], behind)
+        operations = form.operations
         kind, ends = pack(form.after)
         if kind.tree != packed.tree[1] or any(map(_differ, inputs[held:], ends)):
             break
@@ -133,23 +134,20 @@ def recorded_step(step: Step, given: Given, inner: Inner, numbers: range, create
         given_then = [*inputs[:held], *ends]
         behind_then = form.slopes if asked_then == asked else [*compress(given_then, asked_then)]
         if asked_then == asked and not any(map(_lie_otherwise, [*inputs, *behind], [*given_then, *behind_then])):
-            return _for_all(form, graph, inputs, behind, numbers) or form.operations
+            return _for_all(form, inputs, behind, numbers) or operations
         asked = asked_then
         with mode:
             inputs, behind = [*inputs[:held], *map(_like, ends)], [*map(_like, behind_then)]
     return form.operations
 
 
-def _for_all(
-    form: "_Form", graph: fx.GraphModule, inputs: Tensors, behind: Tensors, numbers: range
-) -> RecordedStep | None:
+def _for_all(form: "_Form", inputs: Tensors, behind: Tensors, numbers: range) -> RecordedStep | None:
     """Return the record of a step of any number, if there is one."""
+    try:  # with a number that Python cannot read, so that it decides nothing, in no step between the first and last
+        graph = form.recorded(inputs, None, behind)
+    except Exception:
+        return None
     demands = form.demands()
-    if not _same(graph, form.recorded(inputs, numbers[-1], behind)):
-        try:
-            graph = form.recorded(inputs, None, behind)
-        except Exception:  # its number decides something
-            return None
     if writes(graph):  # also through views, by which its halves would not follow
         return None
     # more than what it is given decides what it computes, or what must hold for it
@@ -171,10 +169,6 @@ def _like(tensor: Tensor) -> Tensor:
 
 def _differ(one: Tensor, other: Tensor) -> bool:
     return (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device)
-
-
-def _same(one: fx.GraphModule, other: fx.GraphModule) -> bool:
-    return one.code == other.code and all(map(torch.equal, constants(one), constants(other)))
 
 
 class _Form:
