@@ -6,7 +6,7 @@ from torch import nn
 
 import headstart
 from headstart import rules
-from headstart.core.objective import backprop, meta_loss
+from headstart.core.objective import backprop, meta_loss, query_losses
 from headstart.core.rules import Rule
 from headstart.engine.loops import counted, in_steps, step_by_step
 from headstart.engine.record import Recorded, Way, differing, replayed
@@ -145,6 +145,36 @@ def test_a_step_that_writes_into_a_view_is_recorded_as_it_is():
         got = headstart.meta_gradient(recording, meta, scaled)
         assert differing(got, backprop(learner, meta, scaled), 1e-12) == ""
     assert all(recording.gradient.programs.values())
+
+
+def differentiated_twice(learner, meta, episodes):
+    """Losses that are weighted by how steep they are."""
+    adapted, info = learner.adapt(meta, episodes.support)
+    losses = query_losses(learner, adapted, episodes.query)
+    slopes = torch.autograd.grad(losses.sum(), list(meta.params.values()), retain_graph=True)
+    return losses / (1 + sum(slope.square().sum() for slope in slopes)), info._replace(query_loss=losses.detach())
+
+
+def test_a_loop_is_differentiated_as_often_as_its_graph_is_retained():
+    learner = maml()(3)._replace(objective=differentiated_twice)
+    meta, episodes = learner.init(None), random_episodes((4,))
+    expected = backprop(learner, meta, episodes)
+    assert differing(in_steps(learner, meta, episodes), expected, 1e-12) == ""
+    recording = learner._replace(gradient=Recorded(SOON))
+    for _ in range(2):
+        assert differing(headstart.meta_gradient(recording, meta, episodes), expected, 1e-12) == ""
+    (program,) = recording.gradient.programs.values()
+    assert program.steps
+
+
+def test_a_loop_whose_graph_is_gone_is_told():
+    learner, meta, episodes = problem("maml", 3)
+    leaves = meta._replace(params={name: value.requires_grad_() for name, value in meta.params.items()})
+    with step_by_step():
+        loss, _ = meta_loss(learner, leaves, episodes)
+    loss.backward(inputs=list(leaves.params.values()))
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward(inputs=list(leaves.params.values()))
 
 
 def test_long_loops_of_steps_of_their_own_are_not_recorded(caplog):

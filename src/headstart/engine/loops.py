@@ -108,6 +108,11 @@ class Steps(NamedTuple):
             found = self.step.backward(kept.pop(), given, number, found)
         return [*found]
 
+    def backward_first(self, tape: tuple[Tensors, list[Any]], *slopes: Tensor) -> list[Tensor]:
+        """Return what `backward` does, and leave the tape for another time."""
+        given, kept = tape
+        return self.backward((given, [*kept]), *slopes)
+
 
 class _AsItIs:
     """A step that is computed as it is."""
@@ -126,7 +131,12 @@ class _AsItIs:
         return [torch.zeros_like(one) for one in given if one.requires_grad]
 
     def backward(self, kept: Any, given: Tensors, number: int, slopes: Tensors) -> Tensors:
-        return kept.back(slopes)
+        return kept.back(slopes, retain_graph=_is_kept())
+
+
+def _is_kept() -> bool:
+    """Whether what a backward pass that is under way goes by is to be there for another one (``retain_graph``)."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 def _one_by_one(
@@ -146,13 +156,16 @@ class _Taken(torch.autograd.Function):
     def forward(ctx: Any, steps: Steps, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         *end, losses, ctx.tape = steps.forward(*tensors)
         ctx.steps, ctx.asked = steps, [one.requires_grad for one in end]
+        ctx.save_for_backward(losses)  # of which PyTorch says what is wrong when they are gone
         ctx.mark_non_differentiable(losses, *(one for one in end if not one.requires_grad))
         return *(one.detach() for one in end), losses
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives()
-        found = iter(ctx.steps.backward(ctx.tape, *compress(slopes, ctx.asked)))
+        assert ctx.saved_tensors
+        back = ctx.steps.backward_first if _is_kept() else ctx.steps.backward
+        found = iter(back(ctx.tape, *compress(slopes, ctx.asked)))
         return None, *(next(found) if needed else None for needed in ctx.needs_input_grad[1:])
 
 
@@ -197,12 +210,13 @@ class Recording:
     def link(self, record: fx.GraphModule) -> None:
         """Put the loops themselves in the places of their names in a record, and hand tapes to the derivatives."""
         tapes, graph = dict[int, fx.Node](), record.graph
-        for node in list(graph.nodes):
-            if node.target is not torch.ops.headstart.inner_loop.default:
-                continue
+        nodes = [node for node in graph.nodes if node.target is torch.ops.headstart.inner_loop.default]
+        last = {node.args[0]: node for node in nodes}  # of those that are differentiated several times
+        for node in nodes:
             number, back, tensors = node.args
-            node.target = self.loops[number].backward if back else self.loops[number].forward
-            node.args = (tapes.pop(number), *tensors) if back else tuple(tensors)
+            loop = self.loops[number]
+            node.target = loop.forward if not back else loop.backward if last[number] is node else loop.backward_first
+            node.args = (tapes[number], *tensors) if back else tuple(tensors)
             if not back:
                 with graph.inserting_after(node):
                     tapes[number] = graph.call_function(_last, (node,))

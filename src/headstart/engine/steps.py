@@ -37,11 +37,11 @@ class Graph(NamedTuple):
     ends: Sequence[GradientEdge]
     """Where in the graph that is given comes from, as the steps behind see it, and the next state: not its values."""
 
-    def back(self, slopes: Tensors) -> Tensors:
+    def back(self, slopes: Tensors, retain_graph: bool = False) -> Tensors:
         """Return the slopes of the leaves for those of the ends."""
         found: Sequence[Tensor | None] = [None] * len(self.leaves)
         if self.ends:
-            found = torch.autograd.grad(self.ends, self.leaves, slopes, allow_unused=True)
+            found = torch.autograd.grad(self.ends, self.leaves, slopes, retain_graph, allow_unused=True)
         return [torch.zeros_like(one) if slope is None else slope for one, slope in zip(self.leaves, found)]
 
 
