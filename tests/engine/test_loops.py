@@ -177,6 +177,29 @@ def test_a_loop_whose_graph_is_gone_is_told():
         loss.backward(inputs=list(leaves.params.values()))
 
 
+class Turning(nn.Module):
+    """Complex weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4).double()
+        self.turn = nn.Parameter(torch.randn(4, 3, dtype=torch.complex128))
+
+    def forward(self, x):
+        return (self.first(x).to(self.turn.dtype) @ self.turn).abs()
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values")
+@pytest.mark.parametrize("adjoint", [headstart.Unrolled(), headstart.Checkpointed(every=1)])
+def test_complex_weights_have_derivatives(adjoint):
+    torch.manual_seed(0)
+    module, episodes = Turning(), random_episodes((4,))
+    expected = maml(module=lambda: module)(3)
+    meta = expected.init(None)
+    learner = maml(module=lambda: module, adjoint=adjoint)(3)
+    assert differing(in_steps(learner, meta, episodes), backprop(expected, meta, episodes), 1e-12) == ""
+
+
 def test_long_loops_of_steps_of_their_own_are_not_recorded(caplog):
     learner = maml(tabled)(30)
     recording = learner._replace(gradient=Recorded(SOON))
@@ -197,6 +220,20 @@ def test_a_label_out_of_range_is_told_by_a_record_of_a_loop():
     wrong = episodes._replace(support=episodes.support._replace(y=episodes.support.y + 3))
     with pytest.raises(headstart.errors.ShapeError, match="labels"):
         headstart.meta_gradient(recording, meta, wrong)
+
+
+def with_second_derivatives(learner, meta, episodes):
+    """Losses with a penalty for how steep they are."""
+    adapted, info = learner.adapt(meta, episodes.support)
+    losses = query_losses(learner, adapted, episodes.query)
+    slopes = torch.autograd.grad(losses.sum(), list(meta.params.values()), create_graph=True)
+    return losses + sum(slope.square().sum() for slope in slopes), info._replace(query_loss=losses.detach())
+
+
+def test_an_objective_may_take_second_derivatives():
+    learner = maml()(3)._replace(objective=with_second_derivatives)
+    meta, episodes = learner.init(None), random_episodes((4,))
+    assert differing(in_steps(learner, meta, episodes), backprop(learner, meta, episodes), 0.0) == ""
 
 
 def test_second_derivatives_of_the_meta_gradient_are_refused_step_by_step():

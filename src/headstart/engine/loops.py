@@ -22,6 +22,7 @@ from headstart.core.objective import backprop
 from headstart.core.tree import Packed, pack, tensors_of
 from headstart.core.values import all_true, demand
 from headstart.engine.steps import RecordedStep, recorded_step, taken
+from headstart.errors import DifferentiationError
 from headstart.types import Episodes, Info, Learner, Meta
 
 Tensors: TypeAlias = Sequence[Tensor]
@@ -29,7 +30,10 @@ Tensors: TypeAlias = Sequence[Tensor]
 
 def in_steps(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
     """Compute `backprop` with loops that are differentiated step by step: a record of it has the same bits."""
-    with step_by_step():
+    try:
+        with step_by_step():
+            return backprop(learner, meta, episodes)
+    except DifferentiationError:  # it may be the objective that takes second derivatives of the steps
         return backprop(learner, meta, episodes)
 
 

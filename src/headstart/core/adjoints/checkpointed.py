@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_map
 
-from headstart.core.adjoints.pullback import Slopes, added, leaf, refuse_second_derivatives, slopes_of, wanted
+from headstart.core.adjoints.pullback import Slopes, added, differentiable, leaf, refuse_second_derivatives, slopes_of, wanted
 from headstart.core.counting import Counted, to_bytes, to_text
 from headstart.core.inner import Given, Inner, Step, run, stacked
 from headstart.core.process import Autocast, Draws, autocast_of, casting, draws
@@ -207,7 +207,7 @@ class _Sweep(torch.autograd.Function):
         # PyTorch notices where one of these is changed in place before the backward pass
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(told, *(tensor for tensor in end if not tensor.is_floating_point()))
+        ctx.mark_non_differentiable(told, *(tensor for tensor in end if not differentiable(tensor)))
         return *end, told
 
     @staticmethod

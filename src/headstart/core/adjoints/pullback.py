@@ -24,7 +24,12 @@ def leaf(value: Any, needed: bool | None = None) -> Any:
     if not isinstance(value, Tensor):
         return value
     needed = value.requires_grad if needed is None else needed
-    return value.detach().requires_grad_(needed and value.is_floating_point())
+    return value.detach().requires_grad_(needed and differentiable(value))
+
+
+def differentiable(value: Tensor) -> bool:
+    """Whether there are derivatives of tensors of its type."""
+    return value.is_floating_point() or value.is_complex()
 
 
 def slopes_of(
