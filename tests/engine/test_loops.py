@@ -40,11 +40,11 @@ def tabled():
     )
 
 
-def by_number_of_the_middle():
+def by_number_of_the_middle(is_middle):
     """A step between others that differs from them for large gradients alone."""
 
     def update(m, state, grads, params, step):
-        bound = 0.1 if step == 1 else 100.0
+        bound = 0.1 if is_middle(step) else 100.0
         return {k: 0.5 * g.clamp(-bound, bound) for k, g in grads.items()}, state
 
     return Rule(update)
@@ -111,8 +111,12 @@ def test_what_python_does_with_the_number_of_a_step_is_recorded_step_by_step():
         assert differing(got, backprop(learner, meta, episodes), 1e-12) == ""
 
 
-def test_what_differs_in_the_middle_of_a_loop_is_seen_where_it_does_not_differ_at_first():
-    learner = maml(by_number_of_the_middle)(5)
+@pytest.mark.parametrize(
+    "is_middle",
+    [lambda step: step == 1, lambda step: step % 2, lambda step: step in {1, 2}, [0, 1, 1, 1, 0].__getitem__],
+)
+def test_what_differs_in_the_middle_of_a_loop_is_seen_where_it_does_not_differ_at_first(is_middle):
+    learner = maml(lambda: by_number_of_the_middle(is_middle))(5)
     meta, episodes = learner.init(None), random_episodes((4,))
     recording = learner._replace(gradient=Recorded(SOON))
     for factor in (0.001, 10.0):

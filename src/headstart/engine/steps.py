@@ -4,7 +4,8 @@ The derivative goes by the step alone: from the slopes of the state after it to 
 what all steps are given, whose slopes are summed up from the last step to the first.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
@@ -144,7 +145,8 @@ def recorded_step(step: Step, given: Given, inner: Inner, numbers: range, create
 def _for_all(form: "_Form", inputs: Tensors, behind: Tensors, numbers: range) -> RecordedStep | None:
     """Return the record of a step of any number, if there is one."""
     try:  # with a number that Python cannot read, so that it decides nothing, in no step between the first and last
-        graph = form.recorded(inputs, None, behind)
+        with _not_looked_up():
+            graph = form.recorded(inputs, None, behind)
     except Exception:
         return None
     demands = form.demands()
@@ -157,6 +159,23 @@ def _for_all(form: "_Form", inputs: Tensors, behind: Tensors, numbers: range) ->
         if node.target is torch.ops.aten.view.default:  # the first step and the last may be given other layouts
             node.target = torch.ops.aten.reshape.default
     return RecordedStep(graph, inputs, form.held, form.asked, numbers, demands)
+
+
+@contextlib.contextmanager
+def _not_looked_up() -> Iterator[None]:
+    """Refuse to look up a number that is a tensor in a dict or a set, which would find no other tensor equal to it."""
+    usual = FakeTensor.__hash__
+
+    def refused(tensor: Tensor) -> int:
+        if tensor.ndim == 0 and tensor.dtype == torch.int64:
+            raise TypeError("a number that serves all steps is looked up")
+        return usual(tensor)
+
+    FakeTensor.__hash__ = refused  # pyrefly: ignore
+    try:
+        yield
+    finally:
+        FakeTensor.__hash__ = usual  # pyrefly: ignore
 
 
 def _lie_otherwise(one: Tensor, other: Tensor) -> bool:

@@ -16,7 +16,15 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_map
 
-from headstart.core.adjoints.pullback import Slopes, added, differentiable, leaf, refuse_second_derivatives, slopes_of, wanted
+from headstart.core.adjoints.pullback import (
+    Slopes,
+    added,
+    differentiable,
+    leaf,
+    refuse_second_derivatives,
+    slopes_of,
+    wanted,
+)
 from headstart.core.counting import Counted, to_bytes, to_text
 from headstart.core.inner import Given, Inner, Step, run, stacked
 from headstart.core.process import Autocast, Draws, autocast_of, casting, draws
