@@ -6,6 +6,7 @@ from torch import nn
 
 import headstart
 from headstart import rules
+from headstart.algorithms.adaptation import InnerLoss
 from headstart.core.objective import backprop, meta_loss, query_losses
 from headstart.core.rules import Rule
 from headstart.engine.loops import counted, in_steps, step_by_step
@@ -13,6 +14,7 @@ from headstart.engine.record import Recorded, Way, differing, replayed
 from headstart.engine.tracing import recorded
 from headstart.errors import DifferentiationError
 from headstart.testing import random_episodes
+from headstart.types import Meta
 
 SOON = Way("replayed", replayed, after=0, most=2000, same=True, level=logging.WARNING)
 
@@ -236,6 +238,39 @@ def with_second_derivatives(learner, meta, episodes):
 
 def test_an_objective_may_take_second_derivatives():
     learner = maml()(3)._replace(objective=with_second_derivatives)
+    meta, episodes = learner.init(None), random_episodes((4,))
+    assert differing(in_steps(learner, meta, episodes), backprop(learner, meta, episodes), 0.0) == ""
+
+
+def adapting_within(m, outputs, support, step, now):
+    """The squares of outputs, and of those of what they are adapted to once more."""
+    again = maml()(2)
+    adapted, _ = again.adapt(Meta({name: value.mean(0) for name, value in now.params.items()}, {}), support)
+    return outputs.square().mean((1, 2)) + again.predict(adapted, support.x).square().mean((1, 2))
+
+
+def test_a_step_may_hold_a_loop():
+    learner = maml(inner_loss=InnerLoss(adapting_within, lambda params, generator: {}))(3)
+    meta, episodes = learner.init(None), random_episodes((4,))
+    with step_by_step():
+        found = backprop(learner, meta, episodes)
+    assert differing(found, backprop(learner, meta, episodes), 1e-12) == ""
+
+
+def with_torch_func(learner, meta, episodes):
+    """Losses and how steep they are, by function transforms."""
+
+    def of(params):
+        adapted, info = learner.adapt(Meta(params, meta.structure), episodes.support)
+        losses = query_losses(learner, adapted, episodes.query)
+        return losses.sum(), (losses, info._replace(query_loss=losses.detach()))
+
+    slopes, (losses, info) = torch.func.grad(of, has_aux=True)(meta.params)
+    return losses + sum(slope.square().sum() for slope in slopes.values()), info
+
+
+def test_an_objective_may_transform_the_function_of_a_loop():
+    learner = maml()(3)._replace(objective=with_torch_func)
     meta, episodes = learner.init(None), random_episodes((4,))
     assert differing(in_steps(learner, meta, episodes), backprop(learner, meta, episodes), 0.0) == ""
 

@@ -127,7 +127,8 @@ class _AsItIs:
 
     def forward(self, given: Tensors, inner: Tensors, number: int) -> tuple[Tensors, Tensor, Any]:
         asked, packed = [one.requires_grad for one in (*given, *inner)], Packed((self.given.tree, self.inner.tree))
-        found = taken(self.step, packed, (*given, *inner), asked, number, self.create_graph)
+        with _taking(None):  # a loop within a step is differentiated twice
+            found = taken(self.step, packed, (*given, *inner), asked, number, self.create_graph)
         self.inner, after = pack(found.after)  # which a rule's state may be part of from now on
         return [*map(leaf, after)], found.losses, found.graph
 
@@ -148,7 +149,7 @@ def _one_by_one(
 ) -> tuple[Inner, Tensor] | None:
     """Take the steps as they are, each with a derivative of its own."""
     tensors = tensors_of((given, inner))
-    if len(numbers) < 2 or not wanted(tensors):
+    if len(numbers) < 2 or not wanted(tensors) or torch._C._functorch.peek_interpreter_stack() is not None:
         return None
     one = _AsItIs(step, given, inner, create_graph)
     *end, losses = _Taken.apply(Steps(one, numbers, len(tensors_of(given))), *tensors)

@@ -166,7 +166,7 @@ def _not_looked_up() -> Iterator[None]:
     """Refuse to look up a number that is a tensor in a dict or a set, which would find no other tensor equal to it."""
     usual = FakeTensor.__hash__
 
-    def refused(tensor: Tensor) -> int:
+    def refused(tensor: FakeTensor) -> int:
         if tensor.ndim == 0 and tensor.dtype == torch.int64:
             raise TypeError("a number that serves all steps is looked up")
         return usual(tensor)
