@@ -282,3 +282,40 @@ def test_second_derivatives_of_the_meta_gradient_are_refused_step_by_step():
         loss, _ = meta_loss(learner, leaves, episodes)
     with pytest.raises(DifferentiationError, match="first derivatives only"):
         torch.autograd.grad(loss, list(leaves.params.values()), create_graph=True)
+
+
+def test_what_an_objective_hands_a_step_behind_its_back_has_its_derivative():
+    plain, meta, episodes = problem("per_tensor", 3)
+    key = next(iter(meta.structure))
+
+    def objective(learner, meta, episodes):
+        rate = meta.structure[key].mean()
+
+        def update(m, state, grads, params, step):
+            return {name: slope * rate for name, slope in grads.items()}, state
+
+        own = headstart.maml(net(), steps=3, rule=Rule(update))
+        adapted, info = own.adapt(meta._replace(structure={}), episodes.support)
+        return own.loss(own.predict(adapted, episodes.query.x), episodes.query), info
+
+    learner = plain._replace(objective=objective, penalty=None)
+    expected = backprop(learner, meta, episodes)
+    assert expected[0].structure[key].abs().max() > 0
+    assert differing(in_steps(learner, meta, episodes), expected, 1e-12) == ""
+    recording = learner._replace(gradient=Recorded(SOON))
+    for _ in range(2):
+        assert differing(headstart.meta_gradient(recording, meta, episodes), expected, 1e-12) == ""
+
+
+def test_a_rule_that_rounds_the_number_of_a_step_is_recorded_step_by_step():
+    def update(m, state, grads, params, step):
+        return {name: slope * 0.9**step for name, slope in grads.items()}, state
+
+    learner = headstart.maml(net(), steps=4, rule=Rule(update), taskmap="vmap")
+    meta, episodes = learner.init(None), random_episodes((4,))
+    recording = learner._replace(gradient=Recorded(SOON))
+    for _ in range(2):
+        found = headstart.meta_gradient(recording, meta, episodes)
+    (program,) = recording.gradient.programs.values()
+    assert program is not None and not program.steps
+    assert differing(found, in_steps(learner, meta, episodes), 0.0) == ""

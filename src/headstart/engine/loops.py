@@ -118,17 +118,24 @@ class Steps(NamedTuple):
         return self.backward((given, [*kept]), *slopes)
 
 
+class _OpenError(Exception):
+    """Derivatives of a step flow past what it is given, so that they are not all its own."""
+
+
 class _AsItIs:
     """A step that is computed as it is."""
 
     def __init__(self, step: Step, given: Given, inner: Inner, create_graph: bool) -> None:
-        self.step, self.create_graph = step, create_graph
+        self.step, self.create_graph, self.closed = step, create_graph, False
         self.given, self.inner = pack(given)[0], pack(inner)[0]
 
     def forward(self, given: Tensors, inner: Tensors, number: int) -> tuple[Tensors, Tensor, Any]:
         asked, packed = [one.requires_grad for one in (*given, *inner)], Packed((self.given.tree, self.inner.tree))
         with _taking(None):  # a loop within a step is differentiated twice
             found = taken(self.step, packed, (*given, *inner), asked, number, self.create_graph)
+        if not self.closed and not found.graph.is_closed():
+            raise _OpenError
+        self.closed = True  # as this step is, so are the others
         self.inner, after = pack(found.after)  # which a rule's state may be part of from now on
         return [*map(leaf, after)], found.losses, found.graph
 
@@ -152,18 +159,22 @@ def _one_by_one(
     if len(numbers) < 2 or not wanted(tensors) or torch._C._functorch.peek_interpreter_stack() is not None:
         return None
     one = _AsItIs(step, given, inner, create_graph)
-    *end, losses = _Taken.apply(Steps(one, numbers, len(tensors_of(given))), *tensors)
+    try:
+        *end, losses = _Taken.apply(Steps(one, numbers, len(tensors_of(given))), *tensors)
+    except _OpenError:
+        return None
     return one.inner.unpack(end), losses
 
 
 class _Taken(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, steps: Steps, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        *end, losses, ctx.tape = steps.forward(*tensors)
-        ctx.steps, ctx.asked = steps, [one.requires_grad for one in end]
+        *found, losses, ctx.tape = steps.forward(*tensors)
+        ctx.steps, ctx.asked = steps, [one.requires_grad for one in found]
+        end = [one.detach() for one in found]
         ctx.save_for_backward(losses)  # of which PyTorch says what is wrong when they are gone
-        ctx.mark_non_differentiable(losses, *(one for one in end if not one.requires_grad))
-        return *(one.detach() for one in end), losses
+        ctx.mark_non_differentiable(losses, *(one for one, asked in zip(end, ctx.asked) if not asked))
+        return *end, losses
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
@@ -177,9 +188,9 @@ class _Taken(torch.autograd.Function):
 class Recording:
     """Takes the loops of a computation that is recorded, each as one operation."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        """Operations of a loop whose steps are recorded one by one."""
+    def __init__(self, most: int, at_once: bool = True) -> None:
+        self.most, self.at_once = most, at_once
+        """Operations of a loop whose steps are recorded one by one; whether any are recorded at once."""
         self.loops: dict[int, Steps] = {}
 
     @contextlib.contextmanager
@@ -198,6 +209,8 @@ class Recording:
         """Return what the steps lead to."""
         if len(numbers) < 2:
             return None
+        if not self.at_once:
+            return _one_by_one(step, given, inner, numbers, create_graph)
         with disable_proxy_modes_tracing(), _taking(None):
             one = recorded_step(step, given, inner, numbers, create_graph)
         if isinstance(one, int):  # they are not one step over again

@@ -246,22 +246,17 @@ class Recorded:
         self, here: Settings, learner: Learner, given: Inputs, expected: tuple[Meta, Info]
     ) -> tuple[Program | None, tuple[Meta, Info]]:
         """Return the program, if there is one, and what it gives where that has bits of its own."""
-        start, (meta, episodes, tensors, _) = time.perf_counter(), given
+        start = time.perf_counter()
         try:
-            found = counted(learner, meta, episodes)
+            found = counted(learner, given.meta, given.episodes)
             if found > self.way.most:
                 self.say(f"it takes {found} operations, more than {self.way.most}")
                 return None, expected
             logger.debug("meta-gradient of %d operations: recording", found)
-            with RECORDING:
-                program = self._translated(recorded(learner, meta, episodes, self.way.most), here, tensors)
-            tolerance = 0.0 if self.way.same else max(TOLERANCES.get(dtype, 0.0) for dtype in program.dtypes)
-            again = _named(program, meta, _ran(program.run, here, tensors))
-            gap = differing(again, expected, tolerance)
-            for factor in () if not gap or self.way.same else RETRIED:
-                other: Meta = mapped(lambda value, factor=factor: factor * value, meta)
-                ours = _named(program, meta, _ran(program.run, here, tensors_of(other, episodes)))
-                gap = gap and differing(ours, in_steps(learner, other, episodes), tolerance)
+            program, again, gap = self._tried(here, learner, given, expected, at_once=True)
+            if gap and program.steps and self.way.same:
+                # what a rule makes of a number that is a tensor may be rounded otherwise
+                program, again, gap = self._tried(here, learner, given, expected, at_once=False)
         except Exception as error:  # whatever PyTorch or a compiler may raise, the usual way is there
             self.say(f"{type(error).__name__}: {first_line(error)}")
             return None, expected
@@ -271,6 +266,22 @@ class Recorded:
         seconds = time.perf_counter() - start
         logger.info("meta-gradient %s: %d operations in %.1f s", self.way.name, program.operations, seconds)
         return program, expected if self.way.same else again
+
+    def _tried(
+        self, here: Settings, learner: Learner, given: Inputs, expected: tuple[Meta, Info], at_once: bool
+    ) -> tuple[Program, tuple[Meta, Info], str]:
+        """Return a program, what it gives, and how that differs from what is expected, if it does."""
+        meta, episodes, tensors, _ = given
+        with RECORDING:
+            program = self._translated(recorded(learner, meta, episodes, self.way.most, at_once), here, tensors)
+        tolerance = 0.0 if self.way.same else max(TOLERANCES.get(dtype, 0.0) for dtype in program.dtypes)
+        again = _named(program, meta, _ran(program.run, here, tensors))
+        gap = differing(again, expected, tolerance)
+        for factor in () if not gap or self.way.same else RETRIED:
+            other: Meta = mapped(lambda value, factor=factor: factor * value, meta)
+            ours = _named(program, meta, _ran(program.run, here, tensors_of(other, episodes)))
+            gap = gap and differing(ours, in_steps(learner, other, episodes), tolerance)
+        return program, again, gap
 
     def _translated(self, record: Program, here: Settings, tensors: list[Tensor]) -> Program:
         tensors = _plain(tensors)

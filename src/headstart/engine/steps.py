@@ -45,6 +45,20 @@ class Graph(NamedTuple):
             found = torch.autograd.grad(self.ends, self.leaves, slopes, retain_graph, allow_unused=True)
         return [torch.zeros_like(one) if slope is None else slope for one, slope in zip(self.leaves, found)]
 
+    def is_closed(self) -> bool:
+        """Whether derivatives flow to the leaves alone, not to tensors that a rule or a loss holds by itself."""
+        leaves = {id(one) for one in self.leaves}
+        left, seen = [end.node for end in self.ends], set[Any]()
+        while left:
+            node = left.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if id(getattr(node, "variable", None)) not in leaves and hasattr(node, "variable"):
+                return False
+            left.extend(behind for behind, _ in node.next_functions if behind is not None)
+        return True
+
 
 class Taken(NamedTuple):
     """A step that was taken."""

@@ -37,8 +37,8 @@ class Program(NamedTuple):
     """Of all numbers in it."""
 
 
-def recorded(learner: Learner, meta: Meta, episodes: Episodes, most: int = 20_000) -> Program:
-    """Return the operations of `backprop`, in which a loop of inner steps is one.
+def recorded(learner: Learner, meta: Meta, episodes: Episodes, most: int = 20_000, at_once: bool = True) -> Program:
+    """Return the operations of `backprop`, in which a loop of inner steps is one, if they are recorded ``at_once``.
 
     Raises:
         RuntimeError: the computation goes by values, or takes more than ``most`` operations.
@@ -60,7 +60,7 @@ def recorded(learner: Learner, meta: Meta, episodes: Episodes, most: int = 20_00
         own = [part for part in info if part is not None]
         return [*gradient.params.values(), *gradient.structure.values(), *own, *held]
 
-    inputs, loops = [tensor.detach().contiguous() for tensor in given], Recording(most)
+    inputs, loops = [tensor.detach().contiguous() for tensor in given], Recording(most, at_once)
     with loops.listening():
         graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     for node in graph.graph.nodes:
