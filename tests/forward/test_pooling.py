@@ -37,3 +37,9 @@ def test_it_stands_in_a_function_of_all_tasks(taskmap, generator):
     with torch.no_grad():
         found, _ = function.apply(function.params, {}, x)
         torch.testing.assert_close(found, net(x.flatten(0, 1)).view(3, 5, -1))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (2, 2, 3, 8, 8), (0, 8, 8), (2, 0, 8, 8), (2, 3, 0, 8)])
+def test_what_pytorch_refuses_is_refused(shape):
+    with torch.no_grad(), pytest.raises(RuntimeError, match="expected for input|Expected 3D or 4D"):
+        Halved(2)(torch.zeros(shape))

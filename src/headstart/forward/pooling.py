@@ -14,7 +14,8 @@ class Halved(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the maxima ``(*, C, H // 2, W // 2)`` of ``(*, C, H, W)``."""
-        if torch.is_grad_enabled() or input.device.type != "cpu" or watched() or not _is_halving(self):
+        other = torch.is_grad_enabled() or input.device.type != "cpu" or watched() or not _is_halving(self)
+        if other or input.dim() not in (3, 4) or not input.numel():  # what PyTorch refuses is refused
             return super().forward(input)
         height, width = (size // 2 * 2 for size in input.shape[-2:])
         # rows first: what is left of two of them lies beside each other
