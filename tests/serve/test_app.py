@@ -308,6 +308,12 @@ def bomb(width, height):
     )
 
 
+def tiff(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "TIFF")
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("image", "told"),
     [
@@ -317,6 +323,7 @@ def bomb(width, height):
         (drawing("bar")[:60], "cannot read"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>", "not a file"),
         (b"%PDF-1.4", "not a file"),
+        (tiff(np.full((9, 9), np.nan, np.float32)), "no numbers of 8 or 16 bits"),
         (b"\x80\x04\x95", "not a file"),
     ],
 )

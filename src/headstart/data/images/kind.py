@@ -165,8 +165,15 @@ def _inputs(
 def _values(prepared: Prepared, values: Sequence[Any]) -> Iterator[Inputs]:
     """Images as values have their number beside the answer."""
     size, channels, fit = prepared.input_shape[-1], prepared.input_shape[0], prepared.fit
-    every = (one for place, value in enumerate(values) for one in pictures(value, f"image {place}"))
-    found = enumerate(as_square(image, size, channels, fit) for image in every)
+
+    def squares(value: Any, what: str) -> list[Tensor]:
+        images = pictures(value, what)
+        try:
+            return [as_square(image, size, channels, fit) for image in images]
+        except Exception as error:  # as of files: there are more ways than are documented
+            raise DataError(f"cannot read {what}: {error or type(error).__name__}") from error
+
+    found = enumerate(one for place, value in enumerate(values) for one in squares(value, f"image {place}"))
     while some := list(islice(found, _together(prepared))):
         x = _as_trained(prepared, scaled(torch.stack([image for _, image in some])))
         rows = [Row(image=number) for number, _ in some]
