@@ -2,16 +2,20 @@
 
 import base64
 import concurrent.futures
+import contextlib
 import http.client
 import io
 import json
 import math
+import socket
 import threading
+import time
 import urllib.parse
 import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import headstart
 from headstart.serve.contract import Limits
@@ -411,6 +415,57 @@ def test_a_body_that_does_not_come_is_given_up(settings_of, tmp_path):
     with running(settings_of(tmp_path / "tasks.db", ("ngrams",), limits)) as (url, _):
         assert raw(Http(url), head(100), b"{")[0] == 408
         assert Http(url)("GET", "/livez").status == 200
+
+
+def all_of(url, *parts):
+    """Send bytes, and return all that comes until the service closes the connection."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        for part in parts:
+            connection.sendall(part)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_the_rest_of_a_body_that_is_refused_is_not_read(settings_of, tmp_path):
+    limits = Limits(body_seconds=1.0, body_bytes=1000)
+    with running(settings_of(tmp_path / "tasks.db", ("ngrams",), limits)) as (url, _):
+        task = Http(url)("POST", "/v1/tasks", {"examples": TEXTS}).json["id"]
+        for path in (b"/v1/tasks", f"/v1/tasks/{task}/predict".encode()):
+            assert b" 408 " in all_of(url, head(100).replace(b"/v1/tasks", path), b"{")
+            assert b" 413 " in all_of(url, head().replace(b"/v1/tasks", path), b"400\r\n" + b"a" * 1024 + b"\r\n")
+
+
+def test_a_connection_that_breaks_off_is_no_fault_of_the_service(settings_of, tmp_path):
+    with running(settings_of(tmp_path / "tasks.db", ("ngrams",))) as (url, _):
+        task = Http(url)("POST", "/v1/tasks", {"examples": TEXTS}).json["id"]
+        host, port = url.removeprefix("http://").split(":")
+        for path in (b"/v1/tasks", f"/v1/tasks/{task}/predict".encode()):
+            with socket.create_connection((host, int(port)), timeout=30) as connection:
+                connection.sendall(head(100).replace(b"/v1/tasks", path) + b"{")
+        for _ in range(100):
+            counted = Http(url)("GET", "/metrics").body.decode()
+            if counted.count('status="400"') >= 2:
+                break
+            time.sleep(0.05)
+        assert 'status="400"' in counted and 'status="500"' not in counted
+
+
+def test_who_reads_no_answer_keeps_no_place_from_others(settings_of, tmp_path):
+    limits = Limits(requests=3, body_seconds=1.0)
+    with running(settings_of(tmp_path / "tasks.db", ("ngrams",), limits)) as (url, _):
+        host, port = url.removeprefix("http://").split(":")
+        asked = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 300
+        with contextlib.ExitStack() as stack:
+            for _ in range(4):
+                one = stack.enter_context(socket.socket())
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                one.connect((host, int(port)))
+                one.sendall(asked)
+            for _ in range(60):
+                time.sleep(0.25)
+                if (found := Http(url)("GET", "/v1/limits").status) == 200:
+                    break
+            assert found == 200
 
 
 def test_what_is_asked_is_not_in_the_log(ask, mail, caplog):

@@ -48,6 +48,10 @@ class Rules(NamedTuple):
     """Who asks, by the token; raises `RefusedError`."""
 
 
+class UnheardError(Exception):
+    """Who asked takes no answer."""
+
+
 def gate(inner: Application, rules: Rules, counted: Metrics) -> Application:
     """Return an application that lets through what the rules allow."""
     busy = 0
@@ -71,8 +75,14 @@ def gate(inner: Application, rules: Rules, counted: Metrics) -> Application:
                 known = {name for name, _ in message.get("headers", ())}
                 more = [*_HEADERS, (b"x-request-id", request_id.encode())]
                 more.append((b"cache-control", b"no-store" if guarded else b"no-cache"))
+                if status in (408, 413):  # the rest of the body is not read
+                    more.append((b"connection", b"close"))
                 message["headers"] = [*message.get("headers", ()), *(pair for pair in more if pair[0] not in known)]
-            await send(message)
+            try:
+                async with asyncio.timeout(rules.limits.body_seconds):
+                    await send(message)
+            except TimeoutError:  # who asked reads nothing; others are to have the place
+                raise UnheardError() from None
 
         busy += 1
         try:
@@ -90,6 +100,8 @@ def gate(inner: Application, rules: Rules, counted: Metrics) -> Application:
                 await inner(scope, counting, answer)
             except RefusedError as error:  # of a body that nobody has begun to answer
                 await refuse(error, answer)
+        except UnheardError:
+            pass
         finally:
             busy -= 1
             took = time.monotonic() - began
@@ -109,8 +121,6 @@ async def refuse(error: RefusedError, send: Send) -> None:
     """Answer with an error."""
     body = json.dumps({"error": {"type": error.kind, "message": str(error)}}).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
-    if error.status in (408, 413):  # the rest of the body is not read
-        headers["connection"] = "close"
     pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": pairs})
     await send({"type": "http.response.body", "body": body})
@@ -155,8 +165,8 @@ def _counted(headers: dict[str, str], receive: Receive, limits: Limits, began: f
             done = not message.get("more_body", False)
             if size > limits.body_bytes:
                 raise _too_large(limits)
-        else:
-            done = True
+        else:  # it is told to nobody, but is no fault of the service
+            raise RefusedError(400, "BrokenError", "the connection was closed before all of the body had come")
         return message
 
     return counting
