@@ -290,6 +290,8 @@ HOSTILE = "<script>\x1b[31m"
         (b'{"run": "curves", "examples": [{"row": {"x": 1}}]}', "no column 'y'"),
         (b'{"run": "curves", "examples": [{"row": {"x": "=1+1", "y": 1}}]}', "x"),
         (b'{"run": "curves", "examples": [{"row": {"x": ' + b"9" * 400 + b', "y": 1}}]}', ""),
+        (b'{"run": "curves", "examples": [{"row": {"x": "' + b"9" * 20_000 + b'", "y": 1}}]}', "not a finite number"),
+        (b'{"run": "ngrams", "examples": [' + b'{"text": "a"},' * 20_000 + b'{"text": "b"}]}', "at most 10000 items"),
         (b'{"run": "curves", "examples": [{"label": "a", "row": {"x": 1, "y": 1}}]}', "leave the labels out"),
         (b'{"run": "ngrams", "examples": [{"label": "a", "text": "b", "<script>": 1}]}', "not permitted"),
     ],

@@ -14,6 +14,8 @@ Kind = Literal["images", "text", "tables"]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 #: Letters of a value in a row, of a text, and of an image in base64.
 _VALUE, _TEXT = 20_000, 100_000
+#: Examples, or inputs, that are looked at, whatever the limits are: to check more of them keeps others waiting.
+_MANY = 10_000
 Value = Annotated[str, StringConstraints(max_length=_VALUE)] | bool | int | float | None
 Row = dict[Annotated[str, StringConstraints(max_length=200)], Value]
 
@@ -33,9 +35,9 @@ class Limits(BaseModel):
     ways: int = 100
     shots: int = 100
     """Examples of a class."""
-    examples: int = 1_000
+    examples: Annotated[int, Field(le=_MANY)] = 1_000
     """Examples of a task."""
-    queries: int = 1_000
+    queries: Annotated[int, Field(le=_MANY)] = 1_000
     """Inputs of a request."""
     tasks: int = 100_000
     """Tasks of a tenant."""
@@ -90,21 +92,21 @@ class NewTask(BaseModel):
     )
     run: Annotated[str, StringConstraints(max_length=200)] | None = None
     name: Annotated[str, StringConstraints(max_length=200)] | None = None
-    examples: Annotated[list[Example], Field(min_length=1)]
+    examples: Annotated[list[Example], Field(min_length=1, max_length=_MANY)]
 
 
 class MoreExamples(BaseModel):
     """Examples, and maybe classes, to add."""
 
     model_config = _strict({"examples": [{"label": "card", "text": "my card is lost"}]})
-    examples: Annotated[list[Example], Field(min_length=1)]
+    examples: Annotated[list[Example], Field(min_length=1, max_length=_MANY)]
 
 
 class Inputs(BaseModel):
     """Inputs to predict."""
 
     model_config = _strict({"inputs": [{"text": "where is my money?"}], "reject": 0.05})
-    inputs: Annotated[list[Input], Field(min_length=1)]
+    inputs: Annotated[list[Input], Field(min_length=1, max_length=_MANY)]
     reject: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 

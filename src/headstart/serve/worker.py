@@ -174,6 +174,10 @@ def keep_memory() -> None:
 _MAPPED, _TRIMMED, _MOST_MAPPED, _MOST_KEPT = -3, -1, 2**25, 2**28
 
 
+#: Letters of what is told, from its start and from its end: some errors have a value in them, which may be long.
+_HALF = 300
+
+
 def _failed(error: Exception, served: Any = None) -> Failed:
     """Return an error without this machine's paths."""
     if not isinstance(error, HeadstartError):
@@ -188,4 +192,4 @@ def _failed(error: Exception, served: Any = None) -> Failed:
         from headstart.serve.learning import scrubbed
 
         text = scrubbed(served, text)
-    return Failed(type(error).__name__, text)
+    return Failed(type(error).__name__, text if len(text) <= 2 * _HALF else f"{text[:_HALF]}…{text[-_HALF:]}")
