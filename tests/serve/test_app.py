@@ -381,8 +381,6 @@ def test_numbers_of_the_address_are_checked(ask):
 
 def raw(ask, *parts, timeout=30):
     """Send bytes as they are, and return the status line."""
-    import socket
-
     host, port = ask.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=timeout) as connection:
         for part in parts:
@@ -577,6 +575,26 @@ def test_a_damaged_task_is_named_or_learned_again_and_others_are_served(settings
         assert found[0].json == rows[0], "what was learned is learned again from what it was learned from"
         assert made[1] in error(found[1], 500) and "damaged" in found[1].json["error"]["message"]
         assert found[2].json == rows[2]
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"name": "a", "la', '{"name": "a"}', b'{"name": "\xff", "labels": [], "counts": []}']
+)
+def test_a_task_of_which_nobody_knows_what_it_is_is_named_and_can_be_deleted(settings_of, tmp_path, damage):
+    asked = {"inputs": [{"text": "card"}]}
+    store = tmp_path / "tasks.db"
+    with running(settings_of(store, ("ngrams",))) as (url, state):
+        bad, good = (Http(url)("POST", "/v1/tasks", {"examples": TEXTS}).json["id"] for _ in range(2))
+        state.store.database.rows("UPDATE tasks SET told = CAST(? AS TEXT) WHERE id = ?", (damage, bad))
+    with running(settings_of(store, ("ngrams",))) as (url, _):
+        for answer in (Http(url)("GET", f"/v1/tasks/{bad}"), Http(url)("POST", f"/v1/tasks/{bad}/predict", asked)):
+            message = error(answer, 500)
+            assert bad in message and "damaged" in message
+        first, second = Http(url)("GET", "/v1/tasks").json["tasks"]
+        assert first["id"] == bad and "damaged" in first["warnings"][0] and second["id"] == good
+        assert Http(url)("POST", f"/v1/tasks/{good}/predict", asked).status == 200
+        assert Http(url)("DELETE", f"/v1/tasks/{bad}").status == 204
+        error(Http(url)("GET", f"/v1/tasks/{bad}"), 404)
 
 
 def test_a_task_of_another_run_of_the_same_name_is_refused(settings_of, tmp_path, curves_run):

@@ -1,6 +1,7 @@
 """The application: HTTP on one side, the store and the workers on the other."""
 
 import asyncio
+import contextlib
 import io
 import json
 import re
@@ -51,7 +52,7 @@ from headstart.serve.direct import direct
 from headstart.serve.gate import LOG, Application, Rules, gate
 from headstart.serve.ids import PATTERN
 from headstart.serve.state import ChangedError, Settings as Settings, State as State, Workers
-from headstart.serve.store import AnsweredError, ConflictError, Kept, Once, now
+from headstart.serve.store import AnsweredError, ConflictError, DamagedError, Kept, Once, now
 from headstart.serve.tokens import Caller, Scope
 from headstart.serve.work import Lesson, Question, Taught, Wanted
 
@@ -264,7 +265,8 @@ def _routes(app: FastAPI, state: State) -> None:
     async def delete_task(request: Request, task: str) -> Response:
         """Delete a task and all that was kept of it."""
         who = _may(request, "adapt")
-        await task_of(who, task)
+        with contextlib.suppress(DamagedError):  # which goes like others
+            await task_of(who, task)
         await run_in_threadpool(store.delete, who.tenant, task)
         if state.pool is not None:
             state.pool.forget(task)

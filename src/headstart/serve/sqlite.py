@@ -55,6 +55,8 @@ class SqliteFile:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 new = not path.exists()
                 self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+                # a text that was damaged is told by who reads it, and keeps nobody from the other rows
+                self._connection.text_factory = lambda data: data.decode(errors="surrogateescape")
                 if new:  # what people have shown is nobody else's
                     path.chmod(0o600)
                 for setting in _SETTINGS:

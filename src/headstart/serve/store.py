@@ -363,9 +363,16 @@ class Store:
         return _kept(rows[0]) if rows else None
 
     def tasks(self, tenant: str, after: str, limit: int) -> list[Kept]:
-        """Return a tenant's tasks behind an id, the oldest first."""
+        """Return a tenant's tasks behind an id, the oldest first; a damaged one says so in place of what it was."""
         query = "SELECT * FROM tasks WHERE tenant = ? AND id > ? ORDER BY id LIMIT ?"
-        return [_kept(row) for row in self.database.rows(query, (tenant, after, limit))]
+        found = []
+        for row in self.database.rows(query, (tenant, after, limit)):
+            try:
+                found.append(_kept(row))
+            except DamagedError as error:
+                blank = {"name": None, "kind": "tables", "labels": [], "counts": [], "estimate": None}
+                found.append(Kept(row[0], tenant, "", "", 0, {**blank, "warnings": [str(error)]}, "", "", ""))
+        return found
 
     def count(self, tenant: str | None = None) -> int:
         """Return how many tasks there are, of a tenant or of all."""
@@ -471,8 +478,17 @@ def now() -> str:
 
 
 def _kept(row: Sequence[Any]) -> Kept:
-    task, tenant, run, weights, revision, told, support, created, changed = row
-    return Kept(task, tenant, run, weights, revision, json.loads(told), support, created, changed)
+    try:
+        task, tenant, run, weights, revision, told, support, created, changed = row
+        kept = Kept(task, tenant, run, weights, revision, json.loads(told), support, created, changed)
+        "".join(value for value in row if isinstance(value, str)).encode()
+        if not {"name", "labels", "counts"} <= set(kept.told):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise DamagedError(
+            f"what is kept of task {ascii(row[0])[1:-1]} is damaged (what it is cannot be read)"
+        ) from None
+    return kept
 
 
 def _places(execute: Execute, task: str) -> list[str]:
