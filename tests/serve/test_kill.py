@@ -11,8 +11,10 @@ import time
 
 import pytest
 
+from headstart.errors import ConfigError
 from headstart.serve.contract import Limits
 from headstart.serve.server import running
+from headstart.serve.state import State
 from tests.serve.conftest import Http
 
 TEXTS = [{"label": label, "text": f"{label} {place}"} for label in ("card", "refund") for place in range(2)]
@@ -42,6 +44,13 @@ def test_a_worker_that_is_killed_is_replaced_and_what_it_was_asked_is_answered(s
             assert state.pool.processes[0].pid != first
         assert "headstart_worker_restarts_total 2.0" in ask("GET", "/metrics").body.decode()
         assert len(ask("GET", "/v1/tasks").json["tasks"]) == 3
+
+
+def test_a_second_service_on_a_file_is_refused_until_the_first_one_has_ended(settings_of, tmp_path):
+    settings = settings_of(tmp_path / "tasks.db", ("ngrams",))
+    with running(settings), pytest.raises(ConfigError, match=r"another service keeps its tasks in .*tasks\.db"):
+        State(settings)
+    State(settings).close()
 
 
 def test_an_idle_worker_that_dies_is_replaced_before_anybody_asks(settings_of, tmp_path):

@@ -1,7 +1,9 @@
 """What a service holds while it runs: the store, the workers, and what it counts."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from starlette.concurrency import run_in_threadpool
@@ -13,6 +15,7 @@ from headstart.serve.pool import Pool
 from headstart.serve.store import Store, StoreAwayError
 from headstart.serve.tokens import LOCAL, Caller, caller
 from headstart.serve.work import Failed, Lesson, Question, Request, Wanted, Work
+from headstart.training.signals import locked
 
 Found = TypeVar("Found")
 
@@ -65,7 +68,16 @@ class State:
             HeadstartError: the store cannot be opened.
         """
         self.settings, self.limits = settings, settings.work.limits
+        self._held = contextlib.ExitStack()
         self.store = Store(settings.work.place)
+        if not self.store.shared:  # another service would answer what was changed or deleted at this one
+            where = self.store.where
+            refused = f"another service keeps its tasks in {where}; give this one a --store of its own, or both one of"
+            try:
+                self._held.enter_context(locked(Path(f"{where}.lock"), f"{refused} PostgreSQL (docs/serving.md)"))
+            except BaseException:
+                self.store.close()
+                raise
         self.metrics = metrics(lambda: self.pool.waiting if self.pool else 0, lambda: self.store.count())
         self._workers = workers or (lambda: Pool(settings.work, settings.workers, self.metrics.seen))
         self.pool: Workers | None = None
@@ -88,6 +100,7 @@ class State:
         if self.pool is not None:
             self.pool.close()
         self.store.close()
+        self._held.close()
 
     async def read(self, call: Callable[..., Found], *values: Any) -> Found:
         """Ask the store: in a thread where that takes a while, since the database is elsewhere."""

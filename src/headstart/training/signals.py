@@ -76,21 +76,34 @@ def only_writer(run: Path) -> Iterator[Callable[[], Path | None]]:
     if os.name != "posix":  # elsewhere a folder with open files stays
         yield lambda: run
         return
+    with locked(run / ".lock", f"another process is training in {run}; wait for it, or choose another --out"):
+        folder = os.open(run, os.O_RDONLY)
+        try:
+            yield lambda: _place(run, folder)
+        finally:
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def locked(path: Path, refused: str) -> Iterator[None]:
+    """Hold a lock, a file of its own; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        ConfigError: another process holds it, with ``refused`` as what it says.
+    """
+    if os.name != "posix":
+        yield
+        return
     import fcntl
 
-    path = run / ".lock"
     with explained("write", path):
         handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"another process is training in {run}; wait for it, or choose another --out") from None
-        folder = os.open(run, os.O_RDONLY)
-        try:
-            yield lambda: _place(run, folder)
-        finally:
-            os.close(folder)
+            raise ConfigError(refused) from None
+        yield
     finally:
         os.close(handle)
 
