@@ -13,17 +13,15 @@ from pathlib import Path
 import pytest
 
 from headstart.errors import ConfigError, FileError, HeadstartError
+from headstart.serve.database import DamagedError, StoreAwayError, StoreFullError
 from headstart.serve.store import (
     AnsweredError,
     ConflictError,
-    DamagedError,
     Kept,
     Once,
     Place,
     Reader,
     Store,
-    StoreAwayError,
-    StoreFullError,
     now,
 )
 

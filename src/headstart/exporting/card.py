@@ -1,7 +1,7 @@
 """The card beside what is exported: what it is, what it takes and gives, where it comes from, how it is made again."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from headstart.data.images.builtin import data_file, read_archive
 from headstart.exporting.graph import Graph
@@ -12,14 +12,22 @@ from headstart.training.head_start import AdaptedTask, HeadStart
 from headstart.training.report.card import spread_text
 from headstart.training.report.figures import half
 
-if TYPE_CHECKING:
-    from headstart.exporting.export import Cost
-
 _FORMATS = {
     "onnx": "an ONNX file, for onnxruntime in Python, Node, browsers, phones",
     "torch": "a program of torch.export: `torch.export.load('model.pt2').module()`",
     "module": "a module of plain PyTorch: `python load.py` shows how it is loaded",
 }
+
+
+class Cost(NamedTuple):
+    """What 8-bit numbers cost on the examples that a model was learned from."""
+
+    examples: int
+    whole: float
+    """Share that is told right, or the mean squared error, before."""
+    int8: float
+    """And after."""
+    classes: bool
 
 
 def of_task(
@@ -29,7 +37,7 @@ def of_task(
     to: str,
     files: Mapping[str, bytes],
     int8: bool,
-    cost: "Cost | None",
+    cost: Cost | None,
 ) -> str:
     """Return the card of an adapted model."""
     by, total, ways = model.by, sum(task.counts), len(task.labels)
@@ -116,7 +124,7 @@ def _is_built_in(family: str) -> bool:
         return False
 
 
-def _figure(cost: "Cost", value: float) -> str:
+def _figure(cost: Cost, value: float) -> str:
     return f"{100 * value:.1f} %" if cost.classes else f"{value:.4g}"
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from headstart.data.kind import Raw
 from headstart.errors import ConfigError, UsageError, check_known, unknown_name
 from headstart.exporting import card
 from headstart.exporting.adapted import of_learner, of_task, raw_of
+from headstart.exporting.card import Cost
 from headstart.exporting.graph import Graph, Input
 from headstart.exporting.module import to_module
 from headstart.exporting.onnx import answered as onnx_answered, in_int8, to_onnx
@@ -35,17 +36,6 @@ _FORMATS: Mapping[str, Callable[[Graph], dict[str, bytes]]] = {
 #: By how much answers may differ: probabilities, and numbers in units of their scale; of the learner itself, whose
 #: many operations each round, more.
 TOLERANCE, LEARNER_TOLERANCE = 1e-5, 1e-4
-
-
-class Cost(NamedTuple):
-    """What 8-bit numbers cost on the examples that a model was learned from."""
-
-    examples: int
-    whole: float
-    """Share that is told right, or the mean squared error, before."""
-    int8: float
-    """And after."""
-    classes: bool
 
 
 @explained("use")

@@ -47,12 +47,13 @@ from headstart.serve.contract import (
     refused_later,
     shown,
 )
+from headstart.serve.database import DamagedError
 from headstart.serve.description import CODES, ONCE, TEXT, body_of, describe_bodies
 from headstart.serve.direct import direct
 from headstart.serve.gate import LOG, Application, Rules, gate
 from headstart.serve.ids import PATTERN
 from headstart.serve.state import ChangedError, Settings as Settings, State as State, Workers
-from headstart.serve.store import AnsweredError, ConflictError, DamagedError, Kept, Once, now
+from headstart.serve.store import AnsweredError, ConflictError, Kept, Once, now
 from headstart.serve.tokens import Caller, Scope
 from headstart.serve.work import Lesson, Question, Taught, Wanted
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from headstart.errors import ConfigError, FileError, UsageError
-from headstart.serve.store import StoreAwayError, StoreFullError
+from headstart.serve.database import StoreAwayError, StoreFullError
 
 try:
     import obstore

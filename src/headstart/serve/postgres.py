@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from headstart.errors import ConfigError, FileError, UsageError
-from headstart.serve.store import FORMAT, DamagedError, Execute, StoreAwayError, StoreFullError, schema
+from headstart.serve.database import FORMAT, DamagedError, Execute, StoreAwayError, StoreFullError, schema
 
 try:
     import psycopg

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart.errors import FileError
-from headstart.serve.store import FORMAT, DamagedError, Execute, StoreFullError, schema
+from headstart.serve.database import FORMAT, DamagedError, Execute, StoreFullError, schema
 
 _SETTINGS = ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000", "secure_delete=ON")
 

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from starlette.concurrency import run_in_threadpool
 
 from headstart.serve.contract import STATUS, RefusedError, RunTold
+from headstart.serve.database import StoreAwayError
 from headstart.serve.gate import LOG
 from headstart.serve.metrics import metrics
 from headstart.serve.pool import Pool
-from headstart.serve.store import Store, StoreAwayError
+from headstart.serve.store import Store
 from headstart.serve.tokens import LOCAL, Caller, caller
 from headstart.serve.work import Failed, Lesson, Question, Request, Wanted, Work
 from headstart.training.signals import locked

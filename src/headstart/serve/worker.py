@@ -14,7 +14,8 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from headstart.errors import HeadstartError
-from headstart.serve.store import DamagedError, Reader
+from headstart.serve.database import DamagedError
+from headstart.serve.store import Reader
 from headstart.serve.work import Failed, GoneError, Lesson, Question, Wanted, Work
 
 
