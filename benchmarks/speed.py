@@ -99,7 +99,7 @@ def _growth(pair: tuple[str, ...]) -> list[Race]:
     """Return the cases without targets."""
     found = [_race(LARGE_IMAGES, pair, 3), _race(TRANSFORMER, (LOOP, OURS), 5)]
     found += [_race(sine(5, tasks), pair, 5) for tasks in (1, 16, 256)]
-    found += [_race(sine(10), (*_FEW, "parallel-metalearn", "JAX"), 5), _race(sine(100), (*pair, "JAX"), 3)]
+    found += [_race(sine(10), (*_FEW, "parallel-metalearn", "JAX"), 5), _race(sine(100), (*pair, COMPILED, "JAX"), 3)]
     # of 84 x 84 images in double precision the check would take longer than all rounds
     return [*found, _race(RESNET, pair, 2)._replace(small={"size": 32}, warm=False)]
 
