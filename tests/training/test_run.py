@@ -448,9 +448,11 @@ def test_what_repays_is_compiled_and_a_run_that_was_cut_off_has_the_same_bits(tm
     monkeypatch.setattr(accelerate_module, "TRANSLATING", 0.0)
     monkeypatch.setattr(accelerate_module, "FEW_STEPS", 1)
     options = {**SINE, "steps": 4, "hidden": "4", "inner_steps": 2, "tasks_per_step": 6}
+    told = _Told()
     with caplog.at_level("INFO", "headstart"):
+        train(tree(options), tmp_path / "told", view=told)
         train(tree(options), tmp_path / "run", view=_StopAt(2))
-    assert "meta-gradient compiled" in caplog.text
+    assert "meta-gradient compiled" in caplog.text and any("compiling a step" in note for note in told.notes)
     for name, how in (("run", {}), ("whole", {}), ("plain", {"compile": False})):
         train(tree({**options, **how}), tmp_path / name)
     run, whole, plain = (load_file(str(tmp_path / name / "last.safetensors")) for name in ("run", "whole", "plain"))

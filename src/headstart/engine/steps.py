@@ -161,7 +161,7 @@ def _for_all(form: "_Form", inputs: Tensors, behind: Tensors, numbers: range) ->
     try:  # with a number that Python cannot read, so that it decides nothing, in no step between the first and last
         with _not_looked_up():
             graph = form.recorded(inputs, None, behind)
-    except Exception:
+    except Exception:  # whatever Python raises where it needs the number itself: each step is recorded then
         return None
     demands = form.demands()
     if writes(graph):  # also through views, by which its halves would not follow

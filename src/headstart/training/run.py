@@ -101,8 +101,9 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
 
     The weights with the best validation score are kept, and judged on the test tasks at the end. A run that was
     killed and goes on ends bit for bit as one that was not, on the same kind of machine with the same PyTorch and
-    number of threads; with ``compile``, to rounding. Where torchrun has started several processes, they share the run
-    (`headstart.training.distributed`): the first one reads and writes the folder, and all return the same result.
+    number of threads, and the same C++ compiler where steps are compiled. Where torchrun has started several
+    processes, they share the run (`headstart.training.distributed`): the first one reads and writes the folder, and
+    all return the same result.
 
     Args:
         config: the options, as `headstart.training.config` has them; a text is the tasks alone.
@@ -363,6 +364,8 @@ def _looks(job: Job, best: Best, view: View, **given: Any) -> Iterator[Look]:
     while True:
         try:
             compile = _repays(job, learner) if config.compile is None else config.compile
+            if compile and config.compile is None:
+                view.note("compiling a step first, which the steps to come repay (--no-compile leaves it)")
             made = accelerate(learner, compile=compile, memory=config.memory)
             for look in fit_best(made, job.tasks, best=best, **given):
                 best = look.best
