@@ -251,7 +251,8 @@ def test_flags_win_over_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_step_saves_and_exits_with_its_code(number: int, code: int, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    words = ["train", "sinusoid", "--steps", "1000000", "--save-every", "1000000", *SMALL, "--out", str(out)]
+    words = ["train", "sinusoid", "--steps", "1000000", "--save-every", "1000000", "--no-compile", *SMALL]
+    words += ["--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-m", "headstart", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
