@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-LACKING = [name for name in ("fastapi", "uvicorn", "prometheus_client", "python_multipart") if find_spec(name) is None]
+NEEDED = ("fastapi", "uvicorn", "httptools", "prometheus_client", "python_multipart")
+LACKING = [name for name in NEEDED if find_spec(name) is None]
 if LACKING:
     collect_ignore_glob = ["test_*.py"]
 

@@ -183,8 +183,8 @@ def _settings(
 def _needed() -> None:
     from importlib.util import find_spec
 
-    lacking = [name for name in ("fastapi", "uvicorn", "prometheus_client", "python_multipart") if not find_spec(name)]
-    if lacking:
+    needed = ("fastapi", "uvicorn", "httptools", "prometheus_client", "python_multipart")
+    if lacking := [name for name in needed if not find_spec(name)]:
         raise UsageError(f"the service needs {', '.join(lacking)}: `pip install headstart[serve]`")
 
 

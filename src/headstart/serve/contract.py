@@ -47,8 +47,12 @@ class Limits(BaseModel):
     """Requests that are read at the same time."""
     adapt_seconds: float = 30.0
     predict_seconds: float = 5.0
+    connections: int = 768
+    """Connections at the same time, also those on which nothing is asked; others are closed."""
+    head_seconds: float = 10.0
+    """How long the head of a request may take to come."""
     body_seconds: float = 30.0
-    """How long a body may take to come."""
+    """How long a body may take to come, and nothing of an answer to be taken."""
 
     def check(self, labels: Sequence[str], counts: Sequence[int]) -> None:
         """Refuse a task that is too large, as `DataError`."""

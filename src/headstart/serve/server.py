@@ -13,6 +13,8 @@ import uvicorn
 
 from headstart.errors import ConfigError
 from headstart.serve.app import Settings, State, make_app
+from headstart.serve.connection import bounded
+from headstart.serve.contract import Limits
 from headstart.serve.gate import log_to
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -92,9 +94,10 @@ def address(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _config(app: Any) -> uvicorn.Config:
+def _config(app: Any, limits: Limits) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=bounded(limits),
         log_config=None,
         access_log=False,
         ws="none",
@@ -123,7 +126,7 @@ def run(settings: Settings, host: str, port: int, drain: float, known: bool, tol
         log_to()
         state.start()
         told(address(listening))
-        server = _Server(_config(app), state, drain)
+        server = _Server(_config(app, state.limits), state, drain)
         with contextlib.suppress(KeyboardInterrupt):
             server.run([listening])
 
@@ -138,7 +141,7 @@ def running(settings: Settings, port: int = 0) -> Iterator[tuple[str, State]]:
     app, state = make_app(settings)
     state.start()
     with bound("127.0.0.1", port) as listening:
-        server = uvicorn.Server(_config(app))
+        server = uvicorn.Server(_config(app, state.limits))
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         try:
