@@ -3,6 +3,7 @@
 import concurrent.futures
 import hashlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -245,6 +246,55 @@ def test_a_full_disk_loses_nothing(file):
     store.database._connection.execute("PRAGMA max_page_count=100000")
     store.add(kept(store), {"support": bytes(100_000)})
     assert store.count() == 2
+
+
+ON_A_FULL_DISK = """
+import os, sys
+from pathlib import Path
+from headstart.serve.database import StoreFullError
+from headstart.serve.store import Kept, Place, Store, now
+from headstart.serve.tokens import make_token
+folder, size = Path(sys.argv[1]), int(sys.argv[2])
+store = Store(Place(str(folder / "tasks.db")))
+token = make_token(store, "me", "me", ["adapt"], None).split("_")[1]
+def kept():
+    return Kept(store.new_id(), "me", "run", "w", 1, {"name": None}, "hash", now(), now())
+made = [kept() for _ in range(4)]
+for number, one in enumerate(made):
+    store.add(one, {"support": os.urandom(size), "adapted": b"secret %d" % number * (size // 8)})
+store.close()
+store = Store(Place(str(folder / "tasks.db")))
+other = os.open(folder / "other", os.O_WRONLY | os.O_CREAT)
+try:
+    while True:
+        os.write(other, bytes(4096))
+except OSError:
+    pass
+try:
+    store.add(kept(), {"support": bytes(9 * size)})
+    sys.exit("the disk is not full")
+except StoreFullError as error:
+    assert "deleted" in str(error)
+assert store.revoke(token)
+store.sweep()
+for number, one in enumerate(made):
+    assert store.delete("me", one.id)
+    assert not any(b"secret %d" % number in path.read_bytes() for path in folder.glob("tasks.db*"))
+    assert store.count() == 3 - number
+"""
+
+
+@pytest.mark.parametrize("size", [50_000, 2_000_000])
+def test_on_a_full_disk_tasks_are_deleted_and_tokens_revoked(tmp_path, size):
+    mount = f"mount -t tmpfs -o size=60m tmpfs {tmp_path}"
+    if (
+        not shutil.which("unshare")
+        or subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode
+    ):
+        pytest.skip("no disk can be made here that gets full")
+    words = f'{mount} && exec "$0" -c "$1" {tmp_path} {size}'
+    found = subprocess.run(["unshare", "-rm", "sh", "-c", words, sys.executable, ON_A_FULL_DISK], capture_output=True)
+    assert found.returncode == 0, found.stderr.decode()
 
 
 WRITES = """

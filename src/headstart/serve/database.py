@@ -70,11 +70,15 @@ class Database(Protocol):
     def rows(self, query: str, values: Sequence[Any] = (), /) -> list[Any]:
         """Return the rows of a query."""
 
-    def writing(self) -> AbstractContextManager[Execute]:
-        """Begin a transaction, which is on the disk when the block ends, or never was."""
+    def writing(self, *, reserved: bool = False) -> AbstractContextManager[Execute]:
+        """Begin a transaction, which is on the disk when the block ends, or never was.
 
-    def erase(self) -> None:
-        """Overwrite what was deleted, where the database lets us."""
+        ``reserved``: one that takes what is kept from the store, or from who may ask, and so has to be possible where
+        the disk is full; what was deleted is overwritten, where the database lets us.
+        """
+
+    def reserve(self, size: int) -> None:
+        """Keep the room that it takes to delete a task of so many bytes; `StoreFullError` where there is none."""
 
     def close(self) -> None:
         """Close it."""

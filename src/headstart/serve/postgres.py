@@ -130,8 +130,11 @@ class Postgres:
             raise FileError(f"the database of the store cannot be used: {_first(error)}") from error
 
     @contextmanager
-    def writing(self) -> Iterator[Execute]:
-        """Begin a transaction, which is on the disk when the block ends, or never was."""
+    def writing(self, *, reserved: bool = False) -> Iterator[Execute]:
+        """Begin a transaction, which is on the disk when the block ends, or never was.
+
+        What was deleted PostgreSQL frees when it vacuums, and reuses it.
+        """
         with self._told(), contextlib.ExitStack() as stack:
             connection = stack.enter_context(self._pool.connection())
             try:
@@ -148,6 +151,9 @@ class Postgres:
 
             yield execute
 
+    def reserve(self, size: int) -> None:
+        """Leave it to who runs the database."""
+
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         """Return the rows of a query."""
         with self._told():
@@ -162,9 +168,6 @@ class Postgres:
     def _rows(self, query: str, values: Sequence[Any]) -> list[Any]:
         with self._pool.connection() as connection:
             return connection.execute(_own(query), values or None).fetchall()
-
-    def erase(self) -> None:
-        """Leave it to PostgreSQL, which frees what was deleted when it vacuums, and reuses it."""
 
 
 def _own(query: str) -> bytes:

@@ -245,6 +245,7 @@ class Store:
         Where it is certain that there will be no such rows they are taken back; else `sweep` finds them.
         """
         if self.blobs is None:
+            self.database.reserve(sum(map(len, parts.values())))
             yield [(part, hashlib.sha256(data).digest(), data, None) for part, data in parts.items()]
             return
         rows: list[_Row] = []
@@ -258,10 +259,10 @@ class Store:
             raise
 
     @contextmanager
-    def _changing(self, tenant: str, task: str) -> Iterator[Execute]:
+    def _changing(self, tenant: str, task: str, *, reserved: bool = False) -> Iterator[Execute]:
         """Begin a transaction that changes a task, of which nothing is held in memory until it has ended."""
         with self._lock if not self.shared else contextlib.nullcontext():
-            with self.database.writing() as execute:
+            with self.database.writing(reserved=reserved) as execute:
                 self._recent.pop((tenant, task), None)
                 yield execute
 
@@ -330,14 +331,12 @@ class Store:
             StoreAwayError: its rows are gone, but the object store has its tensors still; `sweep` will delete them.
         """
         places: list[str] = []
-        with self._changing(tenant, task) as execute:
+        with self._changing(tenant, task, reserved=True) as execute:
             found = execute("DELETE FROM tasks WHERE id = ? AND tenant = ?", (task, tenant)).rowcount == 1
             if found:
                 places = _places(execute, task)
                 execute("DELETE FROM parts WHERE task = ?", (task,))
                 execute("DELETE FROM answers WHERE task = ?", (task,))
-        if found:
-            self.database.erase()
         if self.blobs is not None:
             self.blobs.delete(places)
         return found
@@ -349,7 +348,7 @@ class Store:
         being kept now.
         """
         swept = 0
-        with self.database.writing() as execute:
+        with self.database.writing(reserved=True) as execute:
             execute("DELETE FROM answers WHERE created < ?", ((datetime.now(UTC) - REMEMBERED).isoformat(),))
         if self.blobs is not None:
             for places in self.blobs.older(datetime.now(UTC) - age, _CHUNK):
@@ -386,7 +385,7 @@ class Store:
 
     def revoke(self, token: str) -> bool:
         """Revoke a token by its id; whether there is one."""
-        with self.database.writing() as execute:
+        with self.database.writing(reserved=True) as execute:
             query = "UPDATE tokens SET revoked = coalesce(revoked, ?) WHERE id = ?"
             return execute(query, (now(), token)).rowcount == 1
 
