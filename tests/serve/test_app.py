@@ -288,6 +288,9 @@ HOSTILE = "<script>\x1b[31m"
         (b'{"run": "curves", "examples": [{"row": {"x": 1e999, "y": 1}}]}', "not as expected"),
         (b'{"run": "curves", "examples": [{"row": {"x": "NaN", "y": "inf"}}]}', "y"),
         (b'{"run": "curves", "examples": [{"row": {"x": 1}}]}', "no column 'y'"),
+        (b'{"run": "curves", "examples": [{"row": {"x": 1, "y": 1e300}}]}', "column 'y': 1e+300 is too far"),
+        (b'{"run": "curves", "examples": [{"row": {"x": 1, "y": -1e30}}]}', "from -1e+18 to 1e+18"),
+        (b'{"run": "curves", "examples": [{"row": {"x": 1e300, "y": 1}}]}', "column 'x': 1e+300 is too far"),
         (b'{"run": "curves", "examples": [{"row": {"x": "=1+1", "y": 1}}]}', "x"),
         (b'{"run": "curves", "examples": [{"row": {"x": ' + b"9" * 400 + b', "y": 1}}]}', ""),
         (b'{"run": "curves", "examples": [{"row": {"x": "' + b"9" * 20_000 + b'", "y": 1}}]}', "not a finite number"),
@@ -300,6 +303,27 @@ def test_what_cannot_be_used_is_told_without_what_it_holds(ask, body, told):
     message = error(ask("POST", "/v1/tasks", body), 422)
     assert told in message and len(message) < 1000
     assert all(ord(letter) >= 32 for letter in message)
+
+
+def test_a_number_too_large_is_named_in_what_is_asked_too(ask):
+    task = ask("POST", "/v1/tasks", {"run": "curves", "examples": POINTS}).json["id"]
+    for value in (1e300, -1e30, 10**308, "1e300"):
+        message = error(ask("POST", f"/v1/tasks/{task}/predict", {"inputs": [{"row": {"x": value}}]}), 422)
+        assert "row 0, column 'x'" in message and "from -1e+18 to 1e+18" in message
+
+
+def test_examples_that_cannot_be_learned_from_are_no_fault_of_the_service(settings_of, tmp_path):
+    lines = [f"u{unit},{x},{unit * x}" for unit in range(1, 9) for x in range(6)]
+    (tmp_path / "rows.csv").write_text("\n".join(["unit,x,y", *lines]))
+    tasks = {"name": "table", "data": str(tmp_path / "rows.csv"), "task_column": "unit", "target": "y", "shots": 3}
+    outer, short = {"steps": 1, "tasks_per_step": 2}, {"threads": 1, "evaluate_tasks": 2, "test_tasks": 2}
+    headstart.train({"tasks": tasks, "method": "maml", "outer": outer, "run": short}, tmp_path / "run")
+    rows = [{"row": {"x": x, "y": 10.0 ** (15 * (x == 2))}} for x in range(5)]
+    with running(settings_of(tmp_path / "tasks.db", (str(tmp_path / "run"),))) as (url, _):
+        answer = Http(url)("POST", "/v1/tasks", {"examples": rows})
+        message = error(answer, 422)
+        assert "not finite" in message and "column 'y': row 2: far from the" in message
+        assert answer.json["error"]["type"] == "DivergenceError"
 
 
 def bomb(width, height):

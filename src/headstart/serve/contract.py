@@ -226,11 +226,11 @@ STATUS = {
     "UnknownNameError": 422,
     "ConfigError": 422,
     "ShapeError": 422,
+    "DivergenceError": 422,
     "ConflictError": 409,
     "OutOfMemoryError": 503,
     "StoreFullError": 503,
     "StoreAwayError": 503,
-    "DivergenceError": 500,
     "DamagedError": 500,
 }
 

@@ -268,6 +268,8 @@ def lessons(
                     "warnings": [scrubbed(served, one) for one in [*told, *warnings_of(served.by, [support])]],
                 }
                 found[place] = Taught(said, parts, hashlib.sha256(parts["support"]).hexdigest()), task
+            except DivergenceError as error:  # what there was to warn of may be why
+                found[place] = DivergenceError(": ".join([str(error), *told[:1]])), None
             except Exception as error:
                 found[place] = _explained(error), None
     return found

@@ -228,8 +228,18 @@ def test_a_value_of_another_kind_is_named(in_memory: Any) -> None:
     with pytest.raises(DataError, match="line 2, column 'day': '2020-01-01T00:00' is not a date, as"):
         encode_features(schema.features, in_memory({"x": ["3"], "day": ["2020-01-01T00:00"]}))
     points = schema._replace(features=tuple(f._replace(limits=None) for f in schema.features))
-    with pytest.raises(DataError, match="line 2, column 'x': 1e300 is too far from the training tasks' values"):
-        encode_features(points.features, in_memory({"x": ["1e300"], "day": ["2020-01-01"]}))
+    for value in ("1e300", "-1e30"):
+        with pytest.raises(DataError, match="line 2, column 'x': .* is too far .* from -1e\\+18 to 1e\\+18"):
+            encode_features(points.features, in_memory({"x": [value], "day": ["2020-01-01"]}))
+
+
+@pytest.mark.parametrize("value", ["1e300", "-1e300", "1e25", "-1e25"])
+def test_a_target_too_large_to_compute_with_is_named(in_memory: Any, value: str) -> None:
+    schema = learned(in_memory({"x": ["1", "3"], "weight": ["1e-9", "3e-9"]}), target="weight")
+    with pytest.raises(DataError, match="line 3, column 'weight': .* a number from -1e\\+09 to 1e\\+09"):
+        encode_target(schema, in_memory({"weight": ["1e-9", value]}))
+    with pytest.warns(UnseenValueWarning):
+        assert encode_target(schema, in_memory({"weight": ["1e8"]})).square().isfinite().all()
 
 
 def test_far_away_values_are_bounded_in_their_order_and_warned_of(in_memory: Any) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -520,8 +520,8 @@ def encode_features(
 
     Numbers, booleans and dates are standardised by the training tasks, and a missing one is 0, their mean. A category
     is 1 in its own input; one that no training task has is 0 in all, with an `UnseenValueWarning`. A value that is not
-    of its column's kind is a `DataError`. Texts that are not read to their ends are told of by a `CutTextWarning`; what
-    a network says of texts is ``kept`` on disk, or not.
+    of its column's kind, or too large to compute with, is a `DataError`. Texts that are not read to their ends are told
+    of by a `CutTextWarning`; what a network says of texts is ``kept`` on disk, or not.
     """
     sizes = [len(feature.inputs) for feature in features]
     x = torch.empty(table.size, sum(sizes), dtype=dtype)
@@ -549,16 +549,38 @@ def _fill(x: NDArray[Any], feature: Feature, table: Table, kept: bool) -> None:
     else:
         values = column_values(table, feature.column, feature.kind, feature.date_format)
         missing = np.isnan(values)
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
-            x[:, 0] = np.where(missing, 0.0, feature.encode(values))
-        row = read.first(~np.isfinite(x[:, 0]))
-        if row is not None:
-            raise read.error(table, feature.column, row, f"{texts[row]!s} is too far from the training tasks' values")
+        with np.errstate(over="ignore", invalid="ignore"):  # what cannot be computed with is refused
+            inputs = np.where(missing, 0.0, feature.encode(values))
+            _refuse_larger(table, feature.column, values, inputs, feature.decode)
+        x[:, 0] = inputs
         _warn_of_far(table, feature, values, missing)
     if feature.missing:
         x[:, -1] = missing
     elif missing.any():
         _warn(table, feature.column, f"missing in {read.listed(table, missing)}, but never in the training tasks")
+
+
+#: |input| and |standardised target| at most: products of two are numbers of 32 bits still.
+_LARGEST = 1e18
+
+
+def _refuse_larger(
+    table: Table,
+    column: str,
+    values: NDArray[np.float64],
+    standardised: NDArray[np.float64],
+    decode: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+) -> None:
+    row = read.first(~(np.abs(standardised) <= _LARGEST))
+    if row is not None:
+        low, high = decode(np.array((-_LARGEST, _LARGEST)))
+        raise read.error(
+            table,
+            column,
+            row,
+            f"{values[row]:.6g} is too far from the training tasks' values to compute with; expected a number from"
+            f" {low:.3g} to {high:.3g}",
+        )
 
 
 def _warn_of_far(table: Table, feature: Feature, values: NDArray[np.float64], missing: NDArray[np.bool_]) -> None:
@@ -586,12 +608,16 @@ def _warn(table: Table, column: str, message: str) -> None:
 def encode_target(schema: Schema, table: Table) -> Tensor:
     """Return the targets of a table's rows: standardised numbers ``(N, 1)`` float32, or class ids ``(N,)`` int64.
 
-    A missing target, one that is no number in regression, or a class that the schema does not have is a `DataError`.
+    A missing target, one that is no number in regression or too large a one, or a class that the schema does not have
+    is a `DataError`.
     One so far from those of training tasks that no prediction comes near is an `UnseenValueWarning`.
     """
     read.refuse_missing(table, schema.target, "target")
     if schema.kind == "regression":
-        values = (regression_target(table, schema.target) - schema.mean) / schema.scale
+        found = regression_target(table, schema.target)
+        with np.errstate(over="ignore"):
+            values = (found - schema.mean) / schema.scale
+            _refuse_larger(table, schema.target, found, values, lambda ends: ends * schema.scale + schema.mean)
         far = values != (values if schema.limits is None else bounded(values, schema.limits))
         if schema.limits is not None and far.any():
             low, high = (end * schema.scale + schema.mean for end in schema.limits)
