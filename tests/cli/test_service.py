@@ -26,6 +26,15 @@ def test_tokens_are_made_listed_and_revoked(tmp_path, capsys):
     assert run(["tokens", "list", "--store", store]) == 0 and "acme" in capsys.readouterr().out
 
 
+def test_the_share_of_other_classes_goes_to_those_who_compute(tmp_path, monkeypatch):
+    from headstart.serve import server
+
+    settings = []
+    monkeypatch.setattr(server, "run", lambda given, *others: settings.append(given))
+    assert run(["serve", "ngrams", "--unknown-share", "0.1"]) in (0, None) and run(["serve", "ngrams"]) in (0, None)
+    assert [one.work.unknown_share for one in settings] == [0.1, None]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -43,6 +52,7 @@ def test_tokens_are_made_listed_and_revoked(tmp_path, capsys):
         (["serve", "ngrams", "--host", "198.51.100.1", "--no-auth", "--i-know"], "cannot listen"),
         (["serve", "ngrams", "--token-file", "weak.txt"], "holds no token"),
         (["serve", "ngrams", "--store", "weak.txt"], "no store"),
+        (["serve", "ngrams", "--unknown-share", "1"], "--unknown-share"),
     ],
 )
 def test_what_cannot_be_is_refused(words, told, tmp_path, monkeypatch, capsys):

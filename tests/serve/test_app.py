@@ -99,6 +99,46 @@ def test_a_form_is_as_good_as_json(ask, icons):
     assert rows[0] == rows[1] and [row["prediction"] for row in rows[0]["predictions"]] == ["cross", "bar"]
 
 
+def odds(answer):
+    """Return P(none of the classes) / P(one of them) of each input."""
+    assert answer.status == 200, answer
+    rows = answer.json["predictions"]
+    for row in rows:
+        assert row["unknown"] + sum(row["probabilities"].values()) == pytest.approx(1)
+    return np.array([row["unknown"] / (1 - row["unknown"]) for row in rows])
+
+
+def test_the_share_of_other_classes_is_said_by_who_asks_or_else_by_the_service(
+    ask, icons, settings_of, tmp_path, shapes
+):
+    path, inputs = f"/v1/tasks/{icons['id']}/predict", [{"image": one["image"]} for one in shapes]
+    half = odds(ask("POST", path, {"inputs": inputs}))
+    assert (half > 0).all()
+    assert odds(ask("POST", path, {"inputs": inputs, "unknown_share": 0.2})) == pytest.approx(half / 4)
+    assert not odds(ask("POST", path, {"inputs": inputs, "unknown_share": 0})).any()
+    body, headers = form(("a", base64.b64decode(inputs[0]["image"])), ("unknown_share", "0.2"))
+    assert odds(ask("POST", path, body, headers)) == pytest.approx(half[:1] / 4, rel=1e-4)
+    for share in (-0.1, 1, "many"):
+        assert "unknown_share" in error(ask("POST", path, {"inputs": inputs, "unknown_share": share}), 422)
+        body, headers = form(("a", drawing("bar")), ("unknown_share", str(share)))
+        assert "unknown_share" in error(ask("POST", path, body, headers), 422)
+    runs = {run["name"]: run["unknown_share"] for run in ask("GET", "/v1/limits").json["runs"]}
+    assert runs == {"icons": 0.5, "ngrams": None, "curves": None}
+    settings = settings_of(tmp_path / "tasks.db")
+    with running(settings._replace(work=settings.work._replace(unknown_share=0.2))) as (url, _):
+        own = Http(url)
+        made = own("POST", "/v1/tasks", {"run": "icons", "examples": shapes}).json["id"]
+        path = f"/v1/tasks/{made}/predict"
+        assert odds(own("POST", path, {"inputs": inputs})) == pytest.approx(half / 4, rel=1e-4)
+        assert odds(own("POST", path, {"inputs": inputs, "unknown_share": 0.5})) == pytest.approx(half, rel=1e-4)
+        made = own("POST", "/v1/tasks", {"run": "ngrams", "examples": TEXTS}).json["id"]
+        path, inputs = f"/v1/tasks/{made}/predict", [{"text": "card"}]
+        assert own("POST", path, {"inputs": inputs}).json["predictions"][0]["unknown"] is None
+        assert own("POST", path, {"inputs": inputs, "unknown_share": 0}).status == 200
+        message = error(own("POST", path, {"inputs": inputs, "unknown_share": 0.2}), 422)
+        assert "nothing tells examples of other classes" in message
+
+
 def test_rows_are_learned_as_at_home(ask, curves_run, tmp_path):
     made = ask("POST", "/v1/tasks", {"run": "curves", "examples": POINTS})
     assert made.status == 201 and made.json["labels"] == [] and made.json["counts"] == [len(POINTS)]

@@ -42,6 +42,11 @@ def test_images_are_learned_as_at_home(client, folder, demo_run, tmp_path):
     for row, other in zip(rows, same, strict=True):
         assert row["prediction"] == other["prediction"]
         assert row["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+    shares = {"reject": 0.2, "unknown_share": 0.1}
+    rows, same = client.predict(task, folder / "asked", **shares), headstart.predict(model, folder / "asked", **shares)
+    for row, other in zip(rows, same, strict=True):
+        assert row["prediction"] == other["prediction"]
+        assert row["unknown"] == pytest.approx(other["unknown"], abs=1e-5)
 
 
 def test_images_as_values(client, folder):

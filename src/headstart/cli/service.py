@@ -20,6 +20,7 @@ _Switch = Annotated[bool, Parameter(negative="")]
 _Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
 _Share = Annotated[float, Parameter(validator=Number(gte=0, lte=3600))]
 _Count = Annotated[int, Parameter(validator=Number(gte=1, lte=1_000_000))]
+_Unknown = Annotated[float | None, Parameter(validator=Number(gte=0, lt=1))]
 _Days = Annotated[float | None, Parameter(validator=Number(gt=0))]
 
 
@@ -40,6 +41,7 @@ def serve(
     replicas: _Count = 1,
     memory: _Count = 512,
     body: _Count = 10,
+    unknown_share: _Unknown = None,
     drain: _Share = 5.0,
     device: str = "auto",
 ) -> None:
@@ -65,10 +67,13 @@ def serve(
         replicas: Under Ray: processes that speak HTTP.
         memory: Megabytes of tasks that each of them keeps in memory; the others are read when they are asked for.
         body: Megabytes that a request may have.
+        unknown_share: Which share of what is asked is of none of the classes, as far as you know, where a request does
+            not say: probabilities count with it. With 0, everything is of the classes. Default: 0.5, where that is
+            known of a run.
         drain: Seconds in which the service, told to end (SIGTERM), says so at /readyz and still serves.
         device: Where to compute; auto takes cuda, then mps, then cpu.
     """
-    settings = _settings(runs, store, workers, memory, body, device, blobs)
+    settings = _settings(runs, store, workers, memory, body, device, blobs, unknown_share)
     from headstart.serve.server import LOOPBACK, run
     from headstart.serve.tokens import hash_of
 
@@ -164,7 +169,14 @@ def tokens(
 
 
 def _settings(
-    runs: list[str], store: str, workers: int, memory: int, body: int, device: str, blobs: str | None = None
+    runs: list[str],
+    store: str,
+    workers: int,
+    memory: int,
+    body: int,
+    device: str,
+    blobs: str | None = None,
+    unknown_share: float | None = None,
 ) -> "Settings":
     _needed()
     from headstart.serve.app import Settings
@@ -177,7 +189,8 @@ def _settings(
         raise ConfigError(f"two runs are called {twice!r}, as requests would call them; rename the folder of one")
     limits = Limits(body_bytes=body * 1_000_000)
     threads = max(1, cores() // (workers + 1))  # one is for who speaks HTTP
-    return Settings(Work(tuple(runs), store, device, threads, memory * 2**20, limits, blobs), workers)
+    work = Work(tuple(runs), store, device, threads, memory * 2**20, limits, blobs, unknown_share)
+    return Settings(work, workers)
 
 
 def _needed() -> None:

@@ -29,7 +29,7 @@ from headstart.serve.bodies import (
     labels_of,
     read_form,
     read_json,
-    share_of,
+    shares_of,
     values_of,
 )
 from headstart.serve.contract import (
@@ -41,6 +41,7 @@ from headstart.serve.contract import (
     RefusedError,
     RunTold,
     Served,
+    Shares,
     Task,
     TaskList,
     invalid,
@@ -332,25 +333,27 @@ def _routes(app: FastAPI, state: State) -> None:
         return await changed(request, who, task, lesson, lambda: digest_of("remove", task, label))
 
     @app.post("/v1/tasks/{task}/predict", responses={200: {"model": Predictions}, **CODES},
-              openapi_extra=body_of(Inputs, {"reject": TEXT}))  # fmt: skip
+              openapi_extra=body_of(Inputs, {name: TEXT for name in Shares.model_fields}))  # fmt: skip
     async def predict(request: Request, task: str) -> Response:
         """Predict inputs: JSON, or a form of image files."""
         who = _may(request, "predict")
         kept = await task_of(who, task)
         run = served(kept)
-        reject: float | None
+        asked: Shares
         if kind_of(request) == "multipart/form-data":
-            fields, files = await read_form(request, limits, ("reject",))
-            values, reject = files_of(files, run), share_of(fields.get("reject"))
+            fields, files = await read_form(request, limits, tuple(Shares.model_fields))
+            values, asked = files_of(files, run), shares_of(fields)
         else:
-            asked = await read_json(request, Inputs)
-            values, reject = values_of(asked.inputs, run, limits.queries, "inputs"), asked.reject
+            asked = body = await read_json(request, Inputs)
+            values = values_of(body.inputs, run, limits.queries, "inputs")
         if len(values) > limits.queries:
             told = f"{len(values)} inputs came; at most {limits.queries} are taken at once"
             raise RefusedError(422, "DataError", told)
         for _ in range(_AGAIN):
             labels, counts = tuple(kept.told["labels"]), tuple(kept.told["counts"])
-            question = Question(kept.id, kept.revision, kept.run, labels, counts, values, reject)
+            question = Question(
+                kept.id, kept.revision, kept.run, labels, counts, values, asked.reject, asked.unknown_share
+            )
             try:
                 answers: bytes = await state.ask(question)
             except ChangedError:

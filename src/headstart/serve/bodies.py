@@ -7,7 +7,7 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from fastapi import Request
@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from headstart.errors import DataError
-from headstart.serve.contract import Input, Limits, RefusedError, RunTold, invalid, shown
+from headstart.serve.contract import Input, Limits, RefusedError, RunTold, Shares, invalid, shown
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -143,14 +143,10 @@ def check_names(names: Sequence[str]) -> None:
             raise DataError("a name is longer than 200 letters, or has letters that cannot be printed in a line")
 
 
-def share_of(text: str | None) -> float | None:
-    """Return a share that a field of a form has."""
-    if text is None:
-        return None
+def shares_of(fields: Mapping[str, str]) -> Shares:
+    """Return the shares that fields of a form have."""
     try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise DataError("reject is a share, above 0 and below 1")
-    return value
+        return Shares.model_validate(fields)
+    except ValidationError as error:
+        told = invalid(error.errors(include_url=False, include_context=False, include_input=False))
+        raise RefusedError(422, "DataError", f"the form is not as expected: {told}") from None

@@ -107,22 +107,25 @@ class Client:
             self._ask("POST", f"/v1/tasks/{own.id}/examples", {"examples": self._examples(own.kind, source)})
         )
 
-    def predict(self, task: Task | str, sources: Any, *, reject: float | None = None) -> list[dict[str, Any]]:
+    def predict(
+        self, task: Task | str, sources: Any, *, reject: float | None = None, unknown_share: float | None = None
+    ) -> list[dict[str, Any]]:
         """Predict as `headstart.predict` does: files, folders and globs, or values.
 
         Args:
             task: that was learned.
             sources: what to predict.
-            reject: the share of known ones that may be called none of the classes.
+            reject: which share of examples of the classes may be called none of them, at most. By default none is.
+            unknown_share: which share of what is asked is of none of the classes, as far as you know. By default what
+                the service was started with.
 
         Returns:
             A dict for each input, in order: what it was, and the answer.
         """
         own, found = self._task(task), list[dict[str, Any]]()
         for some in self._parcels(self._inputs(own.kind, sources)):
-            body: dict[str, Any] = {"inputs": [one for _, one in some]}
-            if reject is not None:
-                body["reject"] = reject
+            shares = {"reject": reject, "unknown_share": unknown_share}
+            body = {"inputs": [one for _, one in some]} | {name: one for name, one in shares.items() if one is not None}
             rows = self._ask("POST", f"/v1/tasks/{own.id}/predict", body)["predictions"]
             found += [{**beside, **row} for (beside, _), row in zip(some, rows)]
         return found

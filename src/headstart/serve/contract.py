@@ -106,12 +106,21 @@ class MoreExamples(BaseModel):
     examples: Annotated[list[Example], Field(min_length=1, max_length=_MANY)]
 
 
-class Inputs(BaseModel):
+class Shares(BaseModel):
+    """How examples of none of the classes are counted with, as `headstart.predict` takes it."""
+
+    model_config = _strict()
+    reject: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Which share of examples of the classes may be turned away, at most; ``null``: none is."""
+    unknown_share: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Which share of what is asked is of none of the classes, as far as who asks knows; ``null``: the run's."""
+
+
+class Inputs(Shares):
     """Inputs to predict."""
 
-    model_config = _strict({"inputs": [{"text": "where is my money?"}], "reject": 0.05})
+    model_config = _strict({"inputs": [{"text": "where is my money?"}], "reject": 0.05, "unknown_share": 0.1})
     inputs: Annotated[list[Input], Field(min_length=1, max_length=_MANY)]
-    reject: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class Estimate(BaseModel):
@@ -180,6 +189,9 @@ class RunTold(BaseModel):
     """The least and the most classes; ``null`` where numbers are predicted."""
     columns: list[str]
     target: str | None
+    unknown_share: float | None
+    """Which share of what is asked is taken for being of none of the classes, where a request does not say; ``null``
+    where nothing tells such examples."""
     input: dict[str, Any]
 
 

@@ -49,7 +49,7 @@ from headstart.training.head_start import (
     told_by_others,
     warnings_of,
 )
-from headstart.training.trust import more_examples_text
+from headstart.training.trust import UNKNOWN_SHARE, more_examples_text
 from headstart.training.without_run import begin, is_network
 from headstart.types import Adapted, Batch, Meta, Params
 
@@ -66,6 +66,9 @@ class Served(NamedTuple):
     """A fingerprint of all that decides what is learned: a task that was learned by another is none of this."""
     hidden: tuple[str, ...] = ()
     """Paths of this machine, which nobody is told."""
+    unknown_share: float | None = None
+    """Which share of what is asked is taken for being of none of the classes, where a request does not say; ``None``
+    where nothing tells such examples."""
 
 
 #: What comes of a request: the answer, or what is wrong with it.
@@ -74,8 +77,14 @@ Find = Callable[["Question | Wanted"], AdaptedTask]
 """A task that was learned: from memory, or from what is kept."""
 
 
-def open_served(source: str, device: torch.device) -> Served:
+def open_served(source: str, device: torch.device, unknown_share: float | None = None) -> Served:
     """Return a run, or a network as it is, by the name that requests call it.
+
+    Args:
+        source: where it is.
+        device: where to compute.
+        unknown_share: which share of what is asked is of none of the classes, where a request does not say and
+            something tells such examples; by default as `headstart.predict` takes it.
 
     Raises:
         HeadstartError: it is none, or none of which tasks can be taught by values.
@@ -93,7 +102,10 @@ def open_served(source: str, device: torch.device) -> Served:
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     encoder = by.config.option("tasks.encoder")
     hidden = {source, str(Path(source).resolve()), str(encoder or source), str(encoder or source).partition(":")[2]}
-    return Served(name_of(source), by, digest.hexdigest(), tuple(sorted(hidden - {""}, key=len, reverse=True)))
+    hidden = tuple(sorted(hidden - {""}, key=len, reverse=True))
+    share = UNKNOWN_SHARE if unknown_share is None else unknown_share
+    knows = by.trust is not None and by.trust.unknown is not None
+    return Served(name_of(source), by, digest.hexdigest(), hidden, share if knows else None)
 
 
 def name_of(source: str) -> str:
@@ -138,6 +150,7 @@ def told_of(served: Served, limits: Limits) -> RunTold:
         ways=ways,
         columns=columns,
         target=target,
+        unknown_share=served.unknown_share,
         input=details,
     )
 
@@ -279,7 +292,7 @@ def questions(served: Served, asked: Sequence[Question], find_task: Find) -> lis
     """Answer inputs of tasks of one run: of each the rows of answers, or what was wrong."""
     found: list[Outcome] = [None] * len(asked)
     groups: dict[Hashable, list[tuple[int, AdaptedTask, Tensor]]] = {}
-    by, rejects = served.by, [question.reject for question in asked]
+    by = served.by
     assert by.kind.values is not None
     pad = pad_of(by.like(0))
     for place, (question, x) in enumerate(zip(asked, _inputs(served, [question.values for question in asked]))):
@@ -292,7 +305,7 @@ def questions(served: Served, asked: Sequence[Question], find_task: Find) -> lis
             found[place] = _explained(error)
     for group in groups.values():
         for some in _together(group):
-            for (place, _, _), outcome in zip(some, _answers(served, some, pad, rejects)):
+            for (place, _, _), outcome in zip(some, _answers(served, some, pad, asked)):
                 found[place] = outcome
     return found
 
@@ -359,18 +372,18 @@ def _together(group: list[tuple[int, AdaptedTask, Tensor]]) -> list[list[tuple[i
 
 
 def _answers(
-    served: Served, some: list[tuple[int, AdaptedTask, Tensor]], pad: int | None, rejects: Sequence[float | None]
+    served: Served, some: list[tuple[int, AdaptedTask, Tensor]], pad: int | None, asked: Sequence[Question]
 ) -> list[Outcome]:
     try:
-        return _outputs(served, some, pad, rejects)
+        return _outputs(served, some, pad, asked)
     except Exception as error:
         if len(some) == 1 or _fatal(error):
             return [_explained(error)] * len(some)
-    return [outcome for one in some for outcome in _answers(served, [one], pad, rejects)]
+    return [outcome for one in some for outcome in _answers(served, [one], pad, asked)]
 
 
 def _outputs(
-    served: Served, some: list[tuple[int, AdaptedTask, Tensor]], pad: int | None, rejects: Sequence[float | None]
+    served: Served, some: list[tuple[int, AdaptedTask, Tensor]], pad: int | None, asked: Sequence[Question]
 ) -> list[Outcome]:
     """Predict tasks of one shape at once: what is too short is filled up with its own first input."""
     _, first, _ = some[0]
@@ -394,10 +407,17 @@ def _outputs(
             if any(odd[row][:size]):
                 where = odd[row].index(True)
                 raise DivergenceError(f"input {where}: the prediction is not finite; show other examples")
-            reject = rejects[place]
-            refuse_unknown(served.by, reject, None)
+            reject, share = asked[place].reject, asked[place].unknown_share
+            refuse_unknown(served.by, reject, share)
             deviations = None if variance is None else variance[row, :size].sqrt()
-            sound.append((row, Predicted(task, outputs[row, :size], deviations, reject)))
+            sound.append(
+                (
+                    row,
+                    Predicted(
+                        task, outputs[row, :size], deviations, reject, served.unknown_share if share is None else share
+                    ),
+                )
+            )
         except HeadstartError as error:
             found[row] = _explained(error)
     for (row, _), rows in zip(sound, answered_together(served.by, [one for _, one in sound])):

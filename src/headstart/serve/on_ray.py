@@ -155,7 +155,7 @@ def build(asked: dict[str, Any]) -> Any:
 
     Args:
         asked: ``runs``, a list; ``store``; and what else is wanted of ``blobs``, ``workers``, ``replicas``, ``memory``
-            (megabytes), ``device``, ``hosts``. A token is asked for (`headstart tokens add`).
+            (megabytes), ``device``, ``hosts``, ``unknown_share``. A token is asked for (`headstart tokens add`).
 
     Raises:
         ConfigError: another word.
@@ -163,11 +163,20 @@ def build(asked: dict[str, Any]) -> Any:
     from headstart.serve.contract import Limits
 
     words: dict[str, Any] = {"runs": (), "store": "", "blobs": None, "workers": 1, "replicas": 1, "memory": 512}
-    words |= {"device": "auto", "hosts": ("*",)}
+    words |= {"device": "auto", "hosts": ("*",), "unknown_share": None}
     if other := set(asked) - set(words):
         raise ConfigError(f"there is no {min(other)!r}; expected {', '.join(words)}")
     told = words | asked
-    work = Work(tuple(told["runs"]), told["store"], told["device"], 1, told["memory"] * 2**20, Limits(), told["blobs"])
+    work = Work(
+        tuple(told["runs"]),
+        told["store"],
+        told["device"],
+        1,
+        told["memory"] * 2**20,
+        Limits(),
+        told["blobs"],
+        told["unknown_share"],
+    )
     return application(Settings(work, told["workers"], frozenset(told["hosts"]), guarded=True), told["replicas"])
 
 

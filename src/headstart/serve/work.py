@@ -21,6 +21,8 @@ class Work(NamedTuple):
     limits: Limits
     blobs: str | None = None
     """The URL of an object store for tensors; ``None``: they are in the store."""
+    unknown_share: float | None = None
+    """Which share of what is asked is of none of the classes, where a request does not say; by default as at home."""
 
     @property
     def place(self) -> Place:
@@ -74,6 +76,7 @@ class Question(NamedTuple):
     counts: tuple[int, ...]
     values: tuple[Any, ...]
     reject: float | None = None
+    unknown_share: float | None = None
 
 
 class Wanted(NamedTuple):

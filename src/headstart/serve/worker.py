@@ -92,7 +92,9 @@ def _opened(work: Work) -> _Opened:
     keep_open()
     torch.set_num_threads(work.threads)
     device = find_device(work.device)
-    served = {one.name: one for one in (learning.open_served(source, device) for source in work.sources)}
+    served = {
+        one.name: one for one in (learning.open_served(source, device, work.unknown_share) for source in work.sources)
+    }
     memory, reader = Memory(work.memory), Reader(work.place)
 
     def support(lesson: Lesson) -> Any:
