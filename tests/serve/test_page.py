@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from headstart.training.prediction_lines import csv_lines
+
 browsers = pytest.importorskip("playwright.sync_api", reason="these tests drive a browser: pip install playwright")
 expect = browsers.expect
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -270,7 +272,7 @@ def test_tables_by_keyboard_from_a_csv_to_a_download_without_formulas(visit):
         keys.press("Enter")
     assert download.value.suggested_filename == "mine_answers.csv"
     found = list(csv.reader(Path(download.value.path()).read_text("utf-8-sig").splitlines()))
-    assert found[0] == ["X", "y", "note", "more", "y_answer", "low", "high"] and len(found) == 10
+    assert found[0] == ["X", "y", "note", "more", "prediction", "low", "high"] and len(found) == 10
     assert found[1][:4] == ["2", "", "'=HYPERLINK(1)", "Größe 5"] and float(found[1][4]) == float(found[1][4])
 
 
@@ -669,6 +671,36 @@ def test_no_cell_of_a_written_table_is_a_formula(modules):
     (row,) = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""))
     quoted = ["'=1+1", "'+x", "'-x", "'@a", "'\t=1", "'＝1", "' =1"]
     assert row == [*quoted, "-1.5", "+2e3", "-0,5", "plain", 'a "b"', "", "", "3"]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [
+            {
+                "prediction": "a",
+                "probability": 0.7,
+                "probabilities": {"a": 0.7, "=b": 0.1},
+                "set": ["a"],
+                "unknown": 0.2,
+            },
+            {"prediction": None, "probability": 0.2, "probabilities": {"a": 0.2, "=b": 0.1}, "set": ["a", "=b"]}
+            | {"unknown": 0.7},
+        ],
+        [{"prediction": "a", "probability": 1.0, "probabilities": {"a": 1.0, "b": 0.0}}] * 2,
+        [{"prediction": 1.5, "low": 1.25, "high": 2.0}, {"prediction": 1e300, "low": -1e300, "high": 1e301}],
+    ],
+)
+def test_answers_are_written_as_the_command_writes_them(modules, answers):
+    """The service says null of what the command does not say."""
+    blank = {"unknown": None, "set": None}
+    code = "(answers) => import('./csv.js').then((csv) => csv.answerTable(answers, 'none'))"
+    found = modules.evaluate(code, [blank | answer for answer in answers])
+    header, *lines = csv.reader(io.StringIO("".join(csv_lines(answers))))
+    assert found["header"] == header
+    for own, line in zip(found["lines"], lines, strict=True):
+        for value, text in zip(own, line, strict=True):
+            assert value == (text if isinstance(value, str) else float(text))
 
 
 @pytest.mark.parametrize(

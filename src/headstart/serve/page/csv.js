@@ -59,6 +59,18 @@ export function decoded(bytes) {
   }
 }
 
+/** Return the columns that answers have and their lines, as `headstart predict` writes them. */
+export function answerTable(answers, none) {
+  const flat = answers.map(({ prediction, probability, probabilities, set, unknown, low, high }) => {
+    const plain = { prediction: prediction ?? none, probability, low, high, set: set?.join("; "), unknown };
+    for (const [label, share] of Object.entries(probabilities ?? {})) plain[`probability of ${label}`] = share;
+    return plain;
+  });
+  const names = [...new Set(flat.flatMap(Object.keys))];
+  const header = names.filter((name) => flat.some((line) => (line[name] ?? null) !== null));
+  return { header, lines: flat.map((line) => header.map((name) => line[name])) };
+}
+
 /** Return rows as CSV. A cell that a spreadsheet would take for a formula gets an apostrophe before it. */
 export function written(table) {
   const cell = (value) => {

@@ -2,7 +2,7 @@
 
 import { number, written as share } from "./answers.js";
 import { undoBar } from "./classes.js";
-import { decoded, rows, separator, written } from "./csv.js";
+import { answerTable, decoded, rows, separator, written } from "./csv.js";
 import { announce, dropButton, field, icon, id, make, save, takesDrops } from "./elements.js";
 import { tell } from "./service.js";
 import { say, silence, word } from "./texts.js";
@@ -377,13 +377,14 @@ export function tables(host) {
   }
 
   function saveAnswers() {
-    const numbers = answered().every(({ answer }) => !answer.probabilities);
-    const answerName = `${targetName()}_answer`;
-    const head = numbers ? [answerName, "low", "high"] : [answerName, "probability"];
-    const lines = answered().map(({ cells, answer }) => {
-      const said = answer.prediction ?? say("try_none");
-      return [...cells, said, ...(numbers ? [answer.low, answer.high] : [answer.probability])];
-    });
+    const some = answered();
+    const told = answerTable(
+      some.map(({ answer }) => answer),
+      say("try_none"),
+    );
+    // a column of the table that is called so stays what it is
+    const head = told.header.map((name) => (table.header.includes(name) ? `${name} (${targetName()})` : name));
+    const lines = some.map(({ cells }, place) => [...cells, ...told.lines[place]]);
     const name = `${table.name.replace(/\.\w+$/, "").replace(/[^\p{L}\p{N}_-]+/gu, "_")}_answers.csv`;
     save(new Blob([written([[...table.header, ...head], ...lines])], { type: "text/csv" }), name);
     announce("export_done", { name });
