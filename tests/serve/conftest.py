@@ -169,6 +169,27 @@ def curves_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tables_run(tmp_path_factory):
+    """Make a run of a table of 8 units with the columns x, food and a target: y, or the class ill."""
+    import headstart
+
+    place = tmp_path_factory.mktemp("tables")
+    lines = [f"u{unit},{x},{'hay' if x % 2 else 'corn'},{unit * x},{x > 3}" for unit in range(1, 9) for x in range(8)]
+    (place / "rows.csv").write_text("\n".join(["unit,x,food,y,ill", *lines]))
+
+    def made(method, target, **outer):
+        run, columns = place / f"{method}-{target}", "x,food"
+        if not run.exists():
+            tasks = {"name": "table", "data": str(place / "rows.csv"), "task_column": "unit", "columns": columns}
+            short = {"threads": 1, "evaluate_tasks": 2, "test_tasks": 2}
+            tree = {"tasks": {**tasks, "target": target, "shots": 2}, "method": method, "run": short}
+            headstart.train({**tree, "outer": outer} if outer else tree, run)
+        return run
+
+    return made
+
+
+@pytest.fixture(scope="session")
 def settings_of(demo_run, curves_run):
     """Make settings of a service with three runs: images, texts, rows."""
     from headstart.serve.app import Settings

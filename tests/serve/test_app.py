@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import headstart
+from headstart.data.tables.schema import UnseenValueWarning
 from headstart.serve.contract import Limits
 from headstart.serve.server import running
 from headstart.serve.tokens import make_token
@@ -352,18 +353,42 @@ def test_a_number_too_large_is_named_in_what_is_asked_too(ask):
         assert "row 0, column 'x'" in message and "from -1e+18 to 1e+18" in message
 
 
-def test_examples_that_cannot_be_learned_from_are_no_fault_of_the_service(settings_of, tmp_path):
-    lines = [f"u{unit},{x},{unit * x}" for unit in range(1, 9) for x in range(6)]
-    (tmp_path / "rows.csv").write_text("\n".join(["unit,x,y", *lines]))
-    tasks = {"name": "table", "data": str(tmp_path / "rows.csv"), "task_column": "unit", "target": "y", "shots": 3}
-    outer, short = {"steps": 1, "tasks_per_step": 2}, {"threads": 1, "evaluate_tasks": 2, "test_tasks": 2}
-    headstart.train({"tasks": tasks, "method": "maml", "outer": outer, "run": short}, tmp_path / "run")
-    rows = [{"row": {"x": x, "y": 10.0 ** (15 * (x == 2))}} for x in range(5)]
-    with running(settings_of(tmp_path / "tasks.db", (str(tmp_path / "run"),))) as (url, _):
+def test_examples_that_cannot_be_learned_from_are_no_fault_of_the_service(settings_of, tmp_path, tables_run):
+    run = tables_run("maml", "y", steps=1, tasks_per_step=2)
+    rows = [{"row": {"x": x, "food": "hay", "y": 10.0 ** (15 * (x == 2))}} for x in range(5)]
+    with running(settings_of(tmp_path / "tasks.db", (str(run),))) as (url, _):
         answer = Http(url)("POST", "/v1/tasks", {"examples": rows})
         message = error(answer, 422)
         assert "not finite" in message and "column 'y': row 2: far from the" in message
         assert answer.json["error"]["type"] == "DivergenceError"
+
+
+def test_rows_unlike_all_that_was_trained_on_say_so(settings_of, tmp_path, tables_run):
+    run = tables_run("nearest", "ill")
+    shown = [{"x": x, "food": "hay", "ill": str(x > 3)} for x in range(8)]
+    asked = [
+        {"x": 7, "food": "hay"},
+        {"x": 1e9, "food": "hay"},
+        {"x": -1e9, "food": "algae"},
+        {"x": None, "food": "corn"},
+    ]
+    with running(settings_of(tmp_path / "tasks.db", (str(run),))) as (url, _):
+        client = headstart.Client(url)
+        task = client.adapt(None, shown)
+        rows = client.predict(task, asked)
+        assert [row["unseen"] for row in rows] == [[], ["x"], ["x", "food"], ["x"]]
+        path, bodies = f"/v1/tasks/{task.id}/predict", [{"inputs": [{"row": row}]} for row in asked] * 8
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:  # requests that are answered together
+            found = list(pool.map(lambda body: Http(url)("POST", path, body).json["predictions"][0]["unseen"], bodies))
+        assert found == [row["unseen"] for row in rows] * 8
+        client.close()
+    (tmp_path / "shown.csv").write_text(
+        "x,food,ill\n" + "".join(f"{','.join(map(str, one.values()))}\n" for one in shown)
+    )
+    model = headstart.adapt(run, tmp_path / "shown.csv", tmp_path / "adapted")
+    with pytest.warns(UnseenValueWarning):
+        same = headstart.predict(model, asked)
+    assert [row["unseen"] for row in same] == [row["unseen"] for row in rows]
 
 
 def bomb(width, height):

@@ -379,6 +379,30 @@ def test_a_table_task_is_opened_again_asked_and_grown(visit, service):
     assert http("GET", f"/v1/tasks/{task['id']}").json["counts"] == [5]
 
 
+def test_a_row_unlike_all_that_was_trained_on_says_so_on_the_page_and_in_its_csv(
+    visit, settings_of, tmp_path, tables_run
+):
+    from headstart.serve.server import running
+
+    with running(settings_of(tmp_path / "tasks.db", (str(tables_run("nearest", "ill")),))) as (address, _):
+        page = visit(address=address)
+        expect(page.locator("#bench")).to_be_visible()
+        lines = [f"{x},hay,{x > 3}" for x in range(8)] + ["7,hay,", "1e9,algae,"]
+        table = {"name": "a.csv", "mimeType": "text/csv", "buffer": "\n".join(["x,food,ill", *lines]).encode()}
+        page.locator("#examples input[type=file]").first.set_input_files(table)
+        learn(page)
+        answers = page.locator(".trial tbody tr")
+        expect(answers).to_have_count(2)
+        expect(answers.last).to_contain_text(says("Unlike anything it was trained on: x, food"))
+        expect(answers.first).not_to_contain_text("Unlike")
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download as CSV").click()
+        rows = list(csv.DictReader(Path(download.value.path()).read_text("utf-8-sig").splitlines()))
+        assert [row["unseen"] for row in rows] == ["", "x; food"] and rows[0]["prediction"] == "True"
+        shares = [float(rows[0][f"probability of {label}"]) for label in ("False", "True")]
+        assert sum(shares) == pytest.approx(1) and float(rows[0]["probability"]) == max(shares)
+
+
 def test_more_than_a_request_may_hold_is_sent_in_parts(visit, settings_of, tmp_path):
     from headstart.serve.contract import Limits
     from headstart.serve.server import running
@@ -689,11 +713,12 @@ def test_no_cell_of_a_written_table_is_a_formula(modules):
         ],
         [{"prediction": "a", "probability": 1.0, "probabilities": {"a": 1.0, "b": 0.0}}] * 2,
         [{"prediction": 1.5, "low": 1.25, "high": 2.0}, {"prediction": 1e300, "low": -1e300, "high": 1e301}],
+        [{"prediction": 1.5, "unseen": []}, {"prediction": 2.5, "unseen": ["x", "y"]}],
     ],
 )
 def test_answers_are_written_as_the_command_writes_them(modules, answers):
     """The service says null of what the command does not say."""
-    blank = {"unknown": None, "set": None}
+    blank = {"unknown": None, "set": None, "unseen": None}
     code = "(answers) => import('./csv.js').then((csv) => csv.answerTable(answers, 'none'))"
     found = modules.evaluate(code, [blank | answer for answer in answers])
     header, *lines = csv.reader(io.StringIO("".join(csv_lines(answers))))

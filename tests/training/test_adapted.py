@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -761,6 +762,11 @@ class TestCommands:
         told = json.loads(capsys.readouterr().out)
         assert told == [json.loads(line) for line in lines.read_text().splitlines()]
         assert [row["week"] for row in told[:4]] == [4.0, 5.0, 6.0, 7.0] and told[0]["pig"] == "a"
+        assert told[0]["unseen"] == [] and rows[0]["unseen"] == ""
+        odd = write(tmp_path / "odd.csv", {"pig": ["a"], "week": [1e9], "food": ["algae"]})
+        with warnings.catch_warnings(action="default", category=UnseenValueWarning):
+            assert command(["predict", str(out), str(odd)]) == 0
+        assert next(csv.DictReader(capsys.readouterr().out.splitlines()))["unseen"] == "week; food"
         mixed = {"week": ["1", "2.50", "3", "4e0"], "id": ["007", "1", "2", "3"], "n": ["1", "", "-3", "40"]}
         rough = write(tmp_path / "rough.csv", changed(**mixed, pig=["a"] * 4, weight=["1", "2", "x", ""]))
         for path in (lines, tmp_path / "same.csv"):

@@ -59,6 +59,9 @@ class Inputs(NamedTuple):
     """What is to stand beside each answer."""
     where: Callable[[int], str]
     """Where one of them stands, as errors say it."""
+    unseen: Sequence[Sequence[str]] | None = None
+    """Of each, in which columns its value is like none of training tasks, so that nothing was learned of such rows;
+    ``None`` where nothing tells that."""
 
 
 class Elsewhere(NamedTuple):

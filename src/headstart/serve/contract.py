@@ -171,6 +171,8 @@ class Prediction(BaseModel):
     set: list[str] | None = None
     low: float | None = None
     high: float | None = None
+    unseen: list[str] | None = None
+    """Of a row: the columns whose value is like none of training tasks; nothing was learned of such rows."""
 
 
 class Predictions(BaseModel):

@@ -9,6 +9,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -295,11 +296,12 @@ def questions(served: Served, asked: Sequence[Question], find_task: Find) -> lis
     by = served.by
     assert by.kind.values is not None
     pad = pad_of(by.like(0))
-    for place, (question, x) in enumerate(zip(asked, _inputs(served, [question.values for question in asked]))):
+    inputs = _inputs(served, [question.values for question in asked])
+    for place, (question, own) in enumerate(zip(asked, inputs)):
         try:
-            if isinstance(x, Exception):
-                raise x
-            task = find_task(question)
+            if isinstance(own, Exception):
+                raise own
+            task, x = find_task(question), own[0]
             groups.setdefault(_shape(served, task, x, place), []).append((place, task, x))
         except Exception as error:
             found[place] = _explained(error)
@@ -307,25 +309,36 @@ def questions(served: Served, asked: Sequence[Question], find_task: Find) -> lis
         for some in _together(group):
             for (place, _, _), outcome in zip(some, _answers(served, some, pad, asked)):
                 found[place] = outcome
+    for own, rows in zip(inputs, found):
+        if not isinstance(own, Exception) and own[1] is not None and not isinstance(rows, Exception):
+            for row, unseen in zip(rows, own[1]):
+                row["unseen"] = unseen
     return found
 
 
 def written(rows: Sequence[Row]) -> bytes:
     """Return answers as the service gives them: written once, where they are made."""
-    blank = {"unknown": None, "set": None}
+    blank = {"unknown": None, "set": None, "unseen": None}
     told = {"predictions": [blank | row for row in rows]}
     return json.dumps(told, ensure_ascii=False, allow_nan=False).encode()
 
 
-def _inputs(served: Served, values: Sequence[Sequence[Any]]) -> list[Tensor | Exception]:
-    """Return inputs as the model takes them, those of all requests made at once, or what is wrong with each."""
+def _inputs(
+    served: Served, values: Sequence[Sequence[Any]]
+) -> list[tuple[Tensor, Sequence[Sequence[str]] | None] | Exception]:
+    """Return inputs as the model takes them, and what of them is unseen, or what is wrong with those of a request.
+
+    Those of all requests are made at once.
+    """
     by = served.by
     assert by.kind.values is not None
     try:
         with warnings.catch_warnings(action="ignore"):
             flat = [value for own in values for value in own]
-            x = beside([inputs.x for inputs in by.kind.values(by.prepared, flat)], 0, pad_of(by.like(0)))
-        return list(x.split([len(own) for own in values]))
+            every = list(by.kind.values(by.prepared, flat))
+        x = beside([inputs.x for inputs in every], 0, pad_of(by.like(0))).split([len(own) for own in values])
+        known, unseen = every[0].unseen is not None, (row for inputs in every for row in inputs.unseen or ())
+        return [(own, list(islice(unseen, len(own))) if known else None) for own in x]
     except Exception as error:
         if len(values) == 1 or _fatal(error):
             return [_explained(error)] * len(values)

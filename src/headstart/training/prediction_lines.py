@@ -14,15 +14,16 @@ NONE = "none"
 
 
 def flattened(row: Row) -> Row:
-    """Return a prediction with a column for each label's probability in place of all in one, and a set as one text.
+    """Return a prediction with a column for each label's probability in place of all in one, and lists as one text.
 
     A prediction of none of the labels is called `NONE`.
     """
     plain = {name: value for name, value in row.items() if name != "probabilities"}
     if plain.get("prediction", "") is None:
         plain["prediction"] = NONE
-    if isinstance(plain.get("set"), list):
-        plain["set"] = "; ".join(plain["set"])
+    for name in plain.keys() & {"set", "unseen"}:
+        if isinstance(plain[name], list):
+            plain[name] = "; ".join(plain[name])
     return plain | {f"probability of {label}": value for label, value in row.get("probabilities", {}).items()}
 
 

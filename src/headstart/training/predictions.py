@@ -62,7 +62,8 @@ def predictions(
         ``probabilities`` of all labels, the ``set`` of labels that is to hold the right one for 90 % of examples, and
         ``unknown`` in [0, 1], how surely it is of none of the classes (the last two where the run's validation tasks
         tell); of numbers ``low`` and ``high``, between which 90 % of observations are to lie, by the run's validation
-        tasks.
+        tasks; of rows of a table ``unseen``, the columns whose value is like none of training tasks: nothing was
+        learned of such rows, however sure the answer sounds.
 
     Raises:
         ConfigError: ``reject`` or ``unknown_share`` where nothing is known of other classes.
@@ -105,6 +106,8 @@ def predictions(
             for place, row in enumerate(inputs.rows):
                 if place not in answers:
                     continue
+                if inputs.unseen is not None:
+                    answers[place]["unseen"] = list(inputs.unseen[place])
                 taken = [name for name in ("probabilities", *flattened(answers[place])) if name in row]
                 if taken:
                     where = inputs.where(place)

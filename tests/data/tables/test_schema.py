@@ -18,6 +18,7 @@ from headstart.data.tables.schema import (
     UnseenValueWarning,
     copies,
     encode_features,
+    encode_rows,
     encode_target,
     far_targets,
     learn_features,
@@ -248,6 +249,18 @@ def test_far_away_values_are_bounded_in_their_order_and_warned_of(in_memory: Any
     with pytest.warns(UnseenValueWarning, match="column 'x': lines 4, 5, 6, 7: far from the 1 to 3 of training tasks"):
         x = encode_features(schema.features, far)[:, 0].tolist()
     assert x[:2] == [-1, 2] and 2 < x[2] < x[3] <= x[4] <= 3 and -3 < x[5] < -2
+
+
+def test_what_no_training_task_has_is_told_by_row(in_memory: Any) -> None:
+    schema = learned(in_memory({"x": ["1", "3"], "food": ["hay", "corn"], "sex": ["m", "f"], "z": ["1", ""]}))
+    asked = in_memory(
+        {"x": ["1", "1e6", "", "2"], "food": ["hay", "algae", "hay", ""], "sex": ["m"] * 4, "z": [""] * 4}
+    )
+    with pytest.warns(UnseenValueWarning) as caught:
+        found = encode_rows(schema.features, asked)
+    assert found.unseen == [[], ["x", "food"], ["x"], ["food"]] and len(caught) == 4
+    with pytest.warns(UnseenValueWarning):
+        assert torch.equal(found.x, encode_features(schema.features, asked))
 
 
 def test_targets_that_no_prediction_comes_near_are_warned_of(in_memory: Any) -> None:

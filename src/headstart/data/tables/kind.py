@@ -38,7 +38,14 @@ from headstart.data.tables.read import (
     refuse_missing,
     strings,
 )
-from headstart.data.tables.schema import Feature, Schema, encode_features, encode_target, schema_from_json
+from headstart.data.tables.schema import (
+    Feature,
+    Schema,
+    encode_features,
+    encode_rows,
+    encode_target,
+    schema_from_json,
+)
 from headstart.errors import ConfigError, DataError, FileError, check_text
 from headstart.types import Batch, Tasks
 
@@ -141,7 +148,7 @@ def _inputs(
 
         try:
             table = read_table(file, every, missing=schema.missing, commas=schema.commas)
-            x = encode_features(schema.features, table)
+            x, unseen = encode_rows(schema.features, table)
         except (DataError, FileError) as error:
             failed(error)
             continue
@@ -149,7 +156,7 @@ def _inputs(
         own = [text or None for text in texts.get(schema.task_column, [""] * table.size)]
         columns = {name: values if name == schema.task_column else _plain(values) for name, values in texts.items()}
         rows: list[Row] = [dict(zip(columns, row)) for row in zip(*columns.values())]
-        yield Inputs(x, own, rows, table.where)
+        yield Inputs(x, own, rows, table.where, unseen if _bounded(schema) else None)
 
 
 def _table(schema: Schema, values: Sequence[Any], columns: Sequence[str]) -> Table:
@@ -192,7 +199,13 @@ def _values(schema: Schema, values: Sequence[Any]) -> Iterator[Inputs]:
     """Rows as values stand beside the answer as they are."""
     table = _table(schema, values, [feature.column for feature in schema.features])
     own = [None if (name := row.get(schema.task_column)) in (None, "") else str(name) for row in values]
-    yield Inputs(encode_features(schema.features, table), own, [Row(row) for row in values], table.where)
+    x, unseen = encode_rows(schema.features, table)
+    yield Inputs(x, own, [Row(row) for row in values], table.where, unseen if _bounded(schema) else None)
+
+
+def _bounded(schema: Schema) -> bool:
+    """Return whether it is known what training tasks had, as it is not of points of curves, which are as they are."""
+    return any(feature.kind == "category" or feature.limits is not None for feature in schema.features)
 
 
 def _taught(schema: Schema, values: Sequence[Any], labels: Sequence[str]) -> tuple[NewTask, Batch]:

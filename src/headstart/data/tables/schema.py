@@ -523,18 +523,38 @@ def encode_features(
     of its column's kind, or too large to compute with, is a `DataError`. Texts that are not read to their ends are told
     of by a `CutTextWarning`; what a network says of texts is ``kept`` on disk, or not.
     """
+    return encode_rows(features, table, dtype, kept=kept).x
+
+
+class Encoded(NamedTuple):
+    """Rows as inputs."""
+
+    x: Tensor
+    """``(N, inputs)``."""
+    unseen: list[list[str]]
+    """Of each row, the columns of which there is an `UnseenValueWarning`."""
+
+
+def encode_rows(
+    features: Sequence[Feature], table: Table, dtype: torch.dtype = torch.float32, *, kept: bool = False
+) -> Encoded:
+    """Return the inputs of a table's rows, as `encode_features` does, and what of them no training task has."""
     sizes = [len(feature.inputs) for feature in features]
-    x = torch.empty(table.size, sum(sizes), dtype=dtype)
+    x, unseen = torch.empty(table.size, sum(sizes), dtype=dtype), [list[str]() for _ in range(table.size)]
     for part, feature in zip(x.split(sizes, 1), features):
-        _fill(part.numpy(), feature, table, kept)
-    return x
+        for row in np.flatnonzero(_fill(part.numpy(), feature, table, kept)):
+            unseen[row].append(feature.column)
+    return Encoded(x, unseen)
 
 
-def _fill(x: NDArray[Any], feature: Feature, table: Table, kept: bool) -> None:
+def _fill(x: NDArray[Any], feature: Feature, table: Table, kept: bool) -> NDArray[np.bool_]:
+    """Write the inputs of a column, and return in which rows its value is like none of training tasks."""
     texts = table.columns[feature.column]
     missing = read.is_missing(texts)
+    unseen = np.zeros(table.size, dtype=bool)
     if feature.kind == "category":
         names, places = _places(texts, feature.categories)
+        unseen = ~missing & (places < 0)
         x[:, : len(feature.categories)] = places[:, None] == np.arange(len(feature.categories))
         for name in names:
             if name and name not in feature.categories:
@@ -553,11 +573,13 @@ def _fill(x: NDArray[Any], feature: Feature, table: Table, kept: bool) -> None:
             inputs = np.where(missing, 0.0, feature.encode(values))
             _refuse_larger(table, feature.column, values, inputs, feature.decode)
         x[:, 0] = inputs
-        _warn_of_far(table, feature, values, missing)
+        unseen = _far(table, feature, values, missing)
     if feature.missing:
         x[:, -1] = missing
-    elif missing.any():
+        return unseen
+    if missing.any():
         _warn(table, feature.column, f"missing in {read.listed(table, missing)}, but never in the training tasks")
+    return unseen | missing
 
 
 #: |input| and |standardised target| at most: products of two are numbers of 32 bits still.
@@ -583,15 +605,17 @@ def _refuse_larger(
         )
 
 
-def _warn_of_far(table: Table, feature: Feature, values: NDArray[np.float64], missing: NDArray[np.bool_]) -> None:
+def _far(table: Table, feature: Feature, values: NDArray[np.float64], missing: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which values are far from those of training tasks, and warn of them."""
     if feature.limits is None:
-        return
+        return np.zeros(len(values), dtype=bool)
     plain = feature._replace(limits=None)
     far = ~missing & (feature.encode(values) != plain.encode(values))
     if far.any():
         ends = "to".join(f" {value:.6g} " for value in plain.decode(np.array(feature.limits)))
         reason = f"far from the{ends}of training tasks, so the value is taken for one that is nearer"
         _warn(table, feature.column, f"{read.listed(table, far)}: {reason}")
+    return far
 
 
 def _places(texts: Texts, known: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:

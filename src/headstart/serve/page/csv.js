@@ -61,8 +61,9 @@ export function decoded(bytes) {
 
 /** Return the columns that answers have and their lines, as `headstart predict` writes them. */
 export function answerTable(answers, none) {
-  const flat = answers.map(({ prediction, probability, probabilities, set, unknown, low, high }) => {
-    const plain = { prediction: prediction ?? none, probability, low, high, set: set?.join("; "), unknown };
+  const flat = answers.map(({ prediction, probability, probabilities, low, high, ...rest }) => {
+    const plain = { prediction: prediction ?? none, probability, low, high, set: rest.set?.join("; ") };
+    Object.assign(plain, { unknown: rest.unknown, unseen: rest.unseen?.join("; ") });
     for (const [label, share] of Object.entries(probabilities ?? {})) plain[`probability of ${label}`] = share;
     return plain;
   });

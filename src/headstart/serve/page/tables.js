@@ -366,9 +366,14 @@ export function tables(host) {
           const { answer } = line;
           const head = make("th", { scope: "row" }, String(table.lines.indexOf(line) + 1));
           if (!answer) return make("tr", {}, head, make("td", { colspan: "2", class: "note" }, "…"));
-          const said = make("td", { class: "said", dir: "auto" });
-          if (answer.prediction === null) word(said, "try_none");
-          else said.textContent = number(answer.prediction, answer.high - answer.low);
+          const answered =
+            answer.prediction === null
+              ? make("span", { say: "try_none" })
+              : make("span", {}, number(answer.prediction, answer.high - answer.low));
+          // nothing was learned of such a row, however sure the answer is
+          const names = answer.unseen?.join(", ");
+          const said = make("td", { class: names ? "said doubted" : "said", dir: "auto" }, answered);
+          if (names) said.append(make("p", { class: "note", say: ["answers_unseen", { names }] }));
           const sure = numbers ? make("td", {}, range(answer)) : make("td", { say: share(answer.probability ?? 0) });
           return make("tr", {}, head, said, sure);
         }),
