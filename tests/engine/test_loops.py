@@ -9,6 +9,7 @@ from headstart import rules
 from headstart.algorithms.adaptation import InnerLoss
 from headstart.core.objective import backprop, meta_loss, query_losses
 from headstart.core.rules import Rule
+from headstart.core.tree import mapped
 from headstart.engine.loops import counted, in_steps, step_by_step
 from headstart.engine.record import Recorded, Way, differing, replayed
 from headstart.engine.tracing import recorded
@@ -56,19 +57,32 @@ def maml(rule=None, module=net, **options):
     return lambda steps: headstart.maml(module(), steps=steps, rule=rule and rule(), taskmap="vmap", **options)
 
 
+def elsewhere():
+    """Keep states as copies, without history and layout."""
+
+    def keep(inner):
+        copies = mapped(lambda value: value.detach().clone(memory_format=torch.contiguous_format), inner)
+        return lambda: copies
+
+    return keep
+
+
 LEARNERS = {
     "maml": maml(),
     "anil": lambda steps: headstart.anil(net(), steps=steps),
     "meta_curvature": lambda steps: headstart.meta_curvature(net(), steps=steps),
     "fomaml": lambda steps: headstart.fomaml(net(), steps=steps),
     "truncated": maml(adjoint=headstart.Truncated(2)),
+    "checkpointed": maml(adjoint=headstart.Checkpointed()),
+    "kept elsewhere": maml(module=images, rate=0.1, adjoint=headstart.Checkpointed(every=1, place=elsewhere)),
+    "little memory": maml(adjoint=headstart.Checkpointed(memory=20_000)),
     "alfa": lambda steps: headstart.alfa(net(), steps=steps),
     "adam": maml(lambda: rules.chain(rules.adam(), rules.scale(0.1))),
     "per_tensor": maml(lambda: rules.per_tensor(0.1, steps=3)),
     "statistics": maml(module=images, rate=0.1, buffers="task"),
     "dropout": maml(module=dropping),
 }
-SHAPES = {"statistics": (1, 4, 4)}
+SHAPES = {"statistics": (1, 4, 4), "kept elsewhere": (1, 4, 4)}
 
 
 def problem(name, steps):

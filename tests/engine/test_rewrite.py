@@ -4,7 +4,7 @@ from hypothesis import given, settings, strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from headstart.core.counting import Counted
-from headstart.engine.rewrite import call_directly, fold, shorten
+from headstart.engine.rewrite import call_directly, fold, settle, shorten, writes
 
 MATRIX = torch.arange(12.0).reshape(3, 4) - 5
 
@@ -226,3 +226,44 @@ def test_results_of_several_tensors_and_their_parts():
 def test_a_function_that_calls_another_operation_is_not_taken(monkeypatch):
     monkeypatch.setattr(torch, "exp", torch.sin)
     assert translated(lambda x: [torch.ops.aten.exp(x)], X) == ["exp"]
+
+
+def settled(function):
+    """Return the record and whether it writes, after checking that its results are the same, bit by bit."""
+    record, given = traced(function, MATRIX), MATRIX.clone()
+    expected = [value.clone() for value in record(given)]
+    settle(record.graph)
+    record.recompile()
+    given = MATRIX.clone()
+    for one, other in zip(record(given), expected, strict=True):
+        assert one.dtype == other.dtype and one.stride() == other.stride() and torch.equal(one, other)
+    return writes(record)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: [x.exp().addcmul_(x, x)],
+        lambda x: [x.exp().add_(1).mul_(x).neg_()],
+        lambda x: [x.T.exp().mul_(2)],
+        lambda x: [x.double().add_(x)],
+        lambda x: [torch.zeros(3, 4).add_(x)],
+        lambda x: [(y := x.exp()).mul_(x), y + 1],  # what is read then is what the product gave
+    ],
+)
+def test_what_is_written_into_a_tensor_made_for_it_is_given(function):
+    assert not settled(function)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: [x.mul_(2)],  # an input
+        lambda x: [(y := x.exp())[0].mul_(2), y],  # a view
+        lambda x: [(y := x.exp()) + 1, y.mul_(x)],  # read before
+        lambda x: [x.exp().bfloat16().add_(x)],  # a sum of another type
+        lambda x: [x.exp().T.contiguous().T.mul_(x)],  # a product in another order
+    ],
+)
+def test_what_something_else_reads_is_written_as_it_was(function):
+    assert settled(function)

@@ -4,7 +4,8 @@
 backward pass; the mathematics of a step is not its business. Here are those that remember all steps, the last, or none.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from headstart.core import tree
 from headstart.core.rules import Rule
+from headstart.core.schedules import Schedule
 from headstart.errors import UsageError
 from headstart.types import Info, Params, Tree
 
@@ -130,17 +132,27 @@ class Adjoint(Protocol):
     def __call__(self, step: Step, given: Given, start: Inner, steps: int, /) -> tuple[Inner, Tensor]: ...
 
 
-Loop: TypeAlias = Callable[[Step, Given, Inner, range, bool], "tuple[Inner, Tensor] | None"]
+Loop: TypeAlias = Callable[[Step, Given, Inner, range, bool, Schedule | None], "tuple[Inner, Tensor] | None"]
 """What takes all steps of a loop in the place of `run`; ``None``: it does not take these."""
 
 #: Set while a computation is recorded, which then holds an inner step once, not as often as it is taken.
 looping: ContextVar[Loop | None] = ContextVar("looping", default=None)
 
 
+@contextlib.contextmanager
+def looping_by(loop: Loop | None) -> Iterator[None]:
+    """Take the loops that are run inside by this one, by none where it is ``None``."""
+    token = looping.set(loop)
+    try:
+        yield
+    finally:
+        looping.reset(token)
+
+
 def run(step: Step, given: Given, inner: Inner, numbers: range, create_graph: bool) -> tuple[Inner, Tensor]:
     """Take the steps of these numbers one after another: the loop of all adjoints."""
     loop = looping.get()
-    found = None if loop is None else loop(step, given, inner, numbers, create_graph)
+    found = None if loop is None else loop(step, given, inner, numbers, create_graph, None)
     if found is not None:
         return found
     losses = []

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from headstart.errors import ShapeError
@@ -30,7 +31,8 @@ def conditions() -> Iterator[Conditions]:
 
 def readable(tensor: Tensor) -> bool:
     """Return whether a tensor has values that can be read at no cost, and may decide something: nothing is recorded."""
-    return tensor.device.type == "cpu" and tensor.numel() > 0 and get_proxy_mode() is None
+    there = tensor.device.type == "cpu" and tensor.numel() > 0 and not isinstance(tensor, FakeTensor)
+    return there and get_proxy_mode() is None
 
 
 def in_range(y: Tensor, count: int, there_are: str) -> Tensor:

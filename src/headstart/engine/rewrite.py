@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from headstart.core.counting import computes
+
 ATEN = torch.ops.aten
 _BY_ONE = {ATEN.mul.Tensor, ATEN.mul.Scalar, ATEN.div.Tensor, ATEN.div.Scalar, ATEN.pow.Tensor_Scalar}
 #: What they return depends on the shape, type and place of their first argument, not on its values.
@@ -28,6 +30,35 @@ def writes(record: fx.GraphModule) -> bool:
     """Whether any operation of a record writes into a tensor."""
     schemas = (getattr(node.target, "_schema", None) for node in record.graph.nodes)
     return any(schema is not None and schema.is_mutable for schema in schemas)
+
+
+def settle(graph: fx.Graph) -> None:
+    """Let operations give what they would write into a tensor that was made for it: one that nothing else reads."""
+    for node in graph.nodes:
+        written = node.args[0] if node.op == "call_function" and node.args else None
+        if not isinstance(written, fx.Node) or not _is_made(written) or len(written.users) > 1:
+            continue
+        name, _, kind = getattr(node.target, "_name", "").removeprefix("aten::").partition(".")
+        if name.endswith("_") and hasattr(ATEN, name[:-1]):
+            giving = getattr(getattr(ATEN, name[:-1]), kind or "default", None)
+            if giving is not None and _schema(giving) == _schema(node.target) and _gives_the_same(giving, node):
+                node.target = giving
+
+
+def _is_made(node: fx.Node) -> bool:
+    """Whether an operation gives a tensor of its own memory."""
+    return isinstance(node.target, torch._ops.OpOverload) and computes(node.target)
+
+
+def _gives_the_same(operation: Any, node: fx.Node) -> bool:
+    """Whether what an operation gives has the type and the layout of what a node writes into."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), _empty)
+    own, there = operation(*args, **kwargs), node.meta["val"]
+    return (own.dtype, own.shape, own.stride()) == (there.dtype, there.shape, there.stride())
+
+
+def _schema(operation: Any) -> list[Any]:
+    return [(one.name, str(one.type), one.kwarg_only) for one in operation._schema.arguments]
 
 
 def shorten(graph: fx.Graph) -> None:

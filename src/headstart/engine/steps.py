@@ -1,87 +1,28 @@
-"""One inner step and its derivative: as they are computed, and as two graphs of operations that were recorded.
-
-The derivative goes by the step alone: from the slopes of the state after it to those of the state before it, and of
-what all steps are given, whose slopes are summed up from the last step to the first.
-"""
+"""One inner step and its derivative as two graphs of operations that were recorded."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
 from operator import attrgetter
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from headstart.core.adjoints.pullback import leaf
+from headstart.core.adjoints.steps import Tensors, taken
 from headstart.core.inner import Given, Inner, Step
+from headstart.core.schedules import Keep
 from headstart.core.tree import Packed, pack, tensors_of
 from headstart.core.values import Conditions, conditions
-from headstart.engine.rewrite import writes
+from headstart.engine.rewrite import settle, writes
 
-Tensors: TypeAlias = Sequence[Tensor]
 Run: TypeAlias = Callable[..., Sequence[Any]]
 
 #: So often a step is recorded, until what it gives is laid out as what it is given.
 TRIES = 4
-
-
-class Graph(NamedTuple):
-    """What the derivative of a step that was taken goes by."""
-
-    leaves: Tensors
-    """What it was taken from, and there are derivatives of."""
-    ends: Sequence[GradientEdge]
-    """Where in the graph that is given comes from, as the steps behind see it, and the next state: not its values."""
-
-    def back(self, slopes: Tensors, retain_graph: bool = False) -> Tensors:
-        """Return the slopes of the leaves for those of the ends."""
-        found: Sequence[Tensor | None] = [None] * len(self.leaves)
-        if self.ends:
-            found = torch.autograd.grad(self.ends, self.leaves, slopes, retain_graph, allow_unused=True)
-        return [torch.zeros_like(one) if slope is None else slope for one, slope in zip(self.leaves, found)]
-
-    def is_closed(self) -> bool:
-        """Whether derivatives flow to the leaves alone, not to tensors that a rule or a loss holds by itself."""
-        leaves = {id(one) for one in self.leaves}
-        left, seen = [end.node for end in self.ends], set[Any]()
-        while left:
-            node = left.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if id(getattr(node, "variable", None)) not in leaves and hasattr(node, "variable"):
-                return False
-            left.extend(behind for behind, _ in node.next_functions if behind is not None)
-        return True
-
-
-class Taken(NamedTuple):
-    """A step that was taken."""
-
-    after: Inner
-    losses: Tensor
-    own: Tensors
-    """What it was taken from, without history."""
-    graph: Graph
-
-
-def taken(
-    step: Step, packed: Packed, values: Tensors, asked: Sequence[bool], number: int | Tensor, create_graph: bool
-) -> Taken:
-    """Take a step from ``values``, those of ``packed`` (given, inner), of which there are derivatives where asked."""
-    own = [*map(leaf, values, asked)]
-    given, inner = packed.unpack(own)
-    with torch.enable_grad():
-        after, losses = step(given, inner, number, create_graph)
-        # behind all that the step does with them, so that the slopes of the steps behind are the first of the sums
-        through = [one.view_as(one) for one in tensors_of(given) if one.requires_grad]
-    ends = [one for one in tensors_of(after) if one.requires_grad]
-    return Taken(after, losses, own, Graph([*compress(own, asked)], [*map(get_gradient_edge, [*through, *ends])]))
 
 
 class RecordedStep:
@@ -90,6 +31,7 @@ class RecordedStep:
     def __init__(
         self,
         graph: fx.GraphModule,
+        packed: Packed,
         inputs: Tensors,
         held: int,
         asked: Sequence[bool],
@@ -98,6 +40,7 @@ class RecordedStep:
     ) -> None:
         self.demands = demands
         """What `headstart.core.values.conditions` there are: the place of what must hold of it, and the bound."""
+        self.inner = Packed(packed.tree[1])
         self.state, self.asked = inputs[held:], (asked[:held], asked[held:])
         self.inputs = [*compress(inputs, asked)]
         self.numbers: Any = numbers
@@ -116,6 +59,11 @@ class RecordedStep:
         size = len(self.state)
         found = self.runs[0](*given, *inner, self.numbers[number])
         return found[:size], found[size], found[size + 1 :]
+
+    def kept(self, inner: Tensors, keep: Keep) -> Callable[[], Tensors]:
+        """Keep the last state; the function returns it, so that the steps behind it can be taken again."""
+        fetch = keep(self.inner.unpack(inner))
+        return lambda: tensors_of(fetch())
 
     def totals(self, given: Tensors) -> Tensors:
         """Return zeros like what is given, where there are derivatives of it."""
@@ -172,7 +120,7 @@ def _for_all(form: "_Form", inputs: Tensors, behind: Tensors, numbers: range) ->
     for node in graph.graph.nodes:
         if node.target is torch.ops.aten.view.default:  # the first step and the last may be given other layouts
             node.target = torch.ops.aten.reshape.default
-    return RecordedStep(graph, inputs, form.held, form.asked, numbers, demands)
+    return RecordedStep(graph, form.packed, inputs, form.held, form.asked, numbers, demands)
 
 
 @contextlib.contextmanager
@@ -245,6 +193,7 @@ class _Form:
             like = [*inputs, torch.empty((), dtype=torch.int64), *map(_like, behind)]
         graph = make_fx(joint, tracing_mode="fake", _allow_non_fake_inputs=True)(*like)
         self.operations = sum(node.op == "call_function" for node in graph.graph.nodes)
+        settle(graph.graph)
         return graph
 
     def demands(self) -> list[tuple[int, int]] | None:

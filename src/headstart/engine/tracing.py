@@ -15,6 +15,7 @@ from headstart.core.objective import backprop
 from headstart.core.tree import pack
 from headstart.core.values import conditions
 from headstart.engine.loops import Recording
+from headstart.engine.rewrite import settle
 from headstart.engine.steps import RecordedStep
 from headstart.types import Batch, Episodes, Learner, Meta
 
@@ -63,6 +64,7 @@ def recorded(learner: Learner, meta: Meta, episodes: Episodes, most: int = 20_00
     inputs, loops = [tensor.detach().contiguous() for tensor in given], Recording(most, at_once)
     with loops.listening():
         graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    settle(graph.graph)
     for node in graph.graph.nodes:
         if _sized_by_values(node):
             raise RuntimeError(f"{node.target} gives as many numbers as its inputs' values say")

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headstart.core.adjoints.checkpointed import Fetch, Keep
 from headstart.core.inner import Inner
+from headstart.core.schedules import Fetch, Keep
 from headstart.core.tree import pack
 from headstart.training.files import explained
 

@@ -1,7 +1,4 @@
-"""Checkpoints change what is remembered, and nothing else: their schedule, what they keep, and the sweep back."""
-
-import weakref
-from functools import cache
+"""Checkpoints change what is remembered, and nothing else: what they keep, and the sweep back."""
 
 import pytest
 import torch
@@ -10,11 +7,12 @@ from torch import nn
 import headstart
 from headstart import Checkpointed, FirstOrder, OnDisk, Unrolled, rules
 from headstart.core import losses
-from headstart.core.adjoints import Implicit, checkpointed
-from headstart.core.adjoints.checkpointed import binomial, kept_bytes, measured, periodic, sweep
+from headstart.core.adjoints import Implicit
+from headstart.core.adjoints.checkpointed import kept_bytes, measured
 from headstart.core.inner import Given, Inner, Step
 from headstart.core.rules import momentum, scale
 from headstart.core.rules.rule import Rule
+from headstart.engine.loops import step_by_step
 from headstart.errors import DifferentiationError, UsageError
 from headstart.testing import random_episodes
 
@@ -122,73 +120,6 @@ def test_one_says_how_often_or_how_much_and_where(options, match):
 def test_adjoints_are_values():
     assert Unrolled() == Unrolled() and Checkpointed(every=2) == Checkpointed(every=2) != Checkpointed(every=3)
     assert (Unrolled().exact, Checkpointed().exact, FirstOrder().exact) == (True, True, False)
-
-
-@cache
-def fewest(steps, slots):
-    """Return the least number of steps to take again in going back over ``steps``, by trying every split."""
-    if steps < 2:
-        return 0
-    without = steps * (steps - 1) // 2
-    if slots == 0:
-        return without
-    return min(without, *(first + fewest(steps - first, slots - 1) + fewest(first, slots) for first in range(1, steps)))
-
-
-@cache
-def fewest_after_a_forward_pass(steps, slots):
-    """Return the same where the forward pass keeps states on its way."""
-    splits = (fewest_after_a_forward_pass(steps - first, slots - 1) + fewest(first, slots) for first in range(1, steps))
-    return min(fewest(steps, slots), *splits) if slots and steps > 1 else fewest(steps, slots)
-
-
-def swept(segments, monkeypatch):
-    """Sweep back through steps that do nothing; return (steps taken, steps differentiated, most states at a time)."""
-    taken, back, kept, most = [], [], weakref.WeakSet(), 0
-
-    def step(given, inner, number, create_graph):
-        taken.append(number)
-        after = inner.params["w"] + 1
-        kept.add(after.untyped_storage())
-        return Inner({"w": after}, {}, {}), torch.zeros(1)
-
-    def pullback(step, given, inner, number, slopes):
-        nonlocal most
-        assert inner.params["w"].item() == number
-        back.append(number)
-        most = max(most, len(kept))
-        return [], slopes
-
-    start = Inner({"w": torch.zeros(1, requires_grad=True)}, {}, {})
-    monkeypatch.setattr(checkpointed, "_reverse", pullback)
-    end, _ = sweep(step, Given({}), start, segments)
-    kept.discard(end.params["w"].untyped_storage())  # the last state is the caller's
-    torch.autograd.grad(end.params["w"].sum(), start.params["w"])
-    return taken, back, most
-
-
-@pytest.mark.parametrize("slots", range(8))
-def test_no_schedule_takes_fewer_steps_again(slots, monkeypatch):
-    for steps in (*range(1, 16), 40, 59):
-        taken, back, _ = swept(binomial(steps, slots), monkeypatch)
-        assert taken[:steps] == list(range(steps)) and back == list(reversed(range(steps)))
-        assert len(taken) - steps == fewest_after_a_forward_pass(steps, slots), steps
-
-
-@pytest.mark.parametrize("steps, every", [(1, 1), (10, 1), (10, 3), (10, 10), (16, 4)])
-def test_with_periodic_states_no_step_is_taken_more_than_twice(steps, every, monkeypatch):
-    taken, back, _ = swept(periodic(steps, every), monkeypatch)
-    assert taken[:steps] == list(range(steps)) and back == list(reversed(range(steps)))
-    assert sorted(taken[steps:]) == [number for number in range(steps) if (number + 1) % every and number + 1 < steps]
-
-
-@pytest.mark.parametrize("steps, slots", [(7, 0), (10, 1), (25, 3), (40, 5), (59, 11)])
-def test_no_more_states_are_kept_than_there_are_slots(steps, slots, monkeypatch):
-    segments = binomial(steps, slots)
-    assert len(segments) - 1 <= slots
-    assert all(len(segments[: number + 1]) - 1 + s.slots <= slots for number, s in enumerate(segments))
-    # and the one from which a step is differentiated
-    assert swept(segments, monkeypatch)[2] <= slots + 1
 
 
 SIZE = 1000
@@ -380,3 +311,16 @@ def test_the_derivative_does_not_depend_on_whether_autocast_is_still_on(adjoint)
     assert not torch.equal(inside, slopes(adjoint, False, False, []))
     if adjoint.exact:
         torch.testing.assert_close(inside, slopes(Unrolled(), True, True, []), rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("adjoint", [Unrolled(), Checkpointed()], ids=str)
+def test_a_graph_that_is_gone_is_told(rows, adjoint, steps):
+    learner = headstart.maml(rows.module, adjoint=adjoint, steps=steps)
+    meta = learner.init(None)
+    leaves = [value.requires_grad_() for value in meta.params.values()]
+    with step_by_step():
+        loss, _ = headstart.meta_loss(learner, meta, rows.episodes)
+    torch.autograd.grad(loss, leaves, allow_unused=True)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(loss, leaves, allow_unused=True)
