@@ -19,11 +19,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C._functorch import is_legacy_batchedtensor
-from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from headstart.core.process import watched
+from headstart.core.process import plain, watched
 from headstart.errors import DifferentiationError
 
 
@@ -32,7 +30,7 @@ def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 
     ``x``: ``(n, channels, …)``, normalised over all axes but the channels; ``weight`` and ``bias``: ``(channels,)``.
     """
-    if x.numel() <= x.shape[1] or not _plain(x, weight, bias):
+    if x.numel() <= x.shape[1] or not plain(x, weight, bias):
         return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
     out: Tensor = _Normalised.apply(x, weight, bias, eps)
     return out
@@ -60,7 +58,7 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
         (g,), (x, weight, mean, scale), needed = slopes, ctx.saved_tensors, ctx.needs_input_grad[:3]
-        if _plain(g):
+        if plain(g):
             return *_Slopes.apply(g, x, weight, mean, scale, ctx.eps, needed), None
         made = _by_means(g, x, weight, ctx.eps)
         return *(part if wanted else None for part, wanted in zip(made, needed)), None
@@ -79,7 +77,7 @@ class _Slopes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *towards: Tensor | None) -> Any:
         g, *kept = ctx.saved_tensors
-        if torch.is_grad_enabled() or not _plain(*towards):
+        if torch.is_grad_enabled() or not plain(*towards):
             found = _differentiable(towards, g, _Inputs(*kept), ctx.eps)
         else:
             found = _second(towards, g, _Inputs(*kept))
@@ -159,25 +157,6 @@ def _by_means(g: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> tuple[
     return back if weight is None else back * _facing(weight, x), along.sum(axes), g.sum(axes)
 
 
-def _plain(*tensors: Tensor | None) -> bool:
-    """Return whether tensors are of one type, without what only PyTorch's functions know: tangents, vmap, autocast."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    if not given:
-        return True
-    first = given[0]
-    if first.is_meta or torch.is_autocast_enabled(first.device.type):  # which knows no device "meta"
-        return False
-    if torch._C._are_functorch_transforms_active():  # also where none of these tensors goes through them
-        return False
-    tangents = forward_ad._current_level >= 0
-    for tensor in given:
-        if tensor.dtype != first.dtype or is_legacy_batchedtensor(tensor):
-            return False
-        if tangents and forward_ad.unpack_dual(tensor).tangent is not None:
-            return False
-    return True
-
-
 def normalised(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int], eps: float
 ) -> Tensor:
@@ -222,8 +201,8 @@ class TaskStatistics(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` ``(n, channels, *space)``."""
-        plain = not (torch.is_grad_enabled() or watched()) and _plain(x, self.weight, self.running_mean)
-        if self.training and plain and x.numel() > x.shape[1]:
+        alone = not (torch.is_grad_enabled() or watched()) and plain(x, self.weight, self.running_mean)
+        if self.training and alone and x.numel() > x.shape[1]:
             # one pass, which notes the statistics; the biased variance is what it normalises by
             mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
             out, *_ = torch.native_batch_norm(x, self.weight, self.bias, mean, var, True, 1.0, self.eps)

@@ -7,6 +7,7 @@ by layer; layers that are not known here are mapped by ``vmap``, one by one.
 """
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from math import prod
 from typing import Any, TypeAlias, TypeVar
 
@@ -18,7 +19,7 @@ from torch.func import functional_call
 from headstart.core import tree
 from headstart.forward.batch_norm import TaskStatistics, batch_norm, normalised
 from headstart.forward.dropout import TaskDropout
-from headstart.forward.pooling import Halved
+from headstart.forward.kinks import MaxPool, leaky_relu, relu
 from headstart.forward.python_state import reached
 from headstart.forward.task_map import vmap
 from headstart.types import Params
@@ -96,10 +97,21 @@ def over_tasks(module: nn.Module, params: Params, shapes: Mapping[str, tuple[int
         x: ``(B, n, *features)``.
     """
     own, bare = _by_layer(params), _by_layer(shapes)
-    for name, layer in module._modules.items():  # named_children would skip a layer that comes twice
-        assert layer is not None
+    for name, layer in _in_order(module, x):
         x = _one(layer, own.get(name, {}), bare.get(name, {}), x)
     return x
+
+
+def _in_order(module: nn.Module, x: Tensor) -> list[tuple[str, Any]]:
+    """Return the layers of a chain; a ReLU comes after a maximum of pixels, which is the same, and has fewer to do."""
+    layers: list[Any] = [*module._modules.items()]  # named_children would skip a layer that comes twice
+    if x.ndim != 5:
+        return layers
+    for place, ((_, one), (_, other)) in enumerate([*pairwise(layers)]):
+        maximum = type(other) in (nn.MaxPool2d, MaxPool) and not other.return_indices
+        if maximum and type(one) is nn.ReLU and not (hooked(one) or hooked(other)):
+            layers[place : place + 2] = layers[place + 1], layers[place]
+    return layers
 
 
 def _by_layer(named: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
@@ -259,6 +271,8 @@ def _images(layer: Any, x: Tensor) -> bool:
 #: spreads one over several.
 _KNOWN: dict[type[nn.Module], tuple[Callable[[Any, Tensor], bool], Layer]] = {
     **{kind: (_any, _as_it_is) for kind in ELEMENTWISE},
+    nn.ReLU: (_any, lambda layer, own, x: relu(layer, x)),
+    nn.LeakyReLU: (_any, lambda layer, own, x: leaky_relu(layer, x)),
     nn.Linear: (_any, _linear),
     nn.Conv2d: (lambda layer, x: x.ndim == 5 and layer.padding_mode == "zeros", _convolution),
     nn.BatchNorm2d: (
@@ -269,7 +283,7 @@ _KNOWN: dict[type[nn.Module], tuple[Callable[[Any, Tensor], bool], Layer]] = {
     nn.LayerNorm: (_any, _layer_norm),
     nn.GroupNorm: (lambda layer, x: x.ndim >= 3 and x.shape[2] == layer.num_channels, _group_norm),
     nn.MaxPool2d: (_images, _each_example),
-    Halved: (_images, _each_example),
+    MaxPool: (_images, _each_example),
     nn.AvgPool2d: (_images, _each_example),
     nn.AdaptiveAvgPool2d: (_images, _each_example),
     nn.Flatten: (lambda layer, x: layer.start_dim >= 1, _each_example),

@@ -22,8 +22,8 @@ from headstart.core.parameters import Stepped
 from headstart.errors import DifferentiationError
 from headstart.forward.batch_norm import TaskStatistics
 from headstart.forward.dropout import TaskDropout, refuse_unseeded, replace_dropout
+from headstart.forward.kinks import MaxPool
 from headstart.forward.over_tasks import chained, entangled, hooked, native, tied
-from headstart.forward.pooling import Halved
 from headstart.forward.python_state import changeable, copied, put_back_state, refuse_astray
 from headstart.types import Params
 
@@ -164,7 +164,7 @@ def _normed(v: Tensor, g: Tensor, dim: int) -> Tensor:
 _EXACT: dict[type[nn.Module], type[nn.Module]] = {
     nn.Hardsigmoid: _Hardsigmoid,
     _WeightNorm: _Normed,
-    nn.MaxPool2d: Halved,
+    nn.MaxPool2d: MaxPool,
 }
 
 
