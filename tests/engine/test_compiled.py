@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch._inductor
 from torch import nn
+from torch._dynamo.utils import counters
 from torch._inductor import cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
 from torch._inductor.utils import fresh_cache
@@ -198,6 +199,35 @@ def test_the_forms_of_a_learner_that_changes_are_compiled_each(caplog):
         with compilations(caplog, count):
             found = meta_gradient(at(fast, done), meta, rows(1))
         assert_same(found, meta_gradient(at(learner, done), meta, rows(1)))
+
+
+@needs_compiler
+def test_what_was_compiled_is_taken_from_the_disk(caplog):
+    learner = maml_of(nn.Sequential(nn.Linear(3, 2)).double(), steps=1, loss="mse")
+    meta, episodes = learner.init(None), random_episodes((3,), outputs=2, regression=True, tasks=2)
+    found, hits = [], counters["inductor"]["fxgraph_cache_hit"]
+    with fresh_cache():
+        for _ in range(2):
+            with compilations(caplog, 1):
+                found.append(meta_gradient(compiled(learner), meta, episodes))
+    assert counters["inductor"]["fxgraph_cache_hit"] == hits + 1
+    assert all(map(torch.equal, tensors_of(found[0][0]), tensors_of(found[1][0])))
+
+
+@pytest.mark.parametrize("steps, count", [(2, 3), (9, 2)])
+def test_what_many_steps_outweigh_is_not_compiled(steps, count, monkeypatch, caplog):
+    seen = []
+
+    def as_it_is(record, inputs, options):
+        seen.append(record)
+        return record.forward
+
+    monkeypatch.setattr(torch._inductor, "compile", as_it_is)
+    learner = maml_of(perceptron(), steps=steps)
+    fast, meta = compiled(learner), learner.init(None)
+    with compilations(caplog, 1):
+        assert_same(meta_gradient(fast, meta, rows(1)), backprop(learner, meta, rows(1)))
+    assert len(seen) == count  # a step, its derivative, and what is between if that is much
 
 
 def wrong_by(factor, monkeypatch):

@@ -47,7 +47,7 @@ PATIENCE = 8
 
 #: What a compiled program saves for each small operation of a replayed record, what it takes to make one, and one more
 #: of its operations, in seconds on a slow processor; compiling has to save so many times as much as it takes.
-SAVED, COMPILING, TRANSLATING, MARGIN = 2e-6, 8.0, 0.03, 1.5
+SAVED, COMPILING, TRANSLATING, MARGIN = 2e-6, 6.5, 0.03, 1.5
 #: Fewer outer steps are not looked at: they take less time than that would.
 FEW_STEPS = 1000
 

@@ -1,4 +1,4 @@
-"""A record as compiled programs: one for each stretch between loops of inner steps, for a step, and its derivative.
+"""A record as compiled programs: one for a step of each loop, one for its derivative, and for long stretches between.
 
 ``torch.compile`` refuses what is differentiated from outside, so the record, with every derivative in it, is compiled.
 It is worth it where operations are small and steps many: compiling takes seconds for a small network and minutes for a
@@ -17,10 +17,23 @@ from headstart.engine.loops import Steps
 from headstart.engine.record import Run, replayed
 from headstart.engine.tracing import without_notes
 
-#: What PyTorch itself was built for and found here needs no trial by the compiler, which takes seconds.
-_VECTORS = True if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else None
 #: Fewer operations take less time as they are than calling a program of them.
-FEW = 12
+FEW = 20
+#: What is run once an outer step is worth a program from such a share of the operations that its loops take.
+SHARE = 1 / 12
+
+#: The compiler's options for a CPU, where reading and translating C++ is most of its work.
+_QUICK = {
+    "cpp_wrapper": True,
+    # what PyTorch itself was built for and found here needs no trial by the compiler, which takes seconds
+    "cpp.vec_isa_ok": True if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else None,
+    # to make it takes as long as it saves four programs, and there are two, of a step and its derivative
+    "cpp_cache_precompile_headers": False,
+    # `_laid_out` sees to it
+    "size_asserts": False,
+    # half a second, for patterns that records of derivatives do not have
+    "use_joint_graph_passes": False,
+}
 
 
 def compiled(record: fx.GraphModule) -> Run:
@@ -36,9 +49,11 @@ def compiled(record: fx.GraphModule) -> Run:
         else:  # what a loop gives is taken apart where it is
             parts[node] = next((parts[one] for one in node.all_input_nodes[:1] if one in loops), part)
     whole = split_module(record, nn.Module(), parts.__getitem__, keep_original_order=True)
+    once = {id(node.target.__self__): node.target.__self__ for node in loops}.values()  # that go forwards and back
+    taken = sum(len(loop.numbers) * loop.step.operations for loop in once)
     for name, child in [*whole.named_children()]:
         if isinstance(child, fx.GraphModule) and name not in {f"submod_{parts[node]}" for node in loops}:
-            setattr(whole, name, _Called(_program(child)))
+            setattr(whole, name, _Called(_program(child, SHARE * taken)))
     run: Run = without_notes(whole).forward
     return run
 
@@ -52,15 +67,10 @@ class _Called(nn.Module):
 
 
 def _like(value: Tensor) -> Tensor:
-    """Return a tensor laid out like one without values, or, where its numbers share memory, one after the other."""
+    """Return a tensor laid out like one, or, where its numbers share memory or leave gaps, one after the other."""
     last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride()))
     dense = last == value.numel() - 1 and all(stride or size == 1 for size, stride in zip(value.shape, value.stride()))
-    zeros = torch.zeros(value.shape, dtype=value.dtype, device=value.device)
-    return (
-        torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device).zero_()
-        if dense
-        else zeros
-    )
+    return value if dense else value.contiguous()
 
 
 def _laid_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
@@ -69,20 +79,20 @@ def _laid_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
-def _program(record: fx.GraphModule) -> Run:
-    """Return a record without loops as a program."""
-    nodes = [node for node in record.graph.nodes if node.op == "call_function"]
-    if sum(not getattr(node.target, "is_view", False) for node in nodes) < FEW:
+def _program(record: fx.GraphModule, least: float = 0) -> Run:
+    """Return a record without loops as a program, if it has so many operations."""
+    if sum(node.op == "call_function" for node in record.graph.nodes) < max(FEW, least):
         return replayed(record)
     from torch._inductor import compile as compile_record  # takes seconds, which nobody else should wait
 
+    # without values, as they were recorded: only for those does the compiler look on the disk for what it has made
     inputs = [_like(node.meta["val"]) for node in record.graph.nodes if node.op == "placeholder"]
     alone = any(isinstance(node.args[0], fx.Node) for node in record.graph.nodes if node.op == "output")
     for node in without_notes(record).graph.nodes:
         if node.target is torch.ops.aten.view.default:  # the compiler lays out tensors in its own way
             node.target = torch.ops.aten.reshape.default
     record.recompile()
-    options = {"cpp_wrapper": inputs[0].device.type == "cpu", "cpp.vec_isa_ok": _VECTORS}
+    options = {**_QUICK, "cpp.threads": torch.get_num_threads()} if inputs[0].device.type == "cpu" else {}
     # what is computed twice in the record is so to save memory
     with warnings.catch_warnings(), torch._functorch.config.patch(cse=False):
         warnings.simplefilter("ignore")  # the compiler's own
