@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from headstart.core.values import all_true, conditions, in_range, one_hot, readable
+from headstart.core.values import all_true, conditions, demand, in_range, one_hot, readable
 from headstart.errors import ShapeError
 
 
@@ -33,5 +33,17 @@ def test_while_recording_a_mask_is_demanded_to_be_full():
     with conditions() as noted:
         assert all_true(torch.tensor([True, False]))
         all_true(torch.ones(2).bool())
-    assert [bool(holds) for _, holds in noted.values()] == [False, True]
+    assert [bool(holds) for *_, holds in noted.values()] == [False, True]
     assert not all_true(torch.tensor([True, False]))
+
+
+def test_while_recording_labels_are_demanded_to_be_in_range_where_the_mask_has_them():
+    y, mask = torch.tensor([[0, 9]]), torch.tensor([[True, False]])
+    with conditions() as noted:
+        demand(y, 3, mask)
+        demand(y, 3)
+        demand(y, 3)
+    assert [bool(holds) for *_, holds in noted.values()] == [True, False]
+    assert torch.equal(in_range(y, 3, "there are 3", mask), torch.tensor([[0, 0]]))
+    with pytest.raises(ShapeError, match="labels go from 0 to 9, but there are 3"):
+        in_range(y, 3, "there are 3")

@@ -13,7 +13,7 @@ from headstart.core.tree import mapped
 from headstart.engine.loops import counted, in_steps, step_by_step
 from headstart.engine.record import Recorded, Way, differing, replayed
 from headstart.engine.tracing import recorded
-from headstart.errors import DifferentiationError
+from headstart.errors import DifferentiationError, ShapeError
 from headstart.testing import random_episodes
 from headstart.types import Meta
 
@@ -108,6 +108,27 @@ def test_a_record_holds_a_step_once_and_has_the_bits_of_the_steps(name):
 def test_a_record_does_not_grow_with_the_steps():
     two, many = (recorded(*problem("per_tensor", steps)) for steps in (2, 40))
     assert two.operations == many.operations
+
+
+@pytest.mark.parametrize("label", [None, 7])
+def test_of_ragged_tasks_a_step_is_recorded_once_and_labels_that_count_are_checked(label):
+    learner = maml(adjoint=headstart.Checkpointed())(5)
+    meta, (support, query) = learner.init(None), random_episodes((4,))
+    mask = torch.ones(support.y.shape, dtype=torch.bool)
+    mask[0, -1] = False
+    y = support.y.clone()
+    y[0, -1] = 99  # nobody's label
+    episodes = headstart.Episodes(support._replace(y=y, mask=mask), query)
+    recording = learner._replace(gradient=Recorded(SOON))
+    expected = in_steps(learner, meta, episodes)
+    for _ in range(2):
+        assert differing(headstart.meta_gradient(recording, meta, episodes), expected, 0.0) == ""
+    (program,) = recording.gradient.programs.values()
+    assert program.steps
+    if label is not None:
+        y[1, -1] = label
+        with pytest.raises(ShapeError, match="labels go from 0 to 7, but the model has 3 outputs"):
+            headstart.meta_gradient(recording, meta, episodes)
 
 
 @pytest.mark.parametrize("name", LEARNERS)

@@ -49,13 +49,13 @@ def squared_hinge(outputs: Tensor, batch: Batch) -> Tensor:
 
 def checked_labels(loss: str, outputs: Tensor, batch: Batch) -> Tensor:
     """Return the labels ``(B, n)`` of a loss of classes, checked; 0 where there is no example."""
-    y = present(batch).y
+    y = batch.y
     if y.is_floating_point() or y.dtype == torch.bool or outputs.shape[:-1] != y.shape:
         raise ShapeError(
             f"{loss} needs logits (tasks, examples, ways) and integer labels (tasks, examples); "
             f"got outputs {tuple(outputs.shape)} and y {tuple(y.shape)} of {y.dtype}"
         )
-    return in_range(y, outputs.shape[-1], f"the model has {outputs.shape[-1]} outputs")
+    return in_range(y, outputs.shape[-1], f"the model has {outputs.shape[-1]} outputs", batch.mask)
 
 
 def mse(outputs: Tensor, batch: Batch) -> Tensor:

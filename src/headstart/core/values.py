@@ -12,8 +12,9 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from headstart.errors import ShapeError
 
-Conditions: TypeAlias = dict[tuple[int, int], tuple[Tensor, Tensor]]
-"""What must hold, each a scalar, beside the tensor that it is about; by that tensor's identity and the bound."""
+Conditions: TypeAlias = dict[tuple[int, int, int], tuple[Tensor, Tensor | None, Tensor]]
+"""What must hold, each a scalar, behind the tensor that it is about and the mask of what counts of it; by the identity
+of these, and the bound."""
 
 _noted: ContextVar[Conditions | None] = ContextVar("noted", default=None)
 
@@ -35,8 +36,8 @@ def readable(tensor: Tensor) -> bool:
     return there and get_proxy_mode() is None
 
 
-def in_range(y: Tensor, count: int, there_are: str) -> Tensor:
-    """Return integer labels as int64, checked to be from 0 to ``count − 1``.
+def in_range(y: Tensor, count: int, there_are: str, mask: Tensor | None = None) -> Tensor:
+    """Return integer labels as int64, checked to be from 0 to ``count − 1``, and 0 where the mask leaves them out.
 
     While operations are recorded, the check becomes part of the record (see `conditions`). On an accelerator nothing
     is read: there `one_hot` gives NaN. ``there_are`` says where the number comes from: ``"the model has 5 outputs"``.
@@ -44,20 +45,23 @@ def in_range(y: Tensor, count: int, there_are: str) -> Tensor:
     Raises:
         ShapeError: a label is out of range.
     """
-    if readable(y):
-        low, high = (int(bound) for bound in torch.aminmax(y))
+    labels = (y if mask is None else torch.where(mask, y, 0)).long()
+    if readable(labels):
+        low, high = (int(bound) for bound in torch.aminmax(labels))
         if low < 0 or high >= count:
             raise ShapeError(f"labels go from {low} to {high}, but {there_are}; labels must be 0 to {count - 1}")
     else:
-        demand(y, count)
-    return y.long()
+        demand(y, count, mask)
+    return labels
 
 
-def demand(y: Tensor, count: int) -> None:
-    """Note, where a computation is recorded, that ``y`` must be from 0 to ``count − 1``."""
+def demand(y: Tensor, count: int, mask: Tensor | None = None) -> None:
+    """Note, where a computation is recorded, that ``y`` must be from 0 to ``count − 1``, where the mask has it."""
     noted = _noted.get()
-    if noted is not None and y.numel() and (id(y), count) not in noted:
-        noted[id(y), count] = y, (y.clamp(0, count - 1) == y).all()
+    key = id(y), id(mask), count
+    if noted is not None and y.numel() and key not in noted:
+        holds = y.clamp(0, count - 1) == y
+        noted[key] = y, mask, (holds if mask is None else holds | ~mask).all()
 
 
 def all_true(mask: Tensor) -> bool:
@@ -65,7 +69,7 @@ def all_true(mask: Tensor) -> bool:
     noted = _noted.get()
     if noted is None:
         return bool(mask.all())
-    noted[id(mask), 0] = mask, mask.all()
+    noted[id(mask), id(None), 0] = mask, None, mask.all()
     return True
 
 

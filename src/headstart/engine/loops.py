@@ -97,8 +97,9 @@ class Recording:
                 raise RuntimeError(f"it takes {one * len(numbers)} operations, more than {self.most}")
             return one_by_one(step, given, inner, numbers, create_graph, schedule)
         packed, tensors = pack((given, inner))
-        for place, bound in one.demands:
-            demand(tensors[place], bound) if bound else all_true(tensors[place])
+        for place, mask, bound in one.demands:
+            about, counting = tensors[place], None if mask is None else tensors[mask]
+            demand(about, bound, counting) if bound else all_true(about)
         number = next(_NUMBERS)
         self.loops[number] = _LOOPS[number] = Steps(one, numbers, len(tensors_of(given)), schedule)
         *end, losses = _Recorded.apply(number, *tensors)

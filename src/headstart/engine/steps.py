@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -25,6 +25,16 @@ Run: TypeAlias = Callable[..., Sequence[Any]]
 TRIES = 4
 
 
+class Demand(NamedTuple):
+    """What must hold of the inputs of a step: that they are all true, or below a bound where a mask has them."""
+
+    place: int
+    mask: int | None
+    """Its place."""
+    bound: int
+    """0: all must be true."""
+
+
 class RecordedStep:
     """The graphs of a step and its derivative, or functions that were made of them."""
 
@@ -36,10 +46,10 @@ class RecordedStep:
         held: int,
         asked: Sequence[bool],
         numbers: range,
-        demands: list[tuple[int, int]],
+        demands: Sequence[Demand],
     ) -> None:
         self.demands = demands
-        """What `headstart.core.values.conditions` there are: the place of what must hold of it, and the bound."""
+        """What must hold of its inputs: `headstart.core.values.conditions`."""
         self.inner = Packed(packed.tree[1])
         self.state, self.asked = inputs[held:], (asked[:held], asked[held:])
         self.inputs = [*compress(inputs, asked)]
@@ -196,14 +206,13 @@ class _Form:
         settle(graph.graph)
         return graph
 
-    def demands(self) -> list[tuple[int, int]] | None:
+    def demands(self) -> list[Demand] | None:
         """Return what the step demands of its inputs, or ``None`` where it demands something of what it computes."""
-        found = []
-        for (_, bound), (tensor, _) in self.noted.items():
-            place = next((place for place, one in enumerate(self.own) if one is tensor), None)
-            if place is None:
+        places, found = {id(one): place for place, one in enumerate(self.own)}, []
+        for (about, counting, bound), (_, mask, _) in self.noted.items():
+            if about not in places or not (mask is None or counting in places):
                 return None
-            found.append((place, bound))
+            found.append(Demand(places[about], None if mask is None else places[counting], bound))
         return found
 
 

@@ -51,7 +51,7 @@ def recorded(learner: Learner, meta: Meta, episodes: Episodes, most: int = 20_00
     def flat(*tensors: Tensor) -> list[Tensor]:
         with conditions() as noted:
             gradient, info = backprop(learner, *packed.unpack(tensors))
-        found = [holds for _, holds in noted.values()]
+        found = [holds for *_, holds in noted.values()]
         if found and found[0].device.type != "cpu":  # reading it would stall an accelerator, so losses become NaN
             if info.query_loss is not None:
                 info = info._replace(query_loss=torch.where(torch.stack(found).all(), info.query_loss, torch.nan))
