@@ -76,6 +76,7 @@ LEARNERS = {
     "checkpointed": maml(adjoint=headstart.Checkpointed()),
     "kept elsewhere": maml(module=images, rate=0.1, adjoint=headstart.Checkpointed(every=1, place=elsewhere)),
     "little memory": maml(adjoint=headstart.Checkpointed(memory=20_000)),
+    "imaml": lambda steps: headstart.imaml(net(), steps=steps, rate=0.1),
     "alfa": lambda steps: headstart.alfa(net(), steps=steps),
     "adam": maml(lambda: rules.chain(rules.adam(), rules.scale(0.1))),
     "per_tensor": maml(lambda: rules.per_tensor(0.1, steps=3)),

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from headstart.core.adjoints.pullback import Slopes, added, leaf, refuse_second_derivatives, slopes_of, wanted
-from headstart.core.inner import Given, Inner, Step, gradients, stacked
+from headstart.core.inner import Given, Inner, Step, gradients, run, stacked
 from headstart.core.linear import ConjugateGradient, Product, Solver
 from headstart.core.process import Autocast, Draws, autocast_of, casting, draws
 from headstart.core.tree import Packed, pack, tensors_of
@@ -145,20 +145,27 @@ def _product(moved: list[Tensor], params: Params) -> Product:
 
 def _descended(step: Step, given: Given, start: Inner, steps: int) -> tuple[Inner, Tensor, Draws]:
     """Take the steps without history; return also where the generators stood before the last one."""
-    inner, losses, drawn = start, [], draws(start)
-    for number in range(steps):
-        drawn = draws(start)
-        after, loss = step(given, inner, number, False)
-        (old, kind), (new, now) = tree_flatten(inner.rule), tree_flatten(after.rule)
-        if kind != now or any(map(_differ, old, new)):
-            raise UsageError(
-                "Implicit differentiates a point where steps come to rest, so the rule's state must not change from "
-                "step to step, as that of momentum and adam does; use rules such as scale, per_weight, proximal and "
-                "clip, or another adjoint"
-            )
-        inner = after
-        losses.append(loss)
-    return inner, stacked(losses, inner), drawn
+    inner, before = start, []
+    if steps > 1:  # the first and the last by themselves, to see what they do to the rule's state
+        inner, first = _rested(step, given, start, 0)
+        inner, between = run(step, given, inner, range(1, steps - 1), create_graph=False)
+        before = [first, *between]
+    drawn = draws(start)
+    end, last = _rested(step, given, inner, steps - 1)
+    return end, stacked([*before, last], end), drawn
+
+
+def _rested(step: Step, given: Given, inner: Inner, number: int) -> tuple[Inner, Tensor]:
+    """Take a step that must leave the rule's state as it is."""
+    after, loss = step(given, inner, number, False)
+    (old, kind), (new, now) = tree_flatten(inner.rule), tree_flatten(after.rule)
+    if kind != now or any(map(_differ, old, new)):
+        raise UsageError(
+            "Implicit differentiates a point where steps come to rest, so the rule's state must not change from "
+            "step to step, as that of momentum and adam does; use rules such as scale, per_weight, proximal and "
+            "clip, or another adjoint"
+        )
+    return after, loss
 
 
 def _differ(old: Any, new: Any) -> bool:
