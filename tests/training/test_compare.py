@@ -93,10 +93,11 @@ def test_methods_side_by_side_get_what_they_get_one_after_the_other(tmp_path, ca
 
 
 def test_side_by_side_an_error_or_a_signal_stops_all(tmp_path):
+    without_end = {**NETWORKS, "outer": {"steps": 10**6}, "run": {**RUN, "compile": False}}
     (tmp_path / "error").mkdir()
     (tmp_path / "error" / "nearest").write_text("not a folder")
     with pytest.raises(FileError, match="nearest"):
-        compare({**NETWORKS, "outer": {"steps": 10**6}}, ["prototypes", "nearest"], tmp_path / "error", jobs=2)
+        compare(without_end, ["prototypes", "nearest"], tmp_path / "error", jobs=2)
 
     def stop():
         while not (tmp_path / "signal" / "prototypes" / "metrics.jsonl").exists():
@@ -105,7 +106,7 @@ def test_side_by_side_an_error_or_a_signal_stops_all(tmp_path):
 
     thread = threading.Thread(target=stop)
     thread.start()
-    entries = compare({**NETWORKS, "outer": {"steps": 10**6}}, ["prototypes", "nearest"], tmp_path / "signal", jobs=2)
+    entries = compare(without_end, ["prototypes", "nearest"], tmp_path / "signal", jobs=2)
     thread.join()
     found = {entry.name: entry.result for entry in entries}
     assert entries[-1].result.stopped == found["prototypes"].stopped == signal.SIGTERM
