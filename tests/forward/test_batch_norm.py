@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from headstart.core.process import plain
 from headstart.forward import batch_norm as module
@@ -177,19 +178,45 @@ def test_batches_of_slopes_keep_their_graph(generator):
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
 
 
-def test_slopes_of_a_weight_are_asked_of_kernels_that_are_given_one(generator, monkeypatch):
-    """Those of a GPU have none otherwise."""
-    asked, slopes = [], module._slopes
+class Kernels(TorchDispatchMode):
+    """Notes whether kernels of the derivative were given a weight."""
 
-    def watched(g, of, needed=(True, True, True)):
-        asked.append(of.weight is not None or not any(needed[1:]))
-        return slopes(g, of, needed)
+    def __init__(self):
+        super().__init__()
+        self.given = []
 
-    monkeypatch.setattr(module, "_slopes", watched)
-    for affine in (True, False):
-        parts = operands((4, 3, 2, 2), generator, affine)
-        second(ours, parts, (torch.ones(4, 3, 2, 2, dtype=torch.float64), generator))
-    assert len(asked) == 8 and all(asked)
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.native_batch_norm_backward.default:
+            self.given.append(args[2] is not None)
+        return func(*args, **(kwargs or {}))
+
+
+def test_sums_are_asked_of_kernels_that_are_given_a_weight(generator):
+    """Those of a GPU give none otherwise."""
+    with Kernels() as kernels:
+        for affine in (True, False):
+            parts = operands((4, 3, 2, 2), generator, affine)
+            second(ours, parts, (torch.ones(4, 3, 2, 2, dtype=torch.float64), generator))
+    assert kernels.given == [True] * 6
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_it_is_as_precise_as_pytorchs_far_from_zero(offset, generator):
+    shapes = (8, 3, 5, 5), (3,), (3,)
+    parts, ways = ([torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes] for _ in range(2))
+    slopes = torch.randn(shapes[0], dtype=torch.float64, generator=generator) + 1
+    parts[0] += offset
+
+    def derivative(function, kind):
+        leaves = [part.to(kind).requires_grad_() for part in (slopes, *parts)]
+        first = torch.autograd.grad(function(*leaves[1:]), leaves[1:], leaves[0], create_graph=True)
+        return torch.autograd.grad(first, leaves[:3], [way.to(kind) for way in ways])
+
+    def gap(function):
+        exact, found = derivative(theirs, torch.float64), derivative(function, torch.float32)
+        return max(float((own - one).norm() / one.norm()) for one, own in zip(exact, found))
+
+    assert gap(ours) < 4 * gap(theirs) < 1e-5
 
 
 def test_shapes_alone_go_through():

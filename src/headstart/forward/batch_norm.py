@@ -6,7 +6,8 @@ twenty operations as large as the feature maps, and nearly half of the time of c
 With x̂ = (x − mean) · r and r = 1 / √(variance + eps), the derivative is a projection P: slopes g of the outputs become
 slopes w · r · P g of the inputs, where P g = g − mean(g) − x̂ · mean(x̂ · g) in each channel. P is symmetric, so the
 derivative of that in g is the same function again, and the derivative in x is a sum of x̂, P g and P h, each weighed by
-channel (h: the slopes of w · r · P g).
+channel (h: the slopes of w · r · P g). So once the sums of g, h, x̂ · g, x̂ · h and g · h are known, of which the first
+derivative has those of g, all is a sum of x̂, g and h, weighed by channel.
 
 `TaskStatistics` is batch normalisation whose running statistics belong to the task and can be differentiated:
 ``nn.BatchNorm`` updates its own in place and without gradients. A query set that is normalised by what the support set
@@ -64,61 +65,83 @@ class _Normalised(torch.autograd.Function):
         return *(part if wanted else None for part, wanted in zip(made, needed)), None
 
 
+class _Sums(NamedTuple):
+    """Of a tensor like x, by channel."""
+
+    along: Tensor
+    """Σ x̂ · g"""
+    total: Tensor
+    """Σ g"""
+
+
 class _Slopes(torch.autograd.Function):
     """(w · r · P g, Σ x̂ · g, Σ g): what comes back to x, w and b."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, weight: Tensor | None, *rest: Any) -> Any:  # type: ignore[override]
         mean, scale, ctx.eps, needed = rest
-        ctx.save_for_backward(g, x, weight, mean, scale)
+        back, *sums = _slopes(g, _Inputs(x, weight, mean, scale), needed[0])
+        ctx.save_for_backward(g, x, weight, mean, scale, *sums)
         ctx.set_materialize_grads(False)
-        return _slopes(g, _Inputs(x, weight, mean, scale), needed)
+        return tuple(part if wanted else None for part, wanted in zip((back, *sums), needed))
 
     @staticmethod
     def backward(ctx: Any, *towards: Tensor | None) -> Any:
-        g, *kept = ctx.saved_tensors
+        g, x, weight, mean, scale, *sums = ctx.saved_tensors
+        of = _Inputs(x, weight, mean, scale)
         if torch.is_grad_enabled() or not plain(*towards):
-            found = _differentiable(towards, g, _Inputs(*kept), ctx.eps)
+            found = _differentiable(towards, g, of, ctx.eps)
         else:
-            found = _second(towards, g, _Inputs(*kept))
+            found = _second(towards, g, of, _Sums(*sums))
         return *found, None, None, None, None
 
 
-def _slopes(g: Tensor, of: _Inputs, needed: tuple[bool, ...] = (True, True, True)) -> Any:
+def _slopes(g: Tensor, of: _Inputs, back: bool) -> tuple[Tensor, ...]:
+    """Return w · r · P g if it is wanted, and the sums of g."""
     x, weight, mean, scale = of
-    # its eps would count with statistics of its own only
-    made = torch.ops.aten.native_batch_norm_backward(g, x, weight, None, None, mean, scale, True, 0.0, list(needed))
-    return tuple(part if wanted else None for part, wanted in zip(made, needed))
+    # on a GPU, the sums come only where there is a weight; its eps would count with statistics of its own only
+    weight, mask = torch.ones_like(mean) if weight is None else weight, [back, True, True]
+    found: tuple[Tensor, ...] = torch.ops.aten.native_batch_norm_backward(
+        g, x, weight, None, None, mean, scale, True, 0.0, mask
+    )
+    return found
 
 
-def _second(towards: tuple[Tensor | None, ...], g: Tensor, of: _Inputs) -> tuple[Tensor | None, ...]:
-    """Return the slopes for g, x and w of ⟨h, w · r · P g⟩ + ⟨to_w, Σ x̂ · g⟩ + ⟨to_b, Σ g⟩."""
+def _second(towards: tuple[Tensor | None, ...], g: Tensor, of: _Inputs, g_sums: _Sums) -> tuple[Tensor | None, ...]:
+    """Return the slopes for g, x and w of ⟨h, w · r · P g⟩ + ⟨to_w, Σ x̂ · g⟩ + ⟨to_b, Σ g⟩.
+
+    Each is a sum of x̂, h and g, weighed by channel, once the sums over the channels are known.
+    """
     x, weight, mean, scale = of
     h, to_w, to_b = towards
-    ones = torch.ones_like(mean)
-    w = ones if weight is None else weight
+    count, w = x.numel() / x.shape[1], 1.0 if weight is None else weight
     to_w = torch.zeros_like(mean) if to_w is None else to_w
     to_b = torch.zeros_like(mean) if to_b is None else to_b
-    # on a GPU, the sums over examples come only where there is a weight
-    unweighted, count = of._replace(weight=ones), x.numel() / x.shape[1]
-    back_g, along_g, _ = _slopes(g, unweighted)  # r · P g
-    to_g = _affine(x, to_w * scale, to_b - to_w * scale * mean)
     if h is None:
-        return to_g, back_g.mul_(_facing(to_w, x)), None
-    back_h, along_h, _ = _slopes(h, unweighted)
-    # Σ h · r · P g in one pass: what comes back to the weight of numbers that are normalised already
-    normalised = _Inputs(back_g, ones, torch.zeros_like(mean), ones)
-    along_both = _slopes(h, normalised, (False, True, False))[1]
-    to_g.addcmul_(back_h, _facing(w, x))
-    slope = -w * scale * scale * along_both / count
-    to_x = _affine(x, slope, -slope * mean)
-    to_x.addcmul_(back_h, _facing(-w * scale * along_g / count, x))
-    to_x.addcmul_(back_g, _facing(to_w - w * scale * along_h / count, x))
+        own = scale * to_w
+        to_x = _weighed(of, -own * g_sums.along / count, -own * g_sums.total / count, (g, own))
+        return _weighed(of, to_w, to_b), to_x, None
+    h_sums = _Sums(*_slopes(h, of, False)[1:])
+    # Σ h · g in one pass: what comes back to the weight of numbers that are normalised already
+    unit = _Inputs(g, None, torch.zeros_like(mean), torch.ones_like(mean))
+    both = _slopes(h, unit, False)[1] - (g_sums.total * h_sums.total + g_sums.along * h_sums.along) / count
+    along_both = scale * both  # Σ h · r · P g
+    own = scale * w
+    to_g = _weighed(of, to_w - own * h_sums.along / count, to_b - own * h_sums.total / count, (h, own))
+    of_h, of_g = -scale * own * g_sums.along / count, scale * (to_w - own * h_sums.along / count)
+    of_x = (-own * along_both - of_h * h_sums.along - of_g * g_sums.along) / count
+    constant = (-of_h * h_sums.total - of_g * g_sums.total) / count
+    to_x = _weighed(of, of_x, constant, (h, of_h), (g, of_g))
     return to_g, to_x, None if weight is None else along_both
 
 
-def _affine(x: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
-    return torch.addcmul(_facing(constant, x), x, _facing(slope, x))
+def _weighed(of: _Inputs, along: Tensor, constant: Tensor, *others: tuple[Tensor, Tensor]) -> Tensor:
+    """Return along · x̂ + constant + Σ weight · part, with one number for each channel."""
+    slope = along * of.scale
+    found = torch.addcmul(_facing(constant - slope * of.mean, of.x), of.x, _facing(slope, of.x))
+    for part, weight in others:
+        found.addcmul_(part, _facing(weight, of.x))
+    return found
 
 
 def _facing(channels: Tensor, x: Tensor) -> Tensor:
