@@ -9,9 +9,8 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from headstart.core.process import plain
 from headstart.forward import batch_norm as module
-from headstart.forward.batch_norm import TaskStatistics, batch_norm
+from headstart.forward.batch_norm import TaskStatistics, batch_norm, plain
 from headstart.forward.functional import functional
 
 EPS = 1e-3

@@ -8,17 +8,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from headstart.forward import kinks
 from headstart.forward.functional import functional
-from headstart.forward.kinks import MaxPool, leaky_relu, relu
-from headstart.forward.over_tasks import over_tasks
+from headstart.forward.kinks import MaxPool
+from headstart.forward.over_tasks import _leaky_relu, _relu, over_tasks
 
 POOLS = [
     {"kernel_size": 2}, {"kernel_size": (2, 2), "stride": (2, 2)}, {"kernel_size": 2, "ceil_mode": True},
     {"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": 2, "stride": 1}, {"kernel_size": 2, "dilation": 2},
 ]  # fmt: skip
 PAIRS = {
-    "relu": (lambda x: relu(nn.ReLU(), x), nn.ReLU()),
-    "in place": (lambda x: relu(nn.ReLU(inplace=True), x), nn.ReLU()),
-    "leaky": (lambda x: leaky_relu(nn.LeakyReLU(0.2), x), nn.LeakyReLU(0.2)),
+    "relu": (lambda x: _relu(nn.ReLU(), {}, x), nn.ReLU()),
+    "in place": (lambda x: _relu(nn.ReLU(inplace=True), {}, x), nn.ReLU()),
+    "leaky": (lambda x: _leaky_relu(nn.LeakyReLU(0.2), {}, x), nn.LeakyReLU(0.2)),
     **{f"pool {number}": (MaxPool(**options), nn.MaxPool2d(**options)) for number, options in enumerate(POOLS)},
 }
 

@@ -163,7 +163,7 @@ def assert_same(module, x, own, generator, **options):
     one, other = (functional(module, taskmap=taskmap) for taskmap in ("vmap", "loop"))
     params = own_params(one, own, generator, len(x))
     torch.testing.assert_close(
-        derivatives(one, params, x, **options), derivatives(other, params, x, **options), rtol=1e-10, atol=1e-10
+        derivatives(one, params, x, **options), derivatives(other, params, x, **options), rtol=1e-9, atol=1e-9
     )
 
 

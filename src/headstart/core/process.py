@@ -13,8 +13,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
-from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint as checkpointing
 from torch.utils._device import DeviceContext
@@ -227,25 +225,6 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
 def watched() -> bool:
     """Return whether somebody writes down which operations there are: then plain ones are wanted, not fast ones."""
     return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
-
-
-def plain(*tensors: Tensor | None) -> bool:
-    """Return whether tensors are of one type, without what only PyTorch's functions know: tangents, vmap, autocast."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    if not given:
-        return True
-    first = given[0]
-    if first.is_meta or torch.is_autocast_enabled(first.device.type):  # which knows no device "meta"
-        return False
-    if torch._C._are_functorch_transforms_active():  # also where none of these tensors goes through them
-        return False
-    tangents = forward_ad._current_level >= 0
-    for tensor in given:
-        if tensor.dtype != first.dtype or is_legacy_batchedtensor(tensor):
-            return False
-        if tangents and forward_ad.unpack_dual(tensor).tangent is not None:
-            return False
-    return True
 
 
 @functools.cache

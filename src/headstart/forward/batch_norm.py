@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import is_legacy_batchedtensor
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from headstart.core.process import plain, watched
+from headstart.core.process import watched
 from headstart.errors import DifferentiationError
 
 
@@ -178,6 +180,25 @@ def _by_means(g: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> tuple[
     along = normalised * g
     back = (g - g.mean(axes, keepdim=True) - normalised * along.mean(axes, keepdim=True)) * scale
     return back if weight is None else back * _facing(weight, x), along.sum(axes), g.sum(axes)
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Return whether tensors are of one type, without what only PyTorch's functions know: tangents, vmap, autocast."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not given:
+        return True
+    first = given[0]
+    if first.is_meta or torch.is_autocast_enabled(first.device.type):  # which knows no device "meta"
+        return False
+    if torch._C._are_functorch_transforms_active():  # also where none of these tensors goes through them
+        return False
+    tangents = forward_ad._current_level >= 0
+    for tensor in given:
+        if tensor.dtype != first.dtype or is_legacy_batchedtensor(tensor):
+            return False
+        if tangents and forward_ad.unpack_dual(tensor).tangent is not None:
+            return False
+    return True
 
 
 def normalised(

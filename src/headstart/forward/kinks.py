@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from headstart.core.process import plain, watched
+from headstart.core.process import watched
+from headstart.forward.batch_norm import plain
 
 ATEN = torch.ops.aten
 Linear: TypeAlias = Callable[..., Tensor]
@@ -36,8 +37,8 @@ class Kinked(NamedTuple):
 
 
 def pays(x: Tensor) -> bool:
-    """Return whether x is large, and a derivative in it may be asked for by PyTorch's own functions alone."""
-    return torch.is_grad_enabled() and x.requires_grad and x.numel() >= LARGE and plain(x)
+    """Return whether a derivative in x may be asked for, and by PyTorch's own functions alone."""
+    return torch.is_grad_enabled() and x.requires_grad and plain(x)
 
 
 class _Kinked(torch.autograd.Function):
@@ -85,24 +86,17 @@ def _relu(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     return value, (value,)
 
 
+#: max(x, 0)
 RELU = Kinked(_relu, _positive, _positive)
 
 
-def relu(layer: nn.ReLU, x: Tensor) -> Tensor:
-    """Return max(x, 0)."""
-    return RELU(x) if pays(x) else layer(x)
-
-
-def leaky_relu(layer: nn.LeakyReLU, x: Tensor) -> Tensor:
-    """Return x where it is positive, and elsewhere a part of it."""
-    if not pays(x):
-        return layer(x)
-    slope = layer.negative_slope
+def leaky_relu(slope: float) -> Kinked:
+    """Return x where it is positive, and ``slope`` of it elsewhere."""
 
     def both(slopes: Tensor, x: Tensor) -> Tensor:
         return ATEN.leaky_relu_backward(slopes, x, slope, False)
 
-    return Kinked(lambda x: (torch.nn.functional.leaky_relu(x, slope), (x,)), both, both)(x)
+    return Kinked(lambda x: (torch.nn.functional.leaky_relu(x, slope), (x,)), both, both)
 
 
 class MaxPool(nn.MaxPool2d):
@@ -114,7 +108,7 @@ class MaxPool(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the maxima ``(*, C, H', W')`` of ``(*, C, H, W)``."""
-        if input.dim() == 4 and not self.return_indices and pays(input):
+        if input.dim() == 4 and not self.return_indices and input.numel() >= LARGE and pays(input):
             return self._kinked()(input)
         other = torch.is_grad_enabled() or input.device.type != "cpu" or watched() or not _is_halving(self)
         if other or input.dim() not in (3, 4) or not input.numel():  # what PyTorch refuses is refused

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from headstart.core import tree
+from headstart.forward import kinks
 from headstart.forward.batch_norm import TaskStatistics, batch_norm, normalised
 from headstart.forward.dropout import TaskDropout
-from headstart.forward.kinks import MaxPool, leaky_relu, relu
+from headstart.forward.kinks import MaxPool
 from headstart.forward.python_state import reached
 from headstart.forward.task_map import vmap
 from headstart.types import Params
@@ -105,7 +106,7 @@ def over_tasks(module: nn.Module, params: Params, shapes: Mapping[str, tuple[int
 def _in_order(module: nn.Module, x: Tensor) -> list[tuple[str, Any]]:
     """Return the layers of a chain; a ReLU comes after a maximum of pixels, which is the same, and has fewer to do."""
     layers: list[Any] = [*module._modules.items()]  # named_children would skip a layer that comes twice
-    if x.ndim != 5:
+    if not isinstance(x, Tensor) or x.ndim != 5:
         return layers
     for place, ((_, one), (_, other)) in enumerate([*pairwise(layers)]):
         maximum = type(other) in (nn.MaxPool2d, MaxPool) and not other.return_indices
@@ -259,6 +260,15 @@ def _as_it_is(layer: Callable[[Tensor], Tensor], own: Params, x: Tensor) -> Tens
     return layer(x)
 
 
+def _relu(layer: nn.ReLU, own: Params, x: Tensor) -> Tensor:
+    return kinks.RELU(x) if x.numel() >= kinks.LARGE and kinks.pays(x) else layer(x)
+
+
+def _leaky_relu(layer: nn.LeakyReLU, own: Params, x: Tensor) -> Tensor:
+    large = x.numel() >= kinks.LARGE and kinks.pays(x)
+    return kinks.leaky_relu(layer.negative_slope)(x) if large else layer(x)
+
+
 def _any(layer: Any, x: Tensor) -> bool:
     return True
 
@@ -271,8 +281,8 @@ def _images(layer: Any, x: Tensor) -> bool:
 #: spreads one over several.
 _KNOWN: dict[type[nn.Module], tuple[Callable[[Any, Tensor], bool], Layer]] = {
     **{kind: (_any, _as_it_is) for kind in ELEMENTWISE},
-    nn.ReLU: (_any, lambda layer, own, x: relu(layer, x)),
-    nn.LeakyReLU: (_any, lambda layer, own, x: leaky_relu(layer, x)),
+    nn.ReLU: (_any, _relu),
+    nn.LeakyReLU: (_any, _leaky_relu),
     nn.Linear: (_any, _linear),
     nn.Conv2d: (lambda layer, x: x.ndim == 5 and layer.padding_mode == "zeros", _convolution),
     nn.BatchNorm2d: (
