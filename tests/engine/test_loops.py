@@ -95,15 +95,20 @@ def problem(name, steps):
     return learner, learner.init(torch.Generator().manual_seed(0)), episodes
 
 
-@pytest.mark.parametrize("name", LEARNERS)
-def test_a_record_holds_a_step_once_and_has_the_bits_of_the_steps(name):
-    learner, meta, episodes = problem(name, 5)
+def recorded_once(learner, meta, episodes):
+    """Return the learner with a record that holds a step once, after checking that it has the bits of the steps."""
     recording = learner._replace(gradient=Recorded(SOON))
     expected = in_steps(learner, meta, episodes)
     for _ in range(2):
         assert differing(headstart.meta_gradient(recording, meta, episodes), expected, 0.0) == ""
     (program,) = recording.gradient.programs.values()
     assert program.steps
+    return recording
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_record_holds_a_step_once_and_has_the_bits_of_the_steps(name):
+    recorded_once(*problem(name, 5))
 
 
 def test_a_record_does_not_grow_with_the_steps():
@@ -120,12 +125,7 @@ def test_of_ragged_tasks_a_step_is_recorded_once_and_labels_that_count_are_check
     y = support.y.clone()
     y[0, -1] = 99  # nobody's label
     episodes = headstart.Episodes(support._replace(y=y, mask=mask), query)
-    recording = learner._replace(gradient=Recorded(SOON))
-    expected = in_steps(learner, meta, episodes)
-    for _ in range(2):
-        assert differing(headstart.meta_gradient(recording, meta, episodes), expected, 0.0) == ""
-    (program,) = recording.gradient.programs.values()
-    assert program.steps
+    recording = recorded_once(learner, meta, episodes)
     if label is not None:
         y[1, -1] = label
         with pytest.raises(ShapeError, match="labels go from 0 to 7, but the model has 3 outputs"):

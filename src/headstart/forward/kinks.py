@@ -86,17 +86,24 @@ def _relu(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     return value, (value,)
 
 
-#: max(x, 0)
-RELU = Kinked(_relu, _positive, _positive)
+_RELU = Kinked(_relu, _positive, _positive)
 
 
-def leaky_relu(slope: float) -> Kinked:
+def relu(x: Tensor) -> Tensor:
+    """Return max(x, 0)."""
+    return _RELU(x) if pays(x) else torch.relu(x)
+
+
+def leaky_relu(x: Tensor, slope: float) -> Tensor:
     """Return x where it is positive, and ``slope`` of it elsewhere."""
+
+    def there(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return torch.nn.functional.leaky_relu(x, slope), (x,)
 
     def both(slopes: Tensor, x: Tensor) -> Tensor:
         return ATEN.leaky_relu_backward(slopes, x, slope, False)
 
-    return Kinked(lambda x: (torch.nn.functional.leaky_relu(x, slope), (x,)), both, both)
+    return Kinked(there, both, both)(x) if pays(x) else there(x)[0]
 
 
 class MaxPool(nn.MaxPool2d):

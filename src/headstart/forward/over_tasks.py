@@ -261,12 +261,11 @@ def _as_it_is(layer: Callable[[Tensor], Tensor], own: Params, x: Tensor) -> Tens
 
 
 def _relu(layer: nn.ReLU, own: Params, x: Tensor) -> Tensor:
-    return kinks.RELU(x) if x.numel() >= kinks.LARGE and kinks.pays(x) else layer(x)
+    return kinks.relu(x) if x.numel() >= kinks.LARGE else layer(x)
 
 
 def _leaky_relu(layer: nn.LeakyReLU, own: Params, x: Tensor) -> Tensor:
-    large = x.numel() >= kinks.LARGE and kinks.pays(x)
-    return kinks.leaky_relu(layer.negative_slope)(x) if large else layer(x)
+    return kinks.leaky_relu(x, layer.negative_slope) if x.numel() >= kinks.LARGE else layer(x)
 
 
 def _any(layer: Any, x: Tensor) -> bool:
