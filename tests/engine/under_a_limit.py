@@ -34,8 +34,19 @@ def used() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmSize"))
 
 
+class Said(logging.Handler):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
 torch.set_num_threads(1)
-logging.basicConfig(level=logging.WARNING, format="%(message)s")
+logging.getLogger("headstart").addHandler(said := Said())
 learner = headstart.maml(headstart.mlp(1, 1, hidden=(40, 40)), loss="mse", steps=1, taskmap="vmap")
 meta = learner.init(torch.Generator().manual_seed(0))
 meta_gradient(accelerate(learner), meta, episodes(1))  # what is made once
@@ -51,8 +62,12 @@ except OutOfMemoryError as error:
 advised = re.findall(r"--memory ([\d.]+\w+)", told)[0]
 meta_gradient(accelerate(learner, memory=advised), meta, given)
 frugal = accelerate(learner, memory="auto")
-found, again = (tensors_of(meta_gradient(frugal, meta, given)) for _ in range(2))
+passes = []
+while len(passes) < 2 or passes[-1][0] != passes[-2][0]:  # what fits once may not fit in what is free the next time
+    found = tensors_of(meta_gradient(frugal, meta, given))
+    passes.append((len(said.messages), found))
+found, again = (found for _, found in passes[-2:])
 resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 expected = tensors_of(meta_gradient(accelerate(learner), meta, given))
 gap = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected))
-print(json.dumps({"told": told, "gap": gap, "same": all(map(torch.equal, found, again))}))
+print(json.dumps({"told": told, "said": said.messages, "gap": gap, "same": all(map(torch.equal, found, again))}))
