@@ -91,7 +91,8 @@ CHAINS = {
     "layer norm, not affine": (lambda: [nn.Linear(4, 3), nn.LayerNorm(3, elementwise_affine=False)], (2, 4)),
     "layer norm without bias": (lambda: [nn.Linear(4, 3), nn.LayerNorm(3, bias=False)], (4,)),
     "group norm": (lambda: [nn.Conv2d(2, 4, 2), nn.GroupNorm(2, 4), nn.Tanh()], (2, 4, 5)),
-    "group norm of rows": (lambda: [nn.Linear(4, 6), nn.GroupNorm(3, 6), nn.Linear(6, 2)], (4,)),
+    # groups of four: of two numbers that are nearly equal, no derivative is precise
+    "group norm of rows": (lambda: [nn.Linear(4, 8), nn.GroupNorm(2, 8), nn.Linear(8, 2)], (4,)),
     "group norm, not affine": (lambda: [nn.Conv2d(2, 4, 2), nn.GroupNorm(2, 4, affine=False)], (2, 4, 5)),
     "pools": (
         lambda: [nn.Conv2d(2, 3, 3), nn.MaxPool2d(2, stride=1), nn.AvgPool2d(2, ceil_mode=True),
@@ -128,7 +129,9 @@ MAPPED = {"convolution on a torus", "flatten some axes", "batch norm of rows", "
 
 def chain_of(name):
     make, shape = CHAINS[name]
-    return nn.Sequential(*make()).double(), shape
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(*make()).double(), shape
 
 
 def inputs(shape, generator, tasks=TASKS, examples=5):
@@ -163,7 +166,7 @@ def assert_same(module, x, own, generator, **options):
     one, other = (functional(module, taskmap=taskmap) for taskmap in ("vmap", "loop"))
     params = own_params(one, own, generator, len(x))
     torch.testing.assert_close(
-        derivatives(one, params, x, **options), derivatives(other, params, x, **options), rtol=1e-9, atol=1e-9
+        derivatives(one, params, x, **options), derivatives(other, params, x, **options), rtol=1e-10, atol=1e-10
     )
 
 
