@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from headstart.core import tree
-from headstart.forward import kinks
-from headstart.forward.batch_norm import TaskStatistics, batch_norm, normalised
+from headstart.forward import derivatives
+from headstart.forward.batch_norm import TaskStatistics, normalised
 from headstart.forward.dropout import TaskDropout
-from headstart.forward.kinks import MaxPool
+from headstart.forward.max_pool import MaxPool
 from headstart.forward.python_state import reached
 from headstart.forward.task_map import vmap
 from headstart.types import Params
@@ -164,7 +164,7 @@ def _convolution(layer: nn.Conv2d, own: Params, x: Tensor) -> Tensor:
     if weight.ndim == 4:
         # examples first: what batch normalisation wants next, and what grouped convolutions leave
         flat = x.squeeze(0) if len(x) == 1 else x.transpose(0, 1).flatten(0, 1)
-        out = F.conv2d(flat, weight, None if bias is None or bias.ndim > 1 else bias, *options, layer.groups)
+        out = _convolved(flat, weight, None if bias is None or bias.ndim > 1 else bias, *options, layer.groups)
         out = out.unsqueeze(0) if len(x) == 1 else out.unflatten(0, (x.shape[1], x.shape[0])).transpose(0, 1)
         return out if bias is None or bias.ndim == 1 else out + bias[:, None, :, None, None]
     bias = None if bias is None else bias.expand(len(x), weight.shape[1])
@@ -173,7 +173,13 @@ def _convolution(layer: nn.Conv2d, own: Params, x: Tensor) -> Tensor:
             return _unfolded(layer, weight, bias, x)
     # each task is a group of channels
     kernels, offsets = _together(weight), None if bias is None else _together(bias)
-    return _apart(F.conv2d(_grouped(x), kernels, offsets, *options, len(x) * layer.groups), len(x))
+    return _apart(_convolved(_grouped(x), kernels, offsets, *options, len(x) * layer.groups), len(x))
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    if isinstance(options[1], str):  # "same", which may be more on one side
+        return F.conv2d(x, weight, bias, *options)
+    return derivatives.convolution(x, weight, bias, derivatives.Kernel(*options))
 
 
 def _grouped(x: Tensor) -> Tensor:
@@ -211,7 +217,7 @@ def _batch_norm(layer: nn.BatchNorm2d, own: Params, x: Tensor) -> Tensor:
         for name in ("weight", "bias")
     )
     # every task has channels, and so statistics, of its own
-    return _apart(batch_norm(_grouped(x), weight, bias, layer.eps), len(x))
+    return _apart(derivatives.batch_norm(_grouped(x), weight, bias, layer.eps), len(x))
 
 
 def _task_statistics(layer: TaskStatistics, own: Params, x: Tensor) -> Tensor:
@@ -261,11 +267,11 @@ def _as_it_is(layer: Callable[[Tensor], Tensor], own: Params, x: Tensor) -> Tens
 
 
 def _relu(layer: nn.ReLU, own: Params, x: Tensor) -> Tensor:
-    return kinks.relu(x) if x.numel() >= kinks.LARGE else layer(x)
+    return derivatives.relu(x) if x.numel() >= derivatives.LARGE else layer(x)
 
 
 def _leaky_relu(layer: nn.LeakyReLU, own: Params, x: Tensor) -> Tensor:
-    return kinks.leaky_relu(x, layer.negative_slope) if x.numel() >= kinks.LARGE else layer(x)
+    return derivatives.leaky_relu(x, layer.negative_slope) if x.numel() >= derivatives.LARGE else layer(x)
 
 
 def _any(layer: Any, x: Tensor) -> bool:

@@ -22,7 +22,7 @@ from headstart.core.parameters import Stepped
 from headstart.errors import DifferentiationError
 from headstart.forward.batch_norm import TaskStatistics
 from headstart.forward.dropout import TaskDropout, refuse_unseeded, replace_dropout
-from headstart.forward.kinks import MaxPool
+from headstart.forward.max_pool import MaxPool
 from headstart.forward.over_tasks import chained, entangled, hooked, native, tied
 from headstart.forward.python_state import changeable, copied, put_back_state, refuse_astray
 from headstart.types import Params

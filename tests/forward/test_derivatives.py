@@ -1,0 +1,484 @@
+"""Layers with their own second derivatives are PyTorch's, and so are all their derivatives."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from headstart.forward import derivatives
+from headstart.forward.derivatives import Kernel, batch_norm, convolution, plain
+from headstart.forward.functional import functional
+from headstart.forward.max_pool import MaxPool
+from headstart.forward.over_tasks import _leaky_relu, _relu, over_tasks
+
+EPS = 1e-3
+SHAPES = [(4, 3, 2, 3), (2, 1, 1, 2), (5, 2, 1, 1), (6, 3), (3, 2, 4)]
+
+
+def theirs(x, weight, bias):
+    return F.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)
+
+
+def ours(x, weight, bias):
+    return batch_norm(x, weight, bias, EPS)
+
+
+def operands(shape, generator, affine=True):
+    x = torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
+    if not affine:
+        return x, None, None
+    weight, bias = (torch.randn(shape[1], dtype=torch.float64, generator=generator) for _ in range(2))
+    return x, weight.requires_grad_(), bias.requires_grad_()
+
+
+def second(function, parts, given):
+    """Return the derivatives of the derivatives in random directions."""
+    leaves = [part for part in parts if part is not None and part.requires_grad]
+    slopes = given[0].clone().requires_grad_()
+    first = torch.autograd.grad(function(*parts), leaves, slopes, create_graph=True)
+    ways = [torch.randn(part.shape, dtype=part.dtype, generator=given[1]) for part in first]
+    return first, torch.autograd.grad(first, [slopes, *leaves], ways, allow_unused=True)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("affine", [True, False])
+def test_outputs_and_both_derivatives_are_those_of_pytorch(shape, affine):
+    found = []
+    for function in (ours, theirs):
+        generator = torch.Generator().manual_seed(0)
+        parts = operands(shape, generator, affine)
+        given = torch.randn(shape, dtype=torch.float64, generator=generator), generator
+        found.append((function(*parts), *second(function, parts, given)))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "moves", [(True, False, False), (False, True, False), (False, True, True), (True, False, True)]
+)
+def test_what_needs_no_gradient_gets_none(moves, generator):
+    parts = [part.detach().requires_grad_(moved) for part, moved in zip(operands((4, 3, 2, 2), generator), moves)]
+    slopes = torch.randn(4, 3, 2, 2, dtype=torch.float64, generator=generator)
+    state = generator.get_state()
+    found = second(ours, parts, (slopes, generator))
+    expected = second(theirs, parts, (slopes, generator.set_state(state)))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_finite_differences_agree_up_to_the_third_derivative(generator):
+    parts = operands((3, 2, 1, 2), generator)
+    assert torch.autograd.gradcheck(ours, parts)
+    assert torch.autograd.gradgradcheck(ours, parts)
+
+    def derivative(x, weight, bias, slopes):
+        return torch.autograd.grad(ours(x, weight, bias), (x, weight), slopes, create_graph=True)
+
+    slopes = torch.randn(3, 2, 1, 2, dtype=torch.float64, generator=generator, requires_grad=True)
+    assert torch.autograd.gradgradcheck(derivative, (*parts, slopes))
+
+
+def by_means(x, weight, bias):
+    variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+    return (x - mean) * torch.rsqrt(variance + EPS) * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)
+
+
+@pytest.mark.parametrize("weigh", [lambda x, weight: weight, lambda x, weight: weight * x.square().mean((0, 2, 3))])
+def test_derivatives_are_right_where_slopes_and_weights_come_from_the_inputs(weigh):
+    found = []
+    for function in (ours, by_means):
+        generator = torch.Generator().manual_seed(0)
+        x, weight, bias = operands((3, 2, 1, 2), generator)
+        out = function(x, weigh(x, weight), bias).sin().square().sum()
+        for _ in range(3):  # each with a graph for the next
+            slopes = torch.autograd.grad(out, (x, weight, bias), create_graph=True)
+            found.append(slopes)
+            out = torch.stack([(part * torch.randn(part.shape, generator=generator)).sum() for part in slopes]).sum()
+    torch.testing.assert_close(found[:3], found[3:], rtol=1e-9, atol=1e-9)
+
+
+def test_slopes_that_are_constant_have_no_slope_in_the_third_derivative(generator):
+    x, weight, bias = operands((3, 2, 1, 2), generator)
+    slopes = torch.randn(3, 2, 1, 2, dtype=torch.float64, generator=generator)
+    first = torch.autograd.grad(ours(x, weight, bias), (x, weight, bias), slopes, create_graph=True)
+    ways = [torch.randn(part.shape, dtype=part.dtype, generator=generator) for part in first]
+    found = torch.autograd.grad(first, (x, weight, bias), ways, create_graph=True, allow_unused=True)
+    again = torch.autograd.grad(by_means(x, weight, bias), (x, weight, bias), slopes, create_graph=True)
+    expected = torch.autograd.grad(again[:2], (x, weight, bias), ways[:2], create_graph=True, allow_unused=True)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_weight_of_zero_has_a_second_derivative(generator):
+    x, weight, bias = operands((4, 3, 2, 2), generator)
+    with torch.no_grad():
+        weight[1] = 0.0
+    slopes, state = torch.randn(4, 3, 2, 2, dtype=torch.float64, generator=generator), generator.get_state()
+    found = second(ours, (x, weight, bias), (slopes, generator))
+    expected = second(theirs, (x, weight, bias), (slopes, generator.set_state(state)))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_the_order_in_memory_stays(order, generator):
+    x = torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=order).requires_grad_()
+    weight = torch.randn(3, generator=generator, requires_grad=True)
+    slopes = torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=order).requires_grad_()
+    (first,) = torch.autograd.grad(ours(x, weight, None), x, slopes, create_graph=True)
+    way = torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=order)
+    to_g, to_x = torch.autograd.grad(first, (slopes, x), way)
+    assert all(part.is_contiguous(memory_format=order) for part in (first, to_g, to_x))
+
+
+def test_one_number_a_channel_is_refused_as_by_pytorch():
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        batch_norm(torch.zeros(1, 3, 1, 1), None, None, EPS)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_tangents_and_axes_of_vmap_go_through(generator):
+    x, weight, bias = (part.detach() for part in operands((4, 3, 2, 2), generator))
+    tangent = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+    expected = torch.func.jvp(lambda x: theirs(x, weight, bias), (x,), (tangent,))
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(ours(forward_ad.make_dual(x, tangent), weight, bias))
+        torch.testing.assert_close((found.primal, found.tangent), expected)
+    torch.testing.assert_close(torch.func.jvp(lambda x: ours(x, weight, bias), (x,), (tangent,)), expected)
+    both = torch.stack([x, tangent])
+    torch.testing.assert_close(
+        torch.func.vmap(lambda x: ours(x, weight, bias))(both),
+        torch.stack([theirs(part, weight, bias) for part in both]),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_slopes_may_have_tangents(generator):
+    parts = operands((4, 3, 2, 2), generator)
+    slopes, tangent = (torch.randn(4, 3, 2, 2, dtype=torch.float64, generator=generator) for _ in range(2))
+    first = [torch.autograd.grad(f(*parts).sin(), parts, slopes, create_graph=True) for f in (ours, theirs)]
+    ways = [torch.randn(part.shape, dtype=part.dtype, generator=generator) for part in first[0]]
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(slopes, tangent)
+        found = [torch.autograd.grad(f(*parts), parts, dual) for f in (ours, theirs)]
+        duals = [forward_ad.make_dual(way, way.cos()) for way in ways]
+        found += [torch.autograd.grad(slopes, parts, duals) for slopes in first]
+        found = [[forward_ad.unpack_dual(part).tangent for part in parts] for parts in found]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[2][:2], found[3][:2], rtol=1e-9, atol=1e-9)
+
+
+def test_batches_of_slopes_keep_their_graph(generator):
+    parts = operands((4, 3, 2, 2), generator)
+    batch = torch.randn(5, 4, 3, 2, 2, dtype=torch.float64, generator=generator)
+    found = []
+    for function in (ours, theirs):
+        out = function(*parts)
+        slopes = torch.autograd.grad(out, parts, batch, is_grads_batched=True, create_graph=True)
+        found.append((slopes, torch.autograd.grad(slopes[0].pow(3).sum(), parts[:2])))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+class Kernels(TorchDispatchMode):
+    """Notes whether kernels of the derivative were given a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.native_batch_norm_backward.default:
+            self.given.append(args[2] is not None)
+        return func(*args, **(kwargs or {}))
+
+
+def test_sums_are_asked_of_kernels_that_are_given_a_weight(generator):
+    """Those of a GPU give none otherwise."""
+    with Kernels() as kernels:
+        for affine in (True, False):
+            parts = operands((4, 3, 2, 2), generator, affine)
+            second(ours, parts, (torch.ones(4, 3, 2, 2, dtype=torch.float64), generator))
+    assert kernels.given == [True] * 6
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_it_is_as_precise_as_pytorchs_far_from_zero(offset, generator):
+    shapes = (8, 3, 5, 5), (3,), (3,)
+    parts, ways = ([torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes] for _ in range(2))
+    slopes = torch.randn(shapes[0], dtype=torch.float64, generator=generator) + 1
+    parts[0] += offset
+
+    def derivative(function, kind):
+        leaves = [part.to(kind).requires_grad_() for part in (slopes, *parts)]
+        first = torch.autograd.grad(function(*leaves[1:]), leaves[1:], leaves[0], create_graph=True)
+        return torch.autograd.grad(first, leaves[:3], [way.to(kind) for way in ways])
+
+    def gap(function):
+        exact, found = derivative(theirs, torch.float64), derivative(function, torch.float32)
+        return max(float((own - one).norm() / one.norm()) for one, own in zip(exact, found))
+
+    assert gap(ours) < 4 * gap(theirs) < 1e-5
+
+
+def test_shapes_alone_go_through():
+    x = torch.zeros(4, 3, 2, 2, device="meta")
+    assert ours(x, torch.ones(3, device="meta"), None).shape == x.shape
+
+
+def test_it_is_not_pytorchs_own_derivative(generator, monkeypatch):
+    called = []
+    monkeypatch.setattr(derivatives, "_normalised_second", lambda *args: called.append(args) or (None, None, None))
+    parts = operands((4, 3, 2, 2), generator)
+    second(ours, parts, (torch.ones(4, 3, 2, 2, dtype=torch.float64), generator))
+    assert len(called) == 1
+
+
+def test_tensors_of_one_type_are_plain():
+    x = torch.zeros(2)
+    assert plain(x) and plain(x, None, torch.ones(3, requires_grad=True))
+    assert not plain(x, torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_a_tangent_a_batch_axis_and_autocast_are_not_plain():
+    x, seen = torch.zeros(2), []
+    with forward_ad.dual_level():
+        assert plain(x) and not plain(x, forward_ad.make_dual(x, x))
+    torch.func.vmap(lambda part: seen.append(plain(part)) or part)(x)
+    torch.func.grad(lambda part: seen.append(plain(part)) or part.sum())(x)
+    torch.func.vmap(lambda part: seen.append(plain(torch.ones(3))) or part)(x)
+    assert seen == [False, False, False], "nor is what goes beside a transform, which no custom function may"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not plain(x)
+    assert plain(x)
+
+
+def test_nothing_is_plain_and_shapes_alone_are_not():
+    assert plain(None) and not plain(torch.zeros(2, device="meta"))
+
+
+def test_slopes_that_come_in_batches_are_not_plain():
+    x, seen = torch.zeros(3, requires_grad=True), []
+    out = x.clone()
+    out.register_hook(lambda slopes: seen.append(plain(slopes)))
+    torch.autograd.grad(out, x, torch.eye(3), is_grads_batched=True)
+    assert seen == [False]
+
+
+#: Kernels by name: the shape of x, that of the weights, and how they move.
+KERNELS = {
+    "of a layer": ((3, 2, 6, 5), (4, 2, 3, 3), Kernel((1, 1), (1, 1), (1, 1), 1)),
+    "with strides": ((3, 2, 7, 6), (4, 2, 3, 2), Kernel((2, 1), (0, 2), (1, 1), 1)),
+    "with holes": ((2, 2, 7, 7), (3, 2, 3, 3), Kernel((1, 2), (2, 0), (2, 1), 1)),
+    "in groups": ((2, 6, 5, 5), (9, 2, 2, 3), Kernel((1, 1), (1, 1), (1, 1), 3)),
+    "of one image": ((1, 1, 4, 4), (2, 1, 4, 4), Kernel((1, 1), (0, 0), (1, 1), 1)),
+}
+
+
+def their_convolution(x, weight, bias, options):
+    return F.conv2d(x, weight, bias, *options)
+
+
+def up_to_the_third(function, x, weight, bias, options, generator):
+    """Return the values and their derivatives in random directions, each of the one before it."""
+    parts = [part for part in (x, weight, bias) if part is not None and part.requires_grad]
+    last = [function(x, weight, bias, options)]
+    found, leaves = [*last], parts
+    for _ in range(3):
+        ways = [torch.randn(part.shape, dtype=part.dtype, generator=generator).requires_grad_() for part in last]
+        last = torch.autograd.grad(last, leaves, ways, create_graph=True, allow_unused=True, materialize_grads=True)
+        last, leaves = [part for part in last if part.requires_grad], [*leaves, *ways]
+        found += last
+    return found
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("moves", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("name", KERNELS)
+def test_derivatives_of_a_convolution_are_those_of_pytorch(name, moves, bias):
+    shape, weights, options = KERNELS[name]
+    found = []
+    for function in (convolution, their_convolution):
+        generator = torch.Generator().manual_seed(0)
+        x, weight, offset = (
+            torch.randn(size, dtype=torch.float64, generator=generator) for size in (shape, weights, weights[:1])
+        )
+        x.requires_grad_(moves[0]), weight.requires_grad_(moves[1])
+        offset = offset.requires_grad_() if bias else None
+        found.append(up_to_the_third(function, x, weight, offset, options, generator))
+    assert len(found[0]) > 4
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
+
+
+def test_values_and_slopes_of_a_convolution_have_pytorchs_bits(generator):
+    shape, weights, options = (5, 8, 14, 14), (16, 8, 3, 3), Kernel((1, 1), (1, 1), (1, 1), 1)
+    parts = [torch.randn(size, generator=generator).requires_grad_() for size in (shape, weights, weights[:1])]
+    found = []
+    for function in (convolution, their_convolution):
+        value = function(*parts, options)
+        found.append((value, *torch.autograd.grad(value.square().sum(), parts)))
+    assert all(map(torch.equal, *found))
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest kernels of convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.largest = max(self.largest, *args[1].shape[2:])
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_kernel_is_as_large_as_the_images(generator):
+    shape, weights, options = KERNELS["of a layer"]
+    largest = []
+    for function in (convolution, their_convolution):
+        x, weight = (torch.randn(size, generator=generator).requires_grad_() for size in (shape, weights))
+        with Largest() as kernels:
+            up_to_the_third(function, x, weight, None, options, generator)
+        largest.append(kernels.largest)
+    assert largest[0] == 3 < largest[1]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+def test_tangents_axes_of_vmap_and_batches_of_slopes_go_through_a_convolution(generator):
+    shape, weights, options = KERNELS["of a layer"]
+    x, weight, way = (torch.randn(size, dtype=torch.float64, generator=generator) for size in (shape, weights, weights))
+
+    def slope(function):
+        return lambda x, weight: torch.func.grad(lambda w: function(x, w, None, options).square().sum())(weight)
+
+    one, other = slope(convolution), slope(their_convolution)
+    along = (torch.func.vmap(function, (0, None))(x[:, None], weight) for function in (one, other))
+    torch.testing.assert_close(*along)
+    tangents = (torch.func.jvp(lambda w, f=f: f(x, w), (weight,), (way,))[1] for f in (one, other))
+    torch.testing.assert_close(*tangents)
+    value = convolution(x, leaf := weight.clone().requires_grad_(), None, options)
+    ones = torch.ones(2, *value.shape, dtype=x.dtype)
+    (many,) = torch.autograd.grad(value, leaf, ones, is_grads_batched=True, retain_graph=True)
+    (single,) = torch.autograd.grad(value, leaf, ones[0])
+    torch.testing.assert_close(many, torch.stack((single, single)))
+
+
+POOLS = [
+    {"kernel_size": 2}, {"kernel_size": (2, 2), "stride": (2, 2)}, {"kernel_size": 2, "ceil_mode": True},
+    {"kernel_size": 3, "stride": 2, "padding": 1}, {"kernel_size": 2, "stride": 1}, {"kernel_size": 2, "dilation": 2},
+]  # fmt: skip
+PAIRS = {
+    "relu": (lambda x: _relu(nn.ReLU(), {}, x), nn.ReLU()),
+    "in place": (lambda x: _relu(nn.ReLU(inplace=True), {}, x), nn.ReLU()),
+    "leaky": (lambda x: _leaky_relu(nn.LeakyReLU(0.2), {}, x), nn.LeakyReLU(0.2)),
+    **{f"pool {number}": (MaxPool(**options), nn.MaxPool2d(**options)) for number, options in enumerate(POOLS)},
+}
+
+
+class Numbers(TorchDispatchMode):
+    """Counts the numbers that ReLUs are taken of."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_relu = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.relu.default:
+            self.of_relu += args[0].numel()
+        return func(*args, **(kwargs or {}))
+
+
+def squares_of(function):
+    return lambda x: function(x).square().sum()
+
+
+@pytest.fixture
+def small_is_large(monkeypatch):
+    monkeypatch.setattr(derivatives, "LARGE", 1)
+
+
+def pixels(generator, channels_last=False):
+    x = torch.randn(2, 3, 6, 8, generator=generator, dtype=torch.float64).round(decimals=1)
+    x[0, 0, :2] = 0.0  # where it has a kink, and several are the largest
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def four(function, x, generator):
+    """Return the value, the derivative, that of it in both, and that of that."""
+    x, ways = x.clone().requires_grad_(), torch.Generator().manual_seed(1)
+
+    def like(value):
+        return torch.randn(value.shape, dtype=value.dtype, generator=ways).requires_grad_()
+
+    value = function(x)
+    slopes = like(value)
+    (first,) = torch.autograd.grad(value, x, slopes, create_graph=True)
+    way = like(first)
+    second = torch.autograd.grad(first, (slopes, x), way, create_graph=True, allow_unused=True)
+    third = torch.autograd.grad(second[0], way, torch.ones_like(second[0]))
+    in_x = torch.zeros_like(x) if second[1] is None else second[1]
+    return value, first, second[0], in_x, *third
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", PAIRS)
+def test_all_derivatives_are_pytorchs(name, channels_last, generator, small_is_large):
+    x = pixels(generator, channels_last)
+    ours, theirs = (four(function, x, generator) for function in PAIRS[name])
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one, other)
+    assert ours[2].stride() == ours[0].stride()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_second_derivative_makes_no_zeros(name, generator, small_is_large):
+    function, theirs = PAIRS[name]
+    for one, none in ((function, True), (theirs, False)):
+        value = one(x := pixels(generator).requires_grad_())
+        (first,) = torch.autograd.grad(value, x, torch.ones_like(value).requires_grad_(), create_graph=True)
+        (second,) = torch.autograd.grad(first, x, torch.ones_like(first), allow_unused=True)
+        assert (second is None) == none and (none or not second.any())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # in PyTorch's tangents
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "in place"])  # a leaf is not changed in place
+def test_what_only_pytorchs_functions_know_is_left_to_them(name, generator, small_is_large):
+    ours, theirs = PAIRS[name]
+    x = pixels(generator)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.clone().requires_grad_(), torch.ones_like(x))
+        found = [forward_ad.unpack_dual(function(dual)).tangent for function in (ours, theirs)]
+    assert torch.equal(*found)
+    found = [torch.func.vmap(torch.func.grad(squares_of(function)))(x[None]) for function in (ours, theirs)]
+    assert torch.equal(*found)
+    value = ours(leaf := x.clone().requires_grad_())
+    many = torch.autograd.grad(value, leaf, torch.ones(2, *value.shape, dtype=x.dtype), is_grads_batched=True)[0]
+    assert torch.equal(many[0], many[1]) and many.any()
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_relu_after_the_maximum_is_one_before_it(generator, monkeypatch, large):
+    monkeypatch.setattr(derivatives, "LARGE", 1 if large else 2**30)
+    layers = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 2, 2), nn.Flatten()
+    net = nn.Sequential(*layers).double()
+    x = torch.randn(3, 5, 1, 8, 8, generator=generator, dtype=torch.float64)
+    found = []
+    for taskmap in ("vmap", "loop"):  # which runs the layers as they are
+        function = functional(net, taskmap=taskmap)
+        params = {name: value.expand(3, *value.shape).clone() for name, value in function.params.items()}
+        leaves = [value.requires_grad_() for value in params.values()]
+        with Numbers() as numbers:
+            out, _ = function.apply(params, {}, x)
+        first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(slope.square().sum() for slope in first), leaves)
+        found.append((numbers.of_relu, [out, *first, *second]))
+    (few, ours), (many, theirs) = found
+    assert few * 4 == many
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_hook_sees_what_it_always_saw(generator):
+    seen = []
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
+    net[1].register_forward_hook(lambda module, given, out: seen.append(out.shape[-2:]))
+    over_tasks(net, dict(net.named_parameters()), {}, torch.randn(3, 5, 1, 8, 8, generator=generator))
+    assert seen == [(6, 6)] * len(seen) and seen
