@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from headstart.forward import derivatives
-from headstart.forward.derivatives import Kernel, batch_norm, convolution, plain
+from headstart.forward.derivatives import Convolution, Linear, batch_norm, bilinear, plain
 from headstart.forward.functional import functional
 from headstart.forward.max_pool import MaxPool
 from headstart.forward.over_tasks import _leaky_relu, _relu, over_tasks
@@ -263,28 +263,42 @@ def test_slopes_that_come_in_batches_are_not_plain():
     assert seen == [False]
 
 
-#: Kernels by name: the shape of x, that of the weights, and how they move.
-KERNELS = {
-    "of a layer": ((3, 2, 6, 5), (4, 2, 3, 3), Kernel((1, 1), (1, 1), (1, 1), 1)),
-    "with strides": ((3, 2, 7, 6), (4, 2, 3, 2), Kernel((2, 1), (0, 2), (1, 1), 1)),
-    "with holes": ((2, 2, 7, 7), (3, 2, 3, 3), Kernel((1, 2), (2, 0), (2, 1), 1)),
-    "in groups": ((2, 6, 5, 5), (9, 2, 2, 3), Kernel((1, 1), (1, 1), (1, 1), 3)),
-    "of one image": ((1, 1, 4, 4), (2, 1, 4, 4), Kernel((1, 1), (0, 0), (1, 1), 1)),
+def conv2d(*options):
+    return Convolution(*options), lambda x, w, b: F.conv2d(x, w, b, *options)
+
+
+def their_linear(x, w, b):
+    return torch.bmm(x, w.mT) if b is None else torch.baddbmm(b.unsqueeze(1), x, w.mT)
+
+
+#: Functions by name: the shapes of x, w and b, and ours and PyTorch's.
+BILINEAR = {
+    "convolution": ((3, 2, 6, 5), (4, 2, 3, 3), (4,), *conv2d((1, 1), (1, 1), (1, 1), 1)),
+    "convolution with strides": ((3, 2, 7, 6), (4, 2, 3, 2), (4,), *conv2d((2, 1), (0, 2), (1, 1), 1)),
+    "convolution with holes": ((2, 2, 7, 7), (3, 2, 3, 3), (3,), *conv2d((1, 2), (2, 0), (2, 1), 1)),
+    "convolution in groups": ((2, 6, 5, 5), (9, 2, 2, 3), (9,), *conv2d((1, 1), (1, 1), (1, 1), 3)),
+    "convolution of one image": ((1, 1, 4, 4), (2, 1, 4, 4), (2,), *conv2d((1, 1), (0, 0), (1, 1), 1)),
+    "linear": ((3, 5, 4), (3, 2, 4), (3, 2), Linear(), their_linear),
+    "linear of one number": ((3, 5, 1), (3, 1, 1), (3, 1), Linear(), their_linear),
 }
 
 
-def their_convolution(x, weight, bias, options):
-    return F.conv2d(x, weight, bias, *options)
+def both(name, **options):
+    """Return x, w and b as leaves, and the two functions of them."""
+    *shapes, ours, theirs = BILINEAR[name]
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(shape, generator=generator, **{"dtype": torch.float64, **options}) for shape in shapes]
+    return [part.requires_grad_() for part in parts], (lambda x, w, b: bilinear(ours, x, w, b), theirs)
 
 
-def up_to_the_third(function, x, weight, bias, options, generator):
+def up_to_the_third(function, x, w, b):
     """Return the values and their derivatives in random directions, each of the one before it."""
-    parts = [part for part in (x, weight, bias) if part is not None and part.requires_grad]
-    last = [function(x, weight, bias, options)]
-    found, leaves = [*last], parts
+    generator = torch.Generator().manual_seed(1)
+    last = [function(x, w, b)]
+    found, leaves = [*last], [part for part in (x, w, b) if part is not None and part.requires_grad]
     for _ in range(3):
         ways = [torch.randn(part.shape, dtype=part.dtype, generator=generator).requires_grad_() for part in last]
-        last = torch.autograd.grad(last, leaves, ways, create_graph=True, allow_unused=True, materialize_grads=True)
+        last = torch.autograd.grad(last, leaves, ways, create_graph=True, materialize_grads=True)
         last, leaves = [part for part in last if part.requires_grad], [*leaves, *ways]
         found += last
     return found
@@ -292,70 +306,71 @@ def up_to_the_third(function, x, weight, bias, options, generator):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("moves", [(True, True), (True, False), (False, True)])
-@pytest.mark.parametrize("name", KERNELS)
-def test_derivatives_of_a_convolution_are_those_of_pytorch(name, moves, bias):
-    shape, weights, options = KERNELS[name]
-    found = []
-    for function in (convolution, their_convolution):
-        generator = torch.Generator().manual_seed(0)
-        x, weight, offset = (
-            torch.randn(size, dtype=torch.float64, generator=generator) for size in (shape, weights, weights[:1])
-        )
-        x.requires_grad_(moves[0]), weight.requires_grad_(moves[1])
-        offset = offset.requires_grad_() if bias else None
-        found.append(up_to_the_third(function, x, weight, offset, options, generator))
+@pytest.mark.parametrize("name", BILINEAR)
+def test_derivatives_of_a_bilinear_function_are_those_of_pytorch(name, moves, bias):
+    (x, w, b), functions = both(name)
+    found = [
+        up_to_the_third(function, x.requires_grad_(moves[0]), w.requires_grad_(moves[1]), b if bias else None)
+        for function in functions
+    ]
     assert len(found[0]) > 4
     torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
 
 
-def test_values_and_slopes_of_a_convolution_have_pytorchs_bits(generator):
-    shape, weights, options = (5, 8, 14, 14), (16, 8, 3, 3), Kernel((1, 1), (1, 1), (1, 1), 1)
-    parts = [torch.randn(size, generator=generator).requires_grad_() for size in (shape, weights, weights[:1])]
+@pytest.mark.parametrize("name", BILINEAR)
+def test_where_only_the_constant_moves_its_slope_is_a_sum(name):
+    (x, w, b), functions = both(name)
     found = []
-    for function in (convolution, their_convolution):
-        value = function(*parts, options)
-        found.append((value, *torch.autograd.grad(value.square().sum(), parts)))
-    assert all(map(torch.equal, *found))
+    for function in functions:
+        value = function(x.detach(), w.detach(), b)
+        g = torch.ones_like(value).requires_grad_()
+        (first,) = torch.autograd.grad(value, b, g, create_graph=True)
+        found.append((first, *torch.autograd.grad(first, g, torch.arange(1.0, b.numel() + 1).view(b.shape).double())))
+    torch.testing.assert_close(*found)
 
 
-class Largest(TorchDispatchMode):
-    """Notes the largest kernels of convolutions."""
+@pytest.mark.parametrize("name", BILINEAR)
+def test_the_values_of_a_bilinear_function_have_pytorchs_bits(name):
+    parts, functions = both(name, dtype=torch.float32)
+    assert torch.equal(*(function(*parts) for function in functions))
+
+
+class Products(TorchDispatchMode):
+    """Notes the largest kernel of a convolution, and how many products are of two transposed matrices."""
 
     def __init__(self):
         super().__init__()
-        self.largest = 0
+        self.largest = self.transposed = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.convolution.default:
+        if func.name().endswith("convolution"):
             self.largest = max(self.largest, *args[1].shape[2:])
+        if func is torch.ops.aten.bmm.default:
+            self.transposed += not any(part.is_contiguous() for part in args)
         return func(*args, **(kwargs or {}))
 
 
-def test_no_kernel_is_as_large_as_the_images(generator):
-    shape, weights, options = KERNELS["of a layer"]
-    largest = []
-    for function in (convolution, their_convolution):
-        x, weight = (torch.randn(size, generator=generator).requires_grad_() for size in (shape, weights))
-        with Largest() as kernels:
-            up_to_the_third(function, x, weight, None, options, generator)
-        largest.append(kernels.largest)
-    assert largest[0] == 3 < largest[1]
+@pytest.mark.parametrize("name", ["convolution", "linear"])
+def test_no_kernel_is_as_large_as_the_images_and_no_product_of_transposed_matrices(name):
+    parts, functions = both(name)
+    found = []
+    for function in functions:
+        first = torch.autograd.grad(function(*parts).square().sum(), parts[:2], create_graph=True)
+        with Products() as products:
+            torch.autograd.grad(first, parts, [*map(torch.ones_like, parts[:2])], allow_unused=True)
+        found.append((products.largest > 3, products.transposed))
+    assert found[0] == (False, 0) < found[1]
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-def test_tangents_axes_of_vmap_and_batches_of_slopes_go_through_a_convolution(generator):
-    shape, weights, options = KERNELS["of a layer"]
-    x, weight, way = (torch.randn(size, dtype=torch.float64, generator=generator) for size in (shape, weights, weights))
-
-    def slope(function):
-        return lambda x, weight: torch.func.grad(lambda w: function(x, w, None, options).square().sum())(weight)
-
-    one, other = slope(convolution), slope(their_convolution)
-    along = (torch.func.vmap(function, (0, None))(x[:, None], weight) for function in (one, other))
-    torch.testing.assert_close(*along)
-    tangents = (torch.func.jvp(lambda w, f=f: f(x, w), (weight,), (way,))[1] for f in (one, other))
-    torch.testing.assert_close(*tangents)
-    value = convolution(x, leaf := weight.clone().requires_grad_(), None, options)
+@pytest.mark.parametrize("name", ["convolution", "linear"])
+def test_tangents_axes_of_vmap_and_batches_of_slopes_go_through_a_bilinear_function(name):
+    (x, w, b), functions = both(name)
+    x, w, b = x.detach(), w.detach(), b.detach()
+    slopes = [torch.func.grad(lambda w, x, f=f: f(x, w, b).square().sum()) for f in functions]
+    torch.testing.assert_close(*(torch.func.vmap(slope, (None, 0))(w, torch.stack((x, 2 * x))) for slope in slopes))
+    torch.testing.assert_close(*(torch.func.jvp(lambda w, f=f: f(w, x), (w,), (w + 1,))[1] for f in slopes))
+    value = functions[0](x, leaf := w.clone().requires_grad_(), b)
     ones = torch.ones(2, *value.shape, dtype=x.dtype)
     (many,) = torch.autograd.grad(value, leaf, ones, is_grads_batched=True, retain_graph=True)
     (single,) = torch.autograd.grad(value, leaf, ones[0])

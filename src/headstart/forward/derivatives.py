@@ -1,13 +1,14 @@
-"""Layers whose second derivatives take few passes over feature maps: convolution, normalisation, ReLU and pools.
+"""Layers whose second derivatives take few passes over feature maps: products, normalisation, ReLU and pools.
 
 Second-order MAML differentiates the derivative of every layer, and there PyTorch spends most of the time of a
 convolutional network in passes that are not needed. The values and first derivatives are PyTorch's own, with its bits;
 each layer here is a function for its values and one for its slopes, which both know their own derivative.
 
-- Convolution: ``⟨g, x ∗ w⟩`` is linear in each of the three. Its derivative in g is the convolution, those in x and w
-  are what ``convolution_backward`` returns; so the derivatives of the slopes are the same two functions again, of other
-  arguments. PyTorch takes the second derivative in the weights by a convolution with kernels as large as the images,
-  for more than twice the time, and one group after another.
+- Linear layers and convolutions: ``⟨g, x ∗ w⟩`` is linear in each of the three. Its derivative in g is the layer
+  itself, those in x and w are its slopes; so the derivatives of the slopes are the same two functions again, of other
+  arguments, by the products that are fast. PyTorch takes the second derivative in a kernel by a convolution with
+  kernels as large as the images, for more than twice the time, and one group after another; and of a linear layer by a
+  product of two transposed matrices, for up to six times the time.
 - Batch normalisation: with x̂ = (x − mean) · r and r = 1 / √(variance + eps), slopes g of the outputs become slopes
   w · r · P g of the inputs, where P g = g − mean(g) − x̂ · mean(x̂ · g) in each channel is a projection. P is symmetric,
   so the derivative of that in g is the same function again, and the derivative in x is a sum of x̂, P g and P h, each
@@ -19,7 +20,7 @@ each layer here is a function for its values and one for its slopes, which both 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ ATEN = torch.ops.aten
 
 Slopes: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Of x, w and b, where they are needed."""
-Linear: TypeAlias = Callable[..., Tensor]
+Along: TypeAlias = Callable[..., Tensor]
 """``(slopes, *kept) -> slopes``, linear in the slopes."""
 
 #: From so many numbers on, passes over them take longer than calls of Python.
@@ -57,82 +58,120 @@ def plain(*tensors: Tensor | None) -> bool:
     return True
 
 
-class Kernel(NamedTuple):
-    """How the kernel of a convolution moves over the images."""
+class Bilinear(Protocol):
+    """A function that is linear in x and in w, and adds b: ``x ∗ w + b``."""
+
+    def values(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        """Return it."""
+
+    def slopes(self, g: Tensor, x: Tensor, w: Tensor, needed: tuple[bool, ...]) -> Slopes:
+        """Return the slopes of x, w and b, as far as needed, for slopes g of the values."""
+
+    def constant(self, b: Tensor, g: Tensor) -> Tensor:
+        """Return b as values like g."""
+
+    def kept(self, x: Tensor, w: Tensor, needed: tuple[bool, ...]) -> tuple[Tensor | None, Tensor | None]:
+        """Return x and w, as far as `slopes` reads them where so much is needed."""
+
+
+class Convolution(NamedTuple):
+    """``F.conv2d(x, w, b, *kernel)``."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
 
+    def values(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return F.conv2d(x, w, b, *self)
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, options: Kernel) -> Tensor:
-    """Return ``F.conv2d(x, weight, bias, *options)``, with a faster second derivative."""
-    if not torch.is_grad_enabled() or not x.numel() or not plain(x, weight, bias):
-        return F.conv2d(x, weight, bias, *options)
-    out: Tensor = _Convolved.apply(x, weight, bias, options)
+    def slopes(self, g: Tensor, x: Tensor, w: Tensor, needed: tuple[bool, ...]) -> Slopes:
+        biases = [w.shape[0]] if needed[2] else None
+        still, *moves = [0] * len(self.stride), self.stride, self.padding, self.dilation
+        return ATEN.convolution_backward(g, x, w, biases, *moves, False, still, self.groups, needed)
+
+    def constant(self, b: Tensor, g: Tensor) -> Tensor:
+        return _facing(b, g).expand_as(g)
+
+    def kept(self, x: Tensor, w: Tensor, needed: tuple[bool, ...]) -> tuple[Tensor | None, Tensor | None]:
+        return x, w  # of which PyTorch reads the shapes and the order in memory, too
+
+
+class Linear(NamedTuple):
+    """``x wᵀ + b`` of x (B, n, in), w (B, out, in) and b (B, out): a linear layer of B tasks.
+
+    PyTorch's second derivative multiplies a transposed weight by transposed inputs, for which there is no fast way.
+    """
+
+    def values(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return torch.bmm(x, w.mT) if b is None else torch.baddbmm(b.unsqueeze(1), x, w.mT)
+
+    def slopes(self, g: Tensor, x: Tensor, w: Tensor, needed: tuple[bool, ...]) -> Slopes:
+        to_x, to_w, to_b = needed
+        return torch.bmm(g, w) if to_x else None, torch.bmm(g.mT, x) if to_w else None, g.sum(1) if to_b else None
+
+    def constant(self, b: Tensor, g: Tensor) -> Tensor:
+        return b.unsqueeze(1).expand_as(g)
+
+    def kept(self, x: Tensor, w: Tensor, needed: tuple[bool, ...]) -> tuple[Tensor | None, Tensor | None]:
+        to_x, to_w, _ = needed
+        return x if to_w else None, w if to_x else None
+
+
+def bilinear(function: Bilinear, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """Return ``x ∗ w + b``, with a faster second derivative."""
+    if not torch.is_grad_enabled() or not x.numel() or not plain(x, w, b):
+        return function.values(x, w, b)
+    out: Tensor = _Values.apply(function, x, w, b)
     return out
 
 
-def _convolved_slopes(g: Tensor, x: Tensor, weight: Tensor, options: Kernel, needed: tuple[bool, ...]) -> Slopes:
-    function = _ConvolvedSlopes.apply if torch.is_grad_enabled() and plain(g, x, weight) else _convolved_backward
-    found: Slopes = function(g, x, weight, options, needed)
+def _slopes(function: Bilinear, g: Tensor, x: Any, w: Any, needed: tuple[bool, ...]) -> Slopes:
+    if not torch.is_grad_enabled() or not plain(g, x, w):
+        return function.slopes(g, x, w, needed)
+    found: Slopes = _Slopes.apply(function, g, x, w, needed)
     return found
 
 
-def _convolved_backward(g: Tensor, x: Tensor, weight: Tensor, options: Kernel, needed: tuple[bool, ...]) -> Slopes:
-    stride, padding, dilation, groups = options
-    biases = [weight.shape[0]] if needed[2] else None
-    found: Slopes = ATEN.convolution_backward(
-        g, x, weight, biases, stride, padding, dilation, False, [0] * len(stride), groups, needed
-    )
-    return found
-
-
-class _Convolved(torch.autograd.Function):
-    """x ∗ w + b."""
-
+class _Values(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, options: Kernel) -> Tensor:  # type: ignore[override]
-        ctx.options = options
-        ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, bias, *options)
+    def forward(ctx: Any, function: Bilinear, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.function = function
+        ctx.save_for_backward(*function.kept(x, w, ctx.needs_input_grad[1:]))
+        return function.values(x, w, b)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
-        return *_convolved_slopes(slopes[0], x, weight, ctx.options, ctx.needs_input_grad[:3]), None
+        x, w = ctx.saved_tensors
+        return None, *_slopes(ctx.function, slopes[0], x, w, ctx.needs_input_grad[1:])
 
 
-class _ConvolvedSlopes(torch.autograd.Function):
-    """The slopes of x, w and b for slopes g of x ∗ w + b."""
-
+class _Slopes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> Slopes:  # type: ignore[override]
-        ctx.options, needed = rest
-        ctx.save_for_backward(g, x, weight)
+    def forward(ctx: Any, function: Bilinear, g: Tensor, x: Tensor, w: Tensor, needed: Any) -> Slopes:  # type: ignore[override]
+        ctx.function = function
+        _, _, moves_x, moves_w, _ = ctx.needs_input_grad
+        read = (moves_x and needed[1]) or (moves_w and needed[0]) or not any(needed[:2])
+        ctx.save_for_backward(g if read else None, *function.kept(x, w, needed))
         ctx.set_materialize_grads(False)
-        return _convolved_backward(g, x, weight, ctx.options, needed)
+        return function.slopes(g, x, w, needed)
 
     @staticmethod
     def backward(ctx: Any, *towards: Tensor | None) -> Any:
         """Return the slopes of ⟨g, h ∗ w + x ∗ v + u⟩ for g, x and w."""
-        (g, x, weight), (h, v, u), options = ctx.saved_tensors, towards, ctx.options
-        needs_g, needs_x, needs_weight = ctx.needs_input_grad[:3]
-        to_g = None
-        for one, other in ((h, weight), (x, v)) if needs_g else ():
+        function, (g, x, w), (h, v, u) = ctx.function, ctx.saved_tensors, towards
+        _, needs_g, needs_x, needs_w, _ = ctx.needs_input_grad
+        to_g = to_x = to_w = None
+        for one, other in ((h, w), (x, v)) if needs_g else ():
             if one is not None and other is not None:
-                values = convolution(one, other, u if to_g is None else None, options)
+                values = bilinear(function, one, other, u if to_g is None else None)
                 to_g = values if to_g is None else to_g + values
         if needs_g and to_g is None and u is not None:
-            to_g = _facing(u, g).expand_as(g)
-        needed = needs_x and v is not None, needs_weight and h is not None, False
-        to_x = to_weight = None
+            to_g = function.constant(u, g)
+        needed = needs_x and v is not None, needs_w and h is not None, False
         if any(needed):
-            to_x, to_weight, _ = _convolved_slopes(
-                g, x if h is None else h, weight if v is None else v, options, needed
-            )
-        return to_g, to_x, to_weight, None, None
+            to_x, to_w, _ = _slopes(function, g, x if h is None else h, w if v is None else v, needed)
+        return None, to_g, to_x, to_w, None
 
 
 def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -289,9 +328,9 @@ class _Kinks(NamedTuple):
 
     there: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]]
     """``x -> the function's value, and what says where the kinks are``."""
-    back: Linear
+    back: Along
     """From slopes of the value to those of x."""
-    forth: Linear
+    forth: Along
     """The other way: the transpose of ``back``."""
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -319,7 +358,7 @@ class _Along(torch.autograd.Function):
     """One of two linear functions, each of which is the other's derivative."""
 
     @staticmethod
-    def forward(ctx: Any, slopes: Tensor, one: Linear, other: Linear, *kept: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, slopes: Tensor, one: Along, other: Along, *kept: Tensor) -> Tensor:  # type: ignore[override]
         ctx.pair = one, other
         ctx.save_for_backward(*kept)
         return one(slopes, *kept)
@@ -330,7 +369,7 @@ class _Along(torch.autograd.Function):
         return _along(slopes[0], other, one, kept), None, None, *(None for _ in kept)
 
 
-def _along(slopes: Tensor, one: Linear, other: Linear, kept: tuple[Tensor, ...]) -> Tensor:
+def _along(slopes: Tensor, one: Along, other: Along, kept: tuple[Tensor, ...]) -> Tensor:
     if not plain(slopes):
         return one(slopes, *kept)
     found: Tensor = _Along.apply(slopes, one, other, *kept)

@@ -153,8 +153,9 @@ def _linear(layer: nn.Linear, own: Params, x: Tensor) -> Tensor:
         alone = weight if weight.ndim == 2 else weight.squeeze(0)
         return F.linear(x.squeeze(0), alone, bias if bias is None else bias.view(-1)).unsqueeze(0)
     flat = x if x.ndim == 3 else x.flatten(1, -2) if x.ndim > 3 else x.unsqueeze(1)
-    turned = (weight if weight.ndim == 3 else weight.expand(len(x), *weight.shape)).mT
-    out = torch.bmm(flat, turned) if bias is None else torch.baddbmm(bias.unsqueeze(-2), flat, turned)
+    weight = weight if weight.ndim == 3 else weight.expand(len(x), *weight.shape)
+    bias = None if bias is None else bias.expand(len(x), weight.shape[1])
+    out = derivatives.bilinear(derivatives.Linear(), flat, weight, bias)
     return out if x.ndim == 3 else out.view(*x.shape[:-1], out.shape[-1])
 
 
@@ -179,7 +180,7 @@ def _convolution(layer: nn.Conv2d, own: Params, x: Tensor) -> Tensor:
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     if isinstance(options[1], str):  # "same", which may be more on one side
         return F.conv2d(x, weight, bias, *options)
-    return derivatives.convolution(x, weight, bias, derivatives.Kernel(*options))
+    return derivatives.bilinear(derivatives.Convolution(*options), x, weight, bias)
 
 
 def _grouped(x: Tensor) -> Tensor:
