@@ -26,8 +26,8 @@ ABOUT = {
     "tables": "compare every method for tables, and what people use today, on data sets of many small tasks",
 }
 OTHERS = "Others, each with a --help of its own: python -m benchmarks.NAME, with NAME all_classes, architecture, \
-cost, equal_time, exports, features, forest, fuzz, pictures, precision, processes, saving, scaling, search, texts, \
-trust or workers."
+cost, equal_time, exports, features, forest, fuzz, graphs, pictures, precision, processes, saving, scaling, search, \
+texts, trust or workers."
 
 
 def parser() -> argparse.ArgumentParser:

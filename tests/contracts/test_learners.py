@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from headstart import Checkpointed, maml, meta_gradient, registry, reptile, rules
 from headstart.core.objective import backprop
+from headstart.core.tree import mapped
 from headstart.errors import UsageError
 from headstart.models.soft_forest import soft_forest
 from headstart.schema import options_of
 from headstart.testing import ContractError, check_learner, check_method, random_episodes
 from headstart.testing.learners import made
 from headstart.types import Episodes, Meta
+from tests.device import DEVICE, on_device
 
 
 class Zoo(NamedTuple):
@@ -178,22 +180,25 @@ def check(name, one, target, **chosen):
     """Check a method on a module of the zoo, from a θ and M that differ from where they start, which is often zero."""
     row = registry.find("method", name)
     options = OPTIONS.get(name, {}) | ({} if row.model == "none" else {"buffers": one.buffers}) | chosen
-    episodes = one.episodes(regression=target == "regression")
+    episodes = mapped(lambda leaf: leaf.to(DEVICE), one.episodes(regression=target == "regression"))
+    module = one.module.to(DEVICE)
 
     def stirred(taskmap):
-        learner = made(name, one.module, episodes, taskmap, **options)
+        learner = made(name, module, episodes, taskmap, **options)
 
         def init(generator):
             draw = torch.Generator().manual_seed(3)
             noise = partial(torch.randn, generator=draw, dtype=torch.float64)
-            return Meta(*({k: v + 0.1 * noise(v.shape) for k, v in part.items()} for part in learner.init(generator)))
+            return Meta(
+                *({k: v + 0.1 * noise(v.shape).to(v) for k, v in part.items()} for part in learner.init(generator))
+            )
 
         return learner._replace(init=init)
 
     check_learner(
         stirred,
         episodes,
-        module=one.module,
+        module=module,
         masks=one.masks,
         directions=2,
         taskmaps=one.taskmaps,
@@ -202,6 +207,7 @@ def check(name, one, target, **chosen):
     )
 
 
+@on_device
 @pytest.mark.parametrize(("name", "layer"), list(pairs()))
 def test_methods_keep_the_contract(name, layer):
     targets = registry.find("method", name).targets
@@ -219,15 +225,17 @@ def choices():
                 yield from ((row.name, name, value) for value in values if value != option.default)
 
 
+@on_device
 @pytest.mark.parametrize(("name", "option", "value"), list(choices()))
 def test_methods_keep_the_contract_with_each_choice(name, option, value):
     check(name, zoo()["linear"], registry.find("method", name).targets[0], **{option: value})
 
 
+@on_device
 def test_a_registered_method_is_checked_by_its_name():
-    check_method("ridge", order=True)
+    check_method("ridge", order=True, device=DEVICE)
     with pytest.raises(ContractError, match="^steps"):
-        check_method("l2f")
+        check_method("l2f", device=DEVICE)
 
 
 CLASSIFIERS = [row.name for row in registry.METHODS if row.classes == "any"]

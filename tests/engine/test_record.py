@@ -494,3 +494,22 @@ def test_forms_that_came_long_ago_are_forgotten_and_their_numbers_not_given_agai
     assert len(forms.known) == FORMS
     assert forms.of(learners[-1]).number == numbers[-1]
     assert forms.of(learners[0]).number not in numbers
+
+
+def test_what_gives_the_first_numbers_again_is_found_out(caplog):
+    def stale(graph):
+        run, found = replayed(graph), []
+
+        def again(*tensors):
+            found.append(found[0] if found else run(*tensors))
+            return [value.clone() for value in found[0]]
+
+        return again
+
+    learner = recording(headstart.prototypes(net(None), ways=3), SOON._replace(translate=stale))
+    meta = learner.init(None)
+    with caplog.at_level(logging.WARNING, "headstart"):
+        for seed in range(3):
+            headstart.meta_gradient(learner, meta, random_episodes((4,), seed=seed))
+    assert list(learner.gradient.programs.values()) == [None]
+    assert "it gives something else" in lines(caplog)[0]

@@ -124,6 +124,8 @@ class Settings(NamedTuple):
     """The default device, where one is set."""
     autocast: Autocast = ()
     """Where it is on."""
+    kernels: tuple[Any, ...] = ()
+    """What decides which kernels a GPU runs, such as TF32, where one is in use: graphs hold those of their capture."""
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -146,7 +148,7 @@ def settings() -> Settings | None:
     if hooks is not None or torch._C._len_torch_dispatch_stack() or functions > 1 or torch.is_inference_mode_enabled():
         return None
     if not functions and not torch._C._is_any_autocast_enabled():
-        return Settings(torch.get_default_dtype())
+        return Settings(torch.get_default_dtype(), kernels=_kernels())
     device = None
     if functions:  # a default device is such a mode, too
         mode = torch._C._get_function_stack_at(0)
@@ -155,7 +157,18 @@ def settings() -> Settings | None:
         device = mode.device
     kinds = [kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.is_autocast_enabled(kind)]
     autocast = tuple((kind, torch.get_autocast_dtype(kind), True) for kind in kinds)
-    return Settings(torch.get_default_dtype(), device, autocast)
+    return Settings(torch.get_default_dtype(), device, autocast, _kernels())
+
+
+def _kernels() -> tuple[Any, ...]:
+    if not torch.cuda.is_initialized():
+        return ()
+    own: Any = torch._C
+    precision = [own._get_fp32_precision_getter("cuda", kind) for kind in ("matmul", "conv", "rnn")]
+    reduced = own._get_cublas_allow_fp16_reduced_precision_reduction(), own._get_cublas_allow_fp16_accumulation()
+    cudnn = own._get_cudnn_enabled(), own._get_cudnn_benchmark(), own._get_cudnn_deterministic()
+    same = own._get_deterministic_algorithms(), own._get_deterministic_fill_uninitialized_memory()
+    return *precision, *reduced, own._get_cublas_allow_bf16_reduced_precision_reduction(), *cudnn, *same
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from headstart.core.process import Settings, generators, one_thread, pool, put_b
 from headstart.core.tree import mapped, tensors_of
 from headstart.engine import record
 from headstart.engine.compiled import compiled
+from headstart.engine.graphed import Graphs
 from headstart.engine.loops import counted, in_steps
 from headstart.engine.record import SEEN, Forms, Inputs, Key, Recorded, Way, inputs_of, with_gradient
 from headstart.errors import OutOfMemoryError, UsageError, asked_for, is_out_of_memory
@@ -36,6 +37,12 @@ Gradient: TypeAlias = Callable[[Inputs], Part]
 #: A record is made after so many steps: it costs about a hundred of them.
 REPLAYED = Way("replayed", record.replayed, after=50, most=5000, same=True, level=logging.INFO)
 COMPILED = Way("compiled", compiled, after=0, most=20_000, same=False, level=logging.WARNING)
+
+
+def graphed(graphs: Graphs) -> Way:
+    """Return the way by graphs of a GPU that share memory."""
+    return Way("graphed", graphs.graphed, after=10, most=20_000, same=True, level=logging.WARNING)
+
 
 #: From so many numbers an operation on, on average, threads pay: below, their operations wait for the interpreter.
 LARGE = 2**14
@@ -66,6 +73,7 @@ def accelerate(
     chunk: int | None = None,
     memory: int | str | None = None,
     replay: bool = True,
+    graphs: bool = False,
 ) -> Learner:
     """Return the learner with a meta-gradient that is the same to rounding, and computed otherwise.
 
@@ -86,9 +94,12 @@ def accelerate(
             as ``"2GiB"``, measured on one task.
         replay: False computes every step anew: for a model or a loss that goes by more than its tensors and its own
             random numbers, such as a Python number that changes during training.
+        graphs: whether a CUDA GPU runs the record as graphs (see `engine.graphed`), with the same bits. They take the
+            memory of about two more inner steps. Not yet measured on a GPU.
 
     Raises:
-        UsageError: an option out of its range, or one task that needs more than ``memory``.
+        UsageError: an option out of its range, two that exclude each other, or one task that needs more than
+            ``memory``.
 
     The gradient raises `OutOfMemoryError` where memory runs out. It says how many tasks at a time fit, which it tries.
     """
@@ -97,12 +108,17 @@ def accelerate(
             raise UsageError(f"{name} must be a whole number from 1 up or {other!r}, got {value!r}")
     if chunk is not None and memory is not None:
         raise UsageError(f"accelerate takes chunk= or memory=, not both; got {chunk} and {memory!r}")
+    if compile and graphs:
+        raise UsageError("accelerate takes compile=True or graphs=True, not both")
     room = None if memory in (None, "auto") else to_bytes(memory)
     if learner.gradient is not backprop:
-        if compile:
-            logger.warning("not compiled: this learner's meta-gradient is not by back-propagation")
+        if compile or graphs:
+            way = "compiled" if compile else "graphed"
+            logger.warning("not %s: this learner's meta-gradient is not by back-propagation", way)
         return learner
-    return with_gradient(learner, _InParts(learner, _Options(compile, threads, chunk, room, replay, memory == "auto")))
+    return with_gradient(
+        learner, _InParts(learner, _Options(compile, threads, chunk, room, replay, memory == "auto", graphs))
+    )
 
 
 def repays(learner: Learner, meta: Meta, episodes: Iterable[Episodes], steps: int) -> bool:
@@ -141,6 +157,7 @@ class _Options(NamedTuple):
     replay: bool
     yielding: bool
     """Whether to go on with fewer tasks at a time where memory runs out."""
+    graphs: bool = False
 
 
 class _Plan(NamedTuple):
@@ -159,8 +176,9 @@ class _InParts:
     def __init__(self, learner: Learner, options: _Options) -> None:
         self.options, self.stages = options, _stages(learner)
         self.recorded = Recorded(REPLAYED)
-        if options.compile:
-            self.recorded = Recorded(COMPILED, self.recorded if options.replay else None)
+        if options.compile or options.graphs:
+            way = COMPILED if options.compile else graphed(Graphs())
+            self.recorded = Recorded(way, self.recorded if options.replay else None)
         self.plans: dict[Key, _Plan] = {}
         self.plan: _Plan | None = None
         """The one at work."""
@@ -184,7 +202,7 @@ class _InParts:
             plan = _Plan(given.chunk or tasks, 1 if given.threads == "auto" else given.threads, False)
         before = at_once = min(tasks, plan.size * plan.workers)
         if not given.yielding:  # a trial is not worth a record
-            self.options = given._replace(compile=False, replay=False)
+            self.options = given._replace(compile=False, replay=False, graphs=False)
         try:
             while found is None and at_once > 1:
                 at_once = -(-at_once // 2)
@@ -211,6 +229,7 @@ class _InParts:
     def _fitting(self, learner: Learner, meta: Meta, episodes: Episodes) -> Part | None:
         """Return the gradient, or ``None`` where there is no memory for it."""
         self.plans.clear()
+        self.recorded.forget()  # graphs hold memory, and are of more tasks
         gc.collect()  # errors hold on to their frames in circles
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
@@ -258,10 +277,11 @@ class _InParts:
         return found
 
     def _gradient(self, here: Settings | None, plan: _Plan, learner: Learner) -> Gradient:
-        if here is not None and (self.options.compile or (plan.counted and self.options.replay)):
+        asked = self.options.compile or self.options.graphs
+        if here is not None and (asked or (plan.counted and self.options.replay)):
             form, patience = self.recorded.forms.of(learner), 1 if plan.small else PATIENCE
             return functools.partial(self.recorded.run, form, here, learner, patience)
-        if self.options.compile:
+        if asked:
             self.recorded.say(SEEN)
         return lambda given: in_steps(learner, given.meta, given.episodes)
 

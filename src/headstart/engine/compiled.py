@@ -10,15 +10,11 @@ from collections.abc import Sequence
 
 import torch
 import torch._functorch.config
-from torch import Tensor, fx, nn
-from torch.fx.passes.split_module import split_module
+from torch import Tensor, fx
 
-from headstart.engine.loops import Steps
-from headstart.engine.record import Run, replayed
+from headstart.engine.record import FEW, Run, between, replayed
 from headstart.engine.tracing import without_notes
 
-#: Fewer operations take less time as they are than calling a program of them.
-FEW = 20
 #: What is run once an outer step is worth a program from such a share of the operations that its loops take.
 SHARE = 1 / 12
 
@@ -38,32 +34,7 @@ _QUICK = {
 
 def compiled(record: fx.GraphModule) -> Run:
     """Return the record with its operations compiled, all but its loops, whose steps are records of their own."""
-    loops = [node for node in record.graph.nodes if isinstance(getattr(node.target, "__self__", None), Steps)]
-    if not loops:
-        return _program(record)
-    parts, part = dict[fx.Node, int](), 0
-    for node in record.graph.nodes:
-        if node in loops:
-            part += 2
-            parts[node] = part - 1
-        else:  # what a loop gives is taken apart where it is
-            parts[node] = next((parts[one] for one in node.all_input_nodes[:1] if one in loops), part)
-    whole = split_module(record, nn.Module(), parts.__getitem__, keep_original_order=True)
-    once = {id(node.target.__self__): node.target.__self__ for node in loops}.values()  # that go forwards and back
-    taken = sum(len(loop.numbers) * loop.step.operations for loop in once)
-    for name, child in [*whole.named_children()]:
-        if isinstance(child, fx.GraphModule) and name not in {f"submod_{parts[node]}" for node in loops}:
-            setattr(whole, name, _Called(_program(child, SHARE * taken)))
-    run: Run = without_notes(whole).forward
-    return run
-
-
-class _Called(nn.Module):
-    """A function as a part of a record."""
-
-    def __init__(self, function: Run) -> None:
-        super().__init__()
-        self.forward = function
+    return between(record, lambda part, taken: _program(part, SHARE * taken))
 
 
 def _like(value: Tensor) -> Tensor:
@@ -79,7 +50,7 @@ def _laid_out(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
     return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
-def _program(record: fx.GraphModule, least: float = 0) -> Run:
+def _program(record: fx.GraphModule, least: float) -> Run:
     """Return a record without loops as a program, if it has so many operations."""
     if sum(node.op == "call_function" for node in record.graph.nodes) < max(FEW, least):
         return replayed(record)

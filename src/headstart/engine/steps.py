@@ -52,7 +52,7 @@ class RecordedStep:
         """What must hold of its inputs: `headstart.core.values.conditions`."""
         self.inner = Packed(packed.tree[1])
         self.state, self.asked = inputs[held:], (asked[:held], asked[held:])
-        self.inputs = [*compress(inputs, asked)]
+        self.inputs, self.device = [*compress(inputs, asked)], inputs[-1].device
         self.numbers: Any = numbers
         self.operations = sum(node.op == "call_function" for node in graph.graph.nodes)
         ends: Any = next(node for node in graph.graph.nodes if node.op == "output").args[0]
@@ -61,7 +61,7 @@ class RecordedStep:
 
     def translate(self, function: Callable[[Any], Run]) -> None:
         """Put functions in the places of the graphs, and tensors in those of the numbers; nothing is recorded now."""
-        self.numbers = {number: torch.tensor(number) for number in self.numbers}
+        self.numbers = {number: torch.tensor(number, device=self.device) for number in self.numbers}
         self.runs = [*map(function, self.runs)]
 
     def forward(self, given: Tensors, inner: Tensors, number: int) -> tuple[Tensors, Tensor, Any]:
@@ -200,7 +200,7 @@ class _Form:
         mode = detect_fake_mode(inputs)
         assert mode is not None
         with mode:
-            like = [*inputs, torch.empty((), dtype=torch.int64), *map(_like, behind)]
+            like = [*inputs, torch.empty((), dtype=torch.int64, device=inputs[-1].device), *map(_like, behind)]
         graph = make_fx(joint, tracing_mode="fake", _allow_non_fake_inputs=True)(*like)
         self.operations = sum(node.op == "call_function" for node in graph.graph.nodes)
         settle(graph.graph)

@@ -70,9 +70,10 @@ def take(tree: Tree, tasks: list[int]) -> Tree:
     return mapped(lambda leaf: leaf[tasks], tree)
 
 
-def generator_state() -> tuple[bytes, object]:
+def generator_state() -> tuple[list[bytes], object]:
     """Return the state of the global random number generators of torch and Python, to compare with later."""
-    return torch.get_rng_state().numpy().tobytes(), random.getstate()
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
+    return [state.numpy().tobytes() for state in states], random.getstate()
 
 
 def module_state(module: nn.Module | None) -> tuple[Tree, object]:

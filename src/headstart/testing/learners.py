@@ -302,14 +302,15 @@ def _check_ragged(case: _Case) -> None:
     """The first task, short of one example of its support set, is as it is alone without that one."""
     support, query = case.episodes
     y = support.y[0]
-    repeated = torch.ones(len(y), dtype=torch.bool) if y.is_floating_point() else y.bincount()[y] > 1
+    repeated = y.bincount()[y] > 1 if not y.is_floating_point() else y.new_ones(len(y), dtype=torch.bool)
     spare = repeated.nonzero().flatten()
     if support.mask is not None or not len(spare) or len(y) < 2:
         return  # no class may be without an example
     # that one last, so that the places of the others stay
-    order = torch.cat([torch.arange(len(y))[torch.arange(len(y)) != spare[0]], spare[:1]])
+    places = torch.arange(len(y), device=y.device)
+    order = torch.cat([places[places != spare[0]], spare[:1]])
     support = support._replace(x=mapped(lambda leaf: leaf[:, order], support.x), y=support.y[:, order])
-    mask = torch.ones(support.y.shape[:2], dtype=torch.bool)
+    mask = torch.ones(support.y.shape[:2], dtype=torch.bool, device=y.device)
     mask[0, -1] = False
 
     def blank(leaf: Tensor) -> Tensor:
@@ -334,7 +335,12 @@ def _check_order(case: _Case, plain: _Plain) -> None:
 
 
 def check_method(
-    name: str, module: nn.Module | None = None, *, options: dict[str, Any] | None = None, **how: Any
+    name: str,
+    module: nn.Module | None = None,
+    *,
+    options: dict[str, Any] | None = None,
+    device: str = "cpu",
+    **how: Any,
 ) -> None:
     """Check a registered method with `check_learner`, once for each kind of target that its row names.
 
@@ -342,6 +348,7 @@ def check_method(
         name: of the method; one that another package registers is found alike.
         module: float64, with 3 values in and 3 out; by default a small one.
         options: of the method's factory; by default 2 steps of 0.1 where it takes such.
+        device: where to compute, such as ``"cuda"``; the module is there already, if it is given.
         how: what else `check_learner` is told.
 
     Raises:
@@ -350,7 +357,9 @@ def check_method(
     >>> check_method("ridge")
     """
     network = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)).double() if module is None else module
+    network = network.to(device) if module is None else module
     for episodes in episodes_of(name, random_episodes((3,)), random_episodes((3,), regression=True)):
+        episodes = mapped(lambda leaf: leaf.to(device), episodes)
         learner = partial(made, name, network, episodes, **(options or {}))
         check_learner(learner, episodes, module=network, **how)
 
@@ -391,8 +400,8 @@ def made(name: str, module: nn.Module | None, episodes: Episodes, taskmap: str =
     if not none:
         return factory(module, **given)
     learner = factory(**given)
-    # it starts in this type, whatever it was made in
-    return learner._replace(init=lambda *seed: mapped(lambda value: value.to(x.dtype), learner.init(*seed)))
+    # it starts there and in this type, wherever and in whatever it was made
+    return learner._replace(init=lambda *seed: mapped(lambda value: value.to(x.device, x.dtype), learner.init(*seed)))
 
 
 def random_episodes(
