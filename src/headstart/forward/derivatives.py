@@ -1,8 +1,8 @@
 """Layers whose second derivatives take few passes over feature maps: products, normalisation, ReLU and pools.
 
 Second-order MAML differentiates the derivative of every layer, and there PyTorch spends most of the time of a
-convolutional network in passes that are not needed. The values and first derivatives are PyTorch's own, with its bits;
-each layer here is a function for its values and one for its slopes, which both know their own derivative.
+convolutional network in passes that are not needed. The values are PyTorch's own, with its bits; each layer here is a
+function for its values and one for its slopes, which both know their own derivative.
 
 - Linear layers and convolutions: ``⟨g, x ∗ w⟩`` is linear in each of the three. Its derivative in g is the layer
   itself, those in x and w are its slopes; so the derivatives of the slopes are the same two functions again, of other
