@@ -25,12 +25,12 @@ def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
         outputs: logits ``(B, n, ways)``.
         batch: ``y`` ``(B, n)`` int64 in ``[0, ways)``.
     """
-    y = checked_labels("cross_entropy", outputs, batch)
+    y, known = checked_labels("cross_entropy", outputs, batch), outputs.log_softmax(-1)
     if get_proxy_mode() is None:
-        picked = outputs.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+        picked = known.gather(-1, y.unsqueeze(-1)).squeeze(-1)
     else:  # recorded and then compiled, the derivative of gather comes out wrong (PyTorch 2.13)
-        picked = torch.where(y.unsqueeze(-1) == torch.arange(outputs.shape[-1], device=y.device), outputs, 0).sum(-1)
-    return masked_mean(outputs.logsumexp(-1) - picked, batch.mask)
+        picked = torch.where(y.unsqueeze(-1) == torch.arange(outputs.shape[-1], device=y.device), known, 0).sum(-1)
+    return masked_mean(-picked, batch.mask)
 
 
 def squared_hinge(outputs: Tensor, batch: Batch) -> Tensor:
