@@ -80,13 +80,28 @@ LARGE_IMAGES = Case("conv4 84x84 1-shot T=5, 4 tasks", "conv4", 4, 5, 25, 5, hel
 RESNET = Case("ResNet-12 84x84 1-shot T=1, 1 task", "resnet12", 1, 5, 5, 1, held(0.01), 5, 84, 3)
 TRANSFORMER = Case("transformer, adapters T=3, 8 tasks", "transformer", 8, 10, 10, 3, held(0.1), 5, 24, what="adapters")
 ADAPT = conv4(1, 1, 5)._replace(name="adapt one task, conv4 1-shot T=5", what="adapt")
+ADAPT_HEAD = Case(
+    "adapt one task, head of 384 features 5-shot T=20",
+    "mlp",
+    1,
+    25,
+    25,
+    20,
+    held(0.01),
+    5,
+    8,
+    6,
+    hidden=(),
+    what="adapt",
+)
 
 
 def races(with_peers: bool = True) -> list[Race]:
     """Return the cases, those with targets first; without the peers the loop stands in for learn2learn."""
     pair = ("learn2learn", OURS) if with_peers else (LOOP, OURS)
     found = [_race(sine(steps), _SINE, 7) for steps in (1, 5)]
-    found += [_race(ADAPT, (LOOP, OURS), 15), _race(ANIL, _FEW, 5)]
+    found += [_race(each, (LOOP, OURS), 15) for each in (ADAPT, ADAPT_HEAD)]
+    found += [_race(ANIL, _FEW, 5)]
     found += [_race(conv4(1, 8, 1), (*_FEW, "higher", "TorchOpt", "iteryne", "parallel-metalearn"), 5)]
     found += [_race(conv4(1, 8, 5), _FEW, 4), _race(conv4(5, 8, 1), _FEW, 5)]
     found += [_race(conv4(1, 32, 1), pair, 5), _race(conv4(5, 8, 5), pair, 4), _race(conv4(5, 32, 1), pair, 4)]
@@ -119,7 +134,7 @@ def targets() -> tuple[Target, ...]:
                 for tasks in (8, 32)
             ]
     found += [_faster(conv4(1, tasks, 1).name, "learn2learn", 1.0) for tasks in (1, 4, 16)]
-    found += [_faster(ANIL.name, "learn2learn", 3.0), _faster(ADAPT.name, LOOP, 1.0)]
+    found += [_faster(ANIL.name, "learn2learn", 3.0), *(_faster(each.name, LOOP, 2.0) for each in (ADAPT, ADAPT_HEAD))]
     return tuple(found)
 
 

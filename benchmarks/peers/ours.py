@@ -21,6 +21,7 @@ from headstart.core.objective import meta_gradient
 from headstart.core.rules import chain, only, scale
 from headstart.engine.accelerate import accelerate
 from headstart.engine.record import Program
+from headstart.engine.replayed_loops import WITHOUT_DERIVATIVES
 from headstart.training.kept_memory import kept_memory
 from headstart.training.loop import copied, tensors_of
 from headstart.types import Batch, Episodes, Learner, Meta
@@ -122,7 +123,11 @@ def _prepared(case: Case, learner: Learner, becomes: str) -> Prepared:
                 adapted, _ = learner.adapt(meta, episodes.support)
                 return learner.predict(adapted, episodes.query.x)
 
-        return Prepared(predict, lambda: {"predictions": predict().numpy()})
+        for _ in range(WITHOUT_DERIVATIVES.after // case.steps + 2):  # a service has long had a record
+            predict()
+        known: Any = learner.adapt
+        replayed = all(entry.program for entry in known.__self__.replayed.kinds.entries.values())
+        return Prepared(predict, lambda: {"predictions": predict().numpy()}, "replayed" if replayed else "")
 
     def gradient() -> Meta:
         return meta_gradient(learner, meta, episodes)[0]

@@ -122,7 +122,11 @@ class Learner(NamedTuple):
     init: Callable[[Generator | None], Meta]
     """The meta value to start from; the generator draws what is random in it."""
     adapt: Adapt
-    """Learn B tasks from their support sets: pure and differentiable."""
+    """Learn B tasks from their support sets: pure and differentiable.
+
+    On a CPU, gradient steps of which nobody asks a derivative are replayed from a record, with the same bits, once that
+    kind of support set has come often (``docs/speed.md``); `headstart.accelerate` with ``replay=False`` leaves that.
+    """
     predict: Callable[[Adapted, Tree], Tensor]
     """Outputs ``(B, n, *outputs)`` for inputs ``(B, n, *features)``."""
     loss: Callable[[Tensor, Batch], Tensor]

@@ -343,7 +343,7 @@ def test_only_so_many_kinds_of_inputs_are_remembered(monkeypatch):
     meta = learner.init(None)
     for support in (4, 4, 5, 6, 7, 8):
         headstart.meta_gradient(learner, meta, random_episodes((4,), support=support))
-    assert len(learner.gradient.entries) == 3
+    assert len(learner.gradient.kinds.entries) == 3
     # the program is what is kept longest
     assert [program is not None for program in learner.gradient.programs.values()] == [True]
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings, strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from headstart.core.counting import Counted
-from headstart.engine.rewrite import call_directly, fold, settle, shorten, writes
+from headstart.engine.rewrite import call_directly, fold, numbers_apart, settle, shorten, writes
 
 MATRIX = torch.arange(12.0).reshape(3, 4) - 5
 
@@ -213,6 +213,17 @@ def test_operations_without_such_a_function_stay_as_they_are():
         return [torch.ops.aten.threshold_backward(x, x, 0)]
 
     assert translated(slopes, X) == [torch.ops.aten.threshold_backward.default]
+
+
+def test_factors_that_are_numbers_are_made_once():
+    for dtype, made in ((torch.float32, 2), (torch.float64, 2), (torch.bfloat16, 0)):
+        matrix = MATRIX.to(dtype)
+        record = traced(lambda x: [(0.1 * x).exp() * 0.1, x * 3, x * x, x + 0.1], matrix)
+        expected = record(matrix)
+        numbers_apart(record.graph)
+        record.recompile()
+        assert all(map(torch.equal, record(matrix), expected))
+        assert operations(record).count("aten::scalar_tensor") == made
 
 
 def test_results_of_several_tensors_and_their_parts():

@@ -5,7 +5,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -19,6 +19,7 @@ from headstart.core.inner import Given, Inner, expanded, gradients, solve
 from headstart.core.losses import present
 from headstart.core.rules import Rule
 from headstart.core.rules.rule import merged_structure
+from headstart.engine.replayed_loops import ReplayedLoops
 from headstart.errors import UsageError
 from headstart.forward.functional import Functional
 from headstart.forward.task_map import OpaqueError
@@ -85,6 +86,8 @@ class Adaptation:
     inner_loss: InnerLoss | None
     halves: tuple[Functional, Functional] | None
     """The model in two: what does not move, computed once for a support set, and the rest, at every step."""
+    replayed: ReplayedLoops = field(default_factory=ReplayedLoops, init=False, compare=False, repr=False)
+    """The records of its steps without derivatives, which are its own."""
 
     def init(self, generator: Generator | None = None) -> Meta:
         """Return θ and M to start meta-training from."""
@@ -135,7 +138,10 @@ class Adaptation:
         for stop in range(self.steps + 1) if stops is None else stops:
             with torch.set_grad_enabled(wanted):
                 inner = tree_map(Tensor.detach, inner) if detached else inner
-                inner, info = solve(self.support_loss, inner, given, self.rule, self.adjoint, stop - taken, taken)
+                more = stop - taken
+                inner, info = solve(
+                    self.support_loss, inner, given, self.rule, self.adjoint, more, taken, self.replayed
+                )
             taken = stop
             yield Adapted(meta, {**fixed, **inner.params}, inner.buffers, support.seed, taken), info
 

@@ -9,7 +9,7 @@ even where F is a step function. For a smooth F it tends to ∇F(φ) as σ → 0
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal
 
@@ -241,7 +241,8 @@ def es_maml(
         )
     # maml's functions are those of an Adaptation
     made: Adaptation = learner.adapt.__self__  # type: ignore[attr-defined]
-    own = _Evolved(**vars(made), deviation=inner_deviation, samples=inner_samples)
+    parts = {part.name: getattr(made, part.name) for part in fields(made) if part.init}
+    own = _Evolved(**parts, deviation=inner_deviation, samples=inner_samples)
     return learner._replace(init=own.init, adapt=own.adapt, predict=own.predict, path=own.path)
 
 

@@ -56,6 +56,8 @@ class Step(NamedTuple):
     support_loss: SupportLoss
     rule: Rule
     first: int = 0
+    loop: "Loop | None" = None
+    """What takes all steps of its loops, where nothing else does (`looping_by`)."""
 
     def __call__(self, given: Given, inner: Inner, number: Any, create_graph: bool) -> tuple[Inner, Tensor]:
         """Return what the step leads to, and the support losses ``(B,)`` before it, without history.
@@ -151,7 +153,7 @@ def looping_by(loop: Loop | None) -> Iterator[None]:
 
 def run(step: Step, given: Given, inner: Inner, numbers: range, create_graph: bool) -> tuple[Inner, Tensor]:
     """Take the steps of these numbers one after another: the loop of all adjoints."""
-    loop = looping.get()
+    loop = looping.get() or step.loop
     found = None if loop is None else loop(step, given, inner, numbers, create_graph, None)
     if found is not None:
         return found
@@ -216,15 +218,23 @@ class Truncated:
 
 
 def solve(
-    support_loss: SupportLoss, start: Inner, given: Given, rule: Rule, adjoint: Adjoint, steps: int, first: int = 0
+    support_loss: SupportLoss,
+    start: Inner,
+    given: Given,
+    rule: Rule,
+    adjoint: Adjoint,
+    steps: int,
+    first: int = 0,
+    loop: Loop | None = None,
 ) -> tuple[Inner, Info]:
     """Return the state after ``steps`` inner steps, numbered from ``first`` on, and the losses before each.
 
-    The result is differentiable as the adjoint says; where gradients are off, nothing is remembered.
+    ``loop`` may take all of them. The result is differentiable as the adjoint says; where gradients are off, nothing is
+    remembered.
     """
     if steps < 0:
         raise UsageError(f"the number of inner steps must be 0 or more, got {steps}")
-    end, losses = adjoint(Step(support_loss, rule, first), given, start, steps)
+    end, losses = adjoint(Step(support_loss, rule, first, loop), given, start, steps)
     return end, Info(losses)
 
 

@@ -22,8 +22,8 @@ from headstart.core.tree import mapped, tensors_of
 from headstart.engine import record
 from headstart.engine.compiled import compiled
 from headstart.engine.graphed import Graphs
-from headstart.engine.loops import counted, in_steps
-from headstart.engine.record import SEEN, Forms, Inputs, Key, Recorded, Way, inputs_of, with_gradient
+from headstart.engine.loops import as_it_is, counted, in_steps
+from headstart.engine.record import SEEN, Forms, Inputs, Key, Recorded, Way, inputs_of, throughout, with_gradient
 from headstart.errors import OutOfMemoryError, UsageError, asked_for, is_out_of_memory
 from headstart.forward.task_map import rounded
 from headstart.types import Batch, Episodes, Info, Learner, Meta
@@ -93,7 +93,8 @@ def accelerate(
         memory: in place of ``chunk``: the most that the graphs of the tasks worked on together may take, in bytes or
             as ``"2GiB"``, measured on one task.
         replay: False computes every step anew: for a model or a loss that goes by more than its tensors and its own
-            random numbers, such as a Python number that changes during training.
+            random numbers, such as a Python number that changes during training. Adaptation is then not replayed
+            either (see `engine.replayed_loops`).
         graphs: whether a CUDA GPU runs the record as graphs (see `engine.graphed`), with the same bits. They take the
             memory of about two more inner steps. Not yet measured on a GPU.
 
@@ -111,6 +112,8 @@ def accelerate(
     if compile and graphs:
         raise UsageError("accelerate takes compile=True or graphs=True, not both")
     room = None if memory in (None, "auto") else to_bytes(memory)
+    if not replay:
+        learner = throughout(learner, as_it_is)
     if learner.gradient is not backprop:
         if compile or graphs:
             way = "compiled" if compile else "graphed"

@@ -7,7 +7,7 @@ with T.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import compress, count
 from typing import Any
 
@@ -18,12 +18,12 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from headstart.core.adjoints.pullback import refuse_second_derivatives
 from headstart.core.adjoints.steps import Steps, one_by_one
 from headstart.core.counting import Counted
-from headstart.core.inner import Given, Inner, Step, looping_by
+from headstart.core.inner import Given, Inner, Step, looping, looping_by
 from headstart.core.objective import backprop
 from headstart.core.schedules import Schedule
 from headstart.core.tree import Packed, pack, tensors_of
 from headstart.core.values import all_true, demand
-from headstart.engine.steps import RecordedStep, recorded_step
+from headstart.engine.steps import Demand, RecordedStep, recorded_step
 from headstart.errors import DifferentiationError
 from headstart.types import Episodes, Info, Learner, Meta
 
@@ -42,6 +42,29 @@ def step_by_step() -> contextlib.AbstractContextManager[None]:
     return looping_by(one_by_one)
 
 
+def as_it_is(learner: Learner) -> Learner:
+    """Return the learner with the inner steps of its adaptation computed anew each time, none of them by a record."""
+
+    def computing() -> contextlib.AbstractContextManager[None]:
+        return looping_by(looping.get() or (lambda *_: None))
+
+    def adapt(*args: Any, **options: Any) -> Any:
+        with computing():
+            return learner.adapt(*args, **options)
+
+    def path(*args: Any, **options: Any) -> Iterator[Any]:
+        assert learner.path is not None
+        stops = learner.path(*args, **options)
+        while True:
+            with computing():
+                found = next(stops, None)
+            if found is None:
+                return
+            yield found
+
+    return learner._replace(adapt=adapt, path=None if learner.path is None else path)
+
+
 def counted(learner: Learner, meta: Meta, episodes: Episodes) -> int:
     """Return how many operations `backprop` would take if every loop took one step."""
 
@@ -56,6 +79,13 @@ def counted(learner: Learner, meta: Meta, episodes: Episodes) -> int:
     with Counted(memory=False) as found, looping_by(first):
         backprop(learner, meta, episodes)
     return found.operations
+
+
+def demand_all(demands: Sequence[Demand], tensors: Sequence[Tensor]) -> None:
+    """Demand of the inputs of a loop what its step does."""
+    for place, mask, bound in demands:
+        about, counting = tensors[place], None if mask is None else tensors[mask]
+        demand(about, bound, counting) if bound else all_true(about)
 
 
 class Recording:
@@ -97,9 +127,7 @@ class Recording:
                 raise RuntimeError(f"it takes {one * len(numbers)} operations, more than {self.most}")
             return one_by_one(step, given, inner, numbers, create_graph, schedule)
         packed, tensors = pack((given, inner))
-        for place, mask, bound in one.demands:
-            about, counting = tensors[place], None if mask is None else tensors[mask]
-            demand(about, bound, counting) if bound else all_true(about)
+        demand_all(one.demands, tensors)
         number = next(_NUMBERS)
         self.loops[number] = _LOOPS[number] = Steps(one, numbers, len(tensors_of(given)), schedule)
         *end, losses = _Recorded.apply(number, *tensors)

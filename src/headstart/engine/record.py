@@ -188,13 +188,32 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 @dataclass
-class _Entry:
+class Entry:
     """What is known of inputs of one kind; the thread that records holds the lock."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     calls: int = 0
     done: bool = False
-    program: Program | None = None
+    program: Any = None
+
+
+class Kinds:
+    """What is known of the kinds of inputs that were met; of so many, those with a program before others."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.entries: dict[Key, Entry] = {}
+
+    def __getitem__(self, key: Key) -> Entry:
+        """Return what is known of a kind, which may be a new one."""
+        entry = self.entries.get(key)
+        if entry is not None:
+            return entry
+        with self.lock:
+            if len(self.entries) >= REMEMBERED:
+                idle = (known for known, entry in self.entries.items() if entry.program is None)
+                del self.entries[next(idle, next(iter(self.entries)))]
+            return self.entries.setdefault(key, Entry())
 
 
 class Recorded:
@@ -207,15 +226,13 @@ class Recorded:
     def __init__(self, way: Way, otherwise: "Recorded | None" = None) -> None:
         self.way, self.otherwise = way, otherwise
         """Where there is no program, it is computed as it is, or as the other one does it."""
-        self.forms = Forms()
-        self.lock = threading.Lock()
-        self.entries: dict[Key, _Entry] = {}
+        self.forms, self.kinds = Forms(), Kinds()
         self.said: set[str] = set()
 
     @property
     def programs(self) -> dict[Key, Program | None]:
         """The programs by kind of inputs; ``None`` where there is none, and will be none."""
-        return {key: entry.program for key, entry in self.entries.items() if entry.done}
+        return {key: entry.program for key, entry in self.kinds.entries.items() if entry.done}
 
     def __call__(self, learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, Info]:
         here = settings()
@@ -229,10 +246,8 @@ class Recorded:
         key: Key = (form.number, here, torch.get_num_threads(), given.kind)
         if self.way.same:  # even by the strides of axes of size 1 a convolution chooses how it goes on
             key += (*map(Tensor.stride, given.tensors),)
-        entry = self.entries.get(key)
-        if entry is None:
-            entry = self._new(key)
-        program = entry.program
+        entry = self.kinds[key]
+        program: Program | None = entry.program
         if program is None:
             if entry.done:
                 return self._otherwise(form, here, learner, patience, given)
@@ -249,15 +264,8 @@ class Recorded:
             return in_steps(learner, given.meta, given.episodes)
         return self.otherwise.run(form, here, learner, patience, given)
 
-    def _new(self, key: Key) -> _Entry:
-        with self.lock:
-            if len(self.entries) >= REMEMBERED:
-                idle = (known for known, entry in self.entries.items() if entry.program is None)
-                del self.entries[next(idle, next(iter(self.entries)))]
-            return self.entries.setdefault(key, _Entry())
-
     def _first(
-        self, entry: _Entry, form: Form, here: Settings, learner: Learner, given: Inputs, patience: int
+        self, entry: Entry, form: Form, here: Settings, learner: Learner, given: Inputs, patience: int
     ) -> tuple[Meta, Info]:
         """Compute as it is, and record when it is time; what a program gives has its own bits from the start."""
         if not entry.lock.acquire(blocking=not self.way.same):
@@ -334,13 +342,12 @@ class Recorded:
             for step in record.steps:
                 step.translate(lambda graph: self.way.translate(_shortened(graph)))
             run = self.way.translate(_shortened(record.run))
-            repeated = _repeated(run(*tensors), [*tensors, *constants(record.run)])
-        return record._replace(run=_copying(run, repeated) if repeated else run)
+            run = apart(run, run(*tensors), [*tensors, *constants(record.run)])
+        return record._replace(run=run)
 
     def forget(self) -> None:
         """Let go of all programs."""
-        with self.lock:
-            self.entries.clear()
+        self.kinds = Kinds()
 
     def say(self, why: str) -> None:
         """Say once why the meta-gradient runs as it is."""
@@ -357,12 +364,13 @@ def _shortened(record: fx.GraphModule) -> fx.GraphModule:
 
 def with_gradient(learner: Learner, gradient: Any) -> Learner:
     """Return the learner with another way to compute `backprop`, throughout meta-training."""
+    return throughout(learner, lambda one: one._replace(gradient=gradient) if one.gradient is backprop else one)
+
+
+def throughout(learner: Learner, change: Callable[[Learner], Learner]) -> Learner:
+    """Return the learner with a change that it has at all stages of meta-training."""
     during = learner.during
-
-    def own(stage: Learner) -> Learner:
-        return stage._replace(gradient=gradient) if stage.gradient is backprop else stage
-
-    return own(learner)._replace(during=None if during is None else lambda done: own(at(learner, done)))
+    return change(learner)._replace(during=None if during is None else lambda done: change(at(learner, done)))
 
 
 def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -377,26 +385,26 @@ def _ran(run: Run, here: Settings, tensors: Sequence[Tensor]) -> Sequence[Tensor
         return run(*_plain(tensors))
 
 
-def _repeated(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[int]:
-    """Return the places of outputs that lie in the memory of an input, or of an output before them."""
-    seen = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+def apart(run: Run, found: Sequence[Tensor], held: Sequence[Tensor]) -> Run:
+    """Return a function whose outputs lie in no memory of what is ``held``, and none where another one does.
+
+    ``found`` is what it gives.
+    """
+    seen = {tensor.untyped_storage().data_ptr() for tensor in held}
     places = []
-    for place, tensor in enumerate(outputs):
+    for place, tensor in enumerate(found):
         where = tensor.untyped_storage().data_ptr()
         if where and where in seen:
             places.append(place)
         seen.add(where)
-    return places
 
-
-def _copying(run: Run, places: Sequence[int]) -> Run:
     def copied(*tensors: Tensor) -> Sequence[Tensor]:
         found = list(run(*tensors))
         for place in places:
             found[place] = found[place].clone()
         return found
 
-    return copied
+    return copied if places else run
 
 
 def _named(program: Program, meta: Meta, found: Sequence[Tensor]) -> tuple[Meta, Info]:

@@ -24,6 +24,7 @@ _KEPT = 2**14
 #: A number becomes a tensor of no dimensions on the way; what is computed is the same.
 _SAME = {ATEN.mul.Scalar: ATEN.mul.Tensor, ATEN.div.Scalar: ATEN.div.Tensor}
 _SAME |= {ATEN.add.Scalar: ATEN.add.Tensor, ATEN.sub.Scalar: ATEN.sub.Tensor}
+_SAME |= {ATEN.reshape.default: ATEN.view.default}
 
 
 def writes(record: fx.GraphModule) -> bool:
@@ -87,6 +88,23 @@ def fold(record: fx.GraphModule) -> None:
                 values[node] = value
     _hold(record, {node: value for node, value in values.items() if not all(user in values for user in node.users)})
     record.graph.eliminate_dead_code()
+
+
+def numbers_apart(graph: fx.Graph) -> None:
+    """Let factors that are numbers be tensors, which are not made anew at each call; what is computed is the same."""
+    made: dict[Any, fx.Node] = {}
+    first = next(iter(graph.nodes))
+    for node in [node for node in graph.nodes if node.target in (ATEN.mul.Tensor, ATEN.mul.Scalar)]:
+        factor, like = node.args[1], node.args[0].meta.get("val")
+        if not isinstance(factor, int | float) or getattr(like, "dtype", None) not in (torch.float32, torch.float64):
+            continue
+        key = factor, like.dtype, like.device
+        if key not in made:
+            options = {"dtype": like.dtype, "device": like.device}
+            with graph.inserting_before(first):
+                made[key] = graph.call_function(ATEN.scalar_tensor.default, (factor,), options)
+            made[key].meta["val"] = like.new_empty(())
+        node.target, node.args = ATEN.mul.Tensor, (node.args[0], made[key])
 
 
 def _value(node: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor | None:

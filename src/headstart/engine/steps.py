@@ -17,7 +17,7 @@ from headstart.core.inner import Given, Inner, Step
 from headstart.core.schedules import Keep
 from headstart.core.tree import Packed, pack, tensors_of
 from headstart.core.values import Conditions, conditions
-from headstart.engine.rewrite import settle, writes
+from headstart.engine.rewrite import fold, numbers_apart, settle, shorten, writes
 
 Run: TypeAlias = Callable[..., Sequence[Any]]
 
@@ -115,22 +115,30 @@ def recorded_step(step: Step, given: Given, inner: Inner, numbers: range, create
 
 
 def _for_all(form: "_Form", inputs: Tensors, behind: Tensors, numbers: range) -> RecordedStep | None:
-    """Return the record of a step of any number, if there is one."""
+    """Return the record of a step of any number with its derivative, if there is one."""
+    graph, demands = _of_any_number(form, inputs, behind)
+    if graph is None:
+        return None
+    return RecordedStep(graph, form.packed, inputs, form.held, form.asked, numbers, demands)
+
+
+def _of_any_number(form: "_Form", inputs: Tensors, behind: Tensors) -> tuple[fx.GraphModule | None, list[Demand]]:
+    """Return the graph of a step of any number, if there is one, and what it demands."""
     try:  # with a number that Python cannot read, so that it decides nothing, in no step between the first and last
         with _not_looked_up():
             graph = form.recorded(inputs, None, behind)
     except Exception:  # whatever Python raises where it needs the number itself: each step is recorded then
-        return None
+        return None, []
     demands = form.demands()
     if writes(graph):  # also through views, by which its halves would not follow
-        return None
+        return None, []
     # more than what it is given decides what it computes, or what must hold for it
     if demands is None or any(isinstance(value, FakeTensor) for value in constants(graph)):
-        return None
+        return None, []
     for node in graph.graph.nodes:
         if node.target is torch.ops.aten.view.default:  # the first step and the last may be given other layouts
             node.target = torch.ops.aten.reshape.default
-    return RecordedStep(graph, form.packed, inputs, form.held, form.asked, numbers, demands)
+    return graph, demands
 
 
 @contextlib.contextmanager
@@ -240,6 +248,37 @@ def _halves(record: fx.GraphModule, size: int, held: int) -> tuple[fx.GraphModul
     kept = [node for node in record.graph.nodes if node in there]
     forward = _part(record, places[: size + 1], first, [*ends, *kept])
     return forward, _part(record, [*given, number, *kept, *behind], second, slopes)
+
+
+def undifferentiated(
+    step: Step, given: Given, inner: Inner
+) -> tuple[fx.GraphModule, fx.GraphModule, list[Demand]] | None:
+    """Return the record of a step of any number without a derivative, in two, and what it demands, if there is one.
+
+    What follows from what is given alone is ``(*given) -> found``, which a loop needs once; the step by that is
+    ``(*found, *inner, number) -> (*next state, losses)``. Tensors hold no values; ``inner`` is laid out as it is after
+    a step.
+    """
+    (packed, inputs), held = pack((given, inner)), len(tensors_of(given))
+    form = _Form(step, packed, [False] * len(inputs), held, create_graph=False)
+    graph, demands = _of_any_number(form, inputs, ())
+    kind, ends = pack(form.after)
+    if graph is None or kind.tree != packed.tree[1]:
+        return None
+    if any(_differ(one, end) or _lie_otherwise(one, end) for one, end in zip(inputs[held:], ends)):
+        return None
+    shorten(graph.graph)
+    fold(graph)
+    numbers_apart(graph.graph)
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    outputs: Any = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+    settled, rest = set(places[:held]), set(places[held:])
+    for node in graph.graph.nodes:
+        if node.op in ("call_function", "get_attr"):
+            (settled if rest.isdisjoint(node.all_input_nodes) else rest).add(node)
+    found = [node for node in graph.graph.nodes if node in settled]
+    found = [node for node in found if any(user in rest or user.op == "output" for user in node.users)]
+    return _part(graph, places[:held], settled, found), _part(graph, [*found, *places[held:]], rest, outputs), demands
 
 
 def _before(nodes: Iterable[fx.Node]) -> set[fx.Node]:
