@@ -134,14 +134,11 @@ class Adaptation:
         with torch.set_grad_enabled(wanted):
             inner, given, fixed = self._begin(meta, support)
         given = given._replace(steps=own)
-        taken = 0
+        taken, loop = 0, None if wanted else self.replayed
         for stop in range(self.steps + 1) if stops is None else stops:
             with torch.set_grad_enabled(wanted):
                 inner = tree_map(Tensor.detach, inner) if detached else inner
-                more = stop - taken
-                inner, info = solve(
-                    self.support_loss, inner, given, self.rule, self.adjoint, more, taken, self.replayed
-                )
+                inner, info = solve(self.support_loss, inner, given, self.rule, self.adjoint, stop - taken, taken, loop)
             taken = stop
             yield Adapted(meta, {**fixed, **inner.params}, inner.buffers, support.seed, taken), info
 
