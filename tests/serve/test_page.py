@@ -123,17 +123,23 @@ class Keyboard:
 
     def to(self, name, most=80):
         """Press Tab until what is focused is called so, and can be seen to be focused."""
-        focused = "document.activeElement"
+        called = (
+            "(one => (one.getAttribute('aria-label') ?? one.labels?.[0]?.textContent ?? one.textContent)"
+            ".replace(/[\u2068\u2069]/g, '').trim())"
+        )
+        there = (
+            f"[...document.querySelectorAll('*')].some(one => !one.disabled && new RegExp(name).test({called}(one)))"
+        )
+        self.page.wait_for_function(f"name => {there}", arg=f"^(?:{name})$")  # as who looks at the page does
         for _ in range(most):
             self.press("Tab")
-            called = self.page.evaluate(
-                f"{focused}.getAttribute('aria-label') ?? {focused}.labels?.[0]?.textContent ?? {focused}.textContent"
-            )
-            if re.fullmatch(name, re.sub("[\u2068\u2069]", "", called.strip())):
+            focused = self.page.evaluate(f"{called}(document.activeElement)")
+            if re.fullmatch(name, focused):
                 width = self.page.evaluate(
-                    f"getComputedStyle({focused}).outlineStyle + {focused}.matches(':focus-visible')"
+                    "getComputedStyle(document.activeElement).outlineStyle"
+                    " + document.activeElement.matches(':focus-visible')"
                 )
-                assert width == "solidtrue", f"nobody sees that {called!r} is focused"
+                assert width == "solidtrue", f"nobody sees that {focused!r} is focused"
                 return
         raise AssertionError(f"Tab never comes to {name!r}")
 
