@@ -317,12 +317,13 @@ def test_derivatives_of_a_bilinear_function_are_those_of_pytorch(name, moves, bi
     torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("moves", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("name", BILINEAR)
-def test_where_only_the_constant_moves_its_slope_is_a_sum(name):
+def test_where_only_the_slope_of_the_constant_is_used_it_is_a_sum(name, moves):
     (x, w, b), functions = both(name)
     found = []
     for function in functions:
-        value = function(x.detach(), w.detach(), b)
+        value = function(x.requires_grad_(moves[0]), w.requires_grad_(moves[1]), b)
         g = torch.ones_like(value).requires_grad_()
         (first,) = torch.autograd.grad(value, b, g, create_graph=True)
         found.append((first, *torch.autograd.grad(first, g, torch.arange(1.0, b.numel() + 1).view(b.shape).double())))

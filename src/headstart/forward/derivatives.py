@@ -67,8 +67,8 @@ class Bilinear(Protocol):
     def slopes(self, g: Tensor, x: Tensor, w: Tensor, needed: tuple[bool, ...]) -> Slopes:
         """Return the slopes of x, w and b, as far as needed, for slopes g of the values."""
 
-    def constant(self, b: Tensor, g: Tensor) -> Tensor:
-        """Return b as values like g."""
+    def constant(self, b: Tensor, shape: torch.Size) -> Tensor:
+        """Return b as values of that shape."""
 
     def kept(self, x: Tensor, w: Tensor, needed: tuple[bool, ...]) -> tuple[Tensor | None, Tensor | None]:
         """Return x and w, as far as `slopes` reads them where so much is needed."""
@@ -90,8 +90,8 @@ class Convolution(NamedTuple):
         still, *moves = [0] * len(self.stride), self.stride, self.padding, self.dilation
         return ATEN.convolution_backward(g, x, w, biases, *moves, False, still, self.groups, needed)
 
-    def constant(self, b: Tensor, g: Tensor) -> Tensor:
-        return _facing(b, g).expand_as(g)
+    def constant(self, b: Tensor, shape: torch.Size) -> Tensor:
+        return b.view(-1, *(1,) * (len(shape) - 2)).expand(shape)
 
     def kept(self, x: Tensor, w: Tensor, needed: tuple[bool, ...]) -> tuple[Tensor | None, Tensor | None]:
         return x, w  # of which PyTorch reads the shapes and the order in memory, too
@@ -110,8 +110,8 @@ class Linear(NamedTuple):
         to_x, to_w, to_b = needed
         return torch.bmm(g, w) if to_x else None, torch.bmm(g.mT, x) if to_w else None, g.sum(1) if to_b else None
 
-    def constant(self, b: Tensor, g: Tensor) -> Tensor:
-        return b.unsqueeze(1).expand_as(g)
+    def constant(self, b: Tensor, shape: torch.Size) -> Tensor:
+        return b.unsqueeze(1).expand(shape)
 
     def kept(self, x: Tensor, w: Tensor, needed: tuple[bool, ...]) -> tuple[Tensor | None, Tensor | None]:
         to_x, to_w, _ = needed
@@ -149,9 +149,9 @@ class _Values(torch.autograd.Function):
 class _Slopes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: Bilinear, g: Tensor, x: Tensor, w: Tensor, needed: Any) -> Slopes:  # type: ignore[override]
-        ctx.function = function
+        ctx.function, ctx.shape = function, g.shape
         _, _, moves_x, moves_w, _ = ctx.needs_input_grad
-        read = (moves_x and needed[1]) or (moves_w and needed[0]) or not any(needed[:2])
+        read = (moves_x and needed[1]) or (moves_w and needed[0])
         ctx.save_for_backward(g if read else None, *function.kept(x, w, needed))
         ctx.set_materialize_grads(False)
         return function.slopes(g, x, w, needed)
@@ -167,7 +167,7 @@ class _Slopes(torch.autograd.Function):
                 values = bilinear(function, one, other, u if to_g is None else None)
                 to_g = values if to_g is None else to_g + values
         if needs_g and to_g is None and u is not None:
-            to_g = function.constant(u, g)
+            to_g = function.constant(u, ctx.shape)
         needed = needs_x and v is not None, needs_w and h is not None, False
         if any(needed):
             to_x, to_w, _ = _slopes(function, g, x if h is None else h, w if v is None else v, needed)
