@@ -336,6 +336,12 @@ def test_the_values_of_a_bilinear_function_have_pytorchs_bits(name):
     assert torch.equal(*(function(*parts) for function in functions))
 
 
+@pytest.mark.parametrize("name", BILINEAR)
+def test_slopes_of_complex_numbers_are_conjugated(name):
+    (x, w, b), functions = both(name, dtype=torch.complex128)
+    torch.testing.assert_close(*(up_to_the_third(function, x, w, b) for function in functions))
+
+
 class Products(TorchDispatchMode):
     """Notes the largest kernel of a convolution, and how many products are of two transposed matrices."""
 
@@ -469,6 +475,19 @@ def test_what_only_pytorchs_functions_know_is_left_to_them(name, generator, smal
     value = ours(leaf := x.clone().requires_grad_())
     many = torch.autograd.grad(value, leaf, torch.ones(2, *value.shape, dtype=x.dtype), is_grads_batched=True)[0]
     assert torch.equal(many[0], many[1]) and many.any()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", PAIRS)
+def test_slopes_of_slopes_may_come_in_batches(name, channels_last, generator, small_is_large):
+    x = pixels(generator, channels_last).requires_grad_()
+    value = PAIRS[name][0](x * 1)
+    slopes = torch.ones_like(value).requires_grad_()
+    (first,) = torch.autograd.grad(value, x, slopes, create_graph=True)
+    ways = torch.randn(2, *x.shape, generator=generator, dtype=x.dtype)
+    (found,) = torch.autograd.grad(first, slopes, ways, is_grads_batched=True, retain_graph=True)
+    singly = [torch.autograd.grad(first, slopes, way, retain_graph=True)[0] for way in ways]
+    assert torch.equal(found, torch.stack(singly))
 
 
 @pytest.mark.parametrize("large", [True, False])

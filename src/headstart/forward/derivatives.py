@@ -40,12 +40,15 @@ LARGE = 2**14
 
 
 def plain(*tensors: Tensor | None) -> bool:
-    """Return whether tensors are of one type, without what only PyTorch's functions know: tangents, vmap, autocast."""
+    """Return whether tensors are of one type, without what only PyTorch's functions know.
+
+    These are tangents, axes of ``vmap``, autocast, and complex numbers, whose slopes are conjugated.
+    """
     given = [tensor for tensor in tensors if tensor is not None]
     if not given:
         return True
     first = given[0]
-    if first.is_meta or torch.is_autocast_enabled(first.device.type):  # which knows no device "meta"
+    if first.is_complex() or first.is_meta or torch.is_autocast_enabled(first.device.type):  # no device "meta" there
         return False
     if torch._C._are_functorch_transforms_active():  # also where none of these tensors goes through them
         return False
@@ -424,6 +427,8 @@ def max_pool(x: Tensor, *options: Any) -> Tensor:
 def _at(slopes: Tensor, places: Tensor) -> Tensor:
     """Return the slopes ``(n, C, H', W')`` of ``(n, C, H, W)`` at those places, with their order in memory."""
     if not places.is_contiguous(memory_format=torch.channels_last):
-        return slopes.flatten(2).gather(2, places.flatten(2)).view(places.shape)
+        # of slopes in batches, PyTorch reshapes axes, and does not flatten them
+        return slopes.reshape(*places.shape[:2], -1).gather(2, places.flatten(2)).view(places.shape)
     slopes, places = slopes.permute(0, 2, 3, 1), places.permute(0, 2, 3, 1)
-    return slopes.flatten(1, 2).gather(1, places.flatten(1, 2)).view(places.shape).permute(0, 3, 1, 2)
+    flat = slopes.reshape(len(places), -1, places.shape[3])
+    return flat.gather(1, places.flatten(1, 2)).view(places.shape).permute(0, 3, 1, 2)
