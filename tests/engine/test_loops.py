@@ -53,6 +53,15 @@ def by_number_of_the_middle(is_middle):
     return Rule(update)
 
 
+def of_biases():
+    """A rule that moves nothing else."""
+
+    def update(m, state, grads, params, step):
+        return {name: 0.1 * g for name, g in grads.items() if name.endswith("bias")}, state
+
+    return Rule(update)
+
+
 def maml(rule=None, module=net, **options):
     return lambda steps: headstart.maml(module(), steps=steps, rule=rule and rule(), taskmap="vmap", **options)
 
@@ -82,8 +91,9 @@ LEARNERS = {
     "per_tensor": maml(lambda: rules.per_tensor(0.1, steps=3)),
     "statistics": maml(module=images, rate=0.1, buffers="task"),
     "dropout": maml(module=dropping),
+    "biases": maml(of_biases, module=images),
 }
-SHAPES = {"statistics": (1, 4, 4), "kept elsewhere": (1, 4, 4)}
+SHAPES = dict.fromkeys(("statistics", "kept elsewhere", "biases"), (1, 4, 4))
 
 
 def problem(name, steps):

@@ -23,7 +23,7 @@ from headstart.core.objective import backprop
 from headstart.core.schedules import Schedule
 from headstart.core.tree import Packed, pack, tensors_of
 from headstart.core.values import all_true, demand
-from headstart.engine.steps import Demand, RecordedStep, recorded_step
+from headstart.engine.steps import Demand, RecordedStep, like, recorded_step
 from headstart.errors import DifferentiationError
 from headstart.types import Episodes, Info, Learner, Meta
 
@@ -170,7 +170,8 @@ def _(number: int, back: bool, tensors: list[Tensor]) -> list[Tensor]:
     assert isinstance(step, RecordedStep)
     if back:
         return [*map(torch.empty_like, step.inputs)]
-    return [*map(torch.empty_like, step.state), step.losses.new_empty(times, *step.losses.shape)]
+    # what does not move may still be shared by the tasks
+    return [*map(like, step.state), step.losses.new_empty(times, *step.losses.shape)]
 
 
 class _Recorded(torch.autograd.Function):

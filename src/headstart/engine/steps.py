@@ -110,7 +110,7 @@ def recorded_step(step: Step, given: Given, inner: Inner, numbers: range, create
             return _for_all(form, inputs, behind, numbers) or operations
         asked = asked_then
         with mode:
-            inputs, behind = [*inputs[:held], *map(_like, ends)], [*map(_like, behind_then)]
+            inputs, behind = [*inputs[:held], *map(like, ends)], [*map(like, behind_then)]
     return form.operations
 
 
@@ -162,7 +162,8 @@ def _lie_otherwise(one: Tensor, other: Tensor) -> bool:
     return one.stride() != other.stride()
 
 
-def _like(tensor: Tensor) -> Tensor:
+def like(tensor: Tensor) -> Tensor:
+    """Return an empty tensor that lies in memory as this one does."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
@@ -208,8 +209,8 @@ class _Form:
         mode = detect_fake_mode(inputs)
         assert mode is not None
         with mode:
-            like = [*inputs, torch.empty((), dtype=torch.int64, device=inputs[-1].device), *map(_like, behind)]
-        graph = make_fx(joint, tracing_mode="fake", _allow_non_fake_inputs=True)(*like)
+            values = [*inputs, torch.empty((), dtype=torch.int64, device=inputs[-1].device), *map(like, behind)]
+        graph = make_fx(joint, tracing_mode="fake", _allow_non_fake_inputs=True)(*values)
         self.operations = sum(node.op == "call_function" for node in graph.graph.nodes)
         settle(graph.graph)
         return graph
