@@ -517,3 +517,23 @@ def test_a_hook_sees_what_it_always_saw(generator):
     net[1].register_forward_hook(lambda module, given, out: seen.append(out.shape[-2:]))
     over_tasks(net, dict(net.named_parameters()), {}, torch.randn(3, 5, 1, 8, 8, generator=generator))
     assert seen == [(6, 6)] * len(seen) and seen
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_hook_that_changes_outputs_does_so_for_all_tasks_at_once(everywhere, generator):
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    x = torch.randn(3, 5, 3, generator=generator, dtype=torch.float64)
+
+    def doubled(module, given, out):
+        return 2 * out if isinstance(module, nn.Linear) else None
+
+    register = nn.modules.module.register_module_forward_hook if everywhere else net[0].register_forward_hook
+    hook = register(doubled)
+    try:
+        functions = [functional(net, taskmap=taskmap) for taskmap in ("vmap", "loop")]
+        found = [function.apply(function.params, {}, x)[0] for function in functions]
+    finally:
+        hook.remove()
+    torch.testing.assert_close(*found)
+    plain = functional(net, taskmap="loop")
+    assert not torch.allclose(found[0], plain.apply(plain.params, {}, x)[0])

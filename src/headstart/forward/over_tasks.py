@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules import module as of_all
 
 from headstart.core import tree
 from headstart.forward import derivatives
@@ -308,5 +309,6 @@ _KNOWN: dict[type[nn.Module], tuple[Callable[[Any, Tensor], bool], Layer]] = {
 
 
 def hooked(module: nn.Module) -> bool:
-    """Return whether somebody changed what calling this very module does."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    """Return whether somebody changed what calling this very module does, or any module at all."""
+    own = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return bool(own or of_all._global_forward_hooks or of_all._global_forward_pre_hooks)
