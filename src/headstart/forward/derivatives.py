@@ -7,8 +7,8 @@ function for its values and one for its slopes, which both know their own deriva
 - Linear layers and convolutions: ``⟨g, x ∗ w⟩`` is linear in each of the three. Its derivative in g is the layer
   itself, those in x and w are its slopes; so the derivatives of the slopes are the same two functions again, of other
   arguments, by the products that are fast. PyTorch takes the second derivative in a kernel by a convolution with
-  kernels as large as the images, for more than twice the time, and one group after another; and of a linear layer by a
-  product of two transposed matrices, for up to six times the time.
+  kernels as large as the images, and one group after another; and of a linear layer by a product of two transposed
+  matrices. Both are slower.
 - Batch normalisation: with x̂ = (x − mean) · r and r = 1 / √(variance + eps), slopes g of the outputs become slopes
   w · r · P g of the inputs, where P g = g − mean(g) − x̂ · mean(x̂ · g) in each channel is a projection. P is symmetric,
   so the derivative of that in g is the same function again, and the derivative in x is a sum of x̂, P g and P h, each
