@@ -105,6 +105,7 @@ CHAINS = {
     "max pool first": (lambda: [nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 2)], (2, 4, 5)),
     "flatten some axes": (lambda: [nn.Flatten(2, 3), nn.Linear(6, 3), nn.Flatten(-2), nn.Linear(6, 2)], (2, 3, 2)),
     "batch norm of rows": (lambda: [nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)], (4,)),
+    "batch norm of volumes": (lambda: [nn.BatchNorm3d(2), nn.Tanh(), nn.Flatten(), nn.Linear(16, 2)], (2, 2, 2, 2)),
     "instance norm": (lambda: [nn.Conv2d(2, 3, 3), nn.InstanceNorm2d(3, affine=True), nn.Tanh()], (2, 5, 6)),
     "other convolutions": (lambda: [nn.Conv1d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(9, 2)], (2, 4)),
     "one's own": (lambda: [nn.Linear(4, 3), Gate(3), nn.Linear(3, 2)], (4,)),
@@ -123,7 +124,7 @@ CHAINS = {
 }  # fmt: skip
 
 #: Those of them that have layers which are mapped one by one.
-MAPPED = {"convolution on a torus", "flatten some axes", "batch norm of rows", "instance norm", "other convolutions",
+MAPPED = {"convolution on a torus", "flatten some axes", "instance norm", "other convolutions",
           "one's own", "nested", "composed with its own tensor"}  # fmt: skip
 
 

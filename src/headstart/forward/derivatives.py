@@ -1,4 +1,4 @@
-"""Layers whose second derivatives take few passes over feature maps: products, normalisation, ReLU and pools.
+"""Layers whose second derivatives take few passes over feature maps: products, ReLU and pools.
 
 Second-order MAML differentiates the derivative of every layer, and there PyTorch spends most of the time of a
 convolutional network in passes that are not needed. The values are PyTorch's own, with its bits; each layer here is a
@@ -9,17 +9,11 @@ function for its values and one for its slopes, which both know their own deriva
   arguments, by the products that are fast. PyTorch takes the second derivative in a kernel by a convolution with
   kernels as large as the images, and one group after another; and of a linear layer by a product of two transposed
   matrices. Both are slower.
-- Batch normalisation: with x̂ = (x − mean) · r and r = 1 / √(variance + eps), slopes g of the outputs become slopes
-  w · r · P g of the inputs, where P g = g − mean(g) − x̂ · mean(x̂ · g) in each channel is a projection. P is symmetric,
-  so the derivative of that in g is the same function again, and the derivative in x is a sum of x̂, P g and P h, each
-  weighed by channel (h: the slopes of w · r · P g). So once the means of g, h, x̂ · g, x̂ · h and g · h are known, of
-  which the first derivative has those of g, all is a sum of x̂, g and h, weighed by channel. PyTorch takes more than
-  twenty passes.
 - ReLU and the maximum of pixels are linear between kinks: their derivative depends on x only in where these are, and so
   has none in x. PyTorch makes that zero, as large as the feature map, and adds it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -50,13 +44,21 @@ def plain(*tensors: Tensor | None) -> bool:
     first = given[0]
     if first.is_complex() or first.is_meta or torch.is_autocast_enabled(first.device.type):  # no device "meta" there
         return False
+    for tensor in given:
+        if tensor.dtype != first.dtype:
+            return False
+    return bare(*given)
+
+
+def bare(*tensors: Tensor | None) -> bool:
+    """Return whether tensors have no tangents and no axes of ``vmap``, and go through no transform of functions."""
     if torch._C._are_functorch_transforms_active():  # also where none of these tensors goes through them
         return False
     tangents = forward_ad._current_level >= 0
-    for tensor in given:
-        if tensor.dtype != first.dtype or is_legacy_batchedtensor(tensor):
-            return False
-        if tangents and forward_ad.unpack_dual(tensor).tangent is not None:
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if is_legacy_batchedtensor(tensor) or (tangents and forward_ad.unpack_dual(tensor).tangent is not None):
             return False
     return True
 
@@ -175,155 +177,6 @@ class _Slopes(torch.autograd.Function):
         if any(needed):
             to_x, to_w, _ = _slopes(function, g, x if h is None else h, w if v is None else v, needed)
         return None, to_g, to_x, to_w, None
-
-
-def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Return ``F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)``, with a faster second derivative.
-
-    ``x``: ``(n, channels, …)``, normalised over all axes but the channels; ``weight`` and ``bias``: ``(channels,)``.
-    """
-    if x.numel() <= x.shape[1] or not plain(x, weight, bias):
-        return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
-    out: Tensor = _Normalised.apply(x, weight, bias, eps)
-    return out
-
-
-class _Normal(NamedTuple):
-    """What a forward pass keeps; ``scale`` is r."""
-
-    x: Tensor
-    weight: Tensor | None
-    mean: Tensor
-    scale: Tensor
-
-
-class _Normalised(torch.autograd.Function):
-    """w · x̂ + b."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, *rest: Any) -> Tensor:  # type: ignore[override]
-        bias, ctx.eps = rest
-        out, mean, scale = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, ctx.eps)
-        ctx.save_for_backward(x, weight, mean, scale)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> Any:
-        (g,), (x, weight, mean, scale), needed = slopes, ctx.saved_tensors, ctx.needs_input_grad[:3]
-        if plain(g):
-            return *_NormalisedSlopes.apply(g, x, weight, mean, scale, ctx.eps, needed), None
-        made = _by_means(g, x, weight, ctx.eps)
-        return *(part if wanted else None for part, wanted in zip(made, needed)), None
-
-
-class _NormalisedSlopes(torch.autograd.Function):
-    """(w · r · P g, Σ x̂ · g, Σ g): what comes back to x, w and b."""
-
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, weight: Tensor | None, *rest: Any) -> Any:  # type: ignore[override]
-        mean, scale, ctx.eps, needed = rest
-        back, *sums = _normalised_slopes(g, _Normal(x, weight, mean, scale), needed[0])
-        ctx.save_for_backward(g, x, weight, mean, scale, *sums)
-        ctx.set_materialize_grads(False)
-        return tuple(part if wanted else None for part, wanted in zip((back, *sums), needed))
-
-    @staticmethod
-    def backward(ctx: Any, *towards: Tensor | None) -> Any:
-        g, x, weight, mean, scale, *sums = ctx.saved_tensors
-        of = _Normal(x, weight, mean, scale)
-        if torch.is_grad_enabled() or not plain(*towards):
-            found = _differentiable(towards, g, of, ctx.eps)
-        else:
-            found = _normalised_second(towards, g, of, sums)
-        return *found, None, None, None, None
-
-
-def _normalised_slopes(g: Tensor, of: _Normal, back: bool) -> tuple[Tensor, ...]:
-    """Return w · r · P g if it is wanted, and the sums of g."""
-    x, weight, mean, scale = of
-    # on a GPU, the sums come only where there is a weight; its eps would count with statistics of its own only
-    weight, mask = torch.ones_like(mean) if weight is None else weight, [back, True, True]
-    found: tuple[Tensor, ...] = torch.ops.aten.native_batch_norm_backward(
-        g, x, weight, None, None, mean, scale, True, 0.0, mask
-    )
-    return found
-
-
-def _normalised_second(
-    towards: tuple[Tensor | None, ...], g: Tensor, of: _Normal, sums: Sequence[Tensor]
-) -> tuple[Tensor | None, ...]:
-    """Return the slopes for g, x and w of ⟨h, w · r · P g⟩ + ⟨to_w, Σ x̂ · g⟩ + ⟨to_b, Σ g⟩.
-
-    Each is a sum of x̂, h and g, weighed by channel, once the means over the channels are known.
-    """
-    x, weight, mean, scale = of
-    h, to_w, to_b = towards
-    count = x.numel() / x.shape[1]
-    along = torch.zeros_like(mean) if to_w is None else to_w
-    constant = torch.zeros_like(mean) if to_b is None else to_b
-    g_along, g_mean = (each / count for each in sums)
-    if h is None:
-        of_g = scale * along
-        to_x = _weighed(of, -of_g * g_along, -of_g * g_mean, (g, of_g))
-        return _weighed(of, along, constant), to_x, None
-    own = scale if weight is None else scale * weight
-    h_along, h_mean = (each / count for each in _normalised_slopes(h, of, False)[1:])
-    along = torch.addcmul(along, own, h_along, value=-1)
-    constant = torch.addcmul(constant, own, h_mean, value=-1)
-    # mean(g · h) in one pass: what comes back to the weight of numbers that are normalised already
-    unit = _Normal(g, None, torch.zeros_like(mean), torch.ones_like(mean))
-    both = _normalised_slopes(h, unit, False)[1] / count
-    both = scale * both.addcmul_(g_mean, h_mean, value=-1).addcmul_(g_along, h_along, value=-1)  # mean(h · r · P g)
-    of_g, of_h = scale * along, -scale * own * g_along
-    of_x = -own * both - of_g * g_along - of_h * h_along
-    to_x = _weighed(of, of_x, -of_g * g_mean - of_h * h_mean, (h, of_h), (g, of_g))
-    return _weighed(of, along, constant, (h, own)), to_x, None if weight is None else both * count
-
-
-def _weighed(of: _Normal, along: Tensor, constant: Tensor, *others: tuple[Tensor, Tensor]) -> Tensor:
-    """Return along · x̂ + constant + Σ weight · part, with one number for each channel."""
-    slope = along * of.scale
-    start = torch.addcmul(constant, slope, of.mean, value=-1)
-    found = torch.addcmul(_facing(start, of.x), of.x, _facing(slope, of.x))
-    for part, weight in others:
-        found.addcmul_(part, _facing(weight, of.x))
-    return found
-
-
-def _facing(channels: Tensor, x: Tensor) -> Tensor:
-    return channels.view(-1, *(1,) * (x.ndim - 2))
-
-
-def _differentiable(
-    towards: tuple[Tensor | None, ...], g: Tensor, of: _Normal, eps: float
-) -> tuple[Tensor | None, ...]:
-    """Return the same by means and squares, which can be differentiated as often as one likes.
-
-    PyTorch's own second derivative of batch normalisation takes the statistics for constants when it is differentiated.
-    """
-    parts = (g, of.x, of.weight)
-    with torch.enable_grad():
-        # views, since g may have come from x, and a slope of x itself would go through g as well
-        g, x, weight = g.view_as(g), of.x.view_as(of.x), None if of.weight is None else of.weight.view_as(of.weight)
-        pairs = zip(_by_means(g, x, weight, eps), towards)
-    given = [(slope, way) for slope, way in pairs if way is not None and slope.requires_grad]
-    if not given:
-        return None, None, None
-    slopes, ways = zip(*given)
-    moved = [part for part in (g, x, weight) if part is not None and part.requires_grad]
-    found = iter(torch.autograd.grad(slopes, moved, ways, create_graph=torch.is_grad_enabled(), allow_unused=True))
-    return tuple(next(found) if part is not None and part.requires_grad else None for part in parts)
-
-
-def _by_means(g: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return w · r · P g, Σ x̂ · g and Σ g from operations that take tangents and axes of ``vmap`` along."""
-    axes = [axis for axis in range(x.ndim) if axis != 1]
-    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
-    scale = torch.rsqrt(variance + eps)
-    normalised = (x - mean) * scale
-    along = normalised * g
-    back = (g - g.mean(axes, keepdim=True) - normalised * along.mean(axes, keepdim=True)) * scale
-    return back if weight is None else back * _facing(weight, x), along.sum(axes), g.sum(axes)
 
 
 class _Kinks(NamedTuple):

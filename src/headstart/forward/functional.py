@@ -40,7 +40,7 @@ from headstart.forward.skeleton import (
     without_weights,
 )
 from headstart.forward.task_map import TROUBLE, OneTask, OpaqueError, TaskMap, auto, first_line, in_turn, loop, vmap
-from headstart.forward.unseen import Padded, Seen, is_traced, misbatched, seen
+from headstart.forward.unseen import Exact, Seen, is_traced, misbatched, seen
 from headstart.types import Params, Tree
 
 logger = logging.getLogger("headstart")
@@ -235,8 +235,9 @@ def functional(
             function = OneTask(one, lambda *args: loop(one, dims, args), True)
         shared = {**constants, **params}
         versions = [tensor._version for tensor in shared.values()]
+        inexact = does.inexact or "inputs" in unlooked
         try:
-            with context(), _computing_in(precision, params), Padded() if does.pads else contextlib.nullcontext():
+            with context(), _computing_in(precision, params), Exact() if inexact else contextlib.nullcontext():
                 outputs, after = task_map(function, dims, [params, buffers, x_args, x_kwargs, keys])
         except (RuntimeError, AttributeError, ValueError) as error:
             raise _explained(error, x, leaves, type(frame.body) if task_map is vmap else None) from error

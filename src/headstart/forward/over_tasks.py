@@ -7,6 +7,7 @@ by layer; layers that are not known here are mapped by ``vmap``, one by one.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 from math import prod
 from typing import Any, TypeAlias, TypeVar
@@ -16,12 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules import module as of_all
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from headstart.core import tree
 from headstart.forward import derivatives
 from headstart.forward.batch_norm import TaskStatistics, normalised
 from headstart.forward.dropout import TaskDropout
 from headstart.forward.max_pool import MaxPool
+from headstart.forward.normalisation import (
+    STAND_INS,
+    apart,
+    as_channels,
+    batch_norm_of_tasks,
+    layer_norm,
+    together,
+)
 from headstart.forward.python_state import reached
 from headstart.forward.task_map import vmap
 from headstart.types import Params
@@ -174,27 +184,14 @@ def _convolution(layer: nn.Conv2d, own: Params, x: Tensor) -> Tensor:
         if prod(x.shape[1:]) * prod(layer.kernel_size) // prod(layer.stride) <= UNFOLDED:
             return _unfolded(layer, weight, bias, x)
     # each task is a group of channels
-    kernels, offsets = _together(weight), None if bias is None else _together(bias)
-    return _apart(_convolved(_grouped(x), kernels, offsets, *options, len(x) * layer.groups), len(x))
+    kernels, offsets = together(weight), None if bias is None else together(bias)
+    return apart(_convolved(as_channels(x), kernels, offsets, *options, len(x) * layer.groups), len(x))
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     if isinstance(options[1], str):  # "same", which may be more on one side
         return F.conv2d(x, weight, bias, *options)
     return derivatives.bilinear(derivatives.Convolution(*options), x, weight, bias)
-
-
-def _grouped(x: Tensor) -> Tensor:
-    # of one task the view is taken that keeps the strides of axes of size 1, by which a convolution chooses its layout
-    return x.squeeze(0) if len(x) == 1 else x.transpose(0, 1).flatten(1, 2)
-
-
-def _apart(out: Tensor, tasks: int) -> Tensor:
-    return out.unsqueeze(0) if tasks == 1 else out.unflatten(1, (tasks, -1)).transpose(0, 1)
-
-
-def _together(part: Tensor) -> Tensor:
-    return part.squeeze(0) if len(part) == 1 else part.flatten(0, 1)
 
 
 def _unfolded(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -213,13 +210,8 @@ def _unfolded(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None, x: Tensor) 
     return out.unflatten(2, (x.shape[1], *size)).transpose(1, 2)
 
 
-def _batch_norm(layer: nn.BatchNorm2d, own: Params, x: Tensor) -> Tensor:
-    weight, bias = (
-        None if own.get(name) is None else _together(own[name].expand(len(x), x.shape[2]))
-        for name in ("weight", "bias")
-    )
-    # every task has channels, and so statistics, of its own
-    return _apart(derivatives.batch_norm(_grouped(x), weight, bias, layer.eps), len(x))
+def _batch_norm(layer: _BatchNorm, own: Params, x: Tensor) -> Tensor:
+    return batch_norm_of_tasks(x, own.get("weight"), own.get("bias"), layer.eps)
 
 
 def _task_statistics(layer: TaskStatistics, own: Params, x: Tensor) -> Tensor:
@@ -229,29 +221,15 @@ def _task_statistics(layer: TaskStatistics, own: Params, x: Tensor) -> Tensor:
 
 
 def _layer_norm(layer: nn.LayerNorm, own: Params, x: Tensor) -> Tensor:
-    weight, bias, axes = own.get("weight"), own.get("bias"), len(layer.normalized_shape)
-    if all(part is None or part.ndim == axes for part in (weight, bias)):
-        return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
-    out = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-    return _scaled(out, *(None if p is None else _facing(p, x.ndim, axes, axes) for p in (weight, bias)))
+    return layer_norm(x, layer.normalized_shape, own.get("weight"), own.get("bias"), layer.eps)
 
 
 def _group_norm(layer: nn.GroupNorm, own: Params, x: Tensor) -> Tensor:
     out = F.group_norm(x.flatten(0, 1), layer.num_groups, eps=layer.eps).unflatten(0, x.shape[:2])
-    parts = (own.get("weight"), own.get("bias"))
-    return _scaled(out, *(None if p is None else _facing(p, x.ndim, 1, x.ndim - 2) for p in parts))
-
-
-def _facing(part: Tensor, ndim: int, axes: int, last: int) -> Tensor:
-    """Give a tensor ``(*axes)`` or ``(B, *axes)`` axes of size 1 so that it faces ``last`` axes of ``ndim``."""
-    shape = part.shape[part.ndim - axes :]
-    tail = (*shape, *(1,) * (last - axes))
-    return part.view(*(part.shape[0] if part.ndim > axes else 1,), *(1,) * (ndim - 1 - last), *tail)
-
-
-def _scaled(out: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    out = out if weight is None else out * weight
-    return out if bias is None else out + bias
+    for part, join in ((own.get("weight"), torch.mul), (own.get("bias"), torch.add)):
+        if part is not None:  # (channels,) or (B, channels)
+            out = join(out, part.view(-1, 1, x.shape[2], *(1,) * (x.ndim - 3)))
+    return out
 
 
 def _each_example(layer: Callable[[Tensor], Tensor], own: Params, x: Tensor) -> Tensor:
@@ -284,6 +262,10 @@ def _images(layer: Any, x: Tensor) -> bool:
     return x.ndim == 5
 
 
+def _by_batch(axes: tuple[int, ...], layer: _BatchNorm, x: Tensor) -> bool:
+    return x.ndim in axes and layer.running_mean is None and x.shape[2] == layer.num_features
+
+
 #: The layers that are written here, each with when it may be; where there are fewer weights than channels, PyTorch
 #: spreads one over several.
 _KNOWN: dict[type[nn.Module], tuple[Callable[[Any, Tensor], bool], Layer]] = {
@@ -292,10 +274,10 @@ _KNOWN: dict[type[nn.Module], tuple[Callable[[Any, Tensor], bool], Layer]] = {
     nn.LeakyReLU: (_any, _leaky_relu),
     nn.Linear: (_any, _linear),
     nn.Conv2d: (lambda layer, x: x.ndim == 5 and layer.padding_mode == "zeros", _convolution),
-    nn.BatchNorm2d: (
-        lambda layer, x: x.ndim == 5 and layer.running_mean is None and x.shape[2] == layer.num_features,
-        _batch_norm,
-    ),
+    **{
+        kind: (partial(_by_batch, axes), _batch_norm)
+        for kind, axes in ((nn.BatchNorm1d, (3, 4)), (nn.BatchNorm2d, (5,)), (nn.BatchNorm3d, (6,)))
+    },
     TaskStatistics: (lambda layer, x: x.ndim >= 3 and not layer.training, _task_statistics),
     nn.LayerNorm: (_any, _layer_norm),
     nn.GroupNorm: (lambda layer, x: x.ndim >= 3 and x.shape[2] == layer.num_channels, _group_norm),
@@ -306,6 +288,9 @@ _KNOWN: dict[type[nn.Module], tuple[Callable[[Any, Tensor], bool], Layer]] = {
     nn.Flatten: (lambda layer, x: layer.start_dim >= 1, _each_example),
     TaskDropout: (lambda layer, x: not layer.training, _as_it_is),
 }
+
+
+_KNOWN |= {STAND_INS[kind]: how for kind, how in _KNOWN.items() if kind in STAND_INS}
 
 
 def hooked(module: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from headstart.core.tree import mapped, tensors_of, within
 from headstart.errors import DifferentiationError
+from headstart.forward.normalisation import OWN
 from headstart.forward.skeleton import Skeleton
 from headstart.forward.task_map import TROUBLE, first_line
 from headstart.types import Params
@@ -190,7 +191,7 @@ def _is_right(forward: Callable[[Params], Any], params: Params) -> bool:
         given = forward({name: value.detach().requires_grad_() for name, value in params.items()})
     nodes = [out.grad_fn for out in tensors_of(given) if out.grad_fn is not None]
     seen = set(nodes)
-    while nodes and type(nodes[-1]).__name__ in _RIGHT:
+    while nodes and (type(nodes[-1]).__name__ in _RIGHT or getattr(nodes[-1], "_forward_cls", None) in OWN):
         new = {node for node, _ in nodes.pop().next_functions if node is not None} - seen
         seen |= new
         nodes += new

@@ -23,6 +23,7 @@ from headstart.errors import DifferentiationError
 from headstart.forward.batch_norm import TaskStatistics
 from headstart.forward.dropout import TaskDropout, refuse_unseeded, replace_dropout
 from headstart.forward.max_pool import MaxPool
+from headstart.forward.normalisation import STAND_INS
 from headstart.forward.over_tasks import chained, entangled, hooked, native, tied
 from headstart.forward.python_state import changeable, copied, put_back_state, refuse_astray
 from headstart.types import Params
@@ -165,11 +166,12 @@ _EXACT: dict[type[nn.Module], type[nn.Module]] = {
     nn.Hardsigmoid: _Hardsigmoid,
     _WeightNorm: _Normed,
     nn.MaxPool2d: MaxPool,
+    **STAND_INS,
 }
 
 
 def _make_exact(body: nn.Module) -> None:
-    """Let layers of a private copy do what they do by operations that are right twice, and for all tasks at once."""
+    """Let layers of a private copy do the same by operations whose derivatives are right, and for all tasks at once."""
     for layer in body.modules():
         kind = type(layer)
         if isinstance(layer, nn.Embedding) and layer.padding_idx is not None and kind.forward is nn.Embedding.forward:

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from headstart.core.process import generators, put_back
 from headstart.core.tree import mapped, tensors_of
 from headstart.errors import UsageError
+from headstart.forward.normalisation import FUNCTIONS
 from headstart.forward.skeleton import Skeleton
 from headstart.forward.task_map import TROUBLE, TaskMap, loop
 from headstart.types import Params, Tree
@@ -42,24 +43,29 @@ class Seen(NamedTuple):
 
     writes: bool = False
     """It writes into its inputs."""
-    pads: bool = False
-    """It calls ``F.embedding(padding_idx=…)``, of which ``vmap`` forgets that padding takes no part in gradients."""
+    inexact: bool = False
+    """It calls functions whose derivatives are not right, of which there are others (`Exact`)."""
 
 
 class _Watch(TorchFunctionMode):
-    pads = False
+    inexact = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self.pads |= func is F.embedding and (kwargs.get("padding_idx") is not None or args[2:3] not in ((), (None,)))
+        padded = kwargs.get("padding_idx") is not None or args[2:3] not in ((), (None,))
+        self.inexact |= func in _EXACT and (func is not F.embedding or padded)
         return func(*args, **kwargs)
 
 
-class Padded(TorchFunctionMode):
-    """Lets ``F.embedding(padding_idx=…)`` keep padding out of gradients for all tasks at once."""
+class Exact(TorchFunctionMode):
+    """Lets functions have right derivatives.
+
+    ``vmap`` forgets of ``F.embedding(padding_idx=…)`` that padding takes no part in gradients, and the second
+    derivatives of normalisation are wrong where they are differentiated.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (_embedding if func is F.embedding else func)(*args, **(kwargs or {}))
+        return _EXACT.get(func, func)(*args, **(kwargs or {}))
 
 
 def _embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
@@ -67,6 +73,9 @@ def _embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None, *a
     if padding_idx is None:
         return out
     return torch.where(input.eq(padding_idx % len(weight)).unsqueeze(-1), out.detach(), out)
+
+
+_EXACT = {F.embedding: _embedding, **FUNCTIONS}
 
 
 def seen(frame: Skeleton, restart: Callable[[], None], state: Params, args: Any, kwargs: Any) -> Seen:
@@ -92,7 +101,7 @@ def seen(frame: Skeleton, restart: Callable[[], None], state: Params, args: Any,
                 f"a second forward pass gives something else, since the first one left {_changed(frame, before)} "
                 f"behind; keep it in a buffer (register_buffer) and give every task a copy with buffers='task'"
             )
-    return Seen(writing, watch.pads)
+    return Seen(writing, watch.inexact)
 
 
 def _changed(frame: Skeleton, before: list[Any]) -> str:
