@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from headstart.core import losses
 from headstart.core.adjoints import Adjoint, FirstOrder
+from headstart.core.inference import out_of_inference_mode
 from headstart.core.inner import Given, Inner, expanded, gradients, solve
 from headstart.core.losses import present
 from headstart.core.rules import Rule
@@ -101,6 +102,7 @@ class Adaptation:
             parts[name] = {} if variant is None else variant.structure({**moved, **model.context}, generator)
         return Meta(params, merged_structure(parts))
 
+    @out_of_inference_mode
     def adapt(self, meta: Meta, support: Batch, /, steps: int | Tensor | None = None) -> tuple[Adapted, Info]:
         """Take ``steps`` inner steps, by default the learner's own number, or each task its own, ``(B,)``."""
         if not isinstance(steps, Tensor):
@@ -116,6 +118,7 @@ class Adaptation:
             )
         return next(self.path(meta, support, (int(steps.max()),), own=steps))
 
+    @out_of_inference_mode
     def path(
         self,
         meta: Meta,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from headstart.core import tree
+from headstart.core.inference import out_of_inference_mode
 from headstart.core.losses import present
 from headstart.errors import DifferentiationError, UsageError, unknown_name
 from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta, Tree
@@ -17,6 +18,7 @@ from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta, Tree
 Reduction = Literal["mean", "sum"]
 
 
+@out_of_inference_mode
 def meta_loss(
     learner: Learner, meta: Meta, episodes: Episodes, *, reduction: Reduction = "mean"
 ) -> tuple[Tensor, Info]:
@@ -102,6 +104,7 @@ def staged(learner: Learner, stage: Callable[[float], Learner]) -> Learner:
     return learner._replace(during=Stages(learner, stage))
 
 
+@out_of_inference_mode
 def meta_gradient(
     learner: Learner, meta: Meta, episodes: Episodes, *, reduction: Reduction = "mean"
 ) -> tuple[Meta, Info]:

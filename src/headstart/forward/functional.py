@@ -25,6 +25,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from headstart.core import tree
+from headstart.core.inference import ordinary, out_of_inference_mode
 from headstart.core.parameters import Leaf, Role, Stepped, Structural, matches, role_of
 from headstart.core.process import KEPT, PLAIN_ATTENTION, WITHOUT_CUDNN, casting, put_back
 from headstart.core.tree import mapped
@@ -107,6 +108,7 @@ modules that are `Stepped`; outputs are ``(B, n, *outputs)``.
 """
 
 
+@out_of_inference_mode
 def functional(
     module: nn.Module,
     *,
@@ -150,7 +152,7 @@ def functional(
     policies, read = _policies(module, buffers), read or one_tensor
     task_map = _resolve(taskmap, module)
     trainable = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
-    constants = {name: p.detach() for name, p in module.named_parameters() if not p.requires_grad}
+    constants = {name: ordinary(p.detach()) for name, p in module.named_parameters() if not p.requires_grad}
     per_task: Params = {}
     for name, buffer in module.named_buffers():
         if policies[name] == "task":
@@ -245,6 +247,7 @@ def functional(
         _refuse_changes(changed, policies)
         return (mapped(_as_full, outputs) if precision == "bf16" else outputs), after
 
+    @out_of_inference_mode
     def apply(params: Params, buffers: Params, x: Tree, **options: Any) -> tuple[Tensor, Params]:
         options |= {} if training else {"seed": None}
         if unlooked and not is_traced([params, buffers, x]):
@@ -305,6 +308,7 @@ def functional(
 
     unchecked = [module_copy] if check and not known_all else []
 
+    @out_of_inference_mode
     def certify(x: Tree) -> None:
         if not unchecked:
             return

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from headstart.core.inference import out_of_inference_mode
 from headstart.data.encoder import pad_of
 from headstart.data.kind import DataKind, NewTask
 from headstart.errors import ConfigError, DataError
@@ -40,6 +41,7 @@ from headstart.types import Batch
 
 
 @explained("use")
+@out_of_inference_mode
 def adapt(
     run: str | Path | Tree,
     source: str | Path | None,

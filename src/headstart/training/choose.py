@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from headstart.core.inference import out_of_inference_mode
 from headstart.errors import ConfigError, DivergenceError, UsageError
 from headstart.registry import find
 from headstart.training import run
@@ -41,6 +42,7 @@ class Judged(NamedTuple):
 
 
 @explained("use")
+@out_of_inference_mode
 def train(config: Config | Tree | str, out: str | Path, *, view: View | None = None) -> Result:
     """Meta-train as `headstart.training.run.train` does; where no method is named, by the best of a short list.
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
+from headstart.core.inference import out_of_inference_mode
 from headstart.core.objective import at, meta_gradient
 from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, OutOfMemoryError, UsageError, asked_for, check_known, is_out_of_memory
@@ -73,6 +74,7 @@ class StepRecord(NamedTuple):
     """The tasks that were left out, since their loss or meta-gradient was not finite (``on_nonfinite="skip"``)."""
 
 
+@out_of_inference_mode
 def start(
     learner: Learner,
     *,
@@ -121,6 +123,7 @@ def tensors_of(meta: Meta) -> list[Tensor]:
     return [*meta.params.values(), *meta.structure.values()]
 
 
+@out_of_inference_mode
 def fit(
     learner: Learner,
     tasks: Tasks,

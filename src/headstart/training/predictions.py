@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 
+from headstart.core.inference import out_of_inference_mode
 from headstart.data.kind import Failed, Inputs, Row, raised, unsound
 from headstart.errors import DataError, DivergenceError, FileError, HeadstartError, UsageError, unknown_name
 from headstart.registry import find
@@ -19,6 +20,7 @@ from headstart.training.prediction_lines import flattened
 _CHUNK = 8192
 
 
+@out_of_inference_mode
 def predict(
     model: AdaptedModel,
     sources: str | Path | Iterable[str | Path] | Any,
@@ -31,6 +33,7 @@ def predict(
     return list(predictions(model, sources, task=task, reject=reject, unknown_share=unknown_share))
 
 
+@out_of_inference_mode
 def predictions(
     model: AdaptedModel,
     sources: str | Path | Iterable[str | Path] | Any,

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
+from headstart.core.inference import out_of_inference_mode
 from headstart.core.losses import there
 from headstart.core.objective import meta_loss, predicted
 from headstart.data.kind import nothing, unsound
@@ -106,6 +107,7 @@ class Fitted(NamedTuple):
         return values.squeeze(-1).numpy() if self.flat else values.numpy()
 
 
+@out_of_inference_mode
 def learned(examples: Examples, plain: bool, groups: object, options: Options, kind: Target, seed: int) -> Fitted:
     """Meta-train on the tasks that ``groups`` names (``None``: rows are dealt out), then learn from all rows pooled."""
     flat, named, count = examples.y.ndim == 1, groups is not None, examples.x.size
