@@ -5,10 +5,9 @@ tensors that were made in it. What is decorated here computes as under ``torch.n
 gives ordinary tensors.
 """
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -30,38 +29,32 @@ def out_of_inference_mode(function: Callable[Given, Found]) -> Callable[Given, F
     False
     """
 
+    given: Callable[..., Found] = function
+
+    def opened(args: Any, kwargs: Any) -> Found:
+        return given(*map(ordinary, args), **{name: ordinary(value) for name, value in kwargs.items()})
+
     @functools.wraps(function)
     def once(*args: Given.args, **kwargs: Given.kwargs) -> Found:
-        with _outside():
-            return _opened(function, args, kwargs)
+        return _outside(lambda: opened(args, kwargs))
 
     @functools.wraps(function)
     def again(*args: Given.args, **kwargs: Given.kwargs) -> Iterator[Any]:
-        with _outside():
-            steps = cast(Iterator[Any], _opened(function, args, kwargs))
-        with contextlib.closing(steps):  # type: ignore[type-var]
-            while True:
-                with _outside():
-                    try:
-                        found = next(steps)
-                    except StopIteration:
-                        return
+        steps, end = cast(Generator[Any], _outside(lambda: opened(args, kwargs))), object()
+        try:
+            while (found := _outside(lambda: next(steps, end))) is not end:
                 yield found
+        finally:
+            steps.close()
 
     return cast(Callable[Given, Found], again) if inspect.isgeneratorfunction(function) else once
 
 
-def _opened(function: Callable[..., Found], args: Any, kwargs: Any) -> Found:
-    return function(*map(ordinary, args), **{name: ordinary(value) for name, value in kwargs.items()})
-
-
-@contextlib.contextmanager
-def _outside() -> Iterator[None]:
+def _outside(function: Callable[[], Value]) -> Value:
     if not torch.is_inference_mode_enabled():
-        yield
-        return
+        return function()
     with torch.inference_mode(False), torch.no_grad():
-        yield
+        return function()
 
 
 def ordinary(tree: Value) -> Value:
