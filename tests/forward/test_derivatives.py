@@ -7,6 +7,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import headstart
 from headstart.forward import derivatives
 from headstart.forward.derivatives import Convolution, Linear, bilinear, plain
 from headstart.forward.functional import functional
@@ -165,6 +166,69 @@ def test_tangents_axes_of_vmap_and_batches_of_slopes_go_through_a_bilinear_funct
     (many,) = torch.autograd.grad(value, leaf, ones, is_grads_batched=True, retain_graph=True)
     (single,) = torch.autograd.grad(value, leaf, ones[0])
     torch.testing.assert_close(many, torch.stack((single, single)))
+
+
+class Operations(TorchDispatchMode):
+    """Notes products, and which of their slopes kernels make."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().removeprefix("aten::")
+        if name in ("bmm", "baddbmm", "convolution", "convolution_backward"):
+            self.seen.append((name, tuple(args[-1])) if name == "convolution_backward" else name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("name", ["convolution", "convolution in groups", "linear"])
+def test_slopes_that_nobody_asks_for_are_not_made(name, place, leaves, small_is_large):
+    parts, (function, theirs) = both(name)
+    parts = parts if leaves else [part * 1 for part in parts]
+    value = function(*parts)
+    g = torch.ones_like(value).requires_grad_()
+    kinds = [kind == place for kind in range(3)]
+
+    with Operations() as first:
+        (found,) = torch.autograd.grad(value, parts[place], g, retain_graph=True)
+    convolved = name.startswith("convolution")
+    assert first.seen == ([("convolution_backward", tuple(kinds))] if convolved else ["bmm"] * (place < 2))
+    assert torch.equal(found, torch.autograd.grad(value, parts, g, retain_graph=True)[place])
+    torch.testing.assert_close(found, torch.autograd.grad(theirs(*parts), parts[place], g)[0])
+
+    slopes = torch.autograd.grad(value, parts[:2], g, create_graph=True)
+    asked, ways = (g, *parts[:2])[place], [torch.ones_like(part) for part in slopes]
+    with Operations() as second:
+        (found,) = torch.autograd.grad(slopes, asked, ways, retain_graph=True)
+    if place == 0:
+        assert second.seen == (["convolution"] * 2 if convolved else ["bmm"] * 2)
+    else:
+        assert second.seen == ([("convolution_backward", (place == 1, place == 2, False))] if convolved else ["bmm"])
+    assert torch.equal(found, torch.autograd.grad(slopes, (g, *parts[:2]), ways, retain_graph=True)[place])
+
+
+def test_the_slope_of_a_small_leaf_is_made_unasked():
+    """To ask takes longer."""
+    parts, (function, _) = both("linear")
+    value = function(*parts)
+    with Operations() as operations:
+        torch.autograd.grad(value.sum(), parts[2])
+    assert len(operations.seen) == 2
+
+
+def test_an_inner_step_of_a_part_makes_no_slopes_of_the_rest(small_is_large):
+    net = nn.Sequential(nn.Conv2d(1, 3, 2), nn.Tanh(), nn.Conv2d(3, 3, 2), nn.Flatten(), nn.Linear(12, 3)).double()
+    rule = headstart.rules.chain(headstart.rules.only("0.*"), headstart.rules.scale(0.1))
+    learner = headstart.maml(net, steps=1, rule=rule, taskmap="vmap")
+    episodes = headstart.testing.random_episodes((1, 4, 4), tasks=2)
+    with Operations() as operations:
+        leaves = learner.init(None)._replace(params={n: p.clone().requires_grad_() for n, p in net.named_parameters()})
+        learner.adapt(leaves, episodes.support)
+    masks = [mask for name, mask in (one for one in operations.seen if isinstance(one, tuple))]
+    assert masks == [(True, False, False), (False, True, True)]
 
 
 POOLS = [

@@ -396,6 +396,42 @@ def test_numbers_of_two_types_have_a_third_derivative_too(name):
     assert gap < 0.03 * size and 4 * gap < other
 
 
+class Operations(TorchDispatchMode):
+    """Counts operations, and notes which slopes kernels are asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.masks = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        if func.name().endswith("norm_backward"):
+            self.masks.append(tuple(args[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+@pytest.mark.parametrize("name", KINDS)
+def test_slopes_that_nobody_asks_for_are_not_made(name, leaves, monkeypatch):
+    monkeypatch.setattr(normalisation, "LARGE", 1)
+    parts, (own, *_) = parts_of(name)
+    parts = [part.requires_grad_() if leaves else part.requires_grad_() * 1 for part in parts]
+    out = own(*parts)
+    g = torch.ones_like(out).requires_grad_()
+    slopes = torch.autograd.grad(out, parts, g, create_graph=True)
+    ways = [part.detach().cos() for part in slopes]
+    for results, given, asked in ([out], [g], parts), (slopes, ways, [g, *parts[:2]]):
+        with Operations() as whole:
+            every = torch.autograd.grad(results, asked, given, retain_graph=True)
+        for place, one in enumerate(asked):
+            with Operations() as part:
+                (found,) = torch.autograd.grad(results, one, given, retain_graph=True)
+            assert torch.equal(found, every[place])
+            assert part.count < whole.count or sum(map(sum, part.masks)) < sum(map(sum, whole.masks))
+            if results is not slopes and place:
+                assert not any(mask[0] for mask in part.masks), "the slope of x has most numbers"
+
+
 class Functional(nn.Module):
     """Calls functions of PyTorch, and not its layers."""
 

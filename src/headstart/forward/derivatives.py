@@ -63,6 +63,25 @@ def bare(*tensors: Tensor | None) -> bool:
     return True
 
 
+def asked(ctx: Any, large: bool) -> tuple[bool, ...]:
+    """Return for which of its inputs this backward pass asks the derivative of a function.
+
+    ``ctx.needs_input_grad`` says for which some pass may. Whether a leaf is asked for is told by an error, which takes
+    a few microseconds, and so is asked where the derivative is ``large`` only; else it is made.
+    """
+    nodes = (node for node, _ in ctx.next_functions if node is not None)
+    return tuple(needed and _is_asked(next(nodes), large) for needed in ctx.needs_input_grad)
+
+
+def _is_asked(node: Any, large: bool) -> bool:
+    if not large and hasattr(node, "variable"):
+        return True
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # so it says of a leaf, and where nobody runs the graph
+        return True
+
+
 class Bilinear(Protocol):
     """A function that is linear in x and in w, and adds b: ``x ∗ w + b``."""
 
@@ -147,8 +166,8 @@ class _Values(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
-        x, w = ctx.saved_tensors
-        return None, *_slopes(ctx.function, slopes[0], x, w, ctx.needs_input_grad[1:])
+        (g,), (x, w) = slopes, ctx.saved_tensors
+        return None, *_slopes(ctx.function, g, x, w, asked(ctx, g.numel() >= LARGE)[1:])
 
 
 class _Slopes(torch.autograd.Function):
@@ -165,7 +184,7 @@ class _Slopes(torch.autograd.Function):
     def backward(ctx: Any, *towards: Tensor | None) -> Any:
         """Return the slopes of ⟨g, h ∗ w + x ∗ v + u⟩ for g, x and w."""
         function, (g, x, w), (h, v, u) = ctx.function, ctx.saved_tensors, towards
-        _, needs_g, needs_x, needs_w, _ = ctx.needs_input_grad
+        _, needs_g, needs_x, needs_w, _ = asked(ctx, ctx.shape.numel() >= LARGE)
         to_g = to_x = to_w = None
         for one, other in ((h, w), (x, v)) if needs_g else ():
             if one is not None and other is not None:

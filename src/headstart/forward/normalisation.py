@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch._C import _functorch as functorch
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
-from headstart.forward.derivatives import bare
+from headstart.forward.derivatives import LARGE, asked, bare
 
 ATEN = torch.ops.aten
 
@@ -180,20 +180,21 @@ def _slopes_by_means(g: Tensor, x: Tensor, weight: Tensor | None, eps: float, ax
     return back, axes.summed(normalised * g), axes.summed(g)
 
 
-def _differentiable(towards: Parts, g: Tensor, x: Tensor, weight: Tensor | None, eps: float, axes: _Axes) -> Parts:
+def _differentiable(
+    towards: Parts, g: Tensor, x: Tensor, weight: Tensor | None, needed: Sequence[bool], eps: float, axes: _Axes
+) -> Parts:
     """Return the slopes for g, x and w of slopes by means, which can be differentiated as often as one likes."""
-    parts = g, x, weight
     with torch.enable_grad():
         # views, since g may have come from x, and a slope of x itself would go through g as well
         g, x, weight = g.view_as(g), x.view_as(x), None if weight is None else weight.view_as(weight)
         pairs = zip(_slopes_by_means(g, x, weight, eps, axes), towards)
     given = [(slope, way) for slope, way in pairs if way is not None and slope.requires_grad]
-    if not given:
+    moved = [part for part, wanted in zip((g, x, weight), needed) if part is not None and wanted]
+    if not (given and moved):
         return None, None, None
     slopes, ways = zip(*given)
-    moved = [part for part in (g, x, weight) if part is not None and part.requires_grad]
     found = iter(torch.autograd.grad(slopes, moved, ways, create_graph=torch.is_grad_enabled(), allow_unused=True))
-    return tuple(next(found) if part is not None and part.requires_grad else None for part in parts)
+    return tuple(next(found) if wanted else None for wanted in needed)
 
 
 def _where(needed: Sequence[bool], parts: Sequence[Tensor | None]) -> Parts:
@@ -212,13 +213,13 @@ class _OfChannels(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
-        (g,), (x, weight, mean, scale), needed = slopes, ctx.saved_tensors, ctx.needs_input_grad[:3]
+        (g,), (x, weight, mean, scale), needed = slopes, ctx.saved_tensors, asked(ctx, slopes[0].numel() >= LARGE)[:3]
         if not bare(g):
             found = _where(needed, _slopes_by_means(g, x, weight, ctx.eps, _of_channels(x.ndim)))
         elif torch.is_grad_enabled():
             found = _SlopesOfChannels.apply(g, x, weight, mean, scale, ctx.eps, needed)
         else:
-            found = _where(needed, _slopes_of_channels(g, _Normal(x, weight, mean, scale), needed[0]))
+            found = _where(needed, _slopes_of_channels(g, _Normal(x, weight, mean, scale), needed))
         return *found, None
 
 
@@ -228,16 +229,17 @@ class _SlopesOfChannels(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, weight: Tensor | None, *rest: Any) -> Any:  # type: ignore[override]
         mean, scale, ctx.eps, needed = rest
-        back, *sums = _slopes_of_channels(g, _Normal(x, weight, mean, scale), needed[0])
+        back, *sums = _slopes_of_channels(g, _Normal(x, weight, mean, scale), (needed[0], True, True))
         ctx.save_for_backward(g, x, weight, mean, scale, *sums)
         ctx.set_materialize_grads(False)
         return _where(needed, (back, *sums))
 
     @staticmethod
     def backward(ctx: Any, *towards: Tensor | None) -> Any:
-        (g, x, weight, mean, scale, *sums), needed = ctx.saved_tensors, ctx.needs_input_grad[:3]
+        g, x, weight, mean, scale, *sums = ctx.saved_tensors
+        needed = asked(ctx, g.numel() >= LARGE)[:3]
         if torch.is_grad_enabled() or not bare(*towards):
-            found = _differentiable(towards, g, x, weight, ctx.eps, _of_channels(x.ndim))
+            found = _differentiable(towards, g, x, weight, needed, ctx.eps, _of_channels(x.ndim))
         else:
             found = _second_of_channels(towards, g, _Normal(x, weight, mean, scale), sums, needed)
         return *found, None, None, None, None
@@ -252,12 +254,14 @@ class _Normal(NamedTuple):
     scale: Tensor
 
 
-def _slopes_of_channels(g: Tensor, of: _Normal, back: bool) -> tuple[Tensor, ...]:
-    """Return w · r · P g if it is wanted, and the sums of g."""
+def _slopes_of_channels(g: Tensor, of: _Normal, needed: Sequence[bool]) -> tuple[Tensor, ...]:
+    """Return w · r · P g and the sums of g, where they are needed."""
     x, weight, mean, scale = of
     # on a GPU, the sums come only where there is a weight; its eps would count with statistics of its own only
-    weight, mask = torch.ones_like(mean) if weight is None else weight, [back, True, True]
-    found: tuple[Tensor, ...] = ATEN.native_batch_norm_backward(g, x, weight, None, None, mean, scale, True, 0.0, mask)
+    weight = torch.ones_like(mean) if weight is None else weight
+    found: tuple[Tensor, ...] = ATEN.native_batch_norm_backward(
+        g, x, weight, None, None, mean, scale, True, 0.0, needed
+    )
     return found
 
 
@@ -282,12 +286,12 @@ def _second_of_channels(
         to_x = _weighed(of, -of_g * g_along, -of_g * g_mean, (g, of_g)) if needs_x else None
         return to_g, to_x, None
     own = scale if weight is None else scale * weight
-    h_along, h_mean = (each / count for each in _slopes_of_channels(h, of, False)[1:])
+    h_along, h_mean = (each / count for each in _slopes_of_channels(h, of, (False, True, True))[1:])
     along = torch.addcmul(along, own, h_along, value=-1)
     constant = torch.addcmul(constant, own, h_mean, value=-1)
     # mean(g · h) in one pass: what comes back to the weight of numbers that are normalised already
     unit = _Normal(g, None, torch.zeros_like(mean), torch.ones_like(mean))
-    both = _slopes_of_channels(h, unit, False)[1] / count
+    both = _slopes_of_channels(h, unit, (False, True, False))[1] / count
     both = scale * both.addcmul_(g_mean, h_mean, value=-1).addcmul_(g_along, h_along, value=-1)  # mean(h · r · P g)
     of_g, of_h = scale * along, -scale * own * g_along
     of_x = -own * both - of_g * g_along - of_h * h_along
@@ -321,7 +325,7 @@ class _OfExamples(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:
-        (g,), (x, weight, *_), needed = slopes, ctx.saved_tensors, ctx.needs_input_grad[:3]
+        (g,), (x, weight, *_), needed = slopes, ctx.saved_tensors, asked(ctx, slopes[0].numel() >= LARGE)[:3]
         if not bare(g):
             found = _where(needed, _slopes_by_means(g, x, weight, ctx.eps, ctx.axes))
         elif torch.is_grad_enabled():
@@ -343,9 +347,10 @@ class _SlopesOfExamples(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *towards: Tensor | None) -> Any:
-        (g, x, weight, mean, scale, normalised), needed = ctx.saved_tensors, ctx.needs_input_grad[:3]
+        g, x, weight, mean, scale, normalised = ctx.saved_tensors
+        needed = asked(ctx, g.numel() >= LARGE)[:3]
         if torch.is_grad_enabled() or not bare(*towards):
-            found = _differentiable(towards, g, x, weight, ctx.eps, ctx.axes)
+            found = _differentiable(towards, g, x, weight, needed, ctx.eps, ctx.axes)
         else:
             of = _Normal(x, weight, mean, scale)
             found = _second_of_examples(towards, g, of, normalised, ctx.axes, needed)
