@@ -3,10 +3,11 @@ import torch
 from torch import nn
 
 import headstart
-from headstart.core import losses
+from headstart.core import losses, tree
+from headstart.core.process import ONCE
 from headstart.errors import DifferentiationError, UnknownNameError, UsageError
 from headstart.testing import random_episodes
-from headstart.types import Batch, Episodes
+from headstart.types import Batch, Episodes, Meta
 
 
 def case(**options):
@@ -93,3 +94,22 @@ def test_gradients_lie_in_memory_as_their_parameters_do(last):
     x, y = torch.randn(2, 10, 1, 28, 28), torch.arange(10).remainder(5).repeat(2, 1)
     gradient, _ = headstart.meta_gradient(learner, meta, headstart.Episodes(*[headstart.Batch(x, y)] * 2))
     assert all(gradient.params[name].stride() == value.stride() for name, value in meta.params.items())
+
+
+@pytest.mark.parametrize("adjoint", ["unrolled", "first_order"])
+def test_layers_know_whose_derivatives_are_taken_once(adjoint):
+    seen = []
+
+    def loss(outputs, batch):
+        seen.append(ONCE.get())
+        return losses.cross_entropy(outputs, batch)
+
+    learner, meta, episodes = case(adjoint=adjoint, loss=loss)
+    headstart.meta_gradient(learner, meta, episodes)
+    assert seen == [adjoint == "first_order"] * 2 + [True] and not ONCE.get()
+    seen.clear()
+    headstart.meta_loss(learner, Meta(tree.detached(meta.params), {}), episodes)
+    assert seen == [adjoint == "first_order"] * 2 + [False], "what is handed out may be differentiated again"
+    seen.clear()
+    learner.adapt(meta, episodes.support)
+    assert seen == [True] * 2

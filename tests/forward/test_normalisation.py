@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import headstart
+from headstart.core.process import differentiated_once
 from headstart.forward import normalisation
 from headstart.forward.normalisation import batch_norm, instance_norm, layer_norm
 from headstart.types import Batch, Episodes
@@ -394,6 +395,25 @@ def test_numbers_of_two_types_have_a_third_derivative_too(name):
     gap, other = (sum(float((a - b).detach().norm()) for a, b in zip(parts, exact)) for parts in found)
     size = sum(float(part.detach().norm()) for part in exact)
     assert gap < 0.03 * size and 4 * gap < other
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_where_derivatives_are_taken_once_they_are_pytorchs_own(name):
+    """Which take fewer calls of Python."""
+    parts, (own, *_) = parts_of(name)
+    leaves = [part.requires_grad_() for part in parts]
+    slow = torch.autograd.grad(own(*leaves).sin().sum(), leaves)
+    with differentiated_once(True):
+        out = own(*leaves)
+        both = torch.func.vmap(own)(*(torch.stack([part, 2 * part]) for part in leaves))
+    nodes, left = set(), [out.grad_fn, both.grad_fn]
+    while left:
+        nodes.add(left[-1].name())
+        left += [node for node, _ in left.pop().next_functions if node is not None]
+    assert not any("Of" in node for node in nodes) and any("Native" in node for node in nodes)
+    for one, other in zip(slow, torch.autograd.grad(out.sin().sum(), leaves)):
+        assert torch.equal(one, other)
+    torch.testing.assert_close(slow, torch.autograd.grad(both[0].sin().sum(), leaves))
 
 
 class Operations(TorchDispatchMode):

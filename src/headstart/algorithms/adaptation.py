@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from headstart.core import losses
 from headstart.core.adjoints import Adjoint, FirstOrder
-from headstart.core.inference import out_of_inference_mode
+from headstart.core.inference import ordinary, out_of_inference_mode
 from headstart.core.inner import Given, Inner, expanded, gradients, solve
 from headstart.core.losses import present
 from headstart.core.rules import Rule
@@ -132,6 +132,7 @@ class Adaptation:
 
         Where each task has its ``own`` number of steps, it stays as it is after so many.
         """
+        meta, support = ordinary(meta), ordinary(support)
         support, wanted = self._prepared(meta, support)
         # where nobody asks for a derivative, nothing is kept for one
         with torch.set_grad_enabled(wanted):

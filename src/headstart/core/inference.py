@@ -29,20 +29,15 @@ def out_of_inference_mode(function: Callable[Given, Found]) -> Callable[Given, F
     False
     """
 
-    given: Callable[..., Found] = function
-
-    def opened(args: Any, kwargs: Any) -> Found:
-        return given(*map(ordinary, args), **{name: ordinary(value) for name, value in kwargs.items()})
-
     @functools.wraps(function)
     def once(*args: Given.args, **kwargs: Given.kwargs) -> Found:
-        return _outside(lambda: opened(args, kwargs))
+        return _outside(function, *args, **kwargs)
 
     @functools.wraps(function)
     def again(*args: Given.args, **kwargs: Given.kwargs) -> Iterator[Any]:
-        steps, end = cast(Generator[Any], _outside(lambda: opened(args, kwargs))), object()
+        steps, end = cast(Generator[Any], _outside(function, *args, **kwargs)), object()
         try:
-            while (found := _outside(lambda: next(steps, end))) is not end:
+            while (found := _outside(next, steps, end)) is not end:
                 yield found
         finally:
             steps.close()
@@ -50,11 +45,11 @@ def out_of_inference_mode(function: Callable[Given, Found]) -> Callable[Given, F
     return cast(Callable[Given, Found], again) if inspect.isgeneratorfunction(function) else once
 
 
-def _outside(function: Callable[[], Value]) -> Value:
+def _outside(function: Callable[..., Value], *args: Any, **kwargs: Any) -> Value:
     if not torch.is_inference_mode_enabled():
-        return function()
+        return function(*args, **kwargs)
     with torch.inference_mode(False), torch.no_grad():
-        return function()
+        return function(*map(ordinary, args), **{name: ordinary(value) for name, value in kwargs.items()})
 
 
 def ordinary(tree: Value) -> Value:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from headstart.core import tree
+from headstart.core.process import differentiated_once
 from headstart.core.rules import Rule
 from headstart.core.schedules import Schedule
 from headstart.errors import UsageError
@@ -99,7 +100,7 @@ def gradients(
     support_loss: SupportLoss, given: Given, inner: Inner, number: int, create_graph: bool
 ) -> tuple[Tensor, Params, Params]:
     """Return the support losses ``(B,)``, every task's own gradient of them, and the buffers after the pass."""
-    with torch.enable_grad():
+    with torch.enable_grad(), differentiated_once(not create_graph):
         leaves = {
             name: value if create_graph and value.requires_grad else value.detach().requires_grad_()
             for name, value in inner.params.items()

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from headstart.core import tree
-from headstart.core.inference import out_of_inference_mode
+from headstart.core.inference import ordinary, out_of_inference_mode
 from headstart.core.losses import present
+from headstart.core.process import differentiated_once
 from headstart.errors import DifferentiationError, UsageError, unknown_name
 from headstart.types import Adapted, Batch, Episodes, Info, Learner, Meta, Tree
 
@@ -118,7 +119,7 @@ def meta_gradient(
         raise unknown_name("reduction", reduction, ("mean", "sum"))
     if learner.gradient is None or not tree.tensors_of(meta):
         raise UsageError("this learner learns nothing across tasks, so it has no meta-gradient")
-    gradient, info = learner.gradient(learner, meta, episodes)
+    gradient, info = learner.gradient(learner, ordinary(meta), ordinary(episodes))
     if reduction == "sum":
         # which may be those of several processes
         tasks = len(episodes.query.y if info.query_loss is None else info.query_loss)
@@ -139,7 +140,8 @@ def backprop(learner: Learner, meta: Meta, episodes: Episodes) -> tuple[Meta, In
     leaves = Meta(tree.detached(meta.params), tree.detached(meta.structure))
     try:
         with torch.enable_grad():
-            loss, info = meta_loss(learner, leaves, episodes)
+            with differentiated_once(True):  # but for inner steps, which say so themselves
+                loss, info = meta_loss(learner, leaves, episodes)
             gradients = torch.autograd.grad(loss, tree.tensors_of(leaves), materialize_grads=True)
     except RuntimeError as error:
         raise _explained(error) from error

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -238,6 +239,20 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
 def watched() -> bool:
     """Return whether somebody writes down which operations there are: then plain ones are wanted, not fast ones."""
     return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+
+
+#: Whether the graph that is made is differentiated once: it is dropped then, and nobody else has it.
+ONCE: ContextVar[bool] = ContextVar("once", default=False)
+
+
+@contextlib.contextmanager
+def differentiated_once(once: bool) -> Iterator[None]:
+    """Let layers know that no derivative of their derivatives is taken, where that is so."""
+    token = ONCE.set(once)
+    try:
+        yield
+    finally:
+        ONCE.reset(token)
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._C import _functorch as functorch
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
+from headstart.core.process import ONCE
 from headstart.forward.derivatives import LARGE, asked, bare
 
 ATEN = torch.ops.aten
@@ -37,10 +38,14 @@ def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     misfits = any(part is not None and part.shape != x.shape[1:2] for part in (weight, bias))
     if misfits or x.numel() <= x.shape[1] or not _has_numbers(x):  # PyTorch says what is wrong
         return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
-    if bare(x, weight, bias):
+    clear = bare(x, weight, bias)
+    mapped = not clear and _is_mapped_alone()
+    if (clear or mapped) and (ONCE.get() or not torch.is_grad_enabled()):
+        return torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)[0]
+    if clear:
         out: Tensor = _OfChannels.apply(x, weight, bias, eps)
         return out
-    if _is_mapped_alone():
+    if mapped:
         return _of_all(batch_norm_of_tasks, x, weight, bias, eps)
     return _by_means(x, weight, bias, eps, _of_channels(x.ndim))
 
@@ -86,17 +91,18 @@ def layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Ten
         full = (*x.shape[:own], *shape)
         weight, bias = (p if p is None or p.shape == full else p.expand(full) for p in (weight, bias))
     axes = _of_examples(x.ndim, last, own)
-    clear = bare(x, weight, bias)
-    if clear and torch.is_grad_enabled() and _has_numbers(x):
+    clear, twice = bare(x, weight, bias), torch.is_grad_enabled() and not ONCE.get()
+    if clear and twice and _has_numbers(x):
         if x.is_cuda and torch.is_autocast_enabled("cuda"):  # which casts it so
             x = x.float()
             weight, bias = (part if part is None else part.float() for part in (weight, bias))
         out: Tensor = _OfExamples.apply(x, weight, bias, eps, axes)
         return out
     if own:
-        return axes.scaled(layer_norm(x, shape, None, None, eps), weight, bias)
+        normal = torch.layer_norm(x, shape, None, None, eps) if clear else layer_norm(x, shape, None, None, eps)
+        return axes.scaled(normal, weight, bias)
     mapped = not clear and _is_mapped_alone()
-    if mapped and torch.is_grad_enabled():
+    if mapped and twice:
         return _of_all(layer_norm, x, shape, weight, bias, eps)
     misfits = x.shape[x.ndim - last :] != tuple(shape)
     if clear or mapped or misfits or not _has_numbers(x):
