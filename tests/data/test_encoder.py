@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from headstart import tasks
+from headstart.cache import NotKeptWarning
 from headstart.data import encoder
-from headstart.data.cache import NotKeptWarning
 from headstart.data.encoder import Encoder, content, encoded, features, trimmed
 from headstart.data.fewshot import class_store, few_shot
 from headstart.errors import ConfigError, FileError

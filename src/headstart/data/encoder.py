@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from headstart.data.cache import cache_dir, warn_not_kept, whole
+from headstart.cache import cache_dir, warn_not_kept, whole
 from headstart.data.text.read import CutTextWarning
 from headstart.errors import ConfigError, FileError
 from headstart.models.trunks.source import absolute

@@ -22,7 +22,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch.utils._pytree import tree_leaves
 
-from headstart.data.cache import sha256_of
+from headstart.cache import sha256_of
 from headstart.data.kind import kind_of_family
 from headstart.errors import ConfigError, FileError, HeadstartError, UsageError
 from headstart.registry import find

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from headstart import tasks
-from headstart.data.cache import NotKeptWarning
+from headstart.cache import NotKeptWarning
 from headstart.data.images import decoded as module
 from headstart.data.images.decoded import decoded
 from headstart.errors import DataError

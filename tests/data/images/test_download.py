@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from headstart.data.cache import cache_dir, sha256_of
+from headstart.cache import cache_dir, sha256_of
 from headstart.data.images import download as module
 from headstart.errors import FileError
 

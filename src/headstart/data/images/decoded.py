@@ -15,7 +15,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from headstart.data.cache import cache_dir, sha256_of, warn_not_kept, whole
+from headstart.cache import cache_dir, sha256_of, warn_not_kept, whole
 from headstart.errors import DataError, FileError
 
 MOST_IN_MEMORY = 2**28

@@ -8,7 +8,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from headstart.data.cache import sha256_of, whole
+from headstart.cache import sha256_of, whole
 from headstart.errors import FileError
 
 _TRIES, _TIMEOUT_SECONDS = 3, 30.0

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from headstart.data.cache import cache_dir, sha256_of, whole
+from headstart.cache import cache_dir, sha256_of, whole
 from headstart.data.fewshot import GIVEN, class_store, few_shot, rotated, shuffled
 from headstart.data.images.download import download
 from headstart.errors import DataError, FileError, check_known
