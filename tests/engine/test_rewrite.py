@@ -80,6 +80,21 @@ def test_equal_constants_are_kept_once():
     assert len(list(record.buffers())) == 1
 
 
+def test_what_is_computed_once_later_has_a_name_of_its_own():
+    record = traced(lambda x: [x + torch.arange(4.0), x * torch.full((4,), 3.0)], MATRIX)
+    expected = record(MATRIX)
+    for late in (True, False):  # all but the last numbers at first, and then these
+        kept = [node for node in record.graph.nodes if late and node.target == torch.ops.aten.full.default]
+        for node in kept:
+            node.target = torch.ops.aten.rand.default
+        fold(record)
+        for node in kept:
+            node.target = torch.ops.aten.full.default
+    record.recompile()
+    assert all(map(torch.equal, record(MATRIX), expected))
+    assert operations(record) == ["aten::add.Tensor", "aten::mul.Tensor"]
+
+
 def test_large_constants_are_not_kept():
     large = torch.ones(200, 100)
     record = traced(lambda x: [x + torch.zeros_like(x)], large)
@@ -251,6 +266,11 @@ def settled(function):
     return writes(record)
 
 
+def overwritten(made, x):
+    made.as_strided((3, 4), (4, 1)).copy_(x)
+    return made.as_strided((4, 3), (1, 4))
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -259,6 +279,7 @@ def settled(function):
         lambda x: [x.T.exp().mul_(2)],
         lambda x: [x.double().add_(x)],
         lambda x: [torch.zeros(3, 4).add_(x)],
+        lambda x: [overwritten(x.new_zeros(12), x).exp()],  # as derivatives of views do it
         lambda x: [(y := x.exp()).mul_(x), y + 1],  # what is read then is what the product gave
     ],
 )
@@ -274,6 +295,8 @@ def test_what_is_written_into_a_tensor_made_for_it_is_given(function):
         lambda x: [(y := x.exp()) + 1, y.mul_(x)],  # read before
         lambda x: [x.exp().bfloat16().add_(x)],  # a sum of another type
         lambda x: [x.exp().T.contiguous().T.mul_(x)],  # a product in another order
+        lambda x: [overwritten(x.new_zeros(13), x).exp()],  # not all of it
+        lambda x: [(y := x.new_ones(12)) + 1, overwritten(y, x)],  # read before
     ],
 )
 def test_what_something_else_reads_is_written_as_it_was(function):

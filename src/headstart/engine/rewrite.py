@@ -6,6 +6,7 @@ as much as an operation as it is recorded, with its arguments checked in Python 
 """
 
 import inspect
+from itertools import count
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ _BY_ONE = {ATEN.mul.Tensor, ATEN.mul.Scalar, ATEN.div.Tensor, ATEN.div.Scalar, A
 #: What they return depends on the shape, type and place of their first argument, not on its values.
 _LIKE = {ATEN.ones_like.default, ATEN.zeros_like.default, ATEN.full_like.default}
 _LIKE |= {ATEN.new_ones.default, ATEN.new_zeros.default, ATEN.new_full.default}
+#: What they return depends on their arguments alone, which are no tensors.
+_MADE = {ATEN.arange.default, ATEN.arange.start, ATEN.arange.start_step, ATEN.scalar_tensor.default}
+_MADE |= {ATEN.zeros.default, ATEN.ones.default, ATEN.full.default}
 #: A constant that is kept has at most so many numbers.
 _KEPT = 2**14
 #: A number becomes a tensor of no dimensions on the way; what is computed is the same.
@@ -44,6 +48,29 @@ def settle(graph: fx.Graph) -> None:
             giving = getattr(getattr(ATEN, name[:-1]), kind or "default", None)
             if giving is not None and _schema(giving) == _schema(node.target) and _gives_the_same(giving, node):
                 node.target = giving
+    for node in [node for node in graph.nodes if node.target == ATEN.copy_.default]:
+        _settle_copy(graph, node)
+
+
+def _settle_copy(graph: fx.Graph, node: fx.Node) -> None:
+    """Let what is copied over all of a tensor that was made for it be that tensor, as derivatives of views do it."""
+    view: Any = node.args[0]
+    made: Any = view.args[0] if view.target == ATEN.as_strided.default else None
+    if made is None or node.users or len(view.users) > 1 or not _is_made(made) or len(node.args) > 2:
+        return
+    there, over, copied = made.meta["val"], view.meta["val"], node.args[1].meta["val"]  # pyrefly: ignore
+    whole = there.is_contiguous() and over.is_contiguous() and there.numel() == over.numel()
+    order = {one: place for place, one in enumerate(graph.nodes)}
+    first = all(user is view or order[user] > order[node] for user in made.users)
+    if not (whole and first) or (copied.dtype, copied.shape) != (over.dtype, over.shape):
+        return
+    with graph.inserting_before(node):
+        own = graph.call_function(ATEN.clone.default, (node.args[1],), {"memory_format": torch.contiguous_format})
+        flat = graph.call_function(ATEN.view.default, (own, list(there.shape)))
+    own.meta, flat.meta = dict(view.meta), dict(made.meta)
+    made.replace_all_uses_with(flat, delete_user_cb=lambda user: user is not view)
+    graph.erase_node(node)
+    graph.erase_node(view)
 
 
 def _is_made(node: fx.Node) -> bool:
@@ -117,6 +144,8 @@ def _value(node: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor | None:
         one = args[0].meta["val"]
         like = torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device=one.device)
         return call(like, *args[1:], **node.kwargs)
+    if call in _MADE and node.meta["val"].numel() <= _KEPT:
+        return call(*args, **node.kwargs)
     settled = torch.Tag.nondeterministic_seeded not in getattr(call, "tags", ())
     if settled and node.all_input_nodes and all(given in values for given in node.all_input_nodes):
         args, options = fx.map_arg((args, node.kwargs), values.__getitem__)
@@ -126,14 +155,16 @@ def _value(node: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor | None:
 
 def _hold(record: fx.GraphModule, values: dict[fx.Node, Tensor]) -> None:
     names: dict[Any, str] = {}
+    free = (f"constant_{number}" for number in count() if not hasattr(record, f"constant_{number}"))
     for node, value in values.items():
         # all of its memory, once: an expanded tensor has a few numbers very often
         numbers = value.new_empty(0).set_(value.untyped_storage()).view(torch.uint8).cpu().numpy().tobytes()
-        name = names.setdefault((*_place(value), numbers), f"constant_{len(names)}")
-        if not hasattr(record, name):
-            record.register_buffer(name, value, persistent=False)
+        key = *_place(value), numbers
+        if key not in names:
+            names[key] = next(free)
+            record.register_buffer(names[key], value, persistent=False)
         with record.graph.inserting_before(node):
-            constant = record.graph.get_attr(name)
+            constant = record.graph.get_attr(names[key])
         constant.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(constant)
 
