@@ -1,0 +1,1 @@
+"""Records of tensor operations as functions in C, for processors: what a step of a small network takes, at once."""
