@@ -36,18 +36,6 @@ def shared_data():
     return DATA
 
 
-@pytest.fixture(scope="module")
-def quick_compiler(tmp_path_factory):
-    """TorchInductor with a cache of its own, that neither optimises nor vectorises: what is computed stays the same."""
-    from torch._inductor import cpu_vec_isa
-    from torch._inductor.utils import fresh_cache
-
-    with pytest.MonkeyPatch.context() as patch, fresh_cache(dir=str(tmp_path_factory.mktemp("inductor"))):
-        patch.setenv("TORCHINDUCTOR_DEBUG_COMPILE", "1")  # other than a setting, it holds in all threads
-        patch.setattr(cpu_vec_isa, "valid_vec_isa_list", list)  # those there are would be tried out, for seconds each
-        yield
-
-
 @pytest.fixture
 def unrendered(monkeypatch):
     """Pictures are drawn as ever and not turned into pixels, which takes nine tenths of a short run."""

@@ -6,35 +6,22 @@ import logging
 
 import pytest
 import torch
-import torch._inductor
 from torch import nn
-from torch._dynamo.utils import counters
-from torch._inductor import cpp_builder
-from torch._inductor.exc import InvalidCxxCompiler
-from torch._inductor.utils import fresh_cache
 
 import headstart
 from headstart.core.adjoints import Checkpointed
 from headstart.core.objective import at, backprop, meta_gradient
-from headstart.core.tree import tensors_of
+from headstart.core.tree import mapped, tensors_of
 from headstart.engine.accelerate import COMPILED, accelerate
+from headstart.kernels import library
+from headstart.kernels.library import has_compiler
+from headstart.kernels.translated import Kernel
 from headstart.testing import random_episodes
 from headstart.types import Meta
 
-
-@functools.cache
-def _compiler():
-    try:
-        return cpp_builder.get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return ""
-
-
-pytestmark = pytest.mark.usefixtures("quick_compiler")
-
 compiled = functools.partial(accelerate, compile=True)
 
-needs_compiler = pytest.mark.skipif(not _compiler(), reason="no C++ compiler is found, which TorchInductor needs")
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C compiler is found")
 
 
 def perceptron(*extra):
@@ -202,32 +189,36 @@ def test_the_forms_of_a_learner_that_changes_are_compiled_each(caplog):
 
 
 @needs_compiler
-def test_what_was_compiled_is_taken_from_the_disk(caplog):
+def test_what_was_compiled_is_taken_from_the_disk(caplog, monkeypatch):
     learner = maml_of(nn.Sequential(nn.Linear(3, 2)).double(), steps=1, loss="mse")
     meta, episodes = learner.init(None), random_episodes((3,), outputs=2, regression=True, tasks=2)
-    found, hits = [], counters["inductor"]["fxgraph_cache_hit"]
-    with fresh_cache():
-        for _ in range(2):
-            with compilations(caplog, 1):
-                found.append(meta_gradient(compiled(learner), meta, episodes))
-    assert counters["inductor"]["fxgraph_cache_hit"] == hits + 1
-    assert all(map(torch.equal, tensors_of(found[0][0]), tensors_of(found[1][0])))
-
-
-@pytest.mark.parametrize("steps, count", [(2, 3), (9, 2)])
-def test_what_many_steps_outweigh_is_not_compiled(steps, count, monkeypatch, caplog):
-    seen = []
-
-    def as_it_is(record, inputs, options):
-        seen.append(record)
-        return record.forward
-
-    monkeypatch.setattr(torch._inductor, "compile", as_it_is)
-    learner = maml_of(perceptron(), steps=steps)
-    fast, meta = compiled(learner), learner.init(None)
     with compilations(caplog, 1):
-        assert_same(meta_gradient(fast, meta, rows(1)), backprop(learner, meta, rows(1)))
-    assert len(seen) == count  # a step, its derivative, and what is between if that is much
+        first = meta_gradient(compiled(learner), meta, episodes)
+    monkeypatch.setattr(library, "_translate", None)
+    with compilations(caplog, 1):
+        again = meta_gradient(compiled(learner), meta, episodes)
+    assert all(map(torch.equal, tensors_of(first[0]), tensors_of(again[0])))
+
+
+@needs_compiler
+def test_a_step_of_a_loop_is_compiled_once_however_many_there_are(caplog, monkeypatch):
+    made = []
+
+    class Counted(Kernel):
+        def __init__(self, *args):
+            made.append(args)
+            super().__init__(*args)
+
+    monkeypatch.setattr("headstart.kernels.translated.Kernel", Counted)
+    numbers = set()
+    for steps in (2, 9):
+        learner = maml_of(perceptron(), steps=steps)
+        fast, meta = compiled(learner), learner.init(None)
+        with compilations(caplog, 1):
+            assert_same(meta_gradient(fast, meta, rows(1)), backprop(learner, meta, rows(1)))
+        numbers.add(len(made))
+        made.clear()
+    assert len(numbers) == 1 and numbers.pop() >= 3  # a step, its derivative, and what is around them
 
 
 def wrong_by(factor, monkeypatch):
@@ -276,7 +267,7 @@ def test_what_the_compiler_raises_is_said_once_and_the_run_goes_on(caplog, monke
     def broken(*_, **__):
         raise OSError("no room left\nat line 3")
 
-    monkeypatch.setattr(torch._inductor, "compile", broken)
+    monkeypatch.setattr("headstart.kernels.translated.loaded", broken)
     learner = maml_of(perceptron(), steps=1)
     fast, meta = compiled(learner), learner.init(None)
     for seed in (1, 2):
@@ -284,11 +275,34 @@ def test_what_the_compiler_raises_is_said_once_and_the_run_goes_on(caplog, monke
     assert warnings_of(caplog) == ["meta-gradient not compiled, running as it is: OSError: no room left"]
 
 
-def test_without_a_compiler_the_run_goes_on(caplog):
+def test_without_a_compiler_the_run_goes_on(caplog, monkeypatch):
+    monkeypatch.setattr(library, "_compiler", lambda: None)
     learner = maml_of(perceptron(), steps=1)
     fast, meta = compiled(learner), learner.init(None)
-    with fresh_cache(), torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler-here")}):
-        for seed in (1, 2):
-            assert_same(meta_gradient(fast, meta, rows(seed)), backprop(learner, meta, rows(seed)))
+    for seed in (1, 2):
+        assert_same(meta_gradient(fast, meta, rows(seed)), backprop(learner, meta, rows(seed)))
     (line,) = warnings_of(caplog)
-    assert line.startswith("meta-gradient not compiled, running as it is: ") and "compiler" in line.lower()
+    assert line.startswith("meta-gradient not compiled, running as it is: RuntimeError: no C compiler")
+
+
+class Inplace(nn.Module):
+    def forward(self, x):
+        found = x * 1.0
+        found[:, :1].add_(1.0)
+        return found
+
+
+def test_what_writes_into_tensors_is_not_compiled(caplog):
+    learner = maml_of(perceptron(Inplace()), steps=1)
+    fast, meta = compiled(learner), learner.init(None)
+    assert_same(meta_gradient(fast, meta, rows(1)), backprop(learner, meta, rows(1)))
+    assert "it writes into tensors" in warnings_of(caplog)[0]
+
+
+def test_what_is_on_another_device_is_not_compiled(caplog):
+    learner = maml_of(perceptron(), steps=1)
+    fast = compiled(learner)
+    meta, episodes = mapped(lambda tensor: tensor.to("meta"), (learner.init(None), rows(1)))
+    with contextlib.suppress(NotImplementedError, RuntimeError):  # which such tensors have values to compare with
+        meta_gradient(fast, meta, episodes)
+    assert any("kernels are for the CPU" in line for line in warnings_of(caplog))

@@ -12,7 +12,7 @@ def trace_step(monkeypatch):
     return importlib.import_module("trace_step")
 
 
-@pytest.mark.parametrize(("name", "files", "switches"), [("sine", 13, 82), ("conv4", 15, 450)])
+@pytest.mark.parametrize(("name", "files", "switches"), [("sine", 15, 120), ("conv4", 18, 800)])
 def test_an_outer_step_goes_through_few_files(trace_step, name, files, switches):
     step = getattr(trace_step, name)()
     step()

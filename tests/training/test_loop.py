@@ -1,5 +1,6 @@
 """The outer loop."""
 
+import importlib
 import math
 from functools import partial
 
@@ -8,9 +9,12 @@ import torch
 
 import headstart
 from headstart.data.curves.sinusoid import sinusoid
+from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, DataError, DivergenceError, UnknownNameError, UsageError
 from headstart.training.loop import fit, seeded, start, tensors_of
 from headstart.types import Meta
+
+accelerate_module = importlib.import_module("headstart.engine.accelerate")
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 
@@ -37,6 +41,29 @@ def test_a_run_in_two_parts_is_bit_equal_to_one_in_one():
             break
     *_, rest = fit(learner, tasks, steps=6, state=part, **options)
     assert all(map(torch.equal, tensors_of(whole.state.meta), tensors_of(rest.state.meta)))
+
+
+def test_what_repays_is_compiled_and_a_run_in_two_parts_is_bit_equal_to_one_in_one(monkeypatch, caplog):
+    monkeypatch.setattr(accelerate_module, "FEW_STEPS", 1)
+    monkeypatch.setattr(accelerate_module, "SAVED", 1.0)
+    learner = headstart.maml(headstart.mlp(1, 1, hidden=(4,)), loss="mse", steps=2)
+    options = {"tasks_per_step": 4, "seed": 3}
+    with caplog.at_level("INFO", "headstart"):
+        *_, whole = fit(learner, sinusoid(shots=5), steps=4, **options)
+    assert "meta-gradient compiled" in caplog.text
+    part = start(learner, seed=3)
+    for record in fit(learner, sinusoid(shots=5), steps=4, state=part, **options):
+        if record.step == 1:
+            break
+    *_, rest = fit(learner, sinusoid(shots=5), steps=4, state=part, **options)
+    assert all(map(torch.equal, tensors_of(whole.state.meta), tensors_of(rest.state.meta)))
+    caplog.clear()
+    with caplog.at_level("INFO", "headstart"):
+        *_, plain = fit(accelerate(learner), sinusoid(shots=5), steps=4, **options)
+        *_, skipping = fit(learner, sinusoid(shots=5), steps=4, on_nonfinite="skip", **options)
+    assert "compiled" not in caplog.text
+    for one, *others in zip(*(tensors_of(record.state.meta) for record in (plain, skipping, whole))):
+        assert torch.equal(one, others[0]) and torch.allclose(one, others[1], atol=1e-5)
 
 
 def test_a_learner_reads_the_training_tasks_before_its_first_step(mean_learner, line_tasks):

@@ -428,7 +428,6 @@ def test_default_folders_are_named_by_tasks_and_method(tmp_path):
     assert default_folder(resolve({"tasks": table})) == Path("runs/visits-gaussian_process")
 
 
-@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("how", [{"compile": True}, {"memory": "64KiB"}], ids=str)
 def test_how_a_step_is_computed_may_change_when_a_run_goes_on(how, tmp_path):
     options = {**SINE, "steps": 4, "hidden": "4", "inner_steps": 1, "tasks_per_step": 6}
@@ -442,7 +441,6 @@ def test_how_a_step_is_computed_may_change_when_a_run_goes_on(how, tmp_path):
         assert (one[name].double() - tensor.double()).abs().max() < 1e-4, name
 
 
-@pytest.mark.usefixtures("quick_compiler")
 def test_what_repays_is_compiled_and_a_run_that_was_cut_off_has_the_same_bits(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(accelerate_module, "COMPILING", 0.0)
     monkeypatch.setattr(accelerate_module, "TRANSLATING", 0.0)

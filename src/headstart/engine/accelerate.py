@@ -26,6 +26,7 @@ from headstart.engine.loops import as_it_is, counted, in_steps
 from headstart.engine.record import SEEN, Forms, Inputs, Key, Recorded, Way, inputs_of, throughout, with_gradient
 from headstart.errors import OutOfMemoryError, UsageError, asked_for, is_out_of_memory
 from headstart.forward.task_map import rounded
+from headstart.kernels.library import has_compiler
 from headstart.types import Batch, Episodes, Info, Learner, Meta
 
 logger = logging.getLogger("headstart")
@@ -52,11 +53,11 @@ FEW = 2
 #: So many times as often large operations are computed as they are before they are recorded, which takes longer.
 PATIENCE = 8
 
-#: What a compiled program saves for each small operation of a replayed record, what it takes to make one, and one more
-#: of its operations, in seconds on a slow processor; compiling has to save so many times as much as it takes.
-SAVED, COMPILING, TRANSLATING, MARGIN = 2e-6, 6.5, 0.03, 1.5
+#: What compiling saves for each operation of a replayed record, and what it takes for the first one and for each, in
+#: seconds on a slow processor; it has to save so many times as much as it takes.
+SAVED, COMPILING, TRANSLATING, MARGIN = 2e-6, 0.2, 0.004, 1.5
 #: Fewer outer steps are not looked at: they take less time than that would.
-FEW_STEPS = 1000
+FEW_STEPS = 200
 
 #: Where in meta-training the needs of a learner that changes are looked at, in fractions of the outer steps.
 STAGES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -84,11 +85,11 @@ def accelerate(
 
     Args:
         learner: the method.
-        compile: whether to compile the record (see `engine.compiled`), whatever the size of operations.
+        compile: whether to compile the record, for a CPU (see `engine.compiled`), and use it from the first step on.
         threads: on a CPU, how many parts of the tasks to work on at the same time, each with one thread; 1: one part
             after another, in operations that PyTorch splits where they are large. ``"auto"``:
             ``torch.get_num_threads()`` where operations are large, and one where they are small; fewer where ``memory``
-            has no room for so many. A compiled program splits its own operations.
+            has no room for so many.
         chunk: the most tasks that are worked on together; parts follow one another.
         memory: in place of ``chunk``: the most that the graphs of the tasks worked on together may take, in bytes or
             as ``"2GiB"``, measured on one task.
@@ -133,23 +134,22 @@ def repays(learner: Learner, meta: Meta, episodes: Iterable[Episodes], steps: in
         episodes: those of some outer steps; where their shapes differ, programs would be many.
         steps: how many outer steps there will be.
     """
-    if steps < FEW_STEPS or learner.gradient is not backprop or learner.during is not None:
+    if steps < FEW_STEPS or learner.gradient is not backprop or learner.during is not None or not has_compiler():
         return False
     here, (first, *others) = settings(), episodes
-    if (
-        here is None
-        or first.query.y.device.type != "cpu"
-        or any(inputs_of(meta, one).kind != inputs_of(meta, first).kind for one in others)
-    ):
+    kind = inputs_of(meta, first).kind
+    if here is None or first.query.y.device.type != "cpu" or any(inputs_of(meta, one).kind != kind for one in others):
         return False
     plan = _InParts(learner, _Options(False, "auto", None, None, True, False))._plan(here, meta, first)
-    if not (plan.small and plan.counted):
+    if not plan.counted:
         return False
+    part = next(_parts(first, plan.size))
     with put_back():
-        once = counted(learner, meta, first)
-        with Counted(memory=False) as all_of_them:
-            backprop(learner, meta, first)
-    return steps * SAVED * all_of_them.operations > MARGIN * (COMPILING + once * TRANSLATING)
+        once = counted(learner, meta, part)
+        with Counted(memory=False) as every:
+            backprop(learner, meta, part)
+    times = len(first.query.y) / (plan.size * plan.workers)
+    return steps * times * SAVED * every.operations > MARGIN * (COMPILING + once * TRANSLATING)
 
 
 class _Options(NamedTuple):
@@ -249,14 +249,12 @@ class _InParts:
         plan = self.plans.get(key) or self._remembered(key, lambda: self._alike(here, meta, episodes))
         self.plan = plan
         gradient = self._gradient(here, plan, learner)
-        # a compiled program splits those of its operations where that pays
-        small = plan.small and not self.options.compile
         if plan.size >= len(episodes.query.y):
-            with one_thread(small):
+            with one_thread(plan.small):
                 return gradient(given)
         parts = (inputs_of(meta, part) for part in _parts(episodes, plan.size))
         several = here is not None and plan.workers > 1
-        with one_thread(small or several):  # threads of this one would wait in the way of the others
+        with one_thread(plan.small or several):  # threads of this one would wait in the way of the others
             if several:
                 return _joined(_at_once(gradient, parts, plan.workers, here), len(episodes.query.y))
             return _joined(map(gradient, parts), len(episodes.query.y))

@@ -13,10 +13,15 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.fx.passes.split_module import split_module
 
-from headstart.engine.record import FEW, Run, between, replayed
+from headstart.core.adjoints.steps import Steps
+from headstart.engine.record import Run, replayed
+from headstart.engine.tracing import without_notes
 
+#: Fewer operations take less time as they are than calling a graph of them.
+FEW = 20
 #: Operations that would do once and for all what they have to do every time.
 _ONCE = {torch.Tag.data_dependent_output, torch.Tag.nondeterministic_seeded}
 #: Held while a graph is captured: PyTorch allows one at a time.
@@ -38,7 +43,7 @@ class Graphs:
         Raises:
             RuntimeError: they cannot be captured.
         """
-        return between(record, lambda part, _: self._part(part))
+        return _between(record, self._part)
 
     def _part(self, record: fx.GraphModule) -> Run:
         if sum(node.op == "call_function" for node in record.graph.nodes) < FEW:
@@ -207,3 +212,31 @@ def _device_of(record: fx.GraphModule) -> torch.device:
 def _tensors(record: fx.GraphModule, node: fx.Node) -> list[Tensor]:
     value = attrgetter(str(node.target))(record) if node.op == "get_attr" else node.meta.get("val")
     return [one for one in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(one, Tensor)]
+
+
+def _between(record: fx.GraphModule, made: Callable[[fx.GraphModule], Run]) -> Run:
+    """Return a record with what is made of its parts in their places: all but its loops, whose steps are records."""
+    loops = [node for node in record.graph.nodes if isinstance(getattr(node.target, "__self__", None), Steps)]
+    if not loops:
+        return made(record)
+    parts, part = dict[fx.Node, int](), 0
+    for node in record.graph.nodes:
+        if node in loops:
+            part += 2
+            parts[node] = part - 1
+        else:  # what a loop gives is taken apart where it is
+            parts[node] = next((parts[one] for one in node.all_input_nodes[:1] if one in loops), part)
+    whole = split_module(record, nn.Module(), parts.__getitem__, keep_original_order=True)
+    for name, child in [*whole.named_children()]:
+        if isinstance(child, fx.GraphModule) and name not in {f"submod_{parts[node]}" for node in loops}:
+            setattr(whole, name, _Called(made(child)))
+    run: Run = without_notes(whole).forward
+    return run
+
+
+class _Called(nn.Module):
+    """A function as a part of a record."""
+
+    def __init__(self, function: Run) -> None:
+        super().__init__()
+        self.forward = function

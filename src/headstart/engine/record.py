@@ -14,10 +14,8 @@ from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, fx, nn
-from torch.fx.passes.split_module import split_module
+from torch import Tensor, fx
 
-from headstart.core.adjoints.steps import Steps
 from headstart.core.objective import at, backprop
 from headstart.core.process import Settings, generators, settings
 from headstart.core.tree import mapped
@@ -44,9 +42,6 @@ LEAST = 0.01
 #: A program is tried with θ and M multiplied by these, too. At the kink of a ReLU a rounding error may turn a
 #: derivative, so one that is too far off gets other chances.
 RETRIED = (0.99, 0.97)
-
-#: Fewer operations take less time as they are than calling a program or a graph of them.
-FEW = 20
 
 #: Why nothing is recorded inside certain modes.
 SEEN = "hooks for saved tensors or a mode of PyTorch are on, which have to see every operation"
@@ -83,39 +78,6 @@ def replayed(record: fx.GraphModule) -> Run:
     call_directly(record.graph)
     run: Run = without_notes(record).forward
     return run
-
-
-def between(record: fx.GraphModule, made: Callable[[fx.GraphModule, int], Run]) -> Run:
-    """Return a record with what is made of its parts in their places: all but its loops, whose steps are records.
-
-    ``made(a part, how many operations the loops take)``
-    """
-    loops = [node for node in record.graph.nodes if isinstance(getattr(node.target, "__self__", None), Steps)]
-    if not loops:
-        return made(record, 0)
-    parts, part = dict[fx.Node, int](), 0
-    for node in record.graph.nodes:
-        if node in loops:
-            part += 2
-            parts[node] = part - 1
-        else:  # what a loop gives is taken apart where it is
-            parts[node] = next((parts[one] for one in node.all_input_nodes[:1] if one in loops), part)
-    whole = split_module(record, nn.Module(), parts.__getitem__, keep_original_order=True)
-    once = {id(node.target.__self__): node.target.__self__ for node in loops}.values()  # that go forwards and back
-    taken = sum(len(loop.numbers) * loop.step.operations for loop in once)
-    for name, child in [*whole.named_children()]:
-        if isinstance(child, fx.GraphModule) and name not in {f"submod_{parts[node]}" for node in loops}:
-            setattr(whole, name, _Called(made(child, taken)))
-    run: Run = without_notes(whole).forward
-    return run
-
-
-class _Called(nn.Module):
-    """A function as a part of a record."""
-
-    def __init__(self, function: Run) -> None:
-        super().__init__()
-        self.forward = function
 
 
 class Inputs(NamedTuple):

@@ -96,9 +96,9 @@ class Run(NamedTuple):
         seed: seed of the weights, the tasks and dropout.
         device: where to compute; auto takes cuda, then mps, then cpu.
         threads: CPU threads; by default what PyTorch takes.
-        compile: compile the meta-gradient: several times faster for small networks, after seconds to minutes of
-            compiling. By default where all outer steps together save more than that, by counting operations. Needs a
-            C++ compiler; where it cannot be done, one line says why.
+        compile: compile the meta-gradient: several times faster for small networks, after some seconds of compiling.
+            By default where all outer steps together save more than that, by counting operations. Needs a C compiler
+            (cc, gcc, clang, or what CC names) and a CPU; where it cannot be done, one line says why.
         memory: most memory for what a step remembers for its derivatives; tasks are taken in as many parts as that
             needs. With auto, all tasks of a step together, and where memory runs out, in ever smaller
             parts, at last with a checkpointed adjoint. By default all tasks of a step together.

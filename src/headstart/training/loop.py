@@ -15,12 +15,15 @@ from torch import Generator, Tensor
 
 from headstart.core.inference import out_of_inference_mode
 from headstart.core.objective import at, meta_gradient
-from headstart.engine.accelerate import accelerate
+from headstart.engine.accelerate import accelerate, repays
 from headstart.errors import ConfigError, OutOfMemoryError, UsageError, asked_for, check_known, is_out_of_memory
 from headstart.training.distributed import COMPARED_EVERY, distributed, group, share
 from headstart.training.divergence import LeftOut, OnNonfinite, finite_gradient, lost_in_a_row
 from headstart.training.kept_memory import kept_memory
 from headstart.types import Episodes, Info, Learner, Meta, Params, Pool, Tasks
+
+#: Of so many first steps, tasks are looked at to see whether all have one shape.
+_LOOKED_AT = 4
 
 MakeOptimizer: TypeAlias = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
@@ -145,9 +148,9 @@ def fit(
     On Linux the process keeps the memory that it frees until the last step (`training.kept_memory`).
 
     Args:
-        learner: the method; to compile, say, hand in what `accelerate` returns. On a CPU, operations are recorded
-            after some steps and replayed with the Python numbers that they had: where those change during training,
-            hand in ``accelerate(learner, replay=False)``.
+        learner: the method. On a CPU a step is compiled first, where the steps to come repay it (`accelerate` says
+            how), or its operations are recorded after some steps; both go on with the Python numbers that they had:
+            where those change during training, hand in ``accelerate(learner, replay=False)``.
         tasks: where episodes come from.
         steps: the number of steps after which to stop, those in ``state`` included.
         tasks_per_step: B.
@@ -178,7 +181,9 @@ def fit(
     if steps < 0 or tasks_per_step < 1:
         raise ConfigError(f"steps must be at least 0 and tasks_per_step at least 1, got {steps} and {tasks_per_step}")
     state = start(learner, optimizer=optimizer, seed=seed, tasks=tasks) if state is None else state
-    learner = accelerate(learner)
+    plain = not same_bits and on_nonfinite == "stop"  # else there are other numbers of tasks, too
+    compile = plain and compiling_repays(learner, tasks, state.meta, steps, tasks_per_step, seed)
+    learner = accelerate(learner, compile=compile)
     if state.optimizer is None:
         raise UsageError("this learner learns nothing across tasks, so there is nothing to fit; evaluate it as it is")
     everyone, groups = group(), state.optimizer.param_groups
@@ -219,6 +224,12 @@ def fit(
             if state.step % COMPARED_EVERY == 0 or state.step == steps:
                 everyone.compare(state.step, _all_of(state))
             yield StepRecord(state.step, loss, norm, rates[0] * factor, state, left_out)
+
+
+def compiling_repays(learner: Learner, tasks: Tasks, meta: Meta, steps: int, tasks_per_step: int, seed: int) -> bool:
+    """Return whether `fit` compiles a step first: what it looks at is the same whenever a run goes on."""
+    numbers = (range(step * tasks_per_step, (step + 1) * tasks_per_step) for step in range(_LOOKED_AT))
+    return repays(learner, meta, (training_tasks(learner, tasks, seed, each) for each in numbers), steps)
 
 
 def training_tasks(learner: Learner, tasks: Tasks, seed: int, numbers: Sequence[int]) -> Episodes:

@@ -30,7 +30,7 @@ import torch
 import headstart
 from headstart.core.tree import prefixed, within
 from headstart.data.kind import kind_of_family
-from headstart.engine.accelerate import accelerate, repays
+from headstart.engine.accelerate import accelerate
 from headstart.errors import ConfigError, FileError, OutOfMemoryError
 from headstart.registry import load
 from headstart.schema import seconds
@@ -54,7 +54,7 @@ from headstart.training.files import (
     write,
 )
 from headstart.training.fit_best import Best, Look, first, fit_best
-from headstart.training.loop import State, flat, start, training_tasks
+from headstart.training.loop import State, compiling_repays, flat, start
 from headstart.training.metrics import NAME, MetricsFile, read_lines, write_csv
 from headstart.training.preparation import refuse_other_data, write_preparation
 from headstart.training.progress import View
@@ -101,7 +101,7 @@ def train(config: Config | Tree | str, out: str | Path, *, view: View | None = N
 
     The weights with the best validation score are kept, and judged on the test tasks at the end. A run that was
     killed and goes on ends bit for bit as one that was not, on the same kind of machine with the same PyTorch and
-    number of threads, and the same C++ compiler where steps are compiled. Where torchrun has started several
+    number of threads, and the same C compiler where steps are compiled. Where torchrun has started several
     processes, they share the run (`headstart.training.distributed`): the first one reads and writes the folder, and
     all return the same result.
 
@@ -385,11 +385,8 @@ def _repays(job: Job, learner: Learner) -> bool:
     # each other number of tasks would be compiled anew
     if config.outer is None or config.run.memory or config.run.same_bits or config.run.on_nonfinite == "skip":
         return False
-    meta, many = start(learner, seed=config.run.seed).meta, config.outer.tasks_per_step
-    numbers = (range(step * many, (step + 1) * many) for step in range(4))
-    return repays(
-        learner, meta, (training_tasks(learner, job.tasks, config.run.seed, n) for n in numbers), config.outer.steps
-    )
+    meta = start(learner, seed=config.run.seed).meta
+    return compiling_repays(learner, job.tasks, meta, config.outer.steps, config.outer.tasks_per_step, config.run.seed)
 
 
 def _checkpointed(job: Job) -> Learner | None:
