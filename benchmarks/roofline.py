@@ -16,13 +16,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers.case import Case
-from benchmarks.peers.ours import episodes_of, keep_memory, learner_of, soon
+from benchmarks.peers.ours import STEPS, episodes_of, keep_memory, learner_of, soon
 from benchmarks.plan import Plan, check, chosen
 from benchmarks.report import machine, number, table
 from benchmarks.speed import ANIL, RESNET, conv4, sine
 from headstart.core.counting import computes
 from headstart.core.objective import meta_gradient
-from headstart.engine.accelerate import accelerate
+from headstart.engine.accelerate import accelerate, repays
 from headstart.forward.task_map import loop
 from headstart.training.files import to_json, write
 
@@ -238,7 +238,7 @@ class Row(NamedTuple):
     eager: float
     """As in the first steps of `headstart.fit`."""
     measured: float
-    """As in `headstart.fit` afterwards: small and middle-sized operations replayed from a record."""
+    """As in `headstart.fit` in a long run: compiled where that repays, else replayed from a record."""
     runs: int
     shares: dict[str, float]
     """Of the time, by kind of work."""
@@ -290,7 +290,9 @@ def row(case: Case, best: Floors, repeats: int | None = None) -> Row:
     episodes = episodes_of(case)
     one_by_one, together = learner_of(case, taskmap=loop), learner_of(case)
     keep_memory()
-    meta, ready, settled = together.init(None), accelerate(together, replay=False), soon(accelerate(together))
+    meta, ready = together.init(None), accelerate(together, replay=False)
+    compiled = repays(together, meta, [episodes], STEPS)
+    settled = accelerate(together, compile=True) if compiled else soon(accelerate(together))
     meta_gradient(together, meta, episodes)  # the task map's choice is no part of what is counted
     moved = traffic(lambda: meta_gradient(together, meta, episodes))
     count = flops(lambda: meta_gradient(one_by_one, meta, episodes))

@@ -11,7 +11,7 @@ from benchmarks.peers.case import Case, outer_optimizer
 from benchmarks.peers.environment import Environment, existing
 from benchmarks.peers.process import PeerError, Worker
 from benchmarks.peers.race import CLOSE, EXACT, LOOSE, Contender, difference
-from benchmarks.speed import COMPILED, CONTENDERS, LOOP, OURS, UNRECORDED, one_thread
+from benchmarks.speed import COMPILED, CONTENDERS, LOOP, OURS, REPLAYED, UNRECORDED, one_thread
 from headstart.algorithms.maml import maml
 from headstart.training.loop import start
 
@@ -23,9 +23,10 @@ ADAPTERS = Case("adapters", "transformer", 2, 5, 5, 1, 0.125, ways=5, size=6, wh
 ADAPT = CONV._replace(name="adapt", tasks=1, what="adapt")
 CASES = {
     LOOP: (),
-    OURS: (SINE, CONV, ANIL, ADAPTERS, ADAPT),
+    OURS: (SINE, CONV, ADAPT),
+    REPLAYED: (SINE, CONV, ANIL, ADAPTERS),
     UNRECORDED: (SINE,),
-    COMPILED: (SINE._replace(steps=1),),
+    COMPILED: (SINE, CONV, ANIL, ADAPTERS),
     "learn2learn": (SINE, CONV, ANIL),
     "iteryne": (SINE, CONV, ANIL),
     "higher": (SINE, CONV),
@@ -74,7 +75,13 @@ def assert_agrees(worker: Worker, loop: Worker, contender: str, folder: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [(OURS, "replayed, as after the first steps of a run"), (UNRECORDED, ""), (COMPILED, None)]
+    ("name", "told"),
+    [
+        (OURS, "compiled, as from the first step of a long run"),
+        (REPLAYED, "replayed, as after the first steps of a run"),
+        (UNRECORDED, ""),
+        (COMPILED, None),
+    ],
 )
 def test_headstart_agrees_with_the_loop_and_says_whether_it_is_replayed(
     name: str, told: str | None, loop: Worker, tmp_path: Path
@@ -86,7 +93,7 @@ def test_headstart_agrees_with_the_loop_and_says_whether_it_is_replayed(
             assert note.startswith(told) and bool(note) == bool(told)
 
 
-@pytest.mark.parametrize(("name", "told"), [(OURS, "not replayed"), (COMPILED, "not compiled")])
+@pytest.mark.parametrize(("name", "told"), [(REPLAYED, "not replayed"), (COMPILED, "not compiled")])
 def test_headstart_fails_where_it_is_not_what_its_name_says(
     name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +104,7 @@ def test_headstart_fails_where_it_is_not_what_its_name_says(
         "def broken(way):\n    return way._replace(translate=refuse)\n"
         "accelerate.COMPILED = broken(accelerate.COMPILED)\n"
         "accelerate.REPLAYED = broken(accelerate.REPLAYED)\n"
-        "prepare, prepare_compiled = ours.prepare, ours.prepare_compiled\n"
+        "prepare_replayed, prepare_compiled = ours.prepare_replayed, ours.prepare_compiled\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     function = next(each.target for each in CONTENDERS if each.name == name).split(":")[1]
