@@ -82,9 +82,12 @@ def prepare(values: Mapping[str, Any]) -> Prepared:
     """Return headstart as `fit` has it in a run of `STEPS`: compiled where that repays, else replayed."""
     case = case_of(values)
     learner = learner_of(case)
-    if case.what != "adapt" and repays(learner, learner.init(None), [episodes_of(case)], STEPS):
+    if case.what == "adapt" or not repays(learner, learner.init(None), [episodes_of(case)], STEPS):
+        return prepare_replayed(values)
+    try:
         return prepare_compiled(values)
-    return prepare_replayed(values)
+    except RuntimeError as error:  # what cannot be compiled is replayed
+        return prepare_replayed(values)._replace(note=str(error))
 
 
 def prepare_replayed(values: Mapping[str, Any]) -> Prepared:

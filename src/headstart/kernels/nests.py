@@ -12,6 +12,10 @@ from headstart.kernels.loops import Copies, Lookup, Pointwise, Shape, View
 from headstart.kernels.operations import MEANS, POINTWISE, REDUCTIONS, TYPES
 
 SIMD = "#pragma omp simd"
+#: Sums of more numbers are made in double precision.
+MANY = 256
+#: So many sums beside each other have room among a function's own variables.
+LONG = 4096
 
 
 class Nest:
@@ -31,6 +35,10 @@ class Nest:
         self.dims = _merged(views, shape, reduced, first, merging)
         """For each loop, the dimensions of the shape that it goes through."""
 
+    def size(self, place: int) -> int:
+        """Return how often a loop goes round."""
+        return math.prod(self.shape[dim] for dim in self.dims[place])
+
     def place(self, dim: int) -> str:
         """Return the variable of a dimension that has a loop of its own."""
         return next((f"i{place}" for place, dims in enumerate(self.dims) if dim in dims), "0")
@@ -45,9 +53,8 @@ class Nest:
         """Return the loops of some places around lines."""
         head = []
         for place in places:
-            size = math.prod(self.shape[dim] for dim in self.dims[place])
             head += [pragma] if pragma and place == places[-1] else []
-            head.append(f"for (long i{place} = 0; i{place} < {size}; i{place}++)")
+            head.append(f"for (long i{place} = 0; i{place} < {self.size(place)}; i{place}++)")
         return [*head, "{", *lines, "}"]
 
     def every(self, lines: list[str], pragma: str = SIMD) -> list[str]:
@@ -147,20 +154,39 @@ def _reduced(nest: Nest, sums: Sequence[_Sum], lines: list[str]) -> list[str]:
     kept = [place for place in range(len(nest.dims)) if place not in summed]
     if not summed:
         return nest.around(kept, [*lines, *(f"{one.out} = {one.value};" for one in sums)])
+    plain = all("+" in one.joined for one in sums)
+    if plain and math.prod(map(nest.size, summed)) > MANY:  # of many numbers the last ones would be lost
+        sums = [one._replace(kind="double" if one.kind == "float" else one.kind) for one in sums]
     trailing = [place for place in summed if place > max(kept, default=-1)]
+    if not trailing:
+        return _in_rows(nest, sums, lines, summed[0])
     before = [place for place in range(len(nest.dims)) if place not in trailing]
     whole = trailing == summed
     first = [] if whole else nest.around(kept, [f"{one.out} = {one.begin};" for one in sums])
-    if not trailing:
-        lines = [*lines, *(f"{one.out} = {one.joined.format(one.out, one.value)};" for one in sums)]
-        return [*first, *nest.around(before, lines)]
     names = [f"sum{number}" for number in range(len(sums))]
-    plain = all("+" in one.joined for one in sums)
     lines = [*lines, *(f"{name} = {one.joined.format(name, one.value)};" for name, one in zip(names, sums))]
     begins = [f"{one.kind} {name} = {one.begin};" for name, one in zip(names, sums)]
     ends = [f"{one.out} = {name if whole else one.joined.format(one.out, name)};" for name, one in zip(names, sums)]
     inner = nest.around(trailing, lines, f"{SIMD} reduction(+ : {', '.join(names)})" if plain else "")
     return [*first, *nest.around(before, [*begins, *inner, *ends], pragma="")]
+
+
+def _in_rows(nest: Nest, sums: Sequence[_Sum], lines: list[str], first: int) -> list[str]:
+    """Return the loops that sum up numbers beside each other, from that of the first dimension that is summed up on."""
+    places = range(first, len(nest.dims))
+    kept = [place for place in places if nest.dims[place][0] not in nest.reduced]
+    numbers = math.prod(map(nest.size, kept))
+    if numbers > LONG:  # in the memory of the result
+        rows, begins = [one.out for one in sums], []
+    else:
+        steps = [math.prod(map(nest.size, kept[number + 1 :])) for number in range(len(kept))]
+        index = " + ".join(f"{step} * i{place}" for step, place in zip(steps, kept))
+        rows = [f"sum{number}[{index}]" for number in range(len(sums))]
+        begins = [f"{one.kind} sum{number}[{numbers}];" for number, one in enumerate(sums)]
+    zeros = nest.around(kept, [f"{row} = {one.begin};" for row, one in zip(rows, sums)])
+    added = [*lines, *(f"{row} = {one.joined.format(row, one.value)};" for row, one in zip(rows, sums))]
+    ends = nest.around(kept, [f"{one.out} = {row};" for row, one in zip(rows, sums)]) if begins else []
+    return nest.around(range(first), [*begins, *zeros, *nest.around(places, added), *ends], pragma="")
 
 
 def _number(value: Any, dtype: torch.dtype) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._decomp import decomposition_table
-from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from headstart.kernels.loops import can_be
@@ -130,9 +129,20 @@ def in_parts(record: fx.GraphModule) -> None:
         parts = made[key]
         if parts is not None:
             _replace(record.graph, node, parts)
-    # parts of several operations may be the same
-    record.graph = fx_graph_cse(record.graph)
+    _once(record.graph)
     record.graph.eliminate_dead_code()
+
+
+def _once(graph: fx.Graph) -> None:
+    """Compute once what parts of several operations have in common."""
+    seen: dict[Any, fx.Node] = {}
+    for node in [*graph.nodes]:
+        if can_be(node):
+            key = node.target, str(node.args), str(node.kwargs), node.meta["val"].stride()
+            there = seen.setdefault(key, node)
+            if there is not node:
+                node.replace_all_uses_with(there)
+                graph.erase_node(node)
 
 
 def _described(node: fx.Node) -> str:
