@@ -55,7 +55,7 @@ PATIENCE = 8
 
 #: What compiling saves for each operation of a replayed record, and what it takes for the first one and for each, in
 #: seconds on a slow processor; it has to save so many times as much as it takes.
-SAVED, COMPILING, TRANSLATING, MARGIN = 2e-6, 0.2, 0.004, 1.5
+SAVED, COMPILING, TRANSLATING, MARGIN = 3e-6, 0.2, 0.004, 1.5
 #: Fewer outer steps are not looked at: they take less time than that would.
 FEW_STEPS = 200
 

@@ -16,8 +16,10 @@ from headstart.cache import cache_dir, whole
 
 #: No option changes what is computed of numbers that are not finite, and sums take another order only where the source
 #: says so. Memory is used again for numbers of other types; and of choices gcc makes jumps, but no vectors of these.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp-simd")
-FLAGS += ("-fno-strict-aliasing", "-fno-thread-jumps", "-shared", "-fPIC")
+FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp-simd", "-fno-strict-aliasing")
+FLAGS += ("-fno-thread-jumps", "-shared", "-fPIC")
+#: For this processor, which compilers are told in two ways.
+FLAGS += ("-march=native",) if platform.machine().lower() in ("x86_64", "amd64", "i686") else ("-mcpu=native",)
 #: So many functions are kept on disk, those that were used last.
 KEPT = 500
 
