@@ -19,7 +19,9 @@ def test_tokens_are_made_listed_and_revoked(tmp_path, capsys):
     assert caller(kept, token).tenant == "acme"
     assert run(["tokens", "list", "--store", store, "--json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out)
-    assert listed["name"] == "anna" and listed["scopes"] == "adapt,predict" and token.split("_", 2)[2] not in str(listed)
+    assert (
+        listed["name"] == "anna" and listed["scopes"] == "adapt,predict" and token.split("_", 2)[2] not in str(listed)
+    )
     assert run(["tokens", "revoke", listed["id"], "--store", store]) == 0
     assert caller(kept, token) is None
     kept.close()
