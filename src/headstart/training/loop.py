@@ -1,5 +1,6 @@
 """The outer loop: sample tasks, take the meta-gradient, step, and hand out a record."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Generator, Tensor
 
 from headstart.core.inference import out_of_inference_mode
 from headstart.core.objective import at, meta_gradient
+from headstart.core.process import put_back
 from headstart.engine.accelerate import accelerate, repays
 from headstart.errors import ConfigError, OutOfMemoryError, UsageError, asked_for, check_known, is_out_of_memory
 from headstart.training.distributed import COMPARED_EVERY, distributed, group, share
@@ -184,6 +186,8 @@ def fit(
     plain = not same_bits and on_nonfinite == "stop"  # else there are other numbers of tasks, too
     compile = plain and compiling_repays(learner, tasks, state.meta, steps, tasks_per_step, seed)
     learner = accelerate(learner, compile=compile)
+    if compile:
+        compiled_at_first(learner, tasks, start(learner, seed=seed).meta, tasks_per_step, seed)
     if state.optimizer is None:
         raise UsageError("this learner learns nothing across tasks, so there is nothing to fit; evaluate it as it is")
     everyone, groups = group(), state.optimizer.param_groups
@@ -230,6 +234,15 @@ def compiling_repays(learner: Learner, tasks: Tasks, meta: Meta, steps: int, tas
     """Return whether `fit` compiles a step first: what it looks at is the same whenever a run goes on."""
     numbers = (range(step * tasks_per_step, (step + 1) * tasks_per_step) for step in range(_LOOKED_AT))
     return repays(learner, meta, (training_tasks(learner, tasks, seed, each) for each in numbers), steps)
+
+
+def compiled_at_first(learner: Learner, tasks: Tasks, meta: Meta, tasks_per_step: int, seed: int) -> None:
+    """Let an accelerated learner compile for the start and the first tasks, wherever its run is.
+
+    A program is compared with the uncompiled step when it is made, so that it is taken or not whenever a run goes on.
+    """
+    with put_back(), contextlib.suppress(Exception):  # what is wrong with the tasks is said by the step itself
+        meta_gradient(learner, meta, training_tasks(learner, tasks, seed, share(range(tasks_per_step))))
 
 
 def training_tasks(learner: Learner, tasks: Tasks, seed: int, numbers: Sequence[int]) -> Episodes:

@@ -54,7 +54,7 @@ from headstart.training.files import (
     write,
 )
 from headstart.training.fit_best import Best, Look, first, fit_best
-from headstart.training.loop import State, compiling_repays, flat, start
+from headstart.training.loop import State, compiled_at_first, compiling_repays, flat, start
 from headstart.training.metrics import NAME, MetricsFile, read_lines, write_csv
 from headstart.training.preparation import refuse_other_data, write_preparation
 from headstart.training.progress import View
@@ -367,6 +367,11 @@ def _looks(job: Job, best: Best, view: View, **given: Any) -> Iterator[Look]:
             if compile and config.compile is None:
                 view.note("compiling a step first, which the steps to come repay (--no-compile leaves it)")
             made = accelerate(learner, compile=compile, memory=config.memory)
+            if compile and job.config.outer is not None:
+                outer = job.config.outer
+                compiled_at_first(
+                    made, job.tasks, start(learner, seed=config.seed).meta, outer.tasks_per_step, config.seed
+                )
             for look in fit_best(made, job.tasks, best=best, **given):
                 best = look.best
                 yield look
